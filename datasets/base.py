@@ -1,0 +1,395 @@
+"""What passes between the parts: `Modality`, `Batch`, and the data module that makes batches.
+
+Tensor legend used everywhere: ``B`` batch, ``M`` modalities, ``N`` tokens of one modality, ``P`` tokens of all,
+``D`` width, ``C`` classes, ``S`` subsets. A mask is boolean and **True = missing**.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from datasets.missingness import Scenario
+from datasets.storage import PackedSplit, PackedStore
+from utils.errors import UserError
+
+log = logging.getLogger(__name__)
+
+Kind = Literal["image", "text", "table", "audio", "video"]
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Modality:
+    """One input of a data set. Its position in the data set's list is its column in ``missing``."""
+
+    name: str
+    kind: Kind
+    shape: tuple[int, ...]
+
+
+@dataclass
+class Batch:
+    """A mini-batch.
+
+    Attributes:
+        inputs: name -> float tensor (B, *modality.shape). The content of a missing modality is arbitrary.
+        missing: (B, M) bool, True = missing.
+        target: (B,) int64, or (B, C) float for multi-label tasks.
+        index: (B,) int64, the row in the split's sorted order.
+        feature_missing: table modality -> (B, F) bool, True = this cell is missing.
+        noise_level: (B, M) float, optional.
+        complete: the loader knows, on the host, that nothing is missing (spares a device synchronisation).
+    """
+
+    inputs: dict[str, Tensor]
+    missing: Tensor
+    target: Tensor
+    index: Tensor
+    feature_missing: dict[str, Tensor] = field(default_factory=dict)
+    noise_level: Tensor | None = None
+    complete: bool = False
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=non_blocking)
+
+        return Batch(
+            {k: move(v) for k, v in self.inputs.items()},
+            move(self.missing),
+            move(self.target),
+            move(self.index),
+            {k: move(v) for k, v in self.feature_missing.items()},
+            None if self.noise_level is None else move(self.noise_level),
+            self.complete,
+        )
+
+    def replace(self, **changes: Any) -> Batch:
+        """A shallow copy with some fields replaced."""
+        return replace(self, **changes)
+
+    def observed(self) -> dict[str, Tensor]:
+        """Inputs with every missing modality and cell overwritten by zeros (never multiplied: NaN * 0 is NaN)."""
+        return hide(self.inputs, self.missing, self.feature_missing)
+
+
+def hide(
+    inputs: dict[str, Tensor], missing: Tensor, feature_missing: dict[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Overwrite missing content by zeros.
+
+    Args:
+        inputs: name -> (B, ...), in the column order of ``missing``.
+        missing: (B, M) bool, True = missing.
+        feature_missing: table name -> (B, F) bool.
+    """
+    hidden = {}
+    for column, (name, x) in enumerate(inputs.items()):
+        gone = missing[:, column].reshape(-1, *[1] * (x.ndim - 1))
+        if feature_missing and name in feature_missing:
+            gone = gone | feature_missing[name]
+        hidden[name] = torch.where(gone, torch.zeros((), dtype=x.dtype, device=x.device), x)
+    return hidden
+
+
+def _residence(wanted: str, split: PackedSplit, device: torch.device) -> str:
+    """Where the arrays of a split live: on the ``device``, in ``host`` memory, or on disk (``mmap``)."""
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return "device" if split.nbytes < 0.5 * free else "mmap"
+    return "host" if split.nbytes < 4 * 2**30 else "mmap"
+
+
+class PackedLoader:
+    """Batches of a packed split by index look-up; the stored dtype is converted after the gather, on the device.
+
+    No worker processes: a batch is one ``index_select`` per modality. Arrays that do not fit the device stay
+    memory-mapped; their batches go through pinned memory and are copied asynchronously.
+
+    Args:
+        split: the packed arrays.
+        missing: (N, M) bool mask of the split; None = nothing is missing, and NaN are the caller's to hide.
+        batch_size: rows per batch; the last one may be smaller unless ``drop_last``.
+        shuffle: reshuffle each epoch, from ``seed`` and the epoch set by :meth:`set_epoch` alone (so that a resumed
+            run sees the order that it would have seen).
+        reshuffle_pairs: draw, for each modality and epoch, another item of the same class. Only for data whose
+            modalities share nothing but the label (PolyMNIST): it multiplies the training tuples.
+        jitter: shift each image by up to this many pixels (replicated edges), drawn per row and modality.
+        rank, world_size: under DDP each rank sees every ``world_size``-th row (padded so that all have as many).
+    """
+
+    def __init__(
+        self,
+        split: PackedSplit,
+        modalities: Sequence[Modality],
+        missing: np.ndarray | None,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        drop_last: bool = False,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        residence: str = "auto",
+        reshuffle_pairs: bool = False,
+        jitter: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.split, self.modalities, self.batch_size = split, list(modalities), batch_size
+        self.shuffle, self.drop_last, self.seed = shuffle, drop_last, seed
+        self.reshuffle_pairs, self.jitter, self.rank, self.world_size = reshuffle_pairs, jitter, rank, world_size
+        self.device = torch.device(device)
+        self.residence = _residence(residence, split, self.device)
+        self.epoch = 0
+        store_device = self.device if self.residence == "device" else torch.device("cpu")
+        load = split.memory_map if self.residence == "mmap" else split.read
+        self.arrays = {m.name: load(m.name).to(store_device) for m in self.modalities}
+        self.target = split.read("target").to(store_device)
+        if missing is None:
+            missing = np.zeros((len(split), len(self.modalities)), dtype=bool)
+        elif split.nan_rows is not None:
+            check_rows_without_nan(split.nan_rows, missing, self.modalities)
+        self.complete = not missing.any()
+        self.missing = torch.from_numpy(np.ascontiguousarray(missing)).to(store_device)
+        if len(self.missing) != len(split):
+            raise ValueError(f"mask has {len(self.missing)} rows, split has {len(split)}")
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch whose order the next iteration takes."""
+        self.epoch = epoch
+
+    @property
+    def n_rows(self) -> int:
+        """Rows this rank sees in one epoch."""
+        return -(-len(self.split) // self.world_size)
+
+    def __len__(self) -> int:
+        return self.n_rows // self.batch_size if self.drop_last else -(-self.n_rows // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        generator = torch.Generator().manual_seed(hash_seed(self.seed, self.epoch))
+        n = len(self.split)
+        order = torch.randperm(n, generator=generator) if self.shuffle else torch.arange(n)
+        if self.world_size > 1:
+            order = torch.cat([order, order[: self.n_rows * self.world_size - n]])[self.rank :: self.world_size]
+        partners = self._same_class_partners(generator) if self.reshuffle_pairs else None
+        order = order.to(self.target.device)
+        for step in range(len(self)):
+            rows = order[step * self.batch_size : (step + 1) * self.batch_size]
+            yield self.gather(rows, partners, generator)
+
+    def gather(
+        self, rows: Tensor, partners: dict[str, Tensor] | None = None, generator: torch.Generator | None = None
+    ) -> Batch:
+        """The batch of some rows (R,); with a generator, images are jittered."""
+        inputs = {}
+        for m in self.modalities:
+            source = rows if partners is None else partners[m.name][rows]
+            x = self._to_device(self.arrays[m.name].index_select(0, source))
+            x = x.float().div_(255) if x.dtype == torch.uint8 else x
+            if m.kind == "image" and self.device.type == "cpu":
+                x = x.contiguous(memory_format=torch.channels_last)  # convolutions on the CPU are faster so
+            if self.jitter and m.kind == "image" and generator is not None:
+                x = self._shift(x, generator)
+            inputs[m.name] = x
+        return Batch(
+            inputs,
+            self._to_device(self.missing.index_select(0, rows)),
+            self._to_device(self.target.index_select(0, rows)),
+            self._to_device(rows),
+            complete=self.complete,
+        )
+
+    def _to_device(self, x: Tensor) -> Tensor:
+        if x.device == self.device:
+            return x
+        return (x.pin_memory() if self.device.type == "cuda" else x).to(self.device, non_blocking=True)
+
+    def _same_class_partners(self, generator: torch.Generator) -> dict[str, Tensor]:
+        target = self.target.cpu()
+        by_class = [torch.nonzero(target == c).flatten() for c in range(int(target.max()) + 1)]
+        partners = {}
+        for m in self.modalities:
+            partner = torch.empty(len(target), dtype=torch.long)
+            for rows in by_class:
+                partner[rows] = rows[torch.randperm(len(rows), generator=generator)]
+            partners[m.name] = partner.to(self.target.device)
+        return partners
+
+    def _shift(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        b, _, h, w = x.shape
+        dy, dx = torch.randint(-self.jitter, self.jitter + 1, (2, b), generator=generator).to(x.device)
+        rows = (torch.arange(h, device=x.device) + dy[:, None]).clamp_(0, h - 1)
+        columns = (torch.arange(w, device=x.device) + dx[:, None]).clamp_(0, w - 1)
+        b_index = torch.arange(b, device=x.device)
+        return x[b_index[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def check_rows_without_nan(nan_rows: np.ndarray, missing: np.ndarray, modalities: Sequence[Modality]) -> None:
+    """Refuse NaN in content that is observed.
+
+    Args:
+        nan_rows: (N, M) bool, True where the stored content holds a NaN.
+        missing: (N, M) bool.
+
+    Raises:
+        UserError: names the first row and modality.
+    """
+    bad = np.argwhere(nan_rows & ~missing)
+    if len(bad):
+        row, column = bad[0]
+        raise UserError(
+            f"row {row} of modality '{modalities[column].name}' holds NaN but is marked as observed "
+            f"({len(bad)} such cells): mark it missing in the mask, or mend the source file and prepare again"
+        )
+
+
+def hash_seed(*parts: int) -> int:
+    """One well-mixed 63-bit seed out of several integers."""
+    return int(np.random.SeedSequence([p & 0xFFFFFFFF for p in parts]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+class MultimodalDataModule(pl.LightningDataModule):
+    """Base of every data set: packed arrays, the masks of each split, loaders.
+
+    Subclasses set ``name``, ``modalities``, ``class_names`` and ``task``, and implement :meth:`prepare`.
+
+    Args:
+        store: folder of the packed store (made by stage ``prepare``).
+        batch_size, test_batch_size: rows per training / evaluation batch.
+        missing_train, missing_val: scenario of these splits (one each).
+        missing_seed: seed of the masks; each split adds its own offset.
+        low: share of the training rows to keep (a seeded shuffle before the cut), 1 = all.
+        residence: auto | device | host | mmap, see :class:`PackedLoader`.
+        reshuffle_pairs, jitter: training augmentation, see :class:`PackedLoader`.
+        seed: of the order of the training rows.
+    """
+
+    name: str
+    modalities: list[Modality]
+    class_names: list[str]
+    task: Literal["multiclass", "binary", "multilabel"] = "multiclass"
+
+    def __init__(
+        self,
+        store: str,
+        *,
+        batch_size: int = 256,
+        test_batch_size: int = 512,
+        missing_train: Scenario | None = None,
+        missing_val: Scenario | None = None,
+        missing_seed: int = 2025,
+        low: float = 1.0,
+        residence: str = "auto",
+        reshuffle_pairs: bool = False,
+        jitter: int = 0,
+        drop_last: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.store = PackedStore(Path(store))
+        self.batch_size, self.test_batch_size = batch_size, test_batch_size
+        self.missing_train = missing_train or Scenario("none", "none")
+        self.missing_val = missing_val or Scenario("none", "none")
+        self.missing_seed, self.low, self.residence = missing_seed, low, residence
+        self.reshuffle_pairs, self.jitter, self.drop_last, self.seed = reshuffle_pairs, jitter, drop_last, seed
+        self._splits: dict[str, PackedSplit] = {}
+
+    def prepare(self) -> None:
+        """Raw files -> packed store, unless a valid one is there. Idempotent."""
+        raise AssertionError("a data set implements prepare()")
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def modality_names(self) -> list[str]:
+        return [m.name for m in self.modalities]
+
+    def split(self, name: str) -> PackedSplit:
+        """The packed arrays of one split.
+
+        Raises:
+            UserError: the store or the split is absent.
+        """
+        if name not in self._splits:
+            split = self.store.split(name)
+            if name == "train" and self.low < 1:
+                split = split.head(self.low, seed=2025)
+            self._splits[name] = split
+        return self._splits[name]
+
+    def has_split(self, name: str) -> bool:
+        return self.store.has_split(name)
+
+    def mask(self, split: str, scenario: Scenario) -> np.ndarray:
+        """(N, M) bool mask of a scenario on a split; True = missing.
+
+        Raises:
+            UserError: the scenario does not fit the data, or leaves a row with nothing.
+        """
+        seed = self.missing_seed + SPLITS.index(split)
+        return scenario.generate(len(self.split(split)), self.modality_names, seed=seed)
+
+    def loader(
+        self,
+        split: str,
+        scenario: Scenario | None = None,
+        *,
+        train: bool = False,
+        batch_size: int | None = None,
+        device: torch.device | str = "cpu",
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> PackedLoader:
+        """Batches of one split under one scenario; None = complete, see :class:`PackedLoader`.
+
+        Args:
+            train: shuffle and augment.
+        """
+        return PackedLoader(
+            self.split(split),
+            self.modalities,
+            None if scenario is None else self.mask(split, scenario),
+            batch_size or (self.batch_size if train else self.test_batch_size),
+            shuffle=train,
+            drop_last=train and self.drop_last,
+            seed=self.seed,
+            device=device,
+            residence=self.residence,
+            reshuffle_pairs=train and self.reshuffle_pairs,
+            jitter=self.jitter if train else 0,
+            rank=rank,
+            world_size=world_size,
+        )
+
+    def rows(self, split: str, rows: np.ndarray, device: torch.device | str = "cpu") -> Batch:
+        """Some rows of a split as one complete batch, in the given order."""
+        loader = PackedLoader(self.split(split), self.modalities, None, len(rows), device=device, residence="mmap")
+        return loader.gather(torch.from_numpy(np.asarray(rows, dtype=np.int64)))
+
+    def _trainer_loader(self, split: str, scenario: Scenario, train: bool) -> PackedLoader:
+        strategy = self.trainer.strategy if self.trainer else None
+        device = strategy.root_device if strategy else torch.device("cpu")
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return self.loader(split, scenario, train=train, device=device, rank=rank, world_size=world)
+
+    def train_dataloader(self) -> PackedLoader:
+        return self._trainer_loader("train", self.missing_train, train=True)
+
+    def val_dataloader(self) -> PackedLoader:
+        return self._trainer_loader("val", self.missing_val, train=False)

@@ -1,0 +1,623 @@
+"""PolyMNIST: five RGB views (3, 28, 28) of a digit; the views of a tuple share nothing but the label.
+
+Sutter, Daunhawer, Vogt, "Generalized Multimodal ELBO", ICLR 2021 (https://github.com/thomassutter/MoPoE); used by DyMo,
+ICLR 2026. Two sources are read:
+
+- the official folders, ``<root>/{train,val,test}/m{0..4}/{i}.{digit}.png``, i = running number inside the class;
+- MNIST and five photographs, from which the tuples are built here by the published recipe. The original generator
+  ignores its seed and its photographs come only with the archive, so its files cannot be had again bit for bit; ours
+  is seeded and the seed is recorded.
+
+What differs from the original loader: rows are sorted by (digit, i) and whole names are compared, where it takes the
+order of the file system and compares the last seven characters.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+import shutil
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from PIL import Image
+from tqdm import tqdm
+
+from datasets.base import SPLITS, Modality, MultimodalDataModule
+from datasets.missingness import Scenario, mask_hash, write_dymo_csv
+from utils.errors import UserError
+
+log = logging.getLogger(__name__)
+
+SIDE = 28
+CLASSES = 10
+VIEWS = tuple(f"m{i}" for i in range(5))
+VAL_SHARE = 0.3
+RECIPE_VERSION = 1
+
+Arrays = dict[str, np.ndarray]
+Listing = dict[str, dict[str, dict[str, tuple[int, int]]]]
+
+_FILE_NAME = re.compile(r"(\d+)\.(\d)\.png")
+_BACKGROUND_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Raw data that can be packed.
+
+    Attributes:
+        kind: folder | mnist | digits.
+        signature: changes whenever the packed arrays would.
+        about: plain values for ``meta.json``.
+        load: reads or builds the arrays, split -> ``m0`` to ``m4``, ``target``, ``name``.
+    """
+
+    kind: str
+    signature: str
+    about: dict[str, Any]
+    load: Callable[[], dict[str, Arrays]]
+
+
+def build_tuples(
+    images: np.ndarray,
+    labels: np.ndarray,
+    backgrounds: Sequence[np.ndarray],
+    rng: np.random.Generator,
+    *,
+    pairings: int = 1,
+) -> tuple[Arrays, np.ndarray, np.ndarray]:
+    """The generation recipe: each digit inverts a random crop of the photograph of its view.
+
+    For each class and view a fresh permutation of the images of the class; for each image a corner drawn uniformly
+    from [0, W - 28) x [0, H - 28); where the image is above 128 all three channels of the crop become 255 - value.
+    The draws come in this order: class, view, (permutation, corners as x, y pairs).
+
+    Args:
+        images: (N, 28, 28) uint8.
+        labels: (N,) integers 0 to 9.
+        backgrounds: five (H, W, 3) uint8 with H, W > 28; the i-th belongs to view ``m{i}``.
+        rng: takes all the draws.
+        pairings: permutations of each class, one after the other; the running numbers go on.
+
+    Returns:
+        Views ``m0`` to ``m4``, each (pairings N, 3, 28, 28) uint8; target, (pairings N,) int64; names ``{i}.{digit}``.
+        Rows are sorted by (digit, i).
+    """
+    sources: dict[str, list[np.ndarray]] = {view: [] for view in VIEWS}
+    corners: dict[str, list[np.ndarray]] = {view: [] for view in VIEWS}
+    names: list[str] = []
+    target: list[np.ndarray] = []
+    for digit in range(CLASSES):
+        members = np.flatnonzero(labels == digit)
+        n = pairings * len(members)
+        names.extend(f"{i}.{digit}" for i in range(n))
+        target.append(np.full(n, digit, dtype=np.int64))
+        for view, background in zip(VIEWS, backgrounds):
+            height, width, _ = background.shape
+            for _ in range(pairings):
+                sources[view].append(rng.permutation(members))
+                corners[view].append(rng.integers(0, [width - SIDE, height - SIDE], size=(len(members), 2)))
+    inverting = np.where(images > 128, 255, 0).astype(np.uint8)
+    arrays = {}
+    for view, background in zip(tqdm(VIEWS, desc="building tuples", unit="view", leave=False), backgrounds):
+        channels_first = np.ascontiguousarray(background.transpose(2, 0, 1))
+        crops = np.moveaxis(sliding_window_view(channels_first, (SIDE, SIDE), axis=(1, 2)), 0, 2)
+        x, y = np.concatenate(corners[view]).T
+        patches = crops[y, x]
+        patches ^= inverting[np.concatenate(sources[view])][:, None]  # p ^ 255 = 255 - p
+        arrays[view] = patches
+    return arrays, np.concatenate(target), np.array(names)
+
+
+def stratified_split(labels: np.ndarray, sizes: Sequence[int], seed: int) -> list[np.ndarray]:
+    """Row numbers of disjoint parts with the class shares of the whole, each part sorted.
+
+    Args:
+        labels: (N,).
+        sizes: rows of each part; they add up to N.
+
+    Raises:
+        UserError: a part is smaller than the number of classes, or a class has fewer rows than there are parts.
+    """
+    from sklearn.model_selection import train_test_split
+
+    rest, parts = np.arange(len(labels)), []
+    for size in sizes[:-1]:
+        try:
+            part, rest = train_test_split(
+                rest, train_size=size, test_size=len(rest) - size, stratify=labels[rest], random_state=seed
+            )
+        except ValueError as error:
+            raise UserError(
+                f"cannot divide {len(labels)} digits into parts of {' and '.join(map(str, sizes))} by class: {error}; "
+                "give more digits of each class"
+            ) from None
+        parts.append(np.sort(part))
+    return [*parts, np.sort(rest)]
+
+
+def load_backgrounds(folder: str | Path | None) -> dict[str, np.ndarray]:
+    """Five photographs, name -> (H, W, 3) uint8, in the order of the views.
+
+    Args:
+        folder: the first five image files by name; None = photographs that scikit-image and scikit-learn bring along
+            (chosen so that the views differ in how well a digit can be read).
+
+    Raises:
+        UserError: no folder, fewer than five images, an unreadable one, or one not larger than 28 x 28.
+    """
+    if folder is None:
+        from skimage import data
+        from sklearn.datasets import load_sample_image
+
+        return {
+            "retina": data.retina(),
+            "coffee": data.coffee(),
+            "flower": load_sample_image("flower.jpg"),
+            "china": load_sample_image("china.jpg"),
+            "immunohistochemistry": data.immunohistochemistry(),
+        }
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(
+            f"background folder {folder} does not exist: name an existing one, or null for bundled pictures"
+        )
+    files = sorted(
+        f for f in folder.iterdir() if f.suffix.lower() in _BACKGROUND_SUFFIXES and not f.name.startswith(".")
+    )
+    if len(files) < len(VIEWS):
+        raise UserError(
+            f"background folder {folder} holds {len(files)} images, {len(VIEWS)} are needed (one for each view): "
+            "add some, or set dataset.backgrounds=null for bundled pictures"
+        )
+    pictures = {}
+    for file in files[: len(VIEWS)]:
+        try:
+            with Image.open(file) as image:
+                picture = np.asarray(image.convert("RGB"))
+        except _UNREADABLE as error:
+            raise UserError(f"background {file} cannot be read ({error}): restore or remove it") from None
+        if min(picture.shape[:2]) <= SIDE:
+            raise UserError(
+                f"background {file} is {picture.shape[1]}x{picture.shape[0]} pixels: width and height must be above "
+                f"{SIDE}, replace it by a larger picture"
+            )
+        pictures[file.name] = picture
+    return pictures
+
+
+def read_idx(path: Path, ndim: int) -> np.ndarray:
+    """A file of the MNIST format: two zero bytes, type 8 (uint8), the number of dimensions, big-endian sizes, data.
+
+    Args:
+        path: plain or gzip, told apart by content.
+        ndim: 3 for images, 1 for labels.
+
+    Raises:
+        UserError: wrong magic number, or more or fewer bytes than the header promises.
+    """
+    raw = path.read_bytes()
+    unpacker = None
+    if raw[:2] == b"\x1f\x8b":
+        unpacker = zlib.decompressobj(wbits=31)
+        try:
+            raw = unpacker.decompress(raw)
+        except zlib.error as error:
+            raise UserError(f"{path} is damaged ({error}): download it again") from None
+    magic, header = bytes([0, 0, 8, ndim]), 4 + 4 * ndim
+    if raw[:4] != magic[: len(raw)]:
+        raise UserError(
+            f"{path} starts with the bytes {raw[:4].hex()}, an MNIST file of {ndim} dimension(s) with {magic.hex()}: "
+            "download it again"
+        )
+    shape = tuple(np.frombuffer(raw[4:header], dtype=">u4").tolist()) if len(raw) >= header else ()
+    expected = header + math.prod(shape) if shape else header
+    if len(raw) != expected:
+        promise = f"sizes {'x'.join(map(str, shape))}" if shape else "the header alone"
+        raise UserError(
+            f"{path} holds {len(raw)} bytes (unpacked), {expected} are expected for {promise}: download it again"
+        )
+    if unpacker and not unpacker.eof:
+        raise UserError(f"{path} ends before its checksum: download it again")
+    return np.frombuffer(raw, dtype=np.uint8, offset=header).reshape(shape)
+
+
+def mnist_files(folder: Path) -> dict[str, Path]:
+    """The four files of MNIST: ``train images``, ``train labels``, ``test images``, ``test labels`` -> path.
+
+    Raises:
+        UserError: names the first that is absent.
+    """
+    files = {}
+    for part, prefix in (("train", "train"), ("test", "t10k")):
+        for content, ndim in (("images", 3), ("labels", 1)):
+            stem = f"{prefix}-{content}-idx{ndim}-ubyte"
+            there = [f for f in (folder / stem, folder / f"{stem}.gz") if f.is_file()]
+            if not there:
+                raise UserError(
+                    f"no {stem} or {stem}.gz in {folder}: put the four MNIST files there, or set dataset.download=true "
+                    "and dataset.mnist=null"
+                )
+            files[f"{part} {content}"] = there[0]
+    return files
+
+
+def read_mnist(files: Mapping[str, Path], part: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images (N, 28, 28) uint8 and labels (N,) of ``train`` or ``test``.
+
+    Raises:
+        UserError: a damaged file, images of another size, a label above 9, unequal counts.
+    """
+    image_file, label_file = files[f"{part} images"], files[f"{part} labels"]
+    images, labels = read_idx(image_file, 3), read_idx(label_file, 1)
+    if images.shape[1:] != (SIDE, SIDE):
+        raise UserError(f"{image_file} holds images of {images.shape[1:]}, expected 28x28: is it MNIST?")
+    if len(images) != len(labels):
+        raise UserError(
+            f"{image_file} holds {len(images)} images but {label_file} {len(labels)} labels: take both from one source"
+        )
+    if len(labels) and labels.max() >= CLASSES:
+        raise UserError(f"{label_file} holds the label {labels.max()}, expected 0 to 9: is it MNIST?")
+    return images, labels
+
+
+def scan_layout(root: Path) -> Listing:
+    """The PNG files under ``root`` in the official layout, split -> view -> file name -> (bytes, mtime in ns).
+
+    Empty where there is no ``<split>/<view>`` folder at all. Hidden files are ignored.
+
+    Raises:
+        UserError: a split has some view folders but not all.
+    """
+    listing: Listing = {}
+    for split in SPLITS:
+        there = [view for view in VIEWS if (root / split / view).is_dir()]
+        if not there:
+            continue
+        if absent := [view for view in VIEWS if view not in there]:
+            raise UserError(
+                f"{root / split} has {', '.join(there)} but no folder {absent[0]}: PolyMNIST needs m0 to m4, restore "
+                f"{root / split / absent[0]}"
+            )
+        listing[split] = {view: _scan(root / split / view) for view in VIEWS}
+    return listing
+
+
+def _scan(folder: Path) -> dict[str, tuple[int, int]]:
+    with os.scandir(folder) as entries:
+        return {
+            e.name: (e.stat().st_size, e.stat().st_mtime_ns)
+            for e in entries
+            if e.name.endswith(".png") and not e.name.startswith(".")
+        }
+
+
+def sorted_names(folder: Path, views: Mapping[str, Mapping[str, Any]]) -> list[tuple[int, int, str]]:
+    """(digit, i, stem) of every tuple of a split, sorted.
+
+    Args:
+        folder: of the split, for messages.
+        views: view -> file names.
+
+    Raises:
+        UserError: no file, a name that is not ``{i}.{digit}.png``, or a tuple that one of the folders lacks.
+    """
+    every = set().union(*views.values())
+    if not every:
+        raise UserError(f"{folder}/m0 to m4 hold no PNG file: unpack the archive there, or remove the folder")
+    for view, files in views.items():
+        if lacking := sorted(every - files.keys()):
+            owner = next(v for v in views if lacking[0] in views[v])
+            raise UserError(
+                f"{folder / view} lacks {lacking[0]}, which {folder / owner} has ({len(lacking)} such files): restore "
+                "it from the archive, or remove that name from all five folders"
+            )
+    rows = []
+    for name in every:
+        match = _FILE_NAME.fullmatch(name)
+        if not match:
+            raise UserError(
+                f"{folder / VIEWS[0] / name} is not named {{i}}.{{digit}}.png: rename it, or remove it from all folders"
+            )
+        rows.append((int(match[2]), int(match[1]), name.removesuffix(".png")))
+    return sorted(rows)
+
+
+def read_png(path: Path) -> np.ndarray:
+    """A 28x28 RGB PNG as (3, 28, 28) uint8.
+
+    Raises:
+        UserError: damaged, or of another size or mode.
+    """
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            if image.size != (SIDE, SIDE) or image.mode != "RGB":
+                raise UserError(
+                    f"{path} is a {image.size[0]}x{image.size[1]} {image.mode} image, expected 28x28 RGB: restore it "
+                    "from the archive"
+                )
+            return np.asarray(image).transpose(2, 0, 1)
+    except _UNREADABLE as error:
+        raise UserError(f"{path} cannot be read ({error}): restore it from the archive, or download it again") from None
+
+
+def check_classes(split: str, target: np.ndarray, where: object) -> None:
+    """Every class must be in the training split; in the others an absent class is only a warning.
+
+    Args:
+        target: (N,) labels.
+        where: the source, for messages.
+
+    Raises:
+        UserError: names the class.
+    """
+    absent = [str(c) for c in np.flatnonzero(np.bincount(target, minlength=CLASSES) == 0)]
+    if not absent:
+        return
+    found = f"no image of class {', '.join(absent)} in split '{split}' ({where})"
+    if split == "train":
+        raise UserError(f"{found}: it cannot be learned, restore its files and prepare again")
+    log.warning("%s: scores of this split leave it out", found)
+
+
+def sha256(value: object) -> str:
+    """Of an array (shape, type and content), or of plain values (as JSON with sorted keys)."""
+    if isinstance(value, np.ndarray):
+        head = f"{value.dtype.str}{value.shape}".encode()
+        return hashlib.sha256(head + np.ascontiguousarray(value).tobytes()).hexdigest()
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def dymo_mask_name(scenario: Scenario) -> str:
+    """The scenario as it is spelled in the mask files of the original repository (``whole_1_2``, ``random_0.8``).
+
+    Raises:
+        UserError: it has no such name.
+    """
+    if scenario.kind in ("none", "whole"):
+        return "whole_" + ("_".join(map(str, scenario.modalities)) or "none")
+    if scenario.kind == "random":
+        return f"random_{scenario.rate:g}"
+    raise UserError(
+        f"missing scenario '{scenario.name}' has no name in the original layout: give none, whole or random"
+    )
+
+
+class PolyMNIST(MultimodalDataModule):
+    """PolyMNIST from the official folders or built from MNIST.
+
+    Args:
+        store: folder of the packed store; not the folder of the raw files.
+        root: folder with ``{train,val,test}/m{0..4}/{i}.{digit}.png``; any of the splits may be absent.
+        mnist: folder with the four idx files (plain or .gz), used where ``root`` has no such layout.
+        download: without ``mnist``, fetch MNIST into ``root`` with torchvision.
+        backgrounds: folder with five or more pictures for the build, None = bundled ones.
+        build_seed: of permutations and crops.
+        split_seed: of the division of the 10,000 MNIST test tuples into 3,000 val and 7,000 test.
+        **kwargs: see :class:`MultimodalDataModule`.
+    """
+
+    name = "PolyMNIST"
+    modalities = [Modality(view, "image", (3, SIDE, SIDE)) for view in VIEWS]
+    class_names = [str(digit) for digit in range(CLASSES)]
+    task = "multiclass"
+
+    def __init__(
+        self,
+        *,
+        store: str,
+        root: str | None = None,
+        mnist: str | None = None,
+        download: bool = False,
+        backgrounds: str | None = None,
+        build_seed: int = 42,
+        split_seed: int = 2025,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(store, **kwargs)
+        self.root = None if root is None else Path(root)
+        self.mnist = None if mnist is None else Path(mnist)
+        self.download, self.backgrounds = download, backgrounds
+        self.build_seed, self.split_seed = build_seed, split_seed
+
+    def prepare(self) -> None:
+        """Raw files -> packed store, unless the store was made from these very files and settings.
+
+        Raises:
+            UserError: no source, or a bad file in it.
+        """
+        source = self.find_source()
+        meta = self.store.meta()
+        if meta is not None and meta.get("signature") == source.signature:
+            log.info("%s: packed store %s is up to date (%s)", self.name, self.store.folder, meta["counts"])
+            return
+        changed = "" if meta is None else " again: the source or its settings changed"
+        log.info("%s: packing (source: %s) into %s%s", self.name, source.kind, self.store.folder, changed)
+        splits = source.load()
+        class_counts = {
+            split: dict(zip(self.class_names, np.bincount(arrays["target"], minlength=CLASSES).tolist()))
+            for split, arrays in splits.items()
+        }
+        self._splits.clear()
+        self.store.write(
+            splits,
+            {
+                "dataset": self.name,
+                "class_names": self.class_names,
+                "class_counts": class_counts,
+                "source": {"kind": source.kind, **source.about},
+                "signature": source.signature,
+            },
+        )
+        log.info("%s: packed %s", self.name, {split: len(arrays["target"]) for split, arrays in splits.items()})
+
+    def find_source(self) -> Source:
+        """The raw data to pack: the official folders where there are any, else MNIST.
+
+        Raises:
+            UserError: neither is there; names what was looked for.
+        """
+        listing = scan_layout(self.root) if self.root else {}
+        if self.root and listing:
+            files = [
+                [split, view, file, *stat]
+                for split, views in listing.items()
+                for view, names in views.items()
+                for file, stat in sorted(names.items())
+            ]
+            root = self.root
+            about = {"root": str(root), "splits": list(listing)}
+            return Source("folder", sha256(files), about, lambda: self._read_folder(root, listing))
+        if self.mnist:
+            return self._mnist_source(self.mnist)
+        if self.download and self.root:
+            return self._mnist_source(_download_mnist(self.root))
+        place = self.root or "dataset.root (null)"
+        raise UserError(
+            f"no PolyMNIST: looked for {place}/{{train,val,test}}/m0 to m4 and for MNIST (dataset.mnist is null, "
+            f"dataset.download is {str(self.download).lower()}): unpack PolyMNIST.zip into dataset.root, or set "
+            "dataset.mnist to a folder with the four MNIST files, or set dataset.download=true and dataset.root"
+        )
+
+    def _read_folder(self, root: Path, listing: Listing) -> dict[str, Arrays]:
+        rows = {split: sorted_names(root / split, views) for split, views in listing.items()}
+        targets = {split: np.array([digit for digit, _, _ in names]) for split, names in rows.items()}
+        for split, target in targets.items():
+            check_classes(split, target, root / split)
+        splits = {}
+        with tqdm(total=len(VIEWS) * sum(map(len, rows.values())), desc="reading PNG", unit="file") as progress:
+            for split, names in rows.items():
+                arrays = {view: np.empty((len(names), 3, SIDE, SIDE), dtype=np.uint8) for view in VIEWS}
+                for view, array in arrays.items():
+                    for row, (_, _, stem) in enumerate(names):
+                        array[row] = read_png(root / split / view / f"{stem}.png")
+                        progress.update()
+                splits[split] = {**arrays, "target": targets[split], "name": np.array([stem for _, _, stem in names])}
+        return splits
+
+    def _mnist_source(self, folder: Path) -> Source:
+        files = mnist_files(folder)
+        sizes = {path.name: path.stat().st_size for path in files.values()}
+        return self._built_source("mnist", {"mnist": sizes}, lambda pictures: self._build(files, pictures))
+
+    def _built_source(
+        self,
+        kind: str,
+        about: Mapping[str, Any],
+        build: Callable[[list[np.ndarray]], dict[str, Arrays]],
+    ) -> Source:
+        """A source made by :func:`build_tuples`; ``build`` takes the photographs of the five views."""
+        pictures = load_backgrounds(self.backgrounds)
+        settings = {
+            **about,
+            "build_seed": self.build_seed,
+            "split_seed": self.split_seed,
+            "recipe_version": RECIPE_VERSION,
+            "backgrounds": {name: sha256(picture) for name, picture in pictures.items()},
+        }
+        signature = sha256([kind, settings, list(pictures)])
+        return Source(kind, signature, settings, lambda: build(list(pictures.values())))
+
+    def _build(self, files: Mapping[str, Path], pictures: list[np.ndarray]) -> dict[str, Arrays]:
+        built = {}
+        for part, stream in zip(("train", "test"), np.random.SeedSequence(self.build_seed).spawn(2)):
+            images, labels = read_mnist(files, part)
+            check_classes(part, labels, files[f"{part} labels"])
+            built[part] = pack(*build_tuples(images, labels, pictures, np.random.default_rng(stream)))
+        target = built["test"]["target"]
+        n_val = round(VAL_SHARE * len(target))
+        parts = stratified_split(target, (n_val, len(target) - n_val), self.split_seed)
+        val, test = ({key: array[rows] for key, array in built["test"].items()} for rows in parts)
+        return {"train": built["train"], "val": val, "test": test}
+
+    def write_official_layout(self, folder: str | Path, scenarios: Sequence[Scenario] = ()) -> None:
+        """Write the packed splits as the folders that the original code reads.
+
+        Args:
+            folder: new or empty.
+            scenarios: masks to write beside them, see :meth:`write_masks`.
+
+        Raises:
+            UserError: no packed store, or a folder with content.
+        """
+        folder = Path(folder).resolve()
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"{folder} is not empty: name a new folder, nothing is overwritten")
+        splits = {name: self.split(name) for name in SPLITS if self.has_split(name)}
+        if not splits:
+            raise UserError(f"no packed data in {self.store.folder}: run the stage 'prepare' first (stages=[prepare])")
+        temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+        try:
+            with tqdm(total=len(VIEWS) * sum(map(len, splits.values())), desc="writing PNG", unit="file") as progress:
+                for name, split in splits.items():
+                    stems = split.names()
+                    for view in VIEWS:
+                        (temporary / name / view).mkdir(parents=True)
+                        pixels = split.memory_map(view).permute(0, 2, 3, 1).numpy()
+                        for stem, image in zip(stems, pixels):
+                            Image.fromarray(image).save(temporary / name / view / f"{stem}.png", compress_level=1)
+                            progress.update()
+            self.write_masks(temporary, scenarios)
+            if folder.exists():
+                folder.rmdir()
+            temporary.rename(folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def write_masks(self, folder: str | Path, scenarios: Sequence[Scenario]) -> None:
+        """Write masks as ``<folder>/missing_modality/missing_<split>_<scenario>.csv``, for every packed split.
+
+        Rows are in the order of the packed store (digit, i). The names are those of the original repository, which
+        have no room for the generator: that is in a JSON file beside each.
+
+        Raises:
+            UserError: a scenario without such a name, or another mask is there already.
+        """
+        for split in SPLITS if scenarios else ():
+            if not self.has_split(split):
+                continue
+            for scenario in scenarios:
+                mask = self.mask(split, scenario)
+                about = {
+                    "scenario": scenario.name,
+                    "generator": scenario.generator if scenario.kind == "random" else scenario.kind,
+                    "missing_seed": self.missing_seed,
+                    "shape": list(mask.shape),
+                    "sha256_16": mask_hash(mask),
+                }
+                path = Path(folder) / "missing_modality" / f"missing_{split}_{dymo_mask_name(scenario)}.csv"
+                side_car = path.with_suffix(path.suffix + ".json")
+                if path.exists() and (not side_car.exists() or json.loads(side_car.read_text()) != about):
+                    raise UserError(f"{path} holds another mask: remove it, or write to another folder")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_dymo_csv(path, mask)
+                side_car.write_text(json.dumps(about, indent=2) + "\n")
+
+
+def pack(views: Arrays, target: np.ndarray, names: np.ndarray) -> Arrays:
+    """The result of :func:`build_tuples` under the names of the packed store."""
+    return {**views, "target": target, "name": names}
+
+
+def _download_mnist(root: Path) -> Path:
+    import torchvision
+
+    try:
+        torchvision.datasets.MNIST(str(root), train=True, download=True)
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"MNIST could not be downloaded into {root} ({error}): fetch the four files by other means and set "
+            "dataset.mnist to their folder"
+        ) from None
+    return root / "MNIST" / "raw"

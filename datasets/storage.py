@@ -1,0 +1,194 @@
+"""The packed store: one memory-mapped ``.npy`` array per modality and split, and a ``meta.json`` written last.
+
+::
+
+    <store>/meta.json                      counts, class names, seed, source, format version
+    <store>/<split>/<modality>.npy         (N, *shape), uint8 for images (0..255), float32 otherwise
+    <store>/<split>/target.npy             (N,) int64, or (N, C) float32
+    <store>/<split>/name.npy               (N,) file stems of the source, where there are any
+
+It is written to a temporary name and renamed, so a folder that exists is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from utils.errors import UserError
+
+FORMAT_VERSION = 1
+
+
+class PackedSplit:
+    """The arrays of one split, read lazily.
+
+    Args:
+        folder: where the arrays are.
+        rows: keep only these rows (sorted), None = all.
+    """
+
+    def __init__(self, folder: Path, rows: np.ndarray | None = None) -> None:
+        self.folder, self.rows = folder, rows
+        self._n = len(np.load(folder / "target.npy", mmap_mode="r"))
+        nan_file = folder / "nan_rows.npy"
+        self.nan_rows = None
+        if nan_file.exists():
+            self.nan_rows = np.load(nan_file)
+            if rows is not None:
+                self.nan_rows = self.nan_rows[rows]
+
+    def __len__(self) -> int:
+        return self._n if self.rows is None else len(self.rows)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays on disk."""
+        return sum(f.stat().st_size for f in self.folder.glob("*.npy"))
+
+    def array(self, name: str) -> np.ndarray:
+        """The memory-mapped array (copy on write), all rows of the file."""
+        return np.load(self.folder / f"{name}.npy", mmap_mode="c")
+
+    def memory_map(self, name: str) -> Tensor:
+        """The array as a tensor over the memory map; rows are read when they are touched."""
+        array = self.array(name)
+        return torch.from_numpy(array if self.rows is None else array[self.rows])
+
+    def read(self, name: str) -> Tensor:
+        """The array as a tensor in memory."""
+        array = self.array(name)
+        return torch.from_numpy(np.array(array if self.rows is None else array[self.rows]))
+
+    def names(self) -> list[str]:
+        """File stems of the source rows, or their numbers where the source has none."""
+        file = self.folder / "name.npy"
+        names = np.load(file) if file.exists() else np.arange(self._n).astype(str)
+        return list(names if self.rows is None else names[self.rows])
+
+    def head(self, share: float, seed: int) -> PackedSplit:
+        """A random ``share`` of the rows (floor), in their order."""
+        keep = int(len(self) * share)
+        if keep < 1:
+            raise UserError(f"dataset.low={share} keeps no row of {len(self)}: raise it")
+        chosen = np.sort(np.random.default_rng(seed).permutation(len(self))[:keep])
+        return PackedSplit(self.folder, chosen if self.rows is None else self.rows[chosen])
+
+
+class PackedStore:
+    """A folder of packed splits."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def meta(self) -> dict[str, Any] | None:
+        """The content of ``meta.json``, or None where there is no complete store of this format.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        file = self.folder / "meta.json"
+        if not file.exists():
+            return None
+        try:
+            meta = json.loads(file.read_text())
+            return meta if meta.get("format_version") == FORMAT_VERSION else None
+        except (ValueError, AttributeError):
+            raise UserError(
+                f"{file} is damaged: delete the folder {self.folder}, and stage 'prepare' writes it again"
+            ) from None
+
+    def has_split(self, name: str) -> bool:
+        return self.meta() is not None and (self.folder / name / "target.npy").exists()
+
+    def split(self, name: str) -> PackedSplit:
+        """
+        Raises:
+            UserError: there is no such split; says how to make it.
+        """
+        if self.meta() is None:
+            raise UserError(f"no packed data in {self.folder}: run the stage 'prepare' first (stages=[prepare])")
+        if not self.has_split(name):
+            there = sorted(p.parent.name for p in self.folder.glob("*/target.npy"))
+            raise UserError(
+                f"the data in {self.folder} have no split '{name}' (only {', '.join(there)}): add its folder to the "
+                "source and prepare again, or leave out the stages that need it"
+            )
+        return PackedSplit(self.folder / name)
+
+    def write(self, splits: Mapping[str, Mapping[str, np.ndarray]], meta: Mapping[str, Any]) -> None:
+        """Write all splits at once; replaces an older store atomically.
+
+        Args:
+            splits: split -> array name -> array; ``target`` is required.
+            meta: plain values, stored in ``meta.json``.
+        """
+        with self.writing(meta) as folder:
+            for split, arrays in splits.items():
+                (folder / split).mkdir()
+                for name, array in arrays.items():
+                    np.save(folder / split / f"{name}.npy", array)
+
+    def writing(self, meta: Mapping[str, Any]) -> _Writing:
+        """Context manager that yields a temporary folder; on success it becomes the store."""
+        return _Writing(self.folder, meta)
+
+
+def check_replaceable(folder: Path) -> None:
+    """A packed store may be replaced, nothing else: the folder could be that of the raw files.
+
+    Raises:
+        UserError: names what does not belong to a packed store.
+    """
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UserError(f"{folder} is a file: name a folder for the packed store")
+    for entry in folder.iterdir():
+        if entry.name != "meta.json" and not (entry / "target.npy").exists():
+            raise UserError(
+                f"{folder} holds '{entry.name}', which is no part of a packed store: name another folder as the store, "
+                "this one is not overwritten"
+            )
+
+
+class _Writing:
+    def __init__(self, folder: Path, meta: Mapping[str, Any]) -> None:
+        self.folder, self.meta = folder, meta
+        self.temporary = folder.with_name(f".{folder.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
+
+    def __enter__(self) -> Path:
+        check_replaceable(self.folder)
+        self.temporary.mkdir(parents=True)
+        return self.temporary
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        old = self.temporary.with_name(self.temporary.name + ".old")
+        try:
+            if kind is None:
+                self._finish(old)
+        finally:
+            for rest in (self.temporary, old):
+                shutil.rmtree(rest, ignore_errors=True)
+
+    def _finish(self, old: Path) -> None:
+        counts = {p.parent.name: len(np.load(p, mmap_mode="r")) for p in sorted(self.temporary.glob("*/target.npy"))}
+        meta = {"format_version": FORMAT_VERSION, "counts": counts, **self.meta}
+        (self.temporary / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
+        if self.folder.exists():
+            self.folder.rename(old)
+        try:
+            self.temporary.rename(self.folder)
+        except OSError:
+            if old.exists():
+                old.rename(self.folder)
+            raise

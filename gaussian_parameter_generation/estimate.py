@@ -1,0 +1,330 @@
+"""Class-wise Gaussian parameters of the features of every modality subset, the reference of the ICS score.
+
+(dymo_core 3.) For subset s and class c: the prototype is the mean feature, and sigma is the root mean square of the
+members' distances to it, i.e. the standard deviation of the distances mirrored at zero. One pass over the data: the
+distances follow from the mean and the scatter of the features, which are accumulated in float64 by Chan's pairwise
+update, so nothing is subtracted that is nearly equal.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from datasets.base import Batch
+from models.dymo.dynamic_transformer import DynamicTransformer
+from models.dymo.prototypes import COSINE, EUCLIDEAN
+from utils import checkpoints
+from utils.errors import UserError
+from utils.files import replacing
+from utils.subsets import enumerate_subsets
+
+# A class whose distances are below this everywhere has no spread.
+NO_SPREAD = 1e-6
+SUFFIX = {COSINE: "cosine", EUCLIDEAN: "euclidean"}
+
+
+@dataclass
+class GaussianParameters:
+    """Per-subset, per-class reference of the features.
+
+    Attributes:
+        prototypes: (S, C, D) float32 mean features (not re-normalised).
+        sigma: (S, C) float32, > 0.
+        overall: (C, D), unweighted mean of the prototypes over subsets.
+        subsets: (S, M) bool, True = missing, in the order of ``utils.subsets``.
+        metric: cosine_similarity or squared_euclidean.
+        student_t: (S, C, 3) df, loc, scale of a fit to the mirrored distances, or None. DyMo does not use it.
+        about: plain values: split, rows, checkpoint fingerprint.
+    """
+
+    prototypes: Tensor
+    sigma: Tensor
+    overall: Tensor
+    subsets: Tensor
+    metric: str
+    student_t: Tensor | None = None
+    about: dict[str, Any] | None = None
+
+    def to(self, device: torch.device | str) -> GaussianParameters:
+        def move(t: Tensor) -> Tensor:
+            return t.to(device)
+
+        return GaussianParameters(
+            move(self.prototypes), move(self.sigma), move(self.overall), self.subsets, self.metric, None, self.about
+        )
+
+    def save(self, path: Path) -> None:
+        """Write ``.safetensors`` (metric and the rest in the header)."""
+        tensors = {
+            "prototypes": self.prototypes,
+            "sigma": self.sigma,
+            "overall": self.overall,
+            "subsets": self.subsets,
+        }
+        if self.student_t is not None:
+            tensors["student_t"] = self.student_t
+        header = {"metric": self.metric, "about": json.dumps(self.about or {})}
+        with replacing(path) as temporary:
+            safetensors.torch.save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, temporary, header)
+
+    def save_reference(self, path: Path) -> None:
+        """Write the original repository's ``subset_gaussian.pt``; ``student_t`` is NaN where it was not fitted."""
+        checkpoints.write_reference_gaussian(
+            path, self.prototypes, self.sigma, self.subsets, self.overall, self.student_t
+        )
+
+    @classmethod
+    def load(cls, path: Path, metric: str | None = None) -> GaussianParameters:
+        """Read ours, or the original ``subset_gaussian.pt`` / ``subset_gaussian_EU.pt``, told apart by content.
+
+        Args:
+            metric: what is asked for; settles files of the original that neither name nor values tell apart.
+
+        Raises:
+            UserError: not such a file, or values that cannot be used (sigma <= 0, NaN), named.
+        """
+        if not path.is_file():
+            raise UserError(f"Gaussian parameter file {path} does not exist: run stage 'gaussian' or correct the path")
+        if path.suffix == ".safetensors":
+            try:
+                with safetensors.safe_open(path, "pt") as file:
+                    header = file.metadata() or {}
+                    t = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (not a mapping)
+                parameters = cls(
+                    t["prototypes"],
+                    t["sigma"],
+                    t["overall"],
+                    t["subsets"],
+                    header["metric"],
+                    t.get("student_t"),
+                    json.loads(header["about"]),
+                )
+            except (KeyError, ValueError, safetensors.SafetensorError) as error:
+                raise UserError(f"{path} holds no Gaussian parameters ({error}): run stage 'gaussian' again") from None
+        else:
+            content = checkpoints.read_tensors(path)
+            original = checkpoints.read_reference_gaussian(content, path)
+            found = checkpoints.reference_gaussian_metric(content, path, metric)
+            parameters = cls(
+                original["prototypes"],
+                original["dist_std"],
+                original["overall_prototypes"],
+                original["subsets"],
+                found,
+                original["student_t"],
+                {"source": "original repository"},
+            )
+            parameters._reorder()
+        parameters.check(str(path))
+        return parameters
+
+    def _reorder(self) -> None:
+        """Rows into our subset order, whatever order the file's ids have."""
+        order = {tuple(row): i for i, row in enumerate(self.subsets.tolist())}
+        ours = enumerate_subsets(self.subsets.shape[1])
+        index = torch.tensor([order[tuple(row)] for row in ours.tolist()])
+        self.prototypes, self.sigma, self.subsets = self.prototypes[index], self.sigma[index], ours
+        self.student_t = None if self.student_t is None else self.student_t[index]
+
+    def check(self, where: str) -> None:
+        """
+        Raises:
+            UserError: a class or subset whose distances have no spread, or a value that is not finite.
+        """
+        bad = ~(torch.isfinite(self.sigma) & (self.sigma > 0) & torch.isfinite(self.prototypes).all(-1))
+        if bad.any():
+            s, c = bad.nonzero()[0].tolist()
+            visible = [i for i, gone in enumerate(self.subsets[s].tolist()) if not gone]
+            raise UserError(
+                f"{where}: class {c} under visible modalities {visible} has sigma {float(self.sigma[s, c]):g} "
+                f"({int(bad.sum())} such entries); each class needs at least two different training samples"
+            )
+
+    def check_fits(self, model: DynamicTransformer, where: str) -> None:
+        """
+        Raises:
+            UserError: other modalities, classes, width or metric than the backbone has.
+        """
+        _, c, d = self.prototypes.shape
+        have = {"modalities": self.subsets.shape[1], "classes": c, "feature width": d, "metric": self.metric}
+        want = {
+            "modalities": len(model.modalities),
+            "classes": model.num_classes,
+            "feature width": model.projection.out_features,
+            "metric": model.distance_metric,
+        }
+        for key, value in have.items():
+            if value != want[key]:
+                mend = (
+                    "choose model=DyMo for cosine or model=DyMo_EU for Euclidean parameters"
+                    if key == "metric"
+                    else "use parameters made from this backbone on this data set"
+                )
+                raise UserError(f"{where} has {key} {value} but the backbone has {want[key]}: {mend}")
+
+
+class GaussianStatistics:
+    """Streaming count, mean and scatter per subset and class, in float64.
+
+    Args:
+        n_subsets, num_classes, width: S, C, D.
+    """
+
+    def __init__(self, n_subsets: int, num_classes: int, width: int, device: torch.device | str = "cpu") -> None:
+        options: dict[str, Any] = {"dtype": torch.float64, "device": device}
+        self.count = torch.zeros(n_subsets, num_classes, **options)
+        self.mean = torch.zeros(n_subsets, num_classes, width, **options)
+        self.scatter = torch.zeros(n_subsets, num_classes, width, width, **options)
+
+    def update(self, ids: Tensor, features: Tensor, classes: list[tuple[int, Tensor]]) -> None:
+        """Add one batch.
+
+        Args:
+            ids: (k,) subsets, on the CPU.
+            features: (k, B, D).
+            classes: (class, rows of the batch) for each class present.
+        """
+        ids = ids.to(features.device)
+        for c, rows in classes:
+            z = features[:, rows].double()
+            n = torch.full((len(ids),), float(len(rows)), dtype=torch.float64, device=z.device)
+            mean = z.mean(1)
+            centred = z - mean[:, None]
+            self._merge(ids, c, n, mean, centred.transpose(1, 2) @ centred)
+
+    def _merge(self, ids: Tensor, c: int, n: Tensor, mean: Tensor, scatter: Tensor) -> None:
+        """Chan, Golub, LeVeque (1979): pairwise combination of means and centred sums."""
+        total = self.count[ids, c] + n
+        shift = mean - self.mean[ids, c]
+        outer = shift[:, :, None] * shift[:, None, :]
+        weight = torch.where(total > 0, self.count[ids, c] * n / total.clamp(min=1), 0)
+        self.scatter[ids, c] += scatter + outer * weight[:, None, None]
+        self.mean[ids, c] += shift * (n / total.clamp(min=1))[:, None]
+        self.count[ids, c] = total
+
+    def merge(self, other: GaussianStatistics) -> None:
+        """Add what another rank or pass has seen."""
+        ids = torch.arange(len(self.count), device=self.count.device)
+        for c in range(self.count.shape[1]):
+            self._merge(ids, c, other.count[:, c], other.mean[:, c], other.scatter[:, c])
+
+    def finish(self, metric: str, subsets: Tensor, about: dict[str, Any]) -> GaussianParameters:
+        """Prototypes and sigma.
+
+        With prototype c the class mean and Sigma its covariance: Euclidean E|z-c|^2 = tr Sigma; cosine, where
+        E<z,c> = |c|^2, E(1-<z,c>)^2 = (1-|c|^2)^2 + c' Sigma c.
+        """
+        covariance = self.scatter / self.count[..., None, None]
+        if metric == COSINE:
+            spread = torch.einsum("sci,scij,scj->sc", self.mean, covariance, self.mean)
+            second = (1 - self.mean.square().sum(-1)).square() + spread
+        else:
+            second = covariance.diagonal(dim1=-2, dim2=-1).sum(-1)
+        prototypes = self.mean.float().cpu()
+        # A float32 unit vector is one to 1e-7 only, so identical samples of a class leave a spread of that order.
+        sigma = torch.where(second < NO_SPREAD**2, 0, second).sqrt().float().cpu()
+        return GaussianParameters(prototypes, sigma, prototypes.mean(0), subsets, metric, about=about)
+
+
+def rows_by_class(target: Tensor) -> list[tuple[int, Tensor]]:
+    """(class, rows) of each class in a batch of targets (B,)."""
+    order = target.argsort(stable=True)
+    classes, counts = torch.unique_consecutive(target[order], return_counts=True)
+    return list(zip(classes.tolist(), order.split(counts.tolist()), strict=True))
+
+
+def check_split(split: str) -> None:
+    """
+    Raises:
+        UserError: parameters may not be estimated on test data.
+    """
+    if split == "test":
+        raise UserError("Gaussian parameters are never estimated on the test split: set gaussian.split=train (or val)")
+
+
+@torch.inference_mode()
+def estimate(
+    model: DynamicTransformer,
+    batches: Iterable[Batch],
+    *,
+    split: str = "train",
+    fit_student_t: bool = False,
+    progress: bool = True,
+) -> GaussianParameters:
+    """Gaussian parameters of all subsets, one pass, encoders once per sample.
+
+    Args:
+        model: trained backbone; put in eval mode.
+        batches: complete samples; a re-iterable (it is read twice with ``fit_student_t``).
+        split: the name of the split that ``batches`` come from.
+        fit_student_t: also fit scipy's Student-t to the mirrored distances (slow: S * C fits).
+
+    Raises:
+        UserError: the split is ``test``, or a class has fewer than two different samples.
+    """
+    check_split(split)
+    model.eval()
+    subsets = enumerate_subsets(len(model.modalities))
+    statistics = GaussianStatistics(len(subsets), model.num_classes, model.projection.out_features, model.device)
+    rows = 0
+    for batch in tqdm(batches, "Gaussian parameters", disable=not progress, unit="batch"):
+        batch = batch.to(model.device)
+        classes = rows_by_class(batch.target)
+        for ids, _, features in model.fuse_subsets(model.encode(batch.inputs), subsets):
+            statistics.update(ids, features, classes)
+        rows += len(batch)
+    parameters = statistics.finish(model.distance_metric, subsets, {"split": split, "rows": rows})
+    parameters.check("Gaussian stage")
+    if fit_student_t:
+        values, target = distances(model, batches, parameters, progress)
+        parameters.student_t = _student_t(values, target, model.num_classes, progress)
+    return parameters
+
+
+@torch.inference_mode()
+def distances(
+    model: DynamicTransformer, batches: Iterable[Batch], parameters: GaussianParameters, progress: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """Distance of every sample to the prototype of its own class, under every subset.
+
+    Returns:
+        (S, N) float32 distances (1 - <z, c>, or |z - c|), (N,) targets.
+    """
+    model.eval()
+    parameters = parameters.to(model.device)
+    columns, targets = [], []
+    for batch in tqdm(batches, "distances", disable=not progress, unit="batch"):
+        batch = batch.to(model.device)
+        column = torch.empty(len(parameters.subsets), len(batch))
+        for ids, _, features in model.fuse_subsets(model.encode(batch.inputs), parameters.subsets):
+            centre = parameters.prototypes[ids.to(model.device)][:, batch.target]
+            if parameters.metric == COSINE:
+                d = 1 - (features * centre).sum(-1)
+            else:
+                d = torch.linalg.vector_norm(features - centre, dim=-1)
+            column[ids] = d.cpu()
+        columns.append(column)
+        targets.append(batch.target.cpu())
+    return torch.cat(columns, 1).numpy(), torch.cat(targets).numpy()
+
+
+def _student_t(values: np.ndarray, target: np.ndarray, num_classes: int, progress: bool) -> Tensor:
+    from scipy import stats
+
+    fits = torch.empty(len(values), num_classes, 3)
+    for s in tqdm(range(len(values)), "Student-t fits", disable=not progress, unit="subset"):
+        for c in range(num_classes):
+            d = values[s, target == c].astype(np.float64)
+            fits[s, c] = torch.tensor(stats.t.fit(np.concatenate([d, -d])))
+    return fits

@@ -1,0 +1,109 @@
+"""`IncompleteClassifier`, the LightningModule that every method extends, and `Prediction`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics import MetricCollection
+
+from datasets.base import Batch, Modality
+from utils.metrics import classification_metrics
+
+
+@dataclass
+class Prediction:
+    """Output of a method: ``logits`` (B, C), ``features`` (B, D) where there are any, method-specific ``extras``."""
+
+    logits: Tensor
+    features: Tensor | None = None
+    extras: dict[str, Tensor] = field(default_factory=dict)
+
+
+class IncompleteClassifier(pl.LightningModule):
+    """Owns loss, metrics, optimiser and logging; a method overrides what it changes and nothing else.
+
+    Args:
+        modalities: of the data set, in the column order of ``missing``.
+        num_classes: C.
+        task: multiclass | binary | multilabel; picks loss and metrics.
+        optimizer: partial that takes the parameters.
+        scheduler: partial that takes the optimiser (stepped once an epoch), or None.
+    """
+
+    def __init__(
+        self,
+        modalities: Sequence[Modality],
+        num_classes: int,
+        task: str = "multiclass",
+        optimizer: Callable[..., torch.optim.Optimizer] | None = None,
+        scheduler: Callable[..., Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.modalities, self.num_classes, self.task = list(modalities), num_classes, task
+        self._optimizer, self._scheduler = optimizer, scheduler
+        self.validation_metrics: MetricCollection = classification_metrics(task, num_classes, ("accuracy", "auroc"))
+        self.stream_seed = 0
+
+    @property
+    def modality_names(self) -> list[str]:
+        return [m.name for m in self.modalities]
+
+    def loss(self, prediction: Prediction, batch: Batch) -> dict[str, Tensor]:
+        """Named scalars; ``loss`` is the one that is minimised. Multi-label targets < 0 are unlabelled and ignored."""
+        return {"loss": classification_loss(prediction.logits, batch.target, self.task)}
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        losses = self.loss(self(batch), batch)
+        self.log_losses("train", losses, len(batch))
+        return losses["loss"]
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        prediction = self(batch)
+        self.log_losses("val", self.loss(prediction, batch), len(batch))
+        self.validation_metrics.update(prediction.logits, batch.target)
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_dict({f"val_{k}": v for k, v in self.validation_metrics.compute().items()}, prog_bar=True)
+        self.validation_metrics.reset()
+
+    def log_losses(self, stage: str, losses: dict[str, Tensor], n: int) -> None:
+        values = {f"{stage}_{k}": v.detach() for k, v in losses.items()}
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=n, sync_dist=True)
+
+    def configure_optimizers(self) -> Any:
+        assert self._optimizer is not None, "this model was built without an optimiser"
+        optimizer = self._optimizer([p for p in self.parameters() if p.requires_grad])
+        if self._scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._scheduler(optimizer), "interval": "epoch"}}
+
+    def architecture(self) -> dict[str, Any]:
+        """Plain values that say what these weights are; kept in the checkpoint."""
+        return {
+            "method": type(self).__name__,
+            "modalities": [[m.name, m.kind, list(m.shape)] for m in self.modalities],
+            "num_classes": self.num_classes,
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["architecture"] = self.architecture()
+
+
+def classification_loss(logits: Tensor, target: Tensor, task: str) -> Tensor:
+    """Mean cross-entropy, or mean binary cross-entropy over the labelled cells of a multi-label target.
+
+    Args:
+        logits: (B, C).
+        target: (B,) int64, or (B, C) float with values < 0 for 'no label'.
+    """
+    if task != "multilabel":
+        return F.cross_entropy(logits, target)
+    labelled = target >= 0
+    cells = F.binary_cross_entropy_with_logits(logits, target.clamp(min=0), reduction="none")
+    return torch.where(labelled, cells, 0).sum() / labelled.sum().clamp(min=1)

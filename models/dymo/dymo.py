@@ -1,0 +1,165 @@
+"""DyMo at inference: recover, select, classify (ICLR 2026, arXiv 2601.22853), with comparators on the same backbone."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from datasets.base import Batch
+from gaussian_parameter_generation.estimate import GaussianParameters
+from models.base import Prediction
+from models.dymo.dynamic_transformer import DynamicTransformer
+from models.dymo.selection import COMPARATORS, Scorer, Selection, SelectionRule, compare, exhaustive, select
+from models.imputers.base import Imputer
+
+log = logging.getLogger(__name__)
+MAIN = ""
+
+
+class DyMo(nn.Module):
+    """
+    Args:
+        backbone: trained DynamicTransformer.
+        imputer: recovers what is missing.
+        parameters: Gaussian parameters of this backbone.
+        rule: how recoveries are accepted.
+        comparators: names out of :data:`models.dymo.selection.COMPARATORS`, and ``threshold``, which repeats the
+            selection with :attr:`validated_threshold`.
+    """
+
+    def __init__(
+        self,
+        backbone: DynamicTransformer,
+        imputer: Imputer,
+        parameters: GaussianParameters,
+        rule: SelectionRule | None = None,
+        comparators: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        self.backbone, self.rule, self.comparators = backbone.eval(), rule or SelectionRule(), tuple(comparators)
+        # Kept out of the module tree: imputers need not be modules, and their weights are their own run's.
+        self._imputer = [imputer]
+        self.gaussian = parameters
+        self.validated_threshold: float | None = None
+
+    @property
+    def imputer(self) -> Imputer:
+        return self._imputer[0]
+
+    @property
+    def modality_names(self) -> list[str]:
+        return self.backbone.modality_names
+
+    @torch.inference_mode()
+    def complete(self, batch: Batch, tokens: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Recover what is missing and encode it.
+
+        Args:
+            tokens: (B, P, D) of the batch's true content, where the caller has them already; only recoveries are
+                encoded then.
+
+        Returns:
+            tokens (B, P, D) of the completed inputs, and those inputs.
+        """
+        completed = self.imputer.impute(batch.inputs, batch.missing, batch.index)
+        if tokens is None:
+            return self.backbone.encode(completed), completed
+        tokens = tokens.clone()
+        for i, name in enumerate(self.modality_names):
+            rows = batch.missing[:, i].nonzero()[:, 0]
+            if len(rows):
+                tokens[rows, self.backbone.token_columns(i)] = self.backbone.encode_one(i, completed[name][rows])
+        return tokens, completed
+
+    def scorer(self, threshold: float | None = None) -> Scorer:
+        rule = self.rule if threshold is None else replace(self.rule, threshold=threshold)
+        return Scorer(self.backbone, self.gaussian, rule)
+
+    def forward(self, batch: Batch) -> Prediction:
+        """Paper rule (or the configured threshold) on one batch; extras hold ``final_missing``, ``accepted``,
+        ``rewards``."""
+        tokens, _ = self.complete(batch)
+        return _prediction(select(self.scorer(), tokens, batch.missing))
+
+    @torch.inference_mode()
+    def scenarios(self, batch: Batch, masks: Mapping[str, Tensor]) -> dict[str, dict[str, Prediction]]:
+        """One batch under several masks; observed content is encoded once.
+
+        Args:
+            masks: scenario -> (B, M) bool on the batch's device.
+
+        Returns:
+            label -> scenario -> prediction; label ``""`` is DyMo itself.
+        """
+        observed = self.backbone.encode(batch.inputs)
+        results: dict[str, dict[str, Prediction]] = {}
+        for scenario, missing in masks.items():
+            tokens, _ = self.complete(batch.replace(missing=missing, complete=False), observed)
+            scorer = self.scorer()
+            selection = select(scorer, tokens, missing)
+            results.setdefault(MAIN, {})[scenario] = _prediction(selection)
+            names = tuple(n for n in self.comparators if n in COMPARATORS)
+            if names:
+                generator = torch.Generator().manual_seed(int(batch.index[0]) if len(batch) else 0)
+                others = compare(exhaustive(scorer, tokens, missing), selection, batch.target, names, generator)
+                for name, other in others.items():
+                    results.setdefault(name, {})[scenario] = _prediction(other)
+            if "threshold" in self.comparators and self.validated_threshold is not None:
+                limited = select(self.scorer(self.validated_threshold), tokens, missing)
+                results.setdefault("threshold", {})[scenario] = _prediction(limited)
+        return results
+
+
+def _prediction(selection: Selection) -> Prediction:
+    return Prediction(
+        selection.logits,
+        extras={
+            "final_missing": selection.final_missing,
+            "accepted": selection.accepted,
+            "rewards": selection.rewards,
+            "iterations": selection.iterations,
+        },
+    )
+
+
+THRESHOLDS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+@torch.inference_mode()
+def validate_selection(
+    dymo: DyMo, batches: Sequence[tuple[Batch, Mapping[str, Tensor]]], thresholds: Sequence[float] = THRESHOLDS
+) -> tuple[dict[str, dict[float, float]], dict[str, float], float]:
+    """Accuracy of the selection at several thresholds on validation data with simulated missingness.
+
+    Args:
+        batches: (batch, scenario -> mask) pairs of the validation split; batches are on the model's device.
+
+    Returns:
+        scenario -> threshold -> accuracy; scenario -> accuracy of discarding; and the threshold with the best mean
+        accuracy among those that are nowhere worse than discarding (inf, which accepts nothing, if there is none; the
+        higher one of equals).
+    """
+    right: dict[str, dict[float, int]] = {}
+    baseline: dict[str, int] = {}
+    rows = 0
+    for batch, masks in batches:
+        rows += len(batch)
+        observed = dymo.backbone.encode(batch.inputs)
+        for scenario, missing in masks.items():
+            tokens, _ = dymo.complete(batch.replace(missing=missing, complete=False), observed)
+            discard = dymo.backbone.fuse(observed, missing)[0].argmax(1)
+            baseline[scenario] = baseline.get(scenario, 0) + int((discard == batch.target).sum())
+            counts = right.setdefault(scenario, dict.fromkeys(thresholds, 0))
+            for threshold in thresholds:
+                logits = select(dymo.scorer(threshold), tokens, missing).logits
+                counts[threshold] += int((logits.argmax(1) == batch.target).sum())
+    feasible = [t for t in thresholds if all(right[s][t] >= baseline[s] for s in right)]
+    best = max(feasible, key=lambda t: (sum(c[t] for c in right.values()), t), default=float("inf"))
+    if best != float("inf") and sum(c[best] for c in right.values()) <= sum(baseline.values()):
+        best = float("inf")
+    accuracy = {s: {t: n / rows for t, n in counts.items()} for s, counts in right.items()}
+    return accuracy, {s: n / rows for s, n in baseline.items()}, best

@@ -1,0 +1,330 @@
+"""DynamicTransformer, the backbone of DyMo: Dynamic Modality Selection (ICLR 2026, arXiv 2601.22853).
+
+Every modality becomes a few tokens, a CLS token and two pre-norm transformer blocks fuse the visible ones, a linear
+head classifies the CLS token and a linear projection of it is compared with class prototypes. Trained on K random
+modality subsets a step (dymo_core 1 and 2).
+
+What we do differently: one row of the modality embedding per modality (the original indexes with ``min(i, 1)``;
+``reference_modality_index=true`` restores that, and loading an original checkpoint switches it on); encoders run once
+per sample and step, not once per subset; the first block's projections are shared by all subsets of a sample; masked
+tokens are dropped from the sequence where that pays; in the last block only the CLS query is computed. All of these
+give the same numbers within float32 rounding.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from datasets.base import Batch, Modality, hash_seed
+from models.base import IncompleteClassifier, Prediction, classification_loss
+from models.dymo.prototypes import COSINE, DISTANCE_METRICS, RunningPrototypes, prototype_loss
+from models.imputers.base import Imputer
+from models.layers.transformer import Block, normal_initialisation, visible_tokens
+from utils.errors import UserError
+from utils.subsets import draw_subsets, enumerate_subsets
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Sequences:
+    """Fusion input that is the same for every subset: tokens (B, 1 + P, D) with CLS first, and the first block's
+    queries, keys and values (B, 1 + P, 3D)."""
+
+    x: Tensor
+    qkv: Tensor
+
+    def take(self, rows: Tensor) -> Sequences:
+        return Sequences(self.x[rows], self.qkv[rows])
+
+
+class DynamicTransformer(IncompleteClassifier):
+    """
+    Args:
+        encoders: modality name -> module with ``tokens`` (N) whose output is (B, N, D).
+        width, heads, layers: of the transformer (D, heads, 2).
+        projection: width of the feature that is compared with prototypes.
+        distance_metric: cosine_similarity (features have unit norm) or squared_euclidean.
+        temperature: of the prototype posterior, 0.1.
+        subsets_per_step: K; None trains on each row's own mask instead.
+        prototype_rate: weight of the prototype loss from epoch ``prototype_start`` (counted from 0) on.
+        initialisation: ``normal`` (std 0.02) or ``pytorch`` (what the original's PolyMNIST job really ran with).
+        recovery_aware: share of the training batches whose inputs are replaced, outside a random subset of each row, by
+            recoveries (ours, not the paper's). Needs :meth:`attach_imputer`.
+        fusion: ``packed`` drops masked tokens, ``masked`` keeps and masks them, ``auto`` packs on the CPU and masks on
+            accelerators while training (one large call beats several small ones there).
+    """
+
+    def __init__(
+        self,
+        modalities: Sequence[Modality],
+        num_classes: int,
+        encoders: Mapping[str, nn.Module],
+        *,
+        task: str = "multiclass",
+        width: int = 128,
+        heads: int = 4,
+        layers: int = 2,
+        projection: int = 64,
+        distance_metric: str = COSINE,
+        temperature: float = 0.1,
+        subsets_per_step: int | None = 5,
+        prototype_rate: float = 1.0,
+        prototype_start: int = 3,
+        reference_modality_index: bool = False,
+        initialisation: str = "normal",
+        recovery_aware: float = 0.0,
+        fusion: str = "auto",
+        optimizer: Callable[..., torch.optim.Optimizer] | None = None,
+        scheduler: Callable[..., Any] | None = None,
+    ) -> None:
+        super().__init__(modalities, num_classes, task, optimizer, scheduler)
+        if distance_metric not in DISTANCE_METRICS:
+            raise ValueError(f"distance_metric must be one of {DISTANCE_METRICS}, not {distance_metric!r}")
+        names = self.modality_names
+        self.encoders = nn.ModuleDict({name: encoders[name] for name in names})
+        self.tokens_per_modality = [int(encoders[name].tokens) for name in names]  # type: ignore[arg-type]
+        n_tokens = sum(self.tokens_per_modality)
+        self.m_norms = nn.ModuleList(nn.LayerNorm(width) for _ in names)
+        self.modality_embeddings = nn.Embedding(len(names), width)
+        self.pos_embeddings = nn.Parameter(torch.zeros(1, 1 + n_tokens, width))
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.transformer = nn.ModuleList(Block(width, heads) for _ in range(layers))
+        self.classifier = nn.Linear(width, num_classes)
+        self.projection = nn.Linear(width, projection)
+        self.register_buffer("prototypes", torch.zeros(num_classes, projection))
+        self.prototypes: Tensor
+        self.distance_metric, self.temperature = distance_metric, temperature
+        self.subsets_per_step, self.prototype_rate = subsets_per_step, prototype_rate
+        self.prototype_start, self.reference_modality_index = prototype_start, reference_modality_index
+        self.recovery_aware, self.fusion = recovery_aware, fusion
+        if initialisation == "normal":
+            nn.init.trunc_normal_(self.pos_embeddings, std=0.02)
+            nn.init.trunc_normal_(self.cls_token, std=0.02)
+            normal_initialisation(self)
+        # Not a sub-module: its weights belong to its own run, not to this checkpoint.
+        self._imputer: list[Imputer] = []
+        self._running: RunningPrototypes | None = None
+        starts = [0, *torch.tensor(self.tokens_per_modality).cumsum(0).tolist()]
+        self._token_spans = [range(1 + a, 1 + b) for a, b in pairwise(starts)]
+
+    @property
+    def imputer(self) -> Imputer | None:
+        return self._imputer[0] if self._imputer else None
+
+    def attach_imputer(self, imputer: Imputer) -> None:
+        """The recovery method that ``recovery_aware`` training uses. No setter: a module would become a sub-module."""
+        self._imputer = [imputer]
+
+    # ---- encode, fuse ------------------------------------------------------------------------------------------------
+
+    def encode(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Inputs (B, ...) per modality -> tokens (B, P, D), normalised, with modality and position embeddings added."""
+        return torch.cat([self.encode_one(i, inputs[name]) for i, name in enumerate(self.modality_names)], dim=1)
+
+    def encode_one(self, i: int, x: Tensor) -> Tensor:
+        """Modality ``i`` (R, ...) -> its tokens (R, N, D) as they stand in :meth:`encode`."""
+        row = min(i, 1) if self.reference_modality_index else i
+        tokens = self.m_norms[i](self.encoders[self.modality_names[i]](x))
+        span = self._token_spans[i]
+        return tokens + self.modality_embeddings.weight[row] + self.pos_embeddings[:, span.start : span.stop]
+
+    def token_columns(self, i: int) -> slice:
+        """Where the tokens of modality ``i`` stand in the output of :meth:`encode`."""
+        return slice(self._token_spans[i].start - 1, self._token_spans[i].stop - 1)
+
+    def prepare(self, tokens: Tensor) -> Sequences:
+        """What all subsets of a sample share, computed once."""
+        cls = (self.cls_token + self.pos_embeddings[:, :1]).expand(len(tokens), -1, -1)
+        x = torch.cat([cls, tokens], dim=1)
+        return Sequences(x, self.transformer[0].project(x))  # type: ignore[operator]
+
+    def fuse(self, tokens: Tensor, missing: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (B, P, D) under a mask (B, M) -> logits (B, C), features (B, D_p). Masked tokens never count."""
+        visible = visible_tokens(missing, self.tokens_per_modality)
+        tokens = torch.where(visible[:, 1:, None], tokens, 0)
+        return self.fuse_prepared(self.prepare(tokens), visible)
+
+    def fuse_prepared(self, sequences: Sequences, visible: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Sequences of R rows, ``visible`` (R, 1 + P) bool or None = every token given -> logits, features."""
+        x = sequences.x
+        for depth, block in enumerate(self.transformer):
+            last = depth == len(self.transformer) - 1
+            if depth == 0:
+                x = block.mix(x, sequences.qkv, visible, first_only=last)  # type: ignore[operator]
+            else:
+                x = block(x, visible, first_only=last)
+        x = x[:, 0]
+        z = self.projection(x)
+        return self.classifier(x), F.normalize(z, dim=-1) if self.distance_metric == COSINE else z
+
+    def fuse_rows(self, sequences: Sequences, rows: Tensor, missing: Tensor, n_visible: int) -> tuple[Tensor, Tensor]:
+        """Fusion of some rows, each under a mask that leaves the same number of modalities visible; the masked tokens
+        are dropped.
+
+        Args:
+            sequences: of B samples.
+            rows: (R,) samples to take, repeats allowed.
+            missing: (R, M), each row with exactly ``n_visible`` False.
+
+        Returns:
+            logits (R, C), features (R, D_p).
+        """
+        order = missing.to(torch.uint8).argsort(dim=1, stable=True)[:, :n_visible]
+        columns, padding = self._columns(order)
+        picked = Sequences(sequences.x[rows[:, None], columns], sequences.qkv[rows[:, None], columns])
+        return self.fuse_prepared(picked, padding)
+
+    def _columns(self, order: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Token positions of the modalities (R, n), CLS first: (R, N) and, where lengths differ, which are real."""
+        lengths = self.tokens_per_modality
+        longest = max(lengths)
+        table = torch.zeros(len(lengths), longest, dtype=torch.long)
+        for i, span in enumerate(self._token_spans):
+            table[i, : len(span)] = torch.tensor(span)
+        columns = F.pad(table.to(order.device)[order].flatten(1), (1, 0))
+        if min(lengths) == longest:
+            return columns, None
+        real = torch.arange(longest) < torch.tensor(lengths)[:, None]
+        return columns, F.pad(real.to(order.device)[order].flatten(1), (1, 0), value=True)
+
+    def fuse_subsets(
+        self, tokens: Tensor | Sequences, subsets: Tensor, missing: Tensor | None = None, max_rows: int = 1 << 14
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Every sample under each of several subsets, in groups that make one fusion call.
+
+        Args:
+            tokens: (B, P, D), or what :meth:`prepare` made of them.
+            subsets: (K, M) bool on the CPU, True = missing, the same for all samples.
+            missing: (B, M) genuinely missing modalities, hidden under every subset; None = none.
+            max_rows: rows of one call, a bound on memory.
+
+        Yields:
+            ids (k,) into ``subsets``, logits (k, B, C), features (k, B, D_p).
+        """
+        sequences = self.prepare(tokens) if isinstance(tokens, Tensor) else tokens
+        b = len(sequences.x)
+        per_call = max(1, max_rows // b)
+        packed = missing is None and (self.fusion == "packed" or (self.fusion == "auto" and not sequences.x.is_cuda))
+        columns = [
+            [0, *(t for i, span in enumerate(self._token_spans) if not s[i] for t in span)] for s in subsets.tolist()
+        ]
+        groups: dict[int, list[int]] = {}
+        for k, positions in enumerate(columns):
+            groups.setdefault(len(positions) if packed else 0, []).append(k)
+        for length, members in groups.items():
+            for ids in (members[i : i + per_call] for i in range(0, len(members), per_call)):
+                if packed and length == sequences.x.shape[1] and len(ids) == 1:
+                    stacked, visible = sequences, None
+                elif packed:
+                    index = torch.tensor([columns[k] for k in ids], device=sequences.x.device).flatten()
+                    stacked = Sequences(*(_stack(t.index_select(1, index), len(ids)) for t in _pair(sequences)))
+                    visible = None
+                else:
+                    hidden = subsets[ids].to(sequences.x.device)[:, None].expand(-1, b, -1)
+                    hidden = hidden if missing is None else hidden | missing
+                    visible = visible_tokens(hidden.reshape(-1, hidden.shape[-1]), self.tokens_per_modality)
+                    stacked = Sequences(*(t.repeat(len(ids), 1, 1) for t in _pair(sequences)))
+                logits, features = self.fuse_prepared(stacked, visible)
+                yield torch.tensor(ids), logits.unflatten(0, (len(ids), b)), features.unflatten(0, (len(ids), b))
+
+    def forward(self, batch: Batch) -> Prediction:
+        logits, features = self.fuse(self.encode(batch.observed()), batch.missing)
+        return Prediction(logits, features)
+
+    # ---- training ----------------------------------------------------------------------------------------------------
+
+    def on_train_epoch_start(self) -> None:
+        self._running = RunningPrototypes(self.num_classes, self.projection.out_features, self.device)
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        generator = torch.Generator().manual_seed(hash_seed(self.stream_seed, 1, self.global_step))
+        if self.recovery_aware:
+            batch = self._recovered(batch, generator)
+        inputs = batch.inputs if batch.complete else batch.observed()
+        sequences = self.prepare(self.encode(inputs))
+        if self.subsets_per_step is None:
+            visible = visible_tokens(batch.missing, self.tokens_per_modality)
+            logits, features = self.fuse_prepared(sequences, visible)
+            logits, features = logits[None], features[None]
+        else:
+            subsets = draw_subsets(len(self.modalities), self.subsets_per_step, generator)
+            hidden = None if batch.complete else batch.missing
+            parts = [part[1:] for part in self.fuse_subsets(sequences, subsets, hidden)]
+            logits, features = (torch.cat(part) for part in zip(*parts, strict=True))
+        losses = self._losses(logits, features, batch.target)
+        assert self._running is not None
+        self._running.update(features, batch.target)
+        self.log_losses("train", losses, len(batch))
+        return losses["loss"]
+
+    def _losses(self, logits: Tensor, features: Tensor, target: Tensor) -> dict[str, Tensor]:
+        k = len(logits)
+        classification = classification_loss(logits.flatten(0, 1), target.repeat(k), self.task)
+        losses = {"loss": classification, "classification": classification}
+        if self.current_epoch >= self.prototype_start:
+            losses["prototype"] = prototype_loss(
+                features, target, self.prototypes, self.distance_metric, self.temperature
+            )
+            losses["loss"] = classification + self.prototype_rate * losses["prototype"]
+        return losses
+
+    def _recovered(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """With probability ``recovery_aware``, replace each row's inputs outside a random subset by recoveries."""
+        assert self.imputer is not None, "recovery_aware needs an imputer"
+        if torch.rand((), generator=generator) >= self.recovery_aware:
+            return batch
+        subsets = enumerate_subsets(len(self.modalities))
+        rows = torch.randint(len(subsets), (len(batch),), generator=generator)
+        hidden = subsets[rows].to(batch.missing.device) | batch.missing
+        hidden = torch.where(hidden.all(1, keepdim=True), batch.missing, hidden)
+        with torch.no_grad():
+            return batch.replace(inputs=self.imputer.impute(batch.inputs, hidden, batch.index))
+
+    def on_validation_start(self) -> None:
+        """Prototypes of the epoch that ends, before its validation."""
+        if self._running is None:
+            return
+        total, count = self._running.sum, self._running.count
+        if self.trainer.world_size > 1:
+            total, count = (self.trainer.strategy.reduce(t, reduce_op="sum") for t in (total, count))
+        if (count == 0).any():
+            raise UserError(
+                f"class {int((count == 0).nonzero()[0])} was not seen in a whole training epoch, so it has no "
+                "prototype: check the training split or switch drop_last off"
+            )
+        self.prototypes.copy_((total / count[:, None]).float())
+        self._running = None
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        """All 2^M - 1 subsets of every sample, pooled."""
+        tokens = self.encode(batch.inputs if batch.complete else batch.observed())
+        hidden = None if batch.complete else batch.missing
+        subsets = enumerate_subsets(len(self.modalities))
+        for _, logits, features in self.fuse_subsets(tokens, subsets, hidden):
+            self.log_losses("val", self._losses(logits, features, batch.target), logits.shape[:2].numel())
+            self.validation_metrics.update(logits.flatten(0, 1), batch.target.repeat(len(logits)))
+
+    def architecture(self) -> dict[str, Any]:
+        return super().architecture() | {
+            "distance_metric": self.distance_metric,
+            "reference_modality_index": self.reference_modality_index,
+            "recovery_aware": float(self.recovery_aware),
+        }
+
+
+def _pair(sequences: Sequences) -> tuple[Tensor, Tensor]:
+    return sequences.x, sequences.qkv
+
+
+def _stack(x: Tensor, k: int) -> Tensor:
+    """(B, k * n, W), the tokens of k subsets side by side -> (k * B, n, W)."""
+    return x.unflatten(1, (k, -1)).transpose(0, 1).flatten(0, 1)

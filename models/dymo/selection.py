@@ -1,0 +1,283 @@
+"""DyMo's dynamic modality selection (ICLR 2026, Algorithm 1; dymo_core 4) and the comparators on the same backbone.
+
+A missing modality is recovered once, from what is observed. Then, greedily: every recovery that is still a candidate is
+scored by the reward it brings; those with a negative reward are rejected for good; the best one with a reward above the
+threshold is accepted; repeat until none is left.
+
+What we do differently: the caller's mask is not changed (the original writes into it); ICS is exact in the far tail
+(``tail='float32'`` restores the original); a NaN reward rejects (the original accepts it); encoders run once per
+sample, the score of the current set is carried over from the round that accepted it, and rows that are finished leave
+the batch. Beyond the paper, off by default: ``threshold`` > 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from gaussian_parameter_generation.estimate import GaussianParameters
+from models.dymo.dynamic_transformer import DynamicTransformer, Sequences
+from models.dymo.intra_class_similarity import Score, reward, score
+from models.dymo.prototypes import COSINE
+from utils.subsets import mask_code, subset_lookup
+
+NO_ACTION = -1
+
+
+@dataclass
+class SelectionRule:
+    """
+    Attributes:
+        calibration: auto (log_ratio for cosine, ratio for Euclidean) | log_ratio | ratio | none.
+        reward: posterior | log.
+        temperature: of the prototype posterior.
+        tail: robust | float32, see ``intra_class_similarity``.
+        threshold: accept only a reward above it; 0 = the paper's rule.
+    """
+
+    calibration: str = "auto"
+    reward: str = "posterior"
+    temperature: float = 0.1
+    tail: str = "robust"
+    threshold: float = 0.0
+
+    def calibration_for(self, metric: str) -> str:
+        if self.calibration != "auto":
+            return self.calibration
+        return "log_ratio" if metric == COSINE else "ratio"
+
+
+@dataclass
+class Selection:
+    """What was decided for B rows with at most T missing modalities.
+
+    Attributes:
+        logits: (B, C) under the final mask.
+        final_missing: (B, M) bool.
+        accepted: (B, M) int8, modalities in the order of acceptance, padded with -1.
+        rewards: (B, T, M) float32 reward of each candidate in each round, NaN where it was not evaluated.
+    """
+
+    logits: Tensor
+    final_missing: Tensor
+    accepted: Tensor
+    rewards: Tensor
+
+    @property
+    def iterations(self) -> Tensor:
+        """(B,) rounds in which at least one candidate was evaluated."""
+        return (~self.rewards.isnan()).any(-1).sum(-1)
+
+
+class Scorer:
+    """Scores rows of prepared samples under masks.
+
+    Args:
+        model: the backbone, in eval mode.
+        parameters: on the same device.
+    """
+
+    def __init__(self, model: DynamicTransformer, parameters: GaussianParameters, rule: SelectionRule) -> None:
+        self.model, self.parameters, self.rule = model, parameters, rule
+        self.calibration = rule.calibration_for(model.distance_metric)
+        self.lookup = subset_lookup(len(model.modalities)).to(parameters.sigma.device)
+
+    def __call__(self, sequences: Sequences, rows: Tensor, missing: Tensor, n_visible: int) -> Score:
+        """``rows`` (R,) of ``sequences`` under ``missing`` (R, M), each with ``n_visible`` modalities present."""
+        logits, features = self.model.fuse_rows(sequences, rows, missing, n_visible)
+        p = self.parameters
+        return score(
+            logits,
+            features,
+            self.lookup[mask_code(missing)],
+            p.prototypes,
+            p.sigma,
+            p.overall,
+            self.model.distance_metric,
+            self.rule.temperature,
+            self.rule.tail,
+        )
+
+    def reward(self, before: Score, after: Score) -> Tensor:
+        """(R,) reward; NaN counts as a rejection."""
+        value = reward(before, after, self.calibration, self.rule.reward, self.rule.tail)
+        return torch.where(value.isnan(), float("-inf"), value)
+
+
+def groups_by_missing(missing: Tensor) -> list[tuple[int, Tensor]]:
+    """(number of missing modalities, rows) of each number that occurs; one host synchronisation."""
+    counts = missing.sum(1)
+    present = torch.bincount(counts, minlength=missing.shape[1] + 1).tolist()
+    order = counts.argsort(stable=True)
+    return [(k, rows) for k, rows in enumerate(order.split(present)) if len(rows)]
+
+
+@torch.inference_mode()
+def select(scorer: Scorer, tokens: Tensor, missing: Tensor) -> Selection:
+    """Greedy selection.
+
+    Args:
+        tokens: (B, P, D) of the completed inputs (observed content, recoveries where missing).
+        missing: (B, M) bool, True = missing; not changed.
+    """
+    b, m = missing.shape
+    device = missing.device
+    sequences = scorer.model.prepare(tokens)
+    groups = groups_by_missing(missing)
+    rounds = max((k for k, _ in groups), default=0)
+    selection = Selection(
+        torch.empty(b, scorer.model.num_classes, device=device),
+        missing.clone(),
+        torch.full((b, m), NO_ACTION, dtype=torch.int8, device=device),
+        torch.full((b, rounds, m), float("nan"), device=device),
+    )
+    # Rows that miss equally many modalities see equally many tokens in every round, so no padding and no mask.
+    for k, rows in groups:
+        _select_group(scorer, sequences, rows, m - k, k, selection)
+    return selection
+
+
+def _select_group(
+    scorer: Scorer, sequences: Sequences, rows: Tensor, n_visible: int, k: int, selection: Selection
+) -> None:
+    """Rows that all miss ``k`` modalities. Arrays keep the group's size; only the list of (row, candidate) pairs
+    shrinks, and its emptiness is the one thing the host waits for in a round."""
+    missing = selection.final_missing[rows]
+    candidate = missing
+    current = scorer(sequences, rows, missing, n_visible)
+    every = torch.arange(len(rows), device=rows.device)
+    for t in range(k):
+        owner, u = candidate.nonzero(as_tuple=True)
+        if not len(owner):
+            break
+        hidden = missing[owner].scatter(1, u[:, None], False)
+        after = scorer(sequences, rows[owner], hidden, n_visible + t + 1)
+        value = scorer.reward(current[owner], after)
+        evaluated = value.new_full(candidate.shape, float("nan")).index_put((owner, u), value)
+        pair = torch.zeros_like(missing, dtype=torch.long).index_put((owner, u), torch.arange(len(u), device=u.device))
+        gain, best = evaluated.nan_to_num(nan=float("-inf")).max(1)
+        accepts = gain > scorer.rule.threshold
+        accepted = torch.zeros_like(missing).scatter(1, best[:, None], accepts[:, None])
+        current = current.updated(accepts, after[pair[every, best]])
+        missing = missing & ~accepted
+        # Rejected once, rejected for good; rows that accepted nothing are finished.
+        candidate = candidate & (evaluated >= 0) & ~accepted & accepts[:, None]
+        selection.rewards[rows, t] = evaluated
+        selection.accepted[rows, t] = torch.where(accepts, best, NO_ACTION).to(torch.int8)
+    selection.final_missing[rows] = missing
+    selection.logits[rows] = current.logits
+
+
+@dataclass
+class Lattice:
+    """Every superset of the observed modalities, for all rows that miss ``k`` of them.
+
+    Attributes:
+        rows: (R,) of the batch.
+        missing: (R, A, M) masks, A = 2^k; entry 0 is the observed set, the last one everything.
+        score: of (R * A,) rows.
+        reward: (R, A) of going from the observed set straight to this one; 0 for entry 0.
+    """
+
+    rows: Tensor
+    missing: Tensor
+    score: Score
+    reward: Tensor
+
+    @property
+    def logits(self) -> Tensor:
+        return self.score.logits.unflatten(0, self.missing.shape[:2])
+
+
+@torch.inference_mode()
+def exhaustive(scorer: Scorer, tokens: Tensor, missing: Tensor) -> list[Lattice]:
+    """All 2^k candidate subsets of every row; one :class:`Lattice` per number k of missing modalities.
+
+    Args:
+        tokens: (B, P, D) of the completed inputs. missing: (B, M) bool.
+    """
+    m = missing.shape[1]
+    sequences = scorer.model.prepare(tokens)
+    lattices = []
+    for k, rows in groups_by_missing(missing):
+        base = missing[rows]
+        columns = base.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :k]
+        codes = torch.arange(2**k, device=missing.device)
+        sizes = sum((codes >> i) & 1 for i in range(k)) if k else torch.zeros_like(codes)
+        codes = codes[torch.as_tensor(sizes).argsort(stable=True)]
+        added = (codes[:, None] >> torch.arange(k, device=missing.device)) & 1
+        masks = base[:, None].expand(-1, len(codes), -1).clone()
+        masks.scatter_(2, columns[:, None].expand(-1, len(codes), -1), added.expand(len(rows), -1, -1) == 0)
+        pieces: list[Score] = []
+        # Entries are sorted by size, so each size is one contiguous block and one fusion call.
+        start = 0
+        for size in range(k + 1):
+            width = int((added.sum(1) == size).sum())
+            block = masks[:, start : start + width].flatten(0, 1)
+            pieces.append(scorer(sequences, rows.repeat_interleave(width), block, m - k + size))
+            start += width
+        shape = (len(rows), -1)
+        score_all = Score(
+            torch.cat([p.quality.view(shape) for p in pieces], 1).flatten(),
+            torch.cat([p.log_ics.view(shape) for p in pieces], 1).flatten(),
+            torch.cat([p.logits.unflatten(0, shape) for p in pieces], 1).flatten(0, 1),
+        )
+        first = torch.arange(len(rows), device=missing.device).mul(len(codes)).repeat_interleave(len(codes))
+        value = scorer.reward(score_all[first], score_all).view(len(rows), -1)
+        value[:, 0] = 0
+        lattices.append(Lattice(rows, masks, score_all, value))
+    return lattices
+
+
+COMPARATORS = ("discard", "impute_all", "random", "best_subset", "oracle_subset")
+
+
+@torch.inference_mode()
+def compare(
+    lattices: list[Lattice], selection: Selection, target: Tensor, names: tuple[str, ...], generator: torch.Generator
+) -> dict[str, Selection]:
+    """The comparators, all read off the same lattices.
+
+    ``discard``: observed only. ``impute_all``: every recovery. ``random``: as many recoveries as DyMo accepted, drawn
+    at random. ``best_subset``: the subset with the highest reward (none if no reward is positive).
+    ``oracle_subset``: the subset that is right with the highest probability, if any is (an upper bound, uses labels).
+
+    Args:
+        target: (B,) labels, read by ``oracle_subset`` alone.
+        generator: on the CPU, for ``random``.
+    """
+    results = {
+        name: replace(
+            selection,
+            logits=torch.empty_like(selection.logits),
+            final_missing=selection.final_missing.clone(),
+            accepted=torch.full_like(selection.accepted, NO_ACTION),
+            rewards=torch.full_like(selection.rewards, float("nan")),
+        )
+        for name in names
+    }
+    n_accepted = (selection.accepted >= 0).sum(1)
+    for lattice in lattices:
+        rows, (r, a) = lattice.rows, lattice.missing.shape[:2]
+        every = torch.arange(r, device=rows.device)
+        size = lattice.missing[:, :1].sum(-1) - lattice.missing.sum(-1)
+        for name in names:
+            if name == "discard":
+                choice = torch.zeros_like(every)
+            elif name == "impute_all":
+                choice = torch.full_like(every, a - 1)
+            elif name == "random":
+                draws = torch.rand(r, a, generator=generator).to(rows.device)
+                choice = torch.where(size == n_accepted[rows][:, None], draws, -1.0).argmax(1)
+            elif name == "best_subset":
+                choice = lattice.reward.argmax(1)
+            else:
+                truth = target[rows][:, None, None].expand(-1, a, 1)
+                # Right before confident: the highest probability of the truth need not be the top one.
+                right = lattice.logits.argmax(-1) == truth[..., 0]
+                choice = (lattice.logits.softmax(-1).gather(2, truth)[..., 0] + right).argmax(1)
+            results[name].logits[rows] = lattice.logits[every, choice]
+            results[name].final_missing[rows] = lattice.missing[every, choice]
+    return results

@@ -1,0 +1,102 @@
+"""Pre-norm transformer block and the layer that turns masked tokens into dropped ones."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one fused, bias-free projection (layout: 3, heads, head width)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width {width} is not a multiple of {heads} heads")
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.proj = nn.Linear(width, width)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Attention of projected queries.
+
+        Args:
+            q: (B, Nq, D); k, v: (B, N, D).
+            visible: (B, N) bool, keys that count; None = all. Mind the polarity: this is the only place where a
+                mask says True = present, as PyTorch's attention wants it.
+
+        Returns:
+            (B, Nq, D) after the output projection.
+        """
+        b, nq, width = q.shape
+        q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (q, k, v))
+        mask = None if visible is None else visible[:, None, None, :]
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.proj(y.transpose(1, 2).reshape(b, nq, width))
+
+
+class Mlp(nn.Module):
+    """Linear - exact GELU - Linear, hidden width 4D."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """x += Attn(LN(x)); x += MLP(LN(x)). No dropout (dymo_core 1.2)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.attn = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = Mlp(width)
+
+    def project(self, x: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, 3D): queries, keys and values. They do not depend on which other tokens are visible."""
+        return self.attn.qkv(self.norm1(x))
+
+    def mix(self, x: Tensor, qkv: Tensor, visible: Tensor | None = None, first_only: bool = False) -> Tensor:
+        """The rest of the block, given ``qkv = project(x)``; (B, N, D), or (B, 1, D) of token 0 with ``first_only``."""
+        q, k, v = qkv.chunk(3, dim=-1)
+        if first_only:
+            x, q = x[:, :1], q[:, :1]
+        x = x + self.attn.attend(q, k, v, visible)
+        return x + self.mlp(self.norm2(x))
+
+    def forward(self, x: Tensor, visible: Tensor | None = None, first_only: bool = False) -> Tensor:
+        """(B, N, D) -> (B, N, D), or (B, 1, D) with ``first_only``; ``visible`` (B, N) bool, None = all."""
+        if not first_only:
+            return self.mix(x, self.project(x), visible)
+        normed = self.norm1(x)
+        width = x.shape[-1]
+        weight = self.attn.qkv.weight
+        q = F.linear(normed[:, :1], weight[:width])
+        k, v = F.linear(normed, weight[width:]).chunk(2, dim=-1)
+        x = x[:, :1] + self.attn.attend(q, k, v, visible)
+        return x + self.mlp(self.norm2(x))
+
+
+def normal_initialisation(module: nn.Module) -> None:
+    """Linear and Embedding weights ~ N(0, 0.02^2), Linear biases 0, LayerNorm 1 / 0; others keep PyTorch's."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Embedding):
+            nn.init.normal_(part.weight, std=0.02)
+        if isinstance(part, nn.Linear) and part.bias is not None:
+            nn.init.zeros_(part.bias)
+        if isinstance(part, nn.LayerNorm):
+            nn.init.ones_(part.weight)
+            nn.init.zeros_(part.bias)
+
+
+def visible_tokens(missing: Tensor, tokens_per_modality: list[int]) -> Tensor:
+    """(B, M) bool, True = missing -> (B, 1 + P) bool, True = visible; the first is the CLS token, never masked."""
+    repeats = torch.tensor(tokens_per_modality, device=missing.device)
+    keys = (~missing).repeat_interleave(repeats, dim=1, output_size=sum(tokens_per_modality))
+    return F.pad(keys, (1, 0), value=True)

@@ -1,0 +1,280 @@
+"""``python -m tests.benchmarks [--tiny] [--out FILE] [overrides of run.py]``
+
+Each line compares, alternating in one run, our path with (a) one masked forward pass of the same network and (b) a slow
+twin written from the specification; medians. ``--tiny`` uses random weights and a few rows; otherwise the trained
+backbone and imputer of the run that the overrides name (default: those of ``python run.py``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import platform
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from datasets.base import Batch, MultimodalDataModule
+from datasets.missingness import random_mask
+from gaussian_parameter_generation.estimate import GaussianParameters, estimate
+from models.dymo.dymo import DyMo
+from models.dymo.dynamic_transformer import DynamicTransformer
+from models.dymo.prototypes import COSINE, DISTANCE_METRICS
+from models.dymo.selection import Scorer, SelectionRule, select
+from models.imputers.mopoe import MoPoE
+from tests.benchmarks import twin
+from trainers.context import Context, open_run
+from utils.build import build_imputer, build_model
+from utils.subsets import draw_subsets, enumerate_subsets
+
+log = logging.getLogger("benchmarks")
+RATES = (0.2, 0.4, 0.6, 0.8)
+
+
+def alternate(repeats: int, **paths: Callable[[], Any]) -> dict[str, float]:
+    """Median seconds of each path, run in turn."""
+    times: dict[str, list[float]] = {name: [] for name in paths}
+    for run in range(repeats + 1):
+        for name, path in paths.items():
+            _wait()
+            start = time.perf_counter()
+            path()
+            _wait()
+            if run:  # the first round warms up
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(t) for name, t in times.items()}
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+class Bench:
+    """Collects the table.
+
+    Args:
+        context: which data, backbone and imputer.
+        tiny: random weights, few rows, one repeat.
+        batch: rows of a batch.
+    """
+
+    def __init__(self, context: Context, tiny: bool, batch: int) -> None:
+        self.context, self.tiny, self.batch = context, tiny, batch
+        self.repeats = 1 if tiny else 5
+        self.rows: list[dict[str, Any]] = []
+        self.data: MultimodalDataModule = context.data
+        self.data.prepare()
+        self.imputer = build_imputer(context.cfg, self.data) if tiny else context.load_imputer()
+        self.device = torch.device("cpu") if tiny else context.device
+        if isinstance(self.imputer, MoPoE):
+            self.imputer.eval().to(self.device)
+
+    def backbone(self, metric: str) -> tuple[DynamicTransformer, GaussianParameters]:
+        cfg = self.context.cfg.copy()
+        cfg.distance_metric = metric
+        context = Context(cfg)
+        if self.tiny:
+            torch.manual_seed(0)
+            model = build_model(cfg, context.trainable, self.data).eval()
+            for p in model.parameters():
+                p.data.mul_(3 if p.ndim > 1 else 1)
+        else:
+            model = context.load_model()
+        assert isinstance(model, DynamicTransformer)
+        return model.to(self.device), estimate(model, self._some(2048), progress=False).to(self.device)
+
+    def _some(self, n: int) -> list[Batch]:
+        # Stored rows are sorted by class.
+        order = torch.randperm(len(self.data.split("train")), generator=torch.Generator().manual_seed(0))
+        rows = order[: 128 if self.tiny else n]
+        return [self.data.rows("train", part.numpy(), self.device) for part in rows.split(self.batch)]
+
+    def add(self, what: str, rate: float | None, seconds: dict[str, float], agreement: str) -> None:
+        row = {
+            "what": what,
+            "batch": self.batch,
+            "rate": rate,
+            "device": self.device.type,
+            "ours_ms": 1e3 * seconds["ours"],
+            "ratio_to_forward": seconds["ours"] / seconds["forward"] if "forward" in seconds else None,
+            "slow_twin_over_ours": seconds["slow"] / seconds["ours"] if "slow" in seconds else None,
+            "agreement": agreement,
+            "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        }
+        self.rows.append(row)
+        log.info("%s", {k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()})
+
+    def selection(self, metric: str) -> None:
+        """Selection on given recoveries, and the whole of DyMo with the imputer."""
+        model, parameters = self.backbone(metric)
+        slow = twin.SlowTransformer(model)
+        scorer = Scorer(model, parameters, SelectionRule(tail="float32"))
+        dymo = DyMo(model, self.imputer, parameters, SelectionRule(tail="float32"))
+        inputs_batch = self._some(self.batch)[0]
+        inputs = inputs_batch.inputs
+        m = len(model.modalities)
+        for rate in RATES:
+            mask = random_mask(len(inputs_batch), m, rate, "exact", 7)
+            missing = torch.from_numpy(mask).to(self.device)
+            batch = inputs_batch.replace(missing=missing, complete=False)
+            recovered = self.imputer.impute(inputs, missing)
+
+            def ours() -> Any:
+                return select(scorer, model.encode(recovered), missing)  # noqa: B023
+
+            def forward() -> Any:
+                with torch.inference_mode():
+                    return slow(recovered, missing)  # noqa: B023
+
+            def whole() -> Any:
+                return dymo(batch)  # noqa: B023
+
+            paths: dict[str, Callable[[], Any]] = {"ours": ours, "forward": forward}
+            if self.device.type == "cpu":
+                paths["slow"] = lambda: twin.select(slow, recovered, missing, parameters)  # noqa: B023
+            label = "cosine" if metric == COSINE else "euclidean"
+            agreement = self._agreement(scorer, slow, parameters, rate) if self.device.type == "cpu" else ""
+            self.add(f"selection, {label}", rate, alternate(self.repeats, **paths), agreement)
+            if metric == COSINE and isinstance(self.imputer, MoPoE):
+                paths = {"ours": whole, "forward": forward}
+                if self.device.type == "cpu" and rate in (RATES[0], RATES[-1]):
+                    paths["slow"] = lambda: twin.select(
+                        slow,
+                        twin.impute(self.imputer, inputs, missing),  # type: ignore[arg-type]  # noqa: B023
+                        missing,  # noqa: B023
+                        parameters,
+                    )
+                self.add("DyMo with imputer, cosine", rate, alternate(min(self.repeats, 3), **paths), "")
+
+    def _agreement(
+        self, scorer: Scorer, slow: twin.SlowTransformer, parameters: GaussianParameters, rate: float
+    ) -> str:
+        """Same final masks and logits on many rows; rows whose decision hangs on a reward below 1e-5 may flip."""
+        rows = flips = 0
+        worst = 0.0
+        for batch in self._some(1280):
+            mask = torch.from_numpy(random_mask(len(batch), len(batch.inputs), rate, "exact", rows))
+            recovered = self.imputer.impute(batch.inputs, mask)
+            ours = select(scorer, scorer.model.encode(recovered), mask)
+            logits, final = twin.select(slow, recovered, mask, parameters)
+            same = (final == ours.final_missing).all(1)
+            decisive = ours.rewards.abs().nan_to_num(nan=1.0).flatten(1).amin(1) > 1e-5
+            rows += len(batch)
+            flips += int((~same & decisive).sum())
+            worst = max(worst, float((logits - ours.logits)[same].abs().max()))
+        return f"{rows} rows, {flips} other masks, max |logit difference| {worst:.1e}"
+
+    def gaussian(self) -> None:
+        """Gaussian parameters of all subsets."""
+        model, _ = self.backbone(COSINE)
+        batches = self._some(1024)
+        slow = twin.SlowTransformer(model)
+        pairs = [(b.inputs, b.target) for b in batches]
+        ours = estimate(model, batches, progress=False)
+        other = twin.gaussian(slow, pairs, COSINE)
+        paths: dict[str, Callable[[], Any]] = {
+            "ours": lambda: estimate(model, batches, progress=False),
+            "forward": lambda: [slow(x, torch.zeros(len(y), len(x), dtype=torch.bool)) for x, y in pairs],
+            "slow": lambda: twin.gaussian(slow, pairs, COSINE),
+        }
+        error = float(((ours.sigma - other) / other).abs().max())
+        with torch.inference_mode():
+            self.add("Gaussian stage", None, alternate(min(self.repeats, 3), **paths), f"sigma within {error:.1e}")
+
+    def training(self, folder: Path) -> None:
+        """Training steps with the data path: ours against K full forwards on PNG files."""
+        model, _ = self.backbone(COSINE)
+        model.train()
+        m = len(model.modalities)
+        n = min(64 if self.tiny else 512, len(self.data.split("train")))
+        self._write_pngs(folder, n)
+        names = [str(i) for i in range(n)]
+        loader = self.data.loader("train", train=True, batch_size=128, device=self.device)
+        slow = twin.SlowTransformer(model)
+        subsets = draw_subsets(m, 5, torch.Generator().manual_seed(0))
+        target = self.data.split("train").read("target")[:n]
+
+        def step(loss: Tensor) -> None:
+            loss.backward()
+            model.zero_grad()
+
+        def fused(inputs: dict[str, Tensor], y: Tensor) -> Tensor:
+            parts = list(model.fuse_subsets(model.encode(inputs), subsets))
+            logits = torch.cat([p[1] for p in parts])
+            return torch.nn.functional.cross_entropy(logits.flatten(0, 1), y.repeat(len(logits)))
+
+        def ours() -> None:
+            for rows in torch.arange(n).split(128):
+                batch = loader.gather(rows.to(loader.target.device))
+                step(fused(batch.inputs, batch.target))
+
+        def theirs() -> None:
+            for rows in torch.arange(n).split(128):
+                inputs = twin.load_pngs(folder, [names[i] for i in rows], self.data.modality_names)
+                step(twin.training_step(slow, inputs, target[rows], subsets))
+
+        rows = torch.arange(min(n, 64))
+        x = {k: v[rows].float() / 255 for k, v in ((k, loader.arrays[k]) for k in self.data.modality_names)}
+        gap = float((fused(x, target[rows]) - twin.training_step(slow, x, target[rows], subsets)).detach().abs())
+        self.add("training", None, alternate(min(self.repeats, 3), ours=ours, slow=theirs), f"loss within {gap:.1e}")
+
+    def _write_pngs(self, folder: Path, n: int) -> None:
+        from PIL import Image
+
+        split = self.data.split("train")
+        for view in self.data.modality_names:
+            (folder / view).mkdir()
+            for i, image in enumerate(split.array(view)[:n]):
+                Image.fromarray(image.transpose(1, 2, 0)).save(folder / view / f"{i}.png")
+
+    def scaling(self) -> None:
+        """Selection time against rows and against the number of subsets."""
+        model, _ = self.backbone(COSINE)
+        tokens = model.encode(self._some(self.batch)[0].inputs).detach()
+        subsets = enumerate_subsets(len(model.modalities))
+        sequences = model.prepare(tokens)
+        with torch.inference_mode():
+            for k in (1, len(subsets) // 2, len(subsets)):
+                seconds = alternate(
+                    self.repeats,
+                    ours=lambda k=k: list(model.fuse_subsets(sequences, subsets[-k:])),  # type: ignore
+                )
+                self.add(f"fusion of {k} subsets", None, seconds, "")
+
+
+def main(arguments: Sequence[str] | None = None) -> pd.DataFrame:
+    """Print the table and write it as CSV."""
+    parser = argparse.ArgumentParser("python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks.csv"))
+    parser.add_argument("--batch", type=int, default=512)
+    parser.add_argument("overrides", nargs="*")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    context = open_run(*options.overrides)
+    bench = Bench(context, options.tiny, 32 if options.tiny else options.batch)
+    for metric in (COSINE,) if options.tiny else DISTANCE_METRICS:
+        bench.selection(metric)
+    bench.gaussian()
+    with tempfile.TemporaryDirectory() as folder:
+        bench.training(Path(folder))
+    bench.scaling()
+    frame = pd.DataFrame(bench.rows)
+    frame["machine"] = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    frame.to_csv(options.out, index=False)
+    print(frame.drop(columns="machine").round(3).to_markdown(index=False))
+    return frame
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""Shared fixtures: tiny data in the real layout, tiny runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from tests.makers import make_polymnist_folder
+from utils.build import register_resolvers
+from utils.validate import CONFIGS
+
+# One: two spin against each other where several processes share the cores.
+torch.set_num_threads(1)
+register_resolvers()
+
+Composer = Callable[..., DictConfig]
+
+
+@pytest.fixture(scope="session")
+def polymnist_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A PolyMNIST folder in the official layout: 6 / 3 / 3 tuples per class."""
+    root = tmp_path_factory.mktemp("PolyMNIST")
+    make_polymnist_folder(root, per_class=6)
+    return root
+
+
+@pytest.fixture
+def composed(tmp_path: Path, polymnist_root: Path) -> Composer:
+    """Compose the shipped configuration on the tiny PolyMNIST, with tiny training."""
+
+    def build(*overrides: str, tiny: bool = True) -> DictConfig:
+        small = [
+            "dataset=PolyMNIST",
+            f"dataset.root={polymnist_root}",
+            f"paths.cache={polymnist_root.parent / 'cache'}",
+            f"paths.output={tmp_path / 'out'}",
+            "trainer.enable_progress_bar=false",
+            "trainer.accelerator=cpu",
+            "imputer.quality.judge_epochs=1",
+        ]
+        with initialize_config_dir(str(CONFIGS), version_base=None):
+            return compose("config", [*(small if tiny else []), *overrides])
+
+    return build

@@ -1,0 +1,127 @@
+"""Tiny seeded files in the real directory and file-name layouts, for the real readers."""
+
+from __future__ import annotations
+
+import gzip
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+
+
+def make_polymnist_folder(
+    root: Path, per_class: int = 2, splits: Sequence[str] = ("train", "val", "test"), seed: int = 0
+) -> Path:
+    """``<root>/<split>/m{0..4}/{i}.{digit}.png``: a coarse colour pattern of each class and view, plus noise.
+
+    Args:
+        per_class: tuples of each digit in each split.
+        seed: of patterns and noise; a split's files do not depend on which other splits are made.
+
+    Returns:
+        ``root``.
+    """
+    patterns = np.random.default_rng(seed).integers(20, 236, size=(5, 10, 4, 4, 3))
+    for split in splits:
+        rng = np.random.default_rng([seed, ("train", "val", "test").index(split)])
+        for view in range(5):
+            folder = Path(root) / split / f"m{view}"
+            folder.mkdir(parents=True)
+            for digit in range(10):
+                picture = patterns[view, digit].repeat(7, axis=0).repeat(7, axis=1)
+                for i in range(per_class):
+                    noisy = picture + rng.integers(-20, 20, size=picture.shape)
+                    Image.fromarray(noisy.astype(np.uint8)).save(folder / f"{i}.{digit}.png")
+    return Path(root)
+
+
+def make_mnist_idx(folder: Path, n_train: int = 100, n_test: int = 60, seed: int = 0, gz: bool = True) -> Path:
+    """The four idx files of MNIST: a coarse glyph of each class in grey values around the threshold of 128, with noise.
+
+    Args:
+        n_train, n_test: images; the classes are as equal in number as can be, in random order.
+        gz: write ``.gz`` files.
+
+    Returns:
+        ``folder``.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    glyphs = rng.integers(0, 2, size=(10, 7, 7)).repeat(4, axis=1).repeat(4, axis=2)
+    for prefix, n in (("train", n_train), ("t10k", n_test)):
+        labels = rng.permutation(np.arange(n) % 10).astype(np.uint8)
+        images = glyphs[labels] * rng.integers(120, 256, size=(n, 28, 28))
+        write_idx(folder / f"{prefix}-images-idx3-ubyte", images.astype(np.uint8), gz)
+        write_idx(folder / f"{prefix}-labels-idx1-ubyte", labels, gz)
+    return folder
+
+
+def write_idx(path: Path, array: np.ndarray, gz: bool = False) -> Path:
+    """A uint8 array as an idx file, ``.gz`` appended to the name where it is compressed; returns the path."""
+    content = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, dtype=">u4").tobytes() + array.tobytes()
+    path = path.with_name(path.name + ".gz") if gz else path
+    path.write_bytes(gzip.compress(content, mtime=0) if gz else content)
+    return path
+
+
+def random_original_state(
+    modalities: int = 5, width: int = 128, classes: int = 10, projection: int = 64, layers: int = 2, seed: int = 0
+) -> dict[str, torch.Tensor]:
+    """Random weights of a PolyMNIST DynamicTransformer under the keys of the original repository (dymo_core 1.6).
+
+    Of a size at which features differ between classes and subsets, yet no posterior is saturated; 80 entries at the
+    default sizes.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    state: dict[str, torch.Tensor] = {}
+
+    def noise(*shape: int, scale: float) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator) * scale
+
+    def affine(name: str, *shape: int, gain: float = 1.0) -> None:
+        state[f"{name}.weight"] = noise(*shape, scale=gain * math.prod(shape[1:]) ** -0.5)
+        state[f"{name}.bias"] = noise(shape[0], scale=0.1 * gain)
+
+    def norm(name: str) -> None:
+        state[f"{name}.weight"] = 1 + noise(width, scale=0.1)
+        state[f"{name}.bias"] = noise(width, scale=0.1)
+
+    state["cls_token"] = noise(1, 1, width, scale=0.5)
+    state["pos_embeddings"] = noise(1, 1 + 4 * modalities, width, scale=0.1)
+    state["prototypes"] = noise(classes, projection, scale=0.1)
+    state["modality_embeddings.weight"] = noise(modalities, width, scale=0.5)
+    for i in range(modalities):
+        norm(f"m_norms.{i}")
+        for layer, (out, into) in zip((0, 2, 4), ((32, 3), (64, 32), (width, 64))):
+            affine(f"m_encoders.{i}.network.{layer}", out, into, 3, 3)
+        affine(f"m_encoders.{i}.proj_conv.0", width, width, 1, 1)
+    for b in range(layers):
+        norm(f"transformer.{b}.norm1")
+        state[f"transformer.{b}.attn.qkv.weight"] = noise(3 * width, width, scale=width**-0.5)
+        affine(f"transformer.{b}.attn.proj", width, width)
+        norm(f"transformer.{b}.norm2")
+        affine(f"transformer.{b}.mlp.fc1", 4 * width, width)
+        affine(f"transformer.{b}.mlp.fc2", width, 4 * width)
+    affine("classifier", classes, width)
+    affine("projection", projection, width, gain=0.3)
+    return state
+
+
+def make_original_checkpoint(path: Path, state: dict[str, torch.Tensor]) -> Path:
+    """``checkpoint_best_acc.ckpt`` as the original saves it, with an OmegaConf object inside; returns the path."""
+    content = {
+        "epoch": 12,
+        "state_dict": OrderedDict(state),
+        "optimizer": {"state": {}, "param_groups": [{"lr": 1e-3, "params": [0]}]},
+        "scheduler": None,
+        "hyper_parameters": OmegaConf.create({"model": {"model_name": "DynamicTransformer"}, "lr": 1e-3}),
+        "best_val_score": torch.tensor(0.9),
+    }
+    torch.save(content, path)
+    return path

@@ -1,0 +1,500 @@
+"""Every shipped configuration keeps the promises that methods, data sets and presets make.
+
+The files are found by walking ``configs/``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import pytorch_lightning as pl
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.errors import ConfigCompositionException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError
+
+from datasets.base import Batch
+from datasets.missingness import parse_scenario
+from models.imputers.simple import Oracle
+from trainers import fit as fit_module
+from trainers import pipeline
+from trainers.context import Context, resolve_metric
+from trainers.evaluate import load_method, scenario_predictions
+from utils.build import build_model, build_trainer
+from utils.errors import UserError
+from utils.validate import CONFIGS, check_overrides, validate
+
+ROOT = CONFIGS.parent
+
+
+FILES = sorted(f.relative_to(CONFIGS) for f in CONFIGS.rglob("*.yaml"))
+# A new file is to be noticed here, and everything below covers it; where it cannot, say so with the reason.
+COUNTS = {
+    ".": 1,
+    "dataset": 2,
+    "model": 2,
+    "imputer": 4,
+    "missing": 2,
+    "trainer": 4,
+    "logger": 3,
+    "experiment": 1,
+    "recipe": 6,
+}
+GROUPS = [group for group in COUNTS if group not in (".", "recipe")]
+SMALL_DATA = {"PolyMNIST": [], "Digits": ["dataset.train_pairings=1"]}
+
+
+def options(group: str) -> list[str]:
+    return sorted(f.stem for f in FILES if f.parent == Path(group))
+
+
+def configure(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONFIGS), version_base=None):
+        return compose("config", list(overrides))
+
+
+# --------------------------------------------------------------------------------------------------- files and groups
+
+
+def test_all_files_are_known() -> None:
+    assert Counter(str(f.parts[0] if len(f.parts) > 1 else ".") for f in FILES) == COUNTS
+    assert set(SMALL_DATA) == set(options("dataset")), "say how to make the new data set small"
+
+
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_a_file_opens_with_what_it_is_or_how_to_run_it(file: Path) -> None:
+    lines = [line for line in (CONFIGS / file).read_text().splitlines() if not line.startswith("# @package")]
+    assert re.match(r"# .{10,}", lines[0]), lines[0]
+
+
+def commands() -> list[Any]:
+    found = []
+    for file in FILES:
+        for line in (CONFIGS / file).read_text().splitlines():
+            if match := re.match(r"#.*?python run\.py([^(;]*?)(?:  .*|\(.*)?$", line):
+                found.append(pytest.param(shlex.split(match[1]), id=f"{file}: {match[1].strip()}"))
+    return found
+
+
+@pytest.mark.parametrize("arguments", commands())
+def test_the_commands_in_comments_are_understood(arguments: list[str]) -> None:
+    check_overrides(arguments)
+    configure(*arguments)
+
+
+@pytest.mark.parametrize(("group", "option"), [(g, o) for g in GROUPS for o in options(g)])
+def test_an_option_composes_with_the_defaults_of_all_others(group: str, option: str) -> None:
+    cfg = configure(f"{group}={option}")
+    check_overrides([f"{group}={option}"])
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict) and sorted(plain)[:2] == ["dataset", "distance_metric"]
+    assert cfg[group].get("name", option).split("_")[0] == option if group in ("dataset", "model", "imputer") else True
+    if (group, option) == ("imputer", "Oracle"):  # reads what is missing
+        with pytest.raises(UserError, match=r"imputer\.allow_oracle=true"):
+            validate(cfg)
+        cfg.imputer.allow_oracle = True
+    validate(cfg)
+    resolve_metric(cfg)
+    nodes = [cfg, *(node for node in cfg.values() if isinstance(node, DictConfig))]
+    for node in nodes:
+        assert OmegaConf.is_struct(node)
+        with pytest.raises(ConfigAttributeError):
+            _ = node.no_such_key
+    with pytest.raises(ConfigCompositionException):
+        configure(f"{group}={option}", "no_such_key=1")
+
+
+def test_variants_of_a_model_have_their_own_run_directories() -> None:
+    labels = []
+    for metric, aware in itertools.product(("cosine_similarity", "squared_euclidean"), (0.0, 0.25, 0.5)):
+        cfg = configure("model=DyMo", f"distance_metric={metric}", f"model.recovery_aware={aware}")
+        labels.append((cfg.model.name, cfg.model.backbone.name))
+        assert cfg.model.backbone.recovery_aware == cfg.model.backbone.module.recovery_aware == aware
+    assert labels == [
+        ("DyMo" + tail, "DynamicTransformer" + tail)
+        for tail in ("", "_aware0.25", "_aware", "_EU", "_EU_aware0.25", "_EU_aware")
+    ]
+
+
+# -------------------------------------------------------------------------------------------------- model × data set
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory, polymnist_root: Path) -> Callable[..., list[str]]:
+    """Overrides that make any run tiny."""
+    folder = tmp_path_factory.mktemp("contracts")
+
+    def overrides(dataset: str, model: str, *more: str, out: str = "out", epochs: int = 1) -> list[str]:
+        fitted = "model.backbone" if "backbone" in configure(f"model={model}").model else "model"
+        root = [f"dataset.root={polymnist_root}"] if dataset == "PolyMNIST" else []
+        return [
+            f"dataset={dataset}",
+            f"model={model}",
+            *root,
+            *SMALL_DATA[dataset],
+            f"paths.cache={folder / 'cache'}",
+            f"paths.output={folder / out}",
+            "trainer=cpu",
+            "trainer.enable_progress_bar=false",
+            "trainer.limit_train_batches=3",
+            "trainer.limit_val_batches=1",
+            "dataset.test_batch_size=60",
+            f"{fitted}.training.max_epochs={epochs}",
+            f"{fitted}.training.batch_size=20",
+            "imputer=Zero",
+            *more,
+        ]
+
+    return overrides
+
+
+# What a method needs so that two epochs of three batches reach all of it.
+REACH = {
+    # The projection is trained by the prototype loss, which sets in late; a modality may be outside all K subsets.
+    "DynamicTransformer": {"prototype_start": 1, "subsets_per_step": 31},
+    "DyMo": {"prototype_start": 1, "subsets_per_step": 31},
+}
+
+
+class Watch(pl.Callback):
+    """Notes losses and which parameters ever had a gradient."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.reached: set[str] = set()
+        self.trainable: set[str] = set()
+
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for name, parameter in pl_module.named_parameters():
+            if parameter.requires_grad:
+                self.trainable.add(name)
+                if parameter.grad is not None and parameter.grad.abs().sum() > 0:
+                    self.reached.add(name)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, *_: Any) -> None:
+        self.losses.append(float(outputs["loss"]))
+
+
+def fit(cfg: DictConfig) -> tuple[Context, Watch]:
+    """Train the model of a configuration through the stage, watched."""
+    watch, original = Watch(), fit_module.build_trainer
+
+    def watched(cfg: DictConfig, **arguments: Any) -> pl.Trainer:
+        return original(cfg, **{**arguments, "callbacks": [*arguments["callbacks"], watch]})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fit_module, "build_trainer", watched)
+        cfg.stages = ["fit"]
+        pipeline.run(cfg)
+    return Context(cfg), watch
+
+
+PAIRS = list(itertools.product(options("dataset"), options("model")))
+
+
+@pytest.fixture(scope="module", params=PAIRS, ids="-".join)
+def run(request: pytest.FixtureRequest, base: Callable[..., list[str]]) -> tuple[Context, Watch, list[str]]:
+    """Every model, trained for two epochs on every data set; what else it needs is estimated."""
+    dataset, model = request.param
+    fitted = "model.backbone.module" if "backbone" in configure(f"model={model}").model else "model.module"
+    changes = [f"{fitted}.{key}={value}" for key, value in REACH[model].items()]
+    overrides = base(dataset, model, *changes, out=f"out_{model}", epochs=2)
+    context, watch = fit(configure(*overrides))
+    cfg = configure(*overrides)
+    if context.selects:
+        cfg.stages = ["gaussian"]
+        pipeline.run(cfg)
+    return context, watch, overrides
+
+
+def some_batch(context: Context, n: int = 12) -> Batch:
+    """Rows with every number of missing modalities, from none to all but one."""
+    m = len(context.data.modalities)
+    rng = np.random.default_rng(0)
+    missing = rng.random((n, m)).argsort(1) < (np.arange(n) % m)[:, None]
+    batch = context.data.rows("test", np.arange(n))
+    return batch.replace(missing=torch.from_numpy(missing), complete=False)
+
+
+def test_training_is_finite_and_reaches_every_parameter(run: tuple[Context, Watch, list[str]]) -> None:
+    context, watch, _ = run
+    assert len(watch.losses) == 6 and all(map(math.isfinite, watch.losses))
+    assert watch.trainable and watch.trainable - watch.reached == set()
+    metrics = pd.read_csv(context.trained / "metrics.csv")
+    assert len(metrics) == 2 and {"epoch", "step", "train_loss", "val_loss", "val_accuracy"} <= set(metrics)
+    assert metrics["train_loss"].tolist() == pytest.approx([np.mean(watch.losses[:3]), np.mean(watch.losses[3:])])
+    assert np.isfinite(metrics[["train_loss", "val_loss", "val_accuracy"]]).all(axis=None)
+
+
+def test_content_of_what_is_missing_changes_nothing(run: tuple[Context, Watch, list[str]]) -> None:
+    context, _, _ = run
+    method, batch = load_method(context), some_batch(context)
+    outputs = []
+    for value in (None, math.nan, math.inf, 1e30):
+        inputs = {}
+        for i, (name, x) in enumerate(batch.inputs.items()):
+            x = x.clone()
+            if value is not None:
+                x[batch.missing[:, i]] = value
+            inputs[name] = x
+        changed = batch.replace(inputs=inputs)
+        with torch.inference_mode():
+            alone = method(changed)
+            together = scenario_predictions(method, changed, {"s": batch.missing})[""]["s"]
+        outputs.append((alone.logits, together.logits))
+    for pair in outputs:
+        for logits, reference in zip(pair, outputs[0]):
+            assert torch.isfinite(logits).all() and torch.equal(logits, reference)
+    torch.testing.assert_close(*outputs[0], atol=1e-5, rtol=1e-5)
+
+
+def test_a_batch_of_one_gives_what_a_batch_of_many_gives(run: tuple[Context, Watch, list[str]]) -> None:
+    context, _, _ = run
+    method, batch = load_method(context), some_batch(context)
+    with torch.inference_mode():
+        many = method(batch)
+        for row in range(len(batch)):
+            one = Batch(
+                {name: x[row : row + 1] for name, x in batch.inputs.items()},
+                batch.missing[row : row + 1],
+                batch.target[row : row + 1],
+                batch.index[row : row + 1],
+            )
+            single = method(one)
+            torch.testing.assert_close(single.logits, many.logits[row : row + 1], atol=1e-5, rtol=1e-5)
+            if "final_missing" in many.extras:
+                assert torch.equal(single.extras["final_missing"][0], many.extras["final_missing"][row])
+
+
+def test_the_batch_is_left_as_it_was(run: tuple[Context, Watch, list[str]]) -> None:
+    context, _, _ = run
+    method, batch = load_method(context), some_batch(context)
+    before = [batch.missing.clone(), batch.target.clone(), *(x.clone() for x in batch.inputs.values())]
+    with torch.inference_mode():
+        method(batch)
+    after = [batch.missing, batch.target, *batch.inputs.values()]
+    assert all(torch.equal(a, b) for a, b in zip(before, after))
+
+
+def test_weights_read_back_into_a_new_model(run: tuple[Context, Watch, list[str]]) -> None:
+    context, _, _ = run
+    trained, batch = context.load_model(), some_batch(context)
+    fresh = build_model(context.cfg, context.trainable, context.data).eval()
+    with torch.inference_mode():
+        assert not torch.equal(fresh(batch).logits, trained(batch).logits)
+        missing, unexpected = fresh.load_state_dict(trained.state_dict(), strict=True)
+        assert not missing and not unexpected
+        assert torch.equal(fresh(batch).logits, trained(batch).logits)
+    content = torch.load(context.checkpoint, weights_only=True)  # plain values only
+    assert content["architecture"]["modalities"] == [[m.name, m.kind, list(m.shape)] for m in context.data.modalities]
+
+
+def test_a_seed_decides_everything(run: tuple[Context, Watch, list[str]], tmp_path: Path) -> None:
+    context, watch, overrides = run
+    states = []
+    for seed in (0, 1):
+        cfg = configure(*overrides, f"paths.output={tmp_path / str(seed)}", f"seed={seed}")
+        again, second = fit(cfg)
+        states.append((torch.load(again.trained / "checkpoints" / "last.ckpt", weights_only=True), second.losses))
+    first = torch.load(context.trained / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert states[0][1] == watch.losses and states[1][1] != watch.losses
+    assert all(torch.equal(first[key], value) for key, value in states[0][0]["state_dict"].items())
+    assert not all(torch.equal(first[key], value) for key, value in states[1][0]["state_dict"].items())
+
+
+# ------------------------------------------------------------------------------------------------------------ imputers
+
+
+@pytest.mark.parametrize("name", options("imputer"))
+def test_an_imputer_fills_what_is_missing_and_passes_the_rest_through(base, name: str) -> None:
+    cfg = configure(*base("PolyMNIST", "DyMo", f"imputer={name}"), "imputer.quality.judge_epochs=1", "stages=[impute]")
+    if "max_epochs" in cfg.imputer.training:
+        cfg.imputer.training.max_epochs = 1
+    pipeline.run(cfg)
+    context = Context(cfg)
+    quality = pd.read_csv(context.imputed / "quality.csv")
+    assert quality.groupby("metric").size().to_dict() == {"coherence": 20, "judge_accuracy": 5, "mae": 20, "mse": 20}
+    assert np.isfinite(quality["value"]).all()
+    imputer, batch = context.load_imputer(), some_batch(context)
+    spoilt = {}
+    for i, (view, x) in enumerate(batch.inputs.items()):
+        gone = batch.missing[:, i].view(-1, 1, 1, 1)
+        spoilt[view] = x if isinstance(imputer, Oracle) else torch.where(gone, math.nan, x)
+    recovered = imputer.impute(spoilt, batch.missing, batch.index)
+    assert list(recovered) == context.data.modality_names
+    assert set(batch.missing.sum(1).tolist()) == set(range(5)), "every number of missing views is tried"
+    for i, (view, x) in enumerate(recovered.items()):
+        there = ~batch.missing[:, i]
+        assert torch.equal(x[there], batch.inputs[view][there]) and torch.isfinite(x).all()
+        if imputer.needs_oracle:
+            assert torch.equal(x, batch.inputs[view])
+    for row in range(len(batch)):
+        one = {view: x[row : row + 1] for view, x in spoilt.items()}
+        single = imputer.impute(one, batch.missing[row : row + 1], batch.index[row : row + 1])
+        for view, x in single.items():
+            torch.testing.assert_close(x, recovered[view][row : row + 1], atol=1e-5, rtol=1e-5)
+    if name == "Mean":  # against the packed pixels
+        for view, mean in imputer.state_dict().items():
+            pixels = context.data.split("train").read(view).double() / 255
+            torch.testing.assert_close(mean.double(), pixels.mean(0), atol=1e-6, rtol=0)
+
+
+# ------------------------------------------------------------------------------------------------- loggers, experiments
+
+
+@pytest.mark.parametrize("name", options("logger"))
+def test_a_logger_logs(base, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key in ("WANDB_API_KEY", "WANDB_ENTITY"):
+        monkeypatch.delenv(key, raising=False)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    before = set(os.listdir(ROOT))
+    overrides = base("PolyMNIST", "DynamicTransformer", f"logger={name}", f"paths.output={tmp_path}", epochs=2)
+    context, watch = fit(configure(*overrides))
+    folder = context.trained.path
+    losses = [np.mean(watch.losses[:3]), np.mean(watch.losses[3:])]
+    assert pd.read_csv(folder / "metrics.csv")["train_loss"].tolist() == pytest.approx(losses)
+    if name == "tensorboard":
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        events = EventAccumulator(str(folder / "tensorboard")).Reload()
+        assert [e.value for e in events.Scalars("train_loss")] == pytest.approx(losses)
+        assert len(events.Scalars("val_accuracy")) == 2
+    if name == "wandb":
+        import wandb
+
+        wandb.finish()
+        (log,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+        content = log.read_bytes()
+        assert b"val_accuracy" in content and b"train_loss" in content
+    assert set(os.listdir(ROOT)) - before <= {"__pycache__"}, "nothing is written beside the sources"
+
+
+@pytest.mark.parametrize("name", options("experiment"))
+def test_an_experiment_runs_a_step_of_every_stage(base, name: str, tmp_path: Path) -> None:
+    model = configure(f"experiment={name}").model.name.split("_")[0]
+    cfg = configure(
+        *base("PolyMNIST", model, "imputer=MoPoE", f"experiment={name}", f"paths.output={tmp_path}"),
+        "trainer.limit_train_batches=1",
+        "model.backbone.training.batch_size=60",
+        "imputer.training.max_epochs=1",
+        "imputer.quality.judge_epochs=1",
+        "missing.test=[none,random_0.8]",
+        "stages=[prepare,impute,fit,gaussian,test]",
+    )
+    pipeline.run(cfg)
+    results = pd.read_csv(Context(cfg).directory / "results.csv")
+    assert set(results["scenario"]) == {"none", "random_0.8"} and np.isfinite(results["value"]).all()
+
+
+# ------------------------------------------------------------------------------------------------------------ trainers
+
+
+@pytest.mark.parametrize("name", options("trainer"))
+def test_a_trainer_preset_builds_or_says_what_is_lacking(name: str) -> None:
+    cfg = configure(f"trainer={name}")
+    if name in ("gpu", "ddp") and not torch.cuda.is_available():
+        with pytest.raises(UserError, match=r"config 'trainer': .*[Nn]o supported gpu"):
+            build_trainer(cfg, logger=False, enable_checkpointing=False)
+    else:
+        trainer = build_trainer(cfg, logger=False, enable_checkpointing=False)
+        assert trainer.num_devices == 1 or name == "ddp"
+
+
+PROBE = """
+import os, sys
+from pathlib import Path
+import torch
+sys.path.insert(0, {root!r})
+from datasets.base import PackedLoader
+from trainers import pipeline
+
+built, rows = [], []
+build_model, gather = pipeline.build_model, PackedLoader.gather
+
+def building(*arguments):
+    built.append(build_model(*arguments))
+    return built[-1]
+
+def gathering(self, picked, *more):
+    if self.shuffle:
+        rows.append(picked.tolist())
+    return gather(self, picked, *more)
+
+pipeline.build_model, PackedLoader.gather = building, gathering
+try:
+    exec(compile(Path({root!r}, "run.py").read_text(), str(Path({root!r}, "run.py")), "exec"))
+finally:
+    state = built[0].state_dict() if built else None
+    torch.save((state, rows), Path({out!r}, "rank" + os.environ.get("LOCAL_RANK", "0") + ".pt"))
+"""
+
+
+def test_two_processes_train_what_one_with_twice_the_batch_trains(base, tmp_path: Path) -> None:
+    """Two gloo processes through ``run.py`` and ``trainer=ddp``: rows split, gradients averaged, prototypes and metrics
+    reduced. The projection has no gradient in the first epoch, which plain DDP would not accept."""
+    sgd = ["model.module.optimizer._target_=torch.optim.SGD", "model.module.optimizer.lr=0.05"]
+    sgd += ["model.module.optimizer.fused=false", "model.module.prototype_start=1"]
+    sgd += ["trainer.limit_train_batches=null", "trainer.limit_val_batches=null"]
+
+    def overrides(batch: int, output: str) -> list[str]:
+        settings = base("PolyMNIST", "DynamicTransformer", *sgd, f"paths.output={tmp_path / output}", epochs=2)
+        return [*settings, f"model.training.batch_size={batch}"]
+
+    context, watch = fit(configure(*overrides(32, "one")))
+
+    script = tmp_path / "probe.py"
+    script.write_text(PROBE.format(root=str(ROOT), out=str(tmp_path)))
+    parallel = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "stages=[fit,gaussian,test]"]
+    shared = [argument for argument in overrides(16, "two") if argument != "trainer=cpu"]
+    command = [sys.executable, str(script), *shared, *parallel, "missing.test=[none,random_0.8]"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "distributed_backend=gloo" in done.stderr
+
+    (first, rows0), (second, rows1) = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
+    assert all(torch.equal(first[key], second[key]) for key in first), "both ranks hold the same weights and prototypes"
+    alone = torch.load(context.trained / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    for key, value in alone.items():
+        torch.testing.assert_close(first[key], value, atol=2e-5, rtol=1e-3, msg=lambda text, key=key: f"{key}: {text}")
+    assert first["prototypes"].abs().sum() > 0
+
+    assert list(map(len, rows0)) == list(map(len, rows1)) == [16, 14] * 2
+    for epoch in (0, 1):
+        mine, other = (set(itertools.chain(*rows[2 * epoch : 2 * epoch + 2])) for rows in (rows0, rows1))
+        assert not mine & other and mine | other == set(range(60))
+
+    run = tmp_path / "two" / "PolyMNIST" / "DynamicTransformer" / "default" / "seed0"
+    one, two = (pd.read_csv(folder / "metrics.csv") for folder in (context.trained.path, run))
+    columns = ["train_loss", "val_loss", "val_accuracy"]
+    assert len(watch.losses) == 4 and len(two) == 2
+    np.testing.assert_allclose(two[columns], one[columns], atol=1e-4)
+    # One process alone does the rest.
+    assert done.stderr.count("stage gaussian:") == done.stderr.count("stage test:") == 1
+    assert (run / "DONE").exists() and len(pd.read_csv(run / "results.csv")) == 2 * 4
+
+
+def test_every_scenario_of_the_missing_presets_fits_every_data_set() -> None:
+    for name, dataset in itertools.product(options("missing"), options("dataset")):
+        cfg = configure(f"missing={name}", f"dataset={dataset}")
+        scenarios = Context(cfg).scenarios
+        m = len(cfg.dataset.modalities)
+        assert len(scenarios) == {"random": 5, "subsets": 2**m - 1}[name]
+        for scenario in [*scenarios, parse_scenario(cfg.missing.train), parse_scenario(cfg.missing.val)]:
+            mask = scenario.generate(20, list(cfg.dataset.modalities), seed=cfg.missing.seed)
+            assert mask.shape == (20, m) and not mask.all(1).any()

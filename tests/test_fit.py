@@ -1,0 +1,106 @@
+"""Training: order of events, resume, early problems."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from trainers import fit as fit_module
+from trainers import pipeline
+from utils.checkpoints import read_tensors
+from utils.errors import UserError
+
+TINY = ["model=DynamicTransformer", "model.training.batch_size=16", "stages=[fit]", "model.module.prototype_start=1"]
+
+
+class Stop(pl.Callback):
+    """Interrupts in the middle of an epoch, as a user's Ctrl-C does."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:  # type: ignore[no-untyped-def]
+        if trainer.current_epoch == self.epoch and batch_idx == 1:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_interrupted_fit_continues_to_the_same_weights(composed, tmp_path: Path, monkeypatch, epoch: int) -> None:
+    whole = [*TINY, "model.training.max_epochs=4", f"paths.output={tmp_path / 'whole'}"]
+    pipeline.run(composed(*whole))
+    cut = [*TINY, "model.training.max_epochs=4", f"paths.output={tmp_path / 'cut'}"]
+    original = fit_module.build_trainer
+
+    def interrupting(cfg, **arguments):  # type: ignore[no-untyped-def]
+        return original(cfg, **{**arguments, "callbacks": [*arguments["callbacks"], Stop(epoch)]})
+
+    monkeypatch.setattr(fit_module, "build_trainer", interrupting)
+    with pytest.raises(UserError, match="run the same command"):
+        pipeline.run(composed(*cut))
+    folder = tmp_path / "cut" / "PolyMNIST" / "DynamicTransformer" / "default" / "seed0"
+    assert not (folder / "stages" / "fit.json").exists() and (folder / "checkpoints" / "last.ckpt").exists()
+    monkeypatch.setattr(fit_module, "build_trainer", original)
+    pipeline.run(composed(*cut))
+    other = tmp_path / "whole" / "PolyMNIST" / "DynamicTransformer" / "default" / "seed0"
+    a, b = (read_tensors(f / "checkpoints" / "last.ckpt")["state_dict"] for f in (folder, other))
+    for key in a:
+        assert torch.equal(a[key], b[key]), key
+    a, b = (pd.read_csv(f / "metrics.csv") for f in (folder, other))
+    pd.testing.assert_frame_equal(a, b)
+    results = [json.loads((f / "stages" / "fit.json").read_text())["best"] for f in (folder, other)]
+    assert results[0] == results[1]
+
+
+def test_each_epoch_has_its_own_order(composed, monkeypatch) -> None:
+    from datasets.base import PackedLoader
+
+    seen: dict[int, list[int]] = {}
+    original = PackedLoader.gather
+
+    def recording(self, rows, partners=None, generator=None):  # type: ignore[no-untyped-def]
+        if self.shuffle:
+            seen.setdefault(self.epoch, []).extend(rows.tolist())
+        return original(self, rows, partners, generator)
+
+    monkeypatch.setattr(PackedLoader, "gather", recording)
+    pipeline.run(composed(*TINY, "model.training.max_epochs=3"))
+    assert sorted(seen) == [0, 1, 2]
+    assert all(sorted(rows) == list(range(60)) for rows in seen.values())
+    assert seen[0] != seen[1] != seen[2]
+
+
+def test_prototypes_are_means_of_the_epoch_that_ends(composed, monkeypatch) -> None:
+    """Against a loop written from the spec: class means of the train-mode features of all K subsets of an epoch, set
+    before that epoch's validation."""
+    from models.dymo.dynamic_transformer import DynamicTransformer
+    from models.dymo.prototypes import RunningPrototypes
+
+    collected: list[tuple[torch.Tensor, torch.Tensor]] = []
+    used: list[torch.Tensor] = []
+    update = RunningPrototypes.update
+
+    def recording(self, features, target):  # type: ignore[no-untyped-def]
+        collected.append((features.detach().clone(), target.clone()))
+        update(self, features, target)
+
+    monkeypatch.setattr(RunningPrototypes, "update", recording)
+    epoch_end = DynamicTransformer.on_validation_epoch_end
+
+    def at_validation(self) -> None:  # type: ignore[no-untyped-def]
+        expected = torch.zeros(10, 64, dtype=torch.float64)
+        for c in range(10):
+            members = torch.cat([f[:, t == c].flatten(0, 1) for f, t in collected])
+            expected[c] = members.double().mean(0)
+        torch.testing.assert_close(self.prototypes.double(), expected, atol=1e-6, rtol=1e-5)
+        used.append(self.prototypes.clone())
+        collected.clear()
+        epoch_end(self)
+
+    monkeypatch.setattr(DynamicTransformer, "on_validation_epoch_end", at_validation)
+    pipeline.run(composed(*TINY, "model.training.max_epochs=2"))
+    assert len(used) == 2 and not torch.equal(used[0], used[1])

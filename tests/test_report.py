@@ -1,0 +1,367 @@
+"""The report, on made runs in the real layout."""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from sklearn.datasets import load_digits
+
+from trainers import report
+from utils import plotting
+from utils.errors import UserError
+
+SCENARIOS = ("none", "random_0.2", "random_0.4", "random_global_0.4", "whole_01", "whole_2", "file:masks.csv")
+NAMES = ("mnist_a", "mnist_b", "text")
+CLASSES = 10
+QUALITY = {"DyMo": 0.9, "DyMo/discard": 0.8, "DyMo/oracle_subset": 0.97, "M3Care": 0.75, "CMPT_x": 0.7}
+
+
+def write_run(
+    root: Path, model: str, seed: int, *, dataset: str = "PolyMNIST", name: str = "default", n: int = 60
+) -> Path:
+    """A finished run; models of QUALITY that start with ``model/`` are its comparators."""
+    run = root / dataset / model / name / f"seed{seed}"
+    run.mkdir(parents=True)
+    rng = np.random.default_rng([seed, len(model)])
+    rows = []
+    for member in [m for m in QUALITY if m.partition("/")[0] == model]:
+        for position, scenario in enumerate(SCENARIOS):
+            folder = run / "predictions" / member.partition("/")[2]
+            folder.mkdir(parents=True, exist_ok=True)
+            slug = report.slug(scenario)
+            target = np.random.default_rng(seed).integers(CLASSES, size=n)
+            missing = np.random.default_rng([seed, position]).random((n, 3)) < 0.4
+            missing[:, 0] &= ~missing.all(axis=1)
+            right = rng.random(n) < QUALITY[member] - 0.05 * position
+            logits = np.eye(CLASSES)[np.where(right, target, (target + 1) % CLASSES)] + rng.random((n, CLASSES)) * 0.1
+            arrays = {"index": rng.permutation(n), "logits": logits, "target": target, "missing": missing}
+            order = arrays["index"]
+            arrays |= {"logits": logits[order], "target": target[order], "missing": missing[order]}
+            if member == "DyMo":
+                arrays |= selection(arrays["missing"], rng)
+                write_examples(run / "examples" / f"{slug}.npz", arrays, rng)
+            np.savez_compressed(folder / f"{slug}.npz", **arrays)
+            values = {"accuracy": right.mean(), "auroc": min(right.mean() + 0.05, 1), "ece": rng.uniform(0.02, 0.1)}
+            if member == "DyMo":
+                values |= {"accepted_share": 0.43, "iterations": 1.375}
+            rows += [(dataset, member, seed, scenario, metric, value, n) for metric, value in values.items()]
+    pd.DataFrame(rows, columns=report.COLUMNS).to_csv(run / "results.csv", index=False)
+    about = {"versions": {"torch": "2.11"}, "device": "cpu", "git_commit": "abc123", "masks": {"none": f"{seed:016x}"}}
+    (run / "environment.json").write_text(json.dumps(about))
+    (run / "config.yaml").write_text(f"model: {model}\nnote: <b>see https://example.org</b>\n")
+    curves = [
+        f"{e},{10 * e + 9},{2 / (e + 1)},,\n{e},{10 * e + 9},,{2.2 / (e + 1)},{1 - 0.8 / (e + 1)}\n" for e in range(8)
+    ]
+    (run / "metrics.csv").write_text("epoch,step,train_loss,val_loss,val_accuracy\n" + "".join(curves))
+    (run / "DONE").touch()
+    return run
+
+
+def selection(missing: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Greedy acceptance on random rewards, as DyMo stores it."""
+    n, m = missing.shape
+    rewards = np.full((n, m, m), np.nan, dtype=np.float32)
+    accepted = np.full((n, m), -1, dtype=np.int8)
+    left = missing.copy()
+    for row in range(n):
+        for step in range(m):
+            if not left[row].any():
+                break
+            rewards[row, step, left[row]] = rng.normal(0.1, 0.3, left[row].sum())
+            left[row] &= rewards[row, step] >= 0
+            if not left[row].any():
+                break
+            accepted[row, step] = np.nanargmax(rewards[row, step])
+            left[row, accepted[row, step]] = False
+    final = missing.copy()
+    for row, order in enumerate(accepted):
+        final[row, order[order >= 0]] = False
+    return {"final_missing": final, "accepted": accepted, "rewards": rewards}
+
+
+def write_examples(path: Path, arrays: dict[str, np.ndarray], rng: np.random.Generator, k: int = 4) -> None:
+    digits = load_digits()
+    data = {key: arrays[key][:k] for key in ("index", "target", "missing", "final_missing", "rewards", "accepted")}
+    data["prediction"] = arrays["logits"][:k].argmax(axis=1)
+    data |= {"modality_names": np.array(NAMES), "class_names": np.array([f"digit {c}" for c in range(CLASSES)])}
+    for name, channels in (("mnist_a", 3), ("mnist_b", 1)):
+        pictures = (
+            np.stack([digits.images[digits.target == t][0] * 15 for t in data["target"]]).repeat(4, 1).repeat(4, 2)
+        )
+        colour = rng.uniform(0.4, 1, (k, channels, 1, 1))
+        data[f"original_{name}"] = (pictures[:, None] * colour).astype(np.uint8)
+        data[f"recovered_{name}"] = np.clip(data[f"original_{name}"] + rng.normal(0, 30, (k, channels, 32, 32)), 0, 255)
+        data[f"recovered_{name}"] = data[f"recovered_{name}"].astype(np.uint8)
+    path.parent.mkdir(exist_ok=True)
+    np.savez_compressed(path, **data)
+
+
+def frame_of(cells: dict[tuple[str, str], list[float]], metric: str = "accuracy") -> pd.DataFrame:
+    """Rows of results.csv from (model, scenario) -> value of seed 0, 1, ..."""
+    rows = [("D", m, seed, s, metric, v, 9) for (m, s), values in cells.items() for seed, v in enumerate(values)]
+    return pd.DataFrame(rows, columns=report.COLUMNS)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[report.Report, list[Path]]:
+    """One report of three models and three seeds, and its runs."""
+    root = tmp_path_factory.mktemp("report")
+    runs = [write_run(root, model, seed) for model in ("DyMo", "M3Care", "CMPT_x") for seed in range(3)]
+    return report.write_report(runs, root / "report", title="Made <runs>"), runs
+
+
+class Page(HTMLParser):
+    """Every attribute that may load something, and the tags."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.links: list[tuple[str, str]] = []
+        self.tags: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.links += [
+            (tag, value or "") for name, value in attrs if name in ("src", "href", "srcset", "action", "data")
+        ]
+
+
+def test_mean_and_sd_agree_with_numpy(made):
+    result, runs = made
+    rows = pd.concat([pd.read_csv(run / "results.csv", keep_default_na=False) for run in runs])
+    assert len(result.summary) == len(rows) // 3
+    for _, row in result.summary.iterrows():
+        values = rows.loc[(rows[report.KEY] == row[report.KEY]).all(axis=1), "value"].to_numpy(float)
+        np.testing.assert_allclose([row["mean"], row["sd"]], [values.mean(), values.std(ddof=1)], atol=1e-12)
+        assert row["n_seeds"] == 3
+    assert "none" in set(result.summary["scenario"])  # pandas would read this word as NaN
+
+
+def test_files_of_a_report(made):
+    result, _ = made
+    folder = result.html.parent
+    written = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    assert {"results.csv", "summary.csv", "tests.csv", "summary_accuracy.md", "summary_ece.tex"} <= written
+    for stem in ("degradation_accuracy", "scenarios_accuracy"):
+        assert {f"figures/{stem}.png", f"figures/{stem}.pdf"} <= written
+    assert {"figures/samples_DyMo_random_0.4.png", "figures/rewards_DyMo.png", "figures/training_CMPT_x.png"} <= written
+    assert not list(folder.parent.glob(".report*"))  # no draft left
+    assert result.tables["PolyMNIST", "iterations"].loc["DyMo", "none"].startswith("1.375")
+    assert list(result.tables["PolyMNIST", "accuracy"].columns) == list(SCENARIOS)
+    pd.testing.assert_frame_equal(pd.read_csv(folder / "tests.csv"), result.tests, check_dtype=False)
+
+
+def test_html_is_self_contained(made):
+    text = made[0].html.read_text()
+    page = Page(text)
+    assert page.tags.count("img") == len(list((made[0].html.parent / "figures").glob("*.png")))
+    assert page.links and all(tag == "img" and value.startswith("data:image/png;base64,") for tag, value in page.links)
+    assert not {"script", "link", "iframe"} & set(page.tags) and "@import" not in text and "url(" not in text
+    assert "Made &lt;runs&gt;" in text and "&lt;b&gt;see https://example.org" in text  # foreign text stays text
+    assert "git_commit" in text and "abc123" in text and f"{2:016x}" in text
+
+
+def test_tests_of_a_report_agree_with_scipy(made):
+    result, runs = made
+    row = result.tests.set_index(["scenario", "model"]).loc[("random_0.4", "M3Care")]
+    assert row["best"] == "DyMo" and row["n_seeds"] == 3 and row["n_rows"] == 180 and row["same_masks"]
+    files = [
+        [np.load(run / "predictions" / "random_0.4.npz") for run in runs if f"/{m}/" in str(run)]
+        for m in ("DyMo", "M3Care")
+    ]
+    right = [np.stack([(f["logits"].argmax(1) == f["target"])[np.argsort(f["index"])] for f in fs]) for fs in files]
+    expected = stats.ttest_rel(right[0].mean(axis=1), right[1].mean(axis=1))
+    np.testing.assert_allclose([row["t"], row["p_t"]], [expected.statistic, expected.pvalue])
+    first, second = (right[0] & ~right[1]).sum(), (~right[0] & right[1]).sum()
+    assert (row["best_only_right"], row["model_only_right"]) == (first, second)
+    assert row["p_mcnemar"] == pytest.approx(stats.binomtest(int(first), int(first + second)).pvalue)
+
+
+def test_mcnemar_by_hand():
+    # 1 against 5 of 6 disagreements: 2 (C(6,0) + C(6,1)) / 2^6 = 14 / 64.
+    assert report.mcnemar(1, 5) == report.mcnemar(5, 1) == pytest.approx(14 / 64)
+    assert report.mcnemar(3, 3) == 1 and report.mcnemar(0, 0) == 1
+
+
+def test_paired_t_by_hand():
+    # Differences 1, 2, 3: mean 2, SD 1, t = 2 / (1 / sqrt 3); two degrees of freedom: p = 1 - t / sqrt(t^2 + 2).
+    t, p = report.paired_t(np.array([2.0, 4.0, 6.0]), np.array([1.0, 2.0, 3.0]))
+    assert t == pytest.approx(12**0.5) and p == pytest.approx(1 - (12 / 14) ** 0.5)
+    a = np.array([0.9, 0.8, 0.7])
+    assert report.paired_t(a, a) == (0.0, 1.0)
+    t, p = report.paired_t(a, a - 0.1)  # differences equal up to rounding
+    assert t == np.inf and np.isnan(p)
+    assert np.isnan(report.paired_t(a[:1], a[:1])).all()
+
+
+def test_marks_ties_oracles_and_single_seeds():
+    cells = {
+        ("A", "s"): [0.90001, 0.9],
+        ("B", "s"): [0.9, 0.9],
+        ("C", "s"): [0.8, 0.8],
+        ("A/oracle_subset", "s"): [1.0, 1.0],
+        ("C", "lone"): [0.5],
+        ("A/oracle_subset", "lone"): [0.7],
+    }
+    summary = report.summarise(frame_of(cells))
+    shown = report.table(summary, "accuracy", "markdown")
+    assert shown["s"].tolist() == ["**90.00 ± 0.00**", "**90.00 ± 0.00**", "_80.00 ± 0.00_", "100.00 ± 0.00"]
+    assert shown["lone"].tolist() == ["–", "–", "50.00", "70.00"]  # one rival is no contest; one seed has no SD
+    assert shown.index[-1] == "A/oracle_subset†"
+    assert report.table(summary, "accuracy", "html").iloc[0, 0] == "<b>90.00 ± 0.00</b>"
+    text = report.print_table(summary, "accuracy", models=["B", "C"])
+    assert "90.00 ± 0.00*" in text and "80.00 ± 0.00+" in text and "†" not in text and "A" not in text.split()
+
+
+@pytest.mark.parametrize(("metric", "best"), [("ece", "A"), ("auroc", "B"), ("accepted_share", None), ("loss", None)])
+def test_better_side_of_each_metric(metric, best):
+    summary = report.summarise(frame_of({("A", "s"): [0.1], ("B", "s"): [0.2]}, metric))
+    shown = report.table(summary, metric)["s"]
+    assert shown.index[shown.str.endswith("*")].tolist() == [best] * (best is not None)
+    assert shown["A"].startswith("0.1" if metric == "loss" else "10.00")
+
+
+def test_latex_escapes_and_markdown_pipes():
+    summary = report.summarise(frame_of({("DyMo_aware/oracle_x", "random_0.4"): [0.5, 0.7], ("a|b&c", "none"): [0.5]}))
+    latex = report.to_latex(report.table(summary, "accuracy", "latex"))
+    assert r"DyMo\_aware/oracle\_x$^\dagger$" in latex and r"random\_0.4" in latex and r"a|b\&c" in latex
+    assert r"60.00 $\pm$ 14.14" in latex and "±" not in latex and "–" not in latex
+    assert r"a\|b&c" in report.to_markdown(report.table(summary, "accuracy", "markdown"))
+
+
+def test_unfinished_runs_are_skipped_and_none_is_an_error(tmp_path, caplog):
+    runs = [write_run(tmp_path, "M3Care", seed) for seed in range(2)]
+    (runs[1] / "DONE").unlink()
+    result = report.write_report([*runs, tmp_path / "nowhere"], tmp_path / "report", title="t", metrics=["ece"])
+    assert "seed1: no DONE" in caplog.text and "nowhere: no such folder" in caplog.text
+    assert result.summary["n_seeds"].eq(1).all() and "seed1: no DONE" in result.html.read_text()
+    assert list(result.tables) == [("PolyMNIST", "ece")] and "±" not in result.tables["PolyMNIST", "ece"].to_string()
+    with pytest.raises(UserError, match=r"seed1.*stages=\[test\]"):
+        report.write_report(runs[1:], tmp_path / "other", title="t")
+    with pytest.raises(UserError, match="an empty list"):
+        report.write_report([], tmp_path / "other", title="t")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("", "No columns"),
+        ("dataset,model\nD,A\n", "no column seed"),
+        (",".join(report.COLUMNS) + "\n", "no rows"),
+        (",".join(report.COLUMNS) + "\nD,A,0,none,accuracy,high,9\n", "high"),
+        (",".join(report.COLUMNS) + "\nD,A,x,none,accuracy,0.5,9\n", "x"),
+        (",".join(report.COLUMNS) + "\n" + 2 * "D,A,0,none,accuracy,0.5,9\n", "twice D, A, none, accuracy"),
+    ],
+)
+def test_broken_results_are_named(tmp_path, content, reason):
+    run = write_run(tmp_path, "M3Care", 0)
+    (run / "results.csv").write_text(content)
+    with pytest.raises(UserError, match=rf"seed0/results\.csv.*{reason}.*stages=\[test\]"):
+        report.write_report([run], tmp_path / "report", title="t")
+    assert not (tmp_path / "report").exists()
+
+
+def test_broken_predictions_are_named_and_leave_the_old_report(tmp_path):
+    run = write_run(tmp_path, "M3Care", 0)
+    before = report.write_report([run], tmp_path / "report", title="before", metrics=["ece"]).html.read_text()
+    (run / "predictions" / "none.npz").write_bytes(b"no zip file")
+    with pytest.raises(UserError, match=r"none\.npz cannot be read"):
+        report.write_report([run], tmp_path / "report", title="after", metrics=["ece"])
+    assert (tmp_path / "report" / "report.html").read_text() == before
+    assert not list(tmp_path.glob(".report*"))
+
+
+def test_output_folder_is_replaced_only_if_it_is_a_report(tmp_path):
+    run = write_run(tmp_path / "runs", "M3Care", 0)
+    with pytest.raises(UserError, match="holds runs"):
+        report.write_report([run], tmp_path / "runs", title="t")
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").touch()
+    with pytest.raises(UserError, match="something else"):
+        report.write_report([run], tmp_path / "thesis", title="t")
+    for title in ("first", "second"):
+        page = report.write_report([run, run], tmp_path / "report", title=title, metrics=["accuracy"]).html
+        (page.parent / title).touch()
+    assert (page.parent / "second").exists() and not (page.parent / "first").exists()
+    with pytest.raises(UserError, match="no run has the metric 'mcc': choose from accuracy"):
+        report.write_report([run], tmp_path / "report", title="t", primary="mcc")
+
+
+def test_names_are_told_apart_and_the_same_rows_refused(tmp_path):
+    runs = [write_run(tmp_path / "a", "DyMo", 0, name=name) for name in ("default", "small")]
+    found, _ = report.gather(runs)
+    assert [run.model for run in found] == ["DyMo [default]", "DyMo [small]"]
+    assert set(found[1].frame["model"]) == {"DyMo [small]" + c for c in ("", "/discard", "/oracle_subset")}
+    assert all(run.predictions(m, "none").is_file() for run in found for m in run.frame["model"])
+    copy = write_run(tmp_path / "b", "DyMo", 0, name="small")
+    with pytest.raises(UserError, match="both hold PolyMNIST, DyMo"):
+        report.gather([runs[1], copy])
+
+
+def test_runs_without_extras_and_with_several_data_sets(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "PICTURED", 1)
+    runs = [write_run(tmp_path, "DyMo", 0, dataset=dataset) for dataset in ("PolyMNIST", "MST")]
+    for file in ("environment.json", "config.yaml", "metrics.csv"):
+        (runs[0] / file).unlink()
+    for file in (runs[0] / "predictions").rglob("*.npz"):
+        file.unlink()
+    result = report.write_report(runs, tmp_path / "report", title="t", metrics=["accuracy"])
+    by_dataset = result.tests.groupby("dataset")["n_rows"].max()
+    assert by_dataset["PolyMNIST"] == 0 and by_dataset["MST"] == 60
+    assert (tmp_path / "report" / "figures" / "samples_MST_DyMo_none.png").is_file()
+    assert "no config.yaml" in result.html.read_text() and len(result.tables) == 2
+
+
+def test_masks_that_differ_are_reported(tmp_path, caplog):
+    runs = [write_run(tmp_path, model, 0) for model in ("DyMo", "M3Care")]
+    file = runs[1] / "predictions" / "none.npz"
+    arrays = dict(np.load(file))
+    np.savez(file, **arrays | {"missing": ~arrays["missing"]})
+    tests = report.compare(report.gather(runs)[0], pd.concat(r.frame for r in report.gather(runs)[0]), "accuracy")
+    assert tests.loc[tests["model"] == "M3Care", "same_masks"].tolist() == [False] + [True] * (len(SCENARIOS) - 1)
+    assert "different masks for PolyMNIST, none" in caplog.text
+
+
+def test_last_rewards_takes_the_step_of_the_verdict():
+    nan = np.nan
+    rewards = np.array([[[0.2, 0.5, nan], [-0.1, nan, nan]], [[nan, nan, nan], [nan, nan, nan]]])
+    last, accepted = plotting.last_rewards(rewards, np.array([[1, -1, -1], [-1, -1, -1]]))
+    np.testing.assert_array_equal(last, [[-0.1, 0.5, nan], [nan, nan, nan]])
+    assert accepted.tolist() == [[False, True, False], [False, False, False]]
+
+
+def test_degradation_draws_what_the_summary_says():
+    cells = {("A", "none"): [0.9, 0.8], ("A", "random_0.5"): [0.5, 0.6], ("A", "random_global_0.2"): [0.7, 0.7]}
+    summary = report.summarise(frame_of(cells | {("B", "whole_1"): [0.3]}))
+    styles = plotting.model_styles(["A", "B"])
+    exact, other = plotting.degradation(summary, "accuracy", styles).axes
+    np.testing.assert_allclose(exact.lines[0].get_xydata(), [[0, 0.85], [0.5, 0.55]])
+    np.testing.assert_allclose(other.lines[0].get_xydata(), [[0, 0.85], [0.2, 0.7]])
+    assert len(exact.lines) == 1 and plotting.degradation(summary[summary["model"] == "B"], "", styles) is None
+    (bars,) = plotting.scenario_bars(summary, "accuracy", styles).axes
+    assert [patch.get_height() for patch in bars.patches] == [pytest.approx(0.3)]
+    assert plotting.scenario_bars(summary[summary["model"] == "A"], "", styles) is None
+
+
+def test_styles_are_distinct():
+    models = [f"m{i}" for i in range(20)] + ["m0/discard", "m0/oracle_subset", "m1/oracle_subset"]
+    styles = plotting.model_styles(models)
+    assert set(styles) == set(models)
+    assert len({(s["color"], s["marker"], str(s["linestyle"])) for s in styles.values()}) == len(models)
+
+
+def test_training_curves_of_sparse_columns():
+    frame = pd.DataFrame(
+        {"epoch": [0, 0, 1, 1], "train_loss": [2, None, 1, None], "val_accuracy": [None, 0.5, None, 0.7]}
+    )
+    losses, scores = plotting.training_curves({0: frame, 1: frame}, "t").axes
+    assert len(losses.lines) == 2
+    np.testing.assert_allclose(losses.lines[0].get_xydata(), [[0, 2], [1, 1]])
+    np.testing.assert_allclose(scores.lines[1].get_xydata(), [[0, 0.5], [1, 0.7]])
+    assert plotting.training_curves({0: frame[["epoch"]]}, "t") is None

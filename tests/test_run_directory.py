@@ -1,0 +1,185 @@
+"""Run directories and files that are whole or absent."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from utils.errors import UserError
+from utils.files import replacing
+from utils.run_directory import RunDirectory, environment, file_hash, first_difference, write_json
+
+SETTINGS = {"seed": 0, "model": {"width": 128, "layers": 2}, "rates": [0.2, 0.4]}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    return RunDirectory(tmp_path / "PolyMNIST" / "DyMo" / "default" / "seed0")
+
+
+def changed(**model: int) -> dict[str, object]:
+    return {**SETTINGS, "model": {"width": 128, "layers": 2, **model}}
+
+
+# --------------------------------------------------------------------------------------------------- first_difference
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ({}, {}, None),
+        (SETTINGS, changed(), None),
+        (SETTINGS, changed(width=64), "model.width: 128 -> 64"),
+        (SETTINGS, changed(heads=4), "model.heads: None -> 4"),
+        ({"a": {"b": 1}}, {"a": 1}, "a: {'b': 1} -> 1"),
+        ({"a": [1, 2]}, {"a": [2, 1]}, "a: [1, 2] -> [2, 1]"),
+        ({"b": 1, "a": 1}, {"b": 2, "a": 2}, "a: 1 -> 2"),
+        ({"a": 1}, {"a": True}, None),  # JSON tells them apart, Python does not; no setting changes its type so
+        ({"a": None}, {}, None),  # a key that came later, with a default of null, spoils no older run
+    ],
+)
+def test_first_difference(old: dict, new: dict, expected: str | None) -> None:
+    assert first_difference(old, new) == expected
+
+
+# ------------------------------------------------------------------------------------------- finished, begin, finish
+
+
+def test_a_stage_is_finished_once_finish_was_called(run: RunDirectory) -> None:
+    assert not run.finished("fit", SETTINGS) and not run.path.exists(), "asking makes no folder"
+    assert run.begin("fit", SETTINGS) is False
+    assert not run.finished("fit", SETTINGS), "begun is not finished"
+    run.finish("fit", SETTINGS, best=0.5)
+    assert run.finished("fit", SETTINGS) and not run.finished("test", SETTINGS)
+    assert run.result("fit") == {"settings": SETTINGS, "best": 0.5}
+    assert os.listdir(run / "stages") == ["fit.json"]
+
+
+def test_an_interrupted_stage_goes_on_with_the_same_settings_only(run: RunDirectory) -> None:
+    run.begin("fit", SETTINGS)
+    assert run.begin("fit", SETTINGS) is True
+    with pytest.raises(UserError) as error:
+        run.finished("fit", changed(width=64))
+    message = str(error.value)
+    assert str(run.path) in message and "unfinished stage 'fit'" in message and "model.width: 128 -> 64" in message
+    assert "name=" in message and "overwrite=true" in message and "\n" not in message
+    assert run.begin("fit", changed(width=64)) is False
+    assert run.begin("fit", SETTINGS) is False
+
+
+def test_a_finished_stage_with_other_settings_is_refused_or_replaced(run: RunDirectory) -> None:
+    run.begin("fit", SETTINGS)
+    run.finish("fit", SETTINGS)
+    before = (run / "stages" / "fit.json").read_bytes()
+    with pytest.raises(UserError, match=r"holds a finished stage 'fit' with other settings \(model\.layers: 2 -> 3\)"):
+        run.finished("fit", changed(layers=3))
+    assert (run / "stages" / "fit.json").read_bytes() == before
+    replacing_run = RunDirectory(run.path, overwrite=True)
+    assert replacing_run.finished("fit", SETTINGS) is True, "overwrite=true repeats nothing that is valid"
+    assert replacing_run.finished("fit", changed(layers=3)) is False
+    assert replacing_run.begin("fit", changed(layers=3)) is False
+    assert not (run / "stages" / "fit.json").exists(), "from here on the old output counts no more"
+    replacing_run.finish("fit", changed(layers=3))
+    assert run.finished("fit", changed(layers=3))
+
+
+def test_settings_compare_as_they_are_stored(run: RunDirectory) -> None:
+    """Tuples, paths and OmegaConf nodes are what JSON makes of them."""
+    config = OmegaConf.create({"width": 128, "twice": "${.width}", "rates": [0.2]})
+    run.finish("fit", {"model": config, "path": Path("a/b"), "pair": (1, 2), 3: None})
+    assert run.result("fit")["settings"]["pair"] == [1, 2]
+    with pytest.raises(UserError, match="model"):
+        run.finished("fit", {"model": {"width": 1}, "path": "a/b", "pair": [1, 2]})
+    assert run.finished("fit", {"model": config, "path": "a/b", "pair": [1, 2], "3": None})
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "3"])
+def test_a_damaged_marker_is_named(run: RunDirectory, text: str) -> None:
+    run.finish("fit", SETTINGS)
+    run.marker("fit").write_text(text)
+    for ask in (lambda: run.finished("fit", SETTINGS), lambda: run.result("fit")):
+        with pytest.raises(UserError, match=r"fit\.json is damaged .*: delete it, and its stage runs again"):
+            ask()
+
+
+def test_clear_removes_files_and_folders_and_tolerates_absence(run: RunDirectory) -> None:
+    (run / "predictions" / "discard").mkdir(parents=True)
+    for name in ("predictions/none.npz", "DONE", "keep"):
+        (run / name).touch()
+    run.clear("predictions", "DONE", "absent")
+    assert os.listdir(run.path) == ["keep"]
+
+
+# -------------------------------------------------------------------------------------------------------- description
+
+
+def test_environment_says_what_ran_where() -> None:
+    about = environment()
+    assert sorted(about) == ["device", "git_commit", "packages", "python"]
+    assert re.fullmatch(r"3\.1[12]\.\d+", about["python"])
+    assert about["packages"]["torch"] == version("torch") == torch.__version__.split("+")[0]
+    assert all(about["packages"][name] == version(name) for name in about["packages"])
+    assert {"torch", "pytorch-lightning", "numpy", "hydra-core"} <= set(about["packages"])
+    if not torch.cuda.is_available():
+        assert about["device"] == f"cpu, {torch.get_num_threads()} threads"
+    root = Path(__file__).resolve().parent.parent
+    commit = about["git_commit"].removesuffix("-dirty")
+    command = ["git", "rev-parse", "HEAD^{commit}", f"{commit}^{{commit}}"]
+    known = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert commit == "not a git checkout" or len(set(known.stdout.split())) == 1
+
+
+def test_describe_writes_the_resolved_configuration(run: RunDirectory) -> None:
+    config = OmegaConf.create({"a": 1, "b": "${a}"})
+    run.describe(config, {"mask_sha256_16": {"none": "0" * 16}})
+    assert OmegaConf.to_container(OmegaConf.load(run / "config.yaml")) == {"a": 1, "b": 1}
+    written = json.loads((run / "environment.json").read_text())
+    assert written == json.loads(json.dumps(environment())) | {"mask_sha256_16": {"none": "0" * 16}}
+
+
+def test_file_hash_is_the_sha256(tmp_path: Path) -> None:
+    content = bytes(range(256)) * 5000
+    (tmp_path / "f").write_bytes(content)
+    assert file_hash(tmp_path / "f") == hashlib.sha256(content).hexdigest()[:16]
+
+
+# ---------------------------------------------------------------------------------------------------------- replacing
+
+
+def test_replacing_puts_the_file_in_place_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "results.csv"
+    with replacing(path) as temporary:
+        temporary.write_text("one")
+        assert not path.exists() and temporary.parent == path.parent
+    with replacing(path) as temporary:
+        temporary.write_text("two")
+        assert path.read_text() == "one"
+    assert path.read_text() == "two" and os.listdir(path.parent) == ["results.csv"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("written", [False, True])
+def test_replacing_leaves_the_old_file_after_an_error(tmp_path: Path, error: type, written: bool) -> None:
+    path = tmp_path / "results.csv"
+    path.write_text("old")
+    with pytest.raises(error), replacing(path) as temporary:
+        if written:
+            temporary.write_text("half")
+        raise error
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["results.csv"]
+
+
+def test_write_json_keeps_the_old_file_when_the_new_cannot_be_written(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"x": 1})
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "a.json", {"x": object()})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1} and os.listdir(tmp_path) == ["a.json"]

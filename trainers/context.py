@@ -1,0 +1,319 @@
+"""What the stages of one run share: configuration, data, and where the artefacts of each part are."""
+
+from __future__ import annotations
+
+import logging
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from datasets.base import MultimodalDataModule
+from datasets.missingness import Scenario, parse_scenarios
+from gaussian_parameter_generation.estimate import SUFFIX, GaussianParameters
+from models.base import IncompleteClassifier
+from models.dymo.dynamic_transformer import DynamicTransformer
+from models.dymo.prototypes import COSINE, EUCLIDEAN
+from models.imputers.base import Imputer
+from models.imputers.simple import Mean
+from utils import checkpoints
+from utils.build import build_data, build_imputer, build_model, register_resolvers
+from utils.errors import UserError
+from utils.run_directory import RunDirectory, file_hash
+from utils.validate import CONFIGS, validate
+
+log = logging.getLogger(__name__)
+
+
+def open_run(*overrides: str) -> Context:
+    """The parts of a run for a notebook: ``open_run("dataset=Digits", "seed=1").load_model()``."""
+    register_resolvers()
+    with initialize_config_dir(str(CONFIGS), version_base=None):
+        cfg = compose("config", list(overrides))
+    validate(cfg)
+    resolve_metric(cfg)
+    return Context(cfg)
+
+
+def resolve_metric(cfg: DictConfig) -> None:
+    """Settle ``distance_metric``: as given, else that of ``model.gaussian``, else cosine.
+
+    Raises:
+        UserError: the Gaussian file was made with another metric than the one asked for.
+    """
+    path = cfg.model.get("gaussian")
+    if not path:
+        cfg.distance_metric = cfg.distance_metric or COSINE
+        return
+    found = GaussianParameters.load(Path(path)).metric
+    if cfg.distance_metric is None:
+        log.info("distance metric of %s: %s", path, found)
+        cfg.distance_metric = found
+    elif cfg.distance_metric != found:
+        raise UserError(
+            f"{path} was made with {found}, but distance_metric={cfg.distance_metric} is asked for: "
+            "leave distance_metric out, or give the file of that metric"
+        )
+
+
+class Context:
+    """One run.
+
+    Args:
+        cfg: composed and resolved configuration.
+    """
+
+    def __init__(self, cfg: DictConfig) -> None:
+        self.cfg = cfg
+
+    # ---- configuration -----------------------------------------------------------------------------------------------
+
+    @property
+    def selects(self) -> bool:
+        """Whether the model selects recoveries on a backbone (DyMo) instead of being trained itself."""
+        return "backbone" in self.cfg.model
+
+    @property
+    def trainable(self) -> DictConfig:
+        """The node of the model that stage fit trains."""
+        return self.cfg.model.backbone if self.selects else self.cfg.model
+
+    @property
+    def distance_metric(self) -> str | None:
+        return self.trainable.module.get("distance_metric")
+
+    def _directory(self, label: str) -> RunDirectory:
+        cfg = self.cfg
+        path = Path(cfg.paths.output) / cfg.dataset.name / label / cfg.name / f"seed{cfg.seed}"
+        return RunDirectory(path, cfg.overwrite)
+
+    @cached_property
+    def directory(self) -> RunDirectory:
+        """Of the model that is tested."""
+        return self._directory(self.cfg.model.name)
+
+    @cached_property
+    def trained(self) -> RunDirectory:
+        """Of the model that is trained."""
+        return self._directory(self.trainable.name)
+
+    @cached_property
+    def imputed(self) -> RunDirectory:
+        """Of the recovery method."""
+        return self._directory(f"imputer_{self.cfg.imputer.name}")
+
+    @cached_property
+    def data(self) -> MultimodalDataModule:
+        return build_data(self.cfg)
+
+    @cached_property
+    def scenarios(self) -> list[Scenario]:
+        return parse_scenarios(list(self.cfg.missing.test), len(self.cfg.dataset.modalities))
+
+    @cached_property
+    def device(self) -> torch.device:
+        if self.cfg.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+            return torch.device("cuda", 0)
+        return torch.device("cpu")
+
+    # ---- paths of artefacts ------------------------------------------------------------------------------------------
+
+    @property
+    def checkpoint(self) -> Path:
+        """Weights of the trained model: given, or by convention."""
+        given = self.trainable.get("transformer_checkpoint")
+        return Path(given) if given else self.trained / "checkpoints" / "best.ckpt"
+
+    @property
+    def gaussian(self) -> Path:
+        """Gaussian parameters: given, or by convention."""
+        if self.trainable.get("gaussian"):
+            return Path(self.trainable.gaussian)
+        return self.trained / f"gaussian_{SUFFIX[str(self.distance_metric)]}.safetensors"
+
+    @property
+    def imputer_checkpoint(self) -> Path:
+        given = self.cfg.imputer.checkpoint
+        return Path(given) if given else self.imputed / "checkpoints" / "best.ckpt"
+
+    @property
+    def imputer_needs_weights(self) -> bool:
+        return bool(self.cfg.imputer.training.get("max_epochs")) or self.cfg.imputer.name == "Mean"
+
+    def command(self, stage: str) -> str:
+        """The command that makes what is missing: the user's own with another stage, where there is one."""
+        cfg = self.cfg
+        if HydraConfig.initialized():
+            of_this_run = ("stages", "overwrite", "missing.test")
+            overrides = [o for o in HydraConfig.get().overrides.task if o.split("=")[0].lstrip("+~") not in of_this_run]
+        else:
+            overrides = [f"dataset={cfg.dataset.name}", f"model={cfg.model.name.split('_')[0]}"]
+            overrides += [f"imputer={cfg.imputer.name}"] if stage == "impute" else []
+            overrides += [f"distance_metric={self.distance_metric}"] if self.distance_metric == EUCLIDEAN else []
+            aware = self.trainable.get("recovery_aware")
+            overrides += [f"model.recovery_aware={aware}"] if aware else []
+            overrides += [f"seed={cfg.seed}"] if cfg.seed else []
+            overrides += [f"name={cfg.name}"] if cfg.name != "default" else []
+        quoted = (o if re.fullmatch(r"[\w@%+=:,./~\[\]-]+", o) else shlex.quote(o) for o in overrides)
+        return f"python run.py {' '.join([*quoted, f'stages=[{stage}]'])}"
+
+    # ---- settings that outputs depend on -----------------------------------------------------------------------------
+
+    def _plain(self, node: Any, *without: str) -> dict[str, Any]:
+        plain = OmegaConf.to_container(node, resolve=True)
+        assert isinstance(plain, dict)
+        return {str(k): v for k, v in plain.items() if k not in without}
+
+    @property
+    def data_settings(self) -> dict[str, Any]:
+        runtime = ("residence", "test_batch_size")
+        plain = self._plain(self.cfg.dataset.module, *runtime)
+        # A folder may move; the packed store says what is in it.
+        meta = self.data.store.meta() or {}
+        for key in ("root", "mnist", "backgrounds", "download"):
+            plain.pop(key, None)
+        return plain | {"signature": meta.get("signature")}
+
+    @property
+    def fit_settings(self) -> dict[str, Any]:
+        cfg = self.cfg
+        settings = {
+            "seed": cfg.seed,
+            "data": self.data_settings,
+            "encoders": self._plain(cfg.dataset.encoders),
+            "model": self._plain(self.trainable, "transformer_checkpoint", "gaussian"),
+            "monitor": cfg.dataset.monitor,
+            "missing": {k: cfg.missing[k] for k in ("train", "val", "seed")},
+            "precision": cfg.trainer.precision,
+            "limits": [cfg.trainer.limit_train_batches, cfg.trainer.limit_val_batches],
+        }
+        if self.trainable.get("recovery_aware"):
+            settings["imputer"] = self.imputer_settings
+        return settings
+
+    @property
+    def imputer_settings(self) -> dict[str, Any]:
+        cfg = self.cfg
+        settings = {
+            "seed": cfg.seed,
+            "data": self.data_settings,
+            "imputer": self._plain(cfg.imputer, "checkpoint", "quality"),
+            "limits": [cfg.trainer.limit_train_batches, cfg.trainer.limit_val_batches],
+        }
+        # How recoveries are drawn is a choice of the test, not of the training.
+        for key in ("sample", "draw_seed"):
+            settings["imputer"]["module"].pop(key, None)
+        if cfg.imputer.checkpoint:
+            settings["checkpoint"] = file_hash(Path(cfg.imputer.checkpoint))
+        return settings
+
+    @property
+    def gaussian_settings(self) -> dict[str, Any]:
+        return {
+            "checkpoint": file_hash(self.checkpoint),
+            "data": self.data_settings,
+            "split": self.cfg.gaussian.split,
+            "student_t": self.cfg.gaussian.student_t,
+        }
+
+    @property
+    def test_settings(self) -> dict[str, Any]:
+        settings: dict[str, Any] = {
+            "checkpoint": file_hash(self.checkpoint),
+            "data": self.data_settings,
+            "missing": self._plain(self.cfg.missing, "train", "val"),
+        }
+        if self.selects:
+            settings["gaussian"] = file_hash(self.gaussian)
+            settings["imputer"] = self._plain(self.cfg.imputer, "checkpoint", "quality", "training")
+            if self.imputer_needs_weights:
+                settings["imputer"]["weights"] = file_hash(self.imputer_checkpoint)
+            settings["model"] = {k: self._plain(self.cfg.model)[k] for k in ("selection", "comparators", "validation")}
+        return settings
+
+    # ---- trained parts -----------------------------------------------------------------------------------------------
+
+    def load_model(self) -> IncompleteClassifier:
+        """The trained model, in eval mode on the device."""
+        model = build_model(self.cfg, self.trainable, self.data)
+        path = self.checkpoint
+        content = checkpoints.read_tensors(path)
+        state, kind = content, checkpoints.checkpoint_kind(content)
+        if kind == "lightning":
+            self._check_architecture(content.get("architecture") or {}, path)
+            state = content["state_dict"]
+        elif kind == "reference_dynamic_transformer":
+            state = checkpoints.convert_dynamic_transformer(content["state_dict"], self.data.modality_names)
+            if isinstance(model, DynamicTransformer) and not model.reference_modality_index:
+                model.reference_modality_index = True
+                log.info("%s is a checkpoint of the original repository: its modality index min(i, 1) is used", path)
+        elif kind != "unknown":
+            raise UserError(f"{path} is a {kind.replace('_', ' ')} file: give a trained {self.trainable.name}")
+        checkpoints.load_strict(model, state, path, str(self.trainable.name))
+        return model.eval().to(self.device)
+
+    def _check_architecture(self, architecture: dict[str, Any], path: Path) -> None:
+        there = [m[0] for m in architecture.get("modalities", [])]
+        if there and there != self.data.modality_names:
+            raise UserError(
+                f"{path} was trained on modalities {there}, {self.cfg.dataset.name} has {self.data.modality_names}: "
+                "give a checkpoint of this data set"
+            )
+        metric = architecture.get("distance_metric")
+        if metric and metric != self.distance_metric:
+            raise UserError(
+                f"{path} was trained with distance_metric {metric}, this run uses {self.distance_metric}: "
+                f"set distance_metric={metric}"
+            )
+
+    def load_parameters(self, model: DynamicTransformer) -> GaussianParameters:
+        parameters = GaussianParameters.load(self.gaussian, self.distance_metric)
+        parameters.check_fits(model, str(self.gaussian))
+        made_from = (parameters.about or {}).get("checkpoint")
+        if made_from and made_from != file_hash(self.checkpoint):
+            raise UserError(
+                f"{self.gaussian} was estimated from another checkpoint than {self.checkpoint}: "
+                f"run stage gaussian again ({self.command('gaussian')} overwrite=true)"
+            )
+        return parameters.to(self.device)
+
+    def load_imputer(self) -> Imputer:
+        """The recovery method with its weights, on the device."""
+        imputer = build_imputer(self.cfg, self.data)
+        if self.imputer_needs_weights:
+            path = self.imputer_checkpoint
+            content = checkpoints.read_tensors(path)
+            state = content.get("state_dict", content)
+            if checkpoints.checkpoint_kind(content) == "reference_mopoe":
+                state = _numbered(state, self.data.modality_names)
+            if isinstance(imputer, nn.Module):
+                checkpoints.load_strict(imputer, state, path, str(self.cfg.imputer.name))
+            elif isinstance(imputer, Mean):
+                shapes = {key: tuple(getattr(value, "shape", ())) for key, value in state.items()}
+                if shapes != {m.name: m.shape for m in self.data.modalities}:
+                    raise UserError(
+                        f"{path} does not hold the means of {', '.join(self.data.modality_names)}: "
+                        f"run {self.command('impute')}"
+                    )
+                imputer.load_state_dict(state)
+        if isinstance(imputer, nn.Module):
+            imputer.eval().to(self.device)
+        return imputer
+
+
+def _numbered(state: Mapping[str, Any], modality_names: Sequence[str]) -> dict[str, Any]:
+    """``encoders.m0.`` and ``decoders.m0.`` of the original MoPoE under our names, ``encoders.0.`` and so on."""
+    converted = {}
+    for key, value in state.items():
+        part, name, rest = (*str(key).split(".", 2), "", "")[:3]
+        number = modality_names.index(name) if name in modality_names else name
+        converted[f"{part}.{number}.{rest}"] = value
+    return converted

@@ -1,0 +1,231 @@
+"""Stage ``test``: every scenario in one pass over the test split; results, predictions, masks, examples."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from datasets.base import Batch, check_rows_without_nan
+from datasets.missingness import Scenario, parse_scenarios, save_mask
+from models.base import IncompleteClassifier, Prediction
+from models.dymo.dymo import MAIN, DyMo, validate_selection
+from models.dymo.dynamic_transformer import DynamicTransformer
+from trainers.context import Context
+from utils.build import build_selection
+from utils.files import replacing, save_arrays
+from utils.metrics import classification_metrics
+
+log = logging.getLogger(__name__)
+
+
+def run(context: Context) -> None:
+    """``results.csv``, ``predictions/``, ``masks/``, ``examples/`` and ``DONE`` in the model's run directory."""
+    cfg, directory, data = context.cfg, context.directory, context.data
+    settings = context.test_settings
+    if directory.finished("test", settings):
+        log.info("test: %s is there and valid, skipped", directory / "results.csv")
+        return
+    scenarios = context.scenarios
+    masks = {s.name: data.mask("test", s) for s in scenarios}
+    nan_rows = data.split("test").nan_rows
+    if nan_rows is not None:
+        for mask in masks.values():
+            check_rows_without_nan(nan_rows, mask, data.modalities)
+    model = load_method(context)
+    directory.begin("test", settings)
+    directory.clear("DONE", "results.csv", "predictions", "masks", "examples", "selection_validation.csv")
+    if isinstance(model, DyMo):
+        _check_on_validation(context, model)
+    hashes = {
+        s.name: save_mask(directory / "masks" / s.slug, masks[s.name], s, cfg.missing.seed + 2) for s in scenarios
+    }
+    directory.describe(cfg, {"mask_sha256_16": hashes})
+    outputs = predict(model, data.loader("test", device=context.device), masks)
+    rows = []
+    for label, by_scenario in outputs.items():
+        for scenario in scenarios:
+            arrays = by_scenario[scenario.name]
+            folder = directory / "predictions" / label if label else directory / "predictions"
+            save_arrays(folder / f"{scenario.slug}.npz", arrays)
+            name = f"{cfg.model.name}/{label}" if label else cfg.model.name
+            for metric, value in measure(arrays, data.task, data.num_classes).items():
+                rows.append((cfg.dataset.name, name, cfg.seed, scenario.name, metric, value, len(arrays["target"])))
+    _examples(context, model, scenarios, masks)
+    frame = pd.DataFrame(rows, columns=["dataset", "model", "seed", "scenario", "metric", "value", "n"])
+    with replacing(directory / "results.csv") as file:
+        frame.to_csv(file, index=False)
+    directory.finish("test", settings)
+    (directory / "DONE").touch()
+    log.info("test: accuracy in %% on %d rows\n%s", len(data.split("test")), accuracy_table(frame))
+
+
+def load_method(context: Context) -> IncompleteClassifier | DyMo:
+    """The model as it is tested, with everything it needs."""
+    model = context.load_model()
+    if not context.selects:
+        return model
+    assert isinstance(model, DynamicTransformer)
+    return DyMo(
+        model,
+        context.load_imputer(),
+        context.load_parameters(model),
+        build_selection(context.cfg),
+        tuple(context.cfg.model.comparators),
+    )
+
+
+def _check_on_validation(context: Context, model: DyMo) -> None:
+    """Accuracy of the selection against discarding on the validation split: warns where it loses, and sets the
+    threshold where that is ``auto``."""
+    cfg, data = context.cfg, context.data
+    auto = cfg.model.selection.threshold == "auto"
+    if not data.has_split("val"):
+        if "threshold" in model.comparators:
+            log.warning("the data have no validation split: selection is not checked, comparator 'threshold' left out")
+        return
+    scenarios = parse_scenarios(list(cfg.model.validation), len(data.modalities))
+    masks = {s.name: torch.from_numpy(data.mask("val", s)).to(context.device) for s in scenarios}
+    batches = [
+        (batch, {name: mask[batch.index] for name, mask in masks.items()})
+        for batch in data.loader("val", device=context.device)
+    ]
+    accuracy, discard, best = validate_selection(model, batches)
+    model.validated_threshold = best
+    if auto:
+        model.rule.threshold = best
+    rows = [(s, t, a, discard[s]) for s, by in accuracy.items() for t, a in by.items()]
+    frame = pd.DataFrame(rows, columns=["scenario", "threshold", "accuracy", "discard"])
+    with replacing(context.directory / "selection_validation.csv") as file:
+        frame.to_csv(file, index=False)
+    chosen = "accept nothing" if math.isinf(best) else f"{best:g}"
+    log.info("selection threshold chosen on the validation split: %s", chosen)
+    losing = {s: (by[0.0], discard[s]) for s, by in accuracy.items() if by[0.0] < discard[s]}
+    if losing:
+        text = ", ".join(f"{s}: {100 * a:.1f} against {100 * d:.1f}" for s, (a, d) in losing.items())
+        log.warning(
+            "selection by the paper's rule loses to discarding on validation data (accuracy in %%: %s). The recoveries "
+            "mislead the backbone: train the imputer longer, set model.recovery_aware=0.5, or "
+            "model.selection.threshold=auto",
+            text,
+        )
+
+
+@torch.inference_mode()
+def predict(
+    model: IncompleteClassifier | DyMo, batches: Any, masks: Mapping[str, np.ndarray], progress: bool = True
+) -> dict[str, dict[str, dict[str, np.ndarray]]]:
+    """Predictions under every mask, in one pass.
+
+    Args:
+        batches: iterable of :class:`Batch` of the split.
+        masks: scenario -> (N, M) bool.
+
+    Returns:
+        label -> scenario -> arrays index, logits, target, missing and the method's extras, sorted by index.
+    """
+    collected: dict[str, dict[str, dict[str, list[Tensor]]]] = defaultdict(
+        lambda: defaultdict(lambda: defaultdict(list))
+    )
+    tensors = {name: torch.from_numpy(mask) for name, mask in masks.items()}
+    for batch in tqdm(batches, "test", unit="batch", disable=not progress):
+        rows = batch.index.cpu()
+        on_device = {name: mask[rows].to(batch.index.device) for name, mask in tensors.items()}
+        for label, by_scenario in scenario_predictions(model, batch, on_device).items():
+            for scenario, prediction in by_scenario.items():
+                cell = collected[label][scenario]
+                for key, value in {
+                    "index": batch.index,
+                    "logits": prediction.logits,
+                    "target": batch.target,
+                    "missing": on_device[scenario],
+                    **prediction.extras,
+                }.items():
+                    cell[key].append(value.cpu())
+    return {
+        label: {s: {k: _join(v) for k, v in cell.items()} for s, cell in by_scenario.items()}
+        for label, by_scenario in collected.items()
+    }
+
+
+def _join(pieces: list[Tensor]) -> np.ndarray:
+    """Concatenate; rewards may have fewer rounds in some batches and are padded with NaN."""
+    if pieces[0].ndim == 3:
+        rounds = max(p.shape[1] for p in pieces)
+        pieces = [torch.nn.functional.pad(p, (0, 0, 0, rounds - p.shape[1]), value=float("nan")) for p in pieces]
+    return torch.cat(pieces).numpy()
+
+
+def scenario_predictions(
+    model: IncompleteClassifier | DyMo, batch: Batch, masks: Mapping[str, Tensor]
+) -> dict[str, dict[str, Prediction]]:
+    """One batch under every mask; methods that split encoding from fusion encode once."""
+    if isinstance(model, DyMo):
+        return model.scenarios(batch, masks)
+    if isinstance(model, DynamicTransformer):
+        tokens = model.encode(batch.inputs)
+        return {MAIN: {s: Prediction(*model.fuse(tokens, mask)) for s, mask in masks.items()}}
+    return {MAIN: {s: model(batch.replace(missing=mask, complete=False)) for s, mask in masks.items()}}
+
+
+def measure(arrays: Mapping[str, np.ndarray], task: str, num_classes: int) -> dict[str, float]:
+    """Metrics of one scenario: classification, and where there was a selection the share of recoveries accepted and the
+    rounds per sample."""
+    metrics = classification_metrics(task, num_classes)
+    metrics.update(torch.from_numpy(arrays["logits"]), torch.from_numpy(arrays["target"]))
+    values = {k: float(v) for k, v in metrics.compute().items()}
+    if "final_missing" in arrays:
+        recovered = arrays["missing"].sum()
+        accepted = recovered - arrays["final_missing"].sum()
+        values["accepted_share"] = float(accepted / recovered) if recovered else 0.0
+        values["iterations"] = float(arrays["iterations"].mean())
+    return values
+
+
+def accuracy_table(frame: pd.DataFrame) -> str:
+    """Accuracy in percent, models by scenarios, for the terminal."""
+    accuracy = frame[frame.metric == "accuracy"]
+    table = accuracy.pivot(index="model", columns="scenario", values="value") * 100
+    order = list(dict.fromkeys(accuracy.scenario))
+    return table.loc[list(dict.fromkeys(accuracy.model)), order].round(2).to_string()
+
+
+def _examples(
+    context: Context, model: IncompleteClassifier | DyMo, scenarios: list[Scenario], masks: Mapping[str, np.ndarray]
+) -> None:
+    """A few rows with originals, recoveries and rewards, for the pictures of the report."""
+    data = context.data
+    images = [m for m in data.modalities if m.kind == "image"]
+    if not isinstance(model, DyMo) or not images:
+        return
+    n = len(data.split("test"))
+    rows = np.linspace(0, n - 1, min(context.cfg.report.samples, n)).astype(int)
+    for scenario in scenarios:
+        mask = masks[scenario.name][rows]
+        if not mask.any():
+            continue
+        batch = data.rows("test", rows, context.device)
+        batch = batch.replace(missing=torch.from_numpy(mask).to(context.device), complete=False)
+        _, completed = model.complete(batch)
+        prediction = model(batch)
+        arrays: dict[str, np.ndarray] = {
+            "index": rows,
+            "target": batch.target.cpu().numpy(),
+            "prediction": prediction.logits.argmax(1).cpu().numpy(),
+            "missing": mask,
+            "modality_names": np.array(data.modality_names),
+            "class_names": np.array(data.class_names),
+            **{k: prediction.extras[k].cpu().numpy() for k in ("final_missing", "rewards", "accepted")},
+        }
+        for m in images:
+            for kind, source in (("original", batch.inputs), ("recovered", completed)):
+                arrays[f"{kind}_{m.name}"] = (source[m.name].clamp(0, 1) * 255).round().byte().cpu().numpy()
+        save_arrays(context.directory / "examples" / f"{scenario.slug}.npz", arrays)

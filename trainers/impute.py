@@ -1,0 +1,102 @@
+"""Stage ``impute``: train the recovery method, then measure its recoveries on the validation split."""
+
+from __future__ import annotations
+
+import logging
+
+import pandas as pd
+import pytorch_lightning as pl
+import torch
+from omegaconf import OmegaConf
+
+from models.imputers.quality import Judge, recovery_quality
+from models.imputers.simple import Mean
+from trainers.context import Context
+from trainers.fit import EpochOrder, fit
+from utils.build import _make, build_imputer, build_trainer
+from utils.files import replacing
+
+log = logging.getLogger(__name__)
+
+
+def run(context: Context) -> None:
+    """Trained weights and ``quality.csv`` in the imputer's run directory."""
+    cfg, directory = context.cfg, context.imputed
+    settings = context.imputer_settings
+    if directory.finished("impute", settings):
+        log.info("impute: %s is there and valid, skipped", directory.path)
+    elif cfg.imputer.checkpoint:
+        log.info("impute: using %s", cfg.imputer.checkpoint)
+        context.load_imputer()
+    else:
+        pl.seed_everything(cfg.seed, verbose=False)
+        imputer = build_imputer(cfg, context.data)
+        directory.describe(cfg)
+        if isinstance(imputer, pl.LightningModule):
+            has_val = context.data.has_split("val")
+            fit(
+                cfg,
+                imputer,
+                context.data,
+                cfg.imputer.training,
+                directory,
+                settings,
+                stage="impute",
+                monitor="val_loss" if has_val and cfg.imputer.training.patience else None,
+            )
+        else:
+            directory.begin("impute", settings)
+            if isinstance(imputer, Mean):
+                imputer.fit(context.data.loader("train"))
+                with replacing(context.imputer_checkpoint) as file:
+                    torch.save({"state_dict": imputer.state_dict()}, file)
+            directory.finish("impute", settings)
+    if context.data.has_split("val") and context.data.has_split("train"):
+        _quality(context)
+
+
+def _quality(context: Context) -> None:
+    cfg, directory = context.cfg, context.imputed
+    target = directory / "quality.csv"
+    weights = context.imputer_checkpoint if context.imputer_needs_weights else None
+    settings = {
+        "imputer": context.imputer_settings,
+        "quality": OmegaConf.to_container(cfg.imputer.quality),
+        "weights": str(weights and weights.stat().st_mtime_ns),
+    }
+    if directory.finished("quality", settings):
+        print_quality(pd.read_csv(target))
+        return
+    directory.begin("quality", settings)
+    data = context.data
+    pl.seed_everything(cfg.seed, verbose=False)
+    encoders = {n: _make(cfg.dataset.encoders[n], f"dataset.encoders.{n}") for n in data.modality_names}
+    judge = Judge(data.modalities, data.num_classes, encoders)
+    data.batch_size = cfg.imputer.training.batch_size
+    trainer = build_trainer(
+        cfg,
+        max_epochs=cfg.imputer.quality.judge_epochs,
+        logger=False,
+        callbacks=[EpochOrder(cfg.seed)],
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    log.info("impute: training the classifiers that judge recoveries (%d epochs)", cfg.imputer.quality.judge_epochs)
+    trainer.fit(judge, data.loader("train", train=True, device=trainer.strategy.root_device))
+    judge.to(context.device)
+    batches = data.loader("val", device=context.device)
+    frame = recovery_quality(context.load_imputer(), judge, batches, seed=cfg.missing.seed)
+    with replacing(target) as file:
+        frame.to_csv(file, index=False)
+    directory.finish("quality", settings)
+    print_quality(frame)
+
+
+def print_quality(frame: pd.DataFrame) -> None:
+    """Coherence by modality and number of observed modalities, for the terminal."""
+    wide = frame[frame.metric.isin(["coherence", "judge_accuracy"])].copy()
+    wide["value"] *= 100
+    table = wide.pivot(index="modality", columns="observed", values="value").round(1)
+    table.columns = [*(f"{c} observed" for c in table.columns[:-1]), "true content"]
+    log.info("coherence of recoveries on the validation split (%% read as the right class):\n%s", table.to_string())

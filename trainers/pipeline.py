@@ -1,0 +1,155 @@
+"""Runs ``cfg.stages`` in order, after everything that can be checked has been checked."""
+
+from __future__ import annotations
+
+import glob
+import logging
+import time
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig
+from pytorch_lightning.utilities import rank_zero_only
+
+from models.dymo.dynamic_transformer import DynamicTransformer
+from trainers import evaluate, gaussian, impute
+from trainers.context import Context, resolve_metric
+from trainers.fit import fit
+from trainers.report import print_table, write_report
+from utils.build import build_model
+from utils.errors import UserError
+from utils.validate import validate
+
+log = logging.getLogger(__name__)
+
+TRAINING = ("impute", "fit")
+
+
+def run(cfg: DictConfig) -> None:
+    """
+    Raises:
+        UserError: bad configuration, absent files or unusable data, before any training.
+    """
+    validate(cfg)
+    resolve_metric(cfg)
+    context = Context(cfg)
+    stages = list(cfg.stages)
+    if stages != ["report"]:
+        context.data.prepare()
+        check_artefacts(context, stages)
+    for number, stage in enumerate(stages, 1):
+        if stage not in TRAINING and not set(TRAINING) & set(stages[number:]):
+            # Further processes help with training only; one alone does the rest, and waits for nobody.
+            if torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
+            if getattr(rank_zero_only, "rank", 0):
+                return
+        log.info("[%d/%d] stage %s", number, len(stages), stage)
+        start = time.perf_counter()
+        if stage in RUNNERS:
+            RUNNERS[stage](context)
+        log.info("[%d/%d] stage %s: %.1f s", number, len(stages), stage, time.perf_counter() - start)
+
+
+def check_artefacts(context: Context, stages: list[str]) -> None:
+    """What the stages read is there or made by an earlier stage, fits, and the masks fit the data.
+
+    Raises:
+        UserError: all problems, one line each, with the command that makes what is missing.
+    """
+    cfg, data, problems = context.cfg, context.data, []
+    given = context.trainable.get("transformer_checkpoint")
+    trained = given or ("fit" in stages) or context.checkpoint.is_file()
+    aware = bool(context.trainable.get("recovery_aware"))
+    if {"gaussian", "test"} & set(stages) and not trained:
+        problems.append(f"no trained {context.trainable.name} at {context.checkpoint}: run {context.command('fit')}")
+    needs_imputer = ("test" in stages and context.selects) or ("fit" in stages and aware and not given)
+    if needs_imputer and context.imputer_needs_weights and not context.imputer_checkpoint.is_file():
+        order = stages.index("impute") if "impute" in stages else None
+        first = stages.index("fit") if aware and "fit" in stages else len(stages)
+        if order is None or order > first:
+            where = " before stage fit" if order is not None else ""
+            problems.append(
+                f"no trained {cfg.imputer.name} at {context.imputer_checkpoint}: "
+                f"run {context.command('impute')}{where}, or give imputer.checkpoint"
+            )
+    if "test" in stages and context.selects and "gaussian" not in stages and not context.gaussian.is_file():
+        problems.append(f"no Gaussian parameters at {context.gaussian}: run {context.command('gaussian')}")
+    need = {"fit": ("train", "val"), "impute": ("train",), "gaussian": (cfg.gaussian.split,), "test": ("test",)}
+    for stage in stages:
+        if (stage == "fit" and given) or (stage == "gaussian" and context.trainable.get("gaussian")):
+            continue
+        if stage == "impute" and (cfg.imputer.checkpoint or not context.imputer_needs_weights):
+            continue
+        for split in need.get(stage, ()):
+            if not data.has_split(split):
+                problems.append(f"stage {stage} needs the split '{split}', which {data.store.folder} does not have")
+    if "test" in stages and data.has_split("test"):
+        for scenario in context.scenarios:
+            try:
+                data.mask("test", scenario)
+            except UserError as error:
+                problems.append(str(error))
+    for stage, directory, skips in (
+        ("impute", context.imputed, bool(cfg.imputer.checkpoint)),
+        ("fit", context.trained, bool(given)),
+    ):
+        if stage in stages and not skips and not problems:
+            try:
+                directory.finished(stage, context.imputer_settings if stage == "impute" else context.fit_settings)
+            except UserError as error:
+                problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(dict.fromkeys(problems)))
+    # Files from elsewhere are tried before anything long begins.
+    if given:
+        model = context.load_model()
+        if context.trainable.get("gaussian") and isinstance(model, DynamicTransformer):
+            context.load_parameters(model)
+    if cfg.imputer.checkpoint and needs_imputer:
+        context.load_imputer()
+
+
+def run_fit(context: Context) -> None:
+    """Train the model (DyMo: its backbone) unless that is done."""
+    cfg, directory = context.cfg, context.trained
+    if context.trainable.get("transformer_checkpoint"):
+        log.info("fit: using %s", context.checkpoint)
+        return
+    settings = context.fit_settings
+    if directory.finished("fit", settings) and context.checkpoint.is_file():
+        log.info("fit: %s is there and valid, skipped", context.checkpoint)
+        return
+    pl.seed_everything(cfg.seed, verbose=False)
+    model = build_model(cfg, context.trainable, context.data)
+    if isinstance(model, DynamicTransformer) and model.recovery_aware:
+        model.attach_imputer(context.load_imputer())
+    directory.describe(cfg)
+    training = context.trainable.training
+    best = fit(cfg, model, context.data, training, directory, settings, stage="fit", monitor=cfg.dataset.monitor)
+    log.info("fit: best %s %.4f, %s", cfg.dataset.monitor, directory.result("fit")["best"], best)
+
+
+def run_report(context: Context) -> None:
+    """Tables, figures and ``report.html`` over all runs of this data set and name, or over ``report.include``."""
+    cfg = context.cfg
+    root = Path(cfg.paths.output) / cfg.dataset.name
+    patterns = cfg.report.include or [str(root / "*" / cfg.name / "seed*")]
+    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    found = sorted({Path(p) for pattern in patterns for p in glob.glob(str(pattern)) if (Path(p) / "DONE").exists()})
+    if not found:
+        raise UserError(f"nothing to report in {', '.join(patterns)}: run stage test first ({context.command('test')})")
+    metrics = None if cfg.report.metrics is None else list(cfg.report.metrics)
+    report = write_report(found, root / "report" / cfg.name, title=f"{cfg.dataset.name}: {cfg.name}", metrics=metrics)
+    log.info("report: accuracy in %%\n%s", print_table(report.summary, "accuracy"))
+    log.info("report: %s", report.html)
+
+
+RUNNERS = {
+    "impute": impute.run,
+    "fit": run_fit,
+    "gaussian": gaussian.run,
+    "test": evaluate.run,
+    "report": run_report,
+}

@@ -1,0 +1,508 @@
+"""The ``report`` stage: any number of run directories into tables, tests, figures and one ``report.html``."""
+
+from __future__ import annotations
+
+import functools
+import html
+import json
+import logging
+import os
+import re
+import shutil
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import jinja2
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
+from matplotlib.figure import Figure
+from scipy import stats
+from tqdm import tqdm
+
+from datasets.missingness import Scenario, mask_hash
+from utils import plotting
+from utils.errors import UserError
+from utils.metrics import LOWER_IS_BETTER, METRICS
+from utils.plotting import is_oracle
+
+log = logging.getLogger(__name__)
+
+COLUMNS = ("dataset", "model", "seed", "scenario", "metric", "value", "n")
+TESTS = (
+    *("dataset", "scenario", "metric", "best", "model", "difference", "n_seeds", "t", "p_t"),
+    *("n_rows", "best_only_right", "model_only_right", "p_mcnemar", "same_masks"),
+)
+KEY = ["dataset", "model", "scenario", "metric"]
+MEND = "delete it and run stages=[test] again"
+PICTURED = 6  # scenarios of one model that get pictures and histograms
+ORACLE_NOTE = "uses labels: an upper bound, never marked"
+# style: best, second best, other, dagger
+MARKS = {
+    "plain": ("{}*", "{}+", "{} ", "†"),
+    "markdown": ("**{}**", "_{}_", "{}", "†"),
+    "latex": (r"\textbf{{{}}}", r"\underline{{{}}}", "{}", r"$^\dagger$"),
+    "html": ("<b>{}</b>", "<u>{}</u>", "{}", "<sup>†</sup>"),
+}
+LATEX = {c: "\\" + c for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\^{}"}
+
+
+@dataclass
+class Report:
+    """What was written: the page, ``summary.csv``, ``tests.csv``, and (dataset, metric) -> table of plain strings."""
+
+    html: Path
+    summary: pd.DataFrame
+    tests: pd.DataFrame
+    tables: dict[tuple[str, str], pd.DataFrame]
+
+
+@dataclass
+class Run:
+    """A finished run directory; ``frame`` is its results.csv, ``model`` the one its comparators belong to."""
+
+    path: Path
+    frame: pd.DataFrame
+
+    def __post_init__(self) -> None:
+        first = self.frame.iloc[0]
+        self.dataset, self.model, self.seed = first["dataset"], first["model"].partition("/")[0], int(first["seed"])
+
+    def text(self, file: str) -> str:
+        """Content of a text file, empty where there is none."""
+        return (self.path / file).read_text() if (self.path / file).is_file() else ""
+
+    def predictions(self, model: str, scenario: str) -> Path:
+        """Where the predictions of the model, or of a comparator on the same backbone, lie."""
+        return self.path / "predictions" / model.removeprefix(self.model).lstrip("/") / f"{slug(scenario)}.npz"
+
+
+def slug(name: str) -> str:
+    """A name as a file stem, spelled as :class:`Scenario` does."""
+    return Scenario(name, "").slug
+
+
+def read_results(path: Path) -> pd.DataFrame:
+    """A checked results.csv.
+
+    Raises:
+        UserError: it cannot be read, or columns, numbers or uniqueness are not as they should be.
+    """
+    try:
+        frame = pd.read_csv(path, keep_default_na=False)
+        if absent := [c for c in COLUMNS if c not in frame]:
+            raise ValueError(f"no column {', '.join(absent)}")
+        if frame.empty:
+            raise ValueError("no rows")
+        frame["value"] = pd.to_numeric(frame["value"].replace("", "nan"))
+        frame["seed"] = pd.to_numeric(frame["seed"]).astype(int)
+        frame = frame.astype(dict.fromkeys(KEY, str))
+        if (twice := frame.duplicated([*KEY, "seed"])).any():
+            raise ValueError("twice " + ", ".join(frame.loc[twice, KEY].iloc[0]))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not a results file ({error}): {MEND}") from None
+    return frame
+
+
+def gather(run_dirs: Sequence[Path]) -> tuple[list[Run], list[str]]:
+    """The finished runs, and why the others were skipped.
+
+    Runs of one data set and model under different names are told apart as ``model [name]``.
+
+    Raises:
+        UserError: no finished run, a broken results.csv, or two runs with the same rows.
+    """
+    runs: list[Run] = []
+    skipped: list[str] = []
+    for path in dict.fromkeys(Path(p).resolve() for p in run_dirs):
+        if absent := [f for f in ("DONE", "results.csv") if not (path / f).is_file()]:
+            skipped.append(f"{path}: no {absent[0]}" if path.is_dir() else f"{path}: no such folder")
+            log.warning("report: skipped %s", skipped[-1])
+        else:
+            runs.append(Run(path, read_results(path / "results.csv")))
+    if not runs:
+        tried = ", ".join(map(str, run_dirs)) or "an empty list"
+        raise UserError(f"no finished run (with results.csv and DONE) in {tried}: run stages=[test] first")
+    names: dict[tuple[str, str], set[str]] = {}
+    for run in runs:
+        names.setdefault((run.dataset, run.model), set()).add(run.path.parent.name)
+    owner: dict[tuple, Path] = {}
+    for run in runs:
+        if len(names[run.dataset, run.model]) > 1:
+            main = f"{run.model} [{run.path.parent.name}]"
+            run.frame["model"] = [main + model.removeprefix(run.model) for model in run.frame["model"]]
+            run.model = main
+        for key in run.frame[[*KEY, "seed"]].itertuples(index=False, name=None):
+            if (other := owner.setdefault(key, run.path)) != run.path:
+                raise UserError(
+                    f"{other} and {run.path} both hold {key[0]}, {key[1]}, seed {key[4]}, {key[2]}: "
+                    "give one of them another name=..., or leave one out"
+                )
+    return runs, skipped
+
+
+def summarise(frame: pd.DataFrame) -> pd.DataFrame:
+    """Mean, SD (n - 1; empty for one seed) and number of seeds of every dataset, model, scenario and metric."""
+    values = frame.groupby(KEY, sort=False)["value"]
+    return values.agg(mean="mean", sd="std", n_seeds="count").reset_index()
+
+
+def label(metric: str) -> str:
+    """The metric with its unit."""
+    return f"{metric} (%)" if metric in METRICS or metric.endswith("_share") else metric
+
+
+def _shown(summary: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Rows of one metric in the unit of :func:`label`."""
+    rows = summary[summary["metric"] == metric]
+    factor = 100 if label(metric) != metric else 1
+    return rows.assign(mean=rows["mean"] * factor, sd=rows["sd"] * factor)
+
+
+def table(summary: pd.DataFrame, metric: str, style: str = "plain") -> pd.DataFrame:
+    """Rows are models, columns scenarios, cells 'mean ± SD'; best and second best of a column are marked.
+
+    Equal as shown is equal: all firsts are best, all holders of the next value second best. Models that use labels,
+    metrics without a better side and columns with one model get no marks.
+
+    Args:
+        summary: of :func:`summarise`, one data set.
+        style: plain | markdown | latex | html; text is escaped to suit.
+    """
+    rows = _shown(summary, metric)
+    digits = (".2f", ".2f") if label(metric) != metric else (".4g", ".2g")
+    text = [
+        "–" if np.isnan(mean) else format(mean, digits[0]) + ("" if np.isnan(sd) else f" ± {sd:{digits[1]}}")
+        for mean, sd in zip(rows["mean"], rows["sd"])
+    ]
+    ranked = rows[~rows["model"].map(is_oracle) & rows["mean"].notna() & (metric in METRICS)]
+    groups = ranked.assign(mean=ranked["mean"].round(2)).groupby("scenario")["mean"]
+    rank = groups.rank(method="dense", ascending=metric in LOWER_IS_BETTER).where(groups.transform("size") > 1)
+    best, second, other, dagger = MARKS[style]
+    mark = rank.reindex(rows.index).map({1.0: best, 2.0: second}).fillna(other)
+    rows["text"] = [form.format(_escape(t, style)) for form, t in zip(mark, text)]
+    cells = rows.pivot(index="model", columns="scenario", values="text")
+    cells = cells.reindex(index=rows["model"].unique(), columns=rows["scenario"].unique()).fillna(_escape("–", style))
+    cells.index = pd.Index([_escape(m, style) + dagger * is_oracle(m) for m in cells.index], name="model")
+    cells.columns = pd.Index([_escape(s, style) for s in cells.columns])
+    return cells
+
+
+def _escape(text: str, style: str) -> str:
+    if style == "latex":
+        text = re.sub(r"[&%$#_{}\\~^]", lambda found: LATEX[found[0]], text)
+        return text.replace("±", r"$\pm$").replace("–", "--")
+    if style == "markdown":
+        return text.replace("|", r"\|")
+    return html.escape(text) if style == "html" else text
+
+
+def to_markdown(cells: pd.DataFrame) -> str:
+    """A table of strings as Markdown."""
+    return cells.reset_index().to_markdown(index=False, disable_numparse=True)
+
+
+def to_latex(cells: pd.DataFrame) -> str:
+    """A table of escaped strings as a ``tabular`` of the package booktabs."""
+    columns = "l" + "r" * cells.shape[1]
+    return cells.reset_index().to_latex(index=False, escape=False, column_format=columns).rstrip()
+
+
+def print_table(summary: pd.DataFrame, metric: str, models: Sequence[str] | None = None) -> str:
+    """The table of one metric for the terminal, a block for each data set; ``models`` keeps only those."""
+    rows = summary[(summary["metric"] == metric) & (summary["model"].isin(models or summary["model"]))]
+    blocks = []
+    for dataset, part in rows.groupby("dataset", sort=False):
+        text = table(part, metric).rename_axis(None).to_string()
+        notes = ["* best, + second best"] * (metric in METRICS) + [f"† {ORACLE_NOTE}"] * ("†" in text)
+        blocks.append("\n".join([f"{dataset}, {label(metric)}", text, *notes]))
+    return "\n\n".join(blocks)
+
+
+def paired_t(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+    """Statistic and two-sided p of the paired t-test.
+
+    Where all differences are equal the test has no variance to go by: (0, 1) if they are zero, else (±inf, NaN).
+    Fewer than two pairs: (NaN, NaN).
+    """
+    if len(a) < 2:
+        return np.nan, np.nan
+    difference = np.asarray(a) - np.asarray(b)
+    if np.ptp(difference) < 1e-9:  # far below one test sample: rounding, not variance
+        same = abs(difference[0]) < 1e-9
+        return (0.0, 1.0) if same else (float(np.copysign(np.inf, difference[0])), np.nan)
+    result = stats.ttest_rel(a, b)
+    return float(result.statistic), float(result.pvalue)
+
+
+def mcnemar(first_only: int, second_only: int) -> float:
+    """Two-sided exact p of McNemar's test from the rows that only one of two models has right."""
+    rows = first_only + second_only
+    return float(stats.binomtest(first_only, rows, 0.5).pvalue) if rows else 1.0
+
+
+def _load(path: Path, *keys: str) -> dict[str, np.ndarray]:
+    """The named arrays of an npz file as far as it has them, without names all; reads no pickles."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {key: file[key] for key in keys or file.files if key in file.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} cannot be read ({error}): {MEND}") from None
+
+
+def _outcome(path: Path) -> tuple[np.ndarray, np.ndarray, str]:
+    """Row numbers in order, whether each was right, and the hash of the masks."""
+    data = _load(path, "index", "logits", "target", "missing")
+    order = np.argsort(data["index"], kind="stable")
+    right = data["logits"].argmax(axis=1) == data["target"]
+    return data["index"][order], right[order], mask_hash(data["missing"][order].astype(bool))
+
+
+def compare(runs: Sequence[Run], frame: pd.DataFrame, primary: str) -> pd.DataFrame:
+    """Best model of each scenario (upper bounds aside) against every other: paired t-test and exact McNemar.
+
+    The t-test pairs common seeds; McNemar pools the rows of the common seeds whose predictions both models saved.
+    """
+    rows = frame[(frame["metric"] == primary) & frame["value"].notna()]
+    owner = {(run.dataset, model, run.seed): run for run in runs for model in run.frame["model"].unique()}
+    outcome, found = functools.cache(_outcome), []
+    for (dataset, scenario), part in rows.groupby(["dataset", "scenario"], sort=False):
+        values = {str(model): group.set_index("seed")["value"] for model, group in part.groupby("model", sort=False)}
+        sign = -1 if primary in LOWER_IS_BETTER else 1
+        score = {model: sign * value.mean() for model, value in values.items() if not is_oracle(model)}
+        best = max(score, key=lambda model: score[model], default="")
+        for model in (m for m in values if best and m != best):
+            seeds = sorted(set(values[best].index) & set(values[model].index))
+            a, b = values[best].loc[seeds].to_numpy(), values[model].loc[seeds].to_numpy()
+            counts, same_masks = np.zeros(3, dtype=int), True
+            for seed in seeds:
+                files = [owner[dataset, name, seed].predictions(name, scenario) for name in (best, model)]
+                if not all(file.is_file() for file in files):
+                    continue
+                (index, right, mask), (other_index, other_right, other_mask) = map(outcome, files)
+                if np.array_equal(index, other_index):
+                    counts += [len(index), (right & ~other_right).sum(), (~right & other_right).sum()]
+                    same_masks &= mask == other_mask
+            n, first, second = map(int, counts)
+            pooled = (n, first, second, mcnemar(first, second), same_masks) if n else (0, *[None] * 4)
+            difference = (a - b).mean() if seeds else np.nan
+            found.append((dataset, scenario, primary, best, model, difference, len(seeds), *paired_t(a, b), *pooled))
+            if not same_masks:
+                log.warning("report: %s and %s have different masks for %s, %s", best, model, dataset, scenario)
+    return pd.DataFrame(found, columns=list(TESTS))
+
+
+def _draw(runs: Sequence[Run], summary: pd.DataFrame, metrics: Sequence[str], folder: Path) -> dict[str, list[Path]]:
+    """Draw everything; section of the page -> its PNG files."""
+    styles, partial = plotting.model_styles(list(summary["model"].unique())), functools.partial
+    jobs: list[tuple[str, str, Callable[[], Figure | None]]] = []
+    for metric in metrics:
+        for name, draw in (("degradation", plotting.degradation), ("scenarios", plotting.scenario_bars)):
+            arguments = (_shown(summary, metric), label(metric), styles)
+            jobs.append((metric, f"{name}_{slug(metric)}", partial(draw, *arguments)))
+    groups: dict[tuple[str, str], list[Run]] = {}
+    for run in sorted(runs, key=lambda run: run.seed):
+        groups.setdefault((run.dataset, run.model), []).append(run)
+    several = summary["dataset"].nunique() > 1
+    for (dataset, model), group in groups.items():
+        stem, title = slug(f"{dataset}_{model}" if several else model), f"{dataset}, {model}"
+        scenarios = list(dict.fromkeys(s for run in group for s in run.frame["scenario"]))
+        examples = [(s, f) for s in scenarios if (f := group[0].path / "examples" / f"{slug(s)}.npz").is_file()]
+        if len(examples) > PICTURED:
+            log.info("report: pictures of the first %d of %d scenarios of %s", PICTURED, len(examples), title)
+        for scenario, file in examples[:PICTURED]:
+            heading = f"{title}, {scenario}, seed {group[0].seed}"
+            jobs.append(("samples", f"samples_{stem}_{slug(scenario)}", partial(_samples, file, heading)))
+        jobs.append(("rewards", f"rewards_{stem}", partial(_rewards, group, model, scenarios, title)))
+        logs = {run.seed: f for run in group if (f := run.path / "metrics.csv").is_file() and f.stat().st_size > 1}
+        curves = {seed: pd.read_csv(file) for seed, file in logs.items()}
+        jobs.append(("training", f"training_{stem}", partial(plotting.training_curves, curves, title)))
+    drawn: dict[str, list[Path]] = {}
+    for section, name, job in tqdm(jobs, desc="report: figures", disable=None, leave=False):
+        if figure := job():
+            plotting.save(figure, folder / f"{name}.png", pdf=section in metrics)
+            drawn.setdefault(section, []).append(folder / f"{name}.png")
+    return drawn
+
+
+def _samples(file: Path, title: str) -> Figure:
+    return plotting.samples(_load(file), title)
+
+
+def _rewards(runs: Sequence[Run], model: str, scenarios: Sequence[str], title: str) -> Figure | None:
+    """Histograms of the rewards of a selecting model, pooled over its seeds; None for other models."""
+    panels: dict[str, tuple[np.ndarray, ...]] = {}
+    for scenario in scenarios:
+        parts = []
+        for file in (f for run in runs if len(panels) < PICTURED and (f := run.predictions(model, scenario)).is_file()):
+            data = _load(file, "rewards", "accepted", "logits", "target")
+            if np.isfinite(data.get("rewards", np.nan)).any():
+                right = data["logits"].argmax(axis=1) == data["target"]
+                parts.append((*plotting.last_rewards(data["rewards"], data["accepted"]), right))
+        if parts:
+            panels[scenario] = tuple(np.concatenate(part) for part in zip(*parts))
+    return plotting.reward_histograms(panels, title) if panels else None
+
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ title }}</title><style>
+body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
+  max-width: 72rem; margin: 0 auto; padding: 1rem; overflow-wrap: anywhere }
+h1 { line-height: 1.2 } h2 { margin-top: 2.2em; border-bottom: 1px solid #bbb } img { max-width: 100%; height: auto }
+.wide { overflow-x: auto; margin: .6em 0 } table { border-collapse: collapse; font-size: .9rem }
+th, td { padding: .3em .7em; text-align: right; white-space: nowrap; border-bottom: 1px solid #ddd }
+th { border-bottom: 2px solid #555 } .note { color: #444; font-size: .9rem } u { text-underline-offset: .2em }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff }
+pre { overflow-x: auto; background: #f5f5f5; padding: .8em; font-size: .8rem }
+summary { cursor: pointer; padding: .3em 0 }
+</style></head><body>
+<h1>{{ title }}</h1>
+<p class="note">{{ runs | length }} runs, {{ date }}</p>
+{% for s in skipped %}<p class="note">Skipped {{ s }}</p>{% endfor %}
+<h2>How to read this</h2>
+<p>A row is a model, a column a way of being incomplete: <i>none</i> is complete data, <i>random_0.4</i> hides 40 % of
+the modalities, <i>whole_12</i> hides modalities 1 and 2 (counted from 0) of every sample. Cells are the mean ± standard
+deviation over seeds ({{ seeds }} per cell); without ± there is one seed. <b>Bold</b> is best and <u>underlined</u>
+second best in a column, equal values alike; for {{ lower }} lower is better. A name after a slash is another way of
+using the same trained model.{% if oracle %} <sup>†</sup> {{ oracle }}.{% endif %}</p>
+{% for metric, tables, figures in metrics %}<details{% if loop.first %} open{% endif %}>
+<summary><b>{{ metric }}</b></summary>
+{% for dataset, cells in tables %}<h3>{{ dataset }}</h3><div class="wide">{{ cells }}</div>{% endfor %}
+{% for name, uri in figures %}<p><img alt="{{ name }}" src="{{ uri }}"></p>{% endfor %}</details>
+{% endfor %}
+{% if tests %}<h2>Paired tests, {{ primary }}</h2>
+<details><summary>Best model of each scenario against the others</summary>
+<p class="note">p_t: paired t-test over common seeds; few seeds see only large differences, and it is empty where the
+difference never varies. p_mcnemar: exact McNemar test on the predictions of all seeds together; seeds share test
+samples, so with several seeds it comes out too small. Neither is corrected for the number of comparisons, nor for
+calling the best one best after seeing the results.</p>
+<div class="wide">{{ tests }}</div></details>{% endif %}
+{% for heading, note, figures in sections if figures %}<h2>{{ heading }}</h2><p class="note">{{ note }}</p>
+{% for name, uri in figures %}<details><summary>{{ name }}</summary><img alt="{{ name }}" src="{{ uri }}"></details>
+{% endfor %}{% endfor %}
+<h2>Runs</h2>{% for part in environment %}<div class="wide">{{ part }}</div>{% endfor %}
+{% for run in runs %}<details><summary>{{ run.path }}</summary><pre>{{ run.text("config.yaml") or "no config.yaml" }}
+</pre></details>{% endfor %}
+</body></html>
+"""
+SECTIONS = {
+    "samples": "Missing originals are dimmed in a dashed frame. Accepted recoveries have a green frame and their order "
+    "in brackets; their reward is bold at the step that accepted them.",
+    "rewards": "The last reward of each recovery, over all seeds; numbers in brackets count recoveries.",
+    "training": "One line for each seed.",
+}
+
+
+def _environment(runs: Sequence[Run]) -> list[Markup]:
+    """Tables of environment.json: what all runs share, and what differs."""
+    entries = [json.loads(run.text("environment.json") or "{}") for run in runs]
+    frame = pd.json_normalize(entries).astype(object).map(lambda v: "–" if v is None or v != v else str(v))
+    shared = [column for column in frame if frame[column].nunique() == 1]
+    common = pd.DataFrame({"entry": shared, "the same in all runs": [frame[c].iloc[0] for c in shared]})
+    frame.insert(0, "run", [f"{run.dataset}, {run.model}, seed {run.seed}" for run in runs])
+    parts = [common] * bool(shared) + [frame.drop(columns=shared)]
+    return [Markup(part.to_html(index=False, border=0)) for part in parts]
+
+
+def _page(
+    runs: Sequence[Run],
+    skipped: Sequence[str],
+    summary: pd.DataFrame,
+    tests: pd.DataFrame,
+    metrics: Sequence[str],
+    primary: str,
+    title: str,
+    drawn: dict[str, list[Path]],
+) -> str:
+    figures = {section: [(file.stem, plotting.data_uri(file)) for file in files] for section, files in drawn.items()}
+    blocks = []
+    for metric in metrics:
+        tables = [
+            (name, Markup(table(part, metric, "html").reset_index().to_html(index=False, border=0, escape=False)))
+            for name, part in summary[summary["metric"] == metric].groupby("dataset", sort=False)
+        ]
+        blocks.append((label(metric), tables, figures.get(metric)))
+    page = jinja2.Environment(autoescape=True).from_string(PAGE)
+    return page.render(
+        runs=runs,
+        skipped=skipped,
+        title=title,
+        date=datetime.now().strftime("%Y-%m-%d %H:%M"),
+        seeds=" to ".join(map(str, sorted({summary["n_seeds"].min(), summary["n_seeds"].max()}))),
+        lower=", ".join(LOWER_IS_BETTER),
+        oracle=ORACLE_NOTE if summary["model"].map(is_oracle).any() else "",
+        metrics=blocks,
+        primary=primary,
+        tests=len(tests) and Markup(tests.to_html(index=False, border=0, float_format="{:.3g}".format, na_rep="")),
+        sections=[(name.capitalize(), note, figures.get(name)) for name, note in SECTIONS.items()],
+        environment=_environment(runs),
+    )
+
+
+def _check_output(output: Path, run_dirs: Sequence[Path]) -> None:
+    if any(Path(run).resolve().is_relative_to(output) for run in run_dirs):
+        mend = f"give it a folder of its own, for example {output / 'report'}"
+        raise UserError(f"{output} holds runs, and a report replaces its folder whole: {mend}")
+    if output.is_file() or (output.exists() and any(output.iterdir()) and not (output / "report.html").is_file()):
+        raise UserError(f"{output} holds something else than a report, which would be lost: give a new folder")
+
+
+def write_report(
+    run_dirs: Sequence[Path],
+    output: Path,
+    *,
+    title: str,
+    metrics: Sequence[str] | None = None,
+    primary: str = "accuracy",
+) -> Report:
+    """Gather finished run directories into ``output``, which is replaced whole once everything is written.
+
+    Args:
+        run_dirs: ``.../<dataset>/<model>/<name>/seed<k>``; without DONE or results.csv skipped with a warning.
+        title: heading of the page.
+        metrics: those that get tables and figures, all by default.
+        primary: the metric of the paired tests, shown first.
+
+    Raises:
+        UserError: nothing to report, unreadable results, unknown metric, or an ``output`` that holds other things.
+    """
+    output = Path(output).resolve()
+    _check_output(output, run_dirs)
+    runs, skipped = gather(run_dirs)
+    frame = pd.concat([run.frame for run in runs], ignore_index=True)
+    present = list(frame["metric"].unique())
+    if unknown := [m for m in (primary, *(metrics or ())) if m not in present]:
+        raise UserError(f"no run has the metric '{unknown[0]}': choose from {', '.join(present)}")
+    metrics = sorted(dict.fromkeys(metrics or present), key=lambda m: m != primary)
+    log.info("report: %d runs, %s, into %s", len(runs), ", ".join(metrics), output)
+    summary, tests, tables = summarise(frame), compare(runs, frame, primary), {}
+
+    draft, old = (output.with_name(f".{output.name}.{os.getpid()}.{kind}") for kind in ("draft", "old"))
+    draft.mkdir(parents=True)
+    try:
+        for name, content in (("results", frame), ("summary", summary), ("tests", tests)):
+            content.to_csv(draft / f"{name}.csv", index=False)
+        for metric in metrics:
+            markdown, latex = [], ["% needs \\usepackage{booktabs}"]
+            for dataset, part in summary[summary["metric"] == metric].groupby("dataset", sort=False):
+                tables[str(dataset), metric] = table(part, metric)
+                note = bool(part["model"].map(is_oracle).any())
+                markdown += [f"## {dataset}, {label(metric)}\n", to_markdown(table(part, metric, "markdown")) + "\n"]
+                markdown += [f"† {ORACLE_NOTE}\n"] * note
+                latex += [f"% {dataset}, {label(metric)}", to_latex(table(part, metric, "latex"))]
+                latex += [rf"\par{{\footnotesize $^\dagger$ {ORACLE_NOTE}}}"] * note
+            (draft / f"summary_{slug(metric)}.md").write_text("\n".join(markdown))
+            (draft / f"summary_{slug(metric)}.tex").write_text("\n".join(latex) + "\n")
+        drawn = _draw(runs, summary, metrics, draft / "figures")
+        (draft / "report.html").write_text(_page(runs, skipped, summary, tests, metrics, primary, title, drawn))
+        if output.exists():
+            output.rename(old)
+        draft.rename(output)
+    finally:
+        for rest in (draft, old):
+            shutil.rmtree(rest, ignore_errors=True)
+    return Report(output / "report.html", summary, tests, tables)

@@ -1,0 +1,129 @@
+"""Every call of ``hydra.utils.instantiate``: from configuration to objects."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from datasets.base import MultimodalDataModule
+from datasets.missingness import parse_scenario
+from models.base import IncompleteClassifier
+from models.dymo.prototypes import EUCLIDEAN
+from models.imputers.base import Imputer
+from utils.errors import UserError
+
+SHORT_METRIC = {EUCLIDEAN: "_EU"}
+
+
+def variant(base: str, metric: str | None, recovery_aware: float | bool) -> str:
+    """Label of a model's run directory, so that variants never share one."""
+    rate = share(recovery_aware)
+    aware = f"_aware{'' if rate == 0.5 else format(rate, 'g')}" if rate else ""
+    return base + SHORT_METRIC.get(str(metric), "") + aware
+
+
+def share(value: float | bool) -> float:
+    """``recovery_aware`` as a share of the batches: true stands for one half."""
+    return 0.5 if value is True else float(value)
+
+
+def register_resolvers() -> None:
+    OmegaConf.register_new_resolver("variant", variant, replace=True)
+    OmegaConf.register_new_resolver("share", share, replace=True)
+
+
+def _make(node: DictConfig, where: str, **arguments: Any) -> Any:
+    try:
+        # Objects are handed over after Hydra's part: it would turn data classes among them into mappings.
+        return instantiate(node, _convert_="all", _partial_=True)(**arguments)
+    except InstantiationException as error:
+        raise UserError(f"config '{where}': {str(error.__cause__ or error).splitlines()[0]}") from error
+    except (TypeError, ValueError) as error:
+        raise UserError(f"config '{where}' ({node.get('_target_')}): {str(error).splitlines()[0]}") from error
+
+
+def store_path(cfg: DictConfig) -> Path:
+    """Where the packed store of ``cfg.dataset`` is: as given, or under ``paths.cache`` by a hash of its source."""
+    if cfg.dataset.store:
+        return Path(cfg.dataset.store)
+    runtime = ("test_batch_size", "low", "residence", "reshuffle_pairs", "jitter", "_target_")
+    module = OmegaConf.to_container(cfg.dataset.module, resolve=True)
+    assert isinstance(module, dict)
+    source = {k: v for k, v in module.items() if k not in runtime}
+    for key in ("root", "mnist", "backgrounds"):
+        if source.get(key):
+            source[key] = str(Path(str(source[key])).resolve())
+    digest = hashlib.sha256(json.dumps(source, sort_keys=True, default=str).encode()).hexdigest()[:10]
+    return Path(cfg.paths.cache) / f"{cfg.dataset.name}-{digest}"
+
+
+def build_data(cfg: DictConfig) -> MultimodalDataModule:
+    """The data module of ``cfg.dataset`` with the masks of ``cfg.missing``."""
+    return _make(
+        cfg.dataset.module,
+        "dataset",
+        store=str(store_path(cfg)),
+        missing_train=parse_scenario(cfg.missing.train),
+        missing_val=parse_scenario(cfg.missing.val),
+        missing_seed=cfg.missing.seed,
+        seed=cfg.seed,
+    )
+
+
+def build_model(cfg: DictConfig, model: DictConfig, data: MultimodalDataModule) -> IncompleteClassifier:
+    """A trainable method with the encoders of the data set."""
+    encoders = {name: _make(cfg.dataset.encoders[name], f"dataset.encoders.{name}") for name in data.modality_names}
+    return _make(
+        model.module,
+        "model",
+        modalities=data.modalities,
+        num_classes=data.num_classes,
+        task=data.task,
+        encoders=encoders,
+    )
+
+
+def build_imputer(cfg: DictConfig, data: MultimodalDataModule) -> Imputer:
+    """The recovery method of ``cfg.imputer``, untrained."""
+    arguments: dict[str, Any] = {}
+    if "Zero" not in cfg.imputer.module._target_ and "Oracle" not in cfg.imputer.module._target_:
+        arguments["modalities"] = data.modalities
+    for part in ("encoder", "decoder"):
+        if part in cfg.imputer:
+            arguments[f"{part}s"] = {
+                m.name: _make(cfg.imputer[part], f"imputer.{part}", channels=m.shape[0]) for m in data.modalities
+            }
+    return _make(cfg.imputer.module, "imputer", **arguments)
+
+
+def build_selection(cfg: DictConfig) -> Any:
+    """The selection rule; ``threshold: auto`` starts as 0 and is set from validation data by the test stage."""
+    node = cfg.model.selection.copy()
+    if node.threshold == "auto":
+        node.threshold = 0.0
+    return _make(node, "model.selection")
+
+
+def build_loggers(cfg: DictConfig, directory: Path) -> list[pl.loggers.Logger]:
+    """The loggers of ``cfg.logger`` (metrics.csv is written besides, always)."""
+    loggers = []
+    for name, node in cfg.logger.items():
+        loggers.append(_make(node, f"logger.{name}", save_dir=str(directory)))
+    return loggers
+
+
+def build_trainer(cfg: DictConfig, **arguments: Any) -> pl.Trainer:
+    """Lightning's Trainer with ``cfg.trainer``."""
+    settings = OmegaConf.to_container(cfg.trainer, resolve=True)
+    assert isinstance(settings, dict)
+    try:
+        return pl.Trainer(**{str(k): v for k, v in settings.items()}, **arguments)
+    except (pl.utilities.exceptions.MisconfigurationException, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"config 'trainer': {str(error).splitlines()[0]}") from error

@@ -1,0 +1,8 @@
+"""Errors that a user can mend."""
+
+
+class UserError(Exception):
+    """Bad input. The message is one line (or one line per problem) that names the mend.
+
+    ``run.py`` prints the message without a traceback and exits with status 2.
+    """

@@ -1,0 +1,64 @@
+"""The metrics of every test and validation, from torchmetrics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.classification import (
+    BinaryAUROC,
+    MulticlassAccuracy,
+    MulticlassAUROC,
+    MulticlassCalibrationError,
+    MulticlassF1Score,
+)
+
+METRICS = ("accuracy", "auroc", "f1_macro", "ece")
+LOWER_IS_BETTER = ("ece",)
+
+
+class _PositiveAUROC(BinaryAUROC):
+    """Binary AUROC that takes two-class probabilities and reads column 1."""
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        super().update(preds[:, 1], target)
+
+
+class _CalibrationError(MulticlassCalibrationError):
+    """torchmetrics puts a confidence of exactly 1 into a bin of its own; here it belongs to the last one."""
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        super().update(preds.clamp(max=1 - 2.0**-24), target)
+
+
+class _FromLogits(MetricCollection):
+    """Applies softmax once, in float32, before all metrics."""
+
+    def update(self, logits: Tensor, target: Tensor) -> None:  # type: ignore[override]
+        super().update(torch.softmax(logits.float(), dim=1), target)
+
+
+def classification_metrics(task: str, num_classes: int, names: Sequence[str] = METRICS) -> MetricCollection:
+    """Metrics that are updated with logits (N, C) and targets (N,).
+
+    accuracy is micro, auroc macro one-vs-rest (two classes: of class 1), f1_macro unweighted over classes, ece the
+    expected calibration error of the top probability in 15 equal bins (L1).
+
+    Raises:
+        ValueError: a name that is not in :data:`METRICS`, or a task without these metrics.
+    """
+    if task not in ("multiclass", "binary"):
+        raise ValueError(f"no metrics for task '{task}'")
+    binary = num_classes == 2
+    make: dict[str, Metric] = {
+        "accuracy": MulticlassAccuracy(num_classes, average="micro"),
+        "auroc": _PositiveAUROC() if binary else MulticlassAUROC(num_classes, average="macro"),
+        "f1_macro": MulticlassF1Score(num_classes, average="macro"),
+        "ece": _CalibrationError(num_classes, n_bins=15, norm="l1"),
+    }
+    unknown = set(names) - set(make)
+    if unknown:
+        raise ValueError(f"unknown metric '{min(unknown)}', known are {', '.join(METRICS)}")
+    return _FromLogits({name: make[name] for name in names})

@@ -1,0 +1,342 @@
+"""Figures of the report. Each function returns a :class:`matplotlib.figure.Figure` and touches no global state.
+
+Colours are those of Okabe and Ito, told apart with every common colour blindness; a second cue (marker, line style,
+hatch, frame, word) always repeats what a colour says.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "h")
+LINES = ("-", "--", "-.", (0, (3, 1, 1, 1, 1, 1)))
+HATCHES = ("", "///", "...", "xxx")
+BLUE, VERMILLION, GREEN = COLOURS[:3]
+FAMILIES = {"": "random (exact)", "global_": "random (global)", "bernoulli_": "random (Bernoulli)"}
+RC: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+
+
+def is_oracle(model: str) -> bool:
+    """Whether a row of a table uses labels at test time."""
+    return "oracle" in model.lower()
+
+
+def model_styles(models: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Colour, marker, line style and hatch of each model, the same in all figures; oracles are grey and dotted."""
+    styles: dict[str, dict[str, Any]] = {}
+    plain = [m for m in models if not is_oracle(m)]
+    for i, model in enumerate(sorted(plain, key=lambda m: "/" in m)):  # comparators take what is left of the colours
+        turn = i // len(COLOURS) % len(LINES)
+        styles[model] = {
+            "color": COLOURS[i % len(COLOURS)],
+            "marker": MARKERS[i % len(MARKERS)],
+            "linestyle": LINES[turn],
+            "hatch": HATCHES[turn],
+        }
+    grey = {"color": "#777777", "linestyle": ":", "hatch": "\\\\\\"}
+    return styles | {m: grey | {"marker": "x+12"[i % 4]} for i, m in enumerate(m for m in models if is_oracle(m))}
+
+
+def save(figure: Figure, path: Path, pdf: bool = False) -> None:
+    """Write ``path`` (.png) and, where asked, the same as .pdf."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    if pdf:
+        figure.savefig(path.with_suffix(".pdf"))
+
+
+def data_uri(path: Path) -> str:
+    """A PNG as the value of ``src``."""
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def _grid(rows: int, columns: int, width: float, height: float, **kwargs: Any) -> tuple[Figure, np.ndarray]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **kwargs)
+
+
+def _legend(figure: Figure, axes: Sequence[Axes], columns: int) -> None:
+    """One legend below all panels, for what any of them shows; the figure grows by its height."""
+    shown = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels())}
+    look: dict[str, Any] = {"ncols": columns, "frameon": False, "handlelength": 3}
+    figure.legend(shown.values(), shown.keys(), loc="outside lower center", **look)
+    figure.set_figheight(figure.get_figheight() + 0.21 * -(-len(shown) // columns))
+
+
+@rc_context(RC)
+def degradation(summary: pd.DataFrame, ylabel: str, styles: Mapping[str, Mapping[str, Any]]) -> Figure | None:
+    """Value against missing rate, one line a model with its SD band.
+
+    Args:
+        summary: columns dataset, model, scenario, mean, sd of one metric, in the unit of ``ylabel``. A row of panels
+            for each data set, a column for each generator of random masks; ``none`` is rate 0 in all of them.
+
+    Returns:
+        None where no scenario has a rate.
+    """
+    found = summary["scenario"].str.extract(r"^random_(?P<family>global_|bernoulli_|)(?P<rate>[\d.]+)$")
+    data = summary.assign(family=found["family"], rate=found["rate"].astype(float))
+    data.loc[data["scenario"] == "none", "rate"] = 0.0
+    datasets = data.loc[data["family"].notna(), "dataset"].unique()
+    families = [f for f in FAMILIES if (data["family"] == f).any()]
+    if not families:
+        return None
+    width = max(4.2 * len(families) + 1, 6.4)
+    figure, axes = _grid(len(datasets), len(families), width, 3.6 * len(datasets), sharey="row")
+    for row, dataset in zip(axes, datasets):
+        for ax, family in zip(row, families):
+            panel = data[(data["dataset"] == dataset) & ((data["family"] == family) | (data["scenario"] == "none"))]
+            for model, style in styles.items():
+                line = panel[panel["model"] == model].sort_values("rate")
+                if line.empty or (line["scenario"] == "none").all():
+                    continue
+                look = {k: v for k, v in style.items() if k != "hatch"}
+                ax.plot(line["rate"], line["mean"], label=model, markersize=5, linewidth=1.7, **look)
+                low, high = line["mean"] - line["sd"], line["mean"] + line["sd"]
+                ax.fill_between(line["rate"], low, high, color=style["color"], alpha=0.15, linewidth=0)
+            ax.set_title(f"{dataset}, {FAMILIES[family]}", fontsize=10)
+            ax.set_xticks(sorted(panel["rate"].dropna().unique()))
+            ax.set_xlabel("missing rate")
+            ax.grid(alpha=0.3)
+        row[0].set_ylabel(ylabel)
+    _legend(figure, list(axes.flat), 2 if width < 8 else 4)
+    return figure
+
+
+@rc_context(RC)
+def scenario_bars(summary: pd.DataFrame, ylabel: str, styles: Mapping[str, Mapping[str, Any]]) -> Figure | None:
+    """Grouped bars for the ``whole_*`` scenarios, SD as a whisker, wrapped over as many rows as are needed.
+
+    Returns:
+        None where there are no such scenarios, or more than a page can show (96).
+    """
+    data = summary[summary["scenario"].str.startswith("whole_")]
+    models = [m for m in styles if (data["model"] == m).any()]
+    per_row = max(60 // max(len(models), 1), 3)
+    rows: list[tuple[str, list[str]]] = []
+    for dataset, part in data.groupby("dataset", sort=False):
+        names = list(part["scenario"].unique())
+        rows += [(str(dataset), names[i : i + per_row]) for i in range(0, len(names), per_row)]
+    if not rows or sum(len(names) for _, names in rows) > 96:
+        return None
+    slots = max(len(names) for _, names in rows)
+    inches = min(max(0.2 * slots * (len(models) + 1.5) + 1.2, 6.4), 13)
+    figure, axes = _grid(len(rows), 1, inches, 2.4 * len(rows), sharey=True)
+    bar = 0.84 / len(models)
+    for ax, (dataset, names) in zip(axes[:, 0], rows):
+        panel = data[data["dataset"] == dataset].set_index(["model", "scenario"])
+        for i, model in enumerate(models):
+            values = panel.reindex([(model, name) for name in names])
+            x = np.arange(len(names)) + (i - (len(models) - 1) / 2) * bar
+            look = {"color": styles[model]["color"], "hatch": styles[model]["hatch"], "edgecolor": "white"}
+            ax.bar(x, values["mean"], bar, label=model, linewidth=0.4, **look)
+            known = values["sd"].notna().to_numpy()
+            for colour, width in (("white", 2.6), ("#222222", 1)):  # readable on dark bars too
+                ax.errorbar(x[known], values["mean"][known], values["sd"][known], fmt="none", ecolor=colour, lw=width)
+        ax.set_xticks(range(len(names)), names)
+        ax.set_xlim(-0.55, slots - 0.45)
+        ax.set_title(dataset, fontsize=10)
+        ax.set_ylabel(ylabel)
+        ax.grid(axis="y", alpha=0.3)
+        ax.set_axisbelow(True)
+        if (data["mean"] >= 0).all():
+            ax.set_ylim(bottom=0)
+    _legend(figure, list(axes.flat), 3 if inches < 8 else 5)
+    return figure
+
+
+def last_rewards(rewards: np.ndarray, accepted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The verdict on each recovery.
+
+    Args:
+        rewards: (N, T, M) of each selection step, NaN where not evaluated.
+        accepted: (N, M) modalities in the order of their acceptance, padded with -1.
+
+    Returns:
+        (N, M) reward at the last step that evaluated the modality, NaN where none did; (N, M) bool, accepted.
+    """
+    n, steps, m = rewards.shape
+    last = np.full((n, m), np.nan)
+    for t in range(steps):
+        last = np.where(np.isnan(rewards[:, t]), last, rewards[:, t])
+    return last, (accepted[:, :, None] == np.arange(m)).any(axis=1)
+
+
+@rc_context(RC)
+def reward_histograms(panels: Mapping[str, Sequence[np.ndarray]], title: str) -> Figure:
+    """Rewards of accepted against rejected recoveries, one row a scenario; left where the prediction ended right.
+
+    Args:
+        panels: scenario -> last rewards (N, M), accepted (N, M), prediction right (N,).
+    """
+    figure, axes = _grid(len(panels), 2, 8, 2.4 * len(panels) + 0.5, sharex="row")
+    figure.suptitle(title, fontsize=11)
+    for row, (scenario, (reward, accepted, right)) in zip(axes, panels.items()):
+        judged = np.isfinite(reward)
+        low, high = min(reward[judged].min(), 0), max(reward[judged].max(), 0)
+        width = (high - low or 1) / 30
+        bins = np.arange(np.floor(low / width), np.ceil(high / width) + 1) * width  # 0 parts two bins
+        for ax, outcome in zip(row, ("right", "wrong")):
+            rows = judged & (right == (outcome == "right"))[:, None]
+            parts = {"accepted": reward[rows & accepted], "rejected": reward[rows & ~accepted]}
+            for (verdict, values), colour, hatch in zip(parts.items(), (GREEN, VERMILLION), ("", "////")):
+                look = {"facecolor": (colour, 0.35), "edgecolor": colour, "hatch": hatch, "linewidth": 1.4}
+                ax.hist(values, bins, histtype="stepfilled", label=verdict, **look)
+            ax.axvline(0, color="#333333", linewidth=0.8, linestyle=":")
+            counts = ", ".join(f"{len(values)} {verdict}" for verdict, values in parts.items())
+            ax.set_title(f"{scenario}, prediction {outcome}\n{counts}", fontsize=9.5)
+            ax.set_xlabel("reward")
+            ax.yaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
+        row[0].set_ylabel("recoveries")
+    _legend(figure, axes[0], 2)
+    return figure
+
+
+@rc_context(RC)
+def training_curves(frames: Mapping[int, pd.DataFrame], title: str) -> Figure | None:
+    """Losses on the left and validation metrics on the right against the epoch, a thin line for each seed.
+
+    Args:
+        frames: seed -> ``metrics.csv`` of Lightning's CSVLogger; columns may be sparse.
+    """
+    names = list(dict.fromkeys(c for frame in frames.values() for c in frame if not c.endswith("_step")))
+    losses = [c for c in names if re.fullmatch(r"(train|val)[_/]loss(_epoch)?", c)]
+    scores = [c for c in names if re.match(r"val[_/]", c) and c not in losses][: len(COLOURS)]
+    groups = [(label, group) for label, group in (("loss", losses), ("validation metric", scores)) if group]
+    if not groups:
+        return None
+    figure, axes = _grid(1, len(groups), 4.4 * len(groups), 3.2)
+    figure.suptitle(title, fontsize=11)
+    for ax, (label, group) in zip(axes[0], groups):
+        for i, (column, colour) in enumerate(zip(group, COLOURS)):
+            for j, frame in enumerate(f for f in frames.values() if column in f):
+                values = pd.to_numeric(frame[column], errors="coerce")
+                points = values.groupby(frame.get("epoch", frame.index.to_series())).last().dropna()
+                look = {"color": colour, "linestyle": LINES[i % len(LINES)], "marker": "o" if len(points) == 1 else ""}
+                ax.plot(points.index, points, alpha=0.8, linewidth=1.2, label=None if j else column, **look)
+        ax.set_xlabel("epoch")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.set_ylabel(label)
+        ax.grid(alpha=0.3)
+        ax.legend(fontsize=8.5, frameon=False)
+    return figure
+
+
+def _picture(ax: Axes, images: np.ndarray | None, k: int, colour: str, heavy: bool, dim: bool) -> None:
+    """One framed cell; grey where the modality is no picture."""
+    if images is None:
+        ax.set_facecolor("#eeeeee")
+        ax.text(0.5, 0.5, "no picture", ha="center", va="center", fontsize=7.5, color="#555555", transform=ax.transAxes)
+    else:
+        image = images[k].transpose(1, 2, 0)
+        image = image[..., :3] if image.shape[-1] >= 3 else image[..., 0]
+        ax.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest", alpha=0.3 if dim else 1, aspect="auto")
+    ax.set_xticks([])
+    ax.set_yticks([])
+    for spine in ax.spines.values():
+        spine.set(visible=True, color=colour, linewidth=3 if heavy else 1.2, linestyle="--" if dim else "-")
+
+
+@rc_context(RC)
+def samples(data: Mapping[str, np.ndarray], title: str, limit: int = 6) -> Figure:
+    """One block a sample: originals (missing ones dimmed), recoveries, and the reward of each selection step.
+
+    Args:
+        data: the arrays of ``examples/<scenario>.npz``.
+        limit: samples shown.
+    """
+    names, classes = [str(n) for n in data["modality_names"]], [str(c) for c in data["class_names"]]
+    shown = range(min(len(data["index"]), limit))
+    missing, accepted, rewards = data["missing"].astype(bool), data["accepted"], data["rewards"]
+    tried = [[t for t in range(rewards.shape[1]) if np.isfinite(rewards[k, t]).any()] for k in shown]
+    cell, gap, left, line = 1.15, 0.12, 1.05, 0.18
+    heights = [0.62 + cell + missing[k].any() * (cell + gap + 0.2) + line * len(tried[k]) + 0.18 for k in shown]
+    width, height = left + len(names) * (cell + gap) + 0.1, 0.4 + sum(heights)
+    figure = Figure(figsize=(max(width, 5.2), height))
+
+    def write(x: float, y: float, text: str, size: float = 8.5, **kwargs: Any) -> None:
+        figure.text(x / figure.get_figwidth(), 1 - y / height, text, fontsize=size, va="center", **kwargs)
+
+    def axes(column: int, y: float) -> Axes:
+        x = left + column * (cell + gap)
+        total = figure.get_figwidth()
+        return figure.add_axes((x / total, 1 - (y + cell) / height, cell / total, cell / height))
+
+    write(0.1, 0.2, title, 11, weight="bold")
+    for k, top in zip(shown, 0.4 + np.cumsum([0, *heights[:-1]])):
+        label = [classes[c] if 0 <= c < len(classes) else str(c) for c in (data["target"][k], data["prediction"][k])]
+        right = data["target"][k] == data["prediction"][k]
+        verdict = f"true: {label[0]}    predicted: {label[1]} ({'right' if right else 'wrong'})"
+        write(0.1, top + 0.18, verdict, 10, weight="bold", color="#00694d" if right else "#a84700")
+        order = [int(m) for m in accepted[k] if m >= 0]
+        y = top + 0.54
+        write(0.1, y + cell / 2, "original")
+        for m, name in enumerate(names):
+            centre = left + m * (cell + gap) + cell / 2
+            gone = bool(missing[k, m])
+            heading = name + " – missing" * gone
+            write(centre, y - 0.12, heading, 8 * min(1, 18 / len(heading)), ha="center")
+            _picture(axes(m, y), data.get(f"original_{name}"), k, VERMILLION if gone else "#999999", False, gone)
+        if not missing[k].any():
+            continue
+        y += cell + gap + 0.16
+        write(0.1, y + cell / 2, "recovered")
+        for m in np.flatnonzero(missing[k]).tolist():
+            chosen, centre = m in order, left + m * (cell + gap) + cell / 2
+            verdict = f"accepted ({order.index(m) + 1})" if chosen else "rejected" if tried[k] else "recovered"
+            colour = "#00694d" if chosen else "#333333"
+            write(centre, y - 0.11, verdict, 8, ha="center", color=colour, weight="bold" if chosen else "normal")
+            _picture(axes(m, y), data.get(f"recovered_{names[m]}"), k, GREEN if chosen else "#999999", chosen, False)
+        y += cell + 0.16
+        for t in tried[k]:
+            write(0.1, y, f"reward, step {t + 1}", 8)
+            for m in np.flatnonzero(np.isfinite(rewards[k, t])).tolist():
+                chosen = t < len(order) and order[t] == m
+                look = {"weight": "bold", "color": "#00694d"} if chosen else {"color": "#333333"}
+                write(left + m * (cell + gap) + cell / 2, y, f"{rewards[k, t, m]:+.3f}", 8.5, ha="center", **look)
+            y += line
+    return figure
+
+
+@rc_context(RC)
+def distance_histograms(
+    values: np.ndarray, target: np.ndarray, sigma: np.ndarray, titles: Mapping[int, str], classes: Sequence[int]
+) -> Figure:
+    """Distances to the own class's prototype, with the half-normal density that the ICS score assumes.
+
+    Args:
+        values: (S, N) distances. target: (N,). sigma: (S, C).
+        titles: subset id -> title, one row of panels each.
+        classes: one column each.
+    """
+    figure, axes = _grid(len(titles), len(classes), 2.6 * len(classes), 2.1 * len(titles))
+    for row, (s, title) in zip(axes, titles.items()):
+        for ax, c in zip(row, classes):
+            d, scale = values[s, target == c], float(sigma[s, c])
+            x = np.linspace(0, max(d.max(), 3 * scale), 200)
+            ax.hist(d, bins=40, density=True, color="#0072B2", alpha=0.6)
+            ax.plot(x, np.sqrt(2 / np.pi) / scale * np.exp(-0.5 * (x / scale) ** 2), color="#D55E00", linewidth=1.5)
+            ax.set_title(f"{title}, class {c}", fontsize=8)
+            ax.set_yticks([])
+        row[0].set_ylabel("density")
+    for ax in axes[-1]:
+        ax.set_xlabel("distance")
+    figure.tight_layout()
+    return figure

@@ -1,0 +1,153 @@
+"""Run directories: named files, one marker per finished stage, nothing overwritten silently."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from utils.errors import UserError
+from utils.files import replacing
+
+SOURCE_ROOT = Path(__file__).resolve().parent.parent
+
+
+class RunDirectory:
+    """``<output>/<dataset>/<model>/<name>/seed<k>``.
+
+    Args:
+        path: the folder; made by the first stage that writes.
+        overwrite: a stage may replace finished output that was made with another configuration.
+    """
+
+    def __init__(self, path: Path, overwrite: bool = False) -> None:
+        self.path, self.overwrite = path, overwrite
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def marker(self, stage: str) -> Path:
+        return self.path / "stages" / f"{stage}.json"
+
+    def finished(self, stage: str, settings: Mapping[str, Any]) -> bool:
+        """Whether a stage's output is there and was made with these settings.
+
+        Raises:
+            UserError: it was made, or begun, with other settings and ``overwrite`` is off; names the first difference.
+        """
+        for marker in (self.marker(stage), self.marker(f"{stage}.begun")):
+            if not marker.exists():
+                continue
+            old = self._read(marker)["settings"]
+            difference = first_difference(old, _plain(settings))
+            if difference is None:
+                if marker == self.marker(stage):
+                    return True
+                continue
+            if not self.overwrite:
+                state = "finished" if marker == self.marker(stage) else "unfinished"
+                raise UserError(
+                    f"{self.path} holds a {state} stage '{stage}' with other settings ({difference}): "
+                    "choose another name=..., or overwrite=true to replace it"
+                )
+            return False
+        return False
+
+    def begin(self, stage: str, settings: Mapping[str, Any]) -> bool:
+        """Note what a stage is going to run with.
+
+        Returns:
+            True if the same stage was begun with the same settings and may be continued.
+        """
+        begun = self.marker(f"{stage}.begun")
+        same = begun.exists() and first_difference(self._read(begun)["settings"], _plain(settings)) is None
+        self.marker(stage).unlink(missing_ok=True)
+        write_json(begun, {"settings": _plain(settings)})
+        return same
+
+    def finish(self, stage: str, settings: Mapping[str, Any], **results: Any) -> None:
+        write_json(self.marker(stage), {"settings": _plain(settings), **results})
+        self.marker(f"{stage}.begun").unlink(missing_ok=True)
+
+    def result(self, stage: str) -> dict[str, Any]:
+        return self._read(self.marker(stage))
+
+    def _read(self, marker: Path) -> dict[str, Any]:
+        try:
+            content = json.loads(marker.read_text())
+            content["settings"]
+            return content
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{marker} is damaged ({error}): delete it, and its stage runs again") from None
+
+    def clear(self, *names: str) -> None:
+        for name in names:
+            target = self.path / name
+            if target.is_dir():
+                shutil.rmtree(target)
+            else:
+                target.unlink(missing_ok=True)
+
+    def describe(self, config: Any, extra: Mapping[str, Any] | None = None) -> None:
+        """Write ``config.yaml`` and ``environment.json``."""
+        with replacing(self / "config.yaml") as file:
+            file.write_text(OmegaConf.to_yaml(config, resolve=True))
+        write_json(self / "environment.json", environment() | dict(extra or {}))
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    with replacing(path) as file:
+        file.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _plain(settings: Any) -> Any:
+    """What JSON makes of it, so that stored and current settings compare equal."""
+    if OmegaConf.is_config(settings):
+        settings = OmegaConf.to_container(settings, resolve=True)
+    return json.loads(json.dumps(settings, default=str))
+
+
+def first_difference(old: Any, new: Any, key: str = "") -> str | None:
+    """``key: old -> new`` of the first leaf that differs, or None."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for k in sorted(old.keys() | new.keys()):
+            found = first_difference(old.get(k), new.get(k), f"{key}.{k}" if key else k)
+            if found:
+                return found
+        return None
+    return None if old == new else f"{key}: {old} -> {new}"
+
+
+def file_hash(path: Path) -> str:
+    """First 16 hex digits of the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def environment() -> dict[str, Any]:
+    """Versions, device and commit."""
+    from importlib.metadata import version
+
+    packages = ("torch", "pytorch-lightning", "torchvision", "torchmetrics", "hydra-core", "numpy", "scikit-learn")
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads"
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+        cwd=SOURCE_ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.strip()
+    return {
+        "python": sys.version.split()[0],
+        "packages": {name: version(name) for name in packages},
+        "device": device,
+        "git_commit": commit or "not a git checkout",
+    }

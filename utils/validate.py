@@ -1,0 +1,235 @@
+"""Configuration checks: every problem at once, each with its mend, before any work starts."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from datasets.missingness import parse_scenario, parse_scenarios
+from models.dymo.intra_class_similarity import CALIBRATIONS, REWARDS, TAILS
+from models.dymo.prototypes import DISTANCE_METRICS
+from models.dymo.selection import COMPARATORS
+from utils.errors import UserError
+
+STAGES = ("prepare", "impute", "fit", "gaussian", "test", "report")
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+
+def check_overrides(arguments: Sequence[str]) -> None:
+    """Find misspelled keys and options on the command line.
+
+    Hydra would advise to append the key with ``+``, which nothing would read.
+
+    Raises:
+        UserError: one line per bad override, with the nearest known spelling.
+    """
+    texts = get_args_parser().parse_args(list(arguments)).overrides
+    try:
+        overrides = OverridesParser.create().parse_overrides(texts)
+    except HydraException as error:
+        raise UserError(f"cannot read the overrides: {str(error).splitlines()[0]}") from None
+    problems: list[str] = []
+    chosen: list[str] = []
+    values: list[Any] = []
+    for override in overrides:
+        key = override.key_or_group
+        if key.startswith("hydra"):
+            continue
+        folder = CONFIGS / key
+        if not folder.is_dir():
+            values.append(override)
+            continue
+        options = sorted(p.stem for p in folder.glob("*.yaml"))
+        swept = override.is_sweep_override()
+        names = [str(c) for c in getattr(override.value(), "list", [])] if swept else [str(override.value())]
+        for name in names:
+            if name == "None":
+                problems.append(f"{key}=null: leave it out, or choose one of {', '.join(options)}")
+            elif name not in options:
+                problems.append(f"{key}={name}: there is no such option{_nearest(name, options)}")
+            elif not any(c.startswith(f"{key}=") for c in chosen):
+                chosen.append(f"{key}={name}")
+    if not problems:
+        with initialize_config_dir(str(CONFIGS), version_base=None):
+            cfg = compose("config", chosen)
+        problems = [p for o in values if (p := _unknown_key(cfg, o))]
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def _unknown_key(cfg: DictConfig, override: Any) -> str | None:
+    """Why an override's key would not be read, or None."""
+    node: Any = cfg
+    parts = override.key_or_group.split(".")
+    for depth, part in enumerate(parts):
+        known = list(node) if isinstance(node, DictConfig) else []
+        if part not in known:
+            open_node = isinstance(node, DictConfig) and ("_target_" in node or parts[0] in ("logger", "trainer"))
+            if override.is_add() and open_node and depth == len(parts) - 1:
+                return None
+            where = ".".join(parts[:depth]) or "the configuration"
+            return f"unknown key '{override.key_or_group}': {where} has no '{part}'{_nearest(part, known)}"
+        try:
+            node = node[part]
+        except OmegaConfBaseException:  # an interpolation or mandatory value: nothing lies below it
+            node = None
+    return None
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, known, 1)
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    return f"; known are {', '.join(map(str, known))}" if known else ""
+
+
+def validate(cfg: DictConfig) -> None:
+    """Check a composed configuration.
+
+    Raises:
+        UserError: all problems, one line each.
+    """
+    problems: list[str] = []
+
+    def need(condition: bool, message: str) -> None:
+        if not condition:
+            problems.append(message)
+
+    def attempt(function: Any, *arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except UserError as error:
+            problems.extend(str(error).splitlines())
+
+    def one_of(key: str, known: Sequence[Any]) -> None:
+        value = OmegaConf.select(cfg, key)
+        if value not in known:
+            problems.append(f"{key}={value}: must be one of {', '.join(map(str, known))}")
+
+    def number(key: str, low: float, high: float = math.inf, *, whole: bool = False) -> None:
+        value = OmegaConf.select(cfg, key)
+        kind = int if whole else int | float
+        if value is None:
+            return
+        if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
+            bound = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+            problems.append(f"{key}={value}: must be a {'whole ' if whole else ''}number {bound}")
+
+    for key in ("stages", "missing.test", "model.comparators", "model.validation"):
+        value = OmegaConf.select(cfg, key)
+        if isinstance(value, str | int | float | DictConfig):
+            # Nothing else can be checked: every letter would count as an entry.
+            raise UserError(f"{key}={value}: must be a list, write {key}=[{value}]")
+    stages = list(cfg.stages or [])
+    for stage in stages:
+        need(stage in STAGES, f"stages: unknown stage '{stage}'{_nearest(str(stage), STAGES)}")
+    need(bool(stages), f"stages is empty: choose from {', '.join(STAGES)}")
+    m = len(cfg.dataset.modalities)
+    need(bool(cfg.missing.test), "missing.test is empty: name at least one scenario, for example none")
+    named = {"test": attempt(parse_scenarios, list(cfg.missing.test or []), m)}
+    for split in ("train", "val"):
+        scenario = attempt(parse_scenario, cfg.missing[split])
+        if scenario is not None:
+            attempt(scenario.check, m)
+            named[split] = [scenario]
+    for split, scenarios in named.items():
+        for scenario in scenarios or []:
+            if scenario.kind == "file" and ("test" if split == "test" else "fit") in stages:
+                need(Path(scenario.path).is_file(), f"missing.{split}: mask file {scenario.path} does not exist")
+    need(cfg.seed is not None, "seed=null: must be a whole number")
+    if cfg.missing.train != "none" and {"impute", "gaussian"} & set(stages):
+        problems.append(
+            f"missing.train={cfg.missing.train}: stages impute and gaussian learn from complete training data; "
+            "set missing.train=none or leave these stages out"
+        )
+    number("seed", 0, whole=True)
+    number("missing.seed", 0, whole=True)
+    one_of("distance_metric", (None, *DISTANCE_METRICS))
+    number("dataset.low", 1e-9, 1)
+    number("dataset.test_batch_size", 1, whole=True)
+    one_of("dataset.residence", ("auto", "device", "host", "mmap"))
+    need("/" not in str(cfg.name), f"name={cfg.name}: must not hold a slash")
+    need(str(cfg.name) not in ("", ".", ".."), f"name={cfg.name}: must be the name of a folder")
+    one_of("dataset.monitor", ("val_accuracy", "val_auroc", "val_loss"))
+    one_of("gaussian.split", ("train", "val"))
+    number("gaussian.batch_size", 1, whole=True)
+
+    fitted = "model.backbone" if "backbone" in cfg.model else "model"
+    for part in (fitted, "imputer"):
+        need(
+            OmegaConf.select(cfg, f"{part}.module._target_") is not None,
+            f"{part} has no module: an experiment or recipe made for another one was added, leave it out or choose the "
+            f"{part.partition('.')[0]} that it is for",
+        )
+    for part in (fitted, "imputer"):
+        number(f"{part}.training.max_epochs", 1, whole=True)
+        number(f"{part}.training.batch_size", 1, whole=True)
+        number(f"{part}.training.patience", 1, whole=True)
+    if not isinstance(cfg.model.get("recovery_aware"), bool):
+        number("model.recovery_aware", 0, 1)
+    if f"{fitted}.module.subsets_per_step" and OmegaConf.select(cfg, f"{fitted}.module.subsets_per_step") is not None:
+        number(f"{fitted}.module.subsets_per_step", 1, 2**m - 1, whole=True)
+    if "selection" in cfg.model:
+        one_of("model.selection.calibration", ("auto", *CALIBRATIONS))
+        one_of("model.selection.reward", REWARDS)
+        one_of("model.selection.tail", TAILS)
+        if cfg.model.selection.threshold != "auto":
+            number("model.selection.threshold", 0)
+        known = (*COMPARATORS, "threshold")
+        for name in cfg.model.comparators:
+            need(name in known, f"model.comparators: unknown '{name}'{_nearest(str(name), known)}")
+        attempt(parse_scenarios, list(cfg.model.validation), m)
+        if cfg.imputer.name == "Oracle" and "test" in stages:
+            need(
+                bool(cfg.imputer.allow_oracle),
+                "imputer=Oracle reads the content that is missing: add imputer.allow_oracle=true if this is a study of "
+                "the selection rule",
+            )
+    for key in ("model.transformer_checkpoint", "model.gaussian", "imputer.checkpoint"):
+        path = OmegaConf.select(cfg, key)
+        need(path is None or Path(str(path)).is_file(), f"{key}: there is no file {path}")
+    for key in ("dataset.mnist", "dataset.backgrounds"):
+        path = OmegaConf.select(cfg, key)
+        need(path is None or Path(str(path)).is_dir(), f"{key}: there is no folder {path}")
+    _check_targets(cfg, problems)
+    if problems:
+        raise UserError("\n".join(dict.fromkeys(problems)))
+
+
+def _check_targets(cfg: DictConfig, problems: list[str]) -> None:
+    """Every ``_target_`` exists and takes the arguments that the configuration gives it."""
+
+    def walk(node: Any, key: str) -> None:
+        if not isinstance(node, DictConfig):
+            return
+        if "_target_" in node:
+            try:
+                target = get_object(node._target_)
+            except (ImportError, ValueError) as error:
+                problems.append(f"{key}._target_={node._target_}: {str(error).splitlines()[0]}")
+                return
+            parameters = inspect.signature(target).parameters
+            if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+                for given in map(str, node):
+                    if not given.startswith("_") and given not in parameters:
+                        problems.append(
+                            f"{key}.{given}: {node._target_} takes no '{given}'{_nearest(given, list(parameters))}"
+                        )
+        for name in node:
+            plain = not OmegaConf.is_missing(node, name) and not OmegaConf.is_interpolation(node, str(name))
+            if plain and isinstance(node[name], DictConfig):
+                walk(node[name], ".".join(filter(None, (key, str(name)))))
+
+    walk(cfg, "")
