@@ -167,7 +167,7 @@ class GaussianParameters:
         for key, value in have.items():
             if value != want[key]:
                 mend = (
-                    "choose model=DyMo for cosine or model=DyMo_EU for Euclidean parameters"
+                    f"set distance_metric={value}, or give parameters made with {want[key]}"
                     if key == "metric"
                     else "use parameters made from this backbone on this data set"
                 )

@@ -267,6 +267,12 @@ class Context:
                 f"{path} was trained on modalities {there}, {self.cfg.dataset.name} has {self.data.modality_names}: "
                 "give a checkpoint of this data set"
             )
+        dataset = architecture.get("dataset")
+        if dataset and dataset != self.cfg.dataset.name:
+            raise UserError(
+                f"{path} was trained on {dataset}, this run is on {self.cfg.dataset.name}: "
+                "give a checkpoint of this data set"
+            )
         metric = architecture.get("distance_metric")
         if metric and metric != self.distance_metric:
             raise UserError(

@@ -66,7 +66,7 @@ def fit(
     attempt = len(list(attempts.glob("version_*"))) if attempts.exists() else 0
     data.batch_size, data.seed = training.batch_size, cfg.seed
     if hasattr(module, "stream_seed"):
-        module.stream_seed = cfg.seed
+        module.stream_seed, module.dataset_name = cfg.seed, cfg.dataset.name
     callbacks: list[pl.Callback] = [
         EpochOrder(cfg.seed),
         ModelCheckpoint(

@@ -23,11 +23,11 @@ def run(context: Context) -> None:
     """Trained weights and ``quality.csv`` in the imputer's run directory."""
     cfg, directory = context.cfg, context.imputed
     settings = context.imputer_settings
-    if directory.finished("impute", settings):
-        log.info("impute: %s is there and valid, skipped", directory.path)
-    elif cfg.imputer.checkpoint:
+    if cfg.imputer.checkpoint:
         log.info("impute: using %s", cfg.imputer.checkpoint)
         context.load_imputer()
+    elif directory.finished("impute", settings):
+        log.info("impute: %s is there and valid, skipped", directory.path)
     else:
         pl.seed_everything(cfg.seed, verbose=False)
         imputer = build_imputer(cfg, context.data)

@@ -531,7 +531,7 @@ def guess_metric(prototypes: Tensor, dist_std: Tensor | None = None) -> Metric |
     """The distance that Gaussian parameters were estimated with, as far as their values tell.
 
     Cosine features z have length one, so a prototype c = mean z has |c| <= 1, and d = 1 - <z, c> has the mean 1 - |c|²,
-    so σ² = E d² >= (1 - |c|²)². A longer prototype, or a smaller σ, cannot be cosine.
+    so (1 - |c|²)² <= σ² = E d² <= 1 - |c|². A longer prototype, or a σ outside, cannot be cosine.
 
     Args:
         prototypes: (S, C, D).
@@ -547,7 +547,9 @@ def guess_metric(prototypes: Tensor, dist_std: Tensor | None = None) -> Metric |
         return "squared_euclidean"
     if dist_std is None:
         return None
-    possible = dist_std.double() >= (1 - norms.square()) - 1e-3
+    rest, spread = 1 - norms.square(), dist_std.double()
+    # Prototypes of length one leave cosine no spread; files made by hand have them, trained Euclidean ones do not.
+    possible = (spread >= rest - 1e-3) & ((spread.square() <= rest + 1e-3) | (norms > 1 - 1e-3))
     return "cosine_similarity" if possible.all() else "squared_euclidean"
 
 
