@@ -49,7 +49,6 @@ class IncompleteClassifier(pl.LightningModule):
         self._optimizer, self._scheduler = optimizer, scheduler
         self.validation_metrics: MetricCollection = classification_metrics(task, num_classes, ("accuracy", "auroc"))
         self.stream_seed = 0
-        self.dataset_name: str | None = None
 
     @property
     def modality_names(self) -> list[str]:
@@ -90,7 +89,6 @@ class IncompleteClassifier(pl.LightningModule):
             "method": type(self).__name__,
             "modalities": [[m.name, m.kind, list(m.shape)] for m in self.modalities],
             "num_classes": self.num_classes,
-            "dataset": self.dataset_name,
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -160,7 +160,7 @@ def refused(result: Result, *messages: str) -> None:
         ("+model.backbone.module.widht=3", "DynamicTransformer takes no 'widht'; did you mean 'width'?"),
         ("name=a/b", "name=a/b: must not hold a slash"),
         ("model.recovery_aware=much", "model.recovery_aware=much: must be a number from 0 to 1"),
-        ("model=DynamicTransformer experiment=polymnist_short", "model.backbone has no module: an experiment"),
+        ("schedule=shrt", "schedule=shrt: there is no such option; did you mean 'short'?"),
         ("imputer=Oracle", "imputer=Oracle reads the content that is missing: add imputer.allow_oracle=true"),
         ("stages=[report]", "PolyMNIST/*/default/seed*: run stage test first"),
     ],
@@ -237,6 +237,9 @@ def test_a_wrong_checkpoint_is_refused_by_name(finished, command: Command, tmp_p
         "set distance_metric=cosine_similarity",
     )
     content = torch.load(best, weights_only=True)
+    torch.save(content | {"dataset": "Digits"}, tmp_path / "digits.ckpt")
+    here = "digits.ckpt was trained on Digits, this run is on PolyMNIST: give a checkpoint of this data set"
+    refused(command(f"model.transformer_checkpoint={tmp_path}/digits.ckpt", *given[1:]), here)
     content["architecture"]["modalities"] = [["img", "image", [3, 28, 28]], ["text", "text", [256, 71]]]
     torch.save(content, tmp_path / "other.ckpt")
     refused(
@@ -248,6 +251,8 @@ def test_a_wrong_checkpoint_is_refused_by_name(finished, command: Command, tmp_p
         command(f"model.transformer_checkpoint={weights}", *given[1:]),
         f"{weights} does not fit the DynamicTransformer",
     )
+    torch.save(torch.load(weights, weights_only=True) | {"dataset": "Digits"}, tmp_path / "digits.ckpt")
+    refused(command("imputer.latent=16", f"imputer.checkpoint={tmp_path}/digits.ckpt", "stages=[impute]"), here)
     assert not (tmp_path / "out").exists()
 
 

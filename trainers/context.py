@@ -248,6 +248,7 @@ class Context:
         content = checkpoints.read_tensors(path)
         state, kind = content, checkpoints.checkpoint_kind(content)
         if kind == "lightning":
+            self._check_dataset(content, path)
             self._check_architecture(content.get("architecture") or {}, path)
             state = content["state_dict"]
         elif kind == "reference_dynamic_transformer":
@@ -260,17 +261,19 @@ class Context:
         checkpoints.load_strict(model, state, path, str(self.trainable.name))
         return model.eval().to(self.device)
 
+    def _check_dataset(self, content: Mapping[str, Any], path: Path) -> None:
+        dataset = content.get("dataset")
+        if dataset and dataset != self.cfg.dataset.name:
+            raise UserError(
+                f"{path} was trained on {dataset}, this run is on {self.cfg.dataset.name}: "
+                "give a checkpoint of this data set"
+            )
+
     def _check_architecture(self, architecture: dict[str, Any], path: Path) -> None:
         there = [m[0] for m in architecture.get("modalities", [])]
         if there and there != self.data.modality_names:
             raise UserError(
                 f"{path} was trained on modalities {there}, {self.cfg.dataset.name} has {self.data.modality_names}: "
-                "give a checkpoint of this data set"
-            )
-        dataset = architecture.get("dataset")
-        if dataset and dataset != self.cfg.dataset.name:
-            raise UserError(
-                f"{path} was trained on {dataset}, this run is on {self.cfg.dataset.name}: "
                 "give a checkpoint of this data set"
             )
         metric = architecture.get("distance_metric")
@@ -297,6 +300,7 @@ class Context:
         if self.imputer_needs_weights:
             path = self.imputer_checkpoint
             content = checkpoints.read_tensors(path)
+            self._check_dataset(content, path)
             state = content.get("state_dict", content)
             if checkpoints.checkpoint_kind(content) == "reference_mopoe":
                 state = _numbered(state, self.data.modality_names)

@@ -31,7 +31,7 @@ def run(context: Context) -> None:
     """``results.csv``, ``predictions/``, ``masks/``, ``examples/`` and ``DONE`` in the model's run directory."""
     cfg, directory, data = context.cfg, context.directory, context.data
     settings = context.test_settings
-    if directory.finished("test", settings) and (directory / "results.csv").is_file():
+    if directory.finished("test", settings, directory / "results.csv"):
         log.info("test: %s is there and valid, skipped", directory / "results.csv")
         return
     scenarios = context.scenarios

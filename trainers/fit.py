@@ -24,6 +24,18 @@ from utils.run_directory import RunDirectory
 log = logging.getLogger(__name__)
 
 
+class Provenance(pl.Callback):
+    """Writes into every checkpoint which data set it was trained on."""
+
+    def __init__(self, dataset: str) -> None:
+        self.dataset = dataset
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint["dataset"] = self.dataset
+
+
 class EpochOrder(pl.Callback):
     """Tells the loader and the random generators which epoch it is, so that a resumed run repeats what an uninterrupted
     one does."""
@@ -66,9 +78,10 @@ def fit(
     attempt = len(list(attempts.glob("version_*"))) if attempts.exists() else 0
     data.batch_size, data.seed = training.batch_size, cfg.seed
     if hasattr(module, "stream_seed"):
-        module.stream_seed, module.dataset_name = cfg.seed, cfg.dataset.name
+        module.stream_seed = cfg.seed
     callbacks: list[pl.Callback] = [
         EpochOrder(cfg.seed),
+        Provenance(cfg.dataset.name),
         ModelCheckpoint(
             checkpoints,
             "best",

@@ -20,7 +20,7 @@ def run(context: Context) -> None:
         return
     check_split(cfg.gaussian.split)
     directory, settings = context.trained, context.gaussian_settings
-    if directory.finished("gaussian", settings) and context.gaussian.is_file():
+    if directory.finished("gaussian", settings, context.gaussian):
         log.info("gaussian: %s is there and valid, skipped", context.gaussian)
         return
     directory.begin("gaussian", settings)

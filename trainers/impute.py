@@ -49,7 +49,7 @@ def run(context: Context) -> None:
             if isinstance(imputer, Mean):
                 imputer.fit(context.data.loader("train"))
                 with replacing(context.imputer_checkpoint) as file:
-                    torch.save({"state_dict": imputer.state_dict()}, file)
+                    torch.save({"state_dict": imputer.state_dict(), "dataset": cfg.dataset.name}, file)
             directory.finish("impute", settings)
     if context.data.has_split("val") and context.data.has_split("train"):
         _quality(context)
@@ -64,7 +64,7 @@ def _quality(context: Context) -> None:
         "quality": OmegaConf.to_container(cfg.imputer.quality),
         "weights": str(weights and weights.stat().st_mtime_ns),
     }
-    if directory.finished("quality", settings):
+    if directory.finished("quality", settings, target):
         print_quality(pd.read_csv(target))
         return
     directory.begin("quality", settings)

@@ -118,7 +118,7 @@ def run_fit(context: Context) -> None:
         log.info("fit: using %s", context.checkpoint)
         return
     settings = context.fit_settings
-    if directory.finished("fit", settings) and context.checkpoint.is_file():
+    if directory.finished("fit", settings, context.checkpoint):
         log.info("fit: %s is there and valid, skipped", context.checkpoint)
         return
     pl.seed_everything(cfg.seed, verbose=False)

@@ -37,8 +37,11 @@ class RunDirectory:
     def marker(self, stage: str) -> Path:
         return self.path / "stages" / f"{stage}.json"
 
-    def finished(self, stage: str, settings: Mapping[str, Any]) -> bool:
+    def finished(self, stage: str, settings: Mapping[str, Any], output: Path | None = None) -> bool:
         """Whether a stage's output is there and was made with these settings.
+
+        Args:
+            output: a file without which the stage does not count as finished, whatever its marker says.
 
         Raises:
             UserError: it was made, or begun, with other settings and ``overwrite`` is off; names the first difference.
@@ -50,7 +53,7 @@ class RunDirectory:
             difference = first_difference(old, _plain(settings))
             if difference is None:
                 if marker == self.marker(stage):
-                    return True
+                    return output is None or output.is_file()
                 continue
             if not self.overwrite:
                 state = "finished" if marker == self.marker(stage) else "unfinished"

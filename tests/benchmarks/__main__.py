@@ -149,7 +149,7 @@ class Bench:
                 if self.device.type == "cpu" and rate in (RATES[0], RATES[-1]):
                     paths["slow"] = lambda: twin.select(
                         slow,
-                        twin.impute(self.imputer, inputs, missing),  # type: ignore[arg-type]  # noqa: B023
+                        twin.impute(self.imputer, inputs, missing),  # noqa: B023
                         missing,  # noqa: B023
                         parameters,
                     )
@@ -246,7 +246,7 @@ class Bench:
             for k in (1, len(subsets) // 2, len(subsets)):
                 seconds = alternate(
                     self.repeats,
-                    ours=lambda k=k: list(model.fuse_subsets(sequences, subsets[-k:])),  # type: ignore
+                    ours=lambda k=k: list(model.fuse_subsets(sequences, subsets[-k:])),
                 )
                 self.add(f"fusion of {k} subsets", None, seconds, "")
 

@@ -41,12 +41,12 @@ class SlowTransformer(nn.Module):
         x = torch.cat(rows, 1) + m.pos_embeddings
         mask = torch.cat(bias, 1)[:, None, None, :]
         for block in m.transformer:
-            heads = block.attn.heads  # type: ignore[union-attr]
-            qkv = block.attn.qkv(block.norm1(x)).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)  # type: ignore
+            heads = block.attn.heads
+            qkv = block.attn.qkv(block.norm1(x)).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
             scores = qkv[0] @ qkv[1].transpose(-2, -1) * qkv.shape[-1] ** -0.5 + mask
             mixed = (scores.softmax(-1) @ qkv[2]).transpose(1, 2).flatten(2)
-            x = x + block.attn.proj(mixed)  # type: ignore[union-attr, operator]
-            x = x + block.mlp(block.norm2(x))  # type: ignore[operator]
+            x = x + block.attn.proj(mixed)
+            x = x + block.mlp(block.norm2(x))
         z = m.projection(x[:, 0])
         return m.classifier(x[:, 0]), F.normalize(z, dim=-1) if m.distance_metric == COSINE else z
 
