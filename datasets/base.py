@@ -128,7 +128,8 @@ class PackedLoader:
         reshuffle_pairs: draw, for each modality and epoch, another item of the same class. Only for data whose
             modalities share nothing but the label (PolyMNIST): it multiplies the training tuples.
         jitter: shift each image by up to this many pixels (replicated edges), drawn per row and modality.
-        rank, world_size: under DDP each rank sees every ``world_size``-th row (padded so that all have as many).
+        rank, world_size: under DDP each rank sees every ``world_size``-th row.
+        pad: repeat rows so that all ranks have as many; without it every row is seen once.
     """
 
     def __init__(
@@ -147,10 +148,12 @@ class PackedLoader:
         jitter: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        pad: bool = True,
     ) -> None:
         self.split, self.modalities, self.batch_size = split, list(modalities), batch_size
         self.shuffle, self.drop_last, self.seed = shuffle, drop_last, seed
-        self.reshuffle_pairs, self.jitter, self.rank, self.world_size = reshuffle_pairs, jitter, rank, world_size
+        self.reshuffle_pairs, self.jitter, self.pad = reshuffle_pairs, jitter, pad
+        self.rank, self.world_size = rank, world_size
         self.device = torch.device(device)
         self.residence = _residence(residence, split, self.device)
         self.epoch = 0
@@ -174,7 +177,9 @@ class PackedLoader:
     @property
     def n_rows(self) -> int:
         """Rows this rank sees in one epoch."""
-        return -(-len(self.split) // self.world_size)
+        if self.pad:
+            return -(-len(self.split) // self.world_size)
+        return len(range(self.rank, len(self.split), self.world_size))
 
     def __len__(self) -> int:
         return self.n_rows // self.batch_size if self.drop_last else -(-self.n_rows // self.batch_size)
@@ -184,7 +189,8 @@ class PackedLoader:
         n = len(self.split)
         order = torch.randperm(n, generator=generator) if self.shuffle else torch.arange(n)
         if self.world_size > 1:
-            order = torch.cat([order, order[: self.n_rows * self.world_size - n]])[self.rank :: self.world_size]
+            extra = self.n_rows * self.world_size - n if self.pad else 0
+            order = torch.cat([order, order[:extra]])[self.rank :: self.world_size]
         partners = self._same_class_partners(generator) if self.reshuffle_pairs else None
         order = order.to(self.target.device)
         for step in range(len(self)):
@@ -355,6 +361,7 @@ class MultimodalDataModule(pl.LightningDataModule):
         device: torch.device | str = "cpu",
         rank: int = 0,
         world_size: int = 1,
+        pad: bool = True,
     ) -> PackedLoader:
         """Batches of one split under one scenario; None = complete, see :class:`PackedLoader`.
 
@@ -375,6 +382,7 @@ class MultimodalDataModule(pl.LightningDataModule):
             jitter=self.jitter if train else 0,
             rank=rank,
             world_size=world_size,
+            pad=pad,
         )
 
     def rows(self, split: str, rows: np.ndarray, device: torch.device | str = "cpu") -> Batch:

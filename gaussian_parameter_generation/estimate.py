@@ -19,6 +19,7 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
+from torch import distributed as dist
 from tqdm import tqdm
 
 from datasets.base import Batch
@@ -219,6 +220,23 @@ class GaussianStatistics:
         for c in range(self.count.shape[1]):
             self._merge(ids, c, other.count[:, c], other.mean[:, c], other.scatter[:, c])
 
+    def merge_ranks(self) -> None:
+        """Add what the other processes have seen, in the order of their ranks, so that all hold the same sums."""
+        parts = [self._gathered(t) for t in (self.count, self.mean, self.scatter)]
+        for t in (self.count, self.mean, self.scatter):
+            t.zero_()
+        for count, mean, scatter in zip(*parts, strict=True):
+            s, c, d = mean.shape
+            other = GaussianStatistics(s, c, d, mean.device)
+            other.count, other.mean, other.scatter = count, mean, scatter
+            self.merge(other)
+
+    @staticmethod
+    def _gathered(t: Tensor) -> list[Tensor]:
+        parts = [torch.empty_like(t) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, t)
+        return parts
+
     def finish(self, metric: str, subsets: Tensor, about: dict[str, Any]) -> GaussianParameters:
         """Prototypes and sigma.
 
@@ -254,12 +272,26 @@ def check_split(split: str) -> None:
 
 
 @torch.inference_mode()
+def collect(model: DynamicTransformer, batches: Iterable[Batch], progress: bool = True) -> GaussianStatistics:
+    """The statistics of all subsets over some complete samples; the model is in eval mode."""
+    subsets = enumerate_subsets(len(model.modalities))
+    statistics = GaussianStatistics(len(subsets), model.num_classes, model.projection.out_features, model.device)
+    for batch in tqdm(batches, "Gaussian parameters", disable=not progress, unit="batch"):
+        batch = batch.to(model.device)
+        classes = rows_by_class(batch.target)
+        for ids, _, features in model.fuse_subsets(model.encode(batch.inputs), subsets):
+            statistics.update(ids, features, classes)
+    return statistics
+
+
+@torch.inference_mode()
 def estimate(
     model: DynamicTransformer,
     batches: Iterable[Batch],
     *,
     split: str = "train",
     fit_student_t: bool = False,
+    parallel: bool = False,
     progress: bool = True,
 ) -> GaussianParameters:
     """Gaussian parameters of all subsets, one pass, encoders once per sample.
@@ -269,6 +301,8 @@ def estimate(
         batches: complete samples; a re-iterable (it is read twice with ``fit_student_t``).
         split: the name of the split that ``batches`` come from.
         fit_student_t: also fit scipy's Student-t to the mirrored distances (slow: S * C fits).
+        parallel: every process of the default group calls this with its share of the batches; all get the parameters
+            of the whole.
 
     Raises:
         UserError: the split is ``test``, or a class has fewer than two different samples.
@@ -276,14 +310,10 @@ def estimate(
     check_split(split)
     model.eval()
     subsets = enumerate_subsets(len(model.modalities))
-    statistics = GaussianStatistics(len(subsets), model.num_classes, model.projection.out_features, model.device)
-    rows = 0
-    for batch in tqdm(batches, "Gaussian parameters", disable=not progress, unit="batch"):
-        batch = batch.to(model.device)
-        classes = rows_by_class(batch.target)
-        for ids, _, features in model.fuse_subsets(model.encode(batch.inputs), subsets):
-            statistics.update(ids, features, classes)
-        rows += len(batch)
+    statistics = collect(model, batches, progress)
+    if parallel:
+        statistics.merge_ranks()
+    rows = int(statistics.count[0].sum())
     parameters = statistics.finish(model.distance_metric, subsets, {"split": split, "rows": rows})
     parameters.check("Gaussian stage")
     if fit_student_t:

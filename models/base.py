@@ -54,6 +54,10 @@ class IncompleteClassifier(pl.LightningModule):
     def modality_names(self) -> list[str]:
         return [m.name for m in self.modalities]
 
+    def compile_parts(self, backend: str) -> None:
+        """``torch.compile`` what dominates a training step; the weights and their names stay."""
+        self.forward = torch.compile(self.forward, backend=backend)  # type: ignore[method-assign]
+
     def loss(self, prediction: Prediction, batch: Batch) -> dict[str, Tensor]:
         """Named scalars; ``loss`` is the one that is minimised. Multi-label targets < 0 are unlabelled and ignored."""
         return {"loss": classification_loss(prediction.logits, batch.target, self.task)}

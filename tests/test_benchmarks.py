@@ -13,6 +13,6 @@ def test_benchmarks_run_in_a_tiny_setting(tmp_path: Path) -> None:
     selection = table[table.what.str.startswith("selection")]
     assert list(selection.rate) == [0.2, 0.4, 0.6, 0.8]
     assert all(", 0 other masks," in text for text in selection.agreement)
-    differences = selection.agreement.str.extract(r"difference. (\S+)$")[0].astype(float)
+    differences = selection.agreement.str.extract(r"difference (\S+)$")[0].astype(float)
     assert (differences < 1e-4).all()
     assert {"Gaussian stage", "training"} <= set(table.what)

@@ -29,6 +29,7 @@ from omegaconf.errors import ConfigAttributeError
 
 from datasets.base import Batch
 from datasets.missingness import parse_scenario
+from gaussian_parameter_generation.estimate import GaussianParameters, estimate
 from models.imputers.simple import Oracle
 from trainers import fit as fit_module
 from trainers import pipeline
@@ -484,8 +485,16 @@ def test_two_processes_train_what_one_with_twice_the_batch_trains(base, tmp_path
     columns = ["train_loss", "val_loss", "val_accuracy"]
     assert len(watch.losses) == 4 and len(two) == 2
     np.testing.assert_allclose(two[columns], one[columns], atol=1e-4)
+    # Each process estimates on its share of the rows, every row once.
+    found = GaussianParameters.load(run / "gaussian_cosine.safetensors")
+    model = build_model(context.cfg, context.trainable, context.data)
+    model.load_state_dict(torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"])
+    expected = estimate(model, [context.data.rows("train", np.arange(60))], progress=False)
+    assert found.about["rows"] == expected.about["rows"] == 60
+    torch.testing.assert_close(found.prototypes, expected.prototypes, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(found.sigma, expected.sigma, atol=1e-6, rtol=1e-5)
     # One process alone does the rest.
-    assert done.stderr.count("stage gaussian:") == done.stderr.count("stage test:") == 1
+    assert done.stderr.count("stage gaussian:") == 2 and done.stderr.count("stage test:") == 1
     assert (run / "DONE").exists() and len(pd.read_csv(run / "results.csv")) == 2 * 4
 
 

@@ -104,3 +104,39 @@ def test_prototypes_are_means_of_the_epoch_that_ends(composed, monkeypatch) -> N
     monkeypatch.setattr(DynamicTransformer, "on_validation_epoch_end", at_validation)
     pipeline.run(composed(*TINY, "model.training.max_epochs=2"))
     assert len(used) == 2 and not torch.equal(used[0], used[1])
+
+
+class Losses(pl.Callback):
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:  # type: ignore[no-untyped-def]
+        self.values.append(float(outputs["loss"]))
+
+
+# aot_eager splits and traces a step as inductor does, without minutes of C++ compilation.
+@pytest.mark.parametrize(
+    ("option", "tolerance"), [("trainer.compile=aot_eager", 1e-4), ("trainer.precision=bf16-mixed", 0.03)]
+)
+def test_speed_options_keep_the_loss_of_20_steps(
+    composed, tmp_path: Path, monkeypatch, option: str, tolerance: float
+) -> None:
+    """Five epochs of four steps; the prototype loss sets in with the second."""
+    original, curves, states = fit_module.build_trainer, [], []
+    for number, options in enumerate(([], [option])):
+        watch = Losses()
+
+        def watched(cfg, watch=watch, **arguments):  # type: ignore[no-untyped-def]
+            return original(cfg, **{**arguments, "callbacks": [*arguments["callbacks"], watch]})
+
+        monkeypatch.setattr(fit_module, "build_trainer", watched)
+        folder = tmp_path / str(number)
+        pipeline.run(composed(*TINY, *options, "model.training.max_epochs=5", f"paths.output={folder}"))
+        curves.append(torch.tensor(watch.values))
+        last = next(folder.rglob("last.ckpt"))
+        states.append(read_tensors(last)["state_dict"])
+    assert len(curves[0]) == 20 and curves[0][0] < 3 < curves[0][4]
+    torch.testing.assert_close(curves[1], curves[0], atol=tolerance, rtol=tolerance)
+    assert not torch.equal(curves[1], curves[0]) or "aot_eager" in option, "the option did nothing"
+    assert list(states[0]) == list(states[1]), "names of the weights stay"
+    assert {v.dtype for v in states[1].values()} == {v.dtype for v in states[0].values()}

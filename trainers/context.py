@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -121,7 +122,8 @@ class Context:
     @cached_property
     def device(self) -> torch.device:
         if self.cfg.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-            return torch.device("cuda", 0)
+            # Lightning sets LOCAL_RANK in the processes that it adds.
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         return torch.device("cpu")
 
     # ---- paths of artefacts ------------------------------------------------------------------------------------------

@@ -94,10 +94,10 @@ def _check_on_validation(context: Context, model: DyMo) -> None:
         return
     scenarios = parse_scenarios(list(cfg.model.validation), len(data.modalities))
     masks = {s.name: torch.from_numpy(data.mask("val", s)).to(context.device) for s in scenarios}
-    batches = [
+    batches = (
         (batch, {name: mask[batch.index] for name, mask in masks.items()})
         for batch in data.loader("val", device=context.device)
-    ]
+    )
     accuracy, discard, best = validate_selection(model, batches)
     model.validated_threshold = best
     if auto:

@@ -16,6 +16,7 @@ from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, TQDMProg
 from pytorch_lightning.loggers import CSVLogger
 
 from datasets.base import MultimodalDataModule, PackedLoader, hash_seed
+from models.base import IncompleteClassifier
 from utils.build import build_loggers, build_trainer
 from utils.errors import UserError
 from utils.files import replacing
@@ -79,6 +80,8 @@ def fit(
     data.batch_size, data.seed = training.batch_size, cfg.seed
     if hasattr(module, "stream_seed"):
         module.stream_seed = cfg.seed
+    if cfg.trainer.compile and isinstance(module, IncompleteClassifier):
+        module.compile_parts(cfg.trainer.compile)
     callbacks: list[pl.Callback] = [
         EpochOrder(cfg.seed),
         Provenance(cfg.dataset.name),

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 
+from pytorch_lightning.utilities import rank_zero_only
+from torch import distributed as dist
+
 from gaussian_parameter_generation.estimate import check_split, estimate
 from models.dymo.dynamic_transformer import DynamicTransformer
 from trainers.context import Context
@@ -23,11 +26,28 @@ def run(context: Context) -> None:
     if directory.finished("gaussian", settings, context.gaussian):
         log.info("gaussian: %s is there and valid, skipped", context.gaussian)
         return
-    directory.begin("gaussian", settings)
+    # The Student-t is fitted to all distances at once, by one process.
+    parallel = dist.is_initialized() and not cfg.gaussian.student_t
+    if getattr(rank_zero_only, "rank", 0) and not parallel:
+        return
+    rank, world_size = (dist.get_rank(), dist.get_world_size()) if parallel else (0, 1)
+    if rank == 0:
+        directory.begin("gaussian", settings)
     model = context.load_model()
     assert isinstance(model, DynamicTransformer)
-    batches = context.data.loader(cfg.gaussian.split, batch_size=cfg.gaussian.batch_size, device=context.device)
-    parameters = estimate(model, batches, split=cfg.gaussian.split, fit_student_t=cfg.gaussian.student_t)
+    batches = context.data.loader(
+        cfg.gaussian.split,
+        batch_size=cfg.gaussian.batch_size,
+        device=context.device,
+        rank=rank,
+        world_size=world_size,
+        pad=False,
+    )
+    parameters = estimate(
+        model, batches, split=cfg.gaussian.split, fit_student_t=cfg.gaussian.student_t, parallel=parallel
+    )
+    if rank:
+        return
     parameters.about = (parameters.about or {}) | {"checkpoint": file_hash(context.checkpoint)}
     parameters.save(context.gaussian)
     directory.finish("gaussian", settings)

@@ -23,7 +23,7 @@ from utils.validate import validate
 
 log = logging.getLogger(__name__)
 
-TRAINING = ("impute", "fit")
+PARALLEL = ("impute", "fit", "gaussian")
 
 
 def run(cfg: DictConfig) -> None:
@@ -39,8 +39,8 @@ def run(cfg: DictConfig) -> None:
         context.data.prepare()
         check_artefacts(context, stages)
     for number, stage in enumerate(stages, 1):
-        if stage not in TRAINING and not set(TRAINING) & set(stages[number:]):
-            # Further processes help with training only; one alone does the rest, and waits for nobody.
+        if stage not in PARALLEL and not set(PARALLEL) & set(stages[number:]):
+            # Further processes help with these stages only; one alone does the rest, and waits for nobody.
             if torch.distributed.is_initialized():
                 torch.distributed.destroy_process_group()
             if getattr(rank_zero_only, "rank", 0):

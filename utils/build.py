@@ -123,6 +123,7 @@ def build_trainer(cfg: DictConfig, **arguments: Any) -> pl.Trainer:
     """Lightning's Trainer with ``cfg.trainer``."""
     settings = OmegaConf.to_container(cfg.trainer, resolve=True)
     assert isinstance(settings, dict)
+    settings.pop("compile")  # not the Trainer's: see trainers.fit
     try:
         return pl.Trainer(**{str(k): v for k, v in settings.items()}, **arguments)
     except (pl.utilities.exceptions.MisconfigurationException, TypeError, ValueError, RuntimeError) as error:

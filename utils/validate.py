@@ -166,6 +166,13 @@ def validate(cfg: DictConfig) -> None:
     one_of("gaussian.split", ("train", "val"))
     number("gaussian.batch_size", 1, whole=True)
 
+    if cfg.trainer.compile is not None:
+        from torch._dynamo import list_backends  # slow to import
+
+        need(
+            cfg.trainer.compile in list_backends(exclude_tags=()),
+            f"trainer.compile={cfg.trainer.compile}: must be null or one of {', '.join(list_backends())}",
+        )
     fitted = "model.backbone" if "backbone" in cfg.model else "model"
     for part in (fitted, "imputer"):
         need(

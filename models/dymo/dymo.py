@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -131,7 +131,7 @@ THRESHOLDS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9
 
 @torch.inference_mode()
 def validate_selection(
-    dymo: DyMo, batches: Sequence[tuple[Batch, Mapping[str, Tensor]]], thresholds: Sequence[float] = THRESHOLDS
+    dymo: DyMo, batches: Iterable[tuple[Batch, Mapping[str, Tensor]]], thresholds: Sequence[float] = THRESHOLDS
 ) -> tuple[dict[str, dict[float, float]], dict[str, float], float]:
     """Accuracy of the selection at several thresholds on validation data with simulated missingness.
 

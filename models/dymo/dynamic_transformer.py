@@ -155,6 +155,15 @@ class DynamicTransformer(IncompleteClassifier):
 
     def fuse_prepared(self, sequences: Sequences, visible: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Sequences of R rows, ``visible`` (R, 1 + P) bool or None = every token given -> logits, features."""
+        x = self._class_token(sequences, visible)
+        # The heads are small: in float32 whatever the trainer's precision, or distances and rankings turn coarse.
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.float()
+            z = self.projection(x)
+            return self.classifier(x), F.normalize(z, dim=-1) if self.distance_metric == COSINE else z
+
+    def _class_token(self, sequences: Sequences, visible: Tensor | None) -> Tensor:
+        """(R, D) after the last block."""
         x = sequences.x
         for depth, block in enumerate(self.transformer):
             last = depth == len(self.transformer) - 1
@@ -162,9 +171,7 @@ class DynamicTransformer(IncompleteClassifier):
                 x = block.mix(x, sequences.qkv, visible, first_only=last)  # type: ignore[operator]
             else:
                 x = block(x, visible, first_only=last)
-        x = x[:, 0]
-        z = self.projection(x)
-        return self.classifier(x), F.normalize(z, dim=-1) if self.distance_metric == COSINE else z
+        return x[:, 0]
 
     def fuse_rows(self, sequences: Sequences, rows: Tensor, missing: Tensor, n_visible: int) -> tuple[Tensor, Tensor]:
         """Fusion of some rows, each under a mask that leaves the same number of modalities visible; the masked tokens
@@ -235,6 +242,12 @@ class DynamicTransformer(IncompleteClassifier):
                     stacked = Sequences(*(t.repeat(len(ids), 1, 1) for t in _pair(sequences)))
                 logits, features = self.fuse_prepared(stacked, visible)
                 yield torch.tensor(ids), logits.unflatten(0, (len(ids), b)), features.unflatten(0, (len(ids), b))
+
+    def compile_parts(self, backend: str) -> None:
+        """The encoders, and the blocks, whose calls differ in size (hence dynamic). Not the heads: a compiled function
+        gives an unused output a zero gradient where there should be none, and Adam counts that as a step."""
+        self.encode = torch.compile(self.encode, backend=backend)  # type: ignore[method-assign]
+        self._class_token = torch.compile(self._class_token, backend=backend, dynamic=True)  # type: ignore[method-assign]
 
     def forward(self, batch: Batch) -> Prediction:
         logits, features = self.fuse(self.encode(batch.observed()), batch.missing)

@@ -29,7 +29,8 @@ def prototype_logits(features: Tensor, prototypes: Tensor, metric: str, temperat
 
 def prototype_loss(features: Tensor, target: Tensor, prototypes: Tensor, metric: str, temperature: float) -> Tensor:
     """Mean of -log softmax over prototypes of the target class. ``features`` (K, B, D), ``target`` (B,)."""
-    logits = prototype_logits(features, prototypes, metric, temperature)
+    with torch.autocast(features.device.type, enabled=False):
+        logits = prototype_logits(features, prototypes, metric, temperature)
     return F.cross_entropy(logits.flatten(0, 1), target.repeat(len(features)))
 
 

@@ -8,13 +8,17 @@ backbone and imputer of the run that the overrides name (default: those of ``pyt
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import logging
 import platform
-import resource
+import re
 import statistics
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +28,7 @@ from torch import Tensor
 
 from datasets.base import Batch, MultimodalDataModule
 from datasets.missingness import random_mask
-from gaussian_parameter_generation.estimate import GaussianParameters, estimate
+from gaussian_parameter_generation.estimate import GaussianParameters, collect, estimate
 from models.dymo.dymo import DyMo
 from models.dymo.dynamic_transformer import DynamicTransformer
 from models.dymo.prototypes import COSINE, DISTANCE_METRICS
@@ -98,17 +102,19 @@ class Bench:
         rows = order[: 128 if self.tiny else n]
         return [self.data.rows("train", part.numpy(), self.device) for part in rows.split(self.batch)]
 
-    def add(self, what: str, rate: float | None, seconds: dict[str, float], agreement: str) -> None:
+    def add(
+        self, what: str, rate: float | None, seconds: dict[str, float], agreement: str, peak: float | None = None
+    ) -> None:
         row = {
             "what": what,
             "batch": self.batch,
             "rate": rate,
             "device": self.device.type,
-            "ours_ms": 1e3 * seconds["ours"],
+            "ours_ms": 1e3 * seconds["ours"] if "ours" in seconds else None,
             "ratio_to_forward": seconds["ours"] / seconds["forward"] if "forward" in seconds else None,
             "slow_twin_over_ours": seconds["slow"] / seconds["ours"] if "slow" in seconds else None,
             "agreement": agreement,
-            "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "peak_mib": peak,
         }
         self.rows.append(row)
         log.info("%s", {k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()})
@@ -158,7 +164,8 @@ class Bench:
     def _agreement(
         self, scorer: Scorer, slow: twin.SlowTransformer, parameters: GaussianParameters, rate: float
     ) -> str:
-        """Same final masks and logits on many rows; rows whose decision hangs on a reward below 1e-5 may flip."""
+        """Same final masks and logits (relative to those above 1) on many rows; rows whose decision hangs on a reward
+        below 1e-5 may flip."""
         rows = flips = 0
         worst = 0.0
         for batch in self._some(1280):
@@ -170,8 +177,8 @@ class Bench:
             decisive = ours.rewards.abs().nan_to_num(nan=1.0).flatten(1).amin(1) > 1e-5
             rows += len(batch)
             flips += int((~same & decisive).sum())
-            worst = max(worst, float((logits - ours.logits)[same].abs().max()))
-        return f"{rows} rows, {flips} other masks, max |logit difference| {worst:.1e}"
+            worst = max(worst, float(((logits - ours.logits) / logits.abs().clamp(min=1))[same].abs().max()))
+        return f"{rows} rows, {flips} other masks, max logit difference {worst:.1e}"
 
     def gaussian(self) -> None:
         """Gaussian parameters of all subsets."""
@@ -237,18 +244,106 @@ class Bench:
                 Image.fromarray(image.transpose(1, 2, 0)).save(folder / view / f"{i}.png")
 
     def scaling(self) -> None:
-        """Selection time against rows and against the number of subsets."""
-        model, _ = self.backbone(COSINE)
-        tokens = model.encode(self._some(self.batch)[0].inputs).detach()
+        """Time against rows, and of the fusion alone against the number of subsets."""
+        model, parameters = self.backbone(COSINE)
+        dymo = DyMo(model, self.imputer, parameters)
+        batches = self._some(4 * self.batch)
+        missing = torch.from_numpy(random_mask(self.batch, len(model.modalities), 0.8, "exact", 7)).to(self.device)
+        for k in (1, 2, 4):
+            rows = self.batch * k
+            seconds = alternate(min(self.repeats, 3), ours=lambda k=k: collect(model, batches[:k], False))
+            self.add(f"Gaussian stage, {rows} rows", None, seconds, "")
+            seconds = alternate(
+                min(self.repeats, 3),
+                ours=lambda k=k: [dymo(b.replace(missing=missing[: len(b)], complete=False)) for b in batches[:k]],
+            )
+            self.add(f"DyMo with imputer, {rows} rows", 0.8, seconds, "")
         subsets = enumerate_subsets(len(model.modalities))
-        sequences = model.prepare(tokens)
         with torch.inference_mode():
-            for k in (1, len(subsets) // 2, len(subsets)):
-                seconds = alternate(
-                    self.repeats,
-                    ours=lambda k=k: list(model.fuse_subsets(sequences, subsets[-k:])),
-                )
+            sequences = model.prepare(model.encode(batches[0].inputs))
+            for k in (8, 16, len(subsets)):
+                # Every so many-th, so that large and small subsets are mixed alike.
+                chosen = subsets[torch.arange(k) * len(subsets) // k]
+                seconds = alternate(self.repeats, ours=lambda c=chosen: list(model.fuse_subsets(sequences, c)))
                 self.add(f"fusion of {k} subsets", None, seconds, "")
+
+    def memory(self) -> None:
+        """Peak memory of each stage over few and over many batches, arrays memory-mapped: it must not grow."""
+        model, parameters = self.backbone(COSINE)
+        dymo = DyMo(model, self.imputer, parameters)
+        self.data.residence = "mmap"
+        scenarios = {f"random_{rate}": rate for rate in RATES}
+
+        def some(n: int, batch: int = self.batch) -> Iterator[Batch]:
+            return islice(self.data.loader("train", batch_size=batch, device=self.device), n)
+
+        def gaussian(n: int) -> None:
+            collect(model, some(n), False)
+
+        def test(n: int) -> None:
+            for batch in some(n):
+                masks = {
+                    name: torch.from_numpy(random_mask(len(batch), len(model.modalities), rate, "exact", 7))
+                    for name, rate in scenarios.items()
+                }
+                dymo.scenarios(batch, {name: mask.to(self.device) for name, mask in masks.items()})
+
+        def fit(n: int) -> None:
+            subsets = draw_subsets(len(model.modalities), 5, torch.Generator().manual_seed(0))
+            for batch in some(n, 128):
+                logits = torch.cat([part[1] for part in model.fuse_subsets(model.encode(batch.inputs), subsets)])
+                torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.target.repeat(len(logits))).backward()
+                model.zero_grad()
+
+        def impute(n: int) -> None:
+            assert isinstance(self.imputer, MoPoE)
+            for batch in some(n, 128):
+                self.imputer.losses(batch)["loss"].backward()
+                self.imputer.zero_grad()
+
+        for name, stage in (("impute", impute), ("fit", fit), ("gaussian", gaussian), ("test, all scenarios", test)):
+            for n in (1, 2) if self.tiny else (2, 8):
+                with PeakMemory(self.device) as peak:
+                    stage(n)
+                self.add(f"memory of {name}, {n} batches", None, {}, "", peak.mib)
+
+
+class PeakMemory:
+    """Peak of the memory a block allocates, in MiB above what was allocated before: tensors on a GPU, else the
+    process's own pages (Linux; files that are mapped do not count)."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.mib = device, float("nan")
+
+    @staticmethod
+    def _own() -> float:
+        text = Path("/proc/self/status").read_text()
+        return int(re.search(r"RssAnon:\s*(\d+)", text)[1]) / 1024  # type: ignore[index]
+
+    def __enter__(self) -> PeakMemory:
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            self._before = torch.cuda.memory_allocated() / 2**20
+            return self
+        ctypes.CDLL(None).malloc_trim(0)
+        self._before = self.mib = self._own()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.005):
+            self.mib = max(self.mib, self._own())
+
+    def __exit__(self, *_: object) -> None:
+        if self.device.type == "cuda":
+            self.mib = torch.cuda.max_memory_allocated() / 2**20 - self._before
+            return
+        self._stop.set()
+        self._thread.join()
+        self.mib -= self._before
 
 
 def main(arguments: Sequence[str] | None = None) -> pd.DataFrame:
@@ -268,6 +363,7 @@ def main(arguments: Sequence[str] | None = None) -> pd.DataFrame:
     with tempfile.TemporaryDirectory() as folder:
         bench.training(Path(folder))
     bench.scaling()
+    bench.memory()
     frame = pd.DataFrame(bench.rows)
     frame["machine"] = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     options.out.parent.mkdir(parents=True, exist_ok=True)
