@@ -61,7 +61,12 @@ SMALL_DATA = {
     "PolyMNIST": [],
     "Digits": ["dataset.train_pairings=1"],
     "MST": ["dataset.demo=true", "dataset.pairings=2", "dataset.low=0.2"],
-    "CelebA": ["dataset.demo=true", "dataset.low=0.15"],
+    "CelebA": [
+        "dataset.demo=true",
+        "dataset.low=0.15",
+        "+dataset.encoders.img.base=8",
+        "+dataset.encoders.text.base=8",
+    ],
 }
 
 
