@@ -30,7 +30,10 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Modality:
-    """One input of a data set. Its position in the data set's list is its column in ``missing``."""
+    """One input of a data set. Its position in the data set's list is its column in ``missing``.
+
+    A text has the shape (L, symbols): stored as uint8 codes (N, L), one-hot rows in a batch.
+    """
 
     name: str
     kind: Kind
@@ -313,6 +316,8 @@ class MultimodalDataModule(pl.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if isinstance(reshuffle_pairs, str):
+            reshuffle_pairs = [reshuffle_pairs]
         if not isinstance(reshuffle_pairs, bool) and (unknown := set(reshuffle_pairs) - set(self.modality_names)):
             raise UserError(
                 f"dataset.reshuffle_pairs names '{min(unknown)}', {self.name} has {', '.join(self.modality_names)}"

@@ -43,9 +43,13 @@ def ensure_demo(root: Path | None, make: Callable[[Path], None]) -> Path:
     if root is None:
         raise UserError("dataset.demo=true makes its files beside dataset.root, which is null: name a folder")
     folder = root.with_name(f"{root.name}-demo")
-    about = {"demo": make.__name__.removeprefix("make_"), "version": DEMO_VERSION}
+    about = json.dumps({"demo": make.__name__.removeprefix("make_"), "version": DEMO_VERSION})
     marker = folder / "demo.json"
-    if marker.is_file() and json.loads(marker.read_text()) == about:
+
+    def there() -> bool:
+        return marker.is_file() and marker.read_text() == about
+
+    if there():
         return folder
     if folder.exists() and (not marker.is_file() or not folder.is_dir()):
         raise UserError(f"{folder} is no stand-in made by dataset.demo=true: move it away, or change dataset.root")
@@ -53,9 +57,13 @@ def ensure_demo(root: Path | None, make: Callable[[Path], None]) -> Path:
     try:
         temporary.mkdir(parents=True)
         make(temporary)
-        (temporary / "demo.json").write_text(json.dumps(about) + "\n")
+        (temporary / marker.name).write_text(about)
         shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if not there():  # another process was faster
+                raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder

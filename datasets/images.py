@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -67,9 +65,8 @@ def decode_images(
     """Decode many image files into a memory-mapped ``.npy`` file, once.
 
     Interrupted, it goes on where it was: beside the array stand ``<target>.done.npy``, size and time of each file
-    decoded so far, and ``<target>.json``, what the array is to hold. Files that changed meanwhile are decoded again. A
-    second process that wants the same array waits for the first. Remove the side files with the array, or move the
-    array away, when all is done.
+    decoded so far, and ``<target>.json``, what the array is to hold. Files that changed meanwhile are decoded again.
+    For one process at a time (:attr:`datasets.source.Source.scratch` sees to that, and removes it all in the end).
 
     Args:
         paths: N image files, in the order of the rows.
@@ -87,20 +84,19 @@ def decode_images(
     target.parent.mkdir(parents=True, exist_ok=True)
     state, about = target.with_suffix(".done.npy"), target.with_suffix(".json")
     wanted = {"recipe": recipe, "side": side, "paths": sha256([str(p) for p in paths])}
-    with _alone(target.with_suffix(".lock")):
-        if not (target.exists() and state.exists() and about.exists() and json.loads(about.read_text()) == wanted):
-            about.unlink(missing_ok=True)
-            np.lib.format.open_memmap(target, "w+", np.uint8, (len(paths), 3, side, side))
-            np.lib.format.open_memmap(state, "w+", np.int64, (len(paths), 2))
-            about.write_text(json.dumps(wanted))
-        array, done = np.load(target, mmap_mode="r+"), np.load(state, mmap_mode="r+")
-        stats = np.array([_stat(p) for p in paths], dtype=np.int64).reshape(-1, 2)
-        todo = np.flatnonzero((done != stats).any(axis=1))
-        with tqdm(total=len(paths), initial=len(paths) - len(todo), desc=desc, unit="image") as progress:
-            for rows in _fill(array, paths, todo, read, progress):
-                array.flush()  # the pixels are on disk before they are noted as done
-                done[rows] = stats[rows]
-        done.flush()
+    if not (target.exists() and state.exists() and about.exists() and about.read_text() == json.dumps(wanted)):
+        about.unlink(missing_ok=True)
+        np.lib.format.open_memmap(target, "w+", np.uint8, (len(paths), 3, side, side))
+        np.lib.format.open_memmap(state, "w+", np.int64, (len(paths), 2))
+        about.write_text(json.dumps(wanted))
+    array, done = np.load(target, mmap_mode="r+"), np.load(state, mmap_mode="r+")
+    stats = np.array([_stat(p) for p in paths], dtype=np.int64).reshape(-1, 2)
+    todo = np.flatnonzero((done != stats).any(axis=1))
+    with tqdm(total=len(paths), initial=len(paths) - len(todo), desc=desc, unit="image") as progress:
+        for rows in _fill(array, paths, todo, read, progress):
+            array.flush()  # the pixels are on disk before they are noted as done
+            done[rows] = stats[rows]
+    done.flush()
     return target
 
 
@@ -127,11 +123,3 @@ def _fill(
             for _ in pool.map(one, chunk.tolist()):
                 progress.update()
             yield chunk
-
-
-@contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """Wait until no other process is inside; the system frees the lock of a process that dies."""
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

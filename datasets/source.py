@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,8 @@ class Source:
         about: plain values for ``meta.json``.
         load: reads or builds the arrays, split -> modality names, ``target`` and, where rows have names, ``name``; an
             array too large for memory may be the path of a ``.npy`` file.
-        scratch: a folder to remove once the arrays are packed.
+        scratch: a folder of half-finished work, which an interrupted run leaves for the next one; only one process at a
+            time works on it, and it is removed once the arrays are packed.
     """
 
     kind: str
@@ -59,6 +62,12 @@ class SourcedDataModule(MultimodalDataModule):
             UserError: no source, or a bad file in it.
         """
         source = self.find_source()
+        with _alone(source.scratch) if source.scratch else nullcontext():
+            self._prepare(source)
+            if source.scratch:
+                shutil.rmtree(source.scratch, ignore_errors=True)
+
+    def _prepare(self, source: Source) -> None:
         meta = self.store.meta()
         if meta is not None and meta.get("signature") == source.signature:
             log.info("%s: packed store %s is up to date (%s)", self.name, self.store.folder, meta["counts"])
@@ -82,9 +91,18 @@ class SourcedDataModule(MultimodalDataModule):
                 "signature": source.signature,
             },
         )
-        if source.scratch:
-            shutil.rmtree(source.scratch, ignore_errors=True)
         log.info("%s: packed %s", self.name, counts)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait until no other process is at work on ``folder``; the system frees the lock of a process that dies."""
+    lock = folder.with_name(f"{folder.name}.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+        lock.unlink(missing_ok=True)  # whoever waited for it, or comes now, finds the work done
 
 
 def check_classes(split: str, target: np.ndarray, num_classes: int, where: object) -> None:

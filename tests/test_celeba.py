@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -293,6 +294,16 @@ def test_an_interrupted_prepare_goes_on(made: Path, tmp_path: Path, monkeypatch:
     data = built(made, tmp_path)
     assert sorted(reader.seen) == [f"{i:06d}" for i in range(31, 51)]
     assert [len(data.split(s)) for s in SPLITS] == [30, 12, 8] and len(list(tmp_path.iterdir())) == 1
+
+
+def test_two_processes_decode_once(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second waits for the first (here threads: the lock belongs to the open file), then finds the store."""
+    reader = Counting()
+    monkeypatch.setattr("datasets.celeba.read_face", lambda path, side: reader(path, side))
+    with ThreadPoolExecutor(3) as pool:
+        both = list(pool.map(lambda _: built(made, tmp_path), range(3)))
+    assert sorted(reader.seen) == [f"{i:06d}" for i in range(1, 51)]
+    assert [len(data.split("val")) for data in both] == [12, 12, 12] and len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_folder_of_something_else_is_refused_before_anything_is_decoded(

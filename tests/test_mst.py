@@ -159,6 +159,7 @@ def test_words_move_from_epoch_to_epoch_in_training_alone(raw: dict[str, str], t
     assert np.mean(np.array(starts[0]) == starts[1]) < 0.5
     with pytest.raises(UserError, match=r"dataset\.reshuffle_pairs names 'word', MST has mnist, svhn, text"):
         MST(store=str(tmp_path / "s"), reshuffle_pairs=["word"])
+    assert MST(store=str(tmp_path / "s"), reshuffle_pairs="text").reshuffle_pairs == ["text"]
 
 
 def test_seeds_decide_what_they_say(raw: dict[str, str], tmp_path: Path) -> None:
