@@ -19,6 +19,7 @@ from torch import Tensor
 
 from datasets.missingness import Scenario
 from datasets.storage import PackedSplit, PackedStore
+from datasets.text import one_hot
 from utils.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,10 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Modality:
-    """One input of a data set. Its position in the data set's list is its column in ``missing``."""
+    """One input of a data set. Its position in the data set's list is its column in ``missing``.
+
+    A text has the shape (L, symbols): stored as uint8 codes (N, L), one-hot rows in a batch.
+    """
 
     name: str
     kind: Kind
@@ -125,8 +129,9 @@ class PackedLoader:
         batch_size: rows per batch; the last one may be smaller unless ``drop_last``.
         shuffle: reshuffle each epoch, from ``seed`` and the epoch set by :meth:`set_epoch` alone (so that a resumed
             run sees the order that it would have seen).
-        reshuffle_pairs: draw, for each modality and epoch, another item of the same class. Only for data whose
-            modalities share nothing but the label (PolyMNIST): it multiplies the training tuples.
+        reshuffle_pairs: draw, for each modality and epoch, another item of the same class; a list of names does so for
+            these modalities. Only for data whose modalities share nothing but the label (PolyMNIST, MST): it multiplies
+            the training tuples.
         jitter: shift each image by up to this many pixels (replicated edges), drawn per row and modality.
         rank, world_size: under DDP each rank sees every ``world_size``-th row.
         pad: repeat rows so that all ranks have as many; without it every row is seen once.
@@ -144,7 +149,7 @@ class PackedLoader:
         seed: int = 0,
         device: torch.device | str = "cpu",
         residence: str = "auto",
-        reshuffle_pairs: bool = False,
+        reshuffle_pairs: bool | Sequence[str] = False,
         jitter: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -158,8 +163,13 @@ class PackedLoader:
         self.residence = _residence(residence, split, self.device)
         self.epoch = 0
         store_device = self.device if self.residence == "device" else torch.device("cpu")
-        load = split.memory_map if self.residence == "mmap" else split.read
-        self.arrays = {m.name: load(m.name).to(store_device) for m in self.modalities}
+        self.arrays: dict[str, Tensor] = {}
+        self.pointers: dict[str, Tensor] = {}  # which item each row shows, where rows share items
+        for m in self.modalities:
+            items, pointers = split.pool(m.name, in_memory=self.residence != "mmap")
+            self.arrays[m.name] = items.to(store_device)
+            if pointers is not None:
+                self.pointers[m.name] = pointers.to(store_device)
         self.target = split.read("target").to(store_device)
         if missing is None:
             missing = np.zeros((len(split), len(self.modalities)), dtype=bool)
@@ -203,8 +213,12 @@ class PackedLoader:
         """The batch of some rows (R,); with a generator, images are jittered."""
         inputs = {}
         for m in self.modalities:
-            source = rows if partners is None else partners[m.name][rows]
+            source = partners[m.name][rows] if partners and m.name in partners else rows
+            if m.name in self.pointers:
+                source = self.pointers[m.name][source]
             x = self._to_device(self.arrays[m.name].index_select(0, source))
+            if m.kind == "text" and x.dtype == torch.uint8:
+                x = one_hot(x, m.shape[-1])
             x = x.float().div_(255) if x.dtype == torch.uint8 else x
             if m.kind == "image" and self.device.type == "cpu":
                 x = x.contiguous(memory_format=torch.channels_last)  # convolutions on the CPU are faster so
@@ -229,6 +243,8 @@ class PackedLoader:
         by_class = [torch.nonzero(target == c).flatten() for c in range(int(target.max()) + 1)]
         partners = {}
         for m in self.modalities:
+            if not isinstance(self.reshuffle_pairs, bool) and m.name not in self.reshuffle_pairs:
+                continue
             partner = torch.empty(len(target), dtype=torch.long)
             for rows in by_class:
                 partner[rows] = rows[torch.randperm(len(rows), generator=generator)]
@@ -300,12 +316,18 @@ class MultimodalDataModule(pl.LightningDataModule):
         missing_seed: int = 2025,
         low: float = 1.0,
         residence: str = "auto",
-        reshuffle_pairs: bool = False,
+        reshuffle_pairs: bool | Sequence[str] = False,
         jitter: int = 0,
         drop_last: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if isinstance(reshuffle_pairs, str):
+            reshuffle_pairs = [reshuffle_pairs]
+        if not isinstance(reshuffle_pairs, bool) and (unknown := set(reshuffle_pairs) - set(self.modality_names)):
+            raise UserError(
+                f"dataset.reshuffle_pairs names '{min(unknown)}', {self.name} has {', '.join(self.modality_names)}"
+            )
         self.store = PackedStore(Path(store))
         self.batch_size, self.test_batch_size = batch_size, test_batch_size
         self.missing_train = missing_train or Scenario("none", "none")
@@ -378,7 +400,7 @@ class MultimodalDataModule(pl.LightningDataModule):
             seed=self.seed,
             device=device,
             residence=self.residence,
-            reshuffle_pairs=train and self.reshuffle_pairs,
+            reshuffle_pairs=self.reshuffle_pairs if train else False,
             jitter=self.jitter if train else 0,
             rank=rank,
             world_size=world_size,

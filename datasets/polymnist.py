@@ -14,16 +14,13 @@ order of the file system and compares the last seven characters.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import logging
 import math
 import os
 import re
 import shutil
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +29,10 @@ from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 from tqdm import tqdm
 
-from datasets.base import SPLITS, Modality, MultimodalDataModule
+from datasets.base import SPLITS, Modality
 from datasets.missingness import Scenario, mask_hash, write_dymo_csv
+from datasets.source import Arrays, Source, SourcedDataModule, check_classes, sha256
 from utils.errors import UserError
-
-log = logging.getLogger(__name__)
 
 SIDE = 28
 CLASSES = 10
@@ -44,29 +40,11 @@ VIEWS = tuple(f"m{i}" for i in range(5))
 VAL_SHARE = 0.3
 RECIPE_VERSION = 1
 
-Arrays = dict[str, np.ndarray]
 Listing = dict[str, dict[str, dict[str, tuple[int, int]]]]
 
 _FILE_NAME = re.compile(r"(\d+)\.(\d)\.png")
 _BACKGROUND_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 _UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-
-
-@dataclass(frozen=True)
-class Source:
-    """Raw data that can be packed.
-
-    Attributes:
-        kind: folder | mnist | digits.
-        signature: changes whenever the packed arrays would.
-        about: plain values for ``meta.json``.
-        load: reads or builds the arrays, split -> ``m0`` to ``m4``, ``target``, ``name``.
-    """
-
-    kind: str
-    signature: str
-    about: dict[str, Any]
-    load: Callable[[], dict[str, Arrays]]
 
 
 def build_tuples(
@@ -352,33 +330,6 @@ def read_png(path: Path) -> np.ndarray:
         raise UserError(f"{path} cannot be read ({error}): restore it from the archive, or download it again") from None
 
 
-def check_classes(split: str, target: np.ndarray, where: object) -> None:
-    """Every class must be in the training split; in the others an absent class is only a warning.
-
-    Args:
-        target: (N,) labels.
-        where: the source, for messages.
-
-    Raises:
-        UserError: names the class.
-    """
-    absent = [str(c) for c in np.flatnonzero(np.bincount(target, minlength=CLASSES) == 0)]
-    if not absent:
-        return
-    found = f"no image of class {', '.join(absent)} in split '{split}' ({where})"
-    if split == "train":
-        raise UserError(f"{found}: it cannot be learned, restore its files and prepare again")
-    log.warning("%s: scores of this split leave it out", found)
-
-
-def sha256(value: object) -> str:
-    """Of an array (shape, type and content), or of plain values (as JSON with sorted keys)."""
-    if isinstance(value, np.ndarray):
-        head = f"{value.dtype.str}{value.shape}".encode()
-        return hashlib.sha256(head + np.ascontiguousarray(value).tobytes()).hexdigest()
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
 def dymo_mask_name(scenario: Scenario) -> str:
     """The scenario as it is spelled in the mask files of the original repository (``whole_1_2``, ``random_0.8``).
 
@@ -394,7 +345,7 @@ def dymo_mask_name(scenario: Scenario) -> str:
     )
 
 
-class PolyMNIST(MultimodalDataModule):
+class PolyMNIST(SourcedDataModule):
     """PolyMNIST from the official folders or built from MNIST.
 
     Args:
@@ -431,37 +382,6 @@ class PolyMNIST(MultimodalDataModule):
         self.download, self.backgrounds = download, backgrounds
         self.build_seed, self.split_seed = build_seed, split_seed
 
-    def prepare(self) -> None:
-        """Raw files -> packed store, unless the store was made from these very files and settings.
-
-        Raises:
-            UserError: no source, or a bad file in it.
-        """
-        source = self.find_source()
-        meta = self.store.meta()
-        if meta is not None and meta.get("signature") == source.signature:
-            log.info("%s: packed store %s is up to date (%s)", self.name, self.store.folder, meta["counts"])
-            return
-        changed = "" if meta is None else " again: the source or its settings changed"
-        log.info("%s: packing (source: %s) into %s%s", self.name, source.kind, self.store.folder, changed)
-        splits = source.load()
-        class_counts = {
-            split: dict(zip(self.class_names, np.bincount(arrays["target"], minlength=CLASSES).tolist()))
-            for split, arrays in splits.items()
-        }
-        self._splits.clear()
-        self.store.write(
-            splits,
-            {
-                "dataset": self.name,
-                "class_names": self.class_names,
-                "class_counts": class_counts,
-                "source": {"kind": source.kind, **source.about},
-                "signature": source.signature,
-            },
-        )
-        log.info("%s: packed %s", self.name, {split: len(arrays["target"]) for split, arrays in splits.items()})
-
     def find_source(self) -> Source:
         """The raw data to pack: the official folders where there are any, else MNIST.
 
@@ -494,7 +414,7 @@ class PolyMNIST(MultimodalDataModule):
         rows = {split: sorted_names(root / split, views) for split, views in listing.items()}
         targets = {split: np.array([digit for digit, _, _ in names]) for split, names in rows.items()}
         for split, target in targets.items():
-            check_classes(split, target, root / split)
+            check_classes(split, target, CLASSES, root / split)
         splits = {}
         with tqdm(total=len(VIEWS) * sum(map(len, rows.values())), desc="reading PNG", unit="file") as progress:
             for split, names in rows.items():
@@ -533,7 +453,7 @@ class PolyMNIST(MultimodalDataModule):
         built = {}
         for part, stream in zip(("train", "test"), np.random.SeedSequence(self.build_seed).spawn(2)):
             images, labels = read_mnist(files, part)
-            check_classes(part, labels, files[f"{part} labels"])
+            check_classes(part, labels, CLASSES, files[f"{part} labels"])
             built[part] = pack(*build_tuples(images, labels, pictures, np.random.default_rng(stream)))
         target = built["test"]["target"]
         n_val = round(VAL_SHARE * len(target))

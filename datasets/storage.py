@@ -7,6 +7,9 @@
     <store>/<split>/target.npy             (N,) int64, or (N, C) float32
     <store>/<split>/name.npy               (N,) file stems of the source, where there are any
 
+An array may be stored once for many rows: ``<modality>.npy`` then holds the P different items and
+``<modality>.rows.npy`` (N,) which of them each row shows (MST pairs every image twenty times).
+
 It is written to a temporary name and renamed, so a folder that exists is complete.
 """
 
@@ -59,15 +62,36 @@ class PackedSplit:
         """The memory-mapped array (copy on write), all rows of the file."""
         return np.load(self.folder / f"{name}.npy", mmap_mode="c")
 
+    def _pointers(self, name: str) -> np.ndarray | None:
+        """Which item of the file each row shows; None = the i-th row the i-th item."""
+        file = self.folder / f"{name}.rows.npy"
+        pointers = np.load(file) if file.exists() else None
+        return pointers if pointers is None or self.rows is None else pointers[self.rows]
+
+    def pool(self, name: str, in_memory: bool) -> tuple[Tensor, Tensor | None]:
+        """The different items (P, ...) of an array, and which of them each row shows (N,).
+
+        Args:
+            in_memory: read them, instead of a tensor over the memory map.
+
+        Returns:
+            items; and None where the i-th row shows the i-th item.
+        """
+        array, pointers = self.array(name), self._pointers(name)
+        if pointers is None and self.rows is not None:
+            array = array[self.rows]
+        items = torch.from_numpy(np.array(array) if in_memory else array)
+        return items, None if pointers is None else torch.from_numpy(pointers)
+
     def memory_map(self, name: str) -> Tensor:
-        """The array as a tensor over the memory map; rows are read when they are touched."""
-        array = self.array(name)
-        return torch.from_numpy(array if self.rows is None else array[self.rows])
+        """The array, a row each, over the memory map, read when touched (in memory where rows share items)."""
+        items, pointers = self.pool(name, in_memory=False)
+        return items if pointers is None else items[pointers]
 
     def read(self, name: str) -> Tensor:
-        """The array as a tensor in memory."""
-        array = self.array(name)
-        return torch.from_numpy(np.array(array if self.rows is None else array[self.rows]))
+        """The array, a row each, as a tensor in memory."""
+        items, pointers = self.pool(name, in_memory=True)
+        return items if pointers is None else items[pointers]
 
     def names(self) -> list[str]:
         """File stems of the source rows, or their numbers where the source has none."""
@@ -125,18 +149,21 @@ class PackedStore:
             )
         return PackedSplit(self.folder / name)
 
-    def write(self, splits: Mapping[str, Mapping[str, np.ndarray]], meta: Mapping[str, Any]) -> None:
+    def write(self, splits: Mapping[str, Mapping[str, np.ndarray | Path]], meta: Mapping[str, Any]) -> None:
         """Write all splits at once; replaces an older store atomically.
 
         Args:
-            splits: split -> array name -> array; ``target`` is required.
+            splits: split -> array name -> array, or a ``.npy`` file, which is moved; ``target`` is required.
             meta: plain values, stored in ``meta.json``.
         """
         with self.writing(meta) as folder:
             for split, arrays in splits.items():
                 (folder / split).mkdir()
                 for name, array in arrays.items():
-                    np.save(folder / split / f"{name}.npy", array)
+                    if isinstance(array, Path):
+                        shutil.move(array, folder / split / f"{name}.npy")
+                    else:
+                        np.save(folder / split / f"{name}.npy", array)
 
     def writing(self, meta: Mapping[str, Any]) -> _Writing:
         """Context manager that yields a temporary folder; on success it becomes the store."""

@@ -602,7 +602,7 @@ class TestStore:
         PolyMNIST(store=str(tmp_path / "store"), root=str(root)).prepare()
         data = PolyMNIST(store=str(tmp_path / "store"), root=str(root))
         before = self.stamp(data)
-        with caplog.at_level(logging.INFO, logger="datasets.polymnist"):
+        with caplog.at_level(logging.INFO, logger="datasets.source"):
             data.prepare()
         assert self.stamp(data) == before
         assert "is up to date" in caplog.text
@@ -614,7 +614,7 @@ class TestStore:
         assert data.split("test").read("m1")[3].any()
         name = data.split("test").names()[3]
         Image.new("RGB", (28, 28)).save(root / "test" / "m1" / f"{name}.png")
-        with caplog.at_level(logging.INFO, logger="datasets.polymnist"):
+        with caplog.at_level(logging.INFO, logger="datasets.source"):
             data.prepare()
         assert "again: the source or its settings changed" in caplog.text
         assert not data.split("test").read("m1")[3].any()

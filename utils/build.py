@@ -57,7 +57,7 @@ def store_path(cfg: DictConfig) -> Path:
     module = OmegaConf.to_container(cfg.dataset.module, resolve=True)
     assert isinstance(module, dict)
     source = {k: v for k, v in module.items() if k not in runtime}
-    for key in ("root", "mnist", "backgrounds"):
+    for key in ("root", "mnist", "svhn", "backgrounds", "partition_file"):
         if source.get(key):
             source[key] = str(Path(str(source[key])).resolve())
     digest = hashlib.sha256(json.dumps(source, sort_keys=True, default=str).encode()).hexdigest()[:10]

@@ -207,7 +207,7 @@ def validate(cfg: DictConfig) -> None:
     for key in ("model.transformer_checkpoint", "model.gaussian", "imputer.checkpoint"):
         path = OmegaConf.select(cfg, key)
         need(path is None or Path(str(path)).is_file(), f"{key}: there is no file {path}")
-    for key in ("dataset.mnist", "dataset.backgrounds"):
+    for key in ("dataset.mnist", "dataset.svhn", "dataset.backgrounds"):
         path = OmegaConf.select(cfg, key)
         need(path is None or Path(str(path)).is_dir(), f"{key}: there is no folder {path}")
     _check_targets(cfg, problems)
