@@ -18,7 +18,7 @@ from models.imputers.base import merge
 from models.imputers.mopoe import MoPoE
 from tests import slow_networks as slow
 from tests import slow_twin as twin
-from tests.networks import random_masks
+from tests.networks import modalities, random_masks
 from tests.test_encoders import CELEBA, KINDS, MST, inputs_of
 from trainers.context import Context
 from utils.build import build_imputer
@@ -320,3 +320,90 @@ def test_recovery_is_decoded_from_what_is_observed(family: str, sample: bool) ->
                 expected = output if m.kind == "image" else probabilities(output, False)
                 size = float(expected.abs().max())
                 torch.testing.assert_close(found[m.name][row], expected, rtol=1e-3, atol=2e-5 * max(size, 1))
+
+
+# --------------------------------------------------------------------------------------------------------- multivae
+
+
+@pytest.mark.parametrize("family", ["PolyMNIST", *FAMILIES])
+def test_cross_check_with_multivae(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loss (every draw 0.3 standard deviations above its mean) and subset posteriors on identical weights. The package
+    is no dependency of the project, so this is usually skipped. Its text likelihood is the proper one, its style terms
+    have one weight for all, its decoders take the style last."""
+    pytest.importorskip("multivae")
+    from multivae.data.datasets.base import MultimodalBaseDataset
+    from multivae.models import MoPoE as TheirMoPoE
+    from multivae.models import MoPoEConfig
+    from multivae.models.base import BaseDecoder, BaseEncoder, ModelOutput
+    from multivae.models.mopoe import mopoe_model
+
+    if family == "PolyMNIST":
+        views = modalities(5)
+        model = build_imputer(configured("PolyMNIST"), data_of("PolyMNIST", views))
+        model.eval()
+        inputs = {
+            m.name: torch.rand(m.shape, generator=torch.Generator().manual_seed(1)).expand(62, -1, -1, -1)
+            for m in views
+        }
+        inputs = {n: x * torch.rand(62, 1, 1, 1, generator=torch.Generator().manual_seed(2)) for n, x in inputs.items()}
+    else:
+        options = {"style_weights": {"img": 1.0, "text": 1.0}} if family == "CelebA" else {}
+        model, _ = mopoe(family, **options)
+        views = FAMILIES[family]
+        inputs = inputs_of(views, 17)
+        for x in inputs.values():
+            if x.shape[-1] == 71:
+                x[:, 2, 69] = 1
+    rows, style = len(inputs[views[0].name]), 32 * (family == "CelebA")
+
+    class Encoder(BaseEncoder):
+        def __init__(self, net: torch.nn.Module) -> None:
+            super().__init__()
+            self.net, self.latent_dim = net, model.latent
+
+        def forward(self, x: Tensor) -> ModelOutput:
+            mu, logvar, *own = self.net(x)
+            output = ModelOutput(embedding=mu, log_covariance=logvar)
+            if own:
+                output["style_embedding"], output["style_log_covariance"] = own
+            return output
+
+    class Decoder(BaseDecoder):
+        def __init__(self, net: torch.nn.Module) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, z: Tensor) -> ModelOutput:
+            return ModelOutput(reconstruction=self.net(torch.cat([z[:, model.latent :], z[:, : model.latent]], 1)))
+
+    names = [m.name for m in views]
+    config = MoPoEConfig(
+        n_modalities=len(names),
+        latent_dim=model.latent,
+        input_dims={m.name: m.shape for m in views},
+        uses_likelihood_rescaling=True,
+        rescale_factors=dict(zip(names, model.weights)),
+        decoders_dist={m.name: "categorical" if m.kind == "text" else "laplace" for m in views},
+        decoder_dist_params={m.name: {} if m.kind == "text" else {"scale": 0.75} for m in views},
+        beta=2.5,
+        beta_style=model.style_beta,
+        modalities_specific_dim=dict.fromkeys(names, style) if style else None,
+    )
+    theirs = TheirMoPoE(
+        config,
+        {n: Encoder(net) for n, net in zip(names, model.encoders)},
+        {n: Decoder(net) for n, net in zip(names, model.decoders)},
+    ).eval()
+    monkeypatch.setattr(mopoe_model, "rsample_from_gaussian", lambda mu, logvar: mu + 0.3 * torch.exp(0.5 * logvar))
+    monkeypatch.setattr(torch, "randn_like", lambda like: torch.full_like(like, 0.3))
+    batch = Batch(inputs, torch.zeros(rows, len(names), dtype=torch.bool), torch.zeros(rows), torch.arange(rows))
+    with torch.no_grad():
+        wanted = theirs(MultimodalBaseDataset(data=inputs)).loss
+        found = model.losses(batch)["loss"]
+        latents = theirs.inference(MultimodalBaseDataset(data=inputs))
+        means, logvars = model.subset_posteriors(*model.encode_all(inputs))
+    mean_error, logvar_error = (latents["mus"] - means).abs().max(), (latents["logvars"] - logvars).abs().max()
+    print(f"{family}: loss multivae {float(wanted):.6f}, ours {float(found):.6f}", end="; ")
+    print(f"posteriors differ by {float(mean_error):.1e} (mean), {float(logvar_error):.1e} (log variance)")
+    torch.testing.assert_close(found, wanted, rtol=2e-6, atol=0)
+    assert max(mean_error, logvar_error) < 1e-4
