@@ -14,6 +14,7 @@ from datasets.base import Batch, Modality
 from models.dymo.dynamic_transformer import DynamicTransformer
 from models.encoders.mst import MNISTEncoder, SVHNEncoder, TextEncoder
 from models.encoders.residual import ResidualBlock, ResidualImageEncoder, ResidualTextEncoder
+from models.imputers.quality import Judge
 from tests import slow_networks as slow
 from tests import slow_twin as twin
 from tests.makers import make_original_checkpoint
@@ -146,3 +147,11 @@ def test_a_single_training_row_is_refused() -> None:
         with pytest.raises(UserError, match=r"1 row, batch normalisation needs 2 .*training\.batch_size"):
             encoder(torch.rand(1, *shape))
         assert encoder(torch.rand(2, *shape)).shape == encoder.eval()(torch.rand(2, *shape)).shape
+
+
+def test_the_judge_of_recoveries_takes_encoders_with_batch_normalisation() -> None:
+    encoders = {"img": ResidualImageEncoder(base=2), "text": ResidualTextEncoder(base=2)}
+    judge = Judge(CELEBA, 2, encoders)
+    assert judge.training and encoders["img"].feature_extractor["resblock1"][0].bn1.num_batches_tracked == 0
+    logits = judge.read(inputs_of(CELEBA, 3))
+    assert {name: tuple(x.shape) for name, x in logits.items()} == {"img": (3, 2), "text": (3, 2)}
