@@ -26,7 +26,7 @@ class Judge(IncompleteClassifier):
         super().__init__(modalities, num_classes, "multiclass", lambda p: torch.optim.Adam(p, lr=1e-3))
         self.encoders = nn.ModuleDict(dict(encoders))
         self.heads = nn.ModuleDict({m.name: nn.LazyLinear(num_classes) for m in modalities})
-        with torch.no_grad():  # gives the heads their widths; in eval mode, which leaves running statistics alone
+        with torch.no_grad():
             self.eval().read({m.name: torch.zeros(1, *m.shape) for m in modalities})
         self.train()
 
