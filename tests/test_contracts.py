@@ -48,12 +48,12 @@ COUNTS = {
     ".": 1,
     "dataset": 4,
     "model": 2,
-    "imputer": 4,
+    "imputer": 6,
     "missing": 2,
     "trainer": 4,
     "logger": 3,
     "schedule": 5,
-    "recipe": 10,
+    "recipe": 16,
 }
 GROUPS = [group for group in COUNTS if group not in (".", "recipe")]
 # (schedule, data set) of every schedule that changes something.
@@ -340,6 +340,8 @@ def test_an_imputer_fills_what_is_missing_and_passes_the_rest_through(base, name
     cfg = configure(*base("PolyMNIST", "DyMo", f"imputer={name}"), "imputer.quality.judge_epochs=1", "stages=[impute]")
     if "max_epochs" in cfg.imputer.training:
         cfg.imputer.training.max_epochs = 1
+    if "width" in cfg.imputer:
+        cfg.imputer.width = 4
     pipeline.run(cfg)
     context = Context(cfg)
     quality = pd.read_csv(context.imputed / "quality.csv")

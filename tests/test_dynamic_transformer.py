@@ -19,7 +19,8 @@ from models.dymo.dynamic_transformer import DynamicTransformer
 from models.dymo.prototypes import COSINE, EUCLIDEAN, RunningPrototypes, prototype_logits
 from models.encoders.convolutional import PolyMNISTEncoder
 from models.imputers.base import Imputer
-from models.imputers.mopoe import ImageDecoder, ImageEncoder, MoPoE
+from models.imputers.mopoe import MoPoE
+from models.imputers.mopoe_networks import ImageDecoder, ImageEncoder
 from models.layers.transformer import Attention, visible_tokens
 from tests import slow_twin as twin
 from tests.networks import (

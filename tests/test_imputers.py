@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from datasets.base import Batch
 from models.imputers.base import Imputer, merge
-from models.imputers.mopoe import ImageDecoder, ImageEncoder, MoPoE
+from models.imputers.mopoe import MoPoE
+from models.imputers.mopoe_networks import ImageDecoder, ImageEncoder
 from models.imputers.quality import Judge, recovery_quality
 from models.imputers.simple import Mean, Oracle, Zero
 from tests import slow_twin as twin

@@ -24,6 +24,7 @@ from models.base import IncompleteClassifier
 from models.dymo.dynamic_transformer import DynamicTransformer
 from models.dymo.prototypes import COSINE, EUCLIDEAN
 from models.imputers.base import Imputer
+from models.imputers.mopoe import MoPoE
 from models.imputers.simple import Mean
 from utils import checkpoints
 from utils.build import build_data, build_imputer, build_model, register_resolvers
@@ -303,9 +304,14 @@ class Context:
             path = self.imputer_checkpoint
             content = checkpoints.read_tensors(path)
             self._check_dataset(content, path)
-            state = content.get("state_dict", content)
-            if checkpoints.checkpoint_kind(content) == "reference_mopoe":
+            state, kind = content.get("state_dict", content), checkpoints.checkpoint_kind(content)
+            if kind == "reference_mopoe":
                 state = _numbered(state, self.data.modality_names)
+            elif kind == "reference_multivae":  # model.pt of CMVAE and MMVAE+
+                state = content["model_state_dict"]
+            if isinstance(imputer, MoPoE):
+                trained_with = (content.get("architecture") or {}).get("reference_text", imputer.reference_text)
+                imputer.reference_text = kind == "reference_mopoe" or bool(trained_with)
             if isinstance(imputer, nn.Module):
                 checkpoints.load_strict(imputer, state, path, str(self.cfg.imputer.name))
             elif isinstance(imputer, Mean):

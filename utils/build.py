@@ -12,7 +12,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from datasets.base import MultimodalDataModule
+from datasets.base import Modality, MultimodalDataModule
 from datasets.missingness import parse_scenario
 from models.base import IncompleteClassifier
 from models.dymo.prototypes import EUCLIDEAN
@@ -97,10 +97,22 @@ def build_imputer(cfg: DictConfig, data: MultimodalDataModule) -> Imputer:
         arguments["modalities"] = data.modalities
     for part in ("encoder", "decoder"):
         if part in cfg.imputer:
-            arguments[f"{part}s"] = {
-                m.name: _make(cfg.imputer[part], f"imputer.{part}", channels=m.shape[0]) for m in data.modalities
-            }
+            arguments[f"{part}s"] = {m.name: _imputer_network(cfg, part, m) for m in data.modalities}
     return _make(cfg.imputer.module, "imputer", **arguments)
+
+
+def _imputer_network(cfg: DictConfig, part: str, modality: Modality) -> Any:
+    """A modality's own network in ``imputer.encoders`` or ``imputer.decoders``, else the one for 28 x 28 images."""
+    own = cfg.imputer.get(f"{part}s") or {}
+    if modality.name in own:
+        return _make(own[modality.name], f"imputer.{part}s.{modality.name}")
+    if modality.kind != "image" or modality.shape[1:] != (28, 28):
+        raise UserError(
+            f"imputer {cfg.imputer.name} has no {part} for modality '{modality.name}' ({modality.kind} of shape "
+            f"{modality.shape}): name one in imputer.{part}s.{modality.name}, see configs/recipe/MST/MoPoE.yaml, or "
+            "choose another imputer"
+        )
+    return _make(cfg.imputer[part], f"imputer.{part}", channels=modality.shape[0])
 
 
 def build_selection(cfg: DictConfig) -> Any:

@@ -31,7 +31,14 @@ from torch import Tensor, nn
 from utils.errors import UserError
 
 Metric = Literal["cosine_similarity", "squared_euclidean"]
-Kind = Literal["reference_dynamic_transformer", "reference_gaussian", "reference_mopoe", "lightning", "unknown"]
+Kind = Literal[
+    "reference_dynamic_transformer",
+    "reference_gaussian",
+    "reference_mopoe",
+    "reference_multivae",
+    "lightning",
+    "unknown",
+]
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
@@ -306,6 +313,8 @@ def checkpoint_kind(content: Mapping[str, Any]) -> Kind:
         return "lightning" if "pytorch-lightning_version" in content else "unknown"
     if {"prototypes", "dist_std", "id2subset"} <= content.keys() and np.ndim(content["prototypes"]) == 3:
         return "reference_gaussian"
+    if isinstance(content.get("model_state_dict"), Mapping):
+        return "reference_multivae"
     if content and all(re.match(r"(en|de)coders\.", str(key)) for key in content):
         heads = r"encoders\.[^.]+\.(class_mu|hidden_mu|latent_mu|feature_compressor\.content_mu)\."
         if any(re.match(heads, key) for key in content) and any(key.startswith("decoders.") for key in content):

@@ -19,18 +19,29 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ logical_shift(x, 31)
 
 
-def row_normal(index: Tensor, width: int, seed: int) -> Tensor:
-    """Standard normal noise (B, width) keyed by row number: the same row gets the same noise in any batch.
+def row_uniform(index: Tensor, width: int, seed: int) -> Tensor:
+    """Uniform noise on (0, 1], float64 (B, width), keyed by row number: the same row gets the same noise in any batch.
 
     Args:
         index: (B,) int64 row numbers.
         seed: of the whole table.
     """
     golden = -0x61C8864680B583EB
-    column = torch.arange(2 * width, device=index.device)
+    column = torch.arange(width, device=index.device)
     start = _mix(torch.tensor(seed, device=index.device) * golden)
     state = _mix(_mix(index * golden + start)[:, None] + column * golden)
-    # The top 53 bits, as every conversion to double does; (0, 1] keeps the logarithm finite.
-    uniform = (((state >> 11) & ((1 << 53) - 1)).double() + 1) / 2.0**53
+    # The top 53 bits, as every conversion to double does; (0, 1] keeps logarithms finite.
+    return (((state >> 11) & ((1 << 53) - 1)).double() + 1) / 2.0**53
+
+
+def row_normal(index: Tensor, width: int, seed: int) -> Tensor:
+    """Standard normal noise (B, width), see :func:`row_uniform`."""
+    uniform = row_uniform(index, 2 * width, seed)
     radius = (-2 * uniform[:, :width].log()).sqrt()
     return (radius * (2 * math.pi * uniform[:, width:]).cos()).float()
+
+
+def row_laplace(index: Tensor, width: int, seed: int) -> Tensor:
+    """Standard Laplace noise (B, width), the difference of two exponentials, see :func:`row_uniform`."""
+    uniform = row_uniform(index, 2 * width, seed)
+    return (uniform[:, :width].log() - uniform[:, width:].log()).float()

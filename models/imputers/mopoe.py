@@ -2,10 +2,15 @@
 
 Posteriors of the single modalities are combined per subset by a product of experts; the joint posterior is the uniform
 mixture over all subsets. The standard normal prior joins the product for the full set only, as in the published code.
+Images have a Laplace, text a categorical likelihood; on CelebA each modality has a style latent of its own besides.
 
 At inference we encode what is there, take the product of exactly those experts and decode what is missing; the
 original encodes all modalities and decodes all of them from all 2^M - 1 subsets. ``sample=false`` recovers from the
-posterior mean (deterministic), ``sample=true`` from one seeded draw per row, as the original does unseeded.
+posterior mean and the style 0 (deterministic), ``sample=true`` from one seeded draw per row, as the original does
+unseeded. A recovered text is a matrix of probabilities.
+
+The original's text likelihood is inverted: it takes log-probabilities for probabilities and normalises them. We train
+with the proper one; ``reference_text=true`` restores the original's, and its weights are always read so.
 """
 
 from __future__ import annotations
@@ -13,77 +18,30 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datasets.base import Batch, Modality
-from models.imputers.base import Imputer
+from datasets.base import Batch, Modality, hash_seed
+from models.imputers.generative import GenerativeImputer
+from models.imputers.likelihoods import laplace_nll, text_nll, text_probabilities
 from utils.noise import row_normal
 from utils.subsets import enumerate_subsets
 
 VARIANCE_FLOOR = 1e-8
-LAPLACE_SCALE = 0.75
 
 
-class ImageEncoder(nn.Module):
-    """(B, C, 28, 28) -> mean and log-variance (B, latent)."""
-
-    def __init__(self, channels: int = 3, latent: int = 512, hidden: int = 512) -> None:
-        super().__init__()
-        self.shared_encoder = nn.Sequential(
-            nn.Conv2d(channels, 32, 3, 2, 1),
-            nn.ReLU(),
-            nn.Conv2d(32, 64, 3, 2, 1),
-            nn.ReLU(),
-            nn.Conv2d(64, 128, 3, 2, 1),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(2048, hidden),
-            nn.ReLU(),
-        )
-        self.class_mu = nn.Linear(hidden, latent)
-        self.class_logvar = nn.Linear(hidden, latent)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        h = self.shared_encoder(x)
-        return self.class_mu(h), self.class_logvar(h)
-
-
-class ImageDecoder(nn.Module):
-    """(B, latent) -> (B, C, 28, 28), the location of a Laplace; no output activation."""
-
-    def __init__(self, channels: int = 3, latent: int = 512) -> None:
-        super().__init__()
-        self.decoder = nn.Sequential(
-            nn.Linear(latent, 2048),
-            nn.ReLU(),
-            nn.Unflatten(1, (128, 4, 4)),
-            nn.ConvTranspose2d(128, 64, 3, 2, 1),
-            nn.ReLU(),
-            nn.ConvTranspose2d(64, 32, 3, 2, 1, output_padding=1),
-            nn.ReLU(),
-            nn.ConvTranspose2d(32, channels, 3, 2, 1, output_padding=1),
-        )
-
-    def forward(self, z: Tensor) -> Tensor:
-        return self.decoder(z)
-
-
-class MoPoE(pl.LightningModule, Imputer):
+class MoPoE(GenerativeImputer):
     """
     Args:
-        modalities: all of kind image.
+        modalities: of kind image or text.
+        encoders, decoders: by modality name, see :mod:`models.imputers.mopoe_networks`.
         latent: width of the shared latent.
-        beta: weight of the mean KL of the subset posteriors.
-        class_weight: weight of the cross-entropy of a linear classifier on the mean of each single modality's posterior
-            (ours, off by default). The ELBO alone takes tens of thousands of steps before the latent holds the class:
-            most of a photograph's likelihood is its background.
-        num_classes: C, read with ``class_weight`` alone.
-        sample: recover from a posterior draw instead of the mean.
-        draw_seed: of those draws.
-        optimizer, scheduler: partials.
+        beta: weight of the mean KL of the subset posteriors, and of the style term.
+        weights: modality name -> factor of its negative log-likelihood, 1 where absent.
+        style_beta: weight of the style KLs within the beta term.
+        style_weights: modality name -> factor of its style KL, 1 where absent.
+        reference_text: the original's text likelihood, see :func:`text_probabilities`.
+        class_weight, num_classes, sample, draw_seed, optimizer, scheduler: see :class:`GenerativeImputer`.
     """
 
     def __init__(
@@ -94,6 +52,10 @@ class MoPoE(pl.LightningModule, Imputer):
         *,
         latent: int = 512,
         beta: float = 2.5,
+        weights: Mapping[str, float] | None = None,
+        style_beta: float = 1.0,
+        style_weights: Mapping[str, float] | None = None,
+        reference_text: bool = False,
         class_weight: float = 0.0,
         num_classes: int = 0,
         sample: bool = False,
@@ -101,20 +63,20 @@ class MoPoE(pl.LightningModule, Imputer):
         optimizer: Callable[..., torch.optim.Optimizer] | None = None,
         scheduler: Callable[..., Any] | None = None,
     ) -> None:
-        super().__init__()
-        self.modalities, self.latent, self.beta, self.sample, self.draw_seed = (
-            list(modalities),
-            latent,
-            beta,
-            sample,
-            draw_seed,
-        )
-        self._optimizer, self._scheduler = optimizer, scheduler
+        super().__init__(modalities, latent, class_weight, num_classes, sample, draw_seed, optimizer, scheduler)
         names = [m.name for m in modalities]
+        for m in modalities:
+            if m.kind not in ("image", "text"):
+                raise ValueError(f"MoPoE recovers images and text, modality '{m.name}' is of kind {m.kind}")
+        for given in (weights or {}, style_weights or {}):
+            if unknown := set(given) - set(names):
+                raise ValueError(f"a weight of '{sorted(unknown)[0]}', the modalities are {', '.join(names)}")
+        self.beta, self.style_beta, self.reference_text = beta, style_beta, reference_text
+        self.weights = [float((weights or {}).get(n, 1.0)) for n in names]
+        self.style_weights = [float((style_weights or {}).get(n, 1.0)) for n in names]
         self.encoders = nn.ModuleList(encoders[n] for n in names)
         self.decoders = nn.ModuleList(decoders[n] for n in names)
-        self.class_weight = class_weight
-        self.class_head = nn.Linear(latent, num_classes) if class_weight else None
+        self.styles = [int(getattr(encoder, "style", 0)) for encoder in self.encoders]
         self.register_buffer("subsets", enumerate_subsets(len(names)), persistent=False)
         self.subsets: Tensor
 
@@ -155,54 +117,48 @@ class MoPoE(pl.LightningModule, Imputer):
         return weighted / total, -total.log()
 
     def encode_all(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """(M, B, L) means and log-variances."""
-        pairs = [encoder(x) for encoder, x in zip(self.encoders, inputs.values(), strict=True)]
-        return torch.stack([p[0] for p in pairs]), torch.stack([p[1] for p in pairs])
+        """(M, B, L) means and log-variances of the shared latent."""
+        return self._shared([encoder(x) for encoder, x in zip(self.encoders, inputs.values(), strict=True)])
+
+    @staticmethod
+    def _shared(outputs: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, Tensor]:
+        return torch.stack([o[0] for o in outputs]), torch.stack([o[1] for o in outputs])
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Negative joint ELBO per sample: sum over pixels of the Laplace NLL of every modality, decoded from one draw
-        of the mixture, plus beta times the mean KL of the subset posteriors."""
-        mu, logvar = self.encode_all(batch.inputs)
+        """Negative joint ELBO per sample: the weighted negative log-likelihoods of every modality, decoded from one
+        draw of the mixture (and of its own style), plus beta times the mean KL of the subset posteriors and the
+        weighted KLs of the styles."""
+        outputs = [encoder(x) for encoder, x in zip(self.encoders, batch.inputs.values(), strict=True)]
+        mu, logvar = self._shared(outputs)
         b, s = len(batch), len(self.subsets)
         means, logvars = self.subset_posteriors(mu, logvar)
-        kl = 0.5 * (means.square() + logvars.exp() - logvars - 1).sum(-1).mean()
+        kl = _kl(means, logvars).mean()
         # The mixture is drawn by slices: floor(B / S) consecutive rows per subset, the full set takes the rest.
         rows = torch.arange(b, device=mu.device)
         owner = rows.div(b // s, rounding_mode="floor").clamp(max=s - 1) if b >= s else torch.full_like(rows, s - 1)
         z = means[owner, rows] + torch.randn_like(means[0]) * (0.5 * logvars[owner, rows]).exp()
-        nll = z.new_zeros(())
-        for decoder, x in zip(self.decoders, batch.inputs.values(), strict=True):
-            error = (decoder(z) - x).abs() / LAPLACE_SCALE
-            nll = nll + error.flatten(1).sum(1).mean() + x[0].numel() * torch.tensor(2 * LAPLACE_SCALE).log()
+        nll, style_kl = z.new_zeros(()), z.new_zeros(())
+        for i, x in enumerate(batch.inputs.values()):
+            latent = z
+            if self.styles[i]:
+                style_mu, style_logvar = outputs[i][2:]
+                style_kl = style_kl + self.style_weights[i] * _kl(style_mu, style_logvar).mean()
+                style = style_mu + torch.randn_like(style_mu) * (0.5 * style_logvar).exp()
+                latent = torch.cat([style, z], dim=1)
+            nll = nll + self.weights[i] * self._nll(i, x, self.decoders[i](latent)).mean()
         losses = {"loss": nll + self.beta * kl, "nll": nll, "kl": kl}
-        if self.class_head is not None:
-            logits = self.class_head(mu).flatten(0, 1)
-            losses["classification"] = F.cross_entropy(logits, batch.target.repeat(len(mu)))
-            losses["loss"] = losses["loss"] + self.class_weight * losses["classification"]
-        return losses
+        if any(self.styles):
+            losses["style_kl"] = style_kl
+            losses["loss"] = losses["loss"] + self.beta * self.style_beta * style_kl
+        return self.add_classification(losses, mu, batch.target)
 
-    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        losses = self.losses(batch)
-        values = {f"train_{k}": v.detach() for k, v in losses.items()}
-        self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(batch), sync_dist=True)
-        return losses["loss"]
-
-    def validation_step(self, batch: Batch, batch_index: int) -> None:
-        losses = self.losses(batch)
-        self.log("val_loss", losses["loss"], batch_size=len(batch), sync_dist=True, prog_bar=True)
-
-    def configure_optimizers(self) -> Any:
-        assert self._optimizer is not None, "this imputer was built without an optimiser"
-        optimizer = self._optimizer(self.parameters())
-        if self._scheduler is None:
-            return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._scheduler(optimizer), "interval": "epoch"}}
+    def _nll(self, i: int, x: Tensor, output: Tensor) -> Tensor:
+        if self.modalities[i].kind == "text":
+            return text_nll(x, output, self.reference_text)
+        return laplace_nll(x, output)
 
     def architecture(self) -> dict[str, Any]:
-        return {"method": "MoPoE", "modalities": [[m.name, m.kind, list(m.shape)] for m in self.modalities]}
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["architecture"] = self.architecture()
+        return super().architecture() | {"reference_text": self.reference_text}
 
     def posterior(self, inputs: Mapping[str, Tensor], missing: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance (B, L) of the posterior given what is observed; encodes observed rows only."""
@@ -212,22 +168,42 @@ class MoPoE(pl.LightningModule, Imputer):
         for i, (encoder, x) in enumerate(zip(self.encoders, inputs.values(), strict=True)):
             rows = (~missing[:, i]).nonzero()[:, 0]
             if len(rows):
-                mu[i, rows], logvar[i, rows] = encoder(x[rows])
+                mu[i, rows], logvar[i, rows] = encoder(x[rows])[:2]
         return self.product(mu, logvar, missing)
 
     @torch.no_grad()
-    def impute(self, inputs: Mapping[str, Tensor], missing: Tensor, index: Tensor | None = None) -> dict[str, Tensor]:
-        training = self.training
-        self.eval()
-        mean, logvar = self.posterior(inputs, missing)
-        if self.sample:
-            index = torch.arange(len(mean), device=mean.device) if index is None else index
-            mean = mean + row_normal(index, self.latent, self.draw_seed) * (0.5 * logvar).exp()
-        completed = {}
-        for i, (decoder, (name, x)) in enumerate(zip(self.decoders, inputs.items(), strict=True)):
-            rows = missing[:, i].nonzero()[:, 0]
-            completed[name] = x
-            if len(rows):
-                completed[name] = x.index_put((rows,), decoder(mean[rows]).to(x.dtype))
-        self.train(training)
+    def impute(
+        self,
+        inputs: Mapping[str, Tensor],
+        missing: Tensor,
+        index: Tensor | None = None,
+        feature_missing: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        index = torch.arange(len(missing), device=missing.device) if index is None else index
+        with self.evaluating():
+            mean, logvar = self.posterior(inputs, missing)
+            if self.sample:
+                mean = mean + row_normal(index, self.latent, self.draw_seed) * (0.5 * logvar).exp()
+            completed = {}
+            for i, (name, x) in enumerate(inputs.items()):
+                rows = missing[:, i].nonzero()[:, 0]
+                completed[name] = x
+                if len(rows):
+                    recovered = self._decode(i, mean[rows], index[rows])
+                    completed[name] = x.index_put((rows,), recovered.to(x.dtype))
         return completed
+
+    def _decode(self, i: int, z: Tensor, index: Tensor) -> Tensor:
+        """What the shared latents (R, L) of some rows say about modality ``i``."""
+        if width := self.styles[i]:
+            drawn = row_normal(index, width, hash_seed(self.draw_seed, 1 + i)) if self.sample else None
+            style = z.new_zeros(len(z), width) if drawn is None else drawn
+            z = torch.cat([style, z], dim=1)
+        output = self.decoders[i](z)
+        text = self.modalities[i].kind == "text"
+        return text_probabilities(output, self.reference_text) if text else output
+
+
+def _kl(mu: Tensor, logvar: Tensor) -> Tensor:
+    """KL(N(mu, exp logvar) || N(0, I)): (..., L) -> (...)."""
+    return 0.5 * (mu.square() + logvar.exp() - logvar - 1).sum(-1)

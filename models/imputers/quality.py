@@ -27,7 +27,8 @@ class Judge(IncompleteClassifier):
         self.encoders = nn.ModuleDict(dict(encoders))
         self.heads = nn.ModuleDict({m.name: nn.LazyLinear(num_classes) for m in modalities})
         with torch.no_grad():
-            self.read({m.name: torch.zeros(1, *m.shape) for m in modalities})
+            self.eval().read({m.name: torch.zeros(1, *m.shape) for m in modalities})
+        self.train()
 
     def read(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """name -> logits (B, C) of each modality alone."""

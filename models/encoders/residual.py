@@ -1,0 +1,132 @@
+"""Residual encoders of CelebA, image and attribute text, one token each (dymo_core 1.4).
+
+Pre-activation blocks with batch normalisation and dropout 0.5; the block also comes transposed, for the decoders of
+MoPoE. Layer names are those of the original files. The original encodes a batch once per subset of a training step,
+we once: running statistics then move by 0.1 a step where the original's move by 1 - 0.9^K, and the subsets of a step
+share their dropout.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from utils.errors import UserError
+
+SHORTCUT, BRANCH = 2.0, 0.3
+DROPOUT = 0.5
+
+
+class ResidualBlock(nn.Module):
+    """2.0 shortcut + 0.3 branch.
+
+    Branch: BN - ReLU - 1x1 convolution - dropout - BN - ReLU - convolution of kernel 4 - dropout, without biases on
+    images; shortcut: convolution of kernel 4 - BN.
+
+    Args:
+        dims: 2 for images (whole channels are dropped), 1 for text.
+        transposed: transposed convolutions, for decoders; names the shortcut ``upsample``.
+    """
+
+    def __init__(
+        self,
+        dims: int,
+        channels_in: int,
+        channels_out: int,
+        stride: int = 2,
+        padding: int = 1,
+        transposed: bool = False,
+    ) -> None:
+        super().__init__()
+        plain, up = (nn.Conv1d, nn.ConvTranspose1d) if dims == 1 else (nn.Conv2d, nn.ConvTranspose2d)
+        conv = up if transposed else plain
+        norm, dropout = (nn.BatchNorm1d, nn.Dropout) if dims == 1 else (nn.BatchNorm2d, nn.Dropout2d)
+        self.conv1 = conv(channels_in, channels_in, 1, bias=dims == 1)
+        self.bn1, self.bn2 = norm(channels_in), norm(channels_in)
+        self.conv2 = conv(channels_in, channels_out, 4, stride, padding, bias=dims == 1)
+        self.relu, self.dropout1, self.dropout2 = nn.ReLU(), dropout(DROPOUT), dropout(DROPOUT)
+        self.shortcut = "upsample" if transposed else "downsample"
+        shortcut = nn.Sequential(conv(channels_in, channels_out, 4, stride, padding), norm(channels_out))
+        self.add_module(self.shortcut, shortcut)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.dropout1(self.conv1(self.relu(self.bn1(x))))
+        y = self.dropout2(self.conv2(self.relu(self.bn2(y))))
+        return SHORTCUT * self.get_submodule(self.shortcut)(x) + BRANCH * y
+
+
+class ResidualImageTrunk(nn.Module):
+    """(B, 3, 64, 64) in [0, 1] -> (B, 5 * base)."""
+
+    def __init__(self, base: int = 128) -> None:
+        super().__init__()
+        self.features = 5 * base
+        layers: dict[str, nn.Module] = {"conv1": nn.Conv2d(3, base, 3, 2, 2, bias=False)}
+        for i in range(1, 5):
+            block = ResidualBlock(2, i * base, (i + 1) * base, padding=int(i < 4))
+            layers[f"resblock{i}"] = nn.Sequential(block)
+        self.feature_extractor = nn.ModuleDict(layers)
+
+    def trunk(self, x: Tensor) -> Tensor:
+        check_rows(self, x)
+        for layer in self.feature_extractor.values():
+            x = layer(x)
+        return x.flatten(1)
+
+
+class ResidualTextTrunk(nn.Module):
+    """One-hot text (B, 256, symbols) -> (B, 5 * base)."""
+
+    def __init__(self, base: int = 128, symbols: int = 71) -> None:
+        super().__init__()
+        self.features = 5 * base
+        layers: dict[str, nn.Module] = {"conv1": nn.Conv1d(symbols, base, 4, 2, 1)}
+        for i in range(1, 7):
+            block = ResidualBlock(1, min(i, 5) * base, min(i + 1, 5) * base, padding=int(i < 6))
+            layers[f"resblock_{i}"] = nn.Sequential(block)
+        self.feature_extractor = nn.ModuleDict(layers)
+
+    def trunk(self, x: Tensor) -> Tensor:
+        check_rows(self, x)
+        x = x.transpose(1, 2)
+        for layer in self.feature_extractor.values():
+            x = layer(x)
+        return x.flatten(1)
+
+
+def check_rows(module: nn.Module, x: Tensor) -> None:
+    """Refuse to train on one row.
+
+    Raises:
+        UserError: batch normalisation has no variance to estimate.
+    """
+    if module.training and len(x) == 1:
+        raise UserError(
+            "a training batch has 1 row, batch normalisation needs 2 or more: choose another training.batch_size, one "
+            "that does not leave a single row for the last batch"
+        )
+
+
+class ResidualImageEncoder(ResidualImageTrunk):
+    """(B, 3, 64, 64) -> (B, 1, width). 21,497,504 parameters at width 32."""
+
+    tokens = 1
+
+    def __init__(self, width: int = 32, base: int = 128) -> None:
+        super().__init__(base)
+        self.proj = nn.Linear(self.features, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(self.trunk(x))[:, None]
+
+
+class ResidualTextEncoder(ResidualTextTrunk):
+    """One-hot text (B, 256, symbols) -> (B, 1, width). 13,189,280 parameters at width 32 and 71 symbols."""
+
+    tokens = 1
+
+    def __init__(self, width: int = 32, base: int = 128, symbols: int = 71) -> None:
+        super().__init__(base, symbols)
+        self.proj = nn.Linear(self.features, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(self.trunk(x))[:, None]

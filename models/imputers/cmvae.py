@@ -1,0 +1,355 @@
+"""CMVAE (ICLR 2024) and MMVAE+ (ICLR 2023, openreview sdQGxouELX) as recovery methods for images of 28 x 28 pixels
+(dymo_core 5.2).
+
+Every modality has a private latent w, all share u. The posterior of u is the uniform mixture of the single modalities'
+posteriors; another modality than the one that u came from is decoded with a private latent drawn from a learned
+distribution r, so that no private information can leak through it. MMVAE+ has a Laplace prior on u, CMVAE a mixture of
+Laplace clusters. Everything is Laplace, with scales that sum to the width of the latent. The layer and parameter names
+are those of the ``multivae`` package with the networks of the original repository, whose ``model.pt`` therefore loads.
+
+What we do differently: the original recovers row by row from one observed modality drawn at random, and draws u and w.
+``conditioning=mean``, the default, averages over all observed modalities what each says of u, so that no evidence is
+thrown away and, with ``sample=false``, recoveries are reproducible; ``conditioning=random sample=true`` is the
+original, seeded by row. Only the shared branch of the observed modalities' encoders is run, once per modality. CMVAE's
+expectation over the clusters, sum_c q(c|u) [log pi_c p(u|c) - log q(c|u)] with q the exact posterior of c, is log
+sum_c pi_c p(u|c), and computed as such.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from datasets.base import Batch, Modality, hash_seed
+from models.imputers.generative import GenerativeImputer
+from models.imputers.likelihoods import laplace_nll
+from utils.noise import row_laplace, row_uniform
+
+CONDITIONINGS = ("mean", "random")
+PRIVATE_PRIORS = ("joint", "modality")
+SIDE = 28
+
+
+class ResBlock(nn.Module):
+    """Shortcut + 0.1 branch of two activations and 3x3 convolutions."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        hidden = min(channels_in, channels_out)
+        self.conv_0 = nn.Conv2d(channels_in, hidden, 3, 1, 1)
+        self.conv_1 = nn.Conv2d(hidden, channels_out, 3, 1, 1)
+        self.conv_s = None if channels_in == channels_out else nn.Conv2d(channels_in, channels_out, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.conv_s is None else self.conv_s(x)
+        return shortcut + 0.1 * self.conv_1(F.leaky_relu(self.conv_0(F.leaky_relu(x, 0.2)), 0.2))
+
+
+class ResNetEncoder(nn.Module):
+    """(B, C, 28, 28) -> mean and raw scale of the shared latent u (B, shared), then of the private one w (B, private),
+    from two networks side by side.
+
+    Args:
+        width: channels of the first layer; 64 is published.
+    """
+
+    def __init__(self, channels: int = 3, shared: int = 32, private: int = 32, width: int = 64) -> None:
+        super().__init__()
+        for branch, latent in (("w", private), ("u", shared)):
+            resnet = nn.Sequential(
+                ResBlock(width, width),
+                nn.AvgPool2d(3, 2, 1),
+                ResBlock(width, 2 * width),
+                nn.AvgPool2d(3, 2, 1),
+                ResBlock(2 * width, 4 * width),
+            )
+            self.add_module(f"conv_img_{branch}", nn.Conv2d(channels, width, 3, 1, 1))
+            self.add_module(f"resnet_{branch}", resnet)
+            self.add_module(f"fc_mu_{branch}", nn.Linear(4 * width * 49, latent))
+            self.add_module(f"fc_lv_{branch}", nn.Linear(4 * width * 49, latent))
+
+    def branch(self, x: Tensor, name: str) -> tuple[Tensor, Tensor]:
+        """Mean and raw scale of the shared (``u``) or the private (``w``) latent alone."""
+        conv, resnet, mu, raw = (
+            self.get_submodule(f"{part}_{name}") for part in ("conv_img", "resnet", "fc_mu", "fc_lv")
+        )
+        h = resnet(conv(x)).flatten(1)
+        return mu(h), raw(h)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return *self.branch(x, "u"), *self.branch(x, "w")
+
+
+class ResNetDecoder(nn.Module):
+    """(B, shared + private), the shared latent first -> (B, C, 28, 28), the location of a Laplace."""
+
+    def __init__(self, channels: int = 3, shared: int = 32, private: int = 32, width: int = 64) -> None:
+        super().__init__()
+        self.fc = nn.Linear(shared + private, 4 * width * 49)
+        self.resnet = nn.Sequential(
+            ResBlock(4 * width, 2 * width),
+            nn.Upsample(scale_factor=2),
+            ResBlock(2 * width, width),
+            nn.Upsample(scale_factor=2),
+            ResBlock(width, width),
+        )
+        self.conv_img = nn.Conv2d(width, channels, 3, 1, 1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.conv_img(F.leaky_relu(self.resnet(self.fc(z).unflatten(1, (-1, 7, 7))), 0.2))
+
+
+def scale(raw: Tensor) -> Tensor:
+    """Scales > 0 of a Laplace over the last axis, which sum to its width (+ 1e-6 each)."""
+    return raw.softmax(-1) * raw.shape[-1] + 1e-6
+
+
+def laplace_log_prob(x: Tensor, mu: Tensor, b: Tensor) -> Tensor:
+    """log Laplace(x; mu, b), summed over the last axis."""
+    return -((x - mu).abs() / b + (2 * b).log()).sum(-1)
+
+
+def standard_laplace(*shape: int, like: Tensor) -> Tensor:
+    """Standard Laplace noise from the global generator, the difference of two exponentials."""
+    first, second = torch.empty(2, *shape, device=like.device, dtype=like.dtype).exponential_()
+    return first - second
+
+
+def _fixed(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.zeros(*shape), requires_grad=False)
+
+
+class _SharedPrivateVAE(GenerativeImputer):
+    """What CMVAE and MMVAE+ share: everything but the priors.
+
+    Args:
+        modalities: images of 28 x 28 pixels.
+        encoders, decoders: by modality name, see :class:`ResNetEncoder` and :class:`ResNetDecoder`.
+        shared, private: widths of u and w.
+        beta: weight of everything but the likelihoods.
+        conditioning: what stands for the observed modalities at recovery: ``mean`` of what each says of u, or one of
+            them drawn at ``random``.
+        private_prior: where recoveries take w from: ``joint``, the general prior, or ``modality``, the learned r.
+        class_weight, num_classes, sample, draw_seed, optimizer, scheduler: see :class:`GenerativeImputer`.
+    """
+
+    sums_over_batch = True
+
+    def __init__(
+        self,
+        modalities: Sequence[Modality],
+        encoders: Mapping[str, nn.Module],
+        decoders: Mapping[str, nn.Module],
+        *,
+        shared: int = 32,
+        private: int = 32,
+        beta: float = 2.5,
+        conditioning: str = "mean",
+        private_prior: str = "joint",
+        class_weight: float = 0.0,
+        num_classes: int = 0,
+        sample: bool = False,
+        draw_seed: int = 2025,
+        optimizer: Callable[..., torch.optim.Optimizer] | None = None,
+        scheduler: Callable[..., Any] | None = None,
+    ) -> None:
+        super().__init__(modalities, shared, class_weight, num_classes, sample, draw_seed, optimizer, scheduler)
+        for m in modalities:
+            if m.kind != "image" or m.shape[1:] != (SIDE, SIDE):
+                raise ValueError(
+                    f"{type(self).__name__} recovers images of {SIDE} x {SIDE} pixels, modality '{m.name}' is of kind "
+                    f"{m.kind} and shape {m.shape}: choose another imputer"
+                )
+        for key, value, known in (
+            ("conditioning", conditioning, CONDITIONINGS),
+            ("private_prior", private_prior, PRIVATE_PRIORS),
+        ):
+            if value not in known:
+                raise ValueError(f"{key} must be one of {', '.join(known)}, not {value!r}")
+        self.names = [m.name for m in modalities]
+        self.private, self.beta = private, beta
+        self.conditioning, self.private_prior = conditioning, private_prior
+        self.encoders = nn.ModuleDict({n: encoders[n] for n in self.names})
+        self.decoders = nn.ModuleDict({n: decoders[n] for n in self.names})
+        self.make_private_priors()
+
+    def make_private_priors(self) -> None:
+        """Parameters of r and p(w)."""
+        raise AssertionError("a method implements make_private_priors()")
+
+    def r(self, name: str) -> tuple[Tensor, Tensor]:
+        """Mean and scale (1, private) of a modality's learned distribution of w."""
+        raise AssertionError("a method implements r()")
+
+    def general_private_prior(self) -> tuple[Tensor, Tensor]:
+        """Mean and scale (1, private) of p(w)."""
+        raise AssertionError("a method implements general_private_prior()")
+
+    def log_prior(self, u: Tensor, w: Tensor) -> Tensor:
+        """log p(u) + log p(w): (..., shared), (..., private) -> (...)."""
+        raise AssertionError("a method implements log_prior()")
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Negative ELBO per sample, the mean over the modalities that u is drawn from.
+
+        For each modality m: the log-likelihood of every modality n, decoded from u ~ q(u|x_m) with w ~ q(w|x_m) for
+        n = m and w ~ r_n otherwise, plus beta [log p(u) + log p(w) - log mean_k q(u|x_k) - log q(w|x_m)].
+        """
+        inputs, m, b = list(batch.inputs.values()), len(self.names), len(batch)
+        outputs = [encoder(x) for encoder, x in zip(self.encoders.values(), inputs, strict=True)]
+        u_mu, u_raw, w_mu, w_raw = (torch.stack(parts) for parts in zip(*outputs))
+        u_scale, w_scale = scale(u_raw), scale(w_raw)
+        u = u_mu + u_scale * standard_laplace(m, b, self.latent, like=u_mu)
+        w = w_mu + w_scale * standard_laplace(m, b, self.private, like=w_mu)
+        # (target modality, modality of u, row)
+        stranger = standard_laplace(m, m, b, self.private, like=w_mu)
+        log_likelihood = u.new_zeros(m, b)
+        for n, (name, x) in enumerate(zip(self.names, inputs)):
+            r_mu, r_scale = self.r(name)
+            own = (torch.arange(m, device=u.device) == n)[:, None, None]
+            z = torch.cat([u, torch.where(own, w, r_mu + r_scale * stranger[n])], dim=-1)
+            decoded = self.decoders[name](z.flatten(0, 1))
+            log_likelihood = log_likelihood - laplace_nll(x.repeat(m, 1, 1, 1), decoded).unflatten(0, (m, b))
+        mixture = laplace_log_prob(u[None], u_mu[:, None], u_scale[:, None]).logsumexp(0) - math.log(m)
+        gap = mixture + laplace_log_prob(w, w_mu, w_scale) - self.log_prior(u, w)
+        nll, kl = -log_likelihood.mean(), gap.mean()
+        return self.add_classification({"loss": nll + self.beta * kl, "nll": nll, "kl": kl}, u_mu, batch.target)
+
+    def _conditioning(self, missing: Tensor, index: Tensor) -> Tensor:
+        """(B, M) bool: the observed modalities that u of a row comes from; none where nothing is missing."""
+        use = ~missing & missing.any(1, keepdim=True)
+        if self.conditioning == "random":
+            count = (~missing).sum(1, keepdim=True)
+            uniform = row_uniform(index, 1, hash_seed(self.draw_seed, 0))
+            chosen = (uniform * count).ceil().long()  # 1 .. count, since uniform is in (0, 1]
+            use &= (~missing).cumsum(1) == chosen
+        return use
+
+    @torch.no_grad()
+    def impute(
+        self,
+        inputs: Mapping[str, Tensor],
+        missing: Tensor,
+        index: Tensor | None = None,
+        feature_missing: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        index = torch.arange(len(missing), device=missing.device) if index is None else index
+        with self.evaluating():
+            use = self._conditioning(missing, index)
+            u = torch.zeros(len(missing), self.latent, device=missing.device)
+            for i, name in enumerate(self.names):
+                rows = use[:, i].nonzero()[:, 0]
+                if len(rows):
+                    mu, raw = self.encoders[name].branch(inputs[name][rows], "u")  # type: ignore[operator]
+                    if self.sample:
+                        seed = hash_seed(self.draw_seed, 1, i)
+                        mu = mu + scale(raw) * row_laplace(index[rows], self.latent, seed)
+                    u[rows] += mu
+            u = u / use.sum(1, keepdim=True).clamp(min=1)
+            completed = {}
+            for i, (name, x) in enumerate(inputs.items()):
+                rows = missing[:, i].nonzero()[:, 0]
+                completed[name] = x
+                if len(rows):
+                    w = self._private(name, index[rows], hash_seed(self.draw_seed, 2, i))
+                    recovered = self.decoders[name](torch.cat([u[rows], w], dim=1))
+                    completed[name] = x.index_put((rows,), recovered.to(x.dtype))
+        return completed
+
+    def _private(self, name: str, index: Tensor, seed: int) -> Tensor:
+        """Private latents (R, private) of a missing modality: the prior's mean, or draws."""
+        mu, spread = self.general_private_prior() if self.private_prior == "joint" else self.r(name)
+        if self.sample:
+            return mu + spread * row_laplace(index, self.private, seed)
+        return mu.expand(len(index), -1)
+
+
+class MMVAEPlus(_SharedPrivateVAE):
+    """MMVAE+: a standard Laplace prior on u and w. 22,156,943 parameters on PolyMNIST, the fixed ones included."""
+
+    def make_private_priors(self) -> None:
+        self.mean_priors = nn.ParameterDict({n: _fixed(1, self.private) for n in self.names})
+        self.logvars_priors = nn.ParameterDict({n: nn.Parameter(torch.zeros(1, self.private)) for n in self.names})
+        for priors in (self.mean_priors, self.logvars_priors):
+            priors["shared"] = _fixed(1, self.latent + self.private)
+
+    def r(self, name: str) -> tuple[Tensor, Tensor]:
+        return self.mean_priors[name], scale(self.logvars_priors[name])
+
+    def general_private_prior(self) -> tuple[Tensor, Tensor]:
+        mu, raw = (priors["shared"][:, self.latent :] for priors in (self.mean_priors, self.logvars_priors))
+        return mu, scale(raw)
+
+    def log_prior(self, u: Tensor, w: Tensor) -> Tensor:
+        z = torch.cat([u, w], dim=-1)
+        return laplace_log_prob(z, self.mean_priors["shared"], scale(self.logvars_priors["shared"]))
+
+
+class CMVAE(_SharedPrivateVAE):
+    """CMVAE: u comes from one of several Laplace clusters with learned weights and means. 22,159,479 parameters on
+    PolyMNIST with 40 clusters, the fixed ones included. Clusters are not pruned.
+
+    Args:
+        clusters: number of clusters.
+    """
+
+    def __init__(
+        self,
+        modalities: Sequence[Modality],
+        encoders: Mapping[str, nn.Module],
+        decoders: Mapping[str, nn.Module],
+        *,
+        clusters: int = 40,
+        shared: int = 32,
+        private: int = 32,
+        beta: float = 2.5,
+        conditioning: str = "mean",
+        private_prior: str = "joint",
+        class_weight: float = 0.0,
+        num_classes: int = 0,
+        sample: bool = False,
+        draw_seed: int = 2025,
+        optimizer: Callable[..., torch.optim.Optimizer] | None = None,
+        scheduler: Callable[..., Any] | None = None,
+    ) -> None:
+        super().__init__(
+            modalities,
+            encoders,
+            decoders,
+            shared=shared,
+            private=private,
+            beta=beta,
+            conditioning=conditioning,
+            private_prior=private_prior,
+            class_weight=class_weight,
+            num_classes=num_classes,
+            sample=sample,
+            draw_seed=draw_seed,
+            optimizer=optimizer,
+            scheduler=scheduler,
+        )
+        self._pc_params = nn.Parameter(torch.zeros(clusters))
+        means = (2 * torch.rand(1, shared) - 1 for _ in range(clusters))
+        self.mean_clusters = nn.ParameterList(nn.Parameter(mean) for mean in means)
+        self.logvar_clusters = nn.ParameterList(_fixed(1, shared) for _ in range(clusters))
+
+    def make_private_priors(self) -> None:
+        self.r_mean_priors = nn.ParameterDict({n: _fixed(1, self.private) for n in self.names})
+        self.r_logvars_priors = nn.ParameterDict({n: nn.Parameter(torch.zeros(1, self.private)) for n in self.names})
+        self.w_mean_prior, self.w_logvar_prior = _fixed(1, self.private), _fixed(1, self.private)
+
+    def r(self, name: str) -> tuple[Tensor, Tensor]:
+        return self.r_mean_priors[name], scale(self.r_logvars_priors[name])
+
+    def general_private_prior(self) -> tuple[Tensor, Tensor]:
+        return self.w_mean_prior, scale(self.w_logvar_prior)
+
+    def log_prior(self, u: Tensor, w: Tensor) -> Tensor:
+        means, raw = torch.cat(list(self.mean_clusters)), torch.cat(list(self.logvar_clusters))
+        by_cluster = laplace_log_prob(u[..., None, :], means, scale(raw)) + self._pc_params.log_softmax(0)
+        return by_cluster.logsumexp(-1) + laplace_log_prob(w, *self.general_private_prior())

@@ -1,0 +1,98 @@
+"""What the generative recovery methods share: training through Lightning and the optional classifier on the latent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from datasets.base import Batch, Modality
+from models.imputers.base import Imputer
+
+
+class GenerativeImputer(pl.LightningModule, Imputer):
+    """A method implements :meth:`losses` and ``impute``.
+
+    Args:
+        modalities: of the data set.
+        latent: width of the shared latent.
+        class_weight: weight of the cross-entropy of a linear classifier on the posterior mean of each single modality
+            (ours, off by default). The ELBO alone takes tens of thousands of steps before the latent holds the class:
+            most of a photograph's likelihood is its background.
+        num_classes: C, read with ``class_weight`` alone.
+        sample: recover from a posterior draw instead of the mean.
+        draw_seed: of those draws.
+        optimizer, scheduler: partials.
+    """
+
+    sums_over_batch = False  # what is minimised: the sum over the rows instead of the mean
+
+    def __init__(
+        self,
+        modalities: Sequence[Modality],
+        latent: int,
+        class_weight: float,
+        num_classes: int,
+        sample: bool,
+        draw_seed: int,
+        optimizer: Callable[..., torch.optim.Optimizer] | None,
+        scheduler: Callable[..., Any] | None,
+    ) -> None:
+        super().__init__()
+        self.modalities, self.latent, self.sample, self.draw_seed = list(modalities), latent, sample, draw_seed
+        self._optimizer, self._scheduler = optimizer, scheduler
+        self.class_weight = class_weight
+        self.class_head = nn.Linear(latent, num_classes) if class_weight else None
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Means over the rows of the batch; ``loss`` is the objective."""
+        raise AssertionError("a generative imputer implements losses()")
+
+    def add_classification(self, losses: dict[str, Tensor], mu: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """With ``class_weight``, the cross-entropy on the single modalities' means ``mu`` (M, B, L), added to the
+        loss."""
+        if self.class_head is not None:
+            logits = self.class_head(mu).flatten(0, 1)
+            losses["classification"] = F.cross_entropy(logits, target.repeat(len(mu)))
+            losses["loss"] = losses["loss"] + self.class_weight * losses["classification"]
+        return losses
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        losses = self.losses(batch)
+        values = {f"train_{k}": v.detach() for k, v in losses.items()}
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(batch), sync_dist=True)
+        return losses["loss"] * len(batch) if self.sums_over_batch else losses["loss"]
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        losses = self.losses(batch)
+        self.log("val_loss", losses["loss"], batch_size=len(batch), sync_dist=True, prog_bar=True)
+
+    def configure_optimizers(self) -> Any:
+        assert self._optimizer is not None, "this imputer was built without an optimiser"
+        optimizer = self._optimizer([p for p in self.parameters() if p.requires_grad])
+        if self._scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._scheduler(optimizer), "interval": "epoch"}}
+
+    def architecture(self) -> dict[str, Any]:
+        """Plain values that say what these weights are; kept in the checkpoint."""
+        modalities = [[m.name, m.kind, list(m.shape)] for m in self.modalities]
+        return {"method": type(self).__name__, "modalities": modalities}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["architecture"] = self.architecture()
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Eval mode, for the time of a recovery."""
+        training = self.training
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(training)
