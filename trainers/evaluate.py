@@ -17,7 +17,7 @@ from tqdm import tqdm
 from datasets.base import Batch, check_rows_without_nan
 from datasets.missingness import Scenario, parse_scenarios, save_mask
 from models.base import IncompleteClassifier, Prediction
-from models.dymo.dymo import MAIN, Cells, DyMo, under, validate_selection
+from models.dymo.dymo import MAIN, DyMo, validate_selection
 from models.dymo.dynamic_transformer import DynamicTransformer
 from trainers.context import Context
 from utils.build import build_selection
@@ -121,18 +121,13 @@ def _check_on_validation(context: Context, model: DyMo) -> None:
 
 @torch.inference_mode()
 def predict(
-    model: IncompleteClassifier | DyMo,
-    batches: Any,
-    masks: Mapping[str, np.ndarray],
-    progress: bool = True,
-    cells: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+    model: IncompleteClassifier | DyMo, batches: Any, masks: Mapping[str, np.ndarray], progress: bool = True
 ) -> dict[str, dict[str, dict[str, np.ndarray]]]:
     """Predictions under every mask, in one pass.
 
     Args:
         batches: iterable of :class:`Batch` of the split.
         masks: scenario -> (N, M) bool.
-        cells: scenario -> table -> (N, F) bool, the cells that are missing, for scenarios that hide tables partly.
 
     Returns:
         label -> scenario -> arrays index, logits, target, missing and the method's extras, sorted by index.
@@ -144,11 +139,7 @@ def predict(
     for batch in tqdm(batches, "test", unit="batch", disable=not progress):
         rows = batch.index.cpu()
         on_device = {name: mask[rows].to(batch.index.device) for name, mask in tensors.items()}
-        hidden = {
-            scenario: {name: torch.from_numpy(mask[rows.numpy()]).to(batch.index.device) for name, mask in of.items()}
-            for scenario, of in (cells or {}).items()
-        }
-        for label, by_scenario in scenario_predictions(model, batch, on_device, hidden).items():
+        for label, by_scenario in scenario_predictions(model, batch, on_device).items():
             for scenario, prediction in by_scenario.items():
                 cell = collected[label][scenario]
                 for key, value in {
@@ -174,21 +165,15 @@ def _join(pieces: list[Tensor]) -> np.ndarray:
 
 
 def scenario_predictions(
-    model: IncompleteClassifier | DyMo, batch: Batch, masks: Mapping[str, Tensor], cells: Cells | None = None
+    model: IncompleteClassifier | DyMo, batch: Batch, masks: Mapping[str, Tensor]
 ) -> dict[str, dict[str, Prediction]]:
-    """One batch under every mask; methods that split encoding from fusion encode once (tables that a scenario hides
-    partly, once for each of those)."""
+    """One batch under every mask; methods that split encoding from fusion encode once."""
     if isinstance(model, DyMo):
-        return model.scenarios(batch, masks, cells)
+        return model.scenarios(batch, masks)
     if isinstance(model, DynamicTransformer):
         tokens = model.encode(batch.inputs)
-        predictions = {}
-        for scenario, mask in masks.items():
-            hidden = model.cells(mask, (cells or {}).get(scenario, {}))
-            seen = model.encode_again(tokens, batch.inputs, hidden)
-            predictions[scenario] = Prediction(*model.fuse(seen, mask, hidden))
-        return {MAIN: predictions}
-    return {MAIN: {s: model(under(batch, s, mask, cells)) for s, mask in masks.items()}}
+        return {MAIN: {s: Prediction(*model.fuse(tokens, mask)) for s, mask in masks.items()}}
+    return {MAIN: {s: model(batch.replace(missing=mask, complete=False)) for s, mask in masks.items()}}
 
 
 def measure(arrays: Mapping[str, np.ndarray], task: str, num_classes: int) -> dict[str, float]:

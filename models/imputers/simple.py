@@ -48,8 +48,8 @@ class Mean(FittedImputer):
             rows += len(batch)
             for name, x in batch.inputs.items():
                 sums[name] += x.double().sum(0).cpu()
-                for count, column in zip(counts.get(name, ()), x.T):
-                    count += torch.bincount(column.long().cpu(), minlength=len(count))
+                for j, count in enumerate(counts.get(name, ())):
+                    count += torch.bincount(x[:, j].long().cpu(), minlength=len(count))
         self.means = {n: (v / rows).float() for n, v in sums.items()}
         for name, columns in counts.items():
             self.means[name][: len(columns)] = torch.tensor([float(c.argmax()) for c in columns])
