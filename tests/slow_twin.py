@@ -86,9 +86,7 @@ def tip_cells(
     reference: bool,
 ) -> list[float]:
     """What TIP reads off every cell of one row; ``image`` (K, width) tokens (dymo_core 5.3)."""
-    context = _norm(
-        params, "encoder_multimodal.image_norm", _linear(params, "encoder_multimodal.image_proj", image)
-    )
+    context = _norm(params, "encoder_multimodal.image_norm", _linear(params, "encoder_multimodal.image_proj", image))
     x = table_tokens(params, "encoder_tabular", row, hidden, levels, heads)
     for b in sorted(int(key.split(".")[-4]) for key in _blocks(params, "encoder_multimodal")):
         x = _block(params, f"encoder_multimodal.transformer_blocks.{b}", x, torch.zeros(len(x)), heads, context)
@@ -111,9 +109,7 @@ def _blocks(params: Params, name: str) -> list[str]:
     return [key for key in params if key.startswith(f"{name}.transformer_blocks.") and key.endswith("fc1.weight")]
 
 
-def _block(
-    params: Params, prefix: str, x: Tensor, bias: Tensor, heads: int, context: Tensor | None = None
-) -> Tensor:
+def _block(params: Params, prefix: str, x: Tensor, bias: Tensor, heads: int, context: Tensor | None = None) -> Tensor:
     x = x + _attention(params, f"{prefix}.attn", _norm(params, f"{prefix}.norm1", x), bias, heads)
     if context is not None:
         queries = _linear(params, f"{prefix}.cross_attn.q_proj", _norm(params, f"{prefix}.cross_norm", x))
