@@ -32,7 +32,7 @@ from models.imputers.base import Imputer, merge, recover
 from models.imputers.simple import Mean, Zero
 from tests import slow_twin as twin
 from tests.makers import make_original_checkpoint
-from tests.networks import CELLS, LEVELS, N_CONTINUOUS, random_table, table_batch, table_model, table_modalities
+from tests.networks import CELLS, LEVELS, N_CONTINUOUS, random_table, table_batch, table_modalities, table_model
 from utils.checkpoints import checkpoint_kind, convert_dynamic_transformer, load_strict, read_tensors
 from utils.errors import UserError
 from utils.subsets import enumerate_subsets
@@ -413,7 +413,7 @@ def test_data_without_tables_have_no_second_bank() -> None:
 def original_state(
     levels: tuple[int, ...], n_continuous: int, width: int, table_width: int, blocks: int, classes: int
 ) -> dict[str, Tensor]:
-    """Random weights of a TIPData DynamicTransformer under the keys of the original (dymo_core 1.6), ResNet-18."""
+    """Random weights of a TIPData DynamicTransformer, ResNet-18, under the keys of the original (dymo_core 1.6)."""
     generator = torch.Generator().manual_seed(0)
     state: dict[str, Tensor] = {}
 
