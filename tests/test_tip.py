@@ -331,6 +331,13 @@ def test_stages_from_pretraining_to_selection(tmp_path: Path) -> None:
     assert torch.equal(found, expected)
 
 
+def test_scenarios_that_hide_the_image_are_refused_before_any_training(tmp_path: Path) -> None:
+    cfg = tiny_config(tmp_path, *SMALL, "missing.test=[whole_0,whole_1]")
+    with pytest.raises(UserError, match=r"^missing scenario 'whole_0' hides 'img', which imputer=TIP cannot recover"):
+        pipeline.run(cfg)
+    assert not (tmp_path / "out").exists()
+
+
 def test_pretraining_changes_the_augmentation_of_the_data_while_it_runs() -> None:
     @dataclass(frozen=True)
     class Augmentation:
