@@ -31,8 +31,8 @@ class Forest:
     """A random forest as arrays; predicts the level with the highest mean probability (the lowest one of equals).
 
     Args:
-        arrays: of all trees one after the other: ``left`` and ``right`` child (-1 in leaves), ``feature`` that is
-            compared with ``threshold``, ``level`` (nodes, K) probabilities, ``root`` of each tree.
+        arrays: of all trees one after the other: ``left`` and ``right`` child of a node, in the l-th leaf -1 - l;
+            ``feature`` that is compared with ``threshold``; ``level`` (leaves, K) probabilities; ``root`` of each tree.
         classes: (K,) codes that occur.
     """
 
@@ -43,14 +43,19 @@ class Forest:
     def of(cls, fitted: RandomForestClassifier) -> Forest:
         trees = [e.tree_ for e in fitted.estimators_]
         roots = np.cumsum([0, *(t.node_count for t in trees)])[:-1]
-        join = {
-            "left": [np.where(t.children_left < 0, -1, t.children_left + r) for t, r in zip(trees, roots)],
-            "right": [np.where(t.children_right < 0, -1, t.children_right + r) for t, r in zip(trees, roots)],
-            "feature": [t.feature.clip(min=0) for t in trees],
-            "threshold": [t.threshold for t in trees],
-            "level": [t.value[:, 0] / t.value[:, 0].sum(1, keepdims=True) for t in trees],
+        leaf = np.concatenate([t.children_left < 0 for t in trees])
+        end = -np.cumsum(leaf)
+        children = {
+            "left": np.concatenate([t.children_left + r for t, r in zip(trees, roots)]),
+            "right": np.concatenate([t.children_right + r for t, r in zip(trees, roots)]),
         }
-        arrays = {key: np.concatenate(parts) for key, parts in join.items()} | {"root": roots}
+        level = np.concatenate([t.value[:, 0] for t in trees])[leaf]
+        arrays = {key: np.where(leaf, end, child).astype(np.int32) for key, child in children.items()} | {
+            "feature": np.concatenate([t.feature for t in trees]).clip(min=0).astype(np.int16),
+            "threshold": np.concatenate([t.threshold for t in trees]),
+            "level": level / level.sum(1, keepdims=True),
+            "root": roots.astype(np.int32),
+        }
         return cls(arrays, fitted.classes_)
 
     def predict(self, x: np.ndarray) -> np.ndarray:
@@ -59,10 +64,10 @@ class Forest:
         a = self.arrays
         node = np.repeat(a["root"][:, None], len(x), axis=1)
         row = np.arange(len(x))
-        while (inner := a["left"][node] >= 0).any():
+        while (inner := node >= 0).any():
             low = x[row, a["feature"][node]] <= a["threshold"][node]
             node = np.where(inner, np.where(low, a["left"][node], a["right"][node]), node)
-        return self.classes[a["level"][node].mean(0).argmax(1)]
+        return self.classes[a["level"][-1 - node].mean(0).argmax(1)]
 
 
 class Line:
