@@ -7,7 +7,7 @@ Tensor legend used everywhere: ``B`` batch, ``M`` modalities, ``N`` tokens of on
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -33,11 +33,17 @@ class Modality:
     """One input of a data set. Its position in the data set's list is its column in ``missing``.
 
     A text has the shape (L, symbols): stored as uint8 codes (N, L), one-hot rows in a batch.
+
+    Attributes:
+        cardinalities: levels of the leading, categorical columns of a table; the rest is continuous.
+        columns: names of the columns of a table.
     """
 
     name: str
     kind: Kind
     shape: tuple[int, ...]
+    cardinalities: tuple[int, ...] = ()
+    columns: tuple[str, ...] = ()
 
 
 @dataclass
@@ -49,7 +55,8 @@ class Batch:
         missing: (B, M) bool, True = missing.
         target: (B,) int64, or (B, C) float for multi-label tasks.
         index: (B,) int64, the row in the split's sorted order.
-        feature_missing: table modality -> (B, F) bool, True = this cell is missing.
+        feature_missing: table modality -> (B, F) bool, True = this cell is missing. Counts where the modality is
+            masked in ``missing``; without an entry, a masked table hides all its cells.
         noise_level: (B, M) float, optional.
         complete: the loader knows, on the host, that nothing is missing (spares a device synchronisation).
     """
@@ -89,22 +96,39 @@ class Batch:
 
 
 def hide(
-    inputs: dict[str, Tensor], missing: Tensor, feature_missing: dict[str, Tensor] | None = None
+    inputs: Mapping[str, Tensor], missing: Tensor, feature_missing: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
     """Overwrite missing content by zeros.
 
     Args:
         inputs: name -> (B, ...), in the column order of ``missing``.
         missing: (B, M) bool, True = missing.
-        feature_missing: table name -> (B, F) bool.
+        feature_missing: table name -> (B, F) bool, see :class:`Batch`.
     """
     hidden = {}
     for column, (name, x) in enumerate(inputs.items()):
-        gone = missing[:, column].reshape(-1, *[1] * (x.ndim - 1))
-        if feature_missing and name in feature_missing:
-            gone = gone | feature_missing[name]
-        hidden[name] = torch.where(gone, torch.zeros((), dtype=x.dtype, device=x.device), x)
+        zero = torch.zeros((), dtype=x.dtype, device=x.device)
+        hidden[name] = torch.where(missing_content(x, name, missing[:, column], feature_missing), zero, x)
     return hidden
+
+
+def missing_content(
+    x: Tensor, name: str, missing: Tensor, feature_missing: Mapping[str, Tensor] | None = None
+) -> Tensor:
+    """What of one modality is missing, as a mask that broadcasts against its content.
+
+    Args:
+        x: (B, ...) of the modality ``name``.
+        missing: (B,) bool, its column of the mask.
+        feature_missing: table name -> (B, F) bool, see :class:`Batch`.
+
+    Returns:
+        (B, 1, ...) bool, or (B, F) for a table whose cells have a mask of their own.
+    """
+    gone = missing.reshape(-1, *[1] * (x.ndim - 1))
+    if feature_missing and name in feature_missing:
+        gone = gone & feature_missing[name]
+    return gone
 
 
 def _residence(wanted: str, split: PackedSplit, device: torch.device) -> str:

@@ -23,9 +23,9 @@ from gaussian_parameter_generation.estimate import SUFFIX, GaussianParameters
 from models.base import IncompleteClassifier
 from models.dymo.dynamic_transformer import DynamicTransformer
 from models.dymo.prototypes import COSINE, EUCLIDEAN
-from models.imputers.base import Imputer
+from models.imputers.base import FittedImputer, Imputer
 from models.imputers.mopoe import MoPoE
-from models.imputers.simple import Mean
+from models.imputers.tip import TIP
 from utils import checkpoints
 from utils.build import build_data, build_imputer, build_model, register_resolvers
 from utils.errors import UserError
@@ -149,7 +149,7 @@ class Context:
 
     @property
     def imputer_needs_weights(self) -> bool:
-        return bool(self.cfg.imputer.training.get("max_epochs")) or self.cfg.imputer.name == "Mean"
+        return bool(self.cfg.imputer.training.get("max_epochs")) or self.cfg.imputer.name in ("Mean", "IMI")
 
     def command(self, stage: str) -> str:
         """The command that makes what is missing: the user's own with another stage, where there is one."""
@@ -212,7 +212,7 @@ class Context:
             "limits": [cfg.trainer.limit_train_batches, cfg.trainer.limit_val_batches],
         }
         # How recoveries are drawn is a choice of the test, not of the training.
-        for key in ("sample", "draw_seed"):
+        for key in ("sample", "draw_seed", "reference"):
             settings["imputer"]["module"].pop(key, None)
         if cfg.imputer.checkpoint:
             settings["checkpoint"] = file_hash(Path(cfg.imputer.checkpoint))
@@ -246,7 +246,7 @@ class Context:
 
     def load_model(self) -> IncompleteClassifier:
         """The trained model, in eval mode on the device."""
-        model = build_model(self.cfg, self.trainable, self.data)
+        model = build_model(self.cfg, self.trainable, self.data, pretrained=False)
         path = self.checkpoint
         content = checkpoints.read_tensors(path)
         state, kind = content, checkpoints.checkpoint_kind(content)
@@ -299,7 +299,7 @@ class Context:
 
     def load_imputer(self) -> Imputer:
         """The recovery method with its weights, on the device."""
-        imputer = build_imputer(self.cfg, self.data)
+        imputer = build_imputer(self.cfg, self.data, pretrained=False)
         if self.imputer_needs_weights:
             path = self.imputer_checkpoint
             content = checkpoints.read_tensors(path)
@@ -312,16 +312,15 @@ class Context:
             if isinstance(imputer, MoPoE):
                 trained_with = (content.get("architecture") or {}).get("reference_text", imputer.reference_text)
                 imputer.reference_text = kind == "reference_mopoe" or bool(trained_with)
+            if isinstance(imputer, TIP):
+                state = checkpoints.convert_tip(state, imputer.state_dict())
             if isinstance(imputer, nn.Module):
                 checkpoints.load_strict(imputer, state, path, str(self.cfg.imputer.name))
-            elif isinstance(imputer, Mean):
-                shapes = {key: tuple(getattr(value, "shape", ())) for key, value in state.items()}
-                if shapes != {m.name: m.shape for m in self.data.modalities}:
-                    raise UserError(
-                        f"{path} does not hold the means of {', '.join(self.data.modality_names)}: "
-                        f"run {self.command('impute')}"
-                    )
-                imputer.load_state_dict(state)
+            elif isinstance(imputer, FittedImputer):
+                try:
+                    imputer.load_state_dict(state)
+                except ValueError as error:
+                    raise UserError(f"{path} {error}: run {self.command('impute')}") from None
         if isinstance(imputer, nn.Module):
             imputer.eval().to(self.device)
         return imputer

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
 import pandas as pd
 import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
 
+from models.imputers.base import FittedImputer
 from models.imputers.quality import Judge, recovery_quality
-from models.imputers.simple import Mean
 from trainers.context import Context
 from trainers.fit import EpochOrder, fit
-from utils.build import _make, build_imputer, build_trainer
+from utils.build import build_encoders, build_imputer, build_trainer
 from utils.files import replacing
 
 log = logging.getLogger(__name__)
@@ -34,25 +38,46 @@ def run(context: Context) -> None:
         directory.describe(cfg)
         if isinstance(imputer, pl.LightningModule):
             has_val = context.data.has_split("val")
-            fit(
-                cfg,
-                imputer,
-                context.data,
-                cfg.imputer.training,
-                directory,
-                settings,
-                stage="impute",
-                monitor="val_loss" if has_val and cfg.imputer.training.patience else None,
-            )
+            with augmented(context.data, cfg.imputer.get("augmentation")):
+                fit(
+                    cfg,
+                    imputer,
+                    context.data,
+                    cfg.imputer.training,
+                    directory,
+                    settings,
+                    stage="impute",
+                    monitor="val_loss" if has_val and cfg.imputer.training.patience else None,
+                )
         else:
             directory.begin("impute", settings)
-            if isinstance(imputer, Mean):
+            if isinstance(imputer, FittedImputer):
                 imputer.fit(context.data.loader("train"))
                 with replacing(context.imputer_checkpoint) as file:
                     torch.save({"state_dict": imputer.state_dict(), "dataset": cfg.dataset.name}, file)
             directory.finish("impute", settings)
     if context.data.has_split("val") and context.data.has_split("train"):
         _quality(context)
+
+
+@contextmanager
+def augmented(data: Any, changes: Mapping[str, Any] | None) -> Iterator[None]:
+    """Training batches with another augmentation, where the data have one.
+
+    Args:
+        data: data module; ``augmentation`` is a data class, or None.
+        changes: fields of that class and the values that they take.
+    """
+    original = getattr(data, "augmentation", None)
+    if original is None or not changes:
+        yield
+        return
+    try:
+        plain = {str(k): tuple(v) if isinstance(v, Sequence) else v for k, v in changes.items()}
+        data.augmentation = replace(original, **plain)
+        yield
+    finally:
+        data.augmentation = original
 
 
 def _quality(context: Context) -> None:
@@ -70,8 +95,7 @@ def _quality(context: Context) -> None:
     directory.begin("quality", settings)
     data = context.data
     pl.seed_everything(cfg.seed, verbose=False)
-    encoders = {n: _make(cfg.dataset.encoders[n], f"dataset.encoders.{n}") for n in data.modality_names}
-    judge = Judge(data.modalities, data.num_classes, encoders)
+    judge = Judge(data.modalities, data.num_classes, build_encoders(cfg, data))
     data.batch_size = cfg.imputer.training.batch_size
     trainer = build_trainer(
         cfg,

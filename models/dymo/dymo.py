@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from datasets.base import Batch
 from gaussian_parameter_generation.estimate import GaussianParameters
 from models.base import Prediction
-from models.dymo.dynamic_transformer import DynamicTransformer
+from models.dymo.dynamic_transformer import DynamicTransformer, Partial
 from models.dymo.selection import COMPARATORS, Scorer, Selection, SelectionRule, compare, exhaustive, select
-from models.imputers.base import Imputer
+from models.imputers.base import Imputer, recover
 
 log = logging.getLogger(__name__)
 MAIN = ""
+# Scenario -> table -> (B, F) bool: the cells that are missing of a table that the scenario's mask hides.
+Cells = Mapping[str, Mapping[str, Tensor]]
 
 
 class DyMo(nn.Module):
@@ -65,7 +67,7 @@ class DyMo(nn.Module):
         Returns:
             tokens (B, P, D) of the completed inputs, and those inputs.
         """
-        completed = self.imputer.impute(batch.inputs, batch.missing, batch.index)
+        completed = recover(self.imputer, batch)
         if tokens is None:
             return self.backbone.encode(completed), completed
         tokens = tokens.clone()
@@ -75,6 +77,11 @@ class DyMo(nn.Module):
                 tokens[rows, self.backbone.token_columns(i)] = self.backbone.encode_one(i, completed[name][rows])
         return tokens, completed
 
+    @torch.inference_mode()
+    def partial(self, batch: Batch) -> Partial | None:
+        """The observed cells of masked tables, encoded; None where the batch has no cell masks."""
+        return self.backbone.encode_partial(batch.inputs, batch.missing, batch.feature_missing)
+
     def scorer(self, threshold: float | None = None) -> Scorer:
         rule = self.rule if threshold is None else replace(self.rule, threshold=threshold)
         return Scorer(self.backbone, self.gaussian, rule)
@@ -83,14 +90,17 @@ class DyMo(nn.Module):
         """Paper rule (or the configured threshold) on one batch; extras hold ``final_missing``, ``accepted``,
         ``rewards``."""
         tokens, _ = self.complete(batch)
-        return _prediction(select(self.scorer(), tokens, batch.missing))
+        return _prediction(select(self.scorer(), tokens, batch.missing, self.partial(batch)))
 
     @torch.inference_mode()
-    def scenarios(self, batch: Batch, masks: Mapping[str, Tensor]) -> dict[str, dict[str, Prediction]]:
+    def scenarios(
+        self, batch: Batch, masks: Mapping[str, Tensor], cells: Cells | None = None
+    ) -> dict[str, dict[str, Prediction]]:
         """One batch under several masks; observed content is encoded once.
 
         Args:
             masks: scenario -> (B, M) bool on the batch's device.
+            cells: scenario -> cell masks of its tables, where it has any.
 
         Returns:
             label -> scenario -> prediction; label ``""`` is DyMo itself.
@@ -98,20 +108,29 @@ class DyMo(nn.Module):
         observed = self.backbone.encode(batch.inputs)
         results: dict[str, dict[str, Prediction]] = {}
         for scenario, missing in masks.items():
-            tokens, _ = self.complete(batch.replace(missing=missing, complete=False), observed)
+            masked = under(batch, scenario, missing, cells)
+            tokens, _ = self.complete(masked, observed)
+            partial = self.partial(masked)
             scorer = self.scorer()
-            selection = select(scorer, tokens, missing)
+            selection = select(scorer, tokens, missing, partial)
             results.setdefault(MAIN, {})[scenario] = _prediction(selection)
             names = tuple(n for n in self.comparators if n in COMPARATORS)
             if names:
                 generator = torch.Generator().manual_seed(int(batch.index[0]) if len(batch) else 0)
-                others = compare(exhaustive(scorer, tokens, missing), selection, batch.target, names, generator)
+                lattices = exhaustive(scorer, tokens, missing, partial)
+                others = compare(lattices, selection, batch.target, names, generator)
                 for name, other in others.items():
                     results.setdefault(name, {})[scenario] = _prediction(other)
             if "threshold" in self.comparators and self.validated_threshold is not None:
-                limited = select(self.scorer(self.validated_threshold), tokens, missing)
+                limited = select(self.scorer(self.validated_threshold), tokens, missing, partial)
                 results.setdefault("threshold", {})[scenario] = _prediction(limited)
         return results
+
+
+def under(batch: Batch, scenario: str, missing: Tensor, cells: Cells | None = None) -> Batch:
+    """The batch under a scenario's masks."""
+    feature_missing = dict((cells or {}).get(scenario, {}))
+    return batch.replace(missing=missing, feature_missing=feature_missing, complete=False)
 
 
 def _prediction(selection: Selection) -> Prediction:
@@ -131,12 +150,16 @@ THRESHOLDS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9
 
 @torch.inference_mode()
 def validate_selection(
-    dymo: DyMo, batches: Iterable[tuple[Batch, Mapping[str, Tensor]]], thresholds: Sequence[float] = THRESHOLDS
+    dymo: DyMo,
+    batches: Iterable[tuple[Batch, Mapping[str, Tensor]]],
+    thresholds: Sequence[float] = THRESHOLDS,
+    cells: Sequence[Cells] | None = None,
 ) -> tuple[dict[str, dict[float, float]], dict[str, float], float]:
     """Accuracy of the selection at several thresholds on validation data with simulated missingness.
 
     Args:
         batches: (batch, scenario -> mask) pairs of the validation split; batches are on the model's device.
+        cells: of each batch, the cell masks of scenarios that have them.
 
     Returns:
         scenario -> threshold -> accuracy; scenario -> accuracy of discarding; and the threshold with the best mean
@@ -146,16 +169,20 @@ def validate_selection(
     right: dict[str, dict[float, int]] = {}
     baseline: dict[str, int] = {}
     rows = 0
-    for batch, masks in batches:
+    for number, (batch, masks) in enumerate(batches):
         rows += len(batch)
         observed = dymo.backbone.encode(batch.inputs)
         for scenario, missing in masks.items():
-            tokens, _ = dymo.complete(batch.replace(missing=missing, complete=False), observed)
-            discard = dymo.backbone.fuse(observed, missing)[0].argmax(1)
+            masked = under(batch, scenario, missing, cells[number] if cells else None)
+            tokens, _ = dymo.complete(masked, observed)
+            partial = dymo.partial(masked)
+            hidden = dymo.backbone.cells(missing, masked.feature_missing)
+            seen = dymo.backbone.encode_again(observed, batch.inputs, hidden)
+            discard = dymo.backbone.fuse(seen, missing, hidden)[0].argmax(1)
             baseline[scenario] = baseline.get(scenario, 0) + int((discard == batch.target).sum())
             counts = right.setdefault(scenario, dict.fromkeys(thresholds, 0))
             for threshold in thresholds:
-                logits = select(dymo.scorer(threshold), tokens, missing).logits
+                logits = select(dymo.scorer(threshold), tokens, missing, partial).logits
                 counts[threshold] += int((logits.argmax(1) == batch.target).sum())
     feasible = [t for t in thresholds if all(right[s][t] >= baseline[s] for s in right)]
     best = max(feasible, key=lambda t: (sum(c[t] for c in right.values()), t), default=float("inf"))
