@@ -116,9 +116,8 @@ class DyMo(nn.Module):
             results.setdefault(MAIN, {})[scenario] = _prediction(selection)
             names = tuple(n for n in self.comparators if n in COMPARATORS)
             if names:
-                generator = torch.Generator().manual_seed(int(batch.index[0]) if len(batch) else 0)
                 lattices = exhaustive(scorer, tokens, missing, partial)
-                others = compare(lattices, selection, batch.target, names, generator)
+                others = compare(lattices, selection, batch.target, names, batch.index)
                 for name, other in others.items():
                     results.setdefault(name, {})[scenario] = _prediction(other)
             if "threshold" in self.comparators and self.validated_threshold is not None:

@@ -22,6 +22,7 @@ from gaussian_parameter_generation.estimate import GaussianParameters
 from models.dymo.dynamic_transformer import DynamicTransformer, Partial, Sequences
 from models.dymo.intra_class_similarity import Score, reward, score
 from models.dymo.prototypes import COSINE
+from utils.noise import row_uniform
 from utils.subsets import mask_code, subset_lookup
 
 NO_ACTION = -1
@@ -239,7 +240,7 @@ COMPARATORS = ("discard", "impute_all", "random", "best_subset", "oracle_subset"
 
 @torch.inference_mode()
 def compare(
-    lattices: list[Lattice], selection: Selection, target: Tensor, names: tuple[str, ...], generator: torch.Generator
+    lattices: list[Lattice], selection: Selection, target: Tensor, names: tuple[str, ...], index: Tensor
 ) -> dict[str, Selection]:
     """The comparators, all read off the same lattices.
 
@@ -249,7 +250,7 @@ def compare(
 
     Args:
         target: (B,) labels, read by ``oracle_subset`` alone.
-        generator: on the CPU, for ``random``.
+        index: (B,) row numbers, the key of what ``random`` draws: the same in any batch.
     """
     results = {
         name: replace(
@@ -272,7 +273,7 @@ def compare(
             elif name == "impute_all":
                 choice = torch.full_like(every, a - 1)
             elif name == "random":
-                draws = torch.rand(r, a, generator=generator).to(rows.device)
+                draws = row_uniform(index[rows], a, 2025)
                 choice = torch.where(size == n_accepted[rows][:, None], draws, -1.0).argmax(1)
             elif name == "best_subset":
                 choice = lattice.reward.argmax(1)
