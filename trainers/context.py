@@ -178,7 +178,7 @@ class Context:
         plain = self._plain(self.cfg.dataset.module, *runtime)
         # A folder may move; the packed store says what is in it.
         meta = self.data.store.meta() or {}
-        for key in ("root", "mnist", "backgrounds", "download"):
+        for key in ("root", "mnist", "backgrounds", "download", "csv", "images"):
             plain.pop(key, None)
         return plain | {"signature": meta.get("signature")}
 

@@ -37,6 +37,7 @@ def share(value: float | bool) -> float:
 def register_resolvers() -> None:
     OmegaConf.register_new_resolver("variant", variant, replace=True)
     OmegaConf.register_new_resolver("share", share, replace=True)
+    OmegaConf.register_new_resolver("count", len, replace=True)
 
 
 def _make(node: DictConfig, where: str, **arguments: Any) -> Any:
@@ -54,10 +55,11 @@ def store_path(cfg: DictConfig) -> Path:
     if cfg.dataset.store:
         return Path(cfg.dataset.store)
     runtime = ("test_batch_size", "low", "residence", "reshuffle_pairs", "jitter", "_target_")
+    runtime += ("augmentation", "natural_missing")
     module = OmegaConf.to_container(cfg.dataset.module, resolve=True)
     assert isinstance(module, dict)
     source = {k: v for k, v in module.items() if k not in runtime}
-    for key in ("root", "mnist", "backgrounds"):
+    for key in ("root", "mnist", "backgrounds", "csv", "images"):
         if source.get(key):
             source[key] = str(Path(str(source[key])).resolve())
     digest = hashlib.sha256(json.dumps(source, sort_keys=True, default=str).encode()).hexdigest()[:10]

@@ -18,6 +18,8 @@ from models.imputers.base import Imputer
 
 log = logging.getLogger(__name__)
 MAIN = ""
+# Scenario -> table -> (B, F) bool: the cells that are missing of a table that the scenario's mask hides.
+Cells = Mapping[str, Mapping[str, Tensor]]
 
 
 class DyMo(nn.Module):
@@ -86,11 +88,14 @@ class DyMo(nn.Module):
         return _prediction(select(self.scorer(), tokens, batch.missing))
 
     @torch.inference_mode()
-    def scenarios(self, batch: Batch, masks: Mapping[str, Tensor]) -> dict[str, dict[str, Prediction]]:
+    def scenarios(
+        self, batch: Batch, masks: Mapping[str, Tensor], cells: Cells | None = None
+    ) -> dict[str, dict[str, Prediction]]:
         """One batch under several masks; observed content is encoded once.
 
         Args:
             masks: scenario -> (B, M) bool on the batch's device.
+            cells: scenario -> cell masks of its tables, where it has any.
 
         Returns:
             label -> scenario -> prediction; label ``""`` is DyMo itself.
@@ -98,7 +103,8 @@ class DyMo(nn.Module):
         observed = self.backbone.encode(batch.inputs)
         results: dict[str, dict[str, Prediction]] = {}
         for scenario, missing in masks.items():
-            tokens, _ = self.complete(batch.replace(missing=missing, complete=False), observed)
+            masked = under(batch, scenario, missing, cells)
+            tokens, _ = self.complete(masked, observed)
             scorer = self.scorer()
             selection = select(scorer, tokens, missing)
             results.setdefault(MAIN, {})[scenario] = _prediction(selection)
@@ -112,6 +118,12 @@ class DyMo(nn.Module):
                 limited = select(self.scorer(self.validated_threshold), tokens, missing)
                 results.setdefault("threshold", {})[scenario] = _prediction(limited)
         return results
+
+
+def under(batch: Batch, scenario: str, missing: Tensor, cells: Cells | None = None) -> Batch:
+    """The batch under a scenario's masks."""
+    feature_missing = dict((cells or {}).get(scenario, {}))
+    return batch.replace(missing=missing, feature_missing=feature_missing, complete=False)
 
 
 def _prediction(selection: Selection) -> Prediction:
@@ -131,12 +143,16 @@ THRESHOLDS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9
 
 @torch.inference_mode()
 def validate_selection(
-    dymo: DyMo, batches: Sequence[tuple[Batch, Mapping[str, Tensor]]], thresholds: Sequence[float] = THRESHOLDS
+    dymo: DyMo,
+    batches: Sequence[tuple[Batch, Mapping[str, Tensor]]],
+    thresholds: Sequence[float] = THRESHOLDS,
+    cells: Sequence[Cells] | None = None,
 ) -> tuple[dict[str, dict[float, float]], dict[str, float], float]:
     """Accuracy of the selection at several thresholds on validation data with simulated missingness.
 
     Args:
         batches: (batch, scenario -> mask) pairs of the validation split; batches are on the model's device.
+        cells: of each batch, the cell masks of scenarios that have them.
 
     Returns:
         scenario -> threshold -> accuracy; scenario -> accuracy of discarding; and the threshold with the best mean
@@ -146,11 +162,12 @@ def validate_selection(
     right: dict[str, dict[float, int]] = {}
     baseline: dict[str, int] = {}
     rows = 0
-    for batch, masks in batches:
+    for number, (batch, masks) in enumerate(batches):
         rows += len(batch)
         observed = dymo.backbone.encode(batch.inputs)
         for scenario, missing in masks.items():
-            tokens, _ = dymo.complete(batch.replace(missing=missing, complete=False), observed)
+            masked = under(batch, scenario, missing, cells[number] if cells else None)
+            tokens, _ = dymo.complete(masked, observed)
             discard = dymo.backbone.fuse(observed, missing)[0].argmax(1)
             baseline[scenario] = baseline.get(scenario, 0) + int((discard == batch.target).sum())
             counts = right.setdefault(scenario, dict.fromkeys(thresholds, 0))
