@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,15 @@ def share(value: float | bool) -> float:
     return 0.5 if value is True else float(value)
 
 
+def subsets_per_step(modalities: Sequence[str]) -> int:
+    """K of the published recipes: 5 for five modalities and more, 2 for fewer (1 for a single one)."""
+    return 5 if len(modalities) >= 5 else min(2, 2 ** len(modalities) - 1)
+
+
 def register_resolvers() -> None:
     OmegaConf.register_new_resolver("variant", variant, replace=True)
     OmegaConf.register_new_resolver("share", share, replace=True)
+    OmegaConf.register_new_resolver("subsets_per_step", subsets_per_step, replace=True)
     OmegaConf.register_new_resolver("count", len, replace=True)
 
 
