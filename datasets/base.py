@@ -35,8 +35,8 @@ class Modality:
     """One input of a data set. Its position in the data set's list is its column in ``missing``.
 
     Attributes:
-        cardinalities: of a table, the number of levels of each leading categorical column; the rest is continuous.
-        columns: of a table, the names of its columns.
+        cardinalities: levels of the leading, categorical columns of a table; the rest is continuous.
+        columns: names of the columns of a table.
     """
 
     name: str
@@ -107,11 +107,28 @@ def hide(
     """
     hidden = {}
     for column, (name, x) in enumerate(inputs.items()):
-        gone = missing[:, column].reshape(-1, *[1] * (x.ndim - 1))
-        if feature_missing and name in feature_missing:
-            gone = gone & feature_missing[name]
-        hidden[name] = torch.where(gone, torch.zeros((), dtype=x.dtype, device=x.device), x)
+        zero = torch.zeros((), dtype=x.dtype, device=x.device)
+        hidden[name] = torch.where(missing_content(x, name, missing[:, column], feature_missing), zero, x)
     return hidden
+
+
+def missing_content(
+    x: Tensor, name: str, missing: Tensor, feature_missing: Mapping[str, Tensor] | None = None
+) -> Tensor:
+    """What of one modality is missing, as a mask that broadcasts against its content.
+
+    Args:
+        x: (B, ...) of the modality ``name``.
+        missing: (B,) bool, its column of the mask.
+        feature_missing: table name -> (B, F) bool, see :class:`Batch`.
+
+    Returns:
+        (B, 1, ...) bool, or (B, F) for a table whose cells have a mask of their own.
+    """
+    gone = missing.reshape(-1, *[1] * (x.ndim - 1))
+    if feature_missing and name in feature_missing:
+        gone = gone & feature_missing[name]
+    return gone
 
 
 def _residence(wanted: str, split: PackedSplit, device: torch.device) -> str:

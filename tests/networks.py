@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from datasets.base import Batch, Modality
 from models.dymo.dynamic_transformer import DynamicTransformer
 from models.encoders.convolutional import PolyMNISTEncoder
+from models.encoders.table import TableEncoder
 from tests import slow_twin as twin
 from utils.subsets import enumerate_subsets
 
@@ -54,6 +55,49 @@ def toy_model(tokens: Sequence[int] = (2, 3, 1), seed: int = 0, width: int = 8, 
     encoders = {m.name: TokenEncoder(n, width) for m, n in zip(parts, tokens)}
     options = {"heads": 2, "projection": 5, "initialisation": "pytorch"} | options
     return jolted(DynamicTransformer(parts, 4, encoders, width=width, **options), seed)
+
+
+LEVELS, N_CONTINUOUS = (3, 2, 4), 3
+CELLS = len(LEVELS) + N_CONTINUOUS
+
+
+def table_modalities() -> list[Modality]:
+    """A small image of 2 tokens and a table of 3 categorical and 3 continuous columns."""
+    return [Modality("img", "image", (2, 3)), Modality("tabular", "table", (CELLS,), LEVELS)]
+
+
+def table_model(seed: int = 0, width: int = 8, **options: Any) -> DynamicTransformer:
+    """An image encoder of the fusion's width and a table encoder of another one; 4 classes, in eval mode."""
+    torch.manual_seed(seed)
+    encoders = {"img": TokenEncoder(2, width), "tabular": table_encoder(seed)}
+    options = {"heads": 2, "projection": 5, "initialisation": "pytorch", "subsets_per_step": 2} | options
+    return jolted(DynamicTransformer(table_modalities(), 4, encoders, width=width, **options), seed)
+
+
+def table_encoder(seed: int = 0, width: int = 12) -> TableEncoder:
+    """Two blocks; every weight is large enough to show."""
+    encoder = TableEncoder(LEVELS, N_CONTINUOUS, width=width, blocks=2, heads=3)
+    generator = torch.Generator().manual_seed(seed + 50)
+    with torch.no_grad():
+        for p in encoder.parameters():
+            p.add_(torch.randn(p.shape, generator=generator), alpha=0.3)
+    return encoder.eval()
+
+
+def random_table(rows: int, seed: int = 0) -> Tensor:
+    """(rows, 6): codes, then values."""
+    generator = torch.Generator().manual_seed(seed)
+    codes = [torch.randint(k, (rows, 1), generator=generator).float() for k in LEVELS]
+    return torch.cat([*codes, torch.randn(rows, N_CONTINUOUS, generator=generator)], dim=1)
+
+
+def table_batch(rows: int, seed: int = 0, missing: Tensor | None = None, cells: Tensor | None = None) -> Batch:
+    """Random pairs of image and table; ``cells`` (rows, 6) are missing of masked tables."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    inputs = {"img": torch.randn(rows, 2, 3, generator=generator), "tabular": random_table(rows, seed)}
+    mask = torch.zeros(rows, 2, dtype=torch.bool) if missing is None else missing
+    hidden = {} if cells is None else {"tabular": cells}
+    return Batch(inputs, mask, torch.arange(rows) % 4, torch.arange(rows), hidden, complete=missing is None)
 
 
 def jolted(model: DynamicTransformer, seed: int) -> DynamicTransformer:

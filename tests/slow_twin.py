@@ -50,6 +50,83 @@ def polymnist_tokens(params: Params, name: str, image: Tensor) -> Tensor:
     return torch.stack([x[:, row, column] for row in range(2) for column in range(2)])
 
 
+def table_tokens(
+    params: Params, name: str, row: Sequence[float], hidden: Sequence[bool], levels: Sequence[int], heads: int
+) -> Tensor:
+    """One row of a table -> (1 + n, D), CLS first; the columns with ``levels`` come first (dymo_core 1.4).
+
+    A hidden cell is the special token, and a key for nothing but itself.
+    """
+    tokens = [params[f"{name}.cls_token"][0, 0]]
+    for j, (value, gone) in enumerate(zip(row, hidden)):
+        if gone:
+            tokens.append(params[f"{name}.mask_special_token"][0, 0])
+        elif j < len(levels):
+            tokens.append(params[f"{name}.cat_embedding.weight"][int(value) + sum(levels[:j])])
+        else:
+            tokens.append(params[f"{name}.con_proj.weight"][:, 0] * value + params[f"{name}.con_proj.bias"])
+    x = _norm(params, f"{name}.norm", torch.stack(tokens) + params[f"{name}.column_embedding.weight"])
+    bias = torch.zeros(len(x), len(x))
+    for query, key in itertools.product(range(len(x)), range(1, len(x))):
+        if hidden[key - 1] and key != query:
+            bias[query, key] = -1e9
+    for b in sorted(int(key.split(".")[-4]) for key in _blocks(params, name)):
+        x = _block(params, f"{name}.transformer_blocks.{b}", x, bias, heads)
+    return x
+
+
+def tip_cells(
+    params: Params,
+    image: Tensor,
+    row: Sequence[float],
+    hidden: Sequence[bool],
+    levels: Sequence[int],
+    heads: int,
+    *,
+    reference: bool,
+) -> list[float]:
+    """What TIP reads off every cell of one row; ``image`` (K, width) tokens (dymo_core 5.3)."""
+    context = _norm(params, "encoder_multimodal.image_norm", _linear(params, "encoder_multimodal.image_proj", image))
+    x = table_tokens(params, "encoder_tabular", row, hidden, levels, heads)
+    for b in sorted(int(key.split(".")[-4]) for key in _blocks(params, "encoder_multimodal")):
+        x = _block(params, f"encoder_multimodal.transformer_blocks.{b}", x, torch.zeros(len(x)), heads, context)
+    cells = _norm(params, "encoder_multimodal.norm", x)[1:]
+    found = []
+    for j, cell in enumerate(cells):
+        if j >= len(levels):
+            found.append(float(_linear(params, "predictor_tabular.con_regressor", cell)[0]))
+            continue
+        logits = _linear(params, "predictor_tabular.cat_classifier", cell)
+        first = sum(levels[:j])
+        if reference:
+            found.append(float(min(max(int(logits.argmax()) - first, 0), levels[j] - 1)))
+        else:
+            found.append(float(logits[first : first + levels[j]].argmax()))
+    return found
+
+
+def _blocks(params: Params, name: str) -> list[str]:
+    return [key for key in params if key.startswith(f"{name}.transformer_blocks.") and key.endswith("fc1.weight")]
+
+
+def _block(params: Params, prefix: str, x: Tensor, bias: Tensor, heads: int, context: Tensor | None = None) -> Tensor:
+    x = x + _attention(params, f"{prefix}.attn", _norm(params, f"{prefix}.norm1", x), bias, heads)
+    if context is not None:
+        queries = _linear(params, f"{prefix}.cross_attn.q_proj", _norm(params, f"{prefix}.cross_norm", x))
+        both = _linear(params, f"{prefix}.cross_attn.kv_proj", context)
+        width = x.shape[1]
+        size = width // heads
+        out = []
+        for head in range(heads):
+            part = slice(head * size, (head + 1) * size)
+            scores = queries[:, part] @ both[:, :width][:, part].T / math.sqrt(size)
+            out.append(torch.softmax(scores, dim=-1) @ both[:, width:][:, part])
+        x = x + _linear(params, f"{prefix}.cross_attn.proj", torch.cat(out, dim=1))
+    hidden = _linear(params, f"{prefix}.mlp.fc1", _norm(params, f"{prefix}.norm2", x))
+    hidden = 0.5 * hidden * (1 + torch.erf(hidden / math.sqrt(2)))
+    return x + _linear(params, f"{prefix}.mlp.fc2", hidden)
+
+
 def _norm(params: Params, prefix: str, x: Tensor) -> Tensor:
     mean = x.mean(dim=-1, keepdim=True)
     variance = ((x - mean) ** 2).mean(dim=-1, keepdim=True)
@@ -62,24 +139,32 @@ def _linear(params: Params, prefix: str, x: Tensor) -> Tensor:
 
 
 def _attention(params: Params, prefix: str, x: Tensor, key_bias: Tensor, heads: int) -> Tensor:
-    """Full attention over (N, D); the fused output is laid out as (3, heads, head_dim)."""
+    """Full attention over (N, D), ``key_bias`` (N,) or (N, N); the fused output is laid out as (3, heads, head_dim)."""
     width = x.shape[1]
     size = width // heads
     fused = _linear(params, f"{prefix}.qkv", x)
     out = []
     for head in range(heads):
         q, k, v = (fused[:, part * width + head * size : part * width + (head + 1) * size] for part in range(3))
-        out.append(torch.softmax(q @ k.T / math.sqrt(size) + key_bias[None, :], dim=-1) @ v)
+        out.append(torch.softmax(q @ k.T / math.sqrt(size) + key_bias, dim=-1) @ v)
     return _linear(params, f"{prefix}.proj", torch.cat(out, dim=1))
 
 
 def forward(
-    params: Params, tokens: Sequence[Tensor], missing: Sequence[bool], *, metric: str, heads: int, min_index: bool
+    params: Params,
+    tokens: Sequence[Tensor],
+    missing: Sequence[bool],
+    *,
+    metric: str,
+    heads: int,
+    min_index: bool,
+    hidden: Mapping[int, Sequence[bool]] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Logits (C,) and z (P,) of one sample.
 
     Args:
         tokens: (P_i, D) of every modality in order, missing ones too, before the modality's LayerNorm.
+        hidden: of a missing table (by position) that is partly there, the tokens that are not.
         min_index: the reference's embedding row min(i, 1) instead of i.
     """
     rows = [params["cls_token"][0, 0]]
@@ -87,9 +172,10 @@ def forward(
     for i, (matrix, gone) in enumerate(zip(tokens, missing)):
         normed = _norm(params, f"m_norms.{i}", matrix)
         embedding = params["modality_embeddings.weight"][min(i, 1) if min_index else i]
-        for token in normed:
-            rows.append(token * (0.0 if gone else 1.0) + embedding)
-            bias.append(-1e9 if gone else 0.0)
+        for j, token in enumerate(normed):
+            off = gone and (hidden is None or i not in hidden or hidden[i][j])
+            rows.append(token * (0.0 if off else 1.0) + embedding)
+            bias.append(-1e9 if off else 0.0)
     x = torch.stack(rows) + params["pos_embeddings"][0]
     key_bias = torch.tensor(bias, dtype=x.dtype)
     blocks = sorted({int(key.split(".")[1]) for key in params if key.startswith("transformer.")})

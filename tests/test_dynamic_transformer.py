@@ -502,7 +502,7 @@ def test_recoveries_replace_what_a_random_subset_hides(incomplete: bool, monkeyp
     kept = {name: x.clone() for name, x in batch.inputs.items()}
     seen: dict[str, Tensor] = {}
     real = model.encode
-    monkeypatch.setattr(model, "encode", lambda inputs: (seen.update(inputs), real(inputs))[1])
+    monkeypatch.setattr(model, "encode", lambda inputs, *more: (seen.update(inputs), real(inputs, *more))[1])
     assert step(model, batch, 3).isfinite()
     (hidden,) = imputer.asked
     assert not hidden.all(1).any()

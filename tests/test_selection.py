@@ -358,7 +358,7 @@ class Script(Scorer):
         self.values = torch.full((2**m,), math.nan)
         for mask, value in table.items():
             self.values[mask_code(torch.tensor(mask))] = value
-        self.model = SimpleNamespace(prepare=lambda tokens: Sequences(tokens, tokens), num_classes=1)  # type: ignore[assignment]
+        self.model = SimpleNamespace(prepare=lambda tokens, _: Sequences(tokens, tokens), num_classes=1)  # type: ignore[assignment]
 
     def __call__(self, sequences: Sequences, rows: Tensor, missing: Tensor, n_visible: int) -> Score:
         assert ((~missing).sum(1) == n_visible).all()

@@ -22,8 +22,8 @@ from gaussian_parameter_generation.estimate import SUFFIX, GaussianParameters
 from models.base import IncompleteClassifier
 from models.dymo.dynamic_transformer import DynamicTransformer
 from models.dymo.prototypes import COSINE, EUCLIDEAN
-from models.imputers.base import Imputer
-from models.imputers.simple import Mean
+from models.imputers.base import FittedImputer, Imputer
+from models.imputers.tip import TIP
 from utils import checkpoints
 from utils.build import build_data, build_imputer, build_model, register_resolvers
 from utils.errors import UserError
@@ -146,7 +146,7 @@ class Context:
 
     @property
     def imputer_needs_weights(self) -> bool:
-        return bool(self.cfg.imputer.training.get("max_epochs")) or self.cfg.imputer.name == "Mean"
+        return bool(self.cfg.imputer.training.get("max_epochs")) or self.cfg.imputer.name in ("Mean", "IMI")
 
     def command(self, stage: str) -> str:
         """The command that makes what is missing: the user's own with another stage, where there is one."""
@@ -243,7 +243,7 @@ class Context:
 
     def load_model(self) -> IncompleteClassifier:
         """The trained model, in eval mode on the device."""
-        model = build_model(self.cfg, self.trainable, self.data)
+        model = build_model(self.cfg, self.trainable, self.data, pretrained=False)
         path = self.checkpoint
         content = checkpoints.read_tensors(path)
         state, kind = content, checkpoints.checkpoint_kind(content)
@@ -296,7 +296,7 @@ class Context:
 
     def load_imputer(self) -> Imputer:
         """The recovery method with its weights, on the device."""
-        imputer = build_imputer(self.cfg, self.data)
+        imputer = build_imputer(self.cfg, self.data, pretrained=False)
         if self.imputer_needs_weights:
             path = self.imputer_checkpoint
             content = checkpoints.read_tensors(path)
@@ -304,16 +304,15 @@ class Context:
             state = content.get("state_dict", content)
             if checkpoints.checkpoint_kind(content) == "reference_mopoe":
                 state = _numbered(state, self.data.modality_names)
+            if isinstance(imputer, TIP):
+                state = checkpoints.convert_tip(state, imputer.state_dict())
             if isinstance(imputer, nn.Module):
                 checkpoints.load_strict(imputer, state, path, str(self.cfg.imputer.name))
-            elif isinstance(imputer, Mean):
-                shapes = {key: tuple(getattr(value, "shape", ())) for key, value in state.items()}
-                if shapes != {m.name: m.shape for m in self.data.modalities}:
-                    raise UserError(
-                        f"{path} does not hold the means of {', '.join(self.data.modality_names)}: "
-                        f"run {self.command('impute')}"
-                    )
-                imputer.load_state_dict(state)
+            elif isinstance(imputer, FittedImputer):
+                try:
+                    imputer.load_state_dict(state)
+                except ValueError as error:
+                    raise UserError(f"{path} {error}: run {self.command('impute')}") from None
         if isinstance(imputer, nn.Module):
             imputer.eval().to(self.device)
         return imputer

@@ -9,11 +9,11 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
 
+from models.imputers.base import FittedImputer
 from models.imputers.quality import Judge, recovery_quality
-from models.imputers.simple import Mean
 from trainers.context import Context
 from trainers.fit import EpochOrder, fit
-from utils.build import _make, build_imputer, build_trainer
+from utils.build import build_encoders, build_imputer, build_trainer
 from utils.files import replacing
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def run(context: Context) -> None:
             )
         else:
             directory.begin("impute", settings)
-            if isinstance(imputer, Mean):
+            if isinstance(imputer, FittedImputer):
                 imputer.fit(context.data.loader("train"))
                 with replacing(context.imputer_checkpoint) as file:
                     torch.save({"state_dict": imputer.state_dict(), "dataset": cfg.dataset.name}, file)
@@ -70,8 +70,7 @@ def _quality(context: Context) -> None:
     directory.begin("quality", settings)
     data = context.data
     pl.seed_everything(cfg.seed, verbose=False)
-    encoders = {n: _make(cfg.dataset.encoders[n], f"dataset.encoders.{n}") for n in data.modality_names}
-    judge = Judge(data.modalities, data.num_classes, encoders)
+    judge = Judge(data.modalities, data.num_classes, build_encoders(cfg, data))
     data.batch_size = cfg.imputer.training.batch_size
     trainer = build_trainer(
         cfg,

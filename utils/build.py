@@ -12,8 +12,9 @@ import pytorch_lightning as pl
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
-from datasets.base import MultimodalDataModule
+from datasets.base import Modality, MultimodalDataModule
 from datasets.missingness import parse_scenario
 from models.base import IncompleteClassifier
 from models.dymo.prototypes import EUCLIDEAN
@@ -61,11 +62,10 @@ def store_path(cfg: DictConfig) -> Path:
     """Where the packed store of ``cfg.dataset`` is: as given, or under ``paths.cache`` by a hash of its source."""
     if cfg.dataset.store:
         return Path(cfg.dataset.store)
-    runtime = ("test_batch_size", "low", "residence", "reshuffle_pairs", "jitter", "_target_")
-    runtime += ("augmentation", "natural_missing")
+    runtime = ("test_batch_size", "low", "residence", "reshuffle_pairs", "jitter", "augmentation", "natural_missing")
     module = OmegaConf.to_container(cfg.dataset.module, resolve=True)
     assert isinstance(module, dict)
-    source = {k: v for k, v in module.items() if k not in runtime}
+    source = {k: v for k, v in module.items() if k not in (*runtime, "_target_")}
     for key in ("root", "mnist", "backgrounds", "csv", "images"):
         if source.get(key):
             source[key] = str(Path(str(source[key])).resolve())
@@ -86,9 +86,35 @@ def build_data(cfg: DictConfig) -> MultimodalDataModule:
     )
 
 
-def build_model(cfg: DictConfig, model: DictConfig, data: MultimodalDataModule) -> IncompleteClassifier:
+def build_encoder(node: DictConfig, where: str, modality: Modality, pretrained: bool = True) -> nn.Module:
+    """An encoder; the columns of a table are those of the data.
+
+    Args:
+        pretrained: false leaves out the initial ``weights`` that the configuration names, where a checkpoint is to
+            replace them.
+    """
+    arguments: dict[str, Any] = {}
+    if modality.kind == "table":
+        arguments["cardinalities"] = modality.cardinalities
+        arguments["n_continuous"] = modality.shape[0] - len(modality.cardinalities)
+    if not pretrained and "weights" in node:
+        arguments["weights"] = "none"
+    return _make(node, where, **arguments)
+
+
+def build_encoders(cfg: DictConfig, data: MultimodalDataModule, pretrained: bool = True) -> dict[str, nn.Module]:
+    """The encoders of the data set, by modality."""
+    return {
+        m.name: build_encoder(cfg.dataset.encoders[m.name], f"dataset.encoders.{m.name}", m, pretrained)
+        for m in data.modalities
+    }
+
+
+def build_model(
+    cfg: DictConfig, model: DictConfig, data: MultimodalDataModule, pretrained: bool = True
+) -> IncompleteClassifier:
     """A trainable method with the encoders of the data set."""
-    encoders = {name: _make(cfg.dataset.encoders[name], f"dataset.encoders.{name}") for name in data.modality_names}
+    encoders = build_encoders(cfg, data, pretrained)
     return _make(
         model.module,
         "model",
@@ -99,7 +125,7 @@ def build_model(cfg: DictConfig, model: DictConfig, data: MultimodalDataModule) 
     )
 
 
-def build_imputer(cfg: DictConfig, data: MultimodalDataModule) -> Imputer:
+def build_imputer(cfg: DictConfig, data: MultimodalDataModule, pretrained: bool = True) -> Imputer:
     """The recovery method of ``cfg.imputer``, untrained."""
     arguments: dict[str, Any] = {}
     if "Zero" not in cfg.imputer.module._target_ and "Oracle" not in cfg.imputer.module._target_:
@@ -109,6 +135,15 @@ def build_imputer(cfg: DictConfig, data: MultimodalDataModule) -> Imputer:
             arguments[f"{part}s"] = {
                 m.name: _make(cfg.imputer[part], f"imputer.{part}", channels=m.shape[0]) for m in data.modalities
             }
+    for part, kind in (("image_encoder", "image"), ("table_encoder", "table")):
+        if part in cfg.imputer:
+            found = [m for m in data.modalities if m.kind == kind]
+            if len(found) != 1:
+                raise UserError(
+                    f"imputer={cfg.imputer.name} is for one image and one table, {cfg.dataset.name} has {len(found)} "
+                    f"modalities of kind {kind}: choose another imputer"
+                )
+            arguments[part] = build_encoder(cfg.imputer[part], f"imputer.{part}", found[0], pretrained)
     return _make(cfg.imputer.module, "imputer", **arguments)
 
 

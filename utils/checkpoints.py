@@ -31,7 +31,9 @@ from torch import Tensor, nn
 from utils.errors import UserError
 
 Metric = Literal["cosine_similarity", "squared_euclidean"]
-Kind = Literal["reference_dynamic_transformer", "reference_gaussian", "reference_mopoe", "lightning", "unknown"]
+Kind = Literal[
+    "reference_dynamic_transformer", "reference_gaussian", "reference_mopoe", "reference_tip", "lightning", "unknown"
+]
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
@@ -303,6 +305,8 @@ def checkpoint_kind(content: Mapping[str, Any]) -> Kind:
         names = {_PREFIX.sub("", str(key)) for key in state}
         if "prototypes" in names and any(name.startswith("m_encoders.") for name in names):
             return "reference_dynamic_transformer"
+        if "architecture" not in content and any(name.startswith("encoder_multimodal.") for name in names):
+            return "reference_tip"
         return "lightning" if "pytorch-lightning_version" in content else "unknown"
     if {"prototypes", "dist_std", "id2subset"} <= content.keys() and np.ndim(content["prototypes"]) == 3:
         return "reference_gaussian"
@@ -329,6 +333,33 @@ def convert_dynamic_transformer(state: Mapping[str, Any], modality_names: Sequen
             key = f"encoders.{name}.{rest}"
         converted[key] = value
     return converted
+
+
+TIP_PARTS = ("encoder_imaging.", "encoder_tabular.", "encoder_multimodal.", "predictor_tabular.")
+
+
+def convert_tip(state: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of a TIP checkpoint that recover tables; heads that pre-training alone reads are those of ``own``."""
+    parts = {key: value for key, value in state.items() if key.startswith(TIP_PARTS)}
+    return parts | {key: value for key, value in own.items() if not key.startswith(TIP_PARTS)}
+
+
+def load_part(module: nn.Module, path: Path, prefixes: Sequence[str], what: str, ignore: tuple[str, ...] = ()) -> None:
+    """Load a module from a file that holds it alone, or as a part of a larger one.
+
+    Args:
+        prefixes: of the part's entries in larger files; the first that occurs counts.
+        what: the module in words, for the message.
+        ignore: entries of the part that start so are left out.
+
+    Raises:
+        UserError: no such file, or its entries do not fit.
+    """
+    content = read_tensors(path)
+    state = {_PREFIX.sub("", str(key)): value for key, value in content.get("state_dict", content).items()}
+    prefix = next((p for p in prefixes if any(key.startswith(p) for key in state)), "")
+    part = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    load_strict(module, {k: v for k, v in part.items() if not k.startswith(ignore or "\0")}, path, what)
 
 
 def load_strict(module: nn.Module, state: Mapping[str, Any], path: Path, what: str) -> None:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from datasets.base import Batch
 from gaussian_parameter_generation.estimate import GaussianParameters
 from models.base import Prediction
-from models.dymo.dynamic_transformer import DynamicTransformer
+from models.dymo.dynamic_transformer import DynamicTransformer, Partial
 from models.dymo.selection import COMPARATORS, Scorer, Selection, SelectionRule, compare, exhaustive, select
-from models.imputers.base import Imputer
+from models.imputers.base import Imputer, recover
 
 log = logging.getLogger(__name__)
 MAIN = ""
@@ -67,7 +67,7 @@ class DyMo(nn.Module):
         Returns:
             tokens (B, P, D) of the completed inputs, and those inputs.
         """
-        completed = self.imputer.impute(batch.inputs, batch.missing, batch.index)
+        completed = recover(self.imputer, batch)
         if tokens is None:
             return self.backbone.encode(completed), completed
         tokens = tokens.clone()
@@ -77,6 +77,11 @@ class DyMo(nn.Module):
                 tokens[rows, self.backbone.token_columns(i)] = self.backbone.encode_one(i, completed[name][rows])
         return tokens, completed
 
+    @torch.inference_mode()
+    def partial(self, batch: Batch) -> Partial | None:
+        """The observed cells of masked tables, encoded; None where the batch has no cell masks."""
+        return self.backbone.encode_partial(batch.inputs, batch.missing, batch.feature_missing)
+
     def scorer(self, threshold: float | None = None) -> Scorer:
         rule = self.rule if threshold is None else replace(self.rule, threshold=threshold)
         return Scorer(self.backbone, self.gaussian, rule)
@@ -85,7 +90,7 @@ class DyMo(nn.Module):
         """Paper rule (or the configured threshold) on one batch; extras hold ``final_missing``, ``accepted``,
         ``rewards``."""
         tokens, _ = self.complete(batch)
-        return _prediction(select(self.scorer(), tokens, batch.missing))
+        return _prediction(select(self.scorer(), tokens, batch.missing, self.partial(batch)))
 
     @torch.inference_mode()
     def scenarios(
@@ -105,17 +110,19 @@ class DyMo(nn.Module):
         for scenario, missing in masks.items():
             masked = under(batch, scenario, missing, cells)
             tokens, _ = self.complete(masked, observed)
+            partial = self.partial(masked)
             scorer = self.scorer()
-            selection = select(scorer, tokens, missing)
+            selection = select(scorer, tokens, missing, partial)
             results.setdefault(MAIN, {})[scenario] = _prediction(selection)
             names = tuple(n for n in self.comparators if n in COMPARATORS)
             if names:
                 generator = torch.Generator().manual_seed(int(batch.index[0]) if len(batch) else 0)
-                others = compare(exhaustive(scorer, tokens, missing), selection, batch.target, names, generator)
+                lattices = exhaustive(scorer, tokens, missing, partial)
+                others = compare(lattices, selection, batch.target, names, generator)
                 for name, other in others.items():
                     results.setdefault(name, {})[scenario] = _prediction(other)
             if "threshold" in self.comparators and self.validated_threshold is not None:
-                limited = select(self.scorer(self.validated_threshold), tokens, missing)
+                limited = select(self.scorer(self.validated_threshold), tokens, missing, partial)
                 results.setdefault("threshold", {})[scenario] = _prediction(limited)
         return results
 
@@ -168,11 +175,14 @@ def validate_selection(
         for scenario, missing in masks.items():
             masked = under(batch, scenario, missing, cells[number] if cells else None)
             tokens, _ = dymo.complete(masked, observed)
-            discard = dymo.backbone.fuse(observed, missing)[0].argmax(1)
+            partial = dymo.partial(masked)
+            hidden = dymo.backbone.cells(missing, masked.feature_missing)
+            seen = dymo.backbone.encode_again(observed, batch.inputs, hidden)
+            discard = dymo.backbone.fuse(seen, missing, hidden)[0].argmax(1)
             baseline[scenario] = baseline.get(scenario, 0) + int((discard == batch.target).sum())
             counts = right.setdefault(scenario, dict.fromkeys(thresholds, 0))
             for threshold in thresholds:
-                logits = select(dymo.scorer(threshold), tokens, missing).logits
+                logits = select(dymo.scorer(threshold), tokens, missing, partial).logits
                 counts[threshold] += int((logits.argmax(1) == batch.target).sum())
     feasible = [t for t in thresholds if all(right[s][t] >= baseline[s] for s in right)]
     best = max(feasible, key=lambda t: (sum(c[t] for c in right.values()), t), default=float("inf"))

@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from datasets.base import Batch, Modality, hash_seed
 from models.base import IncompleteClassifier, Prediction, classification_loss
 from models.dymo.prototypes import COSINE, DISTANCE_METRICS, RunningPrototypes, prototype_loss
-from models.imputers.base import Imputer
+from models.imputers.base import Imputer, recover
 from models.layers.transformer import Block, normal_initialisation, visible_tokens
 from utils.errors import UserError
 from utils.subsets import draw_subsets, enumerate_subsets
@@ -35,21 +35,36 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
+class Partial:
+    """What stays visible of the tables that are partly there, while their modality is masked: a second bank of tokens
+    beside those of the complete (recovered) content, from an encoding that saw the observed cells alone.
+
+    Attributes:
+        tokens: (B, Q, D), one per cell, the tables one after the other.
+        visible: (B, Q) bool, the observed cells.
+        owner: (Q,) modality of each token.
+    """
+
+    tokens: Tensor
+    visible: Tensor
+    owner: Tensor
+
+
+@dataclass
 class Sequences:
-    """Fusion input that is the same for every subset: tokens (B, 1 + P, D) with CLS first, and the first block's
-    queries, keys and values (B, 1 + P, 3D)."""
+    """Fusion input that is the same for every subset: tokens (B, 1 + P, D) with CLS first, then those of ``partial``
+    (Q) where there are any, and the first block's queries, keys and values (B, 1 + P + Q, 3D)."""
 
     x: Tensor
     qkv: Tensor
-
-    def take(self, rows: Tensor) -> Sequences:
-        return Sequences(self.x[rows], self.qkv[rows])
+    partial: Partial | None = None
 
 
 class DynamicTransformer(IncompleteClassifier):
     """
     Args:
-        encoders: modality name -> module with ``tokens`` (N) whose output is (B, N, D).
+        encoders: modality name -> module with ``tokens`` (N) whose output is (B, N, D), or (B, N, ``width``), which is
+            then mapped to D. Those of tables with missing cells take ``missing`` (B, N) as a second argument.
         width, heads, layers: of the transformer (D, heads, 2).
         projection: width of the feature that is compared with prototypes.
         distance_metric: cosine_similarity (features have unit norm) or squared_euclidean.
@@ -93,6 +108,8 @@ class DynamicTransformer(IncompleteClassifier):
         self.encoders = nn.ModuleDict({name: encoders[name] for name in names})
         self.tokens_per_modality = [int(encoders[name].tokens) for name in names]  # type: ignore[arg-type]
         n_tokens = sum(self.tokens_per_modality)
+        widths = {name: int(getattr(encoders[name], "width", width)) for name in names}
+        self.m_projection = nn.ModuleDict({n: nn.Linear(w, width) for n, w in widths.items() if w != width})
         self.m_norms = nn.ModuleList(nn.LayerNorm(width) for _ in names)
         self.modality_embeddings = nn.Embedding(len(names), width)
         self.pos_embeddings = nn.Parameter(torch.zeros(1, 1 + n_tokens, width))
@@ -113,7 +130,7 @@ class DynamicTransformer(IncompleteClassifier):
         # Not a sub-module: its weights belong to its own run, not to this checkpoint.
         self._imputer: list[Imputer] = []
         self._running: RunningPrototypes | None = None
-        starts = [0, *torch.tensor(self.tokens_per_modality).cumsum(0).tolist()]
+        starts = [0, *accumulate(self.tokens_per_modality)]
         self._token_spans = [range(1 + a, 1 + b) for a, b in pairwise(starts)]
 
     @property
@@ -126,30 +143,80 @@ class DynamicTransformer(IncompleteClassifier):
 
     # ---- encode, fuse ------------------------------------------------------------------------------------------------
 
-    def encode(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Inputs (B, ...) per modality -> tokens (B, P, D), normalised, with modality and position embeddings added."""
-        return torch.cat([self.encode_one(i, inputs[name]) for i, name in enumerate(self.modality_names)], dim=1)
+    def cells(self, missing: Tensor, feature_missing: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Table name -> (B, F) bool, the cells that a mask (B, M) hides: none of a table that is there, those with a
+        mark in ``feature_missing`` of one that is masked. Tables without an entry are hidden as a whole."""
+        columns = {name: missing[:, i, None] for i, name in enumerate(self.modality_names)}
+        return {name: columns[name] & cells for name, cells in feature_missing.items()}
 
-    def encode_one(self, i: int, x: Tensor) -> Tensor:
-        """Modality ``i`` (R, ...) -> its tokens (R, N, D) as they stand in :meth:`encode`."""
+    def encode(self, inputs: Mapping[str, Tensor], cells: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Inputs (B, ...) per modality -> tokens (B, P, D), normalised, with modality and position embeddings added.
+
+        Args:
+            cells: as :meth:`cells` gives them; hidden ones are no part of any other token.
+        """
+        parts = [
+            self.encode_one(i, inputs[name], cells.get(name) if cells else None)
+            for i, name in enumerate(self.modality_names)
+        ]
+        return torch.cat(parts, dim=1)
+
+    def encode_one(self, i: int, x: Tensor, cells: Tensor | None = None) -> Tensor:
+        """Modality ``i`` (R, ...) -> its tokens (R, N, D) as they stand in :meth:`encode`; ``cells`` (R, N) hidden."""
         row = min(i, 1) if self.reference_modality_index else i
-        tokens = self.m_norms[i](self.encoders[self.modality_names[i]](x))
+        name = self.modality_names[i]
+        tokens = self.encoders[name](x) if cells is None else self.encoders[name](x, missing=cells)
+        if name in self.m_projection:
+            tokens = self.m_projection[name](tokens)
+        tokens = self.m_norms[i](tokens)
         span = self._token_spans[i]
         return tokens + self.modality_embeddings.weight[row] + self.pos_embeddings[:, span.start : span.stop]
+
+    def encode_again(self, tokens: Tensor, inputs: Mapping[str, Tensor], cells: Mapping[str, Tensor]) -> Tensor:
+        """``tokens`` of :meth:`encode` with the tables of ``cells`` encoded under another mask of theirs."""
+        if not cells:
+            return tokens
+        tokens = tokens.clone()
+        for i, name in enumerate(self.modality_names):
+            if name in cells:
+                tokens[:, self.token_columns(i)] = self.encode_one(i, inputs[name], cells[name])
+        return tokens
+
+    def encode_partial(
+        self, inputs: Mapping[str, Tensor], missing: Tensor, feature_missing: Mapping[str, Tensor]
+    ) -> Partial | None:
+        """The observed cells of the tables in ``feature_missing``, or None where there are none."""
+        cells = self.cells(missing, feature_missing)
+        tables = [(i, name) for i, name in enumerate(self.modality_names) if name in cells]
+        if not tables:
+            return None
+        owner = torch.tensor([i for i, name in tables for _ in range(cells[name].shape[1])], device=missing.device)
+        tokens = torch.cat([self.encode_one(i, inputs[name], cells[name]) for i, name in tables], dim=1)
+        return Partial(tokens, ~torch.cat([cells[name] for _, name in tables], dim=1), owner)
 
     def token_columns(self, i: int) -> slice:
         """Where the tokens of modality ``i`` stand in the output of :meth:`encode`."""
         return slice(self._token_spans[i].start - 1, self._token_spans[i].stop - 1)
 
-    def prepare(self, tokens: Tensor) -> Sequences:
+    def visible(self, missing: Tensor, cells: Mapping[str, Tensor] | None = None) -> Tensor:
+        """(B, M) bool, True = missing, and the hidden ``cells`` of tables -> (B, 1 + P) bool, True = visible."""
+        visible = visible_tokens(missing, self.tokens_per_modality)
+        for i, name in enumerate(self.modality_names):
+            if cells and name in cells:
+                span = self._token_spans[i]
+                visible[:, span.start : span.stop] = ~cells[name]
+        return visible
+
+    def prepare(self, tokens: Tensor, partial: Partial | None = None) -> Sequences:
         """What all subsets of a sample share, computed once."""
         cls = (self.cls_token + self.pos_embeddings[:, :1]).expand(len(tokens), -1, -1)
-        x = torch.cat([cls, tokens], dim=1)
-        return Sequences(x, self.transformer[0].project(x))  # type: ignore[operator]
+        x = torch.cat([cls, tokens] if partial is None else [cls, tokens, partial.tokens], dim=1)
+        return Sequences(x, self.transformer[0].project(x), partial)  # type: ignore[operator]
 
-    def fuse(self, tokens: Tensor, missing: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens (B, P, D) under a mask (B, M) -> logits (B, C), features (B, D_p). Masked tokens never count."""
-        visible = visible_tokens(missing, self.tokens_per_modality)
+    def fuse(self, tokens: Tensor, missing: Tensor, cells: Mapping[str, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """Tokens (B, P, D) under a mask (B, M), and the ``cells`` that they were encoded with -> logits (B, C),
+        features (B, D_p). Masked tokens never count."""
+        visible = self.visible(missing, cells)
         tokens = torch.where(visible[:, 1:, None], tokens, 0)
         return self.fuse_prepared(self.prepare(tokens), visible)
 
@@ -173,13 +240,20 @@ class DynamicTransformer(IncompleteClassifier):
         Args:
             sequences: of B samples.
             rows: (R,) samples to take, repeats allowed.
-            missing: (R, M), each row with exactly ``n_visible`` False.
+            missing: (R, M), each row with exactly ``n_visible`` False. Of masked tables, the observed cells stay.
 
         Returns:
             logits (R, C), features (R, D_p).
         """
         order = missing.to(torch.uint8).argsort(dim=1, stable=True)[:, :n_visible]
         columns, padding = self._columns(order)
+        if sequences.partial is not None and n_visible < len(self.modalities):
+            partial = sequences.partial
+            bank = torch.arange(sequences.x.shape[1] - len(partial.owner), sequences.x.shape[1], device=rows.device)
+            shown = partial.visible[rows] & missing[:, partial.owner]
+            padding = torch.ones_like(columns, dtype=torch.bool) if padding is None else padding
+            columns = torch.cat([columns, bank.expand(len(rows), -1)], dim=1)
+            padding = torch.cat([padding, shown], dim=1)
         picked = Sequences(sequences.x[rows[:, None], columns], sequences.qkv[rows[:, None], columns])
         return self.fuse_prepared(picked, padding)
 
@@ -197,7 +271,12 @@ class DynamicTransformer(IncompleteClassifier):
         return columns, F.pad(real.to(order.device)[order].flatten(1), (1, 0), value=True)
 
     def fuse_subsets(
-        self, tokens: Tensor | Sequences, subsets: Tensor, missing: Tensor | None = None, max_rows: int = 1 << 14
+        self,
+        tokens: Tensor | Sequences,
+        subsets: Tensor,
+        missing: Tensor | None = None,
+        max_rows: int = 1 << 14,
+        cells: Mapping[str, Tensor] | None = None,
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Every sample under each of several subsets, in groups that make one fusion call.
 
@@ -206,6 +285,8 @@ class DynamicTransformer(IncompleteClassifier):
             subsets: (K, M) bool on the CPU, True = missing, the same for all samples.
             missing: (B, M) genuinely missing modalities, hidden under every subset; None = none.
             max_rows: rows of one call, a bound on memory.
+            cells: hidden cells of the tables of ``missing`` that are partly there (the tokens were encoded with them);
+                a subset without such a table hides all of it.
 
         Yields:
             ids (k,) into ``subsets``, logits (k, B, C), features (k, B, D_p).
@@ -226,18 +307,20 @@ class DynamicTransformer(IncompleteClassifier):
                     stacked, visible = sequences, None
                 elif packed:
                     index = torch.tensor([columns[k] for k in ids], device=sequences.x.device).flatten()
-                    stacked = Sequences(*(_stack(t.index_select(1, index), len(ids)) for t in _pair(sequences)))
+                    x, qkv = (_stack(t.index_select(1, index), len(ids)) for t in (sequences.x, sequences.qkv))
+                    stacked = Sequences(x, qkv)
                     visible = None
                 else:
-                    hidden = subsets[ids].to(sequences.x.device)[:, None].expand(-1, b, -1)
-                    hidden = hidden if missing is None else hidden | missing
-                    visible = visible_tokens(hidden.reshape(-1, hidden.shape[-1]), self.tokens_per_modality)
-                    stacked = Sequences(*(t.repeat(len(ids), 1, 1) for t in _pair(sequences)))
+                    shown = visible_tokens(subsets[ids].to(sequences.x.device), self.tokens_per_modality)[:, None]
+                    shown = shown.expand(-1, b, -1) if missing is None else shown & self.visible(missing, cells)
+                    visible = shown.reshape(-1, shown.shape[-1])
+                    stacked = Sequences(sequences.x.repeat(len(ids), 1, 1), sequences.qkv.repeat(len(ids), 1, 1))
                 logits, features = self.fuse_prepared(stacked, visible)
                 yield torch.tensor(ids), logits.unflatten(0, (len(ids), b)), features.unflatten(0, (len(ids), b))
 
     def forward(self, batch: Batch) -> Prediction:
-        logits, features = self.fuse(self.encode(batch.observed()), batch.missing)
+        cells = self.cells(batch.missing, batch.feature_missing)
+        logits, features = self.fuse(self.encode(batch.observed(), cells), batch.missing, cells)
         return Prediction(logits, features)
 
     # ---- training ----------------------------------------------------------------------------------------------------
@@ -250,15 +333,16 @@ class DynamicTransformer(IncompleteClassifier):
         if self.recovery_aware:
             batch = self._recovered(batch, generator)
         inputs = batch.inputs if batch.complete else batch.observed()
-        sequences = self.prepare(self.encode(inputs))
+        cells = {} if batch.complete else self.cells(batch.missing, batch.feature_missing)
+        sequences = self.prepare(self.encode(inputs, cells))
         if self.subsets_per_step is None:
-            visible = visible_tokens(batch.missing, self.tokens_per_modality)
+            visible = self.visible(batch.missing, cells)
             logits, features = self.fuse_prepared(sequences, visible)
             logits, features = logits[None], features[None]
         else:
             subsets = draw_subsets(len(self.modalities), self.subsets_per_step, generator)
             hidden = None if batch.complete else batch.missing
-            parts = [part[1:] for part in self.fuse_subsets(sequences, subsets, hidden)]
+            parts = [part[1:] for part in self.fuse_subsets(sequences, subsets, hidden, cells=cells)]
             logits, features = (torch.cat(part) for part in zip(*parts, strict=True))
         losses = self._losses(logits, features, batch.target)
         assert self._running is not None
@@ -283,11 +367,20 @@ class DynamicTransformer(IncompleteClassifier):
         if torch.rand((), generator=generator) >= self.recovery_aware:
             return batch
         subsets = enumerate_subsets(len(self.modalities))
+        fixed = [name not in self.imputer.recoverable(self.modalities) for name in self.modality_names]
+        subsets = subsets[~(subsets & torch.tensor(fixed)).any(1)]
         rows = torch.randint(len(subsets), (len(batch),), generator=generator)
         hidden = subsets[rows].to(batch.missing.device) | batch.missing
         hidden = torch.where(hidden.all(1, keepdim=True), batch.missing, hidden)
+        # Of a table that the subset hides, all cells are recovered.
+        cells = {
+            name: batch.feature_missing[name] | ~batch.missing[:, i, None]
+            for i, name in enumerate(self.modality_names)
+            if name in batch.feature_missing
+        }
         with torch.no_grad():
-            return batch.replace(inputs=self.imputer.impute(batch.inputs, hidden, batch.index))
+            masked = batch.replace(missing=hidden, feature_missing=cells)
+            return batch.replace(inputs=recover(self.imputer, masked))
 
     def on_validation_start(self) -> None:
         """Prototypes of the epoch that ends, before its validation."""
@@ -306,10 +399,11 @@ class DynamicTransformer(IncompleteClassifier):
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         """All 2^M - 1 subsets of every sample, pooled."""
-        tokens = self.encode(batch.inputs if batch.complete else batch.observed())
+        cells = {} if batch.complete else self.cells(batch.missing, batch.feature_missing)
+        tokens = self.encode(batch.inputs if batch.complete else batch.observed(), cells)
         hidden = None if batch.complete else batch.missing
         subsets = enumerate_subsets(len(self.modalities))
-        for _, logits, features in self.fuse_subsets(tokens, subsets, hidden):
+        for _, logits, features in self.fuse_subsets(tokens, subsets, hidden, cells=cells):
             self.log_losses("val", self._losses(logits, features, batch.target), logits.shape[:2].numel())
             self.validation_metrics.update(logits.flatten(0, 1), batch.target.repeat(len(logits)))
 
@@ -319,10 +413,6 @@ class DynamicTransformer(IncompleteClassifier):
             "reference_modality_index": self.reference_modality_index,
             "recovery_aware": float(self.recovery_aware),
         }
-
-
-def _pair(sequences: Sequences) -> tuple[Tensor, Tensor]:
-    return sequences.x, sequences.qkv
 
 
 def _stack(x: Tensor, k: int) -> Tensor:

@@ -6,8 +6,9 @@ threshold is accepted; repeat until none is left.
 
 What we do differently: the caller's mask is not changed (the original writes into it); ICS is exact in the far tail
 (``tail='float32'`` restores the original); a NaN reward rejects (the original accepts it); encoders run once per
-sample, the score of the current set is carried over from the round that accepted it, and rows that are finished leave
-the batch. Beyond the paper, off by default: ``threshold`` > 0.
+sample (those of tables that are partly there twice: on the observed cells, which stay visible while the table is
+masked, and on the recovered table), the score of the current set is carried over from the round that accepted it, and
+rows that are finished leave the batch. Beyond the paper, off by default: ``threshold`` > 0.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from gaussian_parameter_generation.estimate import GaussianParameters
-from models.dymo.dynamic_transformer import DynamicTransformer, Sequences
+from models.dymo.dynamic_transformer import DynamicTransformer, Partial, Sequences
 from models.dymo.intra_class_similarity import Score, reward, score
 from models.dymo.prototypes import COSINE
 from utils.subsets import mask_code, subset_lookup
@@ -115,16 +116,18 @@ def groups_by_missing(missing: Tensor) -> list[tuple[int, Tensor]]:
 
 
 @torch.inference_mode()
-def select(scorer: Scorer, tokens: Tensor, missing: Tensor) -> Selection:
+def select(scorer: Scorer, tokens: Tensor, missing: Tensor, partial: Partial | None = None) -> Selection:
     """Greedy selection.
 
     Args:
         tokens: (B, P, D) of the completed inputs (observed content, recoveries where missing).
         missing: (B, M) bool, True = missing; not changed.
+        partial: observed cells of masked tables, which stay visible until the recovered table takes their place. Their
+            rows count as missing the table, also where parameters of the subset are looked up (as in the original).
     """
     b, m = missing.shape
     device = missing.device
-    sequences = scorer.model.prepare(tokens)
+    sequences = scorer.model.prepare(tokens, partial)
     groups = groups_by_missing(missing)
     rounds = max((k for k, _ in groups), default=0)
     selection = Selection(
@@ -192,14 +195,14 @@ class Lattice:
 
 
 @torch.inference_mode()
-def exhaustive(scorer: Scorer, tokens: Tensor, missing: Tensor) -> list[Lattice]:
+def exhaustive(scorer: Scorer, tokens: Tensor, missing: Tensor, partial: Partial | None = None) -> list[Lattice]:
     """All 2^k candidate subsets of every row; one :class:`Lattice` per number k of missing modalities.
 
     Args:
-        tokens: (B, P, D) of the completed inputs. missing: (B, M) bool.
+        tokens: (B, P, D) of the completed inputs. missing: (B, M) bool. partial: as for :func:`select`.
     """
     m = missing.shape[1]
-    sequences = scorer.model.prepare(tokens)
+    sequences = scorer.model.prepare(tokens, partial)
     lattices = []
     for k, rows in groups_by_missing(missing):
         base = missing[rows]

@@ -216,7 +216,13 @@ class MoPoE(pl.LightningModule, Imputer):
         return self.product(mu, logvar, missing)
 
     @torch.no_grad()
-    def impute(self, inputs: Mapping[str, Tensor], missing: Tensor, index: Tensor | None = None) -> dict[str, Tensor]:
+    def impute(
+        self,
+        inputs: Mapping[str, Tensor],
+        missing: Tensor,
+        index: Tensor | None = None,
+        feature_missing: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
         training = self.training
         self.eval()
         mean, logvar = self.posterior(inputs, missing)

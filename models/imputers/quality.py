@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
+import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from datasets.base import Batch, Modality
 from datasets.missingness import random_mask
 from models.base import IncompleteClassifier, Prediction
-from models.imputers.base import Imputer
+from models.imputers.base import Imputer, recover
 
 
 class Judge(IncompleteClassifier):
@@ -41,18 +42,41 @@ class Judge(IncompleteClassifier):
         return {"loss": sum((F.cross_entropy(x, batch.target) for x in prediction.extras.values()), torch.zeros(()))}
 
 
+def _errors(
+    modality: Modality, recovered: Tensor, truth: Tensor, cells: Tensor | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """Name and values of each measure of error, one a row, or one a missing cell where there are ``cells`` (R, F)."""
+    if cells is None and not modality.cardinalities:
+        error = (recovered - truth).flatten(1)
+        yield "mse", error.square().mean(1)
+        yield "mae", error.abs().mean(1)
+        return
+    n = len(modality.cardinalities)
+    cells = torch.ones_like(truth, dtype=torch.bool) if cells is None else cells
+    error = (recovered - truth)[:, n:][cells[:, n:]]
+    yield "mse", error.square()
+    yield "mae", error.abs()
+    if n:
+        yield "level_accuracy", (recovered == truth)[:, :n][cells[:, :n]].float()
+
+
 @torch.inference_mode()
 def recovery_quality(imputer: Imputer, judge: Judge, batches: Iterable[Batch], seed: int = 2025) -> pd.DataFrame:
     """Quality of recoveries of each modality, by how many modalities are observed.
 
-    Each row of each batch gets, for every number of missing modalities from 1 to M-1, one random pattern.
+    Each row of each batch gets, for every number of missing modalities from 1 to M-1, one random pattern among those
+    that the method can recover; tables besides one in which half of the cells are missing.
 
     Returns:
-        columns modality, observed, metric, value, n. Metrics: ``mse`` and ``mae`` of the content; ``coherence``, share
-        of recoveries that the judge reads as the true class; ``judge_accuracy`` (observed = M), the same on true
-        content.
+        columns modality, observed, metric, value, n. Metrics: ``mse`` and ``mae`` of the content, for tables of the
+        continuous columns (z-scores), and ``level_accuracy`` of the categorical ones; ``coherence``, share of
+        recoveries that the judge reads as the true class; ``judge_accuracy`` (observed = M), the same on true content.
+        Those that end in ``_cells`` are of tables with half of the cells missing, over the missing cells.
     """
     m = len(judge.modalities)
+    names = [x.name for x in judge.modalities]
+    columns = torch.tensor([names.index(name) for name in imputer.recoverable(judge.modalities)])
+    tables = [x for x in judge.modalities if x.kind == "table" and len(x.shape) == 1]
     sums: dict[tuple[str, int, str], list[float]] = {}
 
     def add(name: str, observed: int, metric: str, values: Tensor) -> None:
@@ -64,16 +88,30 @@ def recovery_quality(imputer: Imputer, judge: Judge, batches: Iterable[Batch], s
     for batch in batches:
         for name, logits in judge.read(batch.inputs).items():
             add(name, m, "judge_accuracy", (logits.argmax(1) == batch.target).float())
-        for k in range(1, m):
-            mask = random_mask(len(batch), m, k / m, "exact", seed + k + int(batch.index[0]))
-            missing = torch.from_numpy(mask).to(batch.missing.device)
+        for k in range(1, min(m, len(columns) + 1)):
+            drawn = random_mask(len(batch), m, k / m, "exact", seed + k + int(batch.index[0]))
+            if len(columns) < m:
+                # The k first of the recoverable ones, in an order of chance.
+                ranks = np.random.default_rng(seed + k + int(batch.index[0])).random((len(batch), len(columns)))
+                drawn = np.zeros_like(drawn)
+                drawn[:, columns] = ranks.argsort(1).argsort(1) < k
+            missing = torch.from_numpy(drawn).to(batch.missing.device)
             completed = imputer.impute(batch.inputs, missing, batch.index)
             for i, (name, logits) in enumerate(judge.read(completed).items()):
                 gone = missing[:, i]
-                error = (completed[name] - batch.inputs[name])[gone].flatten(1)
-                add(name, m - k, "mse", error.square().mean(1))
-                add(name, m - k, "mae", error.abs().mean(1))
+                for metric, values in _errors(judge.modalities[i], completed[name][gone], batch.inputs[name][gone]):
+                    add(name, m - k, metric, values)
                 add(name, m - k, "coherence", (logits.argmax(1) == batch.target)[gone].float())
+        for table in tables if m > 1 else []:
+            shape = (len(batch), *table.shape)
+            half = np.random.default_rng(seed + int(batch.index[0])).random(shape) < 0.5
+            cells = torch.from_numpy(half).to(batch.missing.device)
+            missing = torch.zeros_like(batch.missing)
+            missing[:, names.index(table.name)] = True
+            masked = batch.replace(missing=missing, feature_missing={table.name: cells}, complete=False)
+            completed = recover(imputer, masked)
+            for metric, values in _errors(table, completed[table.name], batch.inputs[table.name], cells):
+                add(table.name, m - 1, f"{metric}_cells", values)
     rows = [(*key, total / n, n) for key, (total, n) in sums.items() if n]
     frame = pd.DataFrame(rows, columns=["modality", "observed", "metric", "value", "n"])
     return frame.sort_values(["metric", "modality", "observed"], ignore_index=True)

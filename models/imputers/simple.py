@@ -7,19 +7,29 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from datasets.base import Batch, Modality
-from models.imputers.base import Imputer, merge
+from datasets.base import Batch, Modality, missing_content
+from models.imputers.base import FittedImputer, Imputer, merge
 
 
 class Zero(Imputer):
     """Missing content becomes zeros."""
 
-    def impute(self, inputs: Mapping[str, Tensor], missing: Tensor, index: Tensor | None = None) -> dict[str, Tensor]:
-        return {n: merge(x, missing[:, i], torch.zeros_like(x)) for i, (n, x) in enumerate(inputs.items())}
+    def impute(
+        self,
+        inputs: Mapping[str, Tensor],
+        missing: Tensor,
+        index: Tensor | None = None,
+        feature_missing: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        return {
+            n: merge(x, missing_content(x, n, missing[:, i], feature_missing), torch.zeros_like(x))
+            for i, (n, x) in enumerate(inputs.items())
+        }
 
 
-class Mean(Imputer):
-    """Missing content becomes the mean of the training split (per pixel or cell).
+class Mean(FittedImputer):
+    """Missing content becomes the mean of the training split (per pixel or cell), categorical cells of a table their
+    most frequent level.
 
     Args:
         modalities: of the data set.
@@ -27,25 +37,43 @@ class Mean(Imputer):
 
     def __init__(self, modalities: Sequence[Modality]) -> None:
         self.means = {m.name: torch.full(m.shape, float("nan")) for m in modalities}
+        self.levels = {m.name: m.cardinalities for m in modalities if m.cardinalities}
 
     def fit(self, batches: Iterable[Batch]) -> None:
         """One pass over complete training batches."""
         sums = {n: torch.zeros(v.shape, dtype=torch.float64) for n, v in self.means.items()}
+        counts = {n: [torch.zeros(k, dtype=torch.long) for k in levels] for n, levels in self.levels.items()}
         rows = 0
         for batch in batches:
             rows += len(batch)
             for name, x in batch.inputs.items():
                 sums[name] += x.double().sum(0).cpu()
+                for j, count in enumerate(counts.get(name, ())):
+                    count += torch.bincount(x[:, j].long().cpu(), minlength=len(count))
         self.means = {n: (v / rows).float() for n, v in sums.items()}
+        for name, columns in counts.items():
+            self.means[name][: len(columns)] = torch.tensor([float(c.argmax()) for c in columns])
 
     def state_dict(self) -> dict[str, Tensor]:
         return dict(self.means)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        wanted = {n: tuple(v.shape) for n, v in self.means.items()}
+        if {n: tuple(getattr(v, "shape", ())) for n, v in state.items()} != wanted:
+            raise ValueError(f"does not hold the means of {', '.join(wanted)}")
         self.means = {n: state[n] for n in self.means}
 
-    def impute(self, inputs: Mapping[str, Tensor], missing: Tensor, index: Tensor | None = None) -> dict[str, Tensor]:
-        return {n: merge(x, missing[:, i], self.means[n].to(x)) for i, (n, x) in enumerate(inputs.items())}
+    def impute(
+        self,
+        inputs: Mapping[str, Tensor],
+        missing: Tensor,
+        index: Tensor | None = None,
+        feature_missing: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        return {
+            n: merge(x, missing_content(x, n, missing[:, i], feature_missing), self.means[n].to(x))
+            for i, (n, x) in enumerate(inputs.items())
+        }
 
 
 class Oracle(Imputer):
@@ -53,5 +81,11 @@ class Oracle(Imputer):
 
     needs_oracle = True
 
-    def impute(self, inputs: Mapping[str, Tensor], missing: Tensor, index: Tensor | None = None) -> dict[str, Tensor]:
+    def impute(
+        self,
+        inputs: Mapping[str, Tensor],
+        missing: Tensor,
+        index: Tensor | None = None,
+        feature_missing: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
         return dict(inputs)

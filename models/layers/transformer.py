@@ -23,17 +23,22 @@ class Attention(nn.Module):
 
         Args:
             q: (B, Nq, D); k, v: (B, N, D).
-            visible: (B, N) bool, keys that count; None = all. Mind the polarity: this is the only place where a
-                mask says True = present, as PyTorch's attention wants it.
+            visible: (B, N) bool, keys that count, or (B, Nq, N) where they differ between queries; None = all. Mind
+                the polarity: this is the only place where a mask says True = present, as PyTorch's attention wants it.
 
         Returns:
             (B, Nq, D) after the output projection.
         """
-        b, nq, width = q.shape
-        q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (q, k, v))
-        mask = None if visible is None else visible[:, None, None, :]
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.proj(y.transpose(1, 2).reshape(b, nq, width))
+        return self.proj(attention(q, k, v, self.heads, visible))
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, visible: Tensor | None = None) -> Tensor:
+    """Multi-head attention of projected q (B, Nq, D), k and v (B, N, D); ``visible`` as in :meth:`Attention.attend`."""
+    b, nq, width = q.shape
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    mask = None if visible is None else visible[:, None] if visible.ndim == 3 else visible[:, None, None, :]
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return y.transpose(1, 2).reshape(b, nq, width)
 
 
 class Mlp(nn.Module):
@@ -71,7 +76,7 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
     def forward(self, x: Tensor, visible: Tensor | None = None, first_only: bool = False) -> Tensor:
-        """(B, N, D) -> (B, N, D), or (B, 1, D) with ``first_only``; ``visible`` (B, N) bool, None = all."""
+        """(B, N, D) -> (B, N, D), or (B, 1, D) with ``first_only``; ``visible`` as in :meth:`Attention.attend`."""
         if not first_only:
             return self.mix(x, self.project(x), visible)
         normed = self.norm1(x)
@@ -84,15 +89,19 @@ class Block(nn.Module):
 
 
 def normal_initialisation(module: nn.Module) -> None:
-    """Linear and Embedding weights ~ N(0, 0.02^2), Linear biases 0, LayerNorm 1 / 0; others keep PyTorch's."""
-    for part in module.modules():
-        if isinstance(part, nn.Linear | nn.Embedding):
-            nn.init.normal_(part.weight, std=0.02)
-        if isinstance(part, nn.Linear) and part.bias is not None:
-            nn.init.zeros_(part.bias)
-        if isinstance(part, nn.LayerNorm):
-            nn.init.ones_(part.weight)
-            nn.init.zeros_(part.bias)
+    """Linear and Embedding weights ~ N(0, 0.02^2), Linear biases 0, LayerNorm 1 / 0; others keep PyTorch's, and parts
+    whose attribute ``pretrained`` is true keep what they were given."""
+    if getattr(module, "pretrained", False):
+        return
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)
+    if isinstance(module, nn.LayerNorm):
+        nn.init.ones_(module.weight)
+        nn.init.zeros_(module.bias)
+    for part in module.children():
+        normal_initialisation(part)
 
 
 def visible_tokens(missing: Tensor, tokens_per_modality: list[int]) -> Tensor:
