@@ -413,7 +413,7 @@ def test_data_without_tables_have_no_second_bank() -> None:
 def original_state(
     levels: tuple[int, ...], n_continuous: int, width: int, table_width: int, blocks: int, classes: int
 ) -> dict[str, Tensor]:
-    """Random weights of a TIPData DynamicTransformer under the keys of the original (dymo_core 1.6), ResNet-18."""
+    """Random weights of a TIPData DynamicTransformer, ResNet-18, under the keys of the original (dymo_core 1.6)."""
     generator = torch.Generator().manual_seed(0)
     state: dict[str, Tensor] = {}
 

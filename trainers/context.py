@@ -209,7 +209,7 @@ class Context:
             "limits": [cfg.trainer.limit_train_batches, cfg.trainer.limit_val_batches],
         }
         # How recoveries are drawn is a choice of the test, not of the training.
-        for key in ("sample", "draw_seed"):
+        for key in ("sample", "draw_seed", "reference"):
             settings["imputer"]["module"].pop(key, None)
         if cfg.imputer.checkpoint:
             settings["checkpoint"] = file_hash(Path(cfg.imputer.checkpoint))

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
 import pandas as pd
 import pytorch_lightning as pl
@@ -34,16 +38,17 @@ def run(context: Context) -> None:
         directory.describe(cfg)
         if isinstance(imputer, pl.LightningModule):
             has_val = context.data.has_split("val")
-            fit(
-                cfg,
-                imputer,
-                context.data,
-                cfg.imputer.training,
-                directory,
-                settings,
-                stage="impute",
-                monitor="val_loss" if has_val and cfg.imputer.training.patience else None,
-            )
+            with augmented(context.data, cfg.imputer.get("augmentation")):
+                fit(
+                    cfg,
+                    imputer,
+                    context.data,
+                    cfg.imputer.training,
+                    directory,
+                    settings,
+                    stage="impute",
+                    monitor="val_loss" if has_val and cfg.imputer.training.patience else None,
+                )
         else:
             directory.begin("impute", settings)
             if isinstance(imputer, FittedImputer):
@@ -53,6 +58,26 @@ def run(context: Context) -> None:
             directory.finish("impute", settings)
     if context.data.has_split("val") and context.data.has_split("train"):
         _quality(context)
+
+
+@contextmanager
+def augmented(data: Any, changes: Mapping[str, Any] | None) -> Iterator[None]:
+    """Training batches with another augmentation, where the data have one.
+
+    Args:
+        data: data module; ``augmentation`` is a data class, or None.
+        changes: fields of that class and the values that they take.
+    """
+    original = getattr(data, "augmentation", None)
+    if original is None or not changes:
+        yield
+        return
+    try:
+        plain = {str(k): tuple(v) if isinstance(v, Sequence) else v for k, v in changes.items()}
+        data.augmentation = replace(original, **plain)
+        yield
+    finally:
+        data.augmentation = original
 
 
 def _quality(context: Context) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
+from hydra.utils import get_object
 from omegaconf import DictConfig
 from pytorch_lightning.utilities import rank_zero_only
 
@@ -88,9 +89,18 @@ def check_artefacts(context: Context, stages: list[str]) -> None:
     if "test" in stages and data.has_split("test"):
         for scenario in context.scenarios:
             try:
-                data.mask("test", scenario)
+                mask = data.mask("test", scenario)
             except UserError as error:
                 problems.append(str(error))
+                continue
+            hidden = [m for i, m in enumerate(data.modalities) if mask[:, i].any()]
+            recovers = get_object(cfg.imputer.module._target_).recovers
+            for m in hidden if context.selects and recovers is not None else []:
+                if m.kind not in recovers:
+                    problems.append(
+                        f"missing scenario '{scenario.name}' hides '{m.name}', which imputer={cfg.imputer.name} cannot "
+                        "recover: leave it out of missing.test, or choose another imputer"
+                    )
     for stage, directory, skips in (
         ("impute", context.imputed, bool(cfg.imputer.checkpoint)),
         ("fit", context.trained, bool(given)),

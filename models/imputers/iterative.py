@@ -139,7 +139,6 @@ class IMI(FittedImputer):
             random_state=self.seed,
             initial_strategy="most_frequent" if forest else "mean",
             skip_complete=False,
-            tol=np.inf,
         ).fit(block)
         order = sorted(imputer.imputation_sequence_, key=lambda step: step.feat_idx)
         models: list[Forest | Line] = [

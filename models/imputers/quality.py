@@ -28,7 +28,8 @@ class Judge(IncompleteClassifier):
         self.encoders = nn.ModuleDict(dict(encoders))
         self.heads = nn.ModuleDict({m.name: nn.LazyLinear(num_classes) for m in modalities})
         with torch.no_grad():
-            self.read({m.name: torch.zeros(1, *m.shape) for m in modalities})
+            self.eval().read({m.name: torch.zeros(1, *m.shape) for m in modalities})
+        self.train()
 
     def read(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """name -> logits (B, C) of each modality alone."""
@@ -75,8 +76,8 @@ def recovery_quality(imputer: Imputer, judge: Judge, batches: Iterable[Batch], s
     """
     m = len(judge.modalities)
     names = [x.name for x in judge.modalities]
-    columns = torch.tensor([names.index(name) for name in imputer.recoverable(judge.modalities)])
-    tables = [x for x in judge.modalities if x.kind == "table" and len(x.shape) == 1]
+    columns = [names.index(name) for name in imputer.recoverable(judge.modalities)]
+    tables = [x for x in (judge.modalities[i] for i in columns) if x.kind == "table" and len(x.shape) == 1]
     sums: dict[tuple[str, int, str], list[float]] = {}
 
     def add(name: str, observed: int, metric: str, values: Tensor) -> None:

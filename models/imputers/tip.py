@@ -252,7 +252,9 @@ class TIP(pl.LightningModule, Imputer):
             total = total + (loss * hidden[:, n:]).sum() / hidden[:, n:].sum().clamp(min=1)
         return total / 2
 
-    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor | None:
+        if len(batch) < 2:  # a pair alone has nothing to be told from
+            return None
         losses = self.losses(batch)
         values = {f"train_{k}": v.detach() for k, v in losses.items()}
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(batch), sync_dist=True)
