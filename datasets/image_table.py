@@ -24,7 +24,7 @@ from datasets.base import SPLITS, Modality, MultimodalDataModule, Transform
 from datasets.images import Decoding, check_files
 from datasets.polymnist import sha256
 from datasets.storage import check_replaceable
-from datasets.transforms import ImageTableTransform, JointAugmentation
+from datasets.transforms import ColumnPool, ImageTableTransform, JointAugmentation
 from utils.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -120,7 +120,7 @@ class ImageTableModule(MultimodalDataModule):
             raise UserError(f"dataset.channels={channels}: must be 3 or 1")
         if natural_missing not in ("keep", "fill"):
             raise UserError(f"dataset.natural_missing={natural_missing}: must be keep or fill")
-        self._train_transform: Transform | None = None
+        self._pool: ColumnPool | None = None
 
     def find_source(self) -> Source:
         """The raw data.
@@ -163,13 +163,11 @@ class ImageTableModule(MultimodalDataModule):
         image, table = self.image_name, self.table_name
         if not train or self.augmentation is None:
             return ImageTableTransform(image, table, self.side)
-        if self._train_transform is None:
+        if self._pool is None:
             packed = self.split("train")
             gaps = packed.read(f"{table}_missing") if packed.has(f"{table}_missing") else None
-            self._train_transform = ImageTableTransform(
-                image, table, self.side, self.augmentation, packed.read(table), gaps
-            )
-        return self._train_transform
+            self._pool = ColumnPool(packed.read(table), gaps)
+        return ImageTableTransform(image, table, self.side, self.augmentation, self._pool)
 
     def prepare(self) -> None:
         """Raw files -> packed store, unless the store was made from this very table and these settings.
@@ -193,7 +191,7 @@ class ImageTableModule(MultimodalDataModule):
             "give the folder of the images (dataset.images or dataset.root), or remove these rows",
         )
         self._splits.clear()
-        self._train_transform = None
+        self._pool = None
         decoding = Decoding(self.store.folder.with_name(f".{self.store.folder.name}.decoding"), signature)
         with decoding.running():
             arrays = {

@@ -73,9 +73,7 @@ class ImageTableTransform:
         image, table: names of the modalities.
         side: of the images that the model gets.
         augmentation: None = the test transform always.
-        columns: (N, F) training table, from which corrupted cells are drawn.
-        gaps: (N, F) bool, cells of ``columns`` that were never observed and are not drawn; a column without any
-            observed cell is left as it is.
+        pool: from which corrupted cells are drawn; None = the table is left as it is.
     """
 
     def __init__(
@@ -84,11 +82,9 @@ class ImageTableTransform:
         table: str,
         side: int,
         augmentation: JointAugmentation | None = None,
-        columns: Tensor | None = None,
-        gaps: Tensor | None = None,
+        pool: ColumnPool | None = None,
     ) -> None:
-        self.image, self.table, self.side, self.augmentation = image, table, side, augmentation
-        self.pool = None if columns is None else ColumnPool(columns, gaps)
+        self.image, self.table, self.side, self.augmentation, self.pool = image, table, side, augmentation, pool
 
     def __call__(self, inputs: dict[str, Tensor], generator: torch.Generator | None) -> dict[str, Tensor]:
         images, table = inputs[self.image], inputs[self.table]
@@ -110,7 +106,7 @@ class ColumnPool:
 
     Args:
         columns: (N, F).
-        gaps: (N, F) bool, True = not observed.
+        gaps: (N, F) bool, True = not observed; a column without any observed cell is never corrupted.
     """
 
     def __init__(self, columns: Tensor, gaps: Tensor | None = None) -> None:

@@ -322,6 +322,9 @@ def test_batches_are_resized_and_training_batches_augmented(make: Callable[..., 
     assert (
         test.inputs["image"].shape == (12, 3, 16, 16) and test.missing[:, 1].any() and "table" in test.feature_missing
     )
+    data.augmentation = JointAugmentation(rate=0.0)  # as stage impute may change it
+    plain = next(iter(data.loader("train", none, train=True, batch_size=50)))
+    assert torch.equal(plain.inputs["table"], stored[plain.index])
     filled = make(natural_missing="fill")
     assert not next(iter(filled.loader("test", none))).missing.any()
     rows = data.rows("test", np.array([3, 1]))
