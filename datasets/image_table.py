@@ -425,9 +425,8 @@ class ImageTable(ImageTableModule):
         }
         if split_names := [s for s in SPLITS if s not in parts]:
             log.warning("%s has no rows for %s", self.csv, " and ".join(split_names))
-        shared = Counter(frame[self.image])
-        several = {name for name, n in shared.items() if n > 1}
-        crossing = [name for name in several if sum(name in set(frame[self.image].iloc[r]) for r in rows.values()) > 1]
+        homes = Counter(name for r in rows.values() for name in set(frame[self.image].iloc[r]))
+        crossing = [name for name, splits in homes.items() if splits > 1]
         if crossing:
             log.warning(
                 "%d images stand in more than one split (%s): what is tested was partly seen in training",

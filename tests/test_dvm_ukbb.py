@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import random
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from PIL import Image
 from sklearn.model_selection import train_test_split
 
@@ -24,6 +26,7 @@ from datasets.missingness import parse_scenario, table_mask
 from datasets.ukbb import UKBB
 from utils.build import build_data
 from utils.errors import UserError
+from utils.validate import CONFIGS, check_overrides
 
 
 @pytest.fixture(scope="module")
@@ -368,3 +371,36 @@ def test_the_demo_is_made_beside_the_root_and_read_by_the_real_reader(
     assert not batch.missing.any() and batch.complete
     codes = batch.inputs["tabular"][:, : len(data.modalities[1].cardinalities)]
     assert torch.equal(codes, codes.round()), "corrupted cells hold codes too"
+
+
+# --------------------------------------------------------------------------------------------------------- job scripts
+
+
+@pytest.mark.parametrize("name", ["DVM", "CAD", "Infarction"])
+@pytest.mark.parametrize("place", ["demo", "folder"])
+def test_a_job_script_runs_the_scenarios_of_the_original(name: str, place: str, tmp_path: Path) -> None:
+    """With a stand-in for ``python``, which writes down its arguments: whole table, and 10 to 90 % of its cells."""
+    scripts = CONFIGS.parent / "job_scripts"
+    (tmp_path / "job_scripts").mkdir()
+    (tmp_path / "folder").mkdir()
+    shutil.copy(scripts / f"{name}_DyMo.sh", tmp_path / "job_scripts")
+    (tmp_path / "job_scripts" / "_environment.sh").write_text('python() { printf "%s\\n" "$@"; }\n')
+    command = ["bash", f"job_scripts/{name}_DyMo.sh", place, "seed=3"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    program, *overrides = done.stdout.splitlines()
+    assert program == "run.py" and overrides[-1] == "seed=3"
+    check_overrides(overrides)
+    with initialize_config_dir(str(CONFIGS), version_base=None):
+        cfg = compose("config", overrides)
+    assert (cfg.dataset.name, cfg.model.name, cfg.imputer.name) == (name, "DyMo", "TIP")
+    assert list(cfg.missing.test) == ["none", "whole_1", *(f"table_value_{r}" for r in (0.1, 0.3, 0.5, 0.7, 0.9))]
+    assert cfg.dataset.demo == (place == "demo")
+    assert place == "demo" or cfg.dataset.root == str(tmp_path / "folder")
+    backbone = cfg.model.backbone
+    assert (backbone.module.width, backbone.module.heads, backbone.module.projection) == (256, 8, 128)
+    assert backbone.module.subsets_per_step == 2 and backbone.module.optimizer.lr == 3e-4
+    assert backbone.training.batch_size == (256 if name == "DVM" else 128) and backbone.training.max_epochs == 300
+    assert cfg.model.selection.calibration == ("auto" if name == "DVM" else "ratio")
+    assert cfg.dataset.monitor == ("val_accuracy" if name == "DVM" else "val_auroc")
+    alone = subprocess.run(command[:2], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert alone.returncode == 2 and "usage" in alone.stderr
