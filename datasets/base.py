@@ -6,8 +6,9 @@ Tensor legend used everywhere: ``B`` batch, ``M`` modalities, ``N`` tokens of on
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,15 +18,17 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from datasets.missingness import Scenario
+from datasets.missingness import Scenario, forest_ranking
 from datasets.storage import PackedSplit, PackedStore
 from datasets.text import one_hot
 from utils.errors import UserError
+from utils.files import replacing
 
 log = logging.getLogger(__name__)
 
 Kind = Literal["image", "text", "table", "audio", "video"]
 SPLITS = ("train", "val", "test")
+Transform = Callable[[dict[str, Tensor], torch.Generator | None], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -157,6 +160,8 @@ class PackedLoader:
             these modalities. Only for data whose modalities share nothing but the label (PolyMNIST, MST): it multiplies
             the training tuples.
         jitter: shift each image by up to this many pixels (replicated edges), drawn per row and modality.
+        cells: table name -> (N, F) bool, the missing cells of rows whose table is marked in ``missing``.
+        transform: (inputs, generator) -> inputs, applied to gathered batches; the generator is None in evaluation.
         rank, world_size: under DDP each rank sees every ``world_size``-th row.
         pad: repeat rows so that all ranks have as many; without it every row is seen once.
     """
@@ -175,6 +180,8 @@ class PackedLoader:
         residence: str = "auto",
         reshuffle_pairs: bool | Sequence[str] = False,
         jitter: int = 0,
+        cells: Mapping[str, np.ndarray] | None = None,
+        transform: Transform | None = None,
         rank: int = 0,
         world_size: int = 1,
         pad: bool = True,
@@ -201,6 +208,8 @@ class PackedLoader:
             check_rows_without_nan(split.nan_rows, missing, self.modalities)
         self.complete = not missing.any()
         self.missing = torch.from_numpy(np.ascontiguousarray(missing)).to(store_device)
+        self.cells = {name: torch.from_numpy(mask).to(store_device) for name, mask in (cells or {}).items()}
+        self.transform = transform
         if len(self.missing) != len(split):
             raise ValueError(f"mask has {len(self.missing)} rows, split has {len(split)}")
 
@@ -227,14 +236,21 @@ class PackedLoader:
             order = torch.cat([order, order[:extra]])[self.rank :: self.world_size]
         partners = self._same_class_partners(generator) if self.reshuffle_pairs else None
         order = order.to(self.target.device)
+        # A stream of its own: what is drawn for augmentation never changes the order, and differs between ranks.
+        augmenting = torch.Generator().manual_seed(hash_seed(self.seed, self.epoch, 3, self.rank))
         for step in range(len(self)):
             rows = order[step * self.batch_size : (step + 1) * self.batch_size]
-            yield self.gather(rows, partners, generator)
+            yield self.gather(rows, partners, generator, augmenting if self.shuffle else None)
 
     def gather(
-        self, rows: Tensor, partners: dict[str, Tensor] | None = None, generator: torch.Generator | None = None
+        self,
+        rows: Tensor,
+        partners: dict[str, Tensor] | None = None,
+        generator: torch.Generator | None = None,
+        augmenting: torch.Generator | None = None,
     ) -> Batch:
-        """The batch of some rows (R,); with a generator, images are jittered."""
+        """The batch of some rows (R,); with a generator, images are jittered, and ``augmenting`` goes to the
+        transform."""
         inputs = {}
         for m in self.modalities:
             source = partners[m.name][rows] if partners and m.name in partners else rows
@@ -249,11 +265,14 @@ class PackedLoader:
             if self.jitter and m.kind == "image" and generator is not None:
                 x = self._shift(x, generator)
             inputs[m.name] = x
+        if self.transform is not None:
+            inputs = self.transform(inputs, augmenting)
         return Batch(
             inputs,
             self._to_device(self.missing.index_select(0, rows)),
             self._to_device(self.target.index_select(0, rows)),
             self._to_device(rows),
+            {name: self._to_device(mask.index_select(0, rows)) for name, mask in self.cells.items()},
             complete=self.complete,
         )
 
@@ -388,14 +407,102 @@ class MultimodalDataModule(pl.LightningDataModule):
     def has_split(self, name: str) -> bool:
         return self.store.has_split(name)
 
+    def mask_seed(self, split: str, scenario: Scenario) -> int:
+        """The seed that a scenario takes on a split."""
+        return scenario.seed(self.missing_seed, SPLITS.index(split))
+
     def mask(self, split: str, scenario: Scenario) -> np.ndarray:
-        """(N, M) bool mask of a scenario on a split; True = missing.
+        """(N, M) bool mask of a scenario on a split; True = missing. See :meth:`masks`."""
+        return self.masks(split, scenario)[0]
+
+    def masks(self, split: str, scenario: Scenario) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """The mask of a scenario on a split, and the missing cells of its tables.
+
+        Cells that the source never had (:meth:`natural_cells`) are missing under every scenario. A row that keeps
+        nothing but its incomplete table keeps that as present, with the stored content (training mean, commonest level)
+        in its gaps: a mask has no other way to say 'only some cells are there'.
+
+        Returns:
+            (N, M) bool, True = missing, at least one False a row; table name -> (N, F) bool, which has a True exactly
+            in rows whose table is marked (no entry: marked rows miss all cells).
 
         Raises:
             UserError: the scenario does not fit the data, or leaves a row with nothing.
         """
-        seed = self.missing_seed + SPLITS.index(split)
-        return scenario.generate(len(self.split(split)), self.modality_names, seed=seed)
+        n, seed = len(self.split(split)), self.mask_seed(split, scenario)
+        cells: dict[str, np.ndarray] = {}
+        if scenario.of_cells:
+            column, table = self._the_table(scenario)
+            importance = self.column_ranking(table) if scenario.needs_ranking else None
+            cells[table.name] = scenario.generate_cells(n, table.shape[0], seed, importance)
+            missing = np.zeros((n, len(self.modalities)), dtype=bool)
+            missing[:, column] = cells[table.name].any(1)
+        else:
+            missing = scenario.generate(n, self.modality_names, seed=seed)
+        for name, gaps in self.natural_cells(split).items():
+            column = self.modality_names.index(name)
+            if name in cells:
+                gone = gaps | cells[name]
+            else:
+                gone = gaps | missing[:, column, None]
+            missing[:, column] = gone.any(1)
+            alone = missing.all(1) & ~gone.all(1)
+            if alone.any():
+                log.info(
+                    "%s, split %s: %d rows keep only an incomplete table: its gaps hold the training mean or commonest "
+                    "level",
+                    scenario.name,
+                    split,
+                    int(alone.sum()),
+                )
+            missing[alone, column], gone[alone] = False, False
+            cells[name] = gone
+        if (empty := missing.all(1)).any():
+            raise UserError(
+                f"missing scenario '{scenario.name}' leaves nothing in {int(empty.sum())} rows of split '{split}' (the "
+                f"first is {int(empty.argmax())}): their table has no value at all; leave the scenario out, remove "
+                "these rows from the source, or set dataset.natural_missing=fill"
+            )
+        return missing, cells
+
+    def _the_table(self, scenario: Scenario) -> tuple[int, Modality]:
+        tables = [(i, m) for i, m in enumerate(self.modalities) if m.kind == "table"]
+        if len(tables) != 1:
+            raise UserError(
+                f"missing scenario '{scenario.name}' hides cells of a table, but {self.name} has "
+                f"{len(tables) or 'no'} table{'s' if tables else ''}: use whole modalities, such as whole_1"
+            )
+        return tables[0]
+
+    def natural_cells(self, split: str) -> dict[str, np.ndarray]:
+        """Cells that the source never had: table name -> (N, F) bool; only tables that have such cells."""
+        packed = self.split(split)
+        found = {}
+        for m in self.modalities:
+            if m.kind == "table" and packed.has(f"{m.name}_missing"):
+                found[m.name] = packed.read(f"{m.name}_missing").numpy()
+        return found
+
+    def column_ranking(self, table: Modality) -> list[int]:
+        """Columns of a table by impurity importance of a forest on all training rows, the most important first.
+
+        Computed once and kept in the store (``train/<table>_ranking.json``).
+
+        Raises:
+            UserError: the store has no training split.
+        """
+        whole = self.store.split("train")
+        file = whole.folder / f"{table.name}_ranking.json"
+        if not file.exists():
+            log.info("ranking the columns of '%s' with a forest on %d training rows", table.name, len(whole))
+            ranking = forest_ranking(whole.read(table.name).numpy(), whole.read("target").numpy())
+            with replacing(file) as temporary:
+                temporary.write_text(json.dumps(ranking) + "\n")
+        return [int(column) for column in json.loads(file.read_text())]
+
+    def transform(self, train: bool) -> Transform | None:
+        """What is done to gathered batches, see :class:`PackedLoader`; None = nothing."""
+        return None
 
     def loader(
         self,
@@ -414,10 +521,11 @@ class MultimodalDataModule(pl.LightningDataModule):
         Args:
             train: shuffle and augment.
         """
+        missing, cells = (None, None) if scenario is None else self.masks(split, scenario)
         return PackedLoader(
             self.split(split),
             self.modalities,
-            None if scenario is None else self.mask(split, scenario),
+            missing,
             batch_size or (self.batch_size if train else self.test_batch_size),
             shuffle=train,
             drop_last=train and self.drop_last,
@@ -426,6 +534,8 @@ class MultimodalDataModule(pl.LightningDataModule):
             residence=self.residence,
             reshuffle_pairs=self.reshuffle_pairs if train else False,
             jitter=self.jitter if train else 0,
+            cells=cells,
+            transform=self.transform(train),
             rank=rank,
             world_size=world_size,
             pad=pad,
@@ -433,7 +543,15 @@ class MultimodalDataModule(pl.LightningDataModule):
 
     def rows(self, split: str, rows: np.ndarray, device: torch.device | str = "cpu") -> Batch:
         """Some rows of a split as one complete batch, in the given order."""
-        loader = PackedLoader(self.split(split), self.modalities, None, len(rows), device=device, residence="mmap")
+        loader = PackedLoader(
+            self.split(split),
+            self.modalities,
+            None,
+            len(rows),
+            device=device,
+            residence="mmap",
+            transform=self.transform(False),
+        )
         return loader.gather(torch.from_numpy(np.asarray(rows, dtype=np.int64)))
 
     def _trainer_loader(self, split: str, scenario: Scenario, train: bool) -> PackedLoader:

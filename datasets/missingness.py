@@ -8,7 +8,12 @@ A scenario has a name that can stand in a table, a file name and a command line:
 ``random_0.8``         rate 0.8, each row misses exactly round(0.8 M) modalities (generator ``exact``)
 ``random_global_0.8``  the matrix mean is 0.8 within 0.005, at least one modality a row is kept
 ``random_bernoulli_0.8``  each cell independently; rows left empty are redrawn, so the realised rate is lower
+``table_value_0.7``    70 % of the cells of the table, drawn at random (TIP's generator, bit for bit)
+``table_feature_0.7``  the same random 70 % of its columns in every row
+``table_MI_0.7``       the most important 70 % of its columns by a random forest (``table_most_important_0.7`` reads the
+                       same); ``table_LI_0.7`` the least important
 ``file:masks.csv``     a mask file of the original DyMo repository: no header, one row a sample, True / False
+``file:masks.npy``     a mask of table cells of TIP or DyMo: bool (N, F), True = missing
 ``subsets``            stands for all 2^M - 1 patterns at once, each as ``whole_...``
 =====================  ==========================================================================================
 """
@@ -28,9 +33,24 @@ from typing import Any
 import numpy as np
 
 from utils.errors import UserError
+from utils.files import save_arrays
 
-KINDS = ("none", "whole", "random", "file", "subsets")
+KINDS = ("none", "whole", "random", "table", "file", "subsets")
 GENERATORS = ("exact", "global", "bernoulli")
+# How cells of a table are chosen, under the names that the mask files of TIP carry.
+STRATEGIES = {
+    "value": "value",
+    "feature": "feature",
+    "MI": "MI",
+    "LI": "LI",
+    "most_important": "MI",
+    "least_important": "LI",
+}
+# With the default missing.seed, table masks take the seeds of TIP; another one shifts them.
+DEFAULT_SEED = 2025
+TIP_VALUE_SEED = 2021  # of train; val and test add 1 and 2
+TIP_FEATURE_SEED = 2022  # of all splits
+TIP_FOREST_SEED = 2022
 
 
 @dataclass(frozen=True)
@@ -39,9 +59,11 @@ class Scenario:
 
     Attributes:
         name: as it stands in tables and file names.
-        kind: none | whole | random | file.
+        kind: none | whole | random | table | file.
         modalities: for ``whole``, the columns that are missing.
-        rate, generator: for ``random``.
+        rate: for ``random`` and ``table``.
+        generator: for ``random``.
+        strategy: for ``table``, value | feature | MI | LI.
         path: for ``file``.
     """
 
@@ -51,6 +73,27 @@ class Scenario:
     rate: float = 0.0
     generator: str = "exact"
     path: str = ""
+    strategy: str = ""
+
+    @property
+    def of_cells(self) -> bool:
+        """Whether it hides cells of a table, not whole modalities."""
+        return self.kind == "table" or (self.kind == "file" and self.path.endswith(".npy"))
+
+    @property
+    def needs_ranking(self) -> bool:
+        """Whether it needs the columns of the table in the order of their importance."""
+        return self.strategy in ("MI", "LI")
+
+    def seed(self, base: int, split: int) -> int:
+        """The seed on a split (0 train, 1 val, 2 test), from ``missing.seed``.
+
+        ``base + split``; for tables TIP's (datasets spec 12.3), shifted where ``base`` is not the default.
+        """
+        if self.kind != "table":
+            return base + split
+        tip = TIP_VALUE_SEED + split if self.strategy == "value" else TIP_FEATURE_SEED
+        return (tip + base - DEFAULT_SEED) % 2**32
 
     def same(self, other: Scenario) -> bool:
         """Whether both make the same masks; files by their place, however the path is spelled."""
@@ -61,7 +104,8 @@ class Scenario:
     @property
     def slug(self) -> str:
         """The name as a file stem."""
-        return re.sub(r"[^A-Za-z0-9_.\-]+", "_", self.name.replace("file:", "file_")).removesuffix(".csv")
+        stem = re.sub(r"[^A-Za-z0-9_.\-]+", "_", self.name.replace("file:", "file_"))
+        return stem.removesuffix(".csv").removesuffix(".npy")
 
     def generate(self, n: int, modality_names: Sequence[str], seed: int) -> np.ndarray:
         """The mask.
@@ -77,6 +121,7 @@ class Scenario:
         Raises:
             UserError: the scenario does not fit the data.
         """
+        assert not self.of_cells, "see generate_cells"
         m = len(modality_names)
         mask = np.zeros((n, m), dtype=bool)
         if self.kind == "whole":
@@ -87,6 +132,25 @@ class Scenario:
         elif self.kind == "file":
             mask = read_dymo_csv(Path(self.path), n, m)
         return mask
+
+    def generate_cells(self, n: int, features: int, seed: int, ranking: Sequence[int] | None = None) -> np.ndarray:
+        """The mask of table cells.
+
+        Args:
+            n: rows.
+            features: columns F of the table.
+            seed: of strategies ``value`` and ``feature``.
+            ranking: all columns, the most important first; for ``MI`` and ``LI``.
+
+        Returns:
+            (n, F) bool, True = missing. A row may have nothing left.
+
+        Raises:
+            UserError: a file that does not fit.
+        """
+        if self.kind == "file":
+            return read_tip_npy(Path(self.path), n, features)
+        return table_mask(n, features, self.strategy, self.rate, seed, ranking)
 
     def check(self, m: int) -> None:
         """
@@ -114,13 +178,15 @@ def check_rate(rate: float, m: int, what: str) -> None:
         raise UserError(f"{what} would leave no modality of {m} in some rows: the highest rate is {highest}")
 
 
-def _rate(text: str, spec: object) -> float:
+def _rate(text: str, spec: object, cells: bool = False) -> float:
     try:
         rate = float(text)
     except ValueError:
-        raise UserError(f"missing scenario '{spec}': '{text}' is not a rate; write for example random_0.4") from None
-    if not 0 <= rate < 1:
-        raise UserError(f"missing scenario '{spec}': the rate {text} is outside [0, 1), one modality must stay")
+        example = "table_value_0.4" if cells else "random_0.4"
+        raise UserError(f"missing scenario '{spec}': '{text}' is not a rate; write for example {example}") from None
+    if not 0 <= rate < 1 and not (cells and rate == 1):
+        span = "[0, 1]" if cells else "[0, 1), one modality must stay"
+        raise UserError(f"missing scenario '{spec}': the rate {text} is outside {span}")
     return rate
 
 
@@ -151,11 +217,15 @@ def parse_scenario(spec: str | Mapping[str, Any]) -> Scenario:
     if text.startswith("random_"):
         generator, _, rate = text.removeprefix("random_").rpartition("_")
         return _random(_rate(rate, text), generator or "exact", text)
+    if text.startswith("table_"):
+        strategy, _, rate = text.removeprefix("table_").rpartition("_")
+        return _table(_rate(rate, text, cells=True), strategy, text)
     guess = difflib.get_close_matches(re.split(r"[_:]", text)[0], KINDS, 1)
     hint = f"did you mean '{guess[0]}'? " if guess else ""
     raise UserError(
         f"unknown missing scenario '{text}': {hint}known are none, whole_12, random_0.8, random_global_0.8, "
-        "random_bernoulli_0.8, file:masks.csv and subsets"
+        "random_bernoulli_0.8, table_value_0.8, table_feature_0.8, table_MI_0.8, table_LI_0.8, file:masks.csv, "
+        "file:masks.npy and subsets"
     )
 
 
@@ -165,9 +235,22 @@ def _random(rate: float, generator: str, spec: object) -> Scenario:
             f"missing scenario '{spec}': unknown generator '{generator}', known are {', '.join(GENERATORS)}"
         )
     infix = "" if generator == "exact" else f"{generator}_"
+    return Scenario(f"random_{infix}{_short(rate)}", "random", rate=rate, generator=generator)
+
+
+def _table(rate: float, strategy: str, spec: object) -> Scenario:
+    if strategy not in STRATEGIES:
+        raise UserError(
+            f"missing scenario '{spec}': unknown strategy '{strategy}', known are {', '.join(STRATEGIES)} "
+            "(table_value_0.7)"
+        )
+    short = STRATEGIES[strategy]
+    return Scenario(f"table_{short}_{_short(rate)}", "table", rate=rate, strategy=short)
+
+
+def _short(rate: float) -> str:
     short = f"{rate:g}"
-    name = f"random_{infix}{short if float(short) == rate else repr(rate)}"
-    return Scenario(name, "random", rate=rate, generator=generator)
+    return short if float(short) == rate else repr(rate)
 
 
 def _from_mapping(spec: Mapping[str, Any]) -> Scenario:
@@ -177,10 +260,11 @@ def _from_mapping(spec: Mapping[str, Any]) -> Scenario:
         "none": set(),
         "whole": {"modalities"},
         "random": {"rate", "generator"},
+        "table": {"strategy", "rate"},
         "file": {"path"},
     }.get(str(kind))
     if allowed is None:
-        raise UserError(f"missing scenario {dict(spec)}: kind must be one of none, whole, random, file")
+        raise UserError(f"missing scenario {dict(spec)}: kind must be one of none, whole, random, table, file")
     if unknown := set(values) - allowed:
         raise UserError(f"missing scenario {dict(spec)}: unknown key '{min(unknown)}' for kind {kind}")
     if kind == "whole":
@@ -193,6 +277,9 @@ def _from_mapping(spec: Mapping[str, Any]) -> Scenario:
         return whole(sorted({int(i) for i in columns}))
     if kind == "random":
         return _random(_rate(str(values.get("rate")), dict(spec)), str(values.get("generator", "exact")), dict(spec))
+    if kind == "table":
+        rate = _rate(str(values.get("rate")), dict(spec), cells=True)
+        return _table(rate, str(values.get("strategy", "value")), dict(spec))
     return parse_scenario("none" if kind == "none" else f"file:{values.get('path', '')}")
 
 
@@ -273,6 +360,78 @@ def random_mask(n: int, m: int, rate: float, generator: str, seed: int) -> np.nd
     return mask
 
 
+def table_mask(
+    n: int, features: int, strategy: str, rate: float, seed: int, ranking: Sequence[int] | None = None
+) -> np.ndarray:
+    """(n, features) bool mask of table cells, True = missing, as TIP's notebook makes it (datasets spec 12.3).
+
+    ``value``: int(n features rate) cells, drawn without replacement by NumPy's legacy generator. ``feature``: so
+    int(features rate) columns. ``MI``, ``LI``: the first that many columns of ``ranking``, or of its reverse.
+    """
+    mask = np.zeros((n, features), dtype=bool)
+    legacy = np.random.RandomState(seed)  # legacy: the published masks come from it
+    if strategy == "value":
+        mask.reshape(-1)[legacy.choice(n * features, int(n * features * rate), replace=False)] = True
+        return mask
+    k = int(features * rate)
+    if strategy == "feature":
+        columns = legacy.choice(features, k, replace=False)
+    else:
+        assert ranking is not None, f"strategy {strategy} needs a ranking of the columns"
+        columns = np.array(ranking if strategy == "MI" else list(ranking)[::-1], dtype=np.int64)[:k]
+    mask[:, columns] = True
+    return mask
+
+
+def forest_ranking(values: np.ndarray, target: np.ndarray) -> list[int]:
+    """Columns of a table by impurity importance of a random forest, the most important first (ties in their order).
+
+    Args:
+        values: (N, F), codes of categories and standardised numbers.
+        target: (N,) classes or (N, C) labels; unlabelled cells (< 0) count as negative.
+    """
+    from sklearn.ensemble import RandomForestClassifier
+
+    forest = RandomForestClassifier(random_state=TIP_FOREST_SEED, n_jobs=-1)  # jobs do not change the result
+    forest.fit(values, target if target.ndim == 1 else (target > 0).astype(np.int64))
+    return [int(i) for i in np.argsort(-forest.feature_importances_, kind="stable")]
+
+
+def read_tip_npy(path: Path, n: int, features: int) -> np.ndarray:
+    """A mask file of TIP or DyMo: bool (n, features), True = missing.
+
+    Raises:
+        UserError: absent file, another type, or another shape.
+    """
+    if not path.is_file():
+        raise UserError(f"mask file {path} does not exist: give an existing file after file:")
+    try:
+        mask = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        raise UserError(f"mask file {path} is no NumPy array: give a .npy file of booleans") from None
+    if not isinstance(mask, np.ndarray) or mask.ndim != 2 or not np.isin(mask, (0, 1)).all():
+        raise UserError(
+            f"mask file {path} holds no matrix of booleans: True = missing, a row a sample, a column a cell"
+        )
+    if mask.shape != (n, features):
+        raise UserError(
+            f"mask file {path} has {mask.shape[0]} rows and {mask.shape[1]} columns, the split has {n} and the table "
+            f"{features}: use the mask of this split and table"
+        )
+    return mask.astype(bool)
+
+
+def tip_mask_name(stem: str, target: str, scenario: Scenario) -> str:
+    """The file name of a table mask in the original layout: ``{csv stem}_{dvm|CAD|Infarction}_{strategy}_{rate}.npy``.
+
+    Raises:
+        UserError: the scenario is not one of a table.
+    """
+    if scenario.kind != "table":
+        raise UserError(f"missing scenario '{scenario.name}' has no name among the table masks: give table_value_0.7")
+    return f"{stem}_{target}_{scenario.strategy}_{scenario.rate:g}.npy"
+
+
 _BOOLEANS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
 
 
@@ -317,18 +476,43 @@ def mask_hash(mask: np.ndarray) -> str:
     return hashlib.sha256(repr(mask.shape).encode() + np.packbits(mask).tobytes()).hexdigest()[:16]
 
 
-def save_mask(path: Path, mask: np.ndarray, scenario: Scenario, seed: int) -> str:
-    """Write ``<path>.npz`` with a JSON side-car that says how it was made; returns the hash."""
+def save_mask(
+    path: Path, mask: np.ndarray, scenario: Scenario, seed: int, cells: Mapping[str, np.ndarray] | None = None
+) -> str:
+    """Write ``<path>.npz`` with a JSON side-car that says how it was made; returns the hash.
+
+    Args:
+        mask: (N, M) bool, stored as ``missing``.
+        cells: table name -> (N, F) bool, stored as ``cells_<table>``; they count in the hash.
+    """
+    cells = cells or {}
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(path.with_suffix(path.suffix + ".npz"), missing=mask)
+    save_arrays(
+        path.with_suffix(path.suffix + ".npz"),
+        {"missing": mask, **{f"cells_{name}": gone for name, gone in cells.items()}},
+    )
     digest = mask_hash(mask)
+    if cells:
+        digest = hashlib.sha256("".join([digest, *map(mask_hash, cells.values())]).encode()).hexdigest()[:16]
     about = {
         "scenario": scenario.name,
-        "generator": scenario.generator if scenario.kind == "random" else scenario.kind,
+        "generator": {"random": scenario.generator, "table": f"TIP {scenario.strategy}"}.get(
+            scenario.kind, scenario.kind
+        ),
         "seed": seed,
         "shape": list(mask.shape),
         "realised_rate": float(mask.mean()),
         "sha256_16": digest,
     }
+    if cells:
+        about["cells"] = {
+            name: {
+                "shape": list(gone.shape),
+                "realised_rate": float(gone.mean()),
+                "rows_without_a_cell": int(gone.all(1).sum()),
+                "sha256_16": mask_hash(gone),
+            }
+            for name, gone in cells.items()
+        }
     path.with_suffix(path.suffix + ".json").write_text(json.dumps(about, indent=2) + "\n")
     return digest

@@ -6,6 +6,7 @@
     <store>/<split>/<modality>.npy         (N, *shape), uint8 for images (0..255), float32 otherwise
     <store>/<split>/target.npy             (N,) int64, or (N, C) float32
     <store>/<split>/name.npy               (N,) file stems of the source, where there are any
+    <store>/<split>/<table>_missing.npy    (N, F) bool, cells that the source never had, where there are any
 
 An array may be stored once for many rows: ``<modality>.npy`` then holds the P different items and
 ``<modality>.rows.npy`` (N,) which of them each row shows (MST pairs every image twenty times).
@@ -57,6 +58,10 @@ class PackedSplit:
     def nbytes(self) -> int:
         """Bytes of all arrays on disk."""
         return sum(f.stat().st_size for f in self.folder.glob("*.npy"))
+
+    def has(self, name: str) -> bool:
+        """Whether there is such an array."""
+        return (self.folder / f"{name}.npy").exists()
 
     def array(self, name: str) -> np.ndarray:
         """The memory-mapped array (copy on write), all rows of the file."""

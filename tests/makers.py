@@ -125,3 +125,37 @@ def make_original_checkpoint(path: Path, state: dict[str, torch.Tensor]) -> Path
     }
     torch.save(content, path)
     return path
+
+
+def make_image_table(
+    folder: Path,
+    per_class: int = 20,
+    classes: Sequence[str] = ("nut", "bolt", "screw"),
+    seed: int = 0,
+    side: int = 24,
+) -> Path:
+    """``<folder>/parts.csv`` and ``<folder>/photos/p<i>.jpg``: a table with gaps, pictures whose hue is the class.
+
+    Columns: photo, kind (label), metal and finish (categorical; 'unknown' and empty cells), weight and length (numbers,
+    some empty), box (group: three rows of one class each).
+
+    Returns:
+        The CSV file.
+    """
+    rng = np.random.default_rng(seed)
+    photos = Path(folder) / "photos"
+    photos.mkdir(parents=True)
+    lines = ["photo,kind,metal,finish,weight,length,box"]
+    for i in range(per_class * len(classes)):
+        c, k = i % len(classes), i // len(classes)
+        hue = np.roll([220, 90, 40], c)
+        Image.fromarray((hue + rng.integers(-30, 30, (side, side + 4, 3))).clip(0, 255).astype(np.uint8)).save(
+            photos / f"p{i}.jpg"
+        )
+        metal = "unknown" if k == 0 else ("steel", "brass")[int(rng.random() < 0.3 + 0.2 * c)]
+        weight = "" if i % 7 == 3 else f"{5 + 3 * c + rng.normal():.3f}"
+        finish = "" if i % 11 == 5 else ("plain", "zinc", "black")[int(rng.integers(3))]
+        lines.append(f"p{i},{classes[c]},{metal},{finish},{weight},{20 + rng.normal():.3f},{classes[c]}{k // 3}")
+    csv = Path(folder) / "parts.csv"
+    csv.write_text("\n".join(lines) + "\n")
+    return csv

@@ -204,3 +204,17 @@ def twin_evaluator(model: DynamicTransformer, batch: Batch, row: int) -> Callabl
         )
 
     return evaluate
+
+
+class TableTokens(nn.Module):
+    """(B, n) with missing cells (B, n) -> (B, n, width): each cell scaled by a vector of its column."""
+
+    def __init__(self, cardinalities: Sequence[int] = (), n_continuous: int = 4, width: int = 8) -> None:
+        super().__init__()
+        self.tokens, self.width = len(cardinalities) + n_continuous, width
+        self.weight = nn.Parameter(torch.randn(self.tokens, width))
+        self.hidden = nn.Parameter(torch.randn(width))
+
+    def forward(self, x: Tensor, missing: Tensor | None = None) -> Tensor:
+        tokens = torch.where(torch.isfinite(x), x, 0)[..., None] * self.weight
+        return tokens if missing is None else torch.where(missing[..., None], self.hidden, tokens)

@@ -31,6 +31,7 @@ from datasets.base import Batch
 from datasets.missingness import parse_scenario
 from gaussian_parameter_generation.estimate import GaussianParameters, estimate
 from models.imputers.simple import Oracle
+from tests.makers import make_image_table
 from trainers import fit as fit_module
 from trainers import pipeline
 from trainers.context import Context, resolve_metric
@@ -46,18 +47,26 @@ FILES = sorted(f.relative_to(CONFIGS) for f in CONFIGS.rglob("*.yaml"))
 # A new file is to be noticed here, and everything below covers it; where it cannot, say so with the reason.
 COUNTS = {
     ".": 1,
-    "dataset": 4,
+    "dataset": 9,
     "model": 2,
     "imputer": 8,
     "missing": 2,
     "trainer": 4,
     "logger": 3,
     "schedule": 5,
-    "recipe": 22,
+    "recipe": 28,
 }
 GROUPS = [group for group in COUNTS if group not in (".", "recipe")]
 # (schedule, data set) of every schedule that changes something.
 SCHEDULES = sorted({f.parts[1:3] for f in FILES if f.parts[0] == "schedule" and len(f.parts) == 4})
+SMALL_TABLE = {
+    name: [
+        *("dataset.side=32", "dataset.stored_side=32", "dataset.image_weights=none"),
+        f"dataset.encoders.{image}.architecture=resnet18",
+        *(f"+dataset.encoders.{table}.{key}={value}" for key, value in (("width", 16), ("blocks", 1), ("heads", 2))),
+    ]
+    for name, image, table in (("CAD", "img", "tabular"), ("ImageTable", "image", "table"))
+}
 SMALL_DATA = {
     "PolyMNIST": [],
     "Digits": ["dataset.train_pairings=1"],
@@ -68,6 +77,22 @@ SMALL_DATA = {
         "+dataset.encoders.img.base=8",
         "+dataset.encoders.text.base=8",
     ],
+    "CAD": [*SMALL_TABLE["CAD"], "dataset.demo=true"],
+    "ImageTable": [
+        *SMALL_TABLE["ImageTable"],
+        "dataset.image=photo",
+        "dataset.image_suffix=.jpg",
+        "dataset.label=kind",
+        "dataset.classes=[nut,bolt,screw]",
+        "dataset.categorical={metal:null,finish:null}",
+        "dataset.continuous=[weight,length]",
+    ],
+}
+# Composed and validated like all others, but not paired with every model.
+SAME_AS = {
+    "DVM": "CAD with other columns and classes",
+    "Infarction": "CAD with other labels",
+    "SkinLesions": "ImageTable with other columns",
 }
 
 
@@ -85,7 +110,7 @@ def configure(*overrides: str) -> DictConfig:
 
 def test_all_files_are_known() -> None:
     assert Counter(str(f.parts[0] if len(f.parts) > 1 else ".") for f in FILES) == COUNTS
-    assert set(SMALL_DATA) == set(options("dataset")), "say how to make the new data set small"
+    assert set(SMALL_DATA) | set(SAME_AS) == set(options("dataset")), "say how to make the new data set small"
 
 
 @pytest.mark.parametrize("file", FILES, ids=str)
@@ -150,10 +175,14 @@ def test_variants_of_a_model_have_their_own_run_directories() -> None:
 def base(tmp_path_factory: pytest.TempPathFactory, polymnist_root: Path) -> Callable[..., list[str]]:
     """Overrides that make any run tiny."""
     folder = tmp_path_factory.mktemp("contracts")
+    parts = make_image_table(folder / "parts", per_class=30)
 
     def overrides(dataset: str, model: str, *more: str, out: str = "out", epochs: int = 1) -> list[str]:
         fitted = "model.backbone" if "backbone" in configure(f"model={model}").model else "model"
-        root = [f"dataset.root={polymnist_root}"] if dataset == "PolyMNIST" else []
+        root = {
+            "PolyMNIST": [f"dataset.root={polymnist_root}"],
+            "ImageTable": [f"dataset.csv={parts}", f"dataset.images={parts.parent / 'photos'}"],
+        }.get(dataset, [])
         return [
             f"dataset={dataset}",
             f"model={model}",
@@ -178,9 +207,10 @@ def base(tmp_path_factory: pytest.TempPathFactory, polymnist_root: Path) -> Call
 
 # What a method needs so that two epochs of three batches reach all of it.
 REACH = {
-    # The projection is trained by the prototype loss, which sets in late; a modality may be outside all K subsets.
-    "DynamicTransformer": {"prototype_start": 1, "subsets_per_step": 31},
-    "DyMo": {"prototype_start": 1, "subsets_per_step": 31},
+    # The projection is trained by the prototype loss, which sets in late; a modality may be outside all K subsets
+    # (None = all subsets of the data set).
+    "DynamicTransformer": {"prototype_start": 1, "subsets_per_step": None},
+    "DyMo": {"prototype_start": 1, "subsets_per_step": None},
 }
 
 
@@ -217,7 +247,9 @@ def fit(cfg: DictConfig) -> tuple[Context, Watch]:
     return Context(cfg), watch
 
 
-PAIRS = list(itertools.product(options("dataset"), options("model")))
+# Parameters that training on complete data cannot reach, with the reason.
+NEVER_REACHED = {"mask_special_token": "stands for missing cells, and published training has none"}
+PAIRS = list(itertools.product(sorted(SMALL_DATA), options("model")))
 
 
 @pytest.fixture(scope="module", params=PAIRS, ids="-".join)
@@ -225,9 +257,8 @@ def run(request: pytest.FixtureRequest, base: Callable[..., list[str]]) -> tuple
     """Every model, trained for two epochs on every data set; what else it needs is estimated."""
     dataset, model = request.param
     fitted = "model.backbone.module" if "backbone" in configure(f"model={model}").model else "model.module"
-    most = 2 ** len(configure(f"dataset={dataset}").dataset.modalities) - 1
-    reach = {key: min(value, most) if key == "subsets_per_step" else value for key, value in REACH[model].items()}
-    changes = [f"{fitted}.{key}={value}" for key, value in reach.items()]
+    subsets = 2 ** len(configure(f"dataset={dataset}").dataset.modalities) - 1
+    changes = [f"{fitted}.{key}={subsets if value is None else value}" for key, value in REACH[model].items()]
     overrides = base(dataset, model, *changes, out=f"out_{model}", epochs=2)
     context, watch = fit(configure(*overrides))
     cfg = configure(*overrides)
@@ -249,7 +280,8 @@ def some_batch(context: Context, n: int = 12) -> Batch:
 def test_training_is_finite_and_reaches_every_parameter(run: tuple[Context, Watch, list[str]]) -> None:
     context, watch, _ = run
     assert len(watch.losses) == 6 and all(map(math.isfinite, watch.losses))
-    assert watch.trainable and watch.trainable - watch.reached == set()
+    unreached = {name for name in watch.trainable - watch.reached if name.rpartition(".")[2] not in NEVER_REACHED}
+    assert watch.trainable and unreached == set()
     metrics = pd.read_csv(context.trained / "metrics.csv")
     assert len(metrics) == 2 and {"epoch", "step", "train_loss", "val_loss", "val_accuracy"} <= set(metrics)
     assert metrics["train_loss"].tolist() == pytest.approx([np.mean(watch.losses[:3]), np.mean(watch.losses[3:])])
@@ -524,5 +556,8 @@ def test_every_scenario_of_the_missing_presets_fits_every_data_set() -> None:
         m = len(cfg.dataset.modalities)
         assert len(scenarios) == {"random": len(cfg.dataset.scenarios), "subsets": 2**m - 1}[name]
         for scenario in [*scenarios, parse_scenario(cfg.missing.train), parse_scenario(cfg.missing.val)]:
+            if scenario.of_cells:  # tests/test_table_masks.py
+                assert m > 1 and scenario.generate_cells(20, 17, 0, list(range(17))).shape == (20, 17)
+                continue
             mask = scenario.generate(20, list(cfg.dataset.modalities), seed=cfg.missing.seed)
             assert mask.shape == (20, m) and not mask.all(1).any()

@@ -385,7 +385,7 @@ def test_scenarios_equal_one_call_each(metric: str) -> None:
         close(results["discard"][name].logits, discard, 2e-5)
         close(results["impute_all"][name].logits, everything, 2e-5)
     accuracy, baseline, _ = validate_selection(
-        dymo, [(case.batch.replace(feature_missing={}), by_scenario)], (0.0,), [cells]
+        dymo, [(case.batch.replace(feature_missing={}), by_scenario, cells)], (0.0,)
     )
     for name in by_scenario:
         for value, label in ((accuracy[name][0.0], ""), (baseline[name], "discard")):

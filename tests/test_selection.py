@@ -553,7 +553,8 @@ def test_random_subsets_are_uniform_among_those_of_the_same_size() -> None:
     two = torch.tensor([[1, 3, -1, -1, -1]]).expand(3000, -1)
     selection = replace(select(script, torch.zeros(3000, 1, 1), missing), accepted=two)
     lattices = exhaustive(script, torch.zeros(3000, 1, 1), missing)
-    result = compare(lattices, selection, torch.zeros(3000, dtype=torch.long), ("random",), torch.arange(3000))["random"]
+    target = torch.zeros(3000, dtype=torch.long)
+    result = compare(lattices, selection, target, ("random",), torch.arange(3000))["random"]
     codes, counts = mask_code(result.final_missing).unique(return_counts=True)
     assert len(codes) == 6
     assert stats.chisquare(counts.numpy()).pvalue > 0.01
@@ -639,7 +640,7 @@ def test_validated_threshold_is_nowhere_worse_than_discarding() -> None:
     dymo = DyMo(case.model, Given(case.batch.inputs), case.parameters)
     masks = {"a": case.missing, "b": case.missing.roll(1, 0)}
     thresholds = (0.0, 0.2, 0.6)
-    accuracy, baseline, best = validate_selection(dymo, [(case.batch, masks)], thresholds)
+    accuracy, baseline, best = validate_selection(dymo, [(case.batch, masks, None)], thresholds)
     for name, missing in masks.items():
         assert baseline[name] == pytest.approx(accuracy_of(case, math.inf, missing))
         for threshold in thresholds:
@@ -656,7 +657,7 @@ def test_useless_recoveries_make_the_validated_threshold_infinite() -> None:
     wrong = {name: x.roll(1, 0) for name, x in shifted.inputs.items()}
     dymo = DyMo(case.model, Given(wrong), case.parameters, SelectionRule(calibration="none"))
     missing = random_masks(ROWS, 5, seed=9)
-    accuracy, baseline, best = validate_selection(dymo, [(shifted, {"s": missing})], (0.0, 0.02))
+    accuracy, baseline, best = validate_selection(dymo, [(shifted, {"s": missing}, None)], (0.0, 0.02))
     assert max(accuracy["s"].values()) < baseline["s"]
     assert best == math.inf
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from datasets.base import Batch, check_rows_without_nan
 from datasets.missingness import Scenario, parse_scenarios, save_mask
 from models.base import IncompleteClassifier, Prediction
-from models.dymo.dymo import MAIN, DyMo, validate_selection
+from models.dymo.dymo import MAIN, Cells, DyMo, under, validate_selection
 from models.dymo.dynamic_transformer import DynamicTransformer
 from trainers.context import Context
 from utils.build import build_selection
@@ -35,7 +35,8 @@ def run(context: Context) -> None:
         log.info("test: %s is there and valid, skipped", directory / "results.csv")
         return
     scenarios = context.scenarios
-    masks = {s.name: data.mask("test", s) for s in scenarios}
+    both = {s.name: data.masks("test", s) for s in scenarios}
+    masks, cells = {name: pair[0] for name, pair in both.items()}, {name: pair[1] for name, pair in both.items()}
     nan_rows = data.split("test").nan_rows
     if nan_rows is not None:
         for mask in masks.values():
@@ -46,10 +47,11 @@ def run(context: Context) -> None:
     if isinstance(model, DyMo):
         _check_on_validation(context, model)
     hashes = {
-        s.name: save_mask(directory / "masks" / s.slug, masks[s.name], s, cfg.missing.seed + 2) for s in scenarios
+        s.name: save_mask(directory / "masks" / s.slug, masks[s.name], s, data.mask_seed("test", s), cells[s.name])
+        for s in scenarios
     }
     directory.describe(cfg, {"mask_sha256_16": hashes})
-    outputs = predict(model, data.loader("test", device=context.device), masks)
+    outputs = predict(model, data.loader("test", device=context.device), masks, cells)
     rows = []
     for label, by_scenario in outputs.items():
         for scenario in scenarios:
@@ -59,7 +61,7 @@ def run(context: Context) -> None:
             name = f"{cfg.model.name}/{label}" if label else cfg.model.name
             for metric, value in measure(arrays, data.task, data.num_classes).items():
                 rows.append((cfg.dataset.name, name, cfg.seed, scenario.name, metric, value, len(arrays["target"])))
-    _examples(context, model, scenarios, masks)
+    _examples(context, model, scenarios, masks, cells)
     frame = pd.DataFrame(rows, columns=["dataset", "model", "seed", "scenario", "metric", "value", "n"])
     with replacing(directory / "results.csv") as file:
         frame.to_csv(file, index=False)
@@ -93,11 +95,9 @@ def _check_on_validation(context: Context, model: DyMo) -> None:
             log.warning("the data have no validation split: selection is not checked, comparator 'threshold' left out")
         return
     scenarios = parse_scenarios(list(cfg.model.validation), len(data.modalities))
-    masks = {s.name: torch.from_numpy(data.mask("val", s)).to(context.device) for s in scenarios}
-    batches = (
-        (batch, {name: mask[batch.index] for name, mask in masks.items()})
-        for batch in data.loader("val", device=context.device)
-    )
+    both = {s.name: data.masks("val", s) for s in scenarios}
+    masks, cells = {name: pair[0] for name, pair in both.items()}, {name: pair[1] for name, pair in both.items()}
+    batches = ((batch, *masks_of_batch(batch, masks, cells)) for batch in data.loader("val", device=context.device))
     accuracy, discard, best = validate_selection(model, batches)
     model.validated_threshold = best
     if auto:
@@ -121,13 +121,18 @@ def _check_on_validation(context: Context, model: DyMo) -> None:
 
 @torch.inference_mode()
 def predict(
-    model: IncompleteClassifier | DyMo, batches: Any, masks: Mapping[str, np.ndarray], progress: bool = True
+    model: IncompleteClassifier | DyMo,
+    batches: Any,
+    masks: Mapping[str, np.ndarray],
+    cells: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+    progress: bool = True,
 ) -> dict[str, dict[str, dict[str, np.ndarray]]]:
     """Predictions under every mask, in one pass.
 
     Args:
         batches: iterable of :class:`Batch` of the split.
         masks: scenario -> (N, M) bool.
+        cells: scenario -> table name -> (N, F) bool, missing cells of tables that the mask marks.
 
     Returns:
         label -> scenario -> arrays index, logits, target, missing and the method's extras, sorted by index.
@@ -135,11 +140,9 @@ def predict(
     collected: dict[str, dict[str, dict[str, list[Tensor]]]] = defaultdict(
         lambda: defaultdict(lambda: defaultdict(list))
     )
-    tensors = {name: torch.from_numpy(mask) for name, mask in masks.items()}
     for batch in tqdm(batches, "test", unit="batch", disable=not progress):
-        rows = batch.index.cpu()
-        on_device = {name: mask[rows].to(batch.index.device) for name, mask in tensors.items()}
-        for label, by_scenario in scenario_predictions(model, batch, on_device).items():
+        on_device, of_cells = masks_of_batch(batch, masks, cells or {})
+        for label, by_scenario in scenario_predictions(model, batch, on_device, of_cells).items():
             for scenario, prediction in by_scenario.items():
                 cell = collected[label][scenario]
                 for key, value in {
@@ -156,6 +159,20 @@ def predict(
     }
 
 
+def masks_of_batch(
+    batch: Batch, masks: Mapping[str, np.ndarray], cells: Mapping[str, Mapping[str, np.ndarray]]
+) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
+    """The masks of a batch's rows, on its device: scenario -> (B, M), and scenario -> table -> (B, F) where there are
+    any."""
+    rows, device = batch.index.cpu(), batch.index.device
+
+    def rows_of(mask: np.ndarray) -> Tensor:
+        return torch.from_numpy(mask)[rows].to(device)
+
+    of_cells = {s: {table: rows_of(gone) for table, gone in tables.items()} for s, tables in cells.items() if tables}
+    return {scenario: rows_of(mask) for scenario, mask in masks.items()}, of_cells
+
+
 def _join(pieces: list[Tensor]) -> np.ndarray:
     """Concatenate; rewards may have fewer rounds in some batches and are padded with NaN."""
     if pieces[0].ndim == 3:
@@ -165,15 +182,21 @@ def _join(pieces: list[Tensor]) -> np.ndarray:
 
 
 def scenario_predictions(
-    model: IncompleteClassifier | DyMo, batch: Batch, masks: Mapping[str, Tensor]
+    model: IncompleteClassifier | DyMo, batch: Batch, masks: Mapping[str, Tensor], cells: Cells | None = None
 ) -> dict[str, dict[str, Prediction]]:
     """One batch under every mask; methods that split encoding from fusion encode once."""
     if isinstance(model, DyMo):
-        return model.scenarios(batch, masks)
-    if isinstance(model, DynamicTransformer):
-        tokens = model.encode(batch.inputs)
-        return {MAIN: {s: Prediction(*model.fuse(tokens, mask)) for s, mask in masks.items()}}
-    return {MAIN: {s: model(batch.replace(missing=mask, complete=False)) for s, mask in masks.items()}}
+        return model.scenarios(batch, masks, cells)
+    predictions = {}
+    tokens = None
+    for scenario, mask in masks.items():
+        # Cells of a table see each other in its encoder: a table with missing cells is encoded anew.
+        if isinstance(model, DynamicTransformer) and not (cells or {}).get(scenario):
+            tokens = model.encode(batch.inputs) if tokens is None else tokens
+            predictions[scenario] = Prediction(*model.fuse(tokens, mask))
+        else:
+            predictions[scenario] = model(under(batch, scenario, mask, cells))
+    return {MAIN: predictions}
 
 
 def measure(arrays: Mapping[str, np.ndarray], task: str, num_classes: int) -> dict[str, float]:
@@ -199,7 +222,11 @@ def accuracy_table(frame: pd.DataFrame) -> str:
 
 
 def _examples(
-    context: Context, model: IncompleteClassifier | DyMo, scenarios: list[Scenario], masks: Mapping[str, np.ndarray]
+    context: Context,
+    model: IncompleteClassifier | DyMo,
+    scenarios: list[Scenario],
+    masks: Mapping[str, np.ndarray],
+    cells: Mapping[str, Mapping[str, np.ndarray]],
 ) -> None:
     """A few rows with originals, recoveries and rewards, for the pictures of the report."""
     data = context.data
@@ -213,7 +240,13 @@ def _examples(
         if not mask.any():
             continue
         batch = data.rows("test", rows, context.device)
-        batch = batch.replace(missing=torch.from_numpy(mask).to(context.device), complete=False)
+        batch = batch.replace(
+            missing=torch.from_numpy(mask).to(context.device),
+            feature_missing={
+                table: torch.from_numpy(gone[rows]).to(context.device) for table, gone in cells[scenario.name].items()
+            },
+            complete=False,
+        )
         _, completed = model.complete(batch)
         prediction = model(batch)
         arrays: dict[str, np.ndarray] = {

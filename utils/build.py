@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,16 @@ def share(value: float | bool) -> float:
     return 0.5 if value is True else float(value)
 
 
+def subsets_per_step(modalities: Sequence[str]) -> int:
+    """K of the published recipes: 5 for five modalities and more, 2 for fewer (1 for a single one)."""
+    return 5 if len(modalities) >= 5 else min(2, 2 ** len(modalities) - 1)
+
+
 def register_resolvers() -> None:
     OmegaConf.register_new_resolver("variant", variant, replace=True)
     OmegaConf.register_new_resolver("share", share, replace=True)
+    OmegaConf.register_new_resolver("subsets_per_step", subsets_per_step, replace=True)
+    OmegaConf.register_new_resolver("count", len, replace=True)
 
 
 def _make(node: DictConfig, where: str, **arguments: Any) -> Any:
@@ -54,11 +62,11 @@ def store_path(cfg: DictConfig) -> Path:
     """Where the packed store of ``cfg.dataset`` is: as given, or under ``paths.cache`` by a hash of its source."""
     if cfg.dataset.store:
         return Path(cfg.dataset.store)
-    runtime = ("test_batch_size", "low", "residence", "reshuffle_pairs", "jitter", "_target_")
+    runtime = ("test_batch_size", "low", "residence", "reshuffle_pairs", "jitter", "augmentation", "natural_missing")
     module = OmegaConf.to_container(cfg.dataset.module, resolve=True)
     assert isinstance(module, dict)
-    source = {k: v for k, v in module.items() if k not in runtime}
-    for key in ("root", "mnist", "svhn", "backgrounds", "partition_file"):
+    source = {k: v for k, v in module.items() if k not in (*runtime, "_target_")}
+    for key in ("root", "mnist", "svhn", "backgrounds", "partition_file", "csv", "images"):
         if source.get(key):
             source[key] = str(Path(str(source[key])).resolve())
     digest = hashlib.sha256(json.dumps(source, sort_keys=True, default=str).encode()).hexdigest()[:10]

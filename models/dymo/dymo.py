@@ -150,15 +150,14 @@ THRESHOLDS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9
 @torch.inference_mode()
 def validate_selection(
     dymo: DyMo,
-    batches: Iterable[tuple[Batch, Mapping[str, Tensor]]],
+    batches: Iterable[tuple[Batch, Mapping[str, Tensor], Cells | None]],
     thresholds: Sequence[float] = THRESHOLDS,
-    cells: Sequence[Cells] | None = None,
 ) -> tuple[dict[str, dict[float, float]], dict[str, float], float]:
     """Accuracy of the selection at several thresholds on validation data with simulated missingness.
 
     Args:
-        batches: (batch, scenario -> mask) pairs of the validation split; batches are on the model's device.
-        cells: of each batch, the cell masks of scenarios that have them.
+        batches: (batch, scenario -> mask, cell masks of the scenarios that have them) of the validation split, on the
+            model's device.
 
     Returns:
         scenario -> threshold -> accuracy; scenario -> accuracy of discarding; and the threshold with the best mean
@@ -168,11 +167,11 @@ def validate_selection(
     right: dict[str, dict[float, int]] = {}
     baseline: dict[str, int] = {}
     rows = 0
-    for number, (batch, masks) in enumerate(batches):
+    for batch, masks, cells in batches:
         rows += len(batch)
         observed = dymo.backbone.encode(batch.inputs)
         for scenario, missing in masks.items():
-            masked = under(batch, scenario, missing, cells[number] if cells else None)
+            masked = under(batch, scenario, missing, cells)
             tokens, _ = dymo.complete(masked, observed)
             partial = dymo.partial(masked)
             hidden = dymo.backbone.cells(missing, masked.feature_missing)

@@ -1,0 +1,739 @@
+"""Image + table data sets: the base of all of them, and `ImageTable`, a user's own CSV file.
+
+A table row is categorical codes first, then standardised numbers. Cells that the source never had keep the training
+mean or the commonest level as content, and are marked in ``<table>_missing`` of the packed store. Everything that is
+fitted (levels, means, standard deviations) is fitted on the training split. Images are decoded once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from datasets.base import SPLITS, Modality, MultimodalDataModule, Transform
+from datasets.decoding import Decoding, check_files
+from datasets.polymnist import sha256
+from datasets.storage import check_replaceable
+from datasets.transforms import ColumnPool, ImageTableTransform, JointAugmentation
+from utils.errors import UserError
+
+log = logging.getLogger(__name__)
+
+PACKING_VERSION = 1
+
+
+@dataclass
+class Coded:
+    """One split, ready to be packed.
+
+    Attributes:
+        table: (N, F) float32, codes first.
+        target: (N,) int64, or (N, C) float32 with -1 for 'no label'.
+        images: a file a row.
+        names: (N,) what the rows are called in the source.
+        gaps: (N, F) bool, cells that the source does not have; None = all are there.
+    """
+
+    table: np.ndarray
+    target: np.ndarray
+    images: list[Path]
+    names: np.ndarray
+    gaps: np.ndarray | None = None
+
+
+@dataclass
+class Content:
+    """A whole data set, ready to be packed; ``about`` are plain values for ``meta.json``."""
+
+    columns: list[str]
+    cardinalities: list[int]
+    class_names: list[str]
+    splits: dict[str, Coded]
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Raw data that can be packed.
+
+    Attributes:
+        kind: csv | raw | prepared.
+        signature: changes whenever the table would.
+        load: reads it.
+    """
+
+    kind: str
+    signature: str
+    load: Callable[[], Content]
+
+
+class ImageTableModule(MultimodalDataModule):
+    """Base of the image + table data sets; a subclass implements :meth:`find_source`.
+
+    Args:
+        store: folder of the packed store.
+        side: of the images that a model gets.
+        stored_side: of the images in the store, from which training crops are cut; None = ``side``.
+        channels: 3 or 1.
+        augmentation: of training batches, None = none.
+        natural_missing: ``keep`` marks cells that the source does not have as missing; ``fill`` lets their stored
+            content (training mean, commonest level) count as present.
+        **kwargs: see :class:`MultimodalDataModule`.
+
+    Raises:
+        UserError: an impossible size or option.
+    """
+
+    image_name = "image"
+    table_name = "table"
+
+    def __init__(
+        self,
+        store: str,
+        *,
+        side: int = 128,
+        stored_side: int | None = None,
+        channels: int = 3,
+        augmentation: JointAugmentation | None = None,
+        natural_missing: str = "keep",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(store, **kwargs)
+        self.side, self.stored_side, self.channels = side, stored_side or side, channels
+        self.augmentation, self.natural_missing = augmentation, natural_missing
+        if side < 1 or self.stored_side < side:
+            raise UserError(
+                f"dataset.side={side}, dataset.stored_side={stored_side}: sides are positive, and images are stored no "
+                "smaller than they are used"
+            )
+        if channels not in (1, 3):
+            raise UserError(f"dataset.channels={channels}: must be 3 or 1")
+        if natural_missing not in ("keep", "fill"):
+            raise UserError(f"dataset.natural_missing={natural_missing}: must be keep or fill")
+        self._pool: ColumnPool | None = None
+
+    def find_source(self) -> Source:
+        """The raw data.
+
+        Raises:
+            UserError: there are none.
+        """
+        raise AssertionError("a data set implements find_source()")
+
+    def _meta(self) -> dict[str, Any]:
+        meta = self.store.meta()
+        if meta is None:
+            raise UserError(f"no packed data in {self.store.folder}: run the stage 'prepare' first (stages=[prepare])")
+        return meta
+
+    @property
+    def modalities(self) -> list[Modality]:  # type: ignore[override]
+        """Image and table; the columns of the table are known once the data are packed."""
+        meta = self._meta()
+        return [
+            Modality(self.image_name, "image", (self.channels, self.side, self.side)),
+            Modality(
+                self.table_name,
+                "table",
+                (len(meta["columns"]),),
+                tuple(meta["cardinalities"]),
+                tuple(meta["columns"]),
+            ),
+        ]
+
+    @property
+    def class_names(self) -> list[str]:  # type: ignore[override]
+        return list(self._meta()["class_names"])
+
+    def natural_cells(self, split: str) -> dict[str, np.ndarray]:
+        return {} if self.natural_missing == "fill" else super().natural_cells(split)
+
+    def transform(self, train: bool) -> Transform:
+        """Resize for evaluation, augment for training."""
+        image, table = self.image_name, self.table_name
+        if not train or self.augmentation is None:
+            return ImageTableTransform(image, table, self.side)
+        if self._pool is None:
+            packed = self.split("train")
+            gaps = packed.read(f"{table}_missing") if packed.has(f"{table}_missing") else None
+            self._pool = ColumnPool(packed.read(table), gaps)
+        return ImageTableTransform(image, table, self.side, self.augmentation, self._pool)
+
+    def prepare(self) -> None:
+        """Raw files -> packed store, unless the store was made from this very table and these settings.
+
+        Raises:
+            UserError: no source, or something in it that cannot be used.
+        """
+        source = self.find_source()
+        signature = sha256([PACKING_VERSION, source.kind, source.signature, self.stored_side, self.channels])
+        meta = self.store.meta()
+        if meta is not None and meta.get("signature") == signature:
+            log.info("%s: packed store %s is up to date (%s)", self.name, self.store.folder, meta["counts"])
+            return
+        changed = "" if meta is None else " again: the source or its settings changed"
+        log.info("%s: packing (source: %s) into %s%s", self.name, source.kind, self.store.folder, changed)
+        check_replaceable(self.store.folder)
+        content = source.load()
+        check_content(content)
+        check_files(
+            {split: coded.images for split, coded in content.splits.items()},
+            "give the folder of the images (dataset.images or dataset.root), or remove these rows",
+        )
+        self._splits.clear()
+        self._pool = None
+        decoding = Decoding(self.store.folder.with_name(f".{self.store.folder.name}.decoding"), signature)
+        with decoding.running():
+            arrays = {
+                split: decoding.decode(split, coded.images, self.stored_side, self.channels)
+                for split, coded in content.splits.items()
+            }
+            about = {
+                "dataset": self.name,
+                "columns": content.columns,
+                "cardinalities": content.cardinalities,
+                "class_names": content.class_names,
+                "class_counts": {split: _class_counts(c, content.class_names) for split, c in content.splits.items()},
+                "missing_cells": {
+                    split: dict(zip(content.columns, coded.gaps.sum(0).tolist()))
+                    for split, coded in content.splits.items()
+                    if coded.gaps is not None and coded.gaps.any()
+                },
+                "source": {"kind": source.kind, **content.about},
+                "signature": signature,
+            }
+            with self.store.writing(about) as folder:
+                for split, coded in content.splits.items():
+                    (folder / split).mkdir()
+                    os.replace(arrays[split], folder / split / f"{self.image_name}.npy")
+                    np.save(folder / split / f"{self.table_name}.npy", coded.table.astype(np.float32))
+                    np.save(folder / split / "target.npy", coded.target)
+                    np.save(folder / split / "name.npy", coded.names.astype(str))
+                    if coded.gaps is not None and coded.gaps.any():
+                        np.save(folder / split / f"{self.table_name}_missing.npy", coded.gaps)
+        decoding.remove()
+        log.info("%s: packed %s", self.name, {split: len(coded.target) for split, coded in content.splits.items()})
+
+
+def _class_counts(coded: Coded, class_names: Sequence[str]) -> dict[str, int]:
+    if coded.target.ndim == 2:
+        return dict(zip(class_names, (coded.target == 1).sum(0).tolist()))
+    return dict(zip(class_names, np.bincount(coded.target, minlength=len(class_names)).tolist()))
+
+
+def check_content(content: Content) -> None:
+    """What every source must keep: rows that pair, codes within their cardinality, all classes in training.
+
+    Raises:
+        UserError: names split, column and count.
+    """
+    for split, coded in content.splits.items():
+        n = {"table": len(coded.table), "labels": len(coded.target), "images": len(coded.images)}
+        if len(set(n.values())) > 1:
+            raise UserError(
+                f"split '{split}': {n['table']} table rows, {n['labels']} labels and {n['images']} images do not pair: "
+                "give files of the same rows"
+            )
+        if coded.table.shape[1:] != (len(content.columns),):
+            raise UserError(
+                f"split '{split}': the table has {coded.table.shape[1]} columns, expected {len(content.columns)}"
+            )
+        for j, levels in enumerate(content.cardinalities):
+            codes = coded.table[:, j]
+            bad = (codes != np.floor(codes)) | (codes < 0) | (codes >= levels)
+            if bad.any():
+                raise UserError(
+                    f"split '{split}', column '{content.columns[j]}': {int(bad.sum())} values are no code from 0 to "
+                    f"{levels - 1} (row {int(bad.argmax())}: {codes[bad.argmax()]:g}): the file of cardinalities is "
+                    "not that of this table, or its columns are in another order"
+                )
+        if not np.isfinite(coded.table).all():
+            row, column = np.argwhere(~np.isfinite(coded.table))[0]
+            raise UserError(
+                f"split '{split}', column '{content.columns[column]}': {int((~np.isfinite(coded.table)).sum())} cells "
+                f"of the table are no finite number (the first in row {row}): impute or remove them"
+            )
+        if coded.target.ndim == 1:
+            outside = (coded.target < 0) | (coded.target >= len(content.class_names))
+            if outside.any():
+                raise UserError(
+                    f"split '{split}': {int(outside.sum())} labels are outside 0 to {len(content.class_names) - 1} "
+                    f"(row {int(outside.argmax())}: {coded.target[outside.argmax()]}): check dataset.num_classes and "
+                    "the file of labels"
+                )
+            absent = sorted(set(range(len(content.class_names))) - set(coded.target.tolist()))
+            if absent and split == "train":
+                names = ", ".join(content.class_names[c] for c in absent[:5])
+                raise UserError(
+                    f"no training row of {len(absent)} of {len(content.class_names)} classes ({names}"
+                    f"{', ...' if len(absent) > 5 else ''}): they cannot be learned, remove them from the classes or "
+                    "divide the rows anew"
+                )
+            if absent:
+                log.warning(
+                    "split '%s' has no row of %d classes: scores of this split leave them out", split, len(absent)
+                )
+    if "train" not in content.splits:
+        raise UserError(f"there is no training split (only {', '.join(content.splits)}): nothing can be learned")
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+# ----------------------------------------------------------------------------------------------------- a user's own CSV
+
+
+class ImageTable(ImageTableModule):
+    """An image and a table row a sample, from one CSV file with a header; no Python needed (``docs/extending.md``).
+
+    Args:
+        store: folder of the packed store.
+        csv: the table.
+        image: column with the name of the image file.
+        images: folder that these names start from; None = that of the CSV file.
+        image_suffix: what to append to the names, for example ``.jpg``.
+        label: column of the label, or (multi-label) a list of columns with 1, 0 and, for 'no label', -1 or nothing.
+        classes: values of the label column in the order of the class numbers; for multi-label unused.
+        categorical: column -> its levels in order, or None = the values of the training split, sorted.
+        continuous: columns of numbers, standardised with mean and standard deviation of the training split.
+        missing_values: cells that mean 'not there', besides empty ones.
+        unseen: a categorical value that is no level is refused (``refuse``) or counts as missing (``missing``).
+        split: column that names the split of each row, None = drawn.
+        split_values: split -> its value (or list of values) in that column.
+        fractions: of train, val and test where they are drawn; they add up to 1.
+        stratify: draw with the class shares of the whole (not for multi-label).
+        group: column whose equal values must stay in one split, a patient for example.
+        split_seed: of the draw.
+        **kwargs: see :class:`ImageTableModule`.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: str,
+        name: str,
+        csv: str | None,
+        image: str,
+        label: str | Sequence[str],
+        categorical: Mapping[str, Sequence[Any] | None] | None = None,
+        continuous: Sequence[str] = (),
+        classes: Sequence[Any] | None = None,
+        images: str | None = None,
+        image_suffix: str = "",
+        missing_values: Sequence[Any] = (),
+        unseen: str = "refuse",
+        split: str | None = None,
+        split_values: Mapping[str, Any] | None = None,
+        fractions: Sequence[float] = (0.7, 0.1, 0.2),
+        stratify: bool = True,
+        group: str | None = None,
+        split_seed: int = 2025,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(store, **kwargs)
+        self.name = name
+        if csv is None:
+            raise UserError("dataset.csv=null: give the CSV file of the table")
+        self.csv, self.image, self.image_suffix = Path(csv), image, image_suffix
+        self.images = Path(images) if images else self.csv.parent
+        self.labels = [label] if isinstance(label, str) else [str(column) for column in label]
+        if isinstance(label, str):
+            if not classes:
+                raise UserError(
+                    f"dataset.classes is empty: list the values of column '{label}' in the order of classes"
+                )
+            self.classes = [str(value) for value in classes]
+            self.task = "binary" if len(self.classes) == 2 else "multiclass"
+        else:
+            self.classes, self.task = self.labels, "multilabel"
+        self.categorical = {
+            str(column): None if levels is None else [str(level) for level in levels]
+            for column, levels in (categorical or {}).items()
+        }
+        self.continuous = [str(column) for column in continuous]
+        self.missing_values = ["", *map(str, missing_values)]
+        self.unseen, self.split_column, self.group = unseen, split, group
+        self.split_values: dict[str, list[str]] = {}
+        for key, value in (split_values or {}).items():
+            values = [value] if isinstance(value, str | int) else value
+            self.split_values[str(key)] = [str(v) for v in values]
+        self.fractions, self.stratify, self.split_seed = [float(f) for f in fractions], stratify, split_seed
+        self._check_options()
+
+    def _check_options(self) -> None:
+        columns = [*self.categorical, *self.continuous]
+        if not columns:
+            raise UserError("dataset.categorical and dataset.continuous are empty: name at least one column")
+        if double := [c for c, n in Counter(columns).items() if n > 1]:
+            raise UserError(f"column '{double[0]}' is both categorical and continuous: name it once")
+        if leaks := sorted(set(columns) & set(self.labels)):
+            raise UserError(f"column '{leaks[0]}' is a label and an input: take it out of the inputs")
+        if len(set(self.classes)) < len(self.classes):
+            raise UserError(f"dataset.classes names a class twice: {', '.join(self.classes)}")
+        if self.unseen not in ("refuse", "missing"):
+            raise UserError(f"dataset.unseen={self.unseen}: must be refuse or missing")
+        if unknown := sorted(set(self.split_values) - set(SPLITS)):
+            raise UserError(f"dataset.split_values: unknown split '{unknown[0]}', known are {', '.join(SPLITS)}")
+        if len(self.fractions) != 3 or min(self.fractions) < 0 or abs(sum(self.fractions) - 1) > 1e-6:
+            raise UserError(
+                f"dataset.fractions={self.fractions}: give three shares (train, val, test) that add up to 1"
+            )
+
+    def find_source(self) -> Source:
+        if not self.csv.is_file():
+            raise UserError(f"there is no table {self.csv}: set dataset.csv to your CSV file")
+        settings = {
+            "csv": file_digest(self.csv),
+            "image": [self.image, self.image_suffix],
+            "labels": self.labels,
+            "classes": self.classes,
+            "categorical": list(self.categorical.items()),
+            "continuous": self.continuous,
+            "missing_values": self.missing_values,
+            "unseen": self.unseen,
+            "split": [self.split_column, self.split_values],
+            "drawn": [self.fractions, self.stratify, self.group, self.split_seed],
+        }
+        return Source("csv", sha256(settings), self._load)
+
+    def _load(self) -> Content:
+        frame = read_csv(self.csv)
+        needed = [self.image, *self.labels, *self.categorical, *self.continuous, self.split_column, self.group]
+        check_columns(frame, [c for c in needed if c], self.csv)
+        missing = frame.isin(self.missing_values)
+        target = self._target(frame, missing)
+        self._refuse(missing[self.image], f"rows without an image name in column '{self.image}'")
+        rows = self._split_rows(frame, target)
+        table, gaps, levels, scaling = self._code(frame, missing, rows)
+        files = [self.images / f"{name}{self.image_suffix}" for name in frame[self.image]]
+        parts = {
+            split: Coded(table[r], target[r], [files[i] for i in r], frame[self.image].to_numpy(str)[r], gaps[r])
+            for split, r in rows.items()
+        }
+        if split_names := [s for s in SPLITS if s not in parts]:
+            log.warning("%s has no rows for %s", self.csv, " and ".join(split_names))
+        homes = Counter(name for r in rows.values() for name in set(frame[self.image].iloc[r]))
+        crossing = [name for name, splits in homes.items() if splits > 1]
+        if crossing:
+            log.warning(
+                "%d images stand in more than one split (%s): what is tested was partly seen in training",
+                len(crossing),
+                crossing[0],
+            )
+        about = {"csv": str(self.csv), "levels": levels, "scaling": scaling}
+        return Content(
+            [*self.categorical, *self.continuous], [len(v) for v in levels.values()], self.classes, parts, about
+        )
+
+    def _refuse(self, bad: pd.Series | np.ndarray, what: str, mend: str = "mend or remove these rows") -> None:
+        bad = np.asarray(bad)
+        if bad.any():
+            # Counted from 1, without the header.
+            raise UserError(f"{self.csv}: {int(bad.sum())} {what} (the first in row {int(bad.argmax()) + 1}): {mend}")
+
+    def _target(self, frame: pd.DataFrame, missing: pd.DataFrame) -> np.ndarray:
+        if self.task != "multilabel":
+            column = frame[self.labels[0]]
+            self._refuse(missing[self.labels[0]], f"rows without a label in column '{self.labels[0]}'")
+            unknown = ~column.isin(self.classes)
+            found = ", ".join(f"'{v}' ({n})" for v, n in Counter(column[unknown]).most_common(3))
+            self._refuse(
+                unknown,
+                f"labels in column '{self.labels[0]}' are outside dataset.classes, {found}",
+                f"known are {', '.join(self.classes[:10])}; add the class, or remove these rows",
+            )
+            return column.map({name: i for i, name in enumerate(self.classes)}).to_numpy(np.int64)
+        target = np.full((len(frame), len(self.labels)), -1, dtype=np.float32)
+        for j, name in enumerate(self.labels):
+            values = pd.to_numeric(frame[name], errors="coerce")
+            here = ~missing[name]
+            self._refuse(
+                here & ~values.isin([1, 0, -1]), f"labels in column '{name}' are outside 1, 0 and -1 (no label)"
+            )
+            target[here, j] = values[here]
+        return target
+
+    def _split_rows(self, frame: pd.DataFrame, target: np.ndarray) -> dict[str, np.ndarray]:
+        groups = None if self.group is None else frame[self.group].to_numpy(str)
+        if self.split_column is None:
+            labels = target if self.stratify and target.ndim == 1 else None
+            names = self.classes if labels is not None else None
+            parts = draw_split(len(frame), labels, groups, self.fractions, self.split_seed, names)
+            rows = dict(zip(SPLITS, parts))
+        else:
+            column = frame[self.split_column]
+            known = [v for values in self.split_values.values() for v in values]
+            unknown = ~column.isin(known)
+            found = ", ".join(f"'{v}' ({n})" for v, n in Counter(column[unknown]).most_common(3))
+            self._refuse(
+                unknown,
+                f"values in column '{self.split_column}' name no split, {found}",
+                f"known are {', '.join(known)}; set dataset.split_values",
+            )
+            rows = {s: np.flatnonzero(column.isin(values)) for s, values in self.split_values.items()}
+            if groups is not None:
+                homes: dict[str, set[str]] = {}
+                for split, r in rows.items():
+                    for name in set(groups[r]):
+                        homes.setdefault(name, set()).add(split)
+                if crossing := [name for name, splits in homes.items() if len(splits) > 1]:
+                    raise UserError(
+                        f"{self.csv}: {len(crossing)} values of '{self.group}' stand in more than one split (the first "
+                        f"is {crossing[0]}): mend column '{self.split_column}'"
+                    )
+        return {split: r for split, r in rows.items() if len(r)}
+
+    def _code(
+        self, frame: pd.DataFrame, missing: pd.DataFrame, rows: Mapping[str, np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray, dict[str, list[str]], dict[str, list[float]]]:
+        """Table (N, F), gaps (N, F), levels of the categorical columns, mean and standard deviation of the others."""
+        train = rows.get("train", np.zeros(0, dtype=np.int64))
+        table = np.zeros((len(frame), len(self.categorical) + len(self.continuous)), dtype=np.float32)
+        gaps = missing[[*self.categorical, *self.continuous]].to_numpy(bool, copy=True)
+        levels: dict[str, list[str]] = {}
+        for j, (name, given) in enumerate(self.categorical.items()):
+            values = frame[name].to_numpy(str)
+            seen = values[train][~gaps[train, j]]
+            if not len(seen):
+                raise UserError(f"{self.csv}: column '{name}' has no value in the training split: leave it out")
+            levels[name] = given or sorted(set(seen))
+            unseen = ~np.isin(values, levels[name]) & ~gaps[:, j]
+            if self.unseen == "refuse":
+                found = ", ".join(f"'{v}' ({n})" for v, n in Counter(values[unseen]).most_common(3))
+                origin = "dataset.categorical lists" if given else "the training split has"
+                self._refuse(
+                    unseen,
+                    f"values in column '{name}' are none of the {len(levels[name])} that {origin}, {found}",
+                    "list them in dataset.categorical, or set dataset.unseen=missing",
+                )
+            gaps[:, j] |= unseen
+            codes = {level: code for code, level in enumerate(levels[name])}
+            common = codes[Counter(seen[np.isin(seen, levels[name])]).most_common(1)[0][0]]
+            table[:, j] = [common if gone else codes[v] for v, gone in zip(values, gaps[:, j])]
+        scaling: dict[str, list[float]] = {}
+        for j, name in enumerate(self.continuous, len(self.categorical)):
+            numbers = pd.to_numeric(frame[name], errors="coerce").to_numpy(np.float64, copy=True)
+            wrong = ~np.isfinite(numbers) & ~gaps[:, j]
+            found = ", ".join(f"'{v}' ({n})" for v, n in Counter(frame[name][wrong]).most_common(3))
+            self._refuse(
+                wrong,
+                f"cells in column '{name}' are no numbers, {found}",
+                "mend them, name them in dataset.missing_values, or make the column categorical",
+            )
+            seen = numbers[train][~gaps[train, j]]
+            if not len(seen):
+                raise UserError(f"{self.csv}: column '{name}' has no value in the training split: leave it out")
+            mean, deviation = float(seen.mean()), float(seen.std(ddof=1)) if len(seen) > 1 else 0.0
+            if deviation == 0:
+                log.warning("%s: column '%s' is constant in the training split", self.csv, name)
+            scaling[name] = [mean, deviation or 1.0]
+            table[:, j] = np.where(gaps[:, j], 0.0, (numbers - mean) / (deviation or 1.0))
+        return table, gaps, levels, scaling
+
+
+def read_csv(path: Path) -> pd.DataFrame:
+    """All cells as text, stripped; column names stripped.
+
+    Raises:
+        UserError: it cannot be read as a table.
+    """
+    try:
+        frame = pd.read_csv(
+            path, dtype=str, keep_default_na=False, skipinitialspace=True, encoding="utf-8-sig", low_memory=False
+        )
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{path} cannot be read as CSV ({str(error).splitlines()[0]}): give a comma-separated table"
+        ) from None
+    frame.columns = [str(c).strip() for c in frame.columns]
+    if not len(frame):
+        raise UserError(f"{path} has a header and no rows")
+    return frame.apply(lambda column: column.str.strip())
+
+
+def check_columns(frame: pd.DataFrame, needed: Sequence[str], path: Path) -> None:
+    """
+    Raises:
+        UserError: the columns that are not there, with the nearest that are.
+    """
+    absent = [c for c in dict.fromkeys(needed) if c not in frame.columns]
+    if absent:
+        near = difflib.get_close_matches(absent[0], list(frame.columns), 1)
+        hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(frame.columns[:20])}"
+        raise UserError(f"{path} lacks {len(absent)} of {len(set(needed))} columns: {', '.join(absent)}; {hint}")
+
+
+def draw_split(
+    n: int,
+    labels: np.ndarray | None,
+    groups: np.ndarray | None,
+    fractions: Sequence[float],
+    seed: int,
+    class_names: Sequence[str] | None = None,
+) -> list[np.ndarray]:
+    """Row numbers of disjoint parts, each sorted.
+
+    Args:
+        labels: (N,) to keep the class shares in every part; a group counts with its commonest label. None = do not.
+        groups: (N,), rows of one value stay together; the fractions are then of groups. None = every row is its own.
+        fractions: of the parts; they add up to 1.
+
+    Raises:
+        UserError: a class is too rare to be in every part.
+    """
+    from sklearn.model_selection import train_test_split
+
+    if groups is None:
+        member = units = np.arange(n)
+    else:
+        units, member = np.unique(groups, return_inverse=True)
+    unit_labels = None
+    if labels is not None:
+        table = np.zeros((len(units), int(labels.max()) + 1), dtype=np.int64)
+        np.add.at(table, (member, labels), 1)
+        unit_labels = table.argmax(1)
+    wanted = [f for f in fractions if f > 0]
+    rest, parts = np.arange(len(units)), []
+    remaining = 1.0
+    for fraction in wanted[:-1]:
+        size = round(len(rest) * fraction / remaining)
+        remaining -= fraction
+        strata = None if unit_labels is None else unit_labels[rest]
+        try:
+            part, rest = train_test_split(
+                rest, train_size=size, test_size=len(rest) - size, stratify=strata, random_state=seed
+            )
+        except ValueError as error:
+            counts = np.bincount(unit_labels) if unit_labels is not None else np.zeros(1, dtype=np.int64)
+            rare = int(np.where(counts > 0, counts, counts.max() + 1).argmin())
+            what = f"class {class_names[rare] if class_names else rare} has {counts[rare]}"
+            raise UserError(
+                f"cannot divide {len(units)} {'rows' if groups is None else 'groups'} into {len(wanted)} parts with "
+                f"the class shares of the whole ({what}; {str(error).splitlines()[0]}): give more rows, leave the "
+                "class out, or set dataset.stratify=false"
+            ) from None
+        parts.append(part)
+    chosen = iter([*parts, rest])
+    return [np.flatnonzero(np.isin(member, next(chosen))) if f > 0 else np.zeros(0, dtype=np.int64) for f in fractions]
+
+
+# ------------------------------------------------------------------------------------------- files that TIP prepared
+
+
+def read_list(path: Path) -> list[Any]:
+    """A ``.pt`` file with a list of numbers or strings, read without executing anything in it.
+
+    Raises:
+        UserError: absent, damaged, or something else.
+    """
+    import torch
+
+    if not path.is_file():
+        raise UserError(f"there is no {path}: copy the folder of prepared files completely")
+    scalar = np.float64(0).__reduce__()[0]  # what NumPy numbers in a list are stored with
+    safe: list[Any] = [
+        scalar,
+        (scalar, "numpy.core.multiarray.scalar"),
+        np.dtype,
+        *(type(np.dtype(t)) for t in ("i4", "i8", "f8")),
+    ]
+    try:
+        with torch.serialization.safe_globals(safe):
+            content = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # a file can be broken in any way
+        raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]}): copy or write it again") from None
+    if isinstance(content, torch.Tensor | np.ndarray):
+        content = content.tolist()
+    if not isinstance(content, list | tuple):
+        raise UserError(f"{path} holds no list: give the file of the prepared layout")
+    return list(content)
+
+
+def read_cardinalities(path: Path, columns: Sequence[str]) -> list[int]:
+    """Levels of the leading categorical columns, from TIP's list of lengths (1 stands for a continuous column).
+
+    Raises:
+        UserError: the list does not fit the columns.
+    """
+    lengths = read_list(path)
+    if any(not isinstance(v, int | np.integer) or v < 1 for v in lengths):
+        raise UserError(f"{path} does not hold whole numbers from 1 on: give the file of cardinalities")
+    lengths = [int(v) for v in lengths]
+    if len(lengths) != len(columns):
+        raise UserError(
+            f"{path} has {len(lengths)} cardinalities, the table has {len(columns)} columns: give the file of this one"
+        )
+    categorical = [v for v in lengths if v > 1]
+    if lengths[: len(categorical)] != categorical:
+        raise UserError(f"{path}: a categorical column follows a continuous one: give the 'reordered' files")
+    return categorical
+
+
+def read_prepared(
+    table: Path,
+    labels: Path,
+    images: Path,
+    columns: Sequence[str],
+    anchor: str,
+    root: Path,
+) -> Coded:
+    """One split in TIP's layout: numbers without a header, lists of labels and of image files.
+
+    Args:
+        columns: names, as many as the table must have.
+        anchor: folder name in the stored paths from which they hold on any machine.
+        root: where the folder ``anchor`` is, for paths that do not exist as they stand.
+
+    Raises:
+        UserError: names the file and what is wrong.
+    """
+    if not table.is_file():
+        raise UserError(f"there is no {table}: copy the folder of prepared files completely")
+    try:
+        values = pd.read_csv(table, header=None).to_numpy()
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise UserError(f"{table} cannot be read as CSV ({str(error).splitlines()[0]})") from None
+    if values.shape[1] != len(columns):
+        raise UserError(
+            f"{table} has {values.shape[1]} columns, expected {len(columns)} ({', '.join(columns[:3])}, ...): give the "
+            "'reordered' table without an index"
+        )
+    try:
+        values = values.astype(np.float32)
+    except ValueError as error:
+        raise UserError(f"{table} holds a cell that is no number ({error}): it has no header and no text") from None
+    target = np.array(read_list(labels))
+    if target.ndim != 1 or not np.issubdtype(target.dtype, np.number) or (target != np.floor(target)).any():
+        raise UserError(f"{labels} holds no list of class numbers: give the file of labels")
+    paths = [str(p) for p in read_list(images)]
+    stored = [Path(p).with_suffix(".npy") for p in paths]
+    moved = [_moved(p, anchor, root) for p in stored]
+    if paths and not moved[0].is_file() and moved[0].with_suffix(Path(paths[0]).suffix).is_file():
+        moved = [p.with_suffix(Path(original).suffix) for p, original in zip(moved, paths)]
+    names = np.array([_tail(Path(p), anchor) for p in paths])
+    return Coded(values, target.astype(np.int64), moved, names)
+
+
+def _tail(path: Path, anchor: str) -> str:
+    parts = path.parts
+    return str(Path(*parts[parts.index(anchor) + 1 :])) if anchor in parts else path.name
+
+
+def _moved(path: Path, anchor: str, root: Path) -> Path:
+    """``path``, or where it is under ``root`` if it does not exist on this machine."""
+    if anchor not in path.parts or path.is_file():
+        return path
+    return root / anchor / _tail(path, anchor)

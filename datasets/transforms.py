@@ -1,0 +1,267 @@
+"""Image and table augmentation of the image + table data sets (datasets spec 4.5, 5.2), on whole batches.
+
+Every row of a batch has its own draws; torchvision's v2 transforms draw once for all the images they are given, so the
+operations are written here for a batch with one parameter a row. Each gives what torchvision's functional gives for
+that row. All draws are made on the CPU from one generator: a seed and an epoch decide them, whatever the device.
+
+What we do differently from the originals: images are stored at one size first, and crop, flip and rotation are one
+resampling instead of one each; colour comes before geometry in both recipes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import permutations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.transforms.v2 import functional as V
+
+_ORDERS = torch.tensor(list(permutations(range(3))))
+_ATTEMPTS = 10
+
+
+@dataclass(frozen=True)
+class JointAugmentation:
+    """How training rows change; a rate of 0 switches a part off.
+
+    Attributes:
+        rate: share of the rows that are changed at all; the others go through the test transform, image and table.
+        brightness, contrast, saturation: factors are drawn from [1 - v, 1 + v], in random order.
+        colour_rate, grey_rate, blur_rate: share of the changed rows with colour jitter, without colour, blurred.
+        blur_kernel, blur_sigma: in pixels of an image of side ``blur_side`` (both are scaled to the stored side).
+        rotation: degrees to either side; what comes from outside the image is 0.
+        crop_scale, crop_ratio: area share and aspect ratio of the crop.
+        flip_rate: share flipped left to right.
+        corruption: share of the columns of a row (rounded down) that are replaced by draws from the training column.
+    """
+
+    rate: float = 0.95
+    brightness: float = 0.8
+    contrast: float = 0.8
+    saturation: float = 0.8
+    colour_rate: float = 0.8
+    grey_rate: float = 0.2
+    blur_rate: float = 0.5
+    blur_kernel: int = 29
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    blur_side: int = 300
+    rotation: float = 0.0
+    crop_scale: tuple[float, float] = (0.6, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip_rate: float = 0.5
+    corruption: float = 0.3
+
+    def __post_init__(self) -> None:
+        for name in ("rate", "colour_rate", "grey_rate", "blur_rate", "flip_rate", "corruption"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)} is outside [0, 1]")
+        for name in ("brightness", "contrast", "saturation"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)} is outside [0, 1]")
+        low, high = self.crop_scale
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"crop_scale={list(self.crop_scale)} must rise within (0, 1]")
+
+
+class ImageTableTransform:
+    """Inputs as they are stored -> inputs of the model; with a generator, augmented.
+
+    Args:
+        image, table: names of the modalities.
+        side: of the images that the model gets.
+        augmentation: None = the test transform always.
+        pool: from which corrupted cells are drawn; None = the table is left as it is.
+    """
+
+    def __init__(
+        self,
+        image: str,
+        table: str,
+        side: int,
+        augmentation: JointAugmentation | None = None,
+        pool: ColumnPool | None = None,
+    ) -> None:
+        self.image, self.table, self.side, self.augmentation, self.pool = image, table, side, augmentation, pool
+
+    def __call__(self, inputs: dict[str, Tensor], generator: torch.Generator | None) -> dict[str, Tensor]:
+        images, table = inputs[self.image], inputs[self.table]
+        plain = resize(images, self.side)
+        a = self.augmentation
+        if generator is None or a is None:
+            return {**inputs, self.image: plain}
+        changed = torch.rand(len(images), generator=generator) < a.rate
+        augmented = augment_images(images, self.side, a, generator)
+        if self.pool is not None and a.corruption:
+            corrupted = self.pool.corrupt(table, int(table.shape[1] * a.corruption), generator)
+            table = torch.where(changed.to(table.device)[:, None], corrupted, table)
+        mixed = torch.where(changed.to(images.device)[:, None, None, None], augmented, plain)
+        return {**inputs, self.image: mixed, self.table: table}
+
+
+class ColumnPool:
+    """The observed training values of each column, to draw from.
+
+    Args:
+        columns: (N, F).
+        gaps: (N, F) bool, True = not observed; a column without any observed cell is never corrupted.
+    """
+
+    def __init__(self, columns: Tensor, gaps: Tensor | None = None) -> None:
+        gaps = torch.zeros_like(columns, dtype=torch.bool) if gaps is None else gaps
+        order = gaps.to(torch.uint8).argsort(dim=0, stable=True)  # observed rows first
+        self.values, self.counts = columns.gather(0, order), (~gaps).sum(0)
+
+    def corrupt(self, table: Tensor, k: int, generator: torch.Generator) -> Tensor:
+        """``k`` random columns of each row of (B, F) replaced by a training value of that column, with replacement."""
+        b, f = table.shape
+        order = torch.rand(b, f, generator=generator).argsort(1)
+        chosen = torch.zeros(b, f, dtype=torch.bool).scatter_(1, order[:, :k], True) & (self.counts > 0)
+        rows = (torch.rand(b, f, generator=generator, dtype=torch.float64) * self.counts).long()
+        drawn = self.values.gather(0, rows.clamp_(max=len(self.values) - 1))
+        return torch.where(chosen.to(table.device), drawn.to(table), table)
+
+
+def resize(images: Tensor, side: int) -> Tensor:
+    """(B, C, H, W) -> (B, C, side, side), bilinear with antialiasing; the aspect ratio is not kept."""
+    if images.shape[-2:] == (side, side):
+        return images
+    return V.resize_image(images, [side, side], antialias=True)
+
+
+def augment_images(images: Tensor, side: int, a: JointAugmentation, generator: torch.Generator) -> Tensor:
+    """(B, C, S, S) in [0, 1] -> (B, C, side, side), each row with its own draws."""
+    b, channels, height, width = images.shape
+
+    def rand(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator)
+
+    factors = 1 + (2 * rand(3, b) - 1) * torch.tensor([a.brightness, a.contrast, a.saturation])[:, None]
+    order = _ORDERS[torch.randint(len(_ORDERS), (b,), generator=generator)]
+    coloured, grey, blurred = (rand(b) < rate for rate in (a.colour_rate, a.grey_rate, a.blur_rate))
+    low, high = a.blur_sigma
+    scale = width / a.blur_side
+    sigma = (low + (high - low) * rand(b)) * scale
+    flip, angle = rand(b) < a.flip_rate, (2 * rand(b) - 1) * a.rotation
+    boxes = crop_boxes(b, height, width, a.crop_scale, a.crop_ratio, generator)
+
+    x = images
+    if a.colour_rate and (a.brightness or a.contrast or a.saturation):
+        x = jitter_colours(x, factors, order, coloured)
+    if channels == 3 and a.grey_rate:
+        rows = grey.nonzero()[:, 0].to(x.device)
+        x = x.index_copy(0, rows, luminance(x[rows]).expand(-1, 3, -1, -1))
+    if a.blur_rate:
+        rows = blurred.nonzero()[:, 0]
+        kernel = max(3, round(a.blur_kernel * scale) | 1)
+        x = x.index_copy(0, rows.to(x.device), blur(x[rows.to(x.device)], sigma[rows], kernel))
+    return resample(x, boxes, side, flip, angle)
+
+
+def luminance(x: Tensor) -> Tensor:
+    """(B, 3, H, W) -> (B, 1, H, W), Rec. 601 as torchvision weighs it."""
+    weights = torch.tensor([0.2989, 0.587, 0.114], device=x.device, dtype=x.dtype)
+    return (x * weights[:, None, None]).sum(1, keepdim=True)
+
+
+def jitter_colours(x: Tensor, factors: Tensor, order: Tensor, rows: Tensor) -> Tensor:
+    """Brightness, contrast and saturation of some rows, each row in its own order.
+
+    Args:
+        x: (B, C, H, W) in [0, 1].
+        factors: (3, B).
+        order: (B, 3), a permutation of 0 brightness, 1 contrast, 2 saturation a row.
+        rows: (B,) bool, which to change.
+    """
+    x = x.clone()
+    for position in range(3):
+        for operation in range(3):
+            picked = (rows & (order[:, position] == operation)).nonzero()[:, 0]
+            if not len(picked) or (operation == 2 and x.shape[1] != 3):
+                continue
+            f = factors[operation, picked].to(x)[:, None, None, None]
+            picked = picked.to(x.device)
+            part = x[picked]
+            if operation == 0:
+                other = torch.zeros_like(part)
+            elif operation == 1:
+                grey = luminance(part) if x.shape[1] == 3 else part
+                other = grey.mean(dim=(1, 2, 3), keepdim=True)
+            else:
+                other = luminance(part)
+            x[picked] = (f * part + (1 - f) * other).clamp_(0, 1)
+    return x
+
+
+def blur(x: Tensor, sigma: Tensor, kernel: int) -> Tensor:
+    """Gaussian blur of (B, C, H, W) with a standard deviation (B,) in pixels a row; edges are reflected."""
+    if not len(x):
+        return x
+    b, c, h, w = x.shape
+    half = kernel // 2
+    offsets = torch.arange(-half, half + 1, dtype=torch.float32)
+    weights = torch.exp(-0.5 * (offsets / sigma.float()[:, None].clamp(min=1e-3)) ** 2)
+    weights = (weights / weights.sum(1, keepdim=True)).to(x).repeat_interleave(c, 0)
+    y = F.pad(x, [half] * 4, mode="reflect").reshape(1, b * c, h + 2 * half, w + 2 * half)
+    y = F.conv2d(y, weights[:, None, :, None], groups=b * c)
+    return F.conv2d(y, weights[:, None, None, :], groups=b * c).reshape(b, c, h, w)
+
+
+def crop_boxes(
+    b: int,
+    height: int,
+    width: int,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    generator: torch.Generator,
+) -> Tensor:
+    """Random crops as torchvision's RandomResizedCrop draws them: (B, 4) top, left, height, width in whole pixels.
+
+    Of ten candidates a row the first that fits; where none does, the largest central one within the ratios.
+    """
+    area = height * width * (scale[0] + (scale[1] - scale[0]) * torch.rand(b, _ATTEMPTS, generator=generator))
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    aspect = torch.exp(low + (high - low) * torch.rand(b, _ATTEMPTS, generator=generator))
+    w, h = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
+    fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+    first = fits.to(torch.uint8).argmax(1, keepdim=True)
+    w, h = w.gather(1, first)[:, 0], h.gather(1, first)[:, 0]
+    whole = min(max(width / height, ratio[0]), ratio[1])
+    central_w, central_h = min(width, round(height * whole)), min(height, round(width / whole))
+    none = ~fits.any(1)
+    w, h = torch.where(none, central_w, w), torch.where(none, central_h, h)
+    corner = torch.rand(2, b, generator=generator)
+    top = torch.where(none, (height - h) // 2, (corner[0] * (height - h + 1)).floor())
+    left = torch.where(none, (width - w) // 2, (corner[1] * (width - w + 1)).floor())
+    return torch.stack([top, left, h, w], dim=1)
+
+
+def resample(x: Tensor, boxes: Tensor, side: int, flip: Tensor, angle: Tensor) -> Tensor:
+    """Rotate, crop, resize and flip in one bilinear resampling.
+
+    Args:
+        x: (B, C, H, W).
+        boxes: (B, 4) top, left, height, width of the crop in the rotated image.
+        flip: (B,) bool, left to right.
+        angle: (B,) degrees counter-clockwise, about the centre; outside the image is 0.
+    """
+    b, _, height, width = x.shape
+    top, left, h, w = boxes.float().T[:, :, None]
+    steps = (torch.arange(side, dtype=torch.float32) + 0.5) / side
+    across = torch.where(flip[:, None], 1 - steps, steps)
+    # Pixel centres have whole coordinates; what a crop interpolates stays inside the crop.
+    column = (left + across * w - 0.5).clamp(min=left, max=left + w - 1)
+    row = (top + steps * h - 0.5).clamp(min=top, max=top + h - 1)
+    grid_x = column[:, None, :].expand(b, side, side)
+    grid_y = row[:, :, None].expand(b, side, side)
+    turned = bool((angle != 0).any())
+    if turned:
+        radians = torch.deg2rad(angle)[:, None, None]
+        dx, dy = grid_x - (width - 1) / 2, grid_y - (height - 1) / 2
+        grid_x = torch.cos(radians) * dx - torch.sin(radians) * dy + (width - 1) / 2
+        grid_y = torch.sin(radians) * dx + torch.cos(radians) * dy + (height - 1) / 2
+    grid = torch.stack([(2 * grid_x + 1) / width - 1, (2 * grid_y + 1) / height - 1], dim=-1)
+    padding = "zeros" if turned else "border"
+    return F.grid_sample(x, grid.to(x), mode="bilinear", padding_mode=padding, align_corners=False)
