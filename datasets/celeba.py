@@ -18,7 +18,6 @@ leaves that attribute out.
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,12 +25,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from datasets.base import SPLITS, Modality
 from datasets.demo_text_image import ensure_demo, make_celeba
-from datasets.images import decode_images, read_rgb
+from datasets.images import ImageReader, decode_images
 from datasets.source import Source, SourcedDataModule, check_classes, file_stats, sha256
-from datasets.storage import check_replaceable
 from datasets.text import WIDTH, attribute_texts, check_alphabet, encode_all
 from utils.errors import UserError
 
@@ -43,7 +42,7 @@ RECIPE_VERSION = 1
 BOX = (15, 35, 162, 182)
 TEXT_FILE = f"list_attr_text_{TEXT_LENGTH:03d}_False_True_celeba.csv"
 
-read_face = functools.partial(read_rgb, box=BOX)
+read_face = ImageReader(SIDE, box=BOX, resample=Image.Resampling.BICUBIC)
 
 
 def read_table(path: Path, header: bool) -> pd.DataFrame:
@@ -196,13 +195,9 @@ class CelebA(SourcedDataModule):
         }
         signature = sha256([settings, file_stats(tables), sorted(images.items())])
         about = settings | {"texts": "read" if "texts" in tables else "written by the published rule"}
-        scratch = self.store.folder.with_name(f".{self.store.folder.name}.decoding")
-        return Source("folder", signature, about, lambda: self._load(folder, tables, set(images), scratch), scratch)
+        return Source("folder", signature, about, lambda: self._load(folder, tables, set(images)))
 
-    def _load(
-        self, folder: Path, tables: Mapping[str, Path], images: set[str], scratch: Path
-    ) -> dict[str, dict[str, Any]]:
-        check_replaceable(self.store.folder)
+    def _load(self, folder: Path, tables: Mapping[str, Path], images: set[str]) -> dict[str, dict[str, Any]]:
         if "alphabet" in tables:
             check_alphabet(tables["alphabet"])
         present = self._attributes(tables["attributes"])
@@ -215,29 +210,24 @@ class CelebA(SourcedDataModule):
                 "restore them from the archive"
             )
         label = present[self.target].to_numpy()
-        rows = self._rows(partition, label)
-        if not len(rows["train"]):
+        rows = {split: chosen for split, chosen in self._rows(partition, label).items() if len(chosen)}
+        if "train" not in rows:
             raise UserError(f"{tables['partition']} has no row of partition 0 (train): restore it")
-        check_classes("train", label[rows["train"]].astype(int), 2, tables["attributes"])
-        codes = self._texts(tables.get("texts"), present)
-        splits = {}
+        target = label.astype(np.int64)
         for split, chosen in rows.items():
-            if not len(chosen):
-                continue
-            target = label[chosen].astype(np.int64)
-            check_classes(split, target, 2, tables["attributes"])
-            stems = names[chosen]
-            pixels = decode_images(
-                [folder / name for name in stems],
-                scratch / split / "img.npy",
-                SIDE,
-                read=read_face,
-                recipe=f"RGB, box {BOX}, bicubic",
-                desc=f"decoding {split}",
-            )
-            name = np.array([Path(stem).stem for stem in stems])
-            splits[split] = {"img": pixels, "text": codes[chosen], "target": target, "name": name}
-        return splits
+            check_classes(split, target[chosen], 2, tables["attributes"])
+        codes = self._texts(tables.get("texts"), present)
+        files = {split: [folder / name for name in names[chosen]] for split, chosen in rows.items()}
+        pixels = decode_images(files, self.scratch, read_face)
+        return {
+            split: {
+                "img": pixels[split],
+                "text": codes[chosen],
+                "target": target[chosen],
+                "name": np.array([file.stem for file in files[split]]),
+            }
+            for split, chosen in rows.items()
+        }
 
     def _attributes(self, path: Path) -> pd.DataFrame:
         """Image name -> attribute is there, bool."""

@@ -27,14 +27,13 @@ from datasets.image_table import (
     Coded,
     Content,
     ImageTableModule,
-    Source,
     check_columns,
     file_digest,
     read_cardinalities,
     read_csv,
     read_prepared,
 )
-from datasets.polymnist import sha256
+from datasets.source import Source
 from utils.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -120,15 +119,15 @@ class DVM(ImageTableModule):
                 for pattern in (PREPARED_TABLE, PREPARED_LABELS, PREPARED_PATHS)
             ]
             digests = {f.name: file_digest(f) for f in [features / PREPARED_LENGTHS, *files] if f.is_file()}
-            return Source("prepared", sha256([digests, self.classes]), lambda: self._read_prepared(root, features))
+            return self._source("prepared", [digests, self.classes], lambda: self._read_prepared(root, features))
         tables = {name: root / "tables_V2.0" / name for name in TABLES}
         if any(path.is_file() for path in tables.values()):
             absent = [name for name, path in tables.items() if not path.is_file()]
             if absent:
                 raise UserError(f"{root / 'tables_V2.0'} lacks {', '.join(absent)}: unpack tables_V2.0.zip completely")
             digests = {name: file_digest(path) for name, path in tables.items()}
-            about = [digests, self.standardise, RECIPE_VERSION]
-            return Source("raw", sha256(about), lambda: self._build(root, tables))
+            settings = [digests, self.standardise, RECIPE_VERSION]
+            return self._source("raw", settings, lambda: self._build(root, tables))
         raise UserError(
             f"no DVM in {root}: looked for tables_V2.0/Ad_table.csv (with resized_DVM/, from "
             f"https://deepvisualmarketing.github.io) and for features/{PREPARED_LENGTHS} (TIP's files): set "

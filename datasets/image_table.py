@@ -10,7 +10,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import logging
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,10 +19,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from datasets.base import SPLITS, Modality, MultimodalDataModule, Transform
-from datasets.decoding import Decoding, check_files
-from datasets.polymnist import sha256
-from datasets.storage import check_replaceable
+from datasets.base import SPLITS, Modality, Transform
+from datasets.images import ImageReader, decode_images
+from datasets.source import Source, SourcedDataModule, sha256
 from datasets.transforms import ColumnPool, ImageTableTransform, JointAugmentation
 from utils.errors import UserError
 
@@ -62,23 +60,8 @@ class Content:
     about: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Source:
-    """Raw data that can be packed.
-
-    Attributes:
-        kind: csv | raw | prepared.
-        signature: changes whenever the table would.
-        load: reads it.
-    """
-
-    kind: str
-    signature: str
-    load: Callable[[], Content]
-
-
-class ImageTableModule(MultimodalDataModule):
-    """Base of the image + table data sets; a subclass implements :meth:`find_source`.
+class ImageTableModule(SourcedDataModule):
+    """Base of the image + table data sets; a subclass implements :meth:`find_source`, which loads a :class:`Content`.
 
     Args:
         store: folder of the packed store.
@@ -122,13 +105,9 @@ class ImageTableModule(MultimodalDataModule):
             raise UserError(f"dataset.natural_missing={natural_missing}: must be keep or fill")
         self._pool: ColumnPool | None = None
 
-    def find_source(self) -> Source:
-        """The raw data.
-
-        Raises:
-            UserError: there are none.
-        """
-        raise AssertionError("a data set implements find_source()")
+    def _source(self, kind: str, settings: Any, load: Callable[[], Content]) -> Source:
+        signature = sha256([PACKING_VERSION, kind, settings, self.stored_side, self.channels])
+        return Source(kind, signature, {}, load)
 
     def _meta(self) -> dict[str, Any]:
         meta = self.store.meta()
@@ -169,66 +148,31 @@ class ImageTableModule(MultimodalDataModule):
             self._pool = ColumnPool(packed.read(table), gaps)
         return ImageTableTransform(image, table, self.side, self.augmentation, self._pool)
 
-    def prepare(self) -> None:
-        """Raw files -> packed store, unless the store was made from this very table and these settings.
-
-        Raises:
-            UserError: no source, or something in it that cannot be used.
-        """
-        source = self.find_source()
-        signature = sha256([PACKING_VERSION, source.kind, source.signature, self.stored_side, self.channels])
-        meta = self.store.meta()
-        if meta is not None and meta.get("signature") == signature:
-            log.info("%s: packed store %s is up to date (%s)", self.name, self.store.folder, meta["counts"])
-            return
-        changed = "" if meta is None else " again: the source or its settings changed"
-        log.info("%s: packing (source: %s) into %s%s", self.name, source.kind, self.store.folder, changed)
-        check_replaceable(self.store.folder)
-        content = source.load()
+    def pack(self, source: Source) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+        content: Content = source.load()
         check_content(content)
-        check_files(
-            {split: coded.images for split, coded in content.splits.items()},
-            "give the folder of the images (dataset.images or dataset.root), or remove these rows",
-        )
-        self._splits.clear()
         self._pool = None
-        decoding = Decoding(self.store.folder.with_name(f".{self.store.folder.name}.decoding"), signature)
-        with decoding.running():
-            arrays = {
-                split: decoding.decode(split, coded.images, self.stored_side, self.channels)
-                for split, coded in content.splits.items()
+        files = {split: coded.images for split, coded in content.splits.items()}
+        pixels = decode_images(files, self.scratch, ImageReader(self.stored_side, self.channels))
+        splits: dict[str, dict[str, Any]] = {}
+        missing_cells = {}
+        for split, coded in content.splits.items():
+            splits[split] = {
+                self.image_name: pixels[split],
+                self.table_name: coded.table.astype(np.float32),
+                "target": coded.target,
+                "name": coded.names.astype(str),
             }
-            about = {
-                "dataset": self.name,
-                "columns": content.columns,
-                "cardinalities": content.cardinalities,
-                "class_names": content.class_names,
-                "class_counts": {split: _class_counts(c, content.class_names) for split, c in content.splits.items()},
-                "missing_cells": {
-                    split: dict(zip(content.columns, coded.gaps.sum(0).tolist()))
-                    for split, coded in content.splits.items()
-                    if coded.gaps is not None and coded.gaps.any()
-                },
-                "source": {"kind": source.kind, **content.about},
-                "signature": signature,
-            }
-            with self.store.writing(about) as folder:
-                for split, coded in content.splits.items():
-                    (folder / split).mkdir()
-                    os.replace(arrays[split], folder / split / f"{self.image_name}.npy")
-                    np.save(folder / split / f"{self.table_name}.npy", coded.table.astype(np.float32))
-                    np.save(folder / split / "target.npy", coded.target)
-                    np.save(folder / split / "name.npy", coded.names.astype(str))
-                    if coded.gaps is not None and coded.gaps.any():
-                        np.save(folder / split / f"{self.table_name}_missing.npy", coded.gaps)
-        decoding.remove()
-        log.info("%s: packed %s", self.name, {split: len(coded.target) for split, coded in content.splits.items()})
-
-
-def _class_counts(coded: Coded, class_names: Sequence[str]) -> dict[str, int]:
-    if coded.target.ndim == 2:
-        return dict(zip(class_names, (coded.target == 1).sum(0).tolist()))
-    return dict(zip(class_names, np.bincount(coded.target, minlength=len(class_names)).tolist()))
+            if coded.gaps is not None and coded.gaps.any():
+                splits[split][f"{self.table_name}_missing"] = coded.gaps
+                missing_cells[split] = dict(zip(content.columns, coded.gaps.sum(0).tolist()))
+        return splits, {
+            "columns": content.columns,
+            "cardinalities": content.cardinalities,
+            "class_names": content.class_names,
+            "missing_cells": missing_cells,
+            "source": {"kind": source.kind, **content.about},
+        }
 
 
 def check_content(content: Content) -> None:
@@ -407,7 +351,7 @@ class ImageTable(ImageTableModule):
             "split": [self.split_column, self.split_values],
             "drawn": [self.fractions, self.stratify, self.group, self.split_seed],
         }
-        return Source("csv", sha256(settings), self._load)
+        return self._source("csv", settings, self._load)
 
     def _load(self) -> Content:
         frame = read_csv(self.csv)

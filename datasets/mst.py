@@ -26,10 +26,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from datasets.base import SPLITS, Modality
 from datasets.demo_text_image import ensure_demo, make_mst
-from datasets.images import load_images
+from datasets.images import ImageReader, load_images
 from datasets.polymnist import CLASSES, VAL_SHARE, mnist_files, read_mnist, stratified_split
 from datasets.source import Arrays, Source, SourcedDataModule, check_classes, file_stats, sha256
 from datasets.text import WIDTH, check_alphabet, place_digit_words
@@ -366,7 +367,8 @@ class MST(SourcedDataModule):
 
     def _photographs(self, photos: list[tuple[int, Path]]) -> dict[str, Items]:
         labels = np.array([digit for digit, _ in photos])
-        images = load_images([file for _, file in photos], SVHN_SIDE, desc="reading photographs")
+        read = ImageReader(SVHN_SIDE, resample=Image.Resampling.BICUBIC)
+        images = load_images([file for _, file in photos], read, "photographs")
         n_test = round(PHOTO_TEST_SHARE * len(labels))
         parts = stratified_split(labels, (len(labels) - n_test, n_test), self.split_seed)
         return {part: (images[rows], labels[rows]) for part, rows in zip(("train", "test"), parts)}

@@ -7,8 +7,8 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from datasets.base import MultimodalDataModule
+from datasets.storage import check_replaceable
 from utils.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -31,17 +32,13 @@ class Source:
         kind: what it is, in a word (folder | mnist | ...).
         signature: changes whenever the packed arrays would.
         about: plain values for ``meta.json``.
-        load: reads or builds the arrays, split -> modality names, ``target`` and, where rows have names, ``name``; an
-            array too large for memory may be the path of a ``.npy`` file.
-        scratch: a folder of half-finished work, which an interrupted run leaves for the next one; only one process at a
-            time works on it, and it is removed once the arrays are packed.
+        load: reads or builds what :meth:`SourcedDataModule.pack` makes arrays of.
     """
 
     kind: str
     signature: str
     about: dict[str, Any]
-    load: Callable[[], Mapping[str, Mapping[str, Any]]]
-    scratch: Path | None = None
+    load: Callable[[], Any]
 
 
 class SourcedDataModule(MultimodalDataModule):
@@ -55,6 +52,22 @@ class SourcedDataModule(MultimodalDataModule):
         """
         raise AssertionError("a data set implements find_source()")
 
+    @property
+    def scratch(self) -> Path:
+        """A folder for half-finished work, which an interrupted run leaves for the next one.
+
+        Only one process at a time works in it, and it is removed once the arrays are packed.
+        """
+        return self.store.folder.with_name(f".{self.store.folder.name}.decoding")
+
+    def pack(self, source: Source) -> tuple[Mapping[str, Mapping[str, Any]], dict[str, Any]]:
+        """
+        Returns:
+            split -> modality names, ``target`` and, where rows have names, ``name`` -> array; one that is too large for
+            memory may be the path of a ``.npy`` file; and what ``meta.json`` says of them.
+        """
+        return source.load(), {"class_names": self.class_names, "source": {"kind": source.kind, **source.about}}
+
     def prepare(self) -> None:
         """Raw files -> packed store, unless the store was made from these very files and settings.
 
@@ -62,36 +75,37 @@ class SourcedDataModule(MultimodalDataModule):
             UserError: no source, or a bad file in it.
         """
         source = self.find_source()
-        with _alone(source.scratch) if source.scratch else nullcontext():
-            self._prepare(source)
-            if source.scratch:
-                shutil.rmtree(source.scratch, ignore_errors=True)
+        if self._is_packed(source):
+            return
+        with _alone(self.scratch):
+            if not self._is_packed(source):  # as another process may have done meanwhile
+                self._prepare(source)
+            shutil.rmtree(self.scratch, ignore_errors=True)
+
+    def _is_packed(self, source: Source) -> bool:
+        meta = self.store.meta()
+        if meta is None or meta.get("signature") != source.signature:
+            return False
+        log.info("%s: packed store %s is up to date (%s)", self.name, self.store.folder, meta["counts"])
+        return True
 
     def _prepare(self, source: Source) -> None:
-        meta = self.store.meta()
-        if meta is not None and meta.get("signature") == source.signature:
-            log.info("%s: packed store %s is up to date (%s)", self.name, self.store.folder, meta["counts"])
-            return
-        changed = "" if meta is None else " again: the source or its settings changed"
+        check_replaceable(self.store.folder)
+        changed = "" if self.store.meta() is None else " again: the source or its settings changed"
         log.info("%s: packing (source: %s) into %s%s", self.name, source.kind, self.store.folder, changed)
-        splits = source.load()
-        class_counts = {
-            split: dict(zip(self.class_names, np.bincount(arrays["target"], minlength=self.num_classes).tolist()))
-            for split, arrays in splits.items()
-        }
+        splits, about = self.pack(source)
+        names = about["class_names"]
+        class_counts = {split: _class_counts(arrays["target"], names) for split, arrays in splits.items()}
         counts = {split: len(arrays["target"]) for split, arrays in splits.items()}
         self._splits.clear()
-        self.store.write(
-            splits,
-            {
-                "dataset": self.name,
-                "class_names": self.class_names,
-                "class_counts": class_counts,
-                "source": {"kind": source.kind, **source.about},
-                "signature": source.signature,
-            },
-        )
+        meta = {"dataset": self.name, "class_counts": class_counts, "signature": source.signature, **about}
+        self.store.write(splits, meta)
         log.info("%s: packed %s", self.name, counts)
+
+
+def _class_counts(target: np.ndarray, names: Sequence[str]) -> dict[str, int]:
+    counts = (target == 1).sum(0) if target.ndim == 2 else np.bincount(target, minlength=len(names))
+    return dict(zip(names, counts.tolist()))
 
 
 @contextmanager

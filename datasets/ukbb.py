@@ -19,12 +19,11 @@ from datasets.image_table import (
     Coded,
     Content,
     ImageTableModule,
-    Source,
     file_digest,
     read_cardinalities,
     read_prepared,
 )
-from datasets.polymnist import sha256
+from datasets.source import Source
 from utils.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -157,7 +156,7 @@ class UKBB(ImageTableModule):
             for name in [LENGTHS, *(n for names in files.values() for n in names)]
             if (root / name).is_file()
         }
-        return Source("prepared", sha256([digests, drawn]), lambda: self._read(root, files, drawn))
+        return self._source("prepared", [digests, drawn], lambda: self._read(root, files, drawn))
 
     def _read(self, root: Path, files: dict[str, tuple[str, str, str]], drawn: bool) -> Content:
         cardinalities = read_cardinalities(root / LENGTHS, COLUMNS)

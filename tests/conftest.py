@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+from datasets.images import ImageReader
 from tests.makers import make_polymnist_folder
 from utils.build import register_resolvers
 from utils.validate import CONFIGS
@@ -19,6 +21,33 @@ torch.set_num_threads(1)
 register_resolvers()
 
 Composer = Callable[..., DictConfig]
+
+
+class Reads:
+    """Which image files are read, as ``seen``; at one named ``stop_at`` the process is interrupted."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+        self.stop_at: str | None = None
+
+    def all(self) -> list[str]:
+        """What was seen since the last call, sorted."""
+        seen, self.seen = sorted(self.seen), []
+        return seen
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> Reads:
+    read, reads = ImageReader.__call__, Reads()
+
+    def counted(reader: ImageReader, path: Path) -> np.ndarray:
+        if path.stem == reads.stop_at:
+            raise KeyboardInterrupt
+        reads.seen.append(path.stem)
+        return read(reader, path)
+
+    monkeypatch.setattr(ImageReader, "__call__", counted)
+    return reads
 
 
 @pytest.fixture(scope="session")

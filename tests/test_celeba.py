@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,8 +15,9 @@ from PIL import Image
 from datasets import images
 from datasets.celeba import BOX, CelebA, read_face, read_table
 from datasets.demo_text_image import CELEBA_ATTRIBUTES, make_celeba
-from datasets.images import decode_images, load_images, read_rgb
+from datasets.images import ImageReader, decode_images, load_images
 from datasets.text import attribute_texts, decode
+from tests.conftest import Reads
 from utils.errors import UserError
 
 SPLITS = ("train", "val", "test")
@@ -75,17 +75,20 @@ def test_the_image_equals_the_published_transform(made: Path) -> None:
     for file in sorted(made.glob("img_align_celeba/*.jpg"))[:5]:
         with Image.open(file) as image:
             expected = steps(image.convert("RGB"))
-        ours = torch.from_numpy(read_face(file, 64).copy()).float() / 255
+        ours = torch.from_numpy(read_face(file).copy()).float() / 255
         assert ours.shape == (3, 64, 64) and (ours - expected).abs().max() <= 1 / 255 + 1e-6
         assert (ours == expected).float().mean() > 0.99
 
 
 def test_a_grey_image_becomes_colour_and_a_small_one_is_refused(tmp_path: Path) -> None:
     Image.new("L", (178, 218), 77).save(tmp_path / "grey.jpg")
-    assert (read_face(tmp_path / "grey.jpg", 64) == 77).all()
+    assert (read_face(tmp_path / "grey.jpg") == 77).all()
     Image.new("RGB", (161, 218)).save(tmp_path / "small.jpg")
-    with pytest.raises(UserError, match=r"small\.jpg is 161x218 pixels, at least 162x182 are needed: restore"):
-        read_face(tmp_path / "small.jpg", 64)
+    files = [tmp_path / "small.jpg", tmp_path / "grey.jpg"]
+    with pytest.raises(
+        UserError, match=r"1 of 2 faces .*small\.jpg \(161x218 pixels, at least 162x182 are needed\); res"
+    ):
+        load_images(files, read_face, "faces")
 
 
 # ------------------------------------------------------------------------------------------------------------ the store
@@ -104,7 +107,7 @@ def test_every_row_against_the_files(made: Path, tmp_path: Path) -> None:
         assert packed.names() == names[row : row + len(packed)]
         assert decode(packed.read("text")) == expected[row : row + len(packed)]
         for i, name in enumerate(packed.names()):
-            face = read_face(made / f"img_align_celeba/{name}.jpg", 64)
+            face = read_face(made / f"img_align_celeba/{name}.jpg")
             assert np.array_equal(packed.read("img")[i].numpy(), face)
             assert packed.read("target")[i] == (table.loc[f"{name}.jpg", "Blond_Hair"] == 1)
         row += len(packed)
@@ -224,85 +227,81 @@ def pictures(tmp_path: Path) -> list[Path]:
     return paths
 
 
-class Counting:
-    """Counts reads, and stops at one of them."""
-
-    def __init__(self, stop_at: str | None = None) -> None:
-        self.seen: list[str] = []
-        self.stop_at = stop_at
-
-    def __call__(self, path: Path, side: int) -> np.ndarray:
-        if path.stem == self.stop_at:
-            raise KeyboardInterrupt
-        self.seen.append(path.stem)
-        return read_rgb(path, side)
+READ = ImageReader(4)
 
 
 def test_decoding_goes_on_where_it_was_interrupted(
-    pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pictures: list[Path], tmp_path: Path, reads: Reads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(images, "CHUNK", 3)
-    target, first = tmp_path / "out/img.npy", Counting(stop_at="7")
+    folder, reads.stop_at = tmp_path / "out", "7"
     with pytest.raises(KeyboardInterrupt):
-        decode_images(pictures, target, 4, read=first)
-    assert {"0", "1", "2", "3", "4", "5"} <= set(first.seen)
-    second = Counting()
-    assert decode_images(pictures, target, 4, read=second) == target
-    assert sorted(second.seen) == ["6", "7", "8", "9"], "what was noted as done is not decoded again"
+        decode_images({"train": pictures}, folder, READ)
+    assert {"0", "1", "2", "3", "4", "5"} <= set(reads.all())
+    reads.stop_at = None
+    target = decode_images({"train": pictures}, folder, READ)["train"]
+    assert reads.all() == ["6", "7", "8", "9"], "what was noted as done is not decoded again"
     array = np.load(target)
     assert array.shape == (10, 3, 4, 4) and array.dtype == np.uint8
     assert array[:, 0, 0, 0].tolist() == [20 * i for i in range(10)]
-    assert np.array_equal(array, load_images(pictures, 4))
+    assert np.array_equal(array, load_images(pictures, READ))
 
-    changed = Counting()
     Image.new("RGB", (8, 8), (255, 1, 2)).save(pictures[4], compress_level=0)
-    decode_images(pictures, target, 4, read=changed)
-    assert changed.seen == ["4"] and np.load(target)[4, 0, 0, 0] == 255, "a file that changed, and nothing else"
-    for paths, side, recipe in ((pictures[:5], 4, "rgb"), (pictures, 2, "rgb"), (pictures, 4, "other")):
-        anew = Counting()
-        decode_images(paths, target, side, read=anew, recipe=recipe)
-        assert len(anew.seen) == len(paths) and np.load(target).shape == (len(paths), 3, side, side)
+    reads.all()
+    decode_images({"train": pictures, "val": pictures[:2]}, folder, READ)
+    assert reads.all() == ["0", "1", "4"], "a file that changed, and the other split"
+    assert np.load(target)[4, 0, 0, 0] == 255
+    others = [ImageReader(2), ImageReader(4, channels=1), ImageReader(4, box=(0, 0, 5, 5))]
+    others.append(ImageReader(4, resample=Image.Resampling.BICUBIC))
+    for paths, read in ((pictures[:5], READ), *((pictures, read) for read in others)):
+        target = decode_images({"train": paths}, folder, read)["train"]
+        assert len(reads.all()) == len(paths)
+        assert np.load(target).shape == (len(paths), read.channels, read.side, read.side)
+        assert len(list(folder.glob("train.*"))) == 2, "of the work for something else nothing is left"
 
 
-def test_a_bad_image_is_named_and_the_others_are_kept(
-    pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_bad_images_are_counted_and_the_others_are_kept(
+    pictures: list[Path], tmp_path: Path, reads: Reads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(images, "CHUNK", 2)
-    content = pictures[6].read_bytes()
-    pictures[6].write_bytes(content[:40])
-    target = tmp_path / "img.npy"
-    with pytest.raises(UserError, match=r"6\.png cannot be read .*: restore it from the archive"):
-        decode_images(pictures, target, 4)
+    content = [picture.read_bytes() for picture in pictures]
+    files = {"train": pictures, "val": pictures[:7]}
+    for i in (1, 3, 6, 9):
+        pictures[i].write_bytes(content[i][:40])
+    message = (
+        r"4 of 10 images of split 'train' cannot be read: .*1\.png \(.*3\.png \(.*6\.png \(.*, and 1 more; restore"
+    )
+    with pytest.raises(UserError, match=message):
+        decode_images(files, tmp_path, READ)
     pictures[6].unlink()
-    with pytest.raises(UserError, match=r"there is no image .*6\.png: restore it"):
-        decode_images(pictures, target, 4)
-    pictures[6].write_bytes(content)
-    rest = Counting()
-    decode_images(pictures, target, 4, read=rest)
-    assert sorted(rest.seen) == ["6", "7", "8", "9"]
-    assert json.loads(target.with_suffix(".json").read_text())["side"] == 4
+    with pytest.raises(
+        UserError, match=r"image file: 1 of 10 in train, 1 of 7 in val, the first is .*6\.png; .*restore"
+    ):
+        decode_images(files, tmp_path, READ)
+    reads.all()
+    for i in (1, 3, 6, 9):
+        pictures[i].write_bytes(content[i])
+    decode_images({"train": pictures}, tmp_path, READ)
+    assert reads.all() == ["1", "3", "6", "9"]
 
 
-def test_an_interrupted_prepare_goes_on(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_prepare_goes_on(made: Path, tmp_path: Path, reads: Reads) -> None:
     """Interrupted in the validation images, the training images are not decoded again; no store before the end."""
-    reader = Counting(stop_at="000035")
-    monkeypatch.setattr("datasets.celeba.read_face", lambda path, side: reader(path, side))
+    reads.stop_at = "000035"
     with pytest.raises(KeyboardInterrupt):
         built(made, tmp_path)
-    assert len(reader.seen) >= 30 and not (tmp_path / "store").exists()
-    reader = Counting()
+    assert len(reads.all()) >= 30 and not (tmp_path / "store").exists()
+    reads.stop_at = None
     data = built(made, tmp_path)
-    assert sorted(reader.seen) == [f"{i:06d}" for i in range(31, 51)]
+    assert reads.all() == [f"{i:06d}" for i in range(31, 51)]
     assert [len(data.split(s)) for s in SPLITS] == [30, 12, 8] and len(list(tmp_path.iterdir())) == 1
 
 
-def test_two_processes_decode_once(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_decode_once(made: Path, tmp_path: Path, reads: Reads) -> None:
     """The second waits for the first (here threads: the lock belongs to the open file), then finds the store."""
-    reader = Counting()
-    monkeypatch.setattr("datasets.celeba.read_face", lambda path, side: reader(path, side))
     with ThreadPoolExecutor(3) as pool:
         both = list(pool.map(lambda _: built(made, tmp_path), range(3)))
-    assert sorted(reader.seen) == [f"{i:06d}" for i in range(1, 51)]
+    assert reads.all() == [f"{i:06d}" for i in range(1, 51)]
     assert [len(data.split("val")) for data in both] == [12, 12, 12] and len(list(tmp_path.iterdir())) == 1
 
 
@@ -363,7 +362,10 @@ ATTRIBUTES, PARTITION = "list_attr_celeba.csv", "list_eval_partition.csv"
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (_unreadable, r"000033\.jpg cannot be read .*truncated.*restore it from the archive"),
+        (
+            _unreadable,
+            r"1 of 12 images of split 'val' cannot be read: .*000033\.jpg \(.*truncated.*\); restore these files",
+        ),
         (
             lambda r: (r / "img_align_celeba/000007.jpg").unlink(),
             r"align_celeba lacks 000007\.jpg, which .* \(1 such",

@@ -19,10 +19,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from datasets import images as images_module
-from datasets.decoding import Decoding, read_image
+from datasets import images
 from datasets.image_table import ImageTable, draw_split
+from datasets.images import ImageReader
 from datasets.missingness import parse_scenario
+from tests.conftest import Reads
 from tests.makers import make_image_table
 from trainers import pipeline
 from trainers.context import Context
@@ -239,47 +240,47 @@ def test_arrays_are_read_like_pictures(tmp_path: Path) -> None:
     np.save(tmp_path / "f.npy", (array / 255).astype(np.float32))
     np.save(tmp_path / "g.npy", array[:, :, 0])
     Image.fromarray(array).save(tmp_path / "a.png")
+    colour, grey, small = ImageReader(9), ImageReader(9, channels=1), ImageReader(5)
     for name in ("a.npy", "f.npy", "a.png"):
-        assert np.array_equal(read_image(tmp_path / name, 9, 3), array.transpose(2, 0, 1)), name
-    assert np.array_equal(read_image(tmp_path / "g.npy", 9, 1)[0], array[:, :, 0])
-    resized = [read_image(tmp_path / name, 5, 3).astype(int) for name in ("a.npy", "a.png")]
-    assert np.abs(resized[0] - resized[1]).max() <= 1 and read_image(tmp_path / "a.png", 5, 1).shape == (1, 5, 5)
-    for content in (array / 255 + 1, array[:, :, :2], np.full((3, 3, 3), np.nan)):
+        assert np.array_equal(colour(tmp_path / name), array.transpose(2, 0, 1)), name
+    assert np.array_equal(grey(tmp_path / "g.npy")[0], array[:, :, 0])
+    np.save(tmp_path / "two.npy", array[:, :, :2])
+    assert np.array_equal(ImageReader(9, channels=2)(tmp_path / "two.npy"), array.transpose(2, 0, 1)[:2])
+    resized = Image.fromarray(array).resize((5, 5), Image.Resampling.BILINEAR)
+    for name in ("a.npy", "f.npy", "a.png"):
+        assert np.array_equal(small(tmp_path / name), np.asarray(resized).transpose(2, 0, 1)), name
+    assert np.array_equal(grey(tmp_path / "a.png")[0], np.asarray(Image.fromarray(array).convert("L")))
+    part = ImageReader(4, box=(1, 2, 5, 6))
+    assert np.array_equal(part(tmp_path / "a.npy"), array[2:6, 1:5].transpose(2, 0, 1))
+    for content in (array / 255 + 1, array[:, :, :2], np.full((3, 3, 3), np.nan), array[:5]):
         np.save(tmp_path / "bad.npy", content)
-        with pytest.raises(ValueError, match=r"values outside|an array of shape"):
-            read_image(tmp_path / "bad.npy", 9, 3)
+        with pytest.raises(ValueError, match=r"values outside|an array of shape|9x5 pixels, at least 5x6"):
+            part(tmp_path / "bad.npy")
 
 
-def test_decoding_goes_on_where_it_was_interrupted(tmp_path: Path, csv: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    paths = sorted((csv.parent / "photos").glob("*.jpg"))
-    monkeypatch.setattr(images_module, "BLOCK", 8)
-    read, calls = images_module.read_image, []
-
-    def counted(path: Path, side: int, channels: int) -> np.ndarray:
-        calls.append(path)
-        if len(calls) == 30:
-            raise KeyboardInterrupt
-        return read(path, side, channels)
-
-    monkeypatch.setattr(images_module, "read_image", counted)
-    work = Decoding(tmp_path / "work", "a")
-    with pytest.raises(KeyboardInterrupt), work.running():
-        work.decode("train", paths, 12, 3)
-    done = json.loads((tmp_path / "work" / "train.json").read_text())["done"]
-    assert done == 24
-    calls.clear()
-    calls.extend([Path()] * 40)
-    with work.running():
-        with pytest.raises(UserError, match="another process is decoding"), Decoding(tmp_path / "work", "a").running():
-            pass
-        array = np.load(work.decode("train", paths, 12, 3))
-        assert len(calls) - 40 == len(paths) - done, "what was done is not done again"
-        assert np.array_equal(array, np.stack([read(p, 12, 3) for p in paths]))
-        count = len(calls)
-        work.decode("train", paths, 12, 3)
-        assert len(calls) == count
-    with Decoding(tmp_path / "work", "b").running():
-        assert not (tmp_path / "work" / "train.npy").exists(), "another size or source starts anew"
+def test_an_interrupted_prepare_goes_on(
+    make: Callable[..., ImageTable], csv: Path, reads: Reads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is decoded is not decoded again, but where the file changed; the table may change meanwhile."""
+    monkeypatch.setattr(images, "CHUNK", 8)
+    names = {split: coded.names.tolist() for split, coded in make().find_source().load().splits.items()}
+    reads.stop_at = names["train"][30]
+    with pytest.raises(KeyboardInterrupt):
+        make().prepare()
+    assert set(names["train"][:24]) <= set(reads.all()) and not make().store.folder.exists()
+    reads.stop_at = None
+    Image.new("RGB", (24, 24), (9, 9, 9)).save(csv.parent / "photos" / f"{names['train'][3]}.jpg")
+    edited(csv, length="99")
+    data = make()
+    data.prepare()
+    assert reads.all() == sorted([names["train"][3], *names["train"][24:], *names["val"], *names["test"]])
+    assert data.split("train").names() == names["train"]
+    pixels = data.split("train").read("image")
+    for row in (0, 3, 23, 24, 41):
+        with Image.open(csv.parent / "photos" / f"{names['train'][row]}.jpg") as picture:
+            wanted = np.asarray(picture.resize((20, 20), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+        assert np.array_equal(pixels[row], wanted)
+    assert not list(data.store.folder.parent.glob(".*")), "no working folder or lock is left"
 
 
 def test_a_store_is_made_once_and_again_after_a_change(make: Callable[..., ImageTable], csv: Path) -> None:

@@ -237,7 +237,10 @@ def test_photographs_stand_in_for_house_numbers(raw: dict[str, str], tmp_path: P
     ("spoil", "message"),
     [
         (lambda f: shutil.rmtree(f / "7"), r"photos/7 holds no photograph \(\.jpg or \.png\) of the digit 7"),
-        (lambda f: (f / "3/4.png").write_bytes(b"no image"), r"3/4\.png cannot be read .*restore it"),
+        (
+            lambda f: (f / "3/4.png").write_bytes(b"no image"),
+            r"1 of 50 photographs cannot be read: .*3/4\.png \(.*; restore these",
+        ),
         (lambda f: [shutil.rmtree(f / str(d)) for d in range(10)], r"neither train_32x32\.mat and test_32x32\.mat nor"),
     ],
 )
