@@ -127,8 +127,8 @@ def refused(result: Result, *messages: str) -> None:
         ("model.selection.treshold=1", "model.selection has no 'treshold'; did you mean 'threshold'?"),
         ("+unknown=1", "unknown key 'unknown'"),
         ("model=DyMoo", "model=DyMoo: there is no such option; did you mean 'DyMo'?"),
-        ("dataset=polymnist", "dataset=polymnist: there is no such option; known are Digits, PolyMNIST"),
-        ("imputer=null", "imputer=null: leave it out, or choose one of Mean, MoPoE"),
+        ("dataset=polymnist", "dataset=polymnist: there is no such option; known are CAD, CelebA, "),
+        ("imputer=null", "imputer=null: leave it out, or choose one of CMVAE, IMI, "),
         ("seed=", "seed=: must be a whole number at least 0"),
         ("seed", "cannot read the overrides"),
         ("seed=null", "seed=null: must be a whole number"),
@@ -272,7 +272,8 @@ def test_the_real_process_ends_with_status_2_and_one_line_each(tmp_path: Path, p
     assert done.stderr.splitlines() == [
         "[E] missing scenario 'random_1.2': the rate 1.2 is outside [0, 1), one modality must stay",
         "[E] unknown missing scenario 'randm_0.4': did you mean 'random'? known are none, whole_12, random_0.8, "
-        "random_global_0.8, random_bernoulli_0.8, file:masks.csv and subsets",
+        "random_global_0.8, random_bernoulli_0.8, table_value_0.8, table_feature_0.8, table_MI_0.8, "
+        "table_LI_0.8, file:masks.csv, file:masks.npy and subsets",
     ]
     assert os.listdir(tmp_path) == []
 

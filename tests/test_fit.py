@@ -62,10 +62,10 @@ def test_each_epoch_has_its_own_order(composed, monkeypatch) -> None:
     seen: dict[int, list[int]] = {}
     original = PackedLoader.gather
 
-    def recording(self, rows, partners=None, generator=None):  # type: ignore[no-untyped-def]
+    def recording(self, rows, *arguments):  # type: ignore[no-untyped-def]
         if self.shuffle:
             seen.setdefault(self.epoch, []).extend(rows.tolist())
-        return original(self, rows, partners, generator)
+        return original(self, rows, *arguments)
 
     monkeypatch.setattr(PackedLoader, "gather", recording)
     pipeline.run(composed(*TINY, "model.training.max_epochs=3"))
