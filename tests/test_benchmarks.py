@@ -15,4 +15,4 @@ def test_benchmarks_run_in_a_tiny_setting(tmp_path: Path) -> None:
     assert all(", 0 other masks," in text for text in selection.agreement)
     differences = selection.agreement.str.extract(r"difference (\S+)$")[0].astype(float)
     assert (differences < 1e-4).all()
-    assert {"Gaussian stage", "training"} <= set(table.what)
+    assert {"Gaussian stage, tensors given", "Gaussian stage, data path included", "training"} <= set(table.what)

@@ -180,35 +180,58 @@ class Bench:
             worst = max(worst, float(((logits - ours.logits) / logits.abs().clamp(min=1))[same].abs().max()))
         return f"{rows} rows, {flips} other masks, max logit difference {worst:.1e}"
 
-    def gaussian(self) -> None:
-        """Gaussian parameters of all subsets."""
+    def gaussian(self, folder: Path) -> None:
+        """Gaussian parameters of all subsets, on tensors and with the data path: ours against PNG files that are opened
+        again for every subset."""
         model, _ = self.backbone(COSINE)
-        batches = self._some(1024)
         slow = twin.SlowTransformer(model)
+        batches = self._some(1024)
         pairs = [(b.inputs, b.target) for b in batches]
-        ours = estimate(model, batches, progress=False)
-        other = twin.gaussian(slow, pairs, COSINE)
-        paths: dict[str, Callable[[], Any]] = {
-            "ours": lambda: estimate(model, batches, progress=False),
-            "forward": lambda: [slow(x, torch.zeros(len(y), len(x), dtype=torch.bool)) for x, y in pairs],
-            "slow": lambda: twin.gaussian(slow, pairs, COSINE),
-        }
-        error = float(((ours.sigma - other) / other).abs().max())
+        ratio = estimate(model, batches, progress=False).sigma / twin.gaussian(slow, pairs, COSINE)
+        error = float((ratio - 1).abs().max())
+        rows = self._write_pngs(folder, 16 if self.tiny else 512)
+        loader = self.data.loader("train", batch_size=self.batch, device=self.device)
+        target = self.data.split("train").read("target")[rows]
+        parts = torch.arange(len(rows)).split(self.batch)
+
+        def packed() -> Iterator[Batch]:
+            return (loader.gather(rows[part].to(loader.target.device)) for part in parts)
+
+        class Files:
+            def __iter__(self) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+                for part in parts:
+                    yield twin.load_pngs(folder, [str(i) for i in part.tolist()], model.modality_names), target[part]
+
+        def forward() -> None:
+            for x, y in pairs:
+                slow(x, torch.zeros(len(y), len(x), dtype=torch.bool))
+
+        repeats = min(self.repeats, 3)
         with torch.inference_mode():
-            self.add("Gaussian stage", None, alternate(min(self.repeats, 3), **paths), f"sigma within {error:.1e}")
+            seconds = alternate(
+                repeats,
+                ours=lambda: estimate(model, batches, progress=False),
+                forward=forward,
+                slow=lambda: twin.gaussian(slow, pairs, COSINE),
+            )
+            self.add("Gaussian stage, tensors given", None, seconds, f"sigma within {error:.1e}")
+            seconds = alternate(
+                repeats,
+                ours=lambda: collect(model, packed(), False),
+                slow=lambda: twin.gaussian(slow, Files(), COSINE),
+            )
+            self.add("Gaussian stage, data path included", None, seconds, "")
 
     def training(self, folder: Path) -> None:
         """Training steps with the data path: ours against K full forwards on PNG files."""
         model, _ = self.backbone(COSINE)
         model.train()
         m = len(model.modalities)
-        n = min(64 if self.tiny else 512, len(self.data.split("train")))
-        self._write_pngs(folder, n)
-        names = [str(i) for i in range(n)]
+        written = self._write_pngs(folder, 64 if self.tiny else 512)
         loader = self.data.loader("train", train=True, batch_size=128, device=self.device)
         slow = twin.SlowTransformer(model)
         subsets = draw_subsets(m, 5, torch.Generator().manual_seed(0))
-        target = self.data.split("train").read("target")[:n]
+        target = self.data.split("train").read("target")[written]
 
         def step(loss: Tensor) -> None:
             loss.backward()
@@ -220,28 +243,30 @@ class Bench:
             return torch.nn.functional.cross_entropy(logits.flatten(0, 1), y.repeat(len(logits)))
 
         def ours() -> None:
-            for rows in torch.arange(n).split(128):
-                batch = loader.gather(rows.to(loader.target.device))
+            for part in torch.arange(len(written)).split(128):
+                batch = loader.gather(written[part].to(loader.target.device))
                 step(fused(batch.inputs, batch.target))
 
         def theirs() -> None:
-            for rows in torch.arange(n).split(128):
-                inputs = twin.load_pngs(folder, [names[i] for i in rows], self.data.modality_names)
-                step(twin.training_step(slow, inputs, target[rows], subsets))
+            for part in torch.arange(len(written)).split(128):
+                inputs = twin.load_pngs(folder, [str(i) for i in part.tolist()], self.data.modality_names)
+                step(twin.training_step(slow, inputs, target[part], subsets))
 
-        rows = torch.arange(min(n, 64))
-        x = {k: v[rows].float() / 255 for k, v in ((k, loader.arrays[k]) for k in self.data.modality_names)}
-        gap = float((fused(x, target[rows]) - twin.training_step(slow, x, target[rows], subsets)).detach().abs())
+        x = loader.gather(written[:64].to(loader.target.device)).inputs
+        gap = float((fused(x, target[:64]) - twin.training_step(slow, x, target[:64], subsets)).detach().abs())
         self.add("training", None, alternate(min(self.repeats, 3), ours=ours, slow=theirs), f"loss within {gap:.1e}")
 
-    def _write_pngs(self, folder: Path, n: int) -> None:
+    def _write_pngs(self, folder: Path, n: int) -> Tensor:
+        """Some rows of all classes as one PNG file a view, named 0, 1, ...; returns the rows."""
         from PIL import Image
 
         split = self.data.split("train")
+        rows = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:n]
         for view in self.data.modality_names:
             (folder / view).mkdir()
-            for i, image in enumerate(split.array(view)[:n]):
-                Image.fromarray(image.transpose(1, 2, 0)).save(folder / view / f"{i}.png")
+            for i, row in enumerate(rows.tolist()):
+                Image.fromarray(split.array(view)[row].transpose(1, 2, 0)).save(folder / view / f"{i}.png")
+        return rows
 
     def scaling(self) -> None:
         """Time against rows, and of the fusion alone against the number of subsets."""
@@ -359,9 +384,9 @@ def main(arguments: Sequence[str] | None = None) -> pd.DataFrame:
     bench = Bench(context, options.tiny, 32 if options.tiny else options.batch)
     for metric in (COSINE,) if options.tiny else DISTANCE_METRICS:
         bench.selection(metric)
-    bench.gaussian()
-    with tempfile.TemporaryDirectory() as folder:
-        bench.training(Path(folder))
+    for part in (bench.gaussian, bench.training):
+        with tempfile.TemporaryDirectory() as folder:
+            part(Path(folder))
     bench.scaling()
     bench.memory()
     frame = pd.DataFrame(bench.rows)

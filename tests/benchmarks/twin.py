@@ -7,7 +7,7 @@ the K subsets; a sample is five PNG files. The numbers it gives are the ones tha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -122,13 +122,13 @@ def impute(model: MoPoE, inputs: Mapping[str, Tensor], missing: Tensor) -> dict[
 
 
 @torch.no_grad()
-def gaussian(network: SlowTransformer, batches: list[tuple[Mapping[str, Tensor], Tensor]], metric: str) -> Tensor:
+def gaussian(network: SlowTransformer, batches: Iterable[tuple[Mapping[str, Tensor], Tensor]], metric: str) -> Tensor:
     """Sigma (S, C): one pass over the data for each subset, all features kept (dymo_core 3)."""
     model = network.model
     rows = []
     for mask in enumerate_subsets(len(model.modalities)):
-        features = torch.cat([network(x, mask.expand(len(y), -1))[1] for x, y in batches])
-        target = torch.cat([y for _, y in batches])
+        found = [(network(x, mask.expand(len(y), -1))[1], y) for x, y in batches]
+        features, target = (torch.cat(part) for part in zip(*found, strict=True))
         row = []
         for c in range(model.num_classes):
             z = features[target == c].double()
