@@ -392,9 +392,18 @@ def forest_ranking(values: np.ndarray, target: np.ndarray) -> list[int]:
     """
     from sklearn.ensemble import RandomForestClassifier
 
-    forest = RandomForestClassifier(random_state=TIP_FOREST_SEED, n_jobs=-1)  # jobs do not change the result
-    forest.fit(values, target if target.ndim == 1 else (target > 0).astype(np.int64))
-    return [int(i) for i in np.argsort(-forest.feature_importances_, kind="stable")]
+    target = target if target.ndim == 1 else (target > 0).astype(np.int64)
+    forest = RandomForestClassifier(1, random_state=TIP_FOREST_SEED, warm_start=True)
+    trees = RandomForestClassifier().n_estimators
+    total = np.zeros(values.shape[1])
+    for grown in range(trees):
+        # A tree of many classes is large (DVM: 0.2 GB): what is kept of it is its importance. Those that are there count
+        # as grown, so this one gets the seed that it has in the whole forest.
+        forest.set_params(n_estimators=grown + 1)
+        forest.fit(values, target)
+        total += forest.estimators_[-1].feature_importances_
+        forest.estimators_[-1] = None
+    return [int(i) for i in np.argsort(-total, kind="stable")]
 
 
 def read_tip_npy(path: Path, n: int, features: int) -> np.ndarray:

@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
+from sklearn.ensemble import RandomForestClassifier
 
 from datasets.base import Batch, Modality, MultimodalDataModule, PackedLoader, hide
 from datasets.missingness import (
+    TIP_FOREST_SEED,
     forest_ranking,
     mask_hash,
     parse_scenario,
@@ -86,6 +89,12 @@ def test_importance_masks_take_the_first_columns_of_the_ranking_or_the_last() ->
             least = parse_scenario(f"table_LI_{rate}").generate_cells(3, features, 0, ranking)
             assert [set(np.flatnonzero(row)) for row in most] == [set(ranking[:k])] * 3
             assert [set(np.flatnonzero(row)) for row in least] == [set(ranking[features - k :])] * 3
+
+
+def test_the_ranking_is_that_of_a_whole_forest() -> None:
+    x, y = load_digits(return_X_y=True)
+    forest = RandomForestClassifier(random_state=TIP_FOREST_SEED).fit(x, y)
+    assert forest_ranking(x, y) == np.argsort(-forest.feature_importances_, kind="stable").tolist()
 
 
 def test_the_forest_puts_what_decides_first() -> None:
