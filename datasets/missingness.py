@@ -397,8 +397,8 @@ def forest_ranking(values: np.ndarray, target: np.ndarray) -> list[int]:
     trees = RandomForestClassifier().n_estimators
     total = np.zeros(values.shape[1])
     for grown in range(trees):
-        # A tree of many classes is large (DVM: 0.2 GB): what is kept of it is its importance. Those that are there count
-        # as grown, so this one gets the seed that it has in the whole forest.
+        # A tree of many classes is large (DVM: 0.2 GB), so only its importance is kept. What is there counts as grown:
+        # this tree gets the seed that it has in the whole forest.
         forest.set_params(n_estimators=grown + 1)
         forest.fit(values, target)
         total += forest.estimators_[-1].feature_importances_
