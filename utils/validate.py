@@ -246,7 +246,9 @@ def _check_method(cfg: DictConfig, model: DictConfig, stages: Sequence[str], hid
     except (ImportError, ValueError):
         return  # _check_targets says it
     problems = []
-    name, names = cfg.model.name, list(cfg.dataset.modalities)
+    names = list(cfg.dataset.modalities)
+    # DyMo's own models need nothing of this, and their names may not resolve before the other checks.
+    name = cfg.model.name if "use_imputer" in cfg.model else method.__name__
     unused = stages_without_use(cfg)
     from_complete = [s for s in ("impute", "gaussian") if s in stages and s not in unused]
     if cfg.missing.train != "none" and from_complete:
