@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import pytorch_lightning as pl
 import torch
@@ -34,7 +34,28 @@ class IncompleteClassifier(pl.LightningModule):
         task: multiclass | binary | multilabel; picks loss and metrics.
         optimizer: partial that takes the parameters.
         scheduler: partial that takes the optimiser (stepped once an epoch), or None.
+
+    What a method needs or can do is said by class attributes, which :func:`utils.validate.validate` checks:
+
+    Attributes:
+        encoder_view: ``tokens``: encoders give (B, N, D); ``vector``: (B, 1, D) of the width ``model.vector_width``.
+        accepts_imputer: ``model.use_imputer=true`` completes its inputs in stage test.
+        needs_imputer: it classifies complete inputs only, so that a scenario that hides something needs an imputer.
+        needs_complete_training: ``missing.train`` has to be none.
+        needs_index: it keeps values by ``Batch.index`` (:class:`models.baselines.base.RowMemory`), in one process.
+        batch_dependent: a prediction depends on the other rows of its batch.
+        max_modalities: of the data set, None = any number.
+        built_on: names of the imputers on which it is built; it gets the trained one as ``imputer``.
     """
+
+    encoder_view: ClassVar[str] = "tokens"
+    accepts_imputer: ClassVar[bool] = False
+    needs_imputer: ClassVar[bool] = False
+    needs_complete_training: ClassVar[bool] = False
+    needs_index: ClassVar[bool] = False
+    batch_dependent: ClassVar[bool] = False
+    max_modalities: ClassVar[int | None] = None
+    built_on: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -57,6 +78,12 @@ class IncompleteClassifier(pl.LightningModule):
     def compile_parts(self, backend: str) -> None:
         """``torch.compile`` what dominates a training step; the weights and their names stay."""
         self.forward = torch.compile(self.forward, backend=backend)  # type: ignore[method-assign]
+
+    def cells(self, missing: Tensor, feature_missing: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Table name -> (B, F) bool, the cells that a mask (B, M) hides: none of a table that is there, those with a
+        mark in ``feature_missing`` of one that is masked. Tables without an entry are hidden as a whole."""
+        columns = {name: missing[:, i, None] for i, name in enumerate(self.modality_names)}
+        return {name: columns[name] & cells for name, cells in feature_missing.items()}
 
     def loss(self, prediction: Prediction, batch: Batch) -> dict[str, Tensor]:
         """Named scalars; ``loss`` is the one that is minimised. Multi-label targets < 0 are unlabelled and ignored."""

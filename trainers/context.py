@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,14 @@ from models.imputers.base import FittedImputer, Imputer
 from models.imputers.mopoe import MoPoE
 from models.imputers.tip import TIP
 from utils import checkpoints
-from utils.build import build_data, build_imputer, build_model, register_resolvers
+from utils.build import build_data, build_imputer, build_model, method_class, modality_name, register_resolvers
 from utils.errors import UserError
 from utils.run_directory import RunDirectory, file_hash
 from utils.validate import CONFIGS, validate
 
 log = logging.getLogger(__name__)
+# Keys of a model that its training does not depend on (a modality is part of its module).
+NOT_OF_FIT = ("transformer_checkpoint", "checkpoint", "gaussian", "use_imputer", "modality", "prerequisites")
 
 
 def open_run(*overrides: str) -> Context:
@@ -92,6 +95,59 @@ class Context:
     def distance_metric(self) -> str | None:
         return self.trainable.module.get("distance_metric")
 
+    @property
+    def monitor(self) -> str | None:
+        """What chooses the checkpoint: the data set's, unless the model says otherwise (null: the last epoch)."""
+        return self.trainable.get("monitor") if "monitor" in self.trainable else self.cfg.dataset.monitor
+
+    @property
+    def completes(self) -> bool:
+        """Whether stage test fills what is missing before the model sees it (``model.use_imputer``)."""
+        return bool(self.cfg.model.get("use_imputer"))
+
+    @property
+    def built_on_imputer(self) -> bool:
+        return bool(method_class(self.trainable).built_on)
+
+    @property
+    def label(self) -> str:
+        """What the tested model is called in results: with the imputer, where it stands behind one."""
+        name = str(self.cfg.model.name)
+        return f"{name}_{self.cfg.imputer.name}" if self.completes else name
+
+    @cached_property
+    def prerequisites(self) -> dict[str, Context]:
+        """What stage fit trains first, each in the run directory that it has on its own: label -> its run.
+
+        ``model.prerequisites`` names nodes of the model, each a whole model of its own: ``once``, or
+        ``each_modality``, which sets ``modality`` of the node; the labels are then ``<node>_<modality>``.
+        """
+        found = {}
+        for key, how in (self.trainable.get("prerequisites") or {}).items():
+            modalities = list(self.cfg.dataset.modalities) if how == "each_modality" else [None]
+            for modality in modalities:
+                cfg = deepcopy(self.cfg)
+                node = self._in(cfg)[key]
+                if modality is not None:
+                    node.modality = modality
+                plain = OmegaConf.to_container(node, resolve=True)
+                cfg.model = OmegaConf.create(plain)
+                OmegaConf.set_struct(cfg, True)
+                part = Context(cfg)
+                part.__dict__["data"] = self.data
+                found[str(key) if modality is None else f"{key}_{modality}"] = part
+        return found
+
+    def _in(self, cfg: DictConfig) -> DictConfig:
+        """The node that is trained, in a copy of the configuration."""
+        return cfg.model.backbone if self.selects else cfg.model
+
+    def build(self) -> IncompleteClassifier:
+        """The model untrained, as an empty shape for weights."""
+        parts = {label: part.build() for label, part in self.prerequisites.items()}
+        imputer = self.load_imputer() if self.built_on_imputer else None
+        return build_model(self.cfg, self.trainable, self.data, False, parts, imputer)
+
     def _directory(self, label: str) -> RunDirectory:
         cfg = self.cfg
         path = Path(cfg.paths.output) / cfg.dataset.name / label / cfg.name / f"seed{cfg.seed}"
@@ -100,7 +156,7 @@ class Context:
     @cached_property
     def directory(self) -> RunDirectory:
         """Of the model that is tested."""
-        return self._directory(self.cfg.model.name)
+        return self._directory(self.label)
 
     @cached_property
     def trained(self) -> RunDirectory:
@@ -132,8 +188,12 @@ class Context:
     @property
     def checkpoint(self) -> Path:
         """Weights of the trained model: given, or by convention."""
-        given = self.trainable.get("transformer_checkpoint")
-        return Path(given) if given else self.trained / "checkpoints" / "best.ckpt"
+        return Path(self.given) if self.given else self.trained / "checkpoints" / "best.ckpt"
+
+    @property
+    def given(self) -> str | None:
+        """File to use instead of what stage fit would make."""
+        return self.trainable.get("transformer_checkpoint") or self.trainable.get("checkpoint")
 
     @property
     def gaussian(self) -> Path:
@@ -158,7 +218,7 @@ class Context:
             of_this_run = ("stages", "overwrite", "missing.test")
             overrides = [o for o in HydraConfig.get().overrides.task if o.split("=")[0].lstrip("+~") not in of_this_run]
         else:
-            overrides = [f"dataset={cfg.dataset.name}", f"model={cfg.model.name.split('_')[0]}"]
+            overrides = [f"dataset={cfg.dataset.name}", f"model={self.option}"]
             overrides += [f"imputer={cfg.imputer.name}"] if stage == "impute" else []
             overrides += [f"distance_metric={self.distance_metric}"] if self.distance_metric == EUCLIDEAN else []
             aware = self.trainable.get("recovery_aware")
@@ -167,6 +227,15 @@ class Context:
             overrides += [f"name={cfg.name}"] if cfg.name != "default" else []
         quoted = (o if re.fullmatch(r"[\w@%+=:,./~\[\]-]+", o) else shlex.quote(o) for o in overrides)
         return f"python run.py {' '.join([*quoted, f'stages=[{stage}]'])}"
+
+    @property
+    def option(self) -> str:
+        """The option ``model=`` of this run: the name without its variant."""
+        modality = self.cfg.model.get("modality")
+        name = str(self.cfg.model.name)
+        if modality is not None:
+            return name.removesuffix(f"_{modality_name(modality, list(self.cfg.dataset.modalities))}")
+        return re.sub(r"(_EU)?(_aware[\d.]*)?$", "", name)
 
     # ---- settings that outputs depend on -----------------------------------------------------------------------------
 
@@ -192,14 +261,16 @@ class Context:
             "seed": cfg.seed,
             "data": self.data_settings,
             "encoders": self._plain(cfg.dataset.encoders),
-            "model": self._plain(self.trainable, "transformer_checkpoint", "gaussian"),
-            "monitor": cfg.dataset.monitor,
+            "model": self._plain(self.trainable, *NOT_OF_FIT),
+            "monitor": self.monitor,
             "missing": {k: cfg.missing[k] for k in ("train", "val", "seed")},
             "precision": cfg.trainer.precision,
             "limits": [cfg.trainer.limit_train_batches, cfg.trainer.limit_val_batches],
         }
-        if self.trainable.get("recovery_aware"):
+        if self.trainable.get("recovery_aware") or self.built_on_imputer:
             settings["imputer"] = self.imputer_settings
+        if self.prerequisites:
+            settings["prerequisites"] = {label: part.fit_settings for label, part in self.prerequisites.items()}
         return settings
 
     @property
@@ -234,11 +305,12 @@ class Context:
             "data": self.data_settings,
             "missing": self._plain(self.cfg.missing, "train", "val"),
         }
-        if self.selects:
-            settings["gaussian"] = file_hash(self.gaussian)
+        if self.selects or self.completes or self.built_on_imputer:
             settings["imputer"] = self._plain(self.cfg.imputer, "checkpoint", "quality", "training")
             if self.imputer_needs_weights:
                 settings["imputer"]["weights"] = file_hash(self.imputer_checkpoint)
+        if self.selects:
+            settings["gaussian"] = file_hash(self.gaussian)
             settings["model"] = {k: self._plain(self.cfg.model)[k] for k in ("selection", "comparators", "validation")}
         return settings
 
@@ -246,7 +318,7 @@ class Context:
 
     def load_model(self) -> IncompleteClassifier:
         """The trained model, in eval mode on the device."""
-        model = build_model(self.cfg, self.trainable, self.data, pretrained=False)
+        model = self.build()
         path = self.checkpoint
         content = checkpoints.read_tensors(path)
         state, kind = content, checkpoints.checkpoint_kind(content)

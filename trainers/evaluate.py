@@ -17,6 +17,7 @@ from tqdm import tqdm
 from datasets.base import Batch, check_rows_without_nan
 from datasets.missingness import Scenario, parse_scenarios, save_mask
 from models.base import IncompleteClassifier, Prediction
+from models.baselines.base import Baseline, Completed
 from models.dymo.dymo import MAIN, Cells, DyMo, under, validate_selection
 from models.dymo.dynamic_transformer import DynamicTransformer
 from trainers.context import Context
@@ -25,6 +26,7 @@ from utils.files import replacing, save_arrays
 from utils.metrics import classification_metrics
 
 log = logging.getLogger(__name__)
+Method = IncompleteClassifier | Completed | DyMo
 
 
 def run(context: Context) -> None:
@@ -58,7 +60,7 @@ def run(context: Context) -> None:
             arrays = by_scenario[scenario.name]
             folder = directory / "predictions" / label if label else directory / "predictions"
             save_arrays(folder / f"{scenario.slug}.npz", arrays)
-            name = f"{cfg.model.name}/{label}" if label else cfg.model.name
+            name = f"{context.label}/{label}" if label else context.label
             for metric, value in measure(arrays, data.task, data.num_classes).items():
                 rows.append((cfg.dataset.name, name, cfg.seed, scenario.name, metric, value, len(arrays["target"])))
     _examples(context, model, scenarios, masks, cells)
@@ -70,9 +72,11 @@ def run(context: Context) -> None:
     log.info("test: accuracy in %% on %d rows\n%s", len(data.split("test")), accuracy_table(frame))
 
 
-def load_method(context: Context) -> IncompleteClassifier | DyMo:
+def load_method(context: Context) -> Method:
     """The model as it is tested, with everything it needs."""
     model = context.load_model()
+    if context.completes:
+        return Completed(model, context.load_imputer())
     if not context.selects:
         return model
     assert isinstance(model, DynamicTransformer)
@@ -121,7 +125,7 @@ def _check_on_validation(context: Context, model: DyMo) -> None:
 
 @torch.inference_mode()
 def predict(
-    model: IncompleteClassifier | DyMo,
+    model: Method,
     batches: Any,
     masks: Mapping[str, np.ndarray],
     cells: Mapping[str, Mapping[str, np.ndarray]] | None = None,
@@ -182,18 +186,21 @@ def _join(pieces: list[Tensor]) -> np.ndarray:
 
 
 def scenario_predictions(
-    model: IncompleteClassifier | DyMo, batch: Batch, masks: Mapping[str, Tensor], cells: Cells | None = None
+    model: Method, batch: Batch, masks: Mapping[str, Tensor], cells: Cells | None = None
 ) -> dict[str, dict[str, Prediction]]:
     """One batch under every mask; methods that split encoding from fusion encode once."""
     if isinstance(model, DyMo):
         return model.scenarios(batch, masks, cells)
     predictions = {}
-    tokens = None
+    tokens = encoded = None
     for scenario, mask in masks.items():
         # Cells of a table see each other in its encoder: a table with missing cells is encoded anew.
         if isinstance(model, DynamicTransformer) and not (cells or {}).get(scenario):
             tokens = model.encode(batch.inputs) if tokens is None else tokens
             predictions[scenario] = Prediction(*model.fuse(tokens, mask))
+        elif isinstance(model, Baseline) and model.splits and not (cells or {}).get(scenario):
+            encoded = model.encode(batch.inputs) if encoded is None else encoded
+            predictions[scenario] = model.fuse(encoded, under(batch, scenario, mask, cells))
         else:
             predictions[scenario] = model(under(batch, scenario, mask, cells))
     return {MAIN: predictions}
@@ -223,7 +230,7 @@ def accuracy_table(frame: pd.DataFrame) -> str:
 
 def _examples(
     context: Context,
-    model: IncompleteClassifier | DyMo,
+    model: Method,
     scenarios: list[Scenario],
     masks: Mapping[str, np.ndarray],
     cells: Mapping[str, Mapping[str, np.ndarray]],

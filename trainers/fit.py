@@ -65,7 +65,7 @@ def fit(
     """Train, or continue training, and return the best checkpoint.
 
     Args:
-        training: max_epochs, batch_size, patience, min_delta.
+        training: max_epochs, batch_size, patience, min_delta, and where there is one accumulate_grad_batches.
         settings: what the result depends on; kept in the stage's marker.
         monitor: logged value that chooses the checkpoint (``*loss``: lower is better); None keeps the last epoch.
     """
@@ -103,8 +103,10 @@ def fit(
         )
     if cfg.trainer.enable_progress_bar:
         callbacks.append(TQDMProgressBar(refresh_rate=10))
+    accumulate = training.get("accumulate_grad_batches")
     trainer = build_trainer(
         cfg,
+        **({"accumulate_grad_batches": accumulate} if accumulate else {}),
         max_epochs=training.max_epochs,
         logger=[CSVLogger(directory.path, "logs", attempt), *build_loggers(cfg, directory.path)],
         callbacks=callbacks,

@@ -6,6 +6,7 @@ import glob
 import logging
 import time
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -20,7 +21,7 @@ from trainers.fit import fit
 from trainers.report import print_table, write_report
 from utils.build import build_model
 from utils.errors import UserError
-from utils.validate import validate
+from utils.validate import stages_without_use, validate
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ def run(cfg: DictConfig) -> None:
     validate(cfg)
     resolve_metric(cfg)
     context = Context(cfg)
-    stages = list(cfg.stages)
+    stages = useful_stages(cfg)
     if stages != ["report"]:
         context.data.prepare()
         check_artefacts(context, stages)
@@ -53,6 +54,15 @@ def run(cfg: DictConfig) -> None:
         log.info("[%d/%d] stage %s: %.1f s", number, len(stages), stage, time.perf_counter() - start)
 
 
+def useful_stages(cfg: DictConfig) -> list[str]:
+    """The stages without those that the model has no use for, each of which is a log line."""
+    unused = stages_without_use(cfg)
+    for stage in cfg.stages:
+        if stage in unused:
+            log.info("stage %s: skipped, %s", stage, unused[stage])
+    return [stage for stage in cfg.stages if stage not in unused]
+
+
 def check_artefacts(context: Context, stages: list[str]) -> None:
     """What the stages read is there or made by an earlier stage, fits, and the masks fit the data.
 
@@ -60,15 +70,17 @@ def check_artefacts(context: Context, stages: list[str]) -> None:
         UserError: all problems, one line each, with the command that makes what is missing.
     """
     cfg, data, problems = context.cfg, context.data, []
-    given = context.trainable.get("transformer_checkpoint")
+    given = context.given
     trained = given or ("fit" in stages) or context.checkpoint.is_file()
     aware = bool(context.trainable.get("recovery_aware"))
     if {"gaussian", "test"} & set(stages) and not trained:
         problems.append(f"no trained {context.trainable.name} at {context.checkpoint}: run {context.command('fit')}")
-    needs_imputer = ("test" in stages and context.selects) or ("fit" in stages and aware and not given)
+    in_fit = (aware or context.built_on_imputer) and "fit" in stages and not given
+    recovers = context.selects or context.completes
+    needs_imputer = in_fit or ("test" in stages and (recovers or context.built_on_imputer))
     if needs_imputer and context.imputer_needs_weights and not context.imputer_checkpoint.is_file():
         order = stages.index("impute") if "impute" in stages else None
-        first = stages.index("fit") if aware and "fit" in stages else len(stages)
+        first = stages.index("fit") if in_fit else len(stages)
         if order is None or order > first:
             where = " before stage fit" if order is not None else ""
             problems.append(
@@ -94,9 +106,9 @@ def check_artefacts(context: Context, stages: list[str]) -> None:
                 problems.append(str(error))
                 continue
             hidden = [m for i, m in enumerate(data.modalities) if mask[:, i].any()]
-            recovers = get_object(cfg.imputer.module._target_).recovers
-            for m in hidden if context.selects and recovers is not None else []:
-                if m.kind not in recovers:
+            kinds = get_object(cfg.imputer.module._target_).recovers
+            for m in hidden if recovers and kinds is not None else []:
+                if m.kind not in kinds:
                     problems.append(
                         f"missing scenario '{scenario.name}' hides '{m.name}', which imputer={cfg.imputer.name} cannot "
                         "recover: leave it out of missing.test, or choose another imputer"
@@ -108,6 +120,8 @@ def check_artefacts(context: Context, stages: list[str]) -> None:
         if stage in stages and not skips and not problems:
             try:
                 directory.finished(stage, context.imputer_settings if stage == "impute" else context.fit_settings)
+                for part in context.prerequisites.values() if stage == "fit" else ():
+                    part.trained.finished("fit", part.fit_settings)
             except UserError as error:
                 problems.append(str(error))
     if problems:
@@ -122,23 +136,35 @@ def check_artefacts(context: Context, stages: list[str]) -> None:
 
 
 def run_fit(context: Context) -> None:
-    """Train the model (DyMo: its backbone) unless that is done."""
+    """Train the model (DyMo: its backbone) unless that is done; before it, the models on which it is built."""
     cfg, directory = context.cfg, context.trained
-    if context.trainable.get("transformer_checkpoint"):
+    if context.given:
         log.info("fit: using %s", context.checkpoint)
         return
     settings = context.fit_settings
     if directory.finished("fit", settings, context.checkpoint):
         log.info("fit: %s is there and valid, skipped", context.checkpoint)
         return
+    built_on: dict[str, Any] = {}
+    for label, part in context.prerequisites.items():
+        log.info("fit: %s is built on %s (%s)", cfg.model.name, part.cfg.model.name, label)
+        run_fit(part)
+    if context.prerequisites:
+        built_on["prerequisites"] = {label: part.load_model() for label, part in context.prerequisites.items()}
+    if context.built_on_imputer:
+        built_on["imputer"] = context.load_imputer()
     pl.seed_everything(cfg.seed, verbose=False)
-    model = build_model(cfg, context.trainable, context.data)
+    model = build_model(cfg, context.trainable, context.data, **built_on)
     if isinstance(model, DynamicTransformer) and model.recovery_aware:
         model.attach_imputer(context.load_imputer())
     directory.describe(cfg)
     training = context.trainable.training
-    best = fit(cfg, model, context.data, training, directory, settings, stage="fit", monitor=cfg.dataset.monitor)
-    log.info("fit: best %s %.4f, %s", cfg.dataset.monitor, directory.result("fit")["best"], best)
+    monitor = context.monitor
+    best = fit(cfg, model, context.data, training, directory, settings, stage="fit", monitor=monitor)
+    if monitor:
+        log.info("fit: best %s %.4f, %s", monitor, directory.result("fit")["best"], best)
+    else:
+        log.info("fit: the last epoch's weights, %s", best)
 
 
 def run_report(context: Context) -> None:

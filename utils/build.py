@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -18,6 +19,7 @@ from datasets.base import Modality, MultimodalDataModule
 from datasets.missingness import parse_scenario
 from models.base import IncompleteClassifier
 from models.dymo.prototypes import EUCLIDEAN
+from models.encoders.pooled import PooledEncoder
 from models.imputers.base import Imputer
 from utils.errors import UserError
 
@@ -41,7 +43,23 @@ def subsets_per_step(modalities: Sequence[str]) -> int:
     return 5 if len(modalities) >= 5 else min(2, 2 ** len(modalities) - 1)
 
 
+def modality_name(modality: str | int, modalities: Sequence[str]) -> str:
+    """A modality by its name or number; what is neither stays as it is, for :func:`utils.validate.validate`."""
+    number = str(modality)
+    return str(modalities[int(number)]) if number.isdecimal() and int(number) < len(modalities) else number
+
+
+def schedule_of(name: str | None, max_epochs: int) -> dict[str, Any] | None:
+    """The node of a learning rate schedule: ``cosine`` to zero over ``max_epochs``, or None."""
+    if name not in (None, "cosine"):
+        raise UserError(f"schedule={name}: must be null or cosine")
+    target = "torch.optim.lr_scheduler.CosineAnnealingLR"
+    return {"_target_": target, "_partial_": True, "T_max": max_epochs} if name else None
+
+
 def register_resolvers() -> None:
+    OmegaConf.register_new_resolver("modality_name", modality_name, replace=True)
+    OmegaConf.register_new_resolver("schedule_of", schedule_of, replace=True)
     OmegaConf.register_new_resolver("variant", variant, replace=True)
     OmegaConf.register_new_resolver("share", share, replace=True)
     OmegaConf.register_new_resolver("subsets_per_step", subsets_per_step, replace=True)
@@ -86,12 +104,16 @@ def build_data(cfg: DictConfig) -> MultimodalDataModule:
     )
 
 
-def build_encoder(node: DictConfig, where: str, modality: Modality, pretrained: bool = True) -> nn.Module:
+def build_encoder(
+    node: DictConfig, where: str, modality: Modality, pretrained: bool = True, vector_width: int | None = None
+) -> nn.Module:
     """An encoder; the columns of a table are those of the data.
 
     Args:
         pretrained: false leaves out the initial ``weights`` that the configuration names, where a checkpoint is to
             replace them.
+        vector_width: for one vector of this width in place of tokens: as the encoder does it, if it takes the argument,
+            else by :class:`PooledEncoder`.
     """
     arguments: dict[str, Any] = {}
     if modality.kind == "table":
@@ -99,22 +121,45 @@ def build_encoder(node: DictConfig, where: str, modality: Modality, pretrained: 
         arguments["n_continuous"] = modality.shape[0] - len(modality.cardinalities)
     if not pretrained and "weights" in node:
         arguments["weights"] = "none"
-    return _make(node, where, **arguments)
+    if vector_width is None:
+        return _make(node, where, **arguments)
+    if "vector_width" in inspect.signature(get_object(node._target_)).parameters:
+        return _make(node, where, **arguments, vector_width=vector_width)
+    return PooledEncoder(_make(node, where, **arguments), vector_width)
 
 
-def build_encoders(cfg: DictConfig, data: MultimodalDataModule, pretrained: bool = True) -> dict[str, nn.Module]:
-    """The encoders of the data set, by modality."""
+def build_encoders(
+    cfg: DictConfig, data: MultimodalDataModule, pretrained: bool = True, vector_width: int | None = None
+) -> dict[str, nn.Module]:
+    """The encoders of the data set, by modality: their tokens, or one vector of ``vector_width``."""
     return {
-        m.name: build_encoder(cfg.dataset.encoders[m.name], f"dataset.encoders.{m.name}", m, pretrained)
+        m.name: build_encoder(cfg.dataset.encoders[m.name], f"dataset.encoders.{m.name}", m, pretrained, vector_width)
         for m in data.modalities
     }
 
 
+def method_class(model: DictConfig) -> type[IncompleteClassifier]:
+    """The class that a model's node builds, for its capabilities."""
+    return get_object(model.module._target_)
+
+
 def build_model(
-    cfg: DictConfig, model: DictConfig, data: MultimodalDataModule, pretrained: bool = True
+    cfg: DictConfig,
+    model: DictConfig,
+    data: MultimodalDataModule,
+    pretrained: bool = True,
+    prerequisites: Mapping[str, IncompleteClassifier] | None = None,
+    imputer: Imputer | None = None,
 ) -> IncompleteClassifier:
-    """A trainable method with the encoders of the data set."""
-    encoders = build_encoders(cfg, data, pretrained)
+    """A trainable method with the encoders of the data set.
+
+    Args:
+        prerequisites: the models on which it is built, by label.
+        imputer: the one on which it is built.
+    """
+    vector_width = model.vector_width if method_class(model).encoder_view == "vector" else None
+    encoders = build_encoders(cfg, data, pretrained, vector_width)
+    parts = {k: v for k, v in (("prerequisites", prerequisites), ("imputer", imputer)) if v}
     return _make(
         model.module,
         "model",
@@ -122,6 +167,7 @@ def build_model(
         num_classes=data.num_classes,
         task=data.task,
         encoders=encoders,
+        **parts,
     )
 
 

@@ -95,6 +95,23 @@ def _nearest(word: str, known: Sequence[str]) -> str:
     return f"; known are {', '.join(map(str, known))}" if known else ""
 
 
+def uses_imputer(cfg: DictConfig) -> bool:
+    """Whether the model has a use for the imputer, in training or test."""
+    if "use_imputer" not in cfg.model:  # DyMo and its backbone
+        return True
+    return bool(cfg.model.use_imputer or get_object(cfg.model.module._target_).built_on)
+
+
+def stages_without_use(cfg: DictConfig) -> dict[str, str]:
+    """Stage -> why, of those that the model has no use for; they are skipped."""
+    reasons = {}
+    if not uses_imputer(cfg):
+        reasons["impute"] = f"{cfg.model.name} uses no imputer (it would with model.use_imputer=true)"
+    if "gaussian" not in cfg.model:
+        reasons["gaussian"] = f"{cfg.model.name} has no use for Gaussian parameters"
+    return reasons
+
+
 def validate(cfg: DictConfig) -> None:
     """Check a composed configuration.
 
@@ -149,11 +166,6 @@ def validate(cfg: DictConfig) -> None:
             if scenario.kind == "file" and ("test" if split == "test" else "fit") in stages:
                 need(Path(scenario.path).is_file(), f"missing.{split}: mask file {scenario.path} does not exist")
     need(cfg.seed is not None, "seed=null: must be a whole number")
-    if cfg.missing.train != "none" and {"impute", "gaussian"} & set(stages):
-        problems.append(
-            f"missing.train={cfg.missing.train}: stages impute and gaussian learn from complete training data; "
-            "set missing.train=none or leave these stages out"
-        )
     number("seed", 0, whole=True)
     number("missing.seed", 0, whole=True)
     one_of("distance_metric", (None, *DISTANCE_METRICS))
@@ -184,6 +196,10 @@ def validate(cfg: DictConfig) -> None:
         number(f"{part}.training.max_epochs", 1, whole=True)
         number(f"{part}.training.batch_size", 1, whole=True)
         number(f"{part}.training.patience", 1, whole=True)
+        number(f"{part}.training.accumulate_grad_batches", 1, whole=True)
+    if OmegaConf.select(cfg, f"{fitted}.module._target_") is not None:
+        hidden = [s.name for s in named.get("test") or [] if s.kind != "none"] if "test" in stages else []
+        attempt(_check_method, cfg, OmegaConf.select(cfg, fitted), stages, hidden)
     if not isinstance(cfg.model.get("recovery_aware"), bool):
         number("model.recovery_aware", 0, 1)
     if f"{fitted}.module.subsets_per_step" and OmegaConf.select(cfg, f"{fitted}.module.subsets_per_step") is not None:
@@ -198,13 +214,13 @@ def validate(cfg: DictConfig) -> None:
         for name in cfg.model.comparators:
             need(name in known, f"model.comparators: unknown '{name}'{_nearest(str(name), known)}")
         attempt(parse_scenarios, list(cfg.model.validation), m)
-        if cfg.imputer.name == "Oracle" and "test" in stages:
-            need(
-                bool(cfg.imputer.allow_oracle),
-                "imputer=Oracle reads the content that is missing: add imputer.allow_oracle=true if this is a study of "
-                "the selection rule",
-            )
-    for key in ("model.transformer_checkpoint", "model.gaussian", "imputer.checkpoint"):
+    if ("selection" in cfg.model or cfg.model.get("use_imputer")) and cfg.imputer.name == "Oracle" and "test" in stages:
+        need(
+            bool(cfg.imputer.allow_oracle),
+            "imputer=Oracle reads the content that is missing: add imputer.allow_oracle=true if this is a study of "
+            "the selection rule",
+        )
+    for key in ("model.transformer_checkpoint", "model.checkpoint", "model.gaussian", "imputer.checkpoint"):
         path = OmegaConf.select(cfg, key)
         need(path is None or Path(str(path)).is_file(), f"{key}: there is no file {path}")
     for key in ("dataset.mnist", "dataset.svhn", "dataset.backgrounds"):
@@ -213,6 +229,59 @@ def validate(cfg: DictConfig) -> None:
     _check_targets(cfg, problems)
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
+
+
+def _check_method(cfg: DictConfig, model: DictConfig, stages: Sequence[str], hidden: Sequence[str]) -> None:
+    """What the method's class says that it needs and can do, see :class:`models.base.IncompleteClassifier`.
+
+    Args:
+        model: the node that is trained.
+        hidden: test scenarios that hide something.
+
+    Raises:
+        UserError: all problems, one line each.
+    """
+    try:
+        method = get_object(model.module._target_)
+    except (ImportError, ValueError):
+        return  # _check_targets says it
+    problems = []
+    names = list(cfg.dataset.modalities)
+    # DyMo's own models need nothing of this, and their names may not resolve before the other checks.
+    name = cfg.model.name if "use_imputer" in cfg.model else method.__name__
+    unused = stages_without_use(cfg)
+    from_complete = [s for s in ("impute", "gaussian") if s in stages and s not in unused]
+    if cfg.missing.train != "none" and from_complete:
+        verb = "learn" if len(from_complete) > 1 else "learns"
+        problems.append(
+            f"missing.train={cfg.missing.train}: stage{'s' * (len(from_complete) > 1)} {' and '.join(from_complete)} "
+            f"{verb} from complete training data; set missing.train=none or leave that out"
+        )
+    if method.needs_complete_training and cfg.missing.train != "none" and "fit" in stages:
+        problems.append(f"missing.train={cfg.missing.train}: {name} trains on complete data, set missing.train=none")
+    if method.max_modalities and len(names) > method.max_modalities:
+        problems.append(
+            f"model {name} is for at most {method.max_modalities} modalities, {cfg.dataset.name} has {len(names)}: "
+            "choose another model"
+        )
+    if cfg.model.get("use_imputer") and not method.accepts_imputer:
+        problems.append(f"model.use_imputer=true: {name} takes no imputer, leave it out")
+    trained_on_masks = OmegaConf.select(model, "module.masks.kind") not in (None, "none")
+    if method.needs_imputer and hidden and not cfg.model.get("use_imputer") and not trained_on_masks:
+        problems.append(
+            f"model {name} classifies complete inputs only, but missing.test has {hidden[0]}: add "
+            "model.use_imputer=true, or set missing.test=[none]"
+        )
+    if method.built_on and cfg.imputer.name not in method.built_on:
+        problems.append(f"model {name} is built on imputer={' or '.join(method.built_on)}, not {cfg.imputer.name}")
+    if method.needs_index and "fit" in stages and cfg.trainer.devices not in (1, "auto"):
+        problems.append(f"model {name} keeps values of every training row in one process: set trainer.devices=1")
+    if method.encoder_view == "vector" and not isinstance(model.get("vector_width"), int):
+        problems.append(f"model {name}: vector_width={model.get('vector_width')} must be a whole number")
+    if "modality" in model and model.module.modality not in names:
+        problems.append(f"model.modality={model.modality}: {cfg.dataset.name} has {', '.join(names)}")
+    if problems:
+        raise UserError("\n".join(problems))
 
 
 def _check_targets(cfg: DictConfig, problems: list[str]) -> None:

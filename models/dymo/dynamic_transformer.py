@@ -16,7 +16,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -24,10 +23,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datasets.base import Batch, Modality, hash_seed
-from models.base import IncompleteClassifier, Prediction, classification_loss
+from models.base import Prediction, classification_loss
 from models.dymo.prototypes import COSINE, DISTANCE_METRICS, RunningPrototypes, prototype_loss
 from models.imputers.base import Imputer, recover
-from models.layers.transformer import Block, normal_initialisation, visible_tokens
+from models.layers.transformer import visible_tokens
+from models.tokens import TokenPipeline
 from utils.errors import UserError
 from utils.subsets import draw_subsets, enumerate_subsets
 
@@ -66,12 +66,10 @@ def rows_per_call(device: torch.device) -> int:
     return 1 << 14 if device.type == "cuda" else 1 << 8
 
 
-class DynamicTransformer(IncompleteClassifier):
+class DynamicTransformer(TokenPipeline):
     """
     Args:
-        encoders: modality name -> module with ``tokens`` (N) whose output is (B, N, D), or (B, N, ``width``), which is
-            then mapped to D. Those of tables with missing cells take ``missing`` (B, N) as a second argument.
-        width, heads, layers: of the transformer (D, heads, 2).
+        encoders, width, heads, layers: see :meth:`models.tokens.TokenPipeline.add_tokens`.
         projection: width of the feature that is compared with prototypes.
         distance_metric: cosine_similarity (features have unit norm) or squared_euclidean.
         temperature: of the prototype posterior, 0.1.
@@ -110,17 +108,7 @@ class DynamicTransformer(IncompleteClassifier):
         super().__init__(modalities, num_classes, task, optimizer, scheduler)
         if distance_metric not in DISTANCE_METRICS:
             raise ValueError(f"distance_metric must be one of {DISTANCE_METRICS}, not {distance_metric!r}")
-        names = self.modality_names
-        self.encoders = nn.ModuleDict({name: encoders[name] for name in names})
-        self.tokens_per_modality = [int(encoders[name].tokens) for name in names]  # type: ignore[arg-type]
-        n_tokens = sum(self.tokens_per_modality)
-        widths = {name: int(getattr(encoders[name], "width", width)) for name in names}
-        self.m_projection = nn.ModuleDict({n: nn.Linear(w, width) for n, w in widths.items() if w != width})
-        self.m_norms = nn.ModuleList(nn.LayerNorm(width) for _ in names)
-        self.modality_embeddings = nn.Embedding(len(names), width)
-        self.pos_embeddings = nn.Parameter(torch.zeros(1, 1 + n_tokens, width))
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.transformer = nn.ModuleList(Block(width, heads) for _ in range(layers))
+        self.add_tokens(encoders, width, heads, layers)
         self.classifier = nn.Linear(width, num_classes)
         self.projection = nn.Linear(width, projection)
         self.register_buffer("prototypes", torch.zeros(num_classes, projection))
@@ -130,14 +118,10 @@ class DynamicTransformer(IncompleteClassifier):
         self.prototype_start, self.reference_modality_index = prototype_start, reference_modality_index
         self.recovery_aware, self.fusion = recovery_aware, fusion
         if initialisation == "normal":
-            nn.init.trunc_normal_(self.pos_embeddings, std=0.02)
-            nn.init.trunc_normal_(self.cls_token, std=0.02)
-            normal_initialisation(self)
+            self.initialise_normal()
         # Not a sub-module: its weights belong to its own run, not to this checkpoint.
         self._imputer: list[Imputer] = []
         self._running: RunningPrototypes | None = None
-        starts = [0, *accumulate(self.tokens_per_modality)]
-        self._token_spans = [range(1 + a, 1 + b) for a, b in pairwise(starts)]
         # Positions of each modality's tokens, padded to the longest, and which of them are real.
         places = nn.utils.rnn.pad_sequence([torch.tensor(span) for span in self._token_spans], batch_first=True)
         self.register_buffer("_places", places, persistent=False)
@@ -154,35 +138,6 @@ class DynamicTransformer(IncompleteClassifier):
         self._imputer = [imputer]
 
     # ---- encode, fuse ------------------------------------------------------------------------------------------------
-
-    def cells(self, missing: Tensor, feature_missing: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Table name -> (B, F) bool, the cells that a mask (B, M) hides: none of a table that is there, those with a
-        mark in ``feature_missing`` of one that is masked. Tables without an entry are hidden as a whole."""
-        columns = {name: missing[:, i, None] for i, name in enumerate(self.modality_names)}
-        return {name: columns[name] & cells for name, cells in feature_missing.items()}
-
-    def encode(self, inputs: Mapping[str, Tensor], cells: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Inputs (B, ...) per modality -> tokens (B, P, D), normalised, with modality and position embeddings added.
-
-        Args:
-            cells: as :meth:`cells` gives them; hidden ones are no part of any other token.
-        """
-        parts = [
-            self.encode_one(i, inputs[name], cells.get(name) if cells else None)
-            for i, name in enumerate(self.modality_names)
-        ]
-        return torch.cat(parts, dim=1)
-
-    def encode_one(self, i: int, x: Tensor, cells: Tensor | None = None) -> Tensor:
-        """Modality ``i`` (R, ...) -> its tokens (R, N, D) as they stand in :meth:`encode`; ``cells`` (R, N) hidden."""
-        row = min(i, 1) if self.reference_modality_index else i
-        name = self.modality_names[i]
-        tokens = self.encoders[name](x) if cells is None else self.encoders[name](x, missing=cells)
-        if name in self.m_projection:
-            tokens = self.m_projection[name](tokens)
-        tokens = self.m_norms[i](tokens)
-        span = self._token_spans[i]
-        return tokens + self.modality_embeddings.weight[row] + self.pos_embeddings[:, span.start : span.stop]
 
     def encode_again(self, tokens: Tensor, inputs: Mapping[str, Tensor], cells: Mapping[str, Tensor]) -> Tensor:
         """``tokens`` of :meth:`encode` with the tables of ``cells`` encoded under another mask of theirs."""
@@ -206,23 +161,9 @@ class DynamicTransformer(IncompleteClassifier):
         tokens = torch.cat([self.encode_one(i, inputs[name], cells[name]) for i, name in tables], dim=1)
         return Partial(tokens, ~torch.cat([cells[name] for _, name in tables], dim=1), owner)
 
-    def token_columns(self, i: int) -> slice:
-        """Where the tokens of modality ``i`` stand in the output of :meth:`encode`."""
-        return slice(self._token_spans[i].start - 1, self._token_spans[i].stop - 1)
-
-    def visible(self, missing: Tensor, cells: Mapping[str, Tensor] | None = None) -> Tensor:
-        """(B, M) bool, True = missing, and the hidden ``cells`` of tables -> (B, 1 + P) bool, True = visible."""
-        visible = visible_tokens(missing, self.tokens_per_modality)
-        for i, name in enumerate(self.modality_names):
-            if cells and name in cells:
-                span = self._token_spans[i]
-                visible[:, span.start : span.stop] = ~cells[name]
-        return visible
-
     def prepare(self, tokens: Tensor, partial: Partial | None = None) -> Sequences:
         """What all subsets of a sample share, computed once."""
-        cls = (self.cls_token + self.pos_embeddings[:, :1]).expand(len(tokens), -1, -1)
-        x = torch.cat([cls, tokens] if partial is None else [cls, tokens, partial.tokens], dim=1)
+        x = self.with_class_token(tokens if partial is None else torch.cat([tokens, partial.tokens], dim=1))
         return Sequences(x, self.transformer[0].project(x), partial)  # type: ignore[operator]
 
     def fuse(self, tokens: Tensor, missing: Tensor, cells: Mapping[str, Tensor] | None = None) -> tuple[Tensor, Tensor]:

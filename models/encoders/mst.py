@@ -1,4 +1,4 @@
-"""Encoders of MNIST-SVHN-Text, one token each (dymo_core 1.4).
+"""Encoders of MNIST-SVHN-Text, one token each, which is their vector as well (dymo_core 1.4).
 
 The trunks, which the posterior networks of MoPoE share, keep the layer names of the original files.
 """
@@ -67,9 +67,10 @@ class MNISTEncoder(MNISTTrunk):
 
     tokens = 1
 
-    def __init__(self, width: int = 32) -> None:
+    def __init__(self, width: int = 32, vector_width: int | None = None) -> None:
         super().__init__()
-        self.proj = nn.Linear(self.features, width)
+        self.width = vector_width or width
+        self.proj = nn.Linear(self.features, self.width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.proj(self.trunk(x))[:, None]
@@ -80,9 +81,10 @@ class SVHNEncoder(SVHNTrunk):
 
     tokens = 1
 
-    def __init__(self, width: int = 32) -> None:
+    def __init__(self, width: int = 32, vector_width: int | None = None) -> None:
         super().__init__()
-        self.proj = nn.Linear(self.features, width)
+        self.width = vector_width or width
+        self.proj = nn.Linear(self.features, self.width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.proj(self.trunk(x))[:, None]
@@ -93,9 +95,10 @@ class TextEncoder(TextTrunk):
 
     tokens = 1
 
-    def __init__(self, width: int = 32, symbols: int = 71) -> None:
+    def __init__(self, width: int = 32, symbols: int = 71, vector_width: int | None = None) -> None:
         super().__init__(symbols)
-        self.proj = nn.Linear(self.features, width)
+        self.width = vector_width or width
+        self.proj = nn.Linear(self.features, self.width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.proj(self.trunk(x))[:, None]

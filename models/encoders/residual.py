@@ -1,4 +1,4 @@
-"""Residual encoders of CelebA, image and attribute text, one token each (dymo_core 1.4).
+"""Residual encoders of CelebA, image and attribute text, one token each, which is their vector as well (dymo_core 1.4).
 
 Pre-activation blocks with batch normalisation and dropout 0.5; the block also comes transposed, for the decoders of
 MoPoE. Layer names are those of the original files. The original encodes a batch once per subset of a training step,
@@ -111,9 +111,10 @@ class ResidualImageEncoder(ResidualImageTrunk):
 
     tokens = 1
 
-    def __init__(self, width: int = 32, base: int = 128) -> None:
+    def __init__(self, width: int = 32, base: int = 128, vector_width: int | None = None) -> None:
         super().__init__(base)
-        self.proj = nn.Linear(self.features, width)
+        self.width = vector_width or width
+        self.proj = nn.Linear(self.features, self.width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.proj(self.trunk(x))[:, None]
@@ -124,9 +125,10 @@ class ResidualTextEncoder(ResidualTextTrunk):
 
     tokens = 1
 
-    def __init__(self, width: int = 32, base: int = 128, symbols: int = 71) -> None:
+    def __init__(self, width: int = 32, base: int = 128, symbols: int = 71, vector_width: int | None = None) -> None:
         super().__init__(base, symbols)
-        self.proj = nn.Linear(self.features, width)
+        self.width = vector_width or width
+        self.proj = nn.Linear(self.features, self.width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.proj(self.trunk(x))[:, None]

@@ -18,7 +18,8 @@ from utils.checkpoints import load_part
 
 
 class TableEncoder(nn.Module):
-    """(B, n) -> (B, n, width), categorical columns first.
+    """(B, n) -> (B, n, width), categorical columns first; with ``vector_width``, a linear map of the CLS token, (B, 1,
+    ``vector_width``).
 
     Args:
         cardinalities: levels of the leading, categorical columns; their content is the code 0 .. levels-1.
@@ -35,17 +36,19 @@ class TableEncoder(nn.Module):
         blocks: int = 4,
         heads: int = 8,
         weights: str = "none",
+        vector_width: int | None = None,
     ) -> None:
         super().__init__()
-        self.cardinalities, self.n_continuous, self.width = tuple(cardinalities), n_continuous, width
-        self.tokens = len(self.cardinalities) + n_continuous
-        if not self.tokens:
+        self.cardinalities, self.n_continuous = tuple(cardinalities), n_continuous
+        columns = len(self.cardinalities) + n_continuous
+        if not columns:
             raise ValueError("a table without columns cannot be encoded")
+        self.tokens, self.width = (1, vector_width) if vector_width else (columns, width)
         self.cat_embedding = nn.Embedding(sum(self.cardinalities), width) if self.cardinalities else None
         self.con_proj = nn.Linear(1, width) if n_continuous else None
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.mask_special_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.column_embedding = nn.Embedding(self.tokens + 1, width)
+        self.column_embedding = nn.Embedding(columns + 1, width)
         self.norm = nn.LayerNorm(width)
         self.transformer_blocks = nn.ModuleList(Block(width, heads) for _ in range(blocks))
         levels = torch.tensor(self.cardinalities, dtype=torch.long)
@@ -59,6 +62,7 @@ class TableEncoder(nn.Module):
         self.pretrained = weights != "none"
         if self.pretrained:
             load_part(self, Path(weights), ("encoder_tabular.", "m_encoders.tabular."), "table encoder")
+        self.proj = nn.Linear(width, vector_width) if vector_width else None
 
     def forward(self, x: Tensor, missing: Tensor | None = None) -> Tensor:
         """
@@ -67,8 +71,10 @@ class TableEncoder(nn.Module):
             missing: (B, n) bool, True = missing; None = all cells are there.
 
         Returns:
-            (B, n, width), a token for missing cells too.
+            (B, n, width), a token for missing cells too; or (B, 1, vector_width).
         """
+        if self.proj is not None:
+            return self.proj(self.encode(x, missing)[:, :1])
         return self.encode(x, missing)[:, 1:]
 
     def encode(self, x: Tensor, missing: Tensor | None = None) -> Tensor:

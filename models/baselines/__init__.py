@@ -1,0 +1,1 @@
+"""The methods that DyMo is compared with: one file each."""

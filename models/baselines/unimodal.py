@@ -1,0 +1,74 @@
+"""A classifier on one modality: lower bound, and expert of DynMM (baselines 2.1).
+
+A row that does not have the modality gets the class frequencies of the training data, whose logarithms are its logits;
+the original reads the hidden content. Such rows take no part in the loss. ``reference`` changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from datasets.base import Batch, Modality
+from models.base import Prediction, classification_loss
+from models.baselines.base import VectorBaseline
+
+
+class Unimodal(VectorBaseline):
+    """
+    Args:
+        modality: its name or number.
+        encoders: see :meth:`models.baselines.base.VectorBaseline.add_encoders`; only that of ``modality`` is used.
+        others: see :class:`models.baselines.base.Baseline`.
+    """
+
+    def __init__(
+        self,
+        modalities: Sequence[Modality],
+        num_classes: int,
+        encoders: Mapping[str, nn.Module],
+        *,
+        modality: str | int = 0,
+        **others: Any,
+    ) -> None:
+        super().__init__(modalities, num_classes, **others)
+        names = self.modality_names
+        self.column = names.index(modality) if modality in names else int(modality)
+        self.encoders = nn.ModuleDict({names[self.column]: encoders[names[self.column]]})
+        self.classifier = nn.Linear(int(encoders[names[self.column]].width), num_classes)  # type: ignore[arg-type]
+        self.register_buffer("prior", torch.zeros(num_classes))
+        self.prior: Tensor
+
+    def on_fit_start(self) -> None:
+        target = self.trainer.datamodule.split("train").read("target")  # type: ignore[attr-defined]
+        self.prior.copy_(prior_logits(target, self.num_classes))
+
+    def encode(self, inputs: Mapping[str, Tensor], cells: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Inputs -> (B, 1, D) of the modality."""
+        name = self.modality_names[self.column]
+        return self.encode_one(name, inputs[name], cells)
+
+    def fuse(self, encoded: Tensor, batch: Batch) -> Prediction:
+        logits = self.classifier(encoded[:, 0])
+        return Prediction(torch.where(self.absent(batch)[:, self.column, None], self.prior, logits), encoded[:, 0])
+
+    def loss(self, prediction: Prediction, batch: Batch) -> dict[str, Tensor]:
+        """Classification of the rows that have the modality; zero where none has it."""
+        there = ~self.absent(batch)[:, self.column]
+        logits, target = prediction.logits[there], batch.target[there]
+        return {"loss": classification_loss(logits, target, self.task) if len(logits) else prediction.logits.sum() * 0}
+
+
+def prior_logits(target: Tensor, num_classes: int) -> Tensor:
+    """Logits (C,) of the class frequencies; one count is added to each class, so that all are finite.
+
+    Args:
+        target: (N,) int64, or (N, C) float with values < 0 for 'no label': the logits of each label's frequency then.
+    """
+    if target.ndim == 1:
+        return ((torch.bincount(target, minlength=num_classes) + 1) / (len(target) + num_classes)).log()
+    positive, labelled = (target > 0).sum(0) + 1, (target >= 0).sum(0) + 2
+    return torch.logit(positive / labelled)

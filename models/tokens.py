@@ -1,0 +1,98 @@
+"""The token pipeline that DynamicTransformer and the transformers among the comparison methods share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import accumulate, pairwise
+
+import torch
+from torch import Tensor, nn
+
+from models.base import IncompleteClassifier
+from models.layers.transformer import Block, normal_initialisation, visible_tokens
+
+
+class TokenPipeline(IncompleteClassifier):
+    """Encoder, optional projection to D and LayerNorm of each modality; embeddings of modality and position; a CLS
+    token; blocks. A subclass calls :meth:`add_tokens` in its constructor and fuses."""
+
+    reference_modality_index = False
+
+    def add_tokens(self, encoders: Mapping[str, nn.Module], width: int, heads: int, layers: int) -> None:
+        """
+        Args:
+            encoders: modality name -> module with ``tokens`` (N) whose output is (B, N, D), or (B, N, ``width``), which
+                is then mapped to D. Those of tables with missing cells take ``missing`` (B, N) as a second argument.
+            width, heads, layers: of the transformer (D, heads, 2).
+        """
+        names = self.modality_names
+        self.encoders = nn.ModuleDict({name: encoders[name] for name in names})
+        self.tokens_per_modality = [int(encoders[name].tokens) for name in names]  # type: ignore[arg-type]
+        n_tokens = sum(self.tokens_per_modality)
+        widths = {name: int(getattr(encoders[name], "width", width)) for name in names}
+        self.m_projection = nn.ModuleDict({n: nn.Linear(w, width) for n, w in widths.items() if w != width})
+        self.m_norms = nn.ModuleList(nn.LayerNorm(width) for _ in names)
+        self.modality_embeddings = nn.Embedding(len(names), width)
+        self.pos_embeddings = nn.Parameter(torch.zeros(1, 1 + n_tokens, width))
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.transformer = nn.ModuleList(Block(width, heads) for _ in range(layers))
+        starts = [0, *accumulate(self.tokens_per_modality)]
+        self._token_spans = [range(1 + a, 1 + b) for a, b in pairwise(starts)]
+
+    def initialise_normal(self) -> None:
+        """Positions and CLS truncated normal, then every Linear, Embedding and LayerNorm as in
+        :func:`models.layers.transformer.normal_initialisation`; call it last in a constructor."""
+        nn.init.trunc_normal_(self.pos_embeddings, std=0.02)
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        normal_initialisation(self)
+
+    def encode(self, inputs: Mapping[str, Tensor], cells: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Inputs (B, ...) per modality -> tokens (B, P, D), normalised, with modality and position embeddings added.
+
+        Args:
+            cells: as :meth:`cells` gives them; hidden ones are no part of any other token.
+        """
+        parts = [
+            self.encode_one(i, inputs[name], cells.get(name) if cells else None)
+            for i, name in enumerate(self.modality_names)
+        ]
+        return torch.cat(parts, dim=1)
+
+    def encode_one(self, i: int, x: Tensor, cells: Tensor | None = None) -> Tensor:
+        """Modality ``i`` (R, ...) -> its tokens (R, N, D) as they stand in :meth:`encode`; ``cells`` (R, N) hidden."""
+        name = self.modality_names[i]
+        tokens = self.encoders[name](x) if cells is None else self.encoders[name](x, missing=cells)
+        if name in self.m_projection:
+            tokens = self.m_projection[name](tokens)
+        modality, position = self.embeddings(i)
+        return self.m_norms[i](tokens) + modality + position
+
+    def embeddings(self, i: int) -> tuple[Tensor, Tensor]:
+        """What :meth:`encode_one` adds to the tokens of modality ``i``: of the modality (D,), of position (1, N, D)."""
+        row = min(i, 1) if self.reference_modality_index else i
+        span = self._token_spans[i]
+        return self.modality_embeddings.weight[row], self.pos_embeddings[:, span.start : span.stop]
+
+    def replace_missing(self, tokens: Tensor, visible: Tensor, value: float | Tensor = 0.0) -> Tensor:
+        """Tokens (B, P, D) of :meth:`encode`, whose content is ``value`` where ``visible`` (B, 1 + P) says so; the
+        embeddings of modality and position stay. Overwritten, so that nothing of the content is left."""
+        empty = value + torch.cat([torch.add(*self.embeddings(i)) for i in range(len(self.modalities))], dim=1)
+        return torch.where(visible[:, 1:, None], tokens, empty)
+
+    def with_class_token(self, tokens: Tensor) -> Tensor:
+        """(B, P, D) -> (B, 1 + P, D), the CLS token with its position first."""
+        cls = (self.cls_token + self.pos_embeddings[:, :1]).expand(len(tokens), -1, -1)
+        return torch.cat([cls, tokens], dim=1)
+
+    def token_columns(self, i: int) -> slice:
+        """Where the tokens of modality ``i`` stand in the output of :meth:`encode`."""
+        return slice(self._token_spans[i].start - 1, self._token_spans[i].stop - 1)
+
+    def visible(self, missing: Tensor, cells: Mapping[str, Tensor] | None = None) -> Tensor:
+        """(B, M) bool, True = missing, and the hidden ``cells`` of tables -> (B, 1 + P) bool, True = visible."""
+        visible = visible_tokens(missing, self.tokens_per_modality)
+        for i, name in enumerate(self.modality_names):
+            if cells and name in cells:
+                span = self._token_spans[i]
+                visible[:, span.start : span.stop] = ~cells[name]
+        return visible

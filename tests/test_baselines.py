@@ -1,0 +1,478 @@
+"""Contracts of the comparison methods. A new method adds itself to ``METHODS`` (and ``COUNTS``, where it has one)."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from datasets.base import Batch, Modality
+from models.base import IncompleteClassifier, classification_loss
+from models.baselines.base import Completed, TrainingMasks
+from models.baselines.unimodal import prior_logits
+from models.imputers.simple import Zero
+from tests.makers import make_image_table
+from trainers import fit as fit_module
+from trainers import pipeline
+from trainers.context import Context
+from trainers.evaluate import scenario_predictions
+from utils.build import build_model
+from utils.checkpoints import read_tensors
+from utils.errors import UserError
+from utils.subsets import enumerate_subsets
+from utils.validate import CONFIGS, validate
+
+# Method -> what makes it small enough for a test.
+VECTOR, TOKENS = ["model.vector_width=8"], ["model.module.width=8", "model.module.heads=2"]
+METHODS = {"ModDrop": TOKENS, "Multimodal_CONCAT": VECTOR, "Unimodal": VECTOR}
+# Millions of parameters of the reference (baselines 3.3): PolyMNIST, MST, CelebA, DVM, CAD.
+COUNTS = {
+    "ModDrop": [0.951, 0.733, 34.712, 38.453, 38.440],
+    "Multimodal_CONCAT": [5.763, 0.709, 34.687, 37.085, 36.838],
+}
+# Parameters that the published training reaches in no method.
+NEVER_REACHED = {"mask_special_token"}
+
+
+def views(*shapes: tuple[int, ...]) -> list[Modality]:
+    return [Modality(f"m{i}", "image", shape) for i, shape in enumerate(shapes)]
+
+
+IMG = Modality("img", "image", (3, 128, 128))
+FAMILIES = {
+    "PolyMNIST": (views(*[(3, 28, 28)] * 5), 10),
+    "MST": ([Modality("mnist", "image", (1, 28, 28)), Modality("svhn", "image", (3, 32, 32)),
+             Modality("text", "text", (8, 71))], 10),
+    "CelebA": ([Modality("img", "image", (3, 64, 64)), Modality("text", "text", (256, 71))], 2),
+    # Cardinalities of which only the sum counts.
+    "DVM": ([IMG, Modality("tabular", "table", (17,), (5, 6, 5, 6))], 286),
+    "CAD": ([IMG, Modality("tabular", "table", (75,), (2,) * 26)], 2),
+}  # fmt: skip
+SMALL = {
+    "PolyMNIST": FAMILIES["PolyMNIST"],
+    "MST": FAMILIES["MST"],
+    "CelebA": FAMILIES["CelebA"],
+    "CAD": ([Modality("img", "image", (3, 32, 32)), Modality("tabular", "table", (5,), (2, 3))], 3),
+}
+SMALL_ENCODERS = {
+    "CelebA": ["+dataset.encoders.img.base=4", "+dataset.encoders.text.base=4"],
+    "CAD": [
+        *("dataset.side=32", "dataset.image_weights=none", "dataset.encoders.img.architecture=resnet18"),
+        *(f"+dataset.encoders.tabular.{key}" for key in ("width=16", "blocks=1", "heads=2")),
+    ],
+}
+
+
+def configure(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONFIGS), version_base=None):
+        return compose("config", list(overrides))
+
+
+def build(method: str, family: str, *overrides: str, sizes: Any = SMALL) -> IncompleteClassifier:
+    cfg = configure(f"model={method}", f"dataset={family}", *overrides)
+    modalities, classes = sizes[family]
+    data: Any = SimpleNamespace(modalities=modalities, num_classes=classes, task="multiclass")
+    return build_model(cfg, cfg.model, data, pretrained=False)
+
+
+@pytest.fixture(params=[f"{m}-{f}" for m in METHODS for f in SMALL])
+def small(request: pytest.FixtureRequest) -> tuple[IncompleteClassifier, str]:
+    """Every method on every family of encoders, no parameter at a value that could hide a term."""
+    method, family = request.param.split("-")
+    torch.manual_seed(0)
+    model = build(method, family, *METHODS[method], *SMALL_ENCODERS.get(family, []))
+    for parameter in model.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    model.log_losses = lambda *_: None  # type: ignore[method-assign]
+    return model, family
+
+
+def some_batch(family: str, rows: int = 12, seed: int = 0) -> Batch:
+    """Every number of missing modalities, and of tables some cells as well."""
+    generator = torch.Generator().manual_seed(seed)
+    modalities, classes = SMALL[family]
+    inputs, cells = {}, {}
+    for m in modalities:
+        x = torch.rand(rows, *m.shape, generator=generator)
+        if m.kind == "text":
+            x = F.one_hot(x.argmax(-1), m.shape[-1]).float()
+        if m.kind == "table":
+            for column, levels in enumerate(m.cardinalities):
+                x[:, column] = torch.randint(levels, (rows,), generator=generator).float()
+            cells[m.name] = torch.rand(rows, *m.shape, generator=generator) < 0.5
+            cells[m.name][: rows // 2] = True
+        inputs[m.name] = x
+    m = len(modalities)
+    order = torch.rand(rows, m, generator=generator).argsort(1)
+    missing = order < (torch.arange(rows) % m)[:, None]
+    target = torch.arange(rows) % classes
+    for i, modality in enumerate(modalities):
+        if modality.name in cells:
+            cells[modality.name] |= ~cells[modality.name].any(1, keepdim=True)
+            cells[modality.name] &= missing[:, i, None]
+    return Batch(inputs, missing, target, torch.arange(rows), cells)
+
+
+def spoilt(model: IncompleteClassifier, batch: Batch, value: float) -> Batch:
+    """The batch with ``value`` in everything that is missing."""
+    inputs, cells = {}, model.cells(batch.missing, batch.feature_missing)
+    for i, (name, x) in enumerate(batch.inputs.items()):
+        gone = cells[name] if name in cells else batch.missing[:, i].reshape(-1, *[1] * (x.ndim - 1))
+        inputs[name] = torch.where(gone, value, x)
+    return batch.replace(inputs=inputs)
+
+
+# ------------------------------------------------------------------------------------------------------------- leakage
+
+
+def test_missing_content_reaches_no_prediction(small: tuple[IncompleteClassifier, str]) -> None:
+    model, family = small
+    batch = some_batch(family)
+    model.eval()
+    with torch.inference_mode():
+        expected = model(batch).logits
+        assert torch.isfinite(expected).all()
+        for value in (math.nan, math.inf, 1e30):
+            assert torch.equal(model(spoilt(model, batch, value)).logits, expected)
+        # What stage test does: the encoders see everything, the fusion hides.
+        scenario = {"s": batch.missing}
+        inputs = batch.replace(missing=torch.zeros_like(batch.missing), feature_missing={}, complete=True)
+        cells = {"s": batch.feature_missing} if batch.feature_missing else {}
+        together = scenario_predictions(model, inputs, scenario, cells)[""]["s"].logits
+    torch.testing.assert_close(together, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_missing_content_reaches_no_loss_and_no_gradient(small: tuple[IncompleteClassifier, str]) -> None:
+    """Data whose rows are incomplete keep their masks in training, whatever training hides besides."""
+    model, family = small
+    batch = some_batch(family)
+    found = []
+    buffers = {k: v.clone() for k, v in model.state_dict().items()}
+    for value in (0.3, math.nan, 1e30):
+        model.load_state_dict(buffers)
+        model.train().zero_grad()
+        torch.manual_seed(1)  # dropout of encoders
+        loss = model.training_step(spoilt(model, batch, value), 0)
+        loss.backward()
+        gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        found.append([loss.detach(), *gradients, *model.buffers()])
+        assert torch.isfinite(loss) and all(torch.isfinite(g).all() for g in gradients)
+        found[-1] = [x.clone() for x in found[-1]]
+    for other in found[1:]:
+        assert len(other) == len(found[0]) and all(torch.equal(a, b) for a, b in zip(found[0], other))
+
+
+def test_gradients_reach_every_parameter(small: tuple[IncompleteClassifier, str]) -> None:
+    model, family = small
+    batch = some_batch(family)
+    whole = batch.replace(missing=torch.zeros_like(batch.missing), feature_missing={}, complete=True)
+    for step in range(3):
+        model.training_step(whole, step).backward()
+    unreached = [n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
+    assert {name.rpartition(".")[2] for name in unreached} <= NEVER_REACHED, unreached
+
+
+def test_a_row_is_classified_alone_as_among_others(small: tuple[IncompleteClassifier, str]) -> None:
+    model, family = small
+    if model.batch_dependent:
+        pytest.skip("rows see each other by design")
+    batch = some_batch(family)
+    model.eval()
+
+    def rows(x: Tensor, row: int) -> Tensor:
+        return x[row : row + 1]
+
+    with torch.inference_mode():
+        many = model(batch).logits
+        for row in range(len(batch)):
+            one = Batch(
+                {name: rows(x, row) for name, x in batch.inputs.items()},
+                rows(batch.missing, row),
+                rows(batch.target, row),
+                rows(batch.index, row),
+                {name: rows(cells, row) for name, cells in batch.feature_missing.items()},
+            )
+            scale = float(many.abs().max().clamp(min=1))
+            torch.testing.assert_close(model(one).logits, rows(many, row), atol=1e-5 * scale, rtol=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------------- parameter counts
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("method", COUNTS)
+def test_parameter_counts_of_the_reference(method: str, family: str) -> None:
+    weights = ["dataset.image_weights=none"] if family in ("DVM", "CAD") else []
+    with torch.device("meta"):
+        model = build(method, family, *weights, sizes=FAMILIES)
+    count = sum(p.numel() for p in model.parameters())
+    if method == "Multimodal_CONCAT":  # the reference carries the unused heads of its M unimodal parts
+        modalities, classes = FAMILIES[family]
+        count += len(modalities) * (model.vector_width + 1) * classes  # type: ignore[operator]
+    assert round(count / 1e6, 3) == COUNTS[method][list(FAMILIES).index(family)], count
+
+
+@pytest.mark.parametrize(
+    ("family", "millions"), {"PolyMNIST": [1.147] * 5, "MST": [0.327, 0.236, 0.145], "CelebA": [21.498, 13.189]}.items()
+)
+def test_parameter_counts_of_the_reference_unimodal(family: str, millions: list[float]) -> None:
+    for i, expected in enumerate(millions):
+        with torch.device("meta"):
+            model = build("Unimodal", family, f"model.modality={i}", sizes=FAMILIES)
+        assert round(sum(p.numel() for p in model.parameters()) / 1e6, 3) == expected
+
+
+# --------------------------------------------------------------------------------------------------------------- masks
+
+
+def test_bernoulli_masks_have_the_shares_of_the_spec() -> None:
+    """Measured on the reference (baselines 2.3): how many of 5 modalities are kept."""
+    drawn = TrainingMasks("bernoulli", p=0.5).draw(torch.zeros(200_000, 5, dtype=torch.bool), generator())
+    shares = torch.bincount((~drawn[0]).sum(1), minlength=6) / 200_000
+    np.testing.assert_allclose(shares, [0, 0.187, 0.313, 0.312, 0.157, 0.031], atol=0.004)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("per", ["row", "batch"])
+@pytest.mark.parametrize("kind", ["none", "bernoulli", "subsets", "all"])
+def test_masks_keep_those_of_the_data_and_leave_something(kind: str, per: str) -> None:
+    missing = torch.rand(500, 4, generator=generator(1)).argsort(1) < torch.randint(4, (500, 1), generator=generator(2))
+    masks = TrainingMasks(kind, k=3, per=per)
+    drawn = masks.draw(missing, generator())
+    assert drawn.shape == ({"none": 1, "bernoulli": 1, "subsets": 3, "all": 15}[kind], 500, 4)
+    assert not (missing & ~drawn).any() and not drawn.all(2).any()
+    assert torch.equal(drawn, masks.draw(missing, generator()))
+    whole = torch.zeros_like(missing)
+    free = masks.draw(whole, generator())
+    if kind == "none":
+        assert not free.any()
+    if kind == "all":
+        assert torch.equal(free, enumerate_subsets(4)[:, None].expand(-1, 500, -1))
+    if kind == "subsets":
+        assert all(len(set(map(tuple, row.tolist()))) == 3 for row in free.transpose(0, 1))
+        counts = torch.bincount((free.int() * torch.tensor([1, 2, 4, 8])).sum(2).flatten(), minlength=16)
+        assert per == "batch" or (counts[:15] - 100).abs().max() < 45
+    if kind in ("bernoulli", "subsets"):
+        assert len(set(map(str, free.transpose(0, 1).tolist()))) > 10 or per == "batch"
+        assert per == "row" or (free == free[:, :1]).all() or kind == "bernoulli"
+
+
+def test_all_masks_of_a_step_count_alike() -> None:
+    """The stacked call against one call per mask."""
+    model = build("ModDrop", "CAD", *TOKENS, *SMALL_ENCODERS["CAD"], "model.module.masks.kind=all")
+    batch = some_batch("CAD")
+    masks = model.masks.draw(batch.missing, generator())  # type: ignore[union-attr, operator]
+    encoded = model.encode_batch(batch)  # type: ignore[operator]
+    stacked = model.losses_under(encoded, batch, masks)["loss"]  # type: ignore[operator]
+    each = []
+    for mask in masks:
+        # A table that the data have in part loses the rest where the mask did not add it.
+        cells = batch.feature_missing["tabular"] | (mask & ~batch.missing)[:, 1, None]
+        prediction = model.fuse(encoded, batch.replace(missing=mask, feature_missing={"tabular": cells}))  # type: ignore[operator]
+        each.append(classification_loss(prediction.logits, batch.target, "multiclass"))
+    torch.testing.assert_close(stacked, torch.stack(each).mean())
+
+
+def test_masks_say_what_is_wrong() -> None:
+    for bad in ({"kind": "dropout"}, {"p": 1.0}, {"k": 0}, {"per": "epoch"}):
+        with pytest.raises(ValueError, match="masks"):
+            TrainingMasks(**bad)  # type: ignore[arg-type]
+
+
+# ------------------------------------------------------------------------------------------------------------- methods
+
+
+def test_unimodal_answers_without_its_modality_by_class_frequencies() -> None:
+    model = build("Unimodal", "PolyMNIST", *VECTOR, "model.modality=m3").eval()
+    model.prior.copy_(prior_logits(torch.tensor([0] * 6 + [4] * 3), 10))  # type: ignore[union-attr, operator]
+    batch = some_batch("PolyMNIST")
+    with torch.inference_mode():
+        shares = model(batch).logits.softmax(1)
+    gone = batch.missing[:, 3]
+    expected = torch.tensor([7, 1, 1, 1, 4, 1, 1, 1, 1, 1]) / 19
+    torch.testing.assert_close(shares[gone], expected.expand(int(gone.sum()), -1))
+    assert not torch.isclose(shares[~gone], expected).all(1).any()
+    labels = torch.tensor([[1.0, 0], [1, -1], [0, -1]])
+    torch.testing.assert_close(prior_logits(labels, 2).sigmoid(), torch.tensor([3 / 5, 1 / 3]))
+
+
+def test_moddrop_zeroes_content_and_keeps_embeddings() -> None:
+    """A missing modality counts as one whose normalised tokens are zero."""
+    model = build("ModDrop", "PolyMNIST", *TOKENS).eval()
+    batch = some_batch("PolyMNIST")
+    with torch.inference_mode():
+        expected = model(batch).logits
+        parts = []
+        for i, name in enumerate(model.modality_names):
+            content = model.m_norms[i](model.m_projection[name](model.encoders[name](batch.inputs[name])))  # type: ignore[union-attr, operator, index]
+            content = content * ~batch.missing[:, i, None, None]
+            parts.append(content + model.modality_embeddings.weight[i] + model.pos_embeddings[:, 1 + 4 * i : 5 + 4 * i])  # type: ignore[union-attr, index]
+        x = model.with_class_token(torch.cat(parts, 1))  # type: ignore[operator]
+        for block in model.transformer:  # type: ignore[union-attr]
+            x = block(x)
+        torch.testing.assert_close(model.classifier(x[:, 0]), expected)  # type: ignore[operator]
+
+
+def test_completed_clears_the_masks() -> None:
+    model = build("Multimodal_CONCAT", "PolyMNIST", *VECTOR).eval()
+    batch = some_batch("PolyMNIST")
+    whole = batch.replace(inputs=batch.observed(), missing=torch.zeros_like(batch.missing))
+    with torch.inference_mode():
+        expected = model(whole).logits
+        assert torch.equal(Completed(model, Zero())(spoilt(model, batch, math.nan)).logits, expected)
+        assert not torch.allclose(model(batch).logits, expected)
+
+
+# ------------------------------------------------------------------------------------------------------- whole pipeline
+
+RUN = ["model.training.batch_size=16", "imputer=Mean"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_default_stages_run_and_resume(
+    composed: Callable[..., DictConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    method: str,
+) -> None:
+    """From data to results; interrupted and continued, the weights are those of an uninterrupted run."""
+    overrides = [f"model={method}", *METHODS[method], *RUN, "model.training.max_epochs=3", "missing.train=random_0.2"]
+    overrides = [o for o in overrides if method != "Multimodal_CONCAT" or not o.startswith("missing")]
+    cfg = composed(*overrides)
+    with caplog.at_level(logging.INFO):
+        pipeline.run(cfg)
+    context = Context(cfg)
+    name = cfg.model.name
+    assert f"stage gaussian: skipped, {name} has no use for Gaussian parameters" in caplog.text
+    unused = f"stage impute: skipped, {name} uses no imputer (it would with model.use_imputer=true)"
+    assert (unused in caplog.text) is not cfg.model.use_imputer
+    assert context.imputed.path.exists() is cfg.model.use_imputer
+    results = pd.read_csv(context.directory / "results.csv")
+    assert set(results["scenario"]) == set(cfg.missing.test) and np.isfinite(results["value"]).all()
+    label = {"Multimodal_CONCAT": "Multimodal_CONCAT_Mean", "Unimodal": "Unimodal_m0"}.get(method, method)
+    assert set(results["model"]) == {label} and context.directory.path.parts[-3] == label
+
+    original = fit_module.build_trainer
+
+    class Stop(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+            if trainer.current_epoch == 1 and trainer.global_step % 4 == 2:
+                raise KeyboardInterrupt
+
+    def interrupting(cfg: DictConfig, **arguments: Any) -> pl.Trainer:
+        return original(cfg, **{**arguments, "callbacks": [*arguments["callbacks"], Stop()]})
+
+    cut = [*overrides, f"paths.output={tmp_path / 'cut'}", "stages=[fit]"]
+    monkeypatch.setattr(fit_module, "build_trainer", interrupting)
+    with pytest.raises(UserError, match="run the same command"):
+        pipeline.run(composed(*cut))
+    monkeypatch.setattr(fit_module, "build_trainer", original)
+    pipeline.run(composed(*cut))
+    paths = [c.trained / "checkpoints" / "last.ckpt" for c in (context, Context(composed(*cut)))]
+    a, b = (read_tensors(path)["state_dict"] for path in paths)
+    assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_tables_with_gaps_run(tmp_path: Path, method: str) -> None:
+    csv = make_image_table(tmp_path / "parts", per_class=20)
+    table = ["dataset.image=photo", "dataset.image_suffix=.jpg", "dataset.label=kind", f"dataset.csv={csv}"]
+    table += [f"dataset.images={csv.parent / 'photos'}", "dataset.classes=[nut,bolt,screw]"]
+    table += ["dataset.categorical={metal:null,finish:null}", "dataset.continuous=[weight,length]"]
+    table += ["dataset.side=32", "dataset.stored_side=32", "dataset.encoders.image.architecture=resnet18"]
+    table += [f"+dataset.encoders.table.{key}" for key in ("width=16", "blocks=1", "heads=2")]
+    overrides = ["dataset=ImageTable", *table, f"model={method}", *METHODS[method], *RUN, "trainer=cpu"]
+    overrides += ["model.training.max_epochs=1", "trainer.enable_progress_bar=false", "missing.train=none"]
+    overrides += [f"paths.cache={tmp_path / 'cache'}", f"paths.output={tmp_path / 'out'}"]
+    overrides += ["missing.test=[none,whole_1,table_value_0.5]", "imputer.quality.judge_epochs=1"]
+    cfg = configure(*overrides)
+    pipeline.run(cfg)
+    results = pd.read_csv(Context(cfg).directory / "results.csv")
+    assert len(set(results["scenario"])) == 3 and np.isfinite(results["value"]).all()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model=Multimodal_CONCAT", "model.use_imputer=false"], "complete inputs only, but missing.test has random"),
+        (["model=Unimodal", "model.modality=m7"], "model.modality=m7: PolyMNIST has m0, m1, m2, m3, m4"),
+        (["model=Multimodal_CONCAT", "missing.train=random_0.2"], "missing.train=random_0.2: stage impute learns from"),
+        (["model=ModDrop", "model.use_imputer=true", "imputer=Oracle"], "imputer=Oracle reads the content"),
+        (["model=ModDrop", "model.checkpoint=nowhere.ckpt"], "model.checkpoint: there is no file nowhere.ckpt"),
+        (["model=ModDrop", "+model.training.accumulate_grad_batches=0"], "accumulate_grad_batches=0: must be a whole"),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_together_is_said(composed, overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message.replace(".", r"\.")):
+        validate(composed(*overrides))
+
+
+def test_capabilities_are_checked(composed, monkeypatch: pytest.MonkeyPatch) -> None:
+    from models.baselines.moddrop import ModDrop
+
+    settings = {"max_modalities": 3, "needs_complete_training": True, "needs_index": True, "built_on": ("TIP",)}
+    for name, value in {**settings, "accepts_imputer": False}.items():
+        monkeypatch.setattr(ModDrop, name, value)
+    cfg = composed("model=ModDrop", "missing.train=random_0.2", "trainer.devices=2", "model.use_imputer=true")
+    with pytest.raises(UserError) as caught:
+        validate(cfg)
+    for line in ("at most 3 modalities", "trains on complete data", "trainer.devices=1", "imputer=TIP", "no imputer"):
+        assert line in str(caught.value)
+
+
+def mixture(composed: Callable[..., DictConfig], *overrides: str) -> DictConfig:
+    """A method on M unimodal experts and a concatenation, written as a configuration file would compose it."""
+    small = [*RUN, "model.training.max_epochs=1", *VECTOR]
+    cfg = composed("model=Unimodal", *small, *overrides)
+    concat = composed("model=Multimodal_CONCAT", *small).model
+    node = OmegaConf.to_container(cfg.model, resolve=False)
+    assert isinstance(node, dict)
+    cfg.model = {
+        **{"name": "Mixture", "checkpoint": None, "use_imputer": False, "vector_width": 8},
+        "prerequisites": {"unimodal": "each_modality", "concat": "once"},
+        "unimodal": node,
+        "concat": OmegaConf.to_container(concat, resolve=False),
+        "module": {"_target_": "tests.toy_methods.Mixture", "optimizer": node["module"]["optimizer"]},
+        "training": {**node["training"], "max_epochs": 2, "accumulate_grad_batches": 2},
+    }
+    OmegaConf.set_struct(cfg, True)
+    return cfg
+
+
+def test_what_a_method_is_built_on_is_trained_first(composed, caplog: pytest.LogCaptureFixture) -> None:
+    cfg = mixture(composed, "stages=[fit,test]")
+    pipeline.run(cfg)
+    context = Context(cfg)
+    labels = [*(f"unimodal_m{i}" for i in range(5)), "concat"]
+    assert list(context.prerequisites) == labels
+    state = read_tensors(context.checkpoint)["state_dict"]
+    for label, part in context.prerequisites.items():
+        own = read_tensors(part.checkpoint)["state_dict"]
+        assert own and all(torch.equal(state[f"experts.{label}.{key}"], value) for key, value in own.items())
+    assert set(pd.read_csv(context.directory / "results.csv")["model"]) == {"Mixture"}
+    # 60 rows in batches of 16, two batches a step, and every row was seen in each of two epochs.
+    last = torch.load(context.trained / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 4 and torch.equal(last["row_memory"], torch.full((60, 5), 2.0))
+    # The runs of the parts are those that the parts have on their own.
+    with caplog.at_level(logging.INFO):
+        own_run = ["model=Unimodal", "model.modality=1", *VECTOR, *RUN, "model.training.max_epochs=1", "stages=[fit]"]
+        pipeline.run(composed(*own_run))
+        pipeline.run(mixture(composed, "stages=[fit]"))
+    assert caplog.text.count("is there and valid, skipped") == 2
