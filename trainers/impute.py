@@ -19,6 +19,7 @@ from trainers.context import Context
 from trainers.fit import EpochOrder, fit
 from utils.build import build_encoders, build_imputer, build_trainer
 from utils.files import replacing
+from utils.run_directory import RunDirectory
 
 log = logging.getLogger(__name__)
 
@@ -85,10 +86,12 @@ def _quality(context: Context) -> None:
     target = directory / "quality.csv"
     weights = context.imputer_checkpoint if context.imputer_needs_weights else None
     settings = {
-        "imputer": context.imputer_settings,
+        "imputer": context.recovery_settings,
         "quality": OmegaConf.to_container(cfg.imputer.quality),
         "weights": str(weights and weights.stat().st_mtime_ns),
     }
+    # A by-product that nothing else reads: measured again where it was measured otherwise.
+    directory = RunDirectory(directory.path, overwrite=True)
     if directory.finished("quality", settings, target):
         print_quality(pd.read_csv(target))
         return
