@@ -418,6 +418,22 @@ def test_quality_of_tables() -> None:
     assert found["tabular", "mse"] == (pytest.approx(float(error.square().mean()), rel=1e-5), 65 * 3)
     right = (recovered == tables)[:, :3].double().mean()
     assert found["tabular", "level_accuracy"] == (pytest.approx(float(right)), 65 * 3)
+    # Cells that the data lack are in no error, whatever stands there.
+    generator, spoilt = torch.Generator().manual_seed(0), []
+    for p in parts:
+        gaps = torch.rand(len(p), CELLS, generator=generator) < 0.3
+        missing = torch.stack([torch.zeros(len(p), dtype=torch.bool), gaps.any(1)], 1)
+        table = torch.where(gaps, p.inputs["tabular"] + 1.0, p.inputs["tabular"])
+        table[:, :3] %= torch.tensor(LEVELS)  # the judge reads them
+        spoilt.append(p.replace(missing=missing, feature_missing={"tabular": gaps}))
+        spoilt.append(spoilt[-1].replace(inputs={**p.inputs, "tabular": table}))
+    one, other = (
+        recovery_quality(tip(), judge, rows).set_index(["modality", "metric"]).drop(index="judge_accuracy", level=1)
+        for rows in (spoilt[::2], spoilt[1::2])
+    )
+    pd.testing.assert_frame_equal(one, other)
+    lacking = sum(int(p.feature_missing["tabular"][:, 3:].sum()) for p in spoilt[::2])
+    assert one.loc[("tabular", "mse"), "n"] == 65 * 3 - lacking < 65 * 3
     zero = recovery_quality(Zero(), judge, parts).set_index(["modality", "observed", "metric"])
     assert 65 * 0.7 < zero.loc[("tabular", 1, "mae_cells"), "n"] / 1.5 < 65 * 1.3
     assert ("img", 1, "mse") in zero.index

@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
 
+from datasets.missingness import parse_scenario
 from models.imputers.base import FittedImputer
 from models.imputers.quality import Judge, recovery_quality
 from trainers.context import Context
@@ -112,7 +113,7 @@ def _quality(context: Context) -> None:
     log.info("impute: training the classifiers that judge recoveries (%d epochs)", cfg.imputer.quality.judge_epochs)
     trainer.fit(judge, data.loader("train", train=True, device=trainer.strategy.root_device))
     judge.to(context.device)
-    batches = data.loader("val", device=context.device)
+    batches = data.loader("val", parse_scenario("none"), device=context.device)
     frame = recovery_quality(context.load_imputer(), judge, batches, seed=cfg.missing.seed)
     with replacing(target) as file:
         frame.to_csv(file, index=False)
