@@ -10,6 +10,8 @@ import json
 import logging
 import os
 import shutil
+import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from tqdm import tqdm
 
 from datasets.missingness import parse_scenario, table_mask, tip_mask_name
 from datasets.ukbb import CATEGORICAL, COLUMNS, CONTINUOUS, IMAGE_FOLDER, LENGTHS, file_names
+from utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -90,23 +93,33 @@ LENGTHS_OF_CARS = (3900, 4500, 5100)
 SIDE = 96
 
 
-def _ready(root: Path, about: dict[str, Any]) -> bool:
-    file = root / "meta.json"
-    return file.exists() and json.loads(file.read_text()) == about
+def _made(root: Path, about: dict[str, Any], write: Callable[[Path], None]) -> Path:
+    """``root``, filled by ``write(folder)`` unless it is there; replaced where it was made with other arguments.
 
+    Raises:
+        UserError: the folder holds something else.
+    """
+    file, text = root / "meta.json", json.dumps(about, indent=2) + "\n"
 
-def _replace(root: Path, temporary: Path, about: dict[str, Any]) -> None:
-    (temporary / "meta.json").write_text(json.dumps(about, indent=2) + "\n")
-    if root.exists():
-        shutil.rmtree(root)
-    temporary.rename(root)
+    def there() -> bool:
+        return file.is_file() and file.read_text() == text
 
-
-def _temporary(root: Path) -> Path:
-    temporary = root.with_name(f".{root.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    return temporary
+    if there():
+        return root
+    if root.exists() and not (file.is_file() and f'"{about["dataset"]}"' in file.read_text()):
+        raise UserError(f"{root} is no stand-in made by dataset.demo=true: move it away, or change dataset.root")
+    log.info("making a %s in %s", about["dataset"], root)
+    temporary = root.with_name(f".{root.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
+    try:
+        temporary.mkdir(parents=True)
+        write(temporary)
+        (temporary / file.name).write_text(text)
+        if not there():  # another process may have been faster
+            shutil.rmtree(root, ignore_errors=True)
+            temporary.rename(root)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return root
 
 
 def make_dvm(root: str | Path, seed: int = 0, n: int = 104) -> Path:
@@ -121,13 +134,15 @@ def make_dvm(root: str | Path, seed: int = 0, n: int = 104) -> Path:
 
     Returns:
         ``root``.
+
+    Raises:
+        UserError: ``root`` holds something else.
     """
-    root = Path(root)
     about = {"dataset": "DVM stand-in", "version": VERSION, "seed": seed, "n": n}
-    if _ready(root, about):
-        return root
-    log.info("making a stand-in of DVM in %s", root)
-    temporary = _temporary(root)
+    return _made(Path(root), about, lambda folder: _write_dvm(folder, seed, n))
+
+
+def _write_dvm(temporary: Path, seed: int, n: int) -> None:
     rng = np.random.default_rng(seed)
     models = [(f"{10 + i}_{1 + i}", body, length) for i, (body, length) in enumerate(_bodies())]
     adverts, extras, images, prices = [], [], [], []
@@ -200,8 +215,6 @@ def make_dvm(root: str | Path, seed: int = 0, n: int = 104) -> Path:
         frame.columns = [frame.columns[0], *(f" {c}" for c in frame.columns[1:])]
         frame.to_csv(tables / f"{name}.csv", index=False)
     pd.DataFrame(prices).drop_duplicates(["Genmodel_ID", "Year"]).to_csv(tables / "Price_table.csv", index=False)
-    _replace(root, temporary, about)
-    return root
 
 
 def _bodies() -> list[tuple[str, int]]:
@@ -240,13 +253,15 @@ def make_ukbb(root: str | Path, seed: int = 0, n: tuple[int, int, int] = (1500, 
 
     Returns:
         ``root``.
+
+    Raises:
+        UserError: ``root`` holds something else.
     """
-    root = Path(root)
     about = {"dataset": "UK Biobank stand-in", "version": VERSION, "seed": seed, "n": list(n), "side": side}
-    if _ready(root, about):
-        return root
-    log.info("making a synthetic stand-in of UK Biobank in %s", root)
-    temporary = _temporary(root)
+    return _made(Path(root), about, lambda folder: _write_ukbb(folder, seed, n, side))
+
+
+def _write_ukbb(temporary: Path, seed: int, n: tuple[int, int, int], side: int) -> None:
     rng = np.random.default_rng(seed)
     total = sum(n)
     risk = rng.normal(size=total)
@@ -291,8 +306,6 @@ def make_ukbb(root: str | Path, seed: int = 0, n: tuple[int, int, int] = (1500, 
         folder = temporary / IMAGE_FOLDER / ids[i]
         folder.mkdir(parents=True)
         np.save(folder / "sa_es_ed_mm.npy", draw_heart(float(risk[i]), side, rng))
-    _replace(root, temporary, about)
-    return root
 
 
 def draw_heart(risk: float, side: int, rng: np.random.Generator) -> np.ndarray:

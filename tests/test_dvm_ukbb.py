@@ -351,6 +351,23 @@ def test_stand_ins_depend_on_their_seed_alone(tmp_path: Path) -> None:
         assert [p for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 
 
+def test_a_stand_in_replaces_nothing_but_a_stand_in(tmp_path: Path) -> None:
+    for make in (lambda root: make_dvm(root, n=2), lambda root: make_ukbb(root, n=(60, 5, 5), side=8)):
+        root = tmp_path / "mine"
+        root.mkdir()
+        (root / "precious.csv").write_text("1")
+        for meta in (None, "no json", '{"dataset": "mine"}'):
+            if meta:
+                (root / "meta.json").write_text(meta)
+            with pytest.raises(UserError, match=r"mine is no stand-in made by dataset\.demo=true: move it away"):
+                make(root)
+        assert (root / "precious.csv").read_text() == "1" and [p.name for p in tmp_path.iterdir()] == ["mine"]
+        shutil.rmtree(root)
+    make_dvm(tmp_path / "made", n=2)
+    again = make_dvm(tmp_path / "made", n=1)
+    assert '"n": 1' in (again / "meta.json").read_text()
+
+
 @pytest.mark.parametrize("name", ["DVM", "CAD", "Infarction"])
 def test_the_demo_is_made_beside_the_root_and_read_by_the_real_reader(
     composed, tmp_path: Path, raw: Path, heart: Path, name: str, monkeypatch: pytest.MonkeyPatch

@@ -184,6 +184,34 @@ def test_what_it_cannot_do_is_refused() -> None:
         IMI(VIEWS).fit([batch(table)])
 
 
+class Own(IMI):
+    """A method of a user's."""
+
+
+def test_a_fitted_method_of_any_name_is_fitted_before_it_recovers(tmp_path: Path) -> None:
+    options = ["imputer=IMI", "imputer.name=Own", "imputer.module._target_=tests.test_iterative.Own"]
+    options += ["imputer.module.trees=2", "imputer.module.max_rows=30"]
+    with pytest.raises(UserError, match=r"no trained Own at .*best\.ckpt: run .*impute"):
+        pipeline.run(tiny_config(tmp_path, *options, "stages=[prepare,test]"))
+    cfg = tiny_config(tmp_path, *options, "stages=[prepare,impute]")
+    pipeline.run(cfg)
+    assert Context(cfg).load_imputer().start
+
+
+def test_quality_is_measured_again_when_recoveries_are_made_otherwise(tmp_path: Path) -> None:
+    """The number of rounds is no part of what is fitted."""
+    options = ["imputer=IMI", "imputer.module.trees=2", "imputer.module.max_rows=30"]
+    values, times = [], set()
+    for rounds in (1, 5, 5):
+        cfg = tiny_config(tmp_path, *options, f"imputer.module.max_iter={rounds}", "stages=[prepare,impute]")
+        pipeline.run(cfg)
+        context = Context(cfg)
+        quality = pd.read_csv(context.imputed / "quality.csv").set_index(["modality", "metric"])["value"]
+        values.append(quality["tabular", "mse_cells"])
+        times.add(context.imputer_checkpoint.stat().st_mtime_ns)
+    assert len(times) == 1 and values[0] != values[1] == values[2]
+
+
 def test_stages_from_fitting_to_selection(tmp_path: Path) -> None:
     """Fitted once, kept as a file, skipped when it is there, refused when it is another's."""
     options = ["imputer=IMI", "imputer.module.trees=5", "model.backbone.training.max_epochs=1"]

@@ -33,6 +33,7 @@ from models.imputers.simple import Mean, Zero
 from tests import slow_twin as twin
 from tests.makers import make_original_checkpoint
 from tests.networks import CELLS, LEVELS, N_CONTINUOUS, random_table, table_batch, table_modalities, table_model
+from trainers.evaluate import scenario_predictions
 from utils.checkpoints import checkpoint_kind, convert_dynamic_transformer, load_strict, read_tensors
 from utils.errors import UserError
 from utils.subsets import enumerate_subsets
@@ -254,6 +255,7 @@ class Spy(Imputer):
 
     def impute(self, inputs: Any, missing: Tensor, index: Any = None, feature_missing: Any = None) -> dict[str, Tensor]:
         self.asked = missing, feature_missing
+        assert not torch.is_autocast_enabled("cpu"), "recoveries are those of a test"
         return Zero().impute(inputs, missing, index, feature_missing)
 
 
@@ -262,7 +264,8 @@ def test_recovery_aware_training_asks_for_what_the_imputer_can_recover() -> None
     missing = torch.stack([torch.zeros(40, dtype=torch.bool), torch.arange(40) % 2 == 0], 1)
     model, spy = table_model(recovery_aware=1.0), Spy()
     model.attach_imputer(spy)
-    found = model._recovered(table_batch(40, 8, missing, cells), torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # as a trainer of mixed precision does
+        found = model._recovered(table_batch(40, 8, missing, cells), torch.Generator().manual_seed(0))
     asked, of_cells = spy.asked
     assert not asked[:, 0].any() and 4 < int((asked & ~missing)[:, 1].sum()) < 16
     drawn = (asked & ~missing)[:, 1:]
@@ -391,6 +394,23 @@ def test_scenarios_equal_one_call_each(metric: str) -> None:
         for value, label in ((accuracy[name][0.0], ""), (baseline[name], "discard")):
             right = results[label][name].logits.argmax(1) == case.batch.target
             assert value == pytest.approx(float(right.double().mean()))
+
+
+def test_the_backbone_alone_encodes_images_once_for_all_scenarios() -> None:
+    model, (_, one), (missing, other) = table_model(), masks(seed=9), masks(seed=10)
+    batch = table_batch(ROWS, 12)
+    table = torch.tensor([[False, True]]).expand(ROWS, 2)
+    by_scenario = {"none": torch.zeros_like(table), "whole_1": table, "a": table, "b": missing}
+    cells = {"a": {"tabular": one}, "b": {"tabular": other}}
+    calls: list[int] = []
+    model.encoders["img"].register_forward_hook(lambda *_: calls.append(1))
+    with torch.no_grad():
+        found = scenario_predictions(model, batch, by_scenario, cells)[""]
+        assert len(calls) == 1
+        for name, mask in by_scenario.items():
+            single = model(batch.replace(missing=mask, feature_missing=cells.get(name, {}), complete=False))
+            close(found[name].logits, single.logits)
+            close(found[name].features, single.features)
 
 
 def test_data_without_tables_have_no_second_bank() -> None:

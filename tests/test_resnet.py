@@ -15,6 +15,7 @@ from datasets.base import Modality
 from models.dymo.dynamic_transformer import DynamicTransformer
 from models.encoders.resnet import ResNetEncoder
 from utils.errors import UserError
+from utils.validate import validate
 
 
 def test_size_and_tokens_of_the_published_encoder() -> None:
@@ -111,3 +112,12 @@ def test_weights_of_another_network_are_refused(network: nn.Module, tmp_path: Pa
         ResNetEncoder("resnet18", str(tmp_path / "nowhere.pth"))
     with pytest.raises(ValueError, match="must be one of resnet18"):
         ResNetEncoder("resnet9000")
+
+
+@pytest.mark.parametrize("key", ["dataset.encoders.img", "dataset.encoders.tabular", "imputer.image_encoder"])
+def test_absent_initial_weights_are_refused_before_any_work(composed, key: str) -> None:
+    """Not only when the model is built, after the imputer was trained."""
+    options = ["dataset=DVM", "imputer=TIP"]
+    validate(composed(*options, tiny=False))
+    with pytest.raises(UserError, match=rf"^{key}\.weights: there is no file absent\.pt: give one, or none$"):
+        validate(composed(*options, f"{key}.weights=absent.pt", tiny=False))

@@ -219,6 +219,11 @@ def test_counts_of_hidden_and_corrupted_cells(columns: int, count: int, corrupte
     assert torch.equal(changed % 1000, table % 1000) and (changed // 1000 < 50).all()
     differ = (changed != table).sum(1)
     assert differ.max() <= corrupted and differ.double().mean() == pytest.approx(corrupted * 49 / 50, abs=0.3)
+    # Rows from the tenth on are gone: they neither give nor take.
+    gone = (torch.arange(50) >= 10)[:, None].expand_as(table)
+    changed = corrupt(table, 0.3, gone)
+    assert torch.equal(changed[10:], table[10:]) and (changed[:10] != table[:10]).any()
+    assert (changed[:10] // 1000 < 10).all()
 
 
 def test_hard_negatives_follow_the_softmax_and_are_never_the_pair_itself() -> None:
@@ -231,6 +236,45 @@ def test_hard_negatives_follow_the_softmax_and_are_never_the_pair_itself() -> No
         weights[row] = 0
         share = torch.bincount(draws[:, row], minlength=3) / 4000
         torch.testing.assert_close(share, weights / weights.sum(), atol=0.03, rtol=0)
+
+
+@settings(deadline=None, max_examples=20, derandomize=True)
+@given(st.lists(JUNK, min_size=12 * CELLS, max_size=12 * CELLS), st.integers(0, 50), st.booleans())
+def test_cells_that_the_data_lack_teach_nothing(values: list[float], seed: int, training: bool) -> None:
+    """Neither the losses nor a gradient depend on what stands in their place."""
+    missing, cells = masks(12, seed)
+    gone = missing[:, 1:] & cells
+    batch, found = table_batch(12, seed, missing, cells), []
+    for table in (
+        batch.inputs["tabular"],
+        torch.where(gone, torch.tensor(values).view(12, CELLS), batch.inputs["tabular"]),
+    ):
+        model = tip().train(training)
+        torch.manual_seed(seed)
+        losses = model.losses(batch.replace(inputs={**batch.inputs, "tabular": table}))
+        losses["loss"].backward()
+        found.append(
+            [*(v.detach() for v in losses.values()), *(p.grad for p in model.parameters() if p.grad is not None)]
+        )
+    assert all(torch.equal(one, other) and one.isfinite().all() for one, other in zip(*found, strict=True))
+
+
+def test_nothing_is_asked_of_cells_that_the_data_lack(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, hidden = tip(), random_cells(12, CELLS, 0.5)
+    monkeypatch.setattr(module, "random_cells", lambda *_: hidden)
+    missing, cells = masks(12)
+    gone = missing[:, 1:] & cells
+    batch = table_batch(12, 3, missing, cells)
+    found = model.losses(batch)["reconstruction"]
+    logits, values = model.predict_cells(
+        model.encoder_imaging(batch.inputs["img"]), batch.inputs["tabular"], hidden | gone
+    )
+    codes = batch.inputs["tabular"][:, :3].long() + model.encoder_tabular.cat_offsets
+    asked = hidden & ~gone
+    assert 0 < asked.sum() < hidden.sum()
+    levels = F.cross_entropy(logits[asked[:, :3]], codes[asked[:, :3]])
+    numbers = (values - batch.inputs["tabular"][:, 3:])[asked[:, 3:]].square().mean()
+    torch.testing.assert_close(found, (levels + numbers) / 2)
 
 
 def test_a_batch_of_one_has_a_loss() -> None:
@@ -335,6 +379,11 @@ def test_scenarios_that_hide_the_image_are_refused_before_any_training(tmp_path:
     cfg = tiny_config(tmp_path, *SMALL, "missing.test=[whole_0,whole_1]")
     with pytest.raises(UserError, match=r"^missing scenario 'whole_0' hides 'img', which imputer=TIP cannot recover"):
         pipeline.run(cfg)
+    cfg = tiny_config(tmp_path, *SMALL, "model.validation=[whole_1,whole_0]")
+    with pytest.raises(
+        UserError, match=r"^missing scenario 'whole_0' hides 'img', .* leave it out of model.validation"
+    ):
+        pipeline.run(cfg)
     assert not (tmp_path / "out").exists()
 
 
@@ -369,6 +418,22 @@ def test_quality_of_tables() -> None:
     assert found["tabular", "mse"] == (pytest.approx(float(error.square().mean()), rel=1e-5), 65 * 3)
     right = (recovered == tables)[:, :3].double().mean()
     assert found["tabular", "level_accuracy"] == (pytest.approx(float(right)), 65 * 3)
+    # Cells that the data lack are in no error, whatever stands there.
+    generator, spoilt = torch.Generator().manual_seed(0), []
+    for p in parts:
+        gaps = torch.rand(len(p), CELLS, generator=generator) < 0.3
+        missing = torch.stack([torch.zeros(len(p), dtype=torch.bool), gaps.any(1)], 1)
+        table = torch.where(gaps, p.inputs["tabular"] + 1.0, p.inputs["tabular"])
+        table[:, :3] %= torch.tensor(LEVELS)  # the judge reads them
+        spoilt.append(p.replace(missing=missing, feature_missing={"tabular": gaps}))
+        spoilt.append(spoilt[-1].replace(inputs={**p.inputs, "tabular": table}))
+    one, other = (
+        recovery_quality(tip(), judge, rows).set_index(["modality", "metric"]).drop(index="judge_accuracy", level=1)
+        for rows in (spoilt[::2], spoilt[1::2])
+    )
+    pd.testing.assert_frame_equal(one, other)
+    lacking = sum(int(p.feature_missing["tabular"][:, 3:].sum()) for p in spoilt[::2])
+    assert one.loc[("tabular", "mse"), "n"] == 65 * 3 - lacking < 65 * 3
     zero = recovery_quality(Zero(), judge, parts).set_index(["modality", "observed", "metric"])
     assert 65 * 0.7 < zero.loc[("tabular", 1, "mae_cells"), "n"] / 1.5 < 65 * 1.3
     assert ("img", 1, "mse") in zero.index

@@ -12,6 +12,7 @@ from datasets.transforms import (
     ColumnPool,
     ImageTableTransform,
     JointAugmentation,
+    augment_images,
     blur,
     crop_boxes,
     jitter_colours,
@@ -73,6 +74,9 @@ def test_each_row_is_cropped_flipped_and_turned_as_by_torchvision() -> None:
         expected = V.rotate(x[i], angle, interpolation=v2.InterpolationMode.BILINEAR)
         inside = V.rotate(torch.ones(1, 40, 40), angle, interpolation=v2.InterpolationMode.BILINEAR)[0] > 0.999
         torch.testing.assert_close(turned[i][:, inside], expected[:, inside], atol=2e-4, rtol=1e-3)
+        # Outside is the mirror image: nothing dark comes in.
+        mirrored = V.rotate(V.pad(x[i], [40] * 4, padding_mode="symmetric"), angle, v2.InterpolationMode.BILINEAR)
+        torch.testing.assert_close(turned[i], mirrored[:, 40:80, 40:80], atol=2e-4, rtol=1e-3)
 
 
 def test_the_test_transform_is_the_resize_of_torchvision() -> None:
@@ -149,6 +153,15 @@ def test_rate_keeps_image_and_table_of_a_row_together() -> None:
     untouched = ImageTableTransform("img", "tab", 16, JointAugmentation(rate=0.0), ColumnPool(torch.rand(50, 17)))
     out = untouched({"img": x, "tab": table}, generator())
     assert torch.equal(out["img"], x) and torch.equal(out["tab"], table)
+
+
+def test_a_share_of_the_rows_is_turned() -> None:
+    """UK Biobank: half of them, as albumentations does where nothing is said."""
+    still = {"colour_rate": 0.0, "grey_rate": 0.0, "blur_rate": 0.0, "flip_rate": 0.0, "crop_scale": (1.0, 1.0)}
+    augmentation = JointAugmentation(rotation=45.0, rotation_rate=0.5, crop_ratio=(1.0, 1.0), **still)
+    x = images(400, 16)
+    turned = (augment_images(x, 16, augmentation, generator()) - x).flatten(1).abs().amax(1) > 1e-3
+    assert turned.float().mean() == pytest.approx(0.5, abs=5 * (0.25 / 400) ** 0.5)
 
 
 def test_impossible_settings_are_refused() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -36,6 +37,9 @@ from utils.validate import CONFIGS, validate
 log = logging.getLogger(__name__)
 # Keys of a model that its training does not depend on (a modality is part of its module).
 NOT_OF_FIT = ("transformer_checkpoint", "checkpoint", "gaussian", "use_imputer", "modality", "prerequisites")
+
+# How recoveries are drawn from what an imputer has learned: arguments that its training does not depend on.
+RECOVERY = ("sample", "draw_seed", "reference", "conditioning", "private_prior", "max_iter")
 
 
 def open_run(*overrides: str) -> Context:
@@ -209,7 +213,10 @@ class Context:
 
     @property
     def imputer_needs_weights(self) -> bool:
-        return bool(self.cfg.imputer.training.get("max_epochs")) or self.cfg.imputer.name in ("Mean", "IMI")
+        """Whether it is trained or fitted before it can recover anything."""
+        method = get_object(self.cfg.imputer.module._target_)
+        fitted = isinstance(method, type) and issubclass(method, FittedImputer)
+        return fitted or bool(self.cfg.imputer.training.get("max_epochs"))
 
     def command(self, stage: str) -> str:
         """The command that makes what is missing: the user's own with another stage, where there is one."""
@@ -268,7 +275,7 @@ class Context:
             "limits": [cfg.trainer.limit_train_batches, cfg.trainer.limit_val_batches],
         }
         if self.trainable.get("recovery_aware") or self.built_on_imputer:
-            settings["imputer"] = self.imputer_settings
+            settings["imputer"] = self.recovery_settings
         if self.prerequisites:
             settings["prerequisites"] = {label: part.fit_settings for label, part in self.prerequisites.items()}
         return settings
@@ -282,12 +289,17 @@ class Context:
             "imputer": self._plain(cfg.imputer, "checkpoint", "quality"),
             "limits": [cfg.trainer.limit_train_batches, cfg.trainer.limit_val_batches],
         }
-        # How recoveries are drawn is a choice of the test, not of the training.
-        for key in ("sample", "draw_seed", "reference"):
+        for key in RECOVERY:
             settings["imputer"]["module"].pop(key, None)
         if cfg.imputer.checkpoint:
             settings["checkpoint"] = file_hash(Path(cfg.imputer.checkpoint))
         return settings
+
+    @property
+    def recovery_settings(self) -> dict[str, Any]:
+        """What recoveries depend on."""
+        module = self._plain(self.cfg.imputer.module)
+        return self.imputer_settings | {"recovery": {key: module[key] for key in RECOVERY if key in module}}
 
     @property
     def gaussian_settings(self) -> dict[str, Any]:

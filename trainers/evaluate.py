@@ -194,10 +194,13 @@ def scenario_predictions(
     predictions = {}
     tokens = encoded = None
     for scenario, mask in masks.items():
-        # Cells of a table see each other in its encoder: a table with missing cells is encoded anew.
-        if isinstance(model, DynamicTransformer) and not (cells or {}).get(scenario):
+        if isinstance(model, DynamicTransformer):
             tokens = model.encode(batch.inputs) if tokens is None else tokens
-            predictions[scenario] = Prediction(*model.fuse(tokens, mask))
+            # Cells of a table see each other in its encoder: a table with missing cells is encoded anew.
+            hidden = model.cells(mask, (cells or {}).get(scenario, {}))
+            predictions[scenario] = Prediction(
+                *model.fuse(model.encode_again(tokens, batch.inputs, hidden), mask, hidden)
+            )
         elif isinstance(model, Baseline) and model.splits and not (cells or {}).get(scenario):
             encoded = model.encode(batch.inputs) if encoded is None else encoded
             predictions[scenario] = model.fuse(encoded, under(batch, scenario, mask, cells))

@@ -13,12 +13,14 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
 
+from datasets.missingness import parse_scenario
 from models.imputers.base import FittedImputer
 from models.imputers.quality import Judge, recovery_quality
 from trainers.context import Context
 from trainers.fit import EpochOrder, fit
 from utils.build import build_encoders, build_imputer, build_trainer
 from utils.files import replacing
+from utils.run_directory import RunDirectory
 
 log = logging.getLogger(__name__)
 
@@ -85,10 +87,12 @@ def _quality(context: Context) -> None:
     target = directory / "quality.csv"
     weights = context.imputer_checkpoint if context.imputer_needs_weights else None
     settings = {
-        "imputer": context.imputer_settings,
+        "imputer": context.recovery_settings,
         "quality": OmegaConf.to_container(cfg.imputer.quality),
         "weights": str(weights and weights.stat().st_mtime_ns),
     }
+    # A by-product that nothing else reads: measured again where it was measured otherwise.
+    directory = RunDirectory(directory.path, overwrite=True)
     if directory.finished("quality", settings, target):
         print_quality(pd.read_csv(target))
         return
@@ -109,7 +113,7 @@ def _quality(context: Context) -> None:
     log.info("impute: training the classifiers that judge recoveries (%d epochs)", cfg.imputer.quality.judge_epochs)
     trainer.fit(judge, data.loader("train", train=True, device=trainer.strategy.root_device))
     judge.to(context.device)
-    batches = data.loader("val", device=context.device)
+    batches = data.loader("val", parse_scenario("none"), device=context.device)
     frame = recovery_quality(context.load_imputer(), judge, batches, seed=cfg.missing.seed)
     with replacing(target) as file:
         frame.to_csv(file, index=False)

@@ -14,6 +14,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig
 from pytorch_lightning.utilities import rank_zero_only
 
+from datasets.missingness import parse_scenarios
 from models.dymo.dynamic_transformer import DynamicTransformer
 from trainers import evaluate, gaussian, impute
 from trainers.context import Context, resolve_metric
@@ -98,21 +99,25 @@ def check_artefacts(context: Context, stages: list[str]) -> None:
         for split in need.get(stage, ()):
             if not data.has_split(split):
                 problems.append(f"stage {stage} needs the split '{split}', which {data.store.folder} does not have")
-    if "test" in stages and data.has_split("test"):
-        for scenario in context.scenarios:
-            try:
-                mask = data.mask("test", scenario)
-            except UserError as error:
-                problems.append(str(error))
-                continue
-            hidden = [m for i, m in enumerate(data.modalities) if mask[:, i].any()]
-            kinds = get_object(cfg.imputer.module._target_).recovers
-            for m in hidden if recovers and kinds is not None else []:
-                if m.kind not in kinds:
-                    problems.append(
-                        f"missing scenario '{scenario.name}' hides '{m.name}', which imputer={cfg.imputer.name} cannot "
-                        "recover: leave it out of missing.test, or choose another imputer"
-                    )
+    masked = [("test", "missing.test", s) for s in context.scenarios]
+    if context.selects:
+        masked += [("val", "model.validation", s) for s in parse_scenarios(cfg.model.validation, len(data.modalities))]
+    for split, key, scenario in masked if "test" in stages else []:
+        if not data.has_split(split):
+            continue
+        try:
+            mask = data.mask(split, scenario)
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        hidden = [m for i, m in enumerate(data.modalities) if mask[:, i].any()]
+        kinds = get_object(cfg.imputer.module._target_).recovers
+        for m in hidden if recovers and kinds is not None else []:
+            if m.kind not in kinds:
+                problems.append(
+                    f"missing scenario '{scenario.name}' hides '{m.name}', which imputer={cfg.imputer.name} cannot "
+                    f"recover: leave it out of {key}, or choose another imputer"
+                )
     for stage, directory, skips in (
         ("impute", context.imputed, bool(cfg.imputer.checkpoint)),
         ("fit", context.trained, bool(given)),

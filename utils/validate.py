@@ -223,6 +223,16 @@ def validate(cfg: DictConfig) -> None:
     for key in ("model.transformer_checkpoint", "model.checkpoint", "model.gaussian", "imputer.checkpoint"):
         path = OmegaConf.select(cfg, key)
         need(path is None or Path(str(path)).is_file(), f"{key}: there is no file {path}")
+    initialised = {f"dataset.encoders.{name}": node for name, node in cfg.dataset.encoders.items()}
+    initialised |= {
+        f"imputer.{key}": cfg.imputer[key] for key in ("image_encoder", "table_encoder") if key in cfg.imputer
+    }
+    for key, node in initialised.items():
+        weights = str(node.get("weights", "none"))
+        need(
+            weights in ("none", "imagenet") or Path(weights).is_file(),
+            f"{key}.weights: there is no file {weights}: give one, or none",
+        )
     for key in ("dataset.mnist", "dataset.svhn", "dataset.backgrounds"):
         path = OmegaConf.select(cfg, key)
         need(path is None or Path(str(path)).is_dir(), f"{key}: there is no folder {path}")

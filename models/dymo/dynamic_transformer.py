@@ -343,7 +343,8 @@ class DynamicTransformer(TokenPipeline):
             for i, name in enumerate(self.modality_names)
             if name in batch.feature_missing
         }
-        with torch.no_grad():
+        # In float32 whatever the trainer's precision: these are the recoveries that a test sees.
+        with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
             masked = batch.replace(missing=hidden, feature_missing=cells)
             return batch.replace(inputs=recover(self.imputer, masked))
 

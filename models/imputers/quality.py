@@ -66,7 +66,8 @@ def recovery_quality(imputer: Imputer, judge: Judge, batches: Iterable[Batch], s
     """Quality of recoveries of each modality, by how many modalities are observed.
 
     Each row of each batch gets, for every number of missing modalities from 1 to M-1, one random pattern among those
-    that the method can recover; tables besides one in which half of the cells are missing.
+    that the method can recover; tables besides one in which half of the cells are missing. Cells that the data lack
+    (``feature_missing`` of the batch) are in no error.
 
     Returns:
         columns modality, observed, metric, value, n. Metrics: ``mse`` and ``mae`` of the content, for tables of the
@@ -89,6 +90,9 @@ def recovery_quality(imputer: Imputer, judge: Judge, batches: Iterable[Batch], s
     for batch in batches:
         for name, logits in judge.read(batch.inputs).items():
             add(name, m, "judge_accuracy", (logits.argmax(1) == batch.target).float())
+        lacking = {
+            name: gaps & batch.missing[:, names.index(name), None] for name, gaps in batch.feature_missing.items()
+        }
         for k in range(1, min(m, len(columns) + 1)):
             drawn = random_mask(len(batch), m, k / m, "exact", seed + k + int(batch.index[0]))
             if len(columns) < m:
@@ -100,18 +104,21 @@ def recovery_quality(imputer: Imputer, judge: Judge, batches: Iterable[Batch], s
             completed = imputer.impute(batch.inputs, missing, batch.index)
             for i, (name, logits) in enumerate(judge.read(completed).items()):
                 gone = missing[:, i]
-                for metric, values in _errors(judge.modalities[i], completed[name][gone], batch.inputs[name][gone]):
+                known = ~lacking[name][gone] if name in lacking else None
+                truth = batch.inputs[name][gone]
+                for metric, values in _errors(judge.modalities[i], completed[name][gone], truth, known):
                     add(name, m - k, metric, values)
                 add(name, m - k, "coherence", (logits.argmax(1) == batch.target)[gone].float())
         for table in tables if m > 1 else []:
             shape = (len(batch), *table.shape)
             half = np.random.default_rng(seed + int(batch.index[0])).random(shape) < 0.5
             cells = torch.from_numpy(half).to(batch.missing.device)
+            gaps = lacking.get(table.name, torch.zeros_like(cells))
             missing = torch.zeros_like(batch.missing)
             missing[:, names.index(table.name)] = True
-            masked = batch.replace(missing=missing, feature_missing={table.name: cells}, complete=False)
+            masked = batch.replace(missing=missing, feature_missing={table.name: cells | gaps}, complete=False)
             completed = recover(imputer, masked)
-            for metric, values in _errors(table, completed[table.name], batch.inputs[table.name], cells):
+            for metric, values in _errors(table, completed[table.name], batch.inputs[table.name], cells & ~gaps):
                 add(table.name, m - 1, f"{metric}_cells", values)
     rows = [(*key, total / n, n) for key, (total, n) in sums.items() if n]
     frame = pd.DataFrame(rows, columns=["modality", "observed", "metric", "value", "n"])

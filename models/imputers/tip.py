@@ -207,10 +207,16 @@ class TIP(pl.LightningModule, Imputer):
     # ---- pre-training ------------------------------------------------------------------------------------------------
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """The three losses and their mean."""
-        original = batch.inputs[self.table.name]
+        """The three losses and their mean. Cells that the data lack stay hidden, and nothing is asked of them."""
+        original, gone = batch.inputs[self.table.name], None
+        if not batch.complete:
+            column = list(batch.inputs).index(self.table.name)
+            gone = missing_content(original, self.table.name, batch.missing[:, column], batch.feature_missing)
+            gone = gone.expand_as(original)
+            original = torch.where(gone, 0, original)
         image = self.encoder_imaging(batch.inputs[self.image.name])
-        table = self.encoder_tabular.encode(corrupt(original, self.corruption) if self.training else original)
+        view = corrupt(original, self.corruption, gone) if self.training else original
+        table = self.encoder_tabular.encode(view, gone)
         z = F.normalize(self.projector_imaging(image.mean(1)), dim=-1)
         w = F.normalize(self.projector_tabular(table[:, 0]), dim=-1)
         logits = z @ w.T / self.temperature
@@ -218,7 +224,8 @@ class TIP(pl.LightningModule, Imputer):
         contrastive = (F.cross_entropy(logits, same) + F.cross_entropy(logits.T, same)) / 2
         matching = self._matching(image, table, logits.detach())
         hidden = random_cells(len(batch), original.shape[1], self.mask_rate, original.device)
-        reconstruction = self._reconstruction(self.predict_cells(image, original, hidden), original, hidden)
+        shown = self.predict_cells(image, original, hidden if gone is None else hidden | gone)
+        reconstruction = self._reconstruction(shown, original, hidden if gone is None else hidden & ~gone)
         return {
             "loss": (contrastive + matching + reconstruction) / 3,
             "contrastive": contrastive,
@@ -283,11 +290,15 @@ def random_cells(rows: int, columns: int, rate: float, device: torch.device | st
     return torch.rand(rows, columns, device=device).argsort(1).argsort(1) < round(columns * rate)
 
 
-def corrupt(table: Tensor, rate: float) -> Tensor:
-    """(B, n) with floor(n * rate) cells of every row replaced by those of random rows of the batch."""
+def corrupt(table: Tensor, rate: float, gone: Tensor | None = None) -> Tensor:
+    """(B, n) with floor(n * rate) cells of every row replaced by those of random rows of the batch; cells that are
+    ``gone`` (B, n) neither give nor take."""
     b, n = table.shape
     chosen = torch.rand(b, n, device=table.device).argsort(1).argsort(1) < int(n * rate)
-    return torch.where(chosen, table.gather(0, torch.randint(b, (b, n), device=table.device)), table)
+    rows = torch.randint(b, (b, n), device=table.device)
+    if gone is not None:
+        chosen = chosen & ~gone & ~gone.gather(0, rows)
+    return torch.where(chosen, table.gather(0, rows), table)
 
 
 def hard_negatives(logits: Tensor) -> Tensor:
