@@ -33,7 +33,7 @@ class IncompleteClassifier(pl.LightningModule):
         num_classes: C.
         task: multiclass | binary | multilabel; picks loss and metrics.
         optimizer: partial that takes the parameters.
-        scheduler: partial that takes the optimiser (stepped once an epoch), or None.
+        scheduler: partial that takes the optimiser (stepped once an epoch; it may give None), or None.
 
     What a method needs or can do is said by class attributes, which :func:`utils.validate.validate` checks:
 
@@ -112,9 +112,10 @@ class IncompleteClassifier(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         assert self._optimizer is not None, "this model was built without an optimiser"
         optimizer = self._optimizer([p for p in self.parameters() if p.requires_grad])
-        if self._scheduler is None:
+        scheduler = None if self._scheduler is None else self._scheduler(optimizer)
+        if scheduler is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._scheduler(optimizer), "interval": "epoch"}}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
 
     def architecture(self) -> dict[str, Any]:
         """Plain values that say what these weights are; kept in the checkpoint."""
