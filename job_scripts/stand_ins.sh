@@ -30,7 +30,7 @@ recovery() { # data set, recovery method, overrides
   runs+=("$output/$dataset/DyMo/$imputer/seed$seed")
 }
 
-few=(dataset.pairings=2)
+few=(dataset.pairings=2 model.backbone.module.optimizer.lr=3e-4)
 for dataset in MST CelebA; do
   backbone "$dataset" "${few[@]}" "$@"
   recovery "$dataset" MoPoE "${few[@]}" imputer.training.max_epochs=30 imputer.training.batch_size=64 "$@"
