@@ -21,7 +21,7 @@ from torch import Tensor
 
 from datasets.base import Batch, Modality
 from models.base import IncompleteClassifier, classification_loss
-from models.baselines.base import Completed, TrainingMasks
+from models.baselines.base import Completed, RowMemory, TrainingMasks
 from models.baselines.unimodal import prior_logits
 from models.imputers.simple import Zero
 from tests.makers import make_image_table
@@ -29,7 +29,6 @@ from trainers import fit as fit_module
 from trainers import pipeline
 from trainers.context import Context
 from trainers.evaluate import scenario_predictions
-from utils.build import build_model
 from utils.checkpoints import read_tensors
 from utils.errors import UserError
 from utils.subsets import enumerate_subsets
@@ -37,11 +36,32 @@ from utils.validate import CONFIGS, validate
 
 # Method -> what makes it small enough for a test.
 VECTOR, TOKENS = ["model.vector_width=8"], ["model.module.width=8", "model.module.heads=2"]
-METHODS = {"ModDrop": TOKENS, "Multimodal_CONCAT": VECTOR, "Unimodal": VECTOR}
+PARTS = ["model.unimodal.training.max_epochs=1", "model.unimodal.training.batch_size=16"]
+CONCAT = ["model.concat.training.max_epochs=1", "model.concat.training.batch_size=16"]
+METHODS = {
+    "ModDrop": TOKENS,
+    "Multimodal_CONCAT": VECTOR,
+    "Unimodal": VECTOR,
+    "MTL": TOKENS,
+    "MAP": TOKENS,
+    "QMF": VECTOR,
+    "PDF": VECTOR,
+    "DynMM": [*VECTOR, *PARTS, *CONCAT],
+    "LogitAverage": [*VECTOR, *PARTS],
+    "Concat_ModDrop": VECTOR,
+    "PatternExperts": VECTOR,
+}
 # Millions of parameters of the reference (baselines 3.3): PolyMNIST, MST, CelebA, DVM, CAD.
 COUNTS = {
     "ModDrop": [0.951, 0.733, 34.712, 38.453, 38.440],
     "Multimodal_CONCAT": [5.763, 0.709, 34.687, 37.085, 36.838],
+    "MTL": [0.954, 0.733, 34.712, 38.453, 38.440],
+    "MAP": [1.046, 0.735, 34.713, 38.465, 38.464],
+    "QMF": [5.737, 0.708, 34.687, 36.938, 36.837],
+    "PDF": [10.990, 0.720, 34.695, 37.464, 37.363],
+    "DynMM": [12.815, 1.420, 69.376, 74.155, 73.807],
+    "LogitAverage": [5.737, 0.708, 34.687, 36.938, 36.837],  # what QMF consists of
+    "Concat_ModDrop": [5.763, 0.709, 34.687, 37.085, 36.838],
 }
 # Parameters that the published training reaches in no method.
 NEVER_REACHED = {"mask_special_token"}
@@ -85,7 +105,9 @@ def build(method: str, family: str, *overrides: str, sizes: Any = SMALL) -> Inco
     cfg = configure(f"model={method}", f"dataset={family}", *overrides)
     modalities, classes = sizes[family]
     data: Any = SimpleNamespace(modalities=modalities, num_classes=classes, task="multiclass")
-    return build_model(cfg, cfg.model, data, pretrained=False)
+    context = Context(cfg)
+    context.__dict__["data"] = data
+    return context.build()
 
 
 @pytest.fixture(params=[f"{m}-{f}" for m in METHODS for f in SMALL])
@@ -97,7 +119,14 @@ def small(request: pytest.FixtureRequest) -> tuple[IncompleteClassifier, str]:
     for parameter in model.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
     model.log_losses = lambda *_: None  # type: ignore[method-assign]
+    empty_memory(model)
     return model, family
+
+
+def empty_memory(model: IncompleteClassifier) -> None:
+    """As at the start of training, for the rows of :func:`some_batch`."""
+    if isinstance(model, RowMemory):
+        model.memory = torch.zeros(12, model.memory_width or len(model.modalities))
 
 
 def some_batch(family: str, rows: int = 12, seed: int = 0) -> Batch:
@@ -163,6 +192,7 @@ def test_missing_content_reaches_no_loss_and_no_gradient(small: tuple[Incomplete
     buffers = {k: v.clone() for k, v in model.state_dict().items()}
     for value in (0.3, math.nan, 1e30):
         model.load_state_dict(buffers)
+        empty_memory(model)
         model.train().zero_grad()
         torch.manual_seed(1)  # dropout of encoders
         loss = model.training_step(spoilt(model, batch, value), 0)
@@ -219,9 +249,11 @@ def test_parameter_counts_of_the_reference(method: str, family: str) -> None:
     with torch.device("meta"):
         model = build(method, family, *weights, sizes=FAMILIES)
     count = sum(p.numel() for p in model.parameters())
-    if method == "Multimodal_CONCAT":  # the reference carries the unused heads of its M unimodal parts
+    # The reference's concatenation carries the unused heads of its M unimodal parts.
+    if method in ("Multimodal_CONCAT", "Concat_ModDrop", "DynMM"):
         modalities, classes = FAMILIES[family]
-        count += len(modalities) * (model.vector_width + 1) * classes  # type: ignore[operator]
+        concat: Any = model.concat if method == "DynMM" else model
+        count += len(modalities) * (concat.vector_width + 1) * classes
     assert round(count / 1e6, 3) == COUNTS[method][list(FAMILIES).index(family)], count
 
 
@@ -354,7 +386,7 @@ def test_the_default_stages_run_and_resume(
 ) -> None:
     """From data to results; interrupted and continued, the weights are those of an uninterrupted run."""
     overrides = [f"model={method}", *METHODS[method], *RUN, "model.training.max_epochs=3", "missing.train=random_0.2"]
-    overrides = [o for o in overrides if method != "Multimodal_CONCAT" or not o.startswith("missing")]
+    overrides = [o for o in overrides if not composed(*overrides).model.use_imputer or not o.startswith("missing")]
     cfg = composed(*overrides)
     with caplog.at_level(logging.INFO):
         pipeline.run(cfg)
@@ -366,7 +398,7 @@ def test_the_default_stages_run_and_resume(
     assert context.imputed.path.exists() is cfg.model.use_imputer
     results = pd.read_csv(context.directory / "results.csv")
     assert set(results["scenario"]) == set(cfg.missing.test) and np.isfinite(results["value"]).all()
-    label = {"Multimodal_CONCAT": "Multimodal_CONCAT_Mean", "Unimodal": "Unimodal_m0"}.get(method, method)
+    label = name + ("_Mean" if cfg.model.use_imputer else "")
     assert set(results["model"]) == {label} and context.directory.path.parts[-3] == label
 
     original = fit_module.build_trainer
@@ -386,8 +418,11 @@ def test_the_default_stages_run_and_resume(
     monkeypatch.setattr(fit_module, "build_trainer", original)
     pipeline.run(composed(*cut))
     paths = [c.trained / "checkpoints" / "last.ckpt" for c in (context, Context(composed(*cut)))]
-    a, b = (read_tensors(path)["state_dict"] for path in paths)
-    assert read_tensors(paths[0])["lr_schedulers"][0]["last_epoch"] == 3
+    ends = [read_tensors(path) for path in paths]
+    a, b = ({**end["state_dict"], "row_memory": end.get("row_memory", torch.zeros(0))} for end in ends)
+    assert ends[0]["lr_schedulers"][0]["last_epoch"] == 3
+    hidden = context.data.mask("train", context.data.missing_train)
+    assert int((a["row_memory"] > 0).sum()) == (0 if method != "QMF" else 300 - int(hidden.sum()))
     assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 

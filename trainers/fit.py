@@ -126,6 +126,9 @@ def fit(
     with warnings.catch_warnings():
         # The loaders are index look-ups without workers by design.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        # Methods on trained parts keep these as they are, and may have nothing else.
+        warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
+        warnings.filterwarnings("ignore", message=".*this fit will run with no optimizer.*")
         try:
             trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=False if resume else None)
         except SystemExit:  # Lightning's answer to Ctrl-C

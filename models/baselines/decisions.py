@@ -1,0 +1,84 @@
+"""What the methods share that fuse the decisions of single modalities (baselines 2.12 to 2.14)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from datasets.base import Batch, Modality
+from models.base import IncompleteClassifier, Prediction, classification_loss
+from models.baselines.base import VectorBaseline
+
+
+class DecisionFusion(VectorBaseline):
+    """A linear classifier on each modality, and a weighted sum of their logits. Only modalities that are there vote and
+    count in the loss.
+
+    A method implements ``fuse``, whose extras hold ``unimodal_logits`` (B, M, C) and ``fusion_weights`` (B, M).
+    ``reference=true`` lets missing modalities vote, as the original does: their vector is 1.0 then.
+
+    Args:
+        encoders: see :meth:`models.baselines.base.VectorBaseline.add_encoders`.
+        others: see :class:`models.baselines.base.Baseline`.
+    """
+
+    def __init__(
+        self, modalities: Sequence[Modality], num_classes: int, encoders: Mapping[str, nn.Module], **others: Any
+    ) -> None:
+        super().__init__(modalities, num_classes, **others)
+        self.add_encoders(encoders)
+        self.classifiers = nn.ModuleList(nn.Linear(self.vector_width, num_classes) for _ in modalities)
+
+    def voters(self, batch: Batch) -> Tensor:
+        """(B, M) bool."""
+        absent = self.absent(batch)
+        return torch.ones_like(absent) if self.reference else ~absent
+
+    def vectors(self, encoded: Tensor, batch: Batch) -> Tensor:
+        """(B, M, D) as the classifiers see it."""
+        return self.replace_missing(encoded, batch, float(self.reference))
+
+    def decide(self, vectors: Tensor) -> Tensor:
+        """(B, M, D) -> logits (B, M, C)."""
+        return torch.stack([head(v) for head, v in zip(self.classifiers, vectors.unbind(1), strict=True)], dim=1)
+
+    def loss(self, prediction: Prediction, batch: Batch) -> dict[str, Tensor]:
+        """Cross-entropy of the fused logits, and of each modality's over the rows that have it."""
+        each = row_losses(prediction.extras["unimodal_logits"], batch.target, self.task)
+        unimodal = mean_where(self.voters(batch), each).sum()
+        fused = classification_loss(prediction.logits, batch.target, self.task)
+        return {"loss": fused + unimodal, "fused": fused, "unimodal": unimodal}
+
+
+class OnExperts(VectorBaseline):
+    """A method on trained models, its prerequisites: they are frozen, and in eval mode while the method is trained."""
+
+    def add_experts(self, prerequisites: Mapping[str, IncompleteClassifier]) -> None:
+        self.experts = nn.ModuleDict(dict(prerequisites)).requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if hasattr(self, "experts"):
+            self.experts.eval()
+        return self
+
+
+def row_losses(logits: Tensor, target: Tensor, task: str) -> Tensor:
+    """What :func:`models.base.classification_loss` is the mean of: (B, M, C) logits -> (B, M)."""
+    m = logits.shape[1]
+    if task != "multilabel":
+        return F.cross_entropy(logits.transpose(1, 2), target[:, None].expand(-1, m), reduction="none")
+    labelled = (target >= 0)[:, None]
+    expected = target.clamp(min=0)[:, None].expand(-1, m, -1)
+    cells = F.binary_cross_entropy_with_logits(logits, expected, reduction="none")
+    return torch.where(labelled, cells, 0).sum(-1) / labelled.sum(-1).clamp(min=1)
+
+
+def mean_where(counts: Tensor, values: Tensor) -> Tensor:
+    """Means (M,) of the columns of ``values`` (B, M) over the rows that count, 0 where none does."""
+    return torch.where(counts, values, 0).sum(0) / counts.sum(0).clamp(min=1)

@@ -1,0 +1,142 @@
+"""DynMM: Dynamic Multimodal Fusion (Xue and Marculescu, CVPR workshops 2023, arXiv 2204.00102), its modality level.
+
+A gate sends each row to one of M + 1 trained experts: a classifier on one modality, or the concatenation of all
+(baselines 2.14). It sees the experts' vectors of all modalities; its choice is hard, with the gradient of the softmax
+(straight-through). L = CE + ``resource`` * (share of rows that take the concatenation). Only the gate is trained; stage
+fit trains the experts first, in their own run directories.
+
+The experts know complete inputs, so scenarios that hide something need ``model.use_imputer=true`` or a training that
+hides (``model.module.masks.kind=bernoulli``, ours): the gate then sees zeros for what is missing and cannot choose its
+expert. ``sparse=true`` saves the computation in evaluation: the encoders of the concatenation see only the rows that
+are sent to it (the original always runs everything). ``reference=true`` leaves the frozen experts in training mode
+while the gate is trained: batch normalisation drifts, dropout is on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from datasets.base import Batch, Modality
+from models.base import IncompleteClassifier, Prediction
+from models.baselines.concat import MultimodalConcat
+from models.baselines.decisions import OnExperts
+from models.baselines.unimodal import Unimodal
+
+
+class DynMM(OnExperts):
+    """
+    Args:
+        encoders: unused, the experts have their own.
+        prerequisites: ``unimodal_<modality>`` of each, and ``concat``.
+        temperature: of the gate.
+        resource: weight of the share of rows that take the concatenation.
+        sparse: run the concatenation for the rows that take it only, in evaluation.
+        others: see :class:`models.baselines.base.Baseline`.
+    """
+
+    needs_imputer = True
+
+    def __init__(
+        self,
+        modalities: Sequence[Modality],
+        num_classes: int,
+        encoders: Mapping[str, nn.Module],
+        *,
+        prerequisites: Mapping[str, IncompleteClassifier],
+        temperature: float = 1.0,
+        resource: float = 0.1,
+        sparse: bool = False,
+        **others: Any,
+    ) -> None:
+        super().__init__(modalities, num_classes, **others)
+        self.add_experts(prerequisites)
+        self.temperature, self.resource, self.sparse = temperature, resource, sparse
+        m, width = len(modalities), self.concat.vector_width
+        self.gate = nn.Sequential(nn.Linear(m * width, width), nn.ReLU(), nn.Linear(width, m + 1))
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if self.reference and hasattr(self, "experts"):
+            self.experts.train(mode)
+        return self
+
+    @property
+    def unimodal(self) -> list[Unimodal]:
+        return [self.experts[f"unimodal_{name}"] for name in self.modality_names]  # type: ignore[misc]
+
+    @property
+    def concat(self) -> MultimodalConcat:
+        return self.experts["concat"]  # type: ignore[return-value]
+
+    @property
+    def splits(self) -> bool:
+        return not self.sparse
+
+    def encode(self, inputs: Mapping[str, Tensor], cells: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Inputs -> (B, 2M, D): the vectors of the unimodal experts, then those of the concatenation."""
+        return torch.cat([self.encode_unimodal(inputs, cells), self.concat.encode(inputs, cells)], dim=1)
+
+    def encode_unimodal(self, inputs: Mapping[str, Tensor], cells: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Inputs -> (B, M, D)."""
+        return torch.cat([expert.encode(inputs, cells) for expert in self.unimodal], dim=1)
+
+    def scores(self, vectors: Tensor, batch: Batch) -> Tensor:
+        """Unimodal vectors (B, M, D) -> (B, M + 1), -inf for experts whose modality is missing."""
+        scores = self.gate(self.replace_missing(vectors, batch).flatten(1)) / self.temperature
+        return scores.masked_fill(F.pad(self.absent(batch), (0, 1)), -torch.inf)
+
+    def decisions(self, vectors: Tensor, batch: Batch) -> Tensor:
+        """Unimodal vectors (B, M, D) -> logits (B, M, C)."""
+        each = [expert.fuse(vectors[:, i : i + 1], batch).logits for i, expert in enumerate(self.unimodal)]
+        return torch.stack(each, dim=1)
+
+    def fuse(self, encoded: Tensor, batch: Batch) -> Prediction:
+        own, joint = encoded.chunk(2, dim=1)
+        gates = straight_through(self.scores(own, batch))
+        logits = torch.cat([self.decisions(own, batch), self.concat.fuse(joint, batch).logits[:, None]], dim=1)
+        return Prediction((gates[..., None] * logits).sum(1), extras={"gates": gates})
+
+    def forward(self, batch: Batch) -> Prediction:
+        return self.route(batch) if self.sparse and not self.training else super().forward(batch)
+
+    def route(self, batch: Batch) -> Prediction:
+        """As :meth:`forward`, where no row meets the encoders of the concatenation in vain."""
+        cells = None if batch.complete else self.cells(batch.missing, batch.feature_missing)
+        own = self.encode_unimodal(batch.inputs if batch.complete else batch.observed(), cells)
+        gates = straight_through(self.scores(own, batch))
+        logits = (gates[:, :-1, None] * self.decisions(own, batch)).sum(1)
+        rows = gates[:, -1].nonzero()[:, 0]
+        if len(rows):
+            logits[rows] = self.concat(take_rows(batch, rows)).logits.to(logits.dtype)
+        return Prediction(logits, extras={"gates": gates})
+
+    def loss(self, prediction: Prediction, batch: Batch) -> dict[str, Tensor]:
+        """Classification, and the share of rows that take the concatenation."""
+        classification = super().loss(prediction, batch)["loss"]
+        share = prediction.extras["gates"][:, -1].mean()
+        return {"loss": classification + self.resource * share, "multimodal_share": share}
+
+
+def straight_through(scores: Tensor) -> Tensor:
+    """(B, K) -> one-hot of the greatest, with the gradient of the softmax."""
+    soft = scores.softmax(-1)
+    hard = F.one_hot(scores.argmax(-1), scores.shape[-1]).to(soft.dtype)
+    return hard + (soft - soft.detach())
+
+
+def take_rows(batch: Batch, rows: Tensor) -> Batch:
+    """Some rows of a batch."""
+    return Batch(
+        {name: x[rows] for name, x in batch.inputs.items()},
+        batch.missing[rows],
+        batch.target[rows],
+        batch.index[rows],
+        {name: cells[rows] for name, cells in batch.feature_missing.items()},
+        None if batch.noise_level is None else batch.noise_level[rows],
+        batch.complete,
+    )

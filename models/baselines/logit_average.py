@@ -1,0 +1,56 @@
+"""LogitAverage, a control of ours: the mean of the logits of unimodal classifiers, over the modalities that are there.
+
+Nothing is trained but its parts, each in its own run directory (baselines 7.5); stage fit measures them in one pass and
+keeps their weights together. ``reference`` changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from datasets.base import Batch, Modality
+from models.base import IncompleteClassifier, Prediction
+from models.baselines.decisions import OnExperts
+
+
+class LogitAverage(OnExperts):
+    """
+    Args:
+        encoders: unused, the experts have their own.
+        prerequisites: ``unimodal_<modality>`` of each.
+        others: see :class:`models.baselines.base.Baseline`.
+    """
+
+    def __init__(
+        self,
+        modalities: Sequence[Modality],
+        num_classes: int,
+        encoders: Mapping[str, nn.Module],
+        *,
+        prerequisites: Mapping[str, IncompleteClassifier],
+        **others: Any,
+    ) -> None:
+        super().__init__(modalities, num_classes, **others)
+        self.add_experts(prerequisites)
+
+    def encode(self, inputs: Mapping[str, Tensor], cells: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Inputs -> (B, M, D)."""
+        experts = (self.experts[f"unimodal_{name}"] for name in self.modality_names)
+        return torch.cat([expert.encode(inputs, cells) for expert in experts], dim=1)  # type: ignore[operator]
+
+    def fuse(self, encoded: Tensor, batch: Batch) -> Prediction:
+        experts = (self.experts[f"unimodal_{name}"] for name in self.modality_names)
+        logits = torch.stack([expert.classifier(v) for expert, v in zip(experts, encoded.unbind(1))], dim=1)  # type: ignore[operator]
+        there = ~self.absent(batch)
+        total = torch.where(there[..., None], logits, 0).sum(1)
+        return Prediction(total / there.sum(1, keepdim=True), extras={"unimodal_logits": logits})
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        return super().training_step(batch, batch_index).detach().requires_grad_()
+
+    def configure_optimizers(self) -> None:
+        """None: there is nothing to optimise."""

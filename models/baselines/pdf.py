@@ -1,0 +1,77 @@
+"""PDF: Predictive Dynamic Fusion (Cao et al., ICML 2024, arXiv 2406.04802).
+
+A small network predicts each modality's probability of the true class, its mono-confidence c_m; what the others leave
+to be explained is its holo-confidence h_m = sum_{j != m} log c_j / sum_j log c_j. Their sum weights the modalities'
+logits by a softmax, in evaluation times the relative calibration
+RC_m = min(1, (M - 1) D_m / sum_{j != m} D_j), D_m = mean_c |p_m(c) - 1 / C| (baselines 2.13; for two modalities as in
+the paper). L = CE(F, y) + sum_m CE(f_m, y) + sum_m |c_m - p_m(y)|; the networks learn from the last term alone, on
+detached vectors, and have no non-linearity but the last, as in the original.
+
+Everything that runs over modalities runs over those that are there. ``reference=true`` lets missing ones vote, with a
+vector of 1.0, as the original does without an imputer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from datasets.base import Batch, Modality
+from models.base import Prediction
+from models.baselines.decisions import DecisionFusion, mean_where, row_losses
+
+
+class PDF(DecisionFusion):
+    """
+    Args:
+        encoders: see :meth:`models.baselines.base.VectorBaseline.add_encoders`.
+        others: see :class:`models.baselines.base.Baseline`.
+    """
+
+    def __init__(
+        self, modalities: Sequence[Modality], num_classes: int, encoders: Mapping[str, nn.Module], **others: Any
+    ) -> None:
+        super().__init__(modalities, num_classes, encoders, **others)
+        d = self.vector_width
+        self.confidences = nn.ModuleList(
+            nn.Sequential(nn.Linear(d, 2 * d), nn.Linear(2 * d, d), nn.Linear(d, 1)) for _ in modalities
+        )
+
+    def fuse(self, encoded: Tensor, batch: Batch) -> Prediction:
+        vectors, voters = self.vectors(encoded, batch), self.voters(batch)
+        logits = self.decide(vectors)
+        parts = zip(self.confidences, vectors.detach().unbind(1), strict=True)
+        predicted = torch.cat([network(v) for network, v in parts], dim=1)
+        belief = predicted.sigmoid() + holo_confidence(F.logsigmoid(predicted), voters)
+        if not self.training:
+            belief = belief * relative_calibration(logits.softmax(-1), voters)
+        weights = belief.masked_fill(~voters, -torch.inf).softmax(1).detach()
+        extras = {"unimodal_logits": logits, "fusion_weights": weights, "mono_confidence": predicted.sigmoid()}
+        return Prediction((weights[..., None] * logits).sum(1), extras=extras)
+
+    def loss(self, prediction: Prediction, batch: Batch) -> dict[str, Tensor]:
+        """Classification, and how far the predicted probabilities of the true class are off."""
+        losses = super().loss(prediction, batch)
+        logits = prediction.extras["unimodal_logits"].detach()
+        off = (prediction.extras["mono_confidence"] - (-row_losses(logits, batch.target, self.task)).exp()).abs()
+        confidence = mean_where(self.voters(batch), off).sum()
+        return losses | {"loss": losses["loss"] + confidence, "confidence": confidence}
+
+
+def holo_confidence(log_confidence: Tensor, voters: Tensor) -> Tensor:
+    """(B, M) log c_m <= 0 -> (B, M) in [0, 1]; over the voters of a row it sums to their number - 1."""
+    logs = torch.where(voters, log_confidence, 0)
+    total = logs.sum(1, keepdim=True)
+    return (total - logs) / total.clamp(max=-1e-8)
+
+
+def relative_calibration(probabilities: Tensor, voters: Tensor) -> Tensor:
+    """(B, M, C) -> (B, M) in [0, 1]; 0 for a single voter, where it has no say."""
+    uneven = (probabilities - 1 / probabilities.shape[-1]).abs().mean(-1)
+    uneven = torch.where(voters, uneven, 0)
+    others = uneven.sum(1, keepdim=True) - uneven
+    return ((voters.sum(1, keepdim=True) - 1) * uneven / (others + 1e-8)).clamp(max=1)

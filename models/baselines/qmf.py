@@ -1,0 +1,102 @@
+"""QMF: Provable Dynamic Fusion for Low-Quality Multimodal Data (Zhang et al., ICML 2023, arXiv 2306.02050).
+
+A modality's logits f_m are weighted by its confidence, the negative energy w_m = log sum_c exp f_mc / 10, without
+normalisation; a ranking loss aligns confidences with how hard a training row has been so far (baselines 2.12):
+L = CE(F, y) + sum_m CE(f_m, y) + sum_m R_m with F = sum_m w_m f_m, the weights detached there.
+
+``reference=true`` restores:
+
+- missing modalities vote with a constant (their vector is 1.0), instead of being left out;
+- ``rank=slack``: the ranking loss is zero until the harder row is the more confident one by more than the difference of
+  the histories, which the official code has too; ``rank=margin``, ours, wants the easier one ahead by it, as in the
+  loss on which it is modelled (Moon et al., ICML 2020) and as the paper says;
+- rows without a history yet count as the easiest.
+
+The original steps its optimiser once in 24 batches (12 on CAD and Infarction), taken over from batches of 16:
+``training.accumulate_grad_batches=24``. Its ``QMF_ML`` is ``model.use_imputer=true imputer=IMI``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from datasets.base import Batch, Modality
+from models.base import Prediction
+from models.baselines.base import RowMemory
+from models.baselines.decisions import DecisionFusion, mean_where, row_losses
+
+RANKS = ("margin", "slack")
+
+
+class QMF(RowMemory, DecisionFusion):
+    """``memory``: the sum of the losses of each training row so far, by modality.
+
+    Args:
+        encoders: see :meth:`models.baselines.base.VectorBaseline.add_encoders`.
+        rank: ``margin`` or ``slack``; None = slack with ``reference``, else margin.
+        others: see :class:`models.baselines.base.Baseline`.
+    """
+
+    def __init__(
+        self,
+        modalities: Sequence[Modality],
+        num_classes: int,
+        encoders: Mapping[str, nn.Module],
+        *,
+        rank: str | None = None,
+        **others: Any,
+    ) -> None:
+        super().__init__(modalities, num_classes, encoders, **others)
+        self.rank = rank or ("slack" if self.reference else "margin")
+        if self.rank not in RANKS:
+            raise ValueError(f"rank is one of {', '.join(RANKS)}, not {rank}")
+
+    def fuse(self, encoded: Tensor, batch: Batch) -> Prediction:
+        logits = self.decide(self.vectors(encoded, batch))
+        weights = torch.where(self.voters(batch), confidence(logits).detach(), 0)
+        fused = (weights[..., None] * logits).sum(1)
+        return Prediction(fused, extras={"unimodal_logits": logits, "fusion_weights": weights})
+
+    def loss(self, prediction: Prediction, batch: Batch) -> dict[str, Tensor]:
+        """Classification, and in training the ranking; the history takes the losses of the batch in before."""
+        losses = super().loss(prediction, batch)
+        if not self.training:
+            return losses
+        assert self.memory is not None, "stage fit makes the memory"
+        logits, counts = prediction.extras["unimodal_logits"], self.voters(batch)
+        each = torch.where(counts, row_losses(logits, batch.target, self.task).detach(), 0)
+        self.memory.index_add_(0, batch.index, each.to(self.memory.dtype))
+        hardness = normalised(self.memory, only_visited=not self.reference)[batch.index]
+        rank = rank_loss(confidence(logits), hardness, counts, self.rank == "margin")
+        return losses | {"loss": losses["loss"] + rank, "rank": rank}
+
+
+def confidence(logits: Tensor) -> Tensor:
+    """(..., C) -> (...), the negative energy over 10."""
+    return logits.logsumexp(-1) / 10
+
+
+def normalised(history: Tensor, only_visited: bool) -> Tensor:
+    """(N, M) -> (N, M) in [0, 1] by the extremes of each column; ``only_visited``: of its positive entries."""
+    low = (torch.where(history > 0, history, torch.inf) if only_visited else history).amin(0)
+    span = (history.amax(0) - low).clamp(min=torch.finfo(history.dtype).tiny)
+    return ((history - low) / span).clamp(0, 1)
+
+
+def rank_loss(confidence: Tensor, hardness: Tensor, counts: Tensor, margin: bool) -> Tensor:
+    """Sum over the modalities of the mean over pairs of a row and the next one that both count.
+
+    With t = sign(k_i - k_j) and d = |k_i - k_j| of the hardness: max(0, t (w_i - w_j) + d), or - d without ``margin``.
+
+    Args:
+        confidence, hardness: (B, M).
+        counts: (B, M) bool.
+    """
+    more_confident = confidence - confidence.roll(-1, 0)
+    harder = hardness - hardness.roll(-1, 0)
+    offset = harder.abs() if margin else -harder.abs()
+    return mean_where(counts & counts.roll(-1, 0), (harder.sign() * more_confident + offset).relu()).sum()
