@@ -5,15 +5,20 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from datasets.base import hash_seed
 from models.base import IncompleteClassifier
 from models.baselines.m3care import masked_batch_norm
 from models.baselines.muse import drop_edges, supervised_contrast, unsupervised_contrast
-from tests.test_baselines import VECTOR, build, some_batch
+from tests.test_baselines import VECTOR, build, some_batch, spoilt
+from trainers import pipeline
+from trainers.context import Context
+from utils.checkpoints import read_tensors
 
 SMALL = {
     "M3Care": [*VECTOR, "model.module.heads=2", "model.module.anchors=7"],
@@ -264,3 +269,41 @@ def test_predictions_depend_on_anchors_and_not_on_the_batch(method: str) -> None
         if not reference:
             model.anchors += 1
             assert not torch.allclose(logits(model, slice(0, 3)), part, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", SMALL)
+def test_anchors_are_training_rows_as_the_kept_weights_encode_them(composed: Any, method: str) -> None:
+    overrides = [
+        *SMALL[method],
+        "model.training.batch_size=16",
+        "model.training.max_epochs=2",
+        "missing.train=random_0.4",
+    ]
+    cfg = composed(f"model={method}", *overrides, "stages=[fit]", "seed=3")
+    pipeline.run(cfg)
+    context = Context(cfg)
+    model: Any = context.load_model()
+    rows = np.sort(np.random.default_rng(hash_seed(3, 6)).permutation(60)[:7])
+    missing, _ = context.data.masks("train", context.data.missing_train)
+    batch = context.data.rows("train", rows).replace(missing=torch.from_numpy(missing[rows]), complete=False)
+    assert batch.missing.any() and torch.equal(model.anchor_missing, batch.missing)
+    with torch.no_grad():
+        torch.testing.assert_close(model.encode_batch(batch), model.anchors)
+    assert set(read_tensors(context.checkpoint)["state_dict"]) >= {"anchors", "anchor_missing"}
+
+
+@pytest.mark.parametrize("method", SMALL)
+def test_what_is_missing_counts_for_nothing_in_the_original_either(method: str) -> None:
+    model = made(method, "model.module.reference=true").float()
+    model.log_losses = lambda *_: None
+    batch = some_batch("PolyMNIST")
+    found = []
+    for value in (0.3, math.nan):
+        changed = spoilt(model, batch, value)
+        with torch.no_grad():
+            logits = model.eval()(changed).logits
+        torch.manual_seed(1)
+        found.append((logits, model.train().training_step(changed, 0).detach()))
+        model.load_state_dict(made(method, "model.module.reference=true").float().state_dict())
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+    assert torch.isfinite(found[0][1])
