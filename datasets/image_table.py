@@ -307,6 +307,10 @@ class ImageTable(ImageTableModule):
             str(column): None if levels is None else [str(level) for level in levels]
             for column, levels in (categorical or {}).items()
         }
+        for column, given in self.categorical.items():
+            twice = [level for level, n in Counter(given or []).items() if n > 1]
+            if twice:
+                raise UserError(f"dataset.categorical.{column} lists '{twice[0]}' twice: every level once")
         self.continuous = [str(column) for column in continuous]
         self.missing_values = ["", *map(str, missing_values)]
         self.unseen, self.split_column, self.group = unseen, split, group
@@ -465,7 +469,13 @@ class ImageTable(ImageTableModule):
                 )
             gaps[:, j] |= unseen
             codes = {level: code for code, level in enumerate(levels[name])}
-            common = codes[Counter(seen[np.isin(seen, levels[name])]).most_common(1)[0][0]]
+            known = seen[np.isin(seen, levels[name])]
+            if not len(known):
+                raise UserError(
+                    f"{self.csv}: column '{name}' has none of the levels {', '.join(levels[name])} in the training "
+                    "split: correct dataset.categorical, or leave it out"
+                )
+            common = codes[Counter(known).most_common(1)[0][0]]
             table[:, j] = [common if gone else codes[v] for v, gone in zip(values, gaps[:, j])]
         scaling: dict[str, list[float]] = {}
         for j, name in enumerate(self.continuous, len(self.categorical)):

@@ -95,6 +95,16 @@ class Scenario:
         tip = TIP_VALUE_SEED + split if self.strategy == "value" else TIP_FEATURE_SEED
         return (tip + base - DEFAULT_SEED) % 2**32
 
+    def remark(self, m: int) -> str | None:
+        """What a reader of the name would not expect: a rate that whole modalities of ``m`` cannot have."""
+        k = round(self.rate * m)
+        if self.kind != "random" or self.generator != "exact" or abs(k / m - self.rate) < 1e-9:
+            return None
+        return (
+            f"scenario '{self.name}' hides {k} of {m} modalities in every row, a rate of {k / m:.3g}; "
+            f"random_global_{self.rate:g} comes nearer"
+        )
+
     def same(self, other: Scenario) -> bool:
         """Whether both make the same masks; files by their place, however the path is spelled."""
         if self.kind == other.kind == "file":

@@ -147,9 +147,15 @@ class GaussianParameters:
         if bad.any():
             s, c = bad.nonzero()[0].tolist()
             visible = [i for i, gone in enumerate(self.subsets[s].tolist()) if not gone]
+            mend = (
+                "the backbone gives all samples the same feature there, so it learned nothing from these modalities: "
+                "train it longer, or with another learning rate"
+                if bool(bad[s].all())
+                else "each class needs at least two different training samples"
+            )
             raise UserError(
                 f"{where}: class {c} under visible modalities {visible} has sigma {float(self.sigma[s, c]):g} "
-                f"({int(bad.sum())} such entries); each class needs at least two different training samples"
+                f"({int(bad.sum())} such entries); {mend}"
             )
 
     def check_fits(self, model: DynamicTransformer, where: str) -> None:

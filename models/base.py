@@ -33,7 +33,7 @@ class IncompleteClassifier(pl.LightningModule):
         num_classes: C.
         task: multiclass | binary | multilabel; picks loss and metrics.
         optimizer: partial that takes the parameters.
-        scheduler: partial that takes the optimiser (stepped once an epoch), or None.
+        scheduler: partial that takes the optimiser (stepped once an epoch; it may give None), or None.
 
     What a method needs or can do is said by class attributes, which :func:`utils.validate.validate` checks:
 
@@ -45,6 +45,7 @@ class IncompleteClassifier(pl.LightningModule):
         needs_index: it keeps values by ``Batch.index`` (:class:`models.baselines.base.RowMemory`), in one process.
         batch_dependent: a prediction depends on the other rows of its batch.
         max_modalities: of the data set, None = any number.
+        several_labels: it can learn a task whose labels do not exclude one another.
         built_on: names of the imputers on which it is built; it gets the trained one as ``imputer``.
     """
 
@@ -55,6 +56,7 @@ class IncompleteClassifier(pl.LightningModule):
     needs_index: ClassVar[bool] = False
     batch_dependent: ClassVar[bool] = False
     max_modalities: ClassVar[int | None] = None
+    several_labels: ClassVar[bool] = True
     built_on: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
@@ -110,9 +112,10 @@ class IncompleteClassifier(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         assert self._optimizer is not None, "this model was built without an optimiser"
         optimizer = self._optimizer([p for p in self.parameters() if p.requires_grad])
-        if self._scheduler is None:
+        scheduler = None if self._scheduler is None else self._scheduler(optimizer)
+        if scheduler is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._scheduler(optimizer), "interval": "epoch"}}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
 
     def architecture(self) -> dict[str, Any]:
         """Plain values that say what these weights are; kept in the checkpoint."""

@@ -374,7 +374,7 @@ def test_completed_clears_the_masks() -> None:
 
 # ------------------------------------------------------------------------------------------------------- whole pipeline
 
-RUN = ["model.training.batch_size=16", "imputer=Mean"]
+RUN = ["model.training.batch_size=16", "imputer=Mean", "dataset.baselines.schedule=cosine"]
 
 
 def run_of(method: str) -> list[str]:
@@ -426,6 +426,7 @@ def test_the_default_stages_run_and_resume(
     pipeline.run(composed(*cut))
     paths = [c.trained / "checkpoints" / "last.ckpt" for c in (context, Context(composed(*cut)))]
     a, b = (read_tensors(path)["state_dict"] for path in paths)
+    assert read_tensors(paths[0])["lr_schedulers"][0]["last_epoch"] == 3
     assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
@@ -461,6 +462,14 @@ def test_tables_with_gaps_run(tmp_path: Path, method: str) -> None:
 def test_what_does_not_go_together_is_said(composed, overrides: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message.replace(".", r"\.")):
         validate(composed(*overrides))
+
+
+def test_a_data_set_without_defaults_for_comparison_methods_is_named(composed) -> None:
+    cfg = composed("model=ModDrop")
+    OmegaConf.set_struct(cfg, False)
+    del cfg.dataset.baselines
+    with pytest.raises(UserError, match="dataset=PolyMNIST has no block 'baselines'"):
+        validate(cfg)
 
 
 def test_capabilities_are_checked(composed, monkeypatch: pytest.MonkeyPatch) -> None:

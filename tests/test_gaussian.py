@@ -290,6 +290,10 @@ def test_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
         bad.save_reference(tmp_path / "subset_gaussian.pt")
         with pytest.raises(UserError, match="class 2"):
             GaussianParameters.load(tmp_path / "subset_gaussian.pt")
+    same = parameters.sigma.clone()
+    same[1] = 0  # every class, as of a backbone that reads nothing off modality 1
+    with pytest.raises(UserError, match=r"class 0 under visible modalities \[1\] .* it learned nothing"):
+        replace(parameters, sigma=same).check("here")
 
 
 @pytest.mark.parametrize(

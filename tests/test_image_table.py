@@ -195,6 +195,8 @@ def edited(csv: Path, **cells: str) -> None:
         ({}, {"images": None}, r"without their image file: 42 of 42 in train, 6 of 6 in val, 12 of 12 in test"),
         ({}, {"classes": ["nut", "bolt", "screw", "rivet"]}, r"no training row of 1 of 4 classes \(rivet\)"),
         ({}, {"classes": []}, r"dataset.classes is empty"),
+        ({}, {"categorical": {"metal": ["brass", "steel", "brass"]}}, r"categorical\.metal lists 'brass' twice"),
+        ({}, {"categorical": {"metal": ["tin"]}, "unseen": "missing"}, r"'metal' has none of the levels tin in the tr"),
         ({}, {"continuous": ["kind"]}, r"column 'kind' is a label and an input"),
         ({}, {"continuous": ["metal"]}, r"column 'metal' is both categorical and continuous"),
         ({}, {"categorical": {}, "continuous": []}, r"name at least one column"),
@@ -390,6 +392,39 @@ def test_the_section_of_the_manual_works_as_it_is_written(tmp_path: Path, monkey
     about = json.loads((context.directory / "masks" / "table_value_0.5.json").read_text())
     assert about["cells"]["table"]["shape"] == list(natural.shape)
     assert context.data.split("train").read("image").shape[1:] == (3, 32, 32)
+
+
+def test_several_labels_are_learned_tested_and_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_image_table(tmp_path / "data" / "parts")
+    monkeypatch.chdir(tmp_path)
+    frame = pd.read_csv("data/parts/parts.csv", dtype=str, keep_default_na=False)
+    frame["rusty"] = (frame["kind"] == "nut").astype(int).astype(str)
+    frame["bent"] = np.where(np.arange(len(frame)) % 4 == 0, "", np.arange(len(frame)) % 2).astype(str)
+    frame.to_csv("data/parts/parts.csv", index=False)
+    (file,) = re.findall(
+        r"```yaml\n(.*?)```",
+        (CONFIGS.parent / "docs" / "extending.md").read_text().split("## Your own images")[1].split("\n## ")[0],
+        re.S,
+    )
+    file = re.sub(r"label: .*", "label: [rusty, bent]", re.sub(r"classes: .*", "classes: ${dataset.label}", file))
+    tiny = [o for o in TINY if not o.startswith("model")] + [
+        "model.training.max_epochs=1",
+        "missing.test=[none,whole_1]",
+    ]
+    cfg = composed_config(tmp_path, "Parts", file, "model=ModDrop", "model.module.width=32", *tiny)
+    pipeline.run(cfg)
+    directory = Context(cfg).directory
+    results = pd.read_csv(directory / "results.csv")
+    assert set(results["metric"]) == {"accuracy", "auroc", "f1_macro"} and np.isfinite(results["value"]).all()
+    saved = np.load(directory / "predictions" / "none.npz")
+    labelled = saved["target"] >= 0
+    accuracy = ((saved["logits"] > 0) == (saved["target"] > 0))[labelled].mean()
+    assert results.query("metric == 'accuracy' and scenario == 'none'")["value"].item() == pytest.approx(accuracy)
+    cfg = composed_config(
+        tmp_path, "Parts", file, "model=DyMo", "name=other", *[o for o in tiny if "max_epochs" not in o]
+    )
+    with pytest.raises(UserError, match="Parts has several labels, and the classes of DynamicTransformer exclude"):
+        pipeline.run(cfg)
 
 
 def test_the_place_of_a_store_depends_on_what_is_in_it(tmp_path: Path) -> None:

@@ -87,5 +87,21 @@ def test_saturated_confidence_belongs_to_the_last_bin() -> None:
 def test_unknown_name_and_task_are_refused() -> None:
     with pytest.raises(ValueError, match="unknown metric 'brier', known are accuracy"):
         classification_metrics("multiclass", 3, ("accuracy", "brier"))
-    with pytest.raises(ValueError, match="multilabel"):
-        classification_metrics("multilabel", 3)
+    with pytest.raises(ValueError, match="ranking"):
+        classification_metrics("ranking", 3)
+
+
+def test_several_labels_equal_scikit_learn_on_the_labelled_cells() -> None:
+    generator = torch.Generator().manual_seed(2)
+    logits = torch.randn(120, 4, generator=generator)
+    target = (logits + torch.randn(120, 4, generator=generator) > 0).float()
+    target[torch.rand(120, 4, generator=generator) < 0.3] = -1
+    found = computed(logits, target, classes=4, task="multilabel")
+    assert set(found) == {"accuracy", "auroc", "f1_macro"}
+    labelled = [(target[:, c] >= 0).numpy() for c in range(4)]
+    columns = [(target[:, c].numpy()[k], logits[:, c].numpy()[k]) for c, k in enumerate(labelled)]
+    hits = torch.cat([torch.tensor((x > 0) == (y > 0)) for y, x in columns])
+    assert found["accuracy"] == pytest.approx(float(hits.float().mean()), abs=1e-6)
+    auroc = sum(roc_auc_score(y, x) for y, x in columns) / 4
+    assert found["auroc"] == pytest.approx(auroc, abs=1e-6)
+    assert found["f1_macro"] == pytest.approx(sum(f1_score(y, x > 0) for y, x in columns) / 4, abs=1e-6)

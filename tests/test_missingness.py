@@ -327,3 +327,14 @@ def test_a_saved_mask_says_how_it_was_made(tmp_path: Path) -> None:
         "sha256_16": digest,
     }
     assert digest == mask_hash(mask)
+
+
+@pytest.mark.parametrize(("rate", "m", "share"), [(0.5, 5, "0.4"), (0.4, 5, None), (0.5, 2, None), (0.3, 3, "0.333")])
+def test_a_rate_that_cannot_be_had_is_remarked_on(rate: float, m: int, share: str | None) -> None:
+    scenario = parse_scenario(f"random_{rate}")
+    remark = scenario.remark(m)
+    assert (remark is None) == (share is None)
+    mask = scenario.generate(50, [str(i) for i in range(m)], 1)
+    assert mask.mean() == pytest.approx(float(share or rate), abs=1e-3)
+    assert share is None or f"a rate of {share};" in str(remark)
+    assert parse_scenario(f"random_global_{rate}").remark(m) is None

@@ -126,6 +126,15 @@ def test_forward_equals_twin(metric: str) -> None:
         close(found.features[row], z)
 
 
+def subset_masks(subset: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, 2) mask and (B, F) cells of rows that have their image under a subset; the image stays where nothing else of
+    the row would."""
+    gone = hidden | subset[1]
+    nothing = subset[0] & gone.all(1)
+    gone = torch.where(nothing[:, None], hidden, gone)
+    return torch.stack([subset[0] & ~nothing, gone.any(1)], 1), gone
+
+
 @pytest.mark.parametrize("fusion", ["packed", "masked"])
 def test_subsets_hide_whole_tables_besides_cells(fusion: str) -> None:
     """A subset without the table hides all of it, one with it leaves the observed cells."""
@@ -139,8 +148,7 @@ def test_subsets_hide_whole_tables_besides_cells(fusion: str) -> None:
         parts = list(model.fuse_subsets(tokens, subsets, missing, max_rows=200, cells=hidden))
         logits = torch.cat([part for _, part, _ in parts])[torch.cat([ids for ids, *_ in parts]).argsort()]
         for k, subset in enumerate(subsets):
-            gone = hidden["tabular"] | subset[1]
-            mask = torch.stack([subset[0].expand(ROWS), gone.any(1)], 1)
+            mask, gone = subset_masks(subset, hidden["tabular"])
             one = batch.replace(missing=mask, feature_missing={"tabular": gone})
             close(logits[k], model(one).logits)
 
@@ -240,8 +248,7 @@ def test_a_training_step_sees_subsets_of_what_is_there() -> None:
     found = step(model, batch)[0]
     losses = []
     for subset in module.draw_subsets(2, 3, torch.Generator().manual_seed(0)):
-        gone = (missing[:, 1:] & cells) | subset[1]
-        mask = torch.stack([subset[0].expand(12), gone.any(1)], 1)
+        mask, gone = subset_masks(subset, missing[:, 1:] & cells)
         prediction = model(batch.replace(missing=mask, feature_missing={"tabular": gone}))
         losses.append(torch.nn.functional.cross_entropy(prediction.logits, batch.target))
     # The prototypes are still zero: a uniform posterior of four classes.

@@ -37,6 +37,8 @@ def run(context: Context) -> None:
         log.info("test: %s is there and valid, skipped", directory / "results.csv")
         return
     scenarios = context.scenarios
+    for remark in filter(None, (scenario.remark(len(data.modalities)) for scenario in scenarios)):
+        log.warning(remark)
     both = {s.name: data.masks("test", s) for s in scenarios}
     masks, cells = {name: pair[0] for name, pair in both.items()}, {name: pair[1] for name, pair in both.items()}
     nan_rows = data.split("test").nan_rows

@@ -39,6 +39,7 @@ def run(cfg: DictConfig) -> None:
     context = Context(cfg)
     stages = useful_stages(cfg)
     if stages != ["report"]:
+        check_task(context)
         context.data.prepare()
         check_artefacts(context, stages)
     for number, stage in enumerate(stages, 1):
@@ -53,6 +54,19 @@ def run(cfg: DictConfig) -> None:
         if stage in RUNNERS:
             RUNNERS[stage](context)
         log.info("[%d/%d] stage %s: %.1f s", number, len(stages), stage, time.perf_counter() - start)
+
+
+def check_task(context: Context) -> None:
+    """
+    Raises:
+        UserError: several labels, for a method that knows classes only.
+    """
+    method = get_object(context.trainable.module._target_)
+    if context.data.task == "multilabel" and not method.several_labels:
+        raise UserError(
+            f"{context.cfg.dataset.name} has several labels, and the classes of {context.trainable.name} exclude one "
+            "another: name one column in dataset.label, or choose another model, for example model=ModDrop"
+        )
 
 
 def useful_stages(cfg: DictConfig) -> list[str]:

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -253,11 +253,17 @@ def _load(path: Path, *keys: str) -> dict[str, np.ndarray]:
         raise UserError(f"{path} cannot be read ({error}): {MEND}") from None
 
 
+def _right(data: Mapping[str, np.ndarray]) -> np.ndarray:
+    """(N,) bool: the predicted class is the target; of several labels, every labelled one is right."""
+    logits, target = data["logits"], data["target"]
+    return (((logits > 0) == (target > 0)) | (target < 0)).all(1) if target.ndim == 2 else logits.argmax(1) == target
+
+
 def _outcome(path: Path) -> tuple[np.ndarray, np.ndarray, str]:
     """Row numbers in order, whether each was right, and the hash of the masks."""
     data = _load(path, "index", "logits", "target", "missing")
     order = np.argsort(data["index"], kind="stable")
-    right = data["logits"].argmax(axis=1) == data["target"]
+    right = _right(data)
     return data["index"][order], right[order], mask_hash(data["missing"][order].astype(bool))
 
 
@@ -340,8 +346,7 @@ def _rewards(runs: Sequence[Run], model: str, scenarios: Sequence[str], title: s
         for file in (f for run in runs if len(panels) < PICTURED and (f := run.predictions(model, scenario)).is_file()):
             data = _load(file, "rewards", "accepted", "logits", "target")
             if np.isfinite(data.get("rewards", np.nan)).any():
-                right = data["logits"].argmax(axis=1) == data["target"]
-                parts.append((*plotting.last_rewards(data["rewards"], data["accepted"]), right))
+                parts.append((*plotting.last_rewards(data["rewards"], data["accepted"]), _right(data)))
         if parts:
             panels[scenario] = tuple(np.concatenate(part) for part in zip(*parts))
     return plotting.reward_histograms(panels, title) if panels else None

@@ -49,17 +49,8 @@ def modality_name(modality: str | int, modalities: Sequence[str]) -> str:
     return str(modalities[int(number)]) if number.isdecimal() and int(number) < len(modalities) else number
 
 
-def schedule_of(name: str | None, max_epochs: int) -> dict[str, Any] | None:
-    """The node of a learning rate schedule: ``cosine`` to zero over ``max_epochs``, or None."""
-    if name not in (None, "cosine"):
-        raise UserError(f"schedule={name}: must be null or cosine")
-    target = "torch.optim.lr_scheduler.CosineAnnealingLR"
-    return {"_target_": target, "_partial_": True, "T_max": max_epochs} if name else None
-
-
 def register_resolvers() -> None:
     OmegaConf.register_new_resolver("modality_name", modality_name, replace=True)
-    OmegaConf.register_new_resolver("schedule_of", schedule_of, replace=True)
     OmegaConf.register_new_resolver("variant", variant, replace=True)
     OmegaConf.register_new_resolver("share", share, replace=True)
     OmegaConf.register_new_resolver("subsets_per_step", subsets_per_step, replace=True)

@@ -13,6 +13,9 @@ from torchmetrics.classification import (
     MulticlassAUROC,
     MulticlassCalibrationError,
     MulticlassF1Score,
+    MultilabelAccuracy,
+    MultilabelAUROC,
+    MultilabelF1Score,
 )
 
 METRICS = ("accuracy", "auroc", "f1_macro", "ece")
@@ -40,15 +43,33 @@ class _FromLogits(MetricCollection):
         super().update(torch.softmax(logits.float(), dim=1), target)
 
 
+class _FromLabelLogits(MetricCollection):
+    """The same for several labels: sigmoid, and targets < 0 are left out."""
+
+    def update(self, logits: Tensor, target: Tensor) -> None:  # type: ignore[override]
+        super().update(torch.sigmoid(logits.float()), torch.where(target < 0, -1, target).long())
+
+
 def classification_metrics(task: str, num_classes: int, names: Sequence[str] = METRICS) -> MetricCollection:
-    """Metrics that are updated with logits (N, C) and targets (N,).
+    """Metrics that are updated with logits (N, C) and targets (N,), or (N, C) of several labels (< 0 = not labelled).
 
     accuracy is micro, auroc macro one-vs-rest (two classes: of class 1), f1_macro unweighted over classes, ece the
-    expected calibration error of the top probability in 15 equal bins (L1).
+    expected calibration error of the top probability in 15 equal bins (L1). Several labels: each label is a decision of
+    its own at probability 0.5; accuracy over all labelled cells, auroc and f1_macro unweighted over labels, no ece.
 
     Raises:
-        ValueError: a name that is not in :data:`METRICS`, or a task without these metrics.
+        ValueError: a name that is not in :data:`METRICS`, or another task.
     """
+    unknown = set(names) - set(METRICS)
+    if unknown:
+        raise ValueError(f"unknown metric '{min(unknown)}', known are {', '.join(METRICS)}")
+    if task == "multilabel":
+        labels: dict[str, Metric] = {
+            "accuracy": MultilabelAccuracy(num_classes, average="micro", ignore_index=-1),
+            "auroc": MultilabelAUROC(num_classes, average="macro", ignore_index=-1),
+            "f1_macro": MultilabelF1Score(num_classes, average="macro", ignore_index=-1),
+        }
+        return _FromLabelLogits({name: labels[name] for name in names if name in labels})
     if task not in ("multiclass", "binary"):
         raise ValueError(f"no metrics for task '{task}'")
     binary = num_classes == 2
@@ -58,7 +79,4 @@ def classification_metrics(task: str, num_classes: int, names: Sequence[str] = M
         "f1_macro": MulticlassF1Score(num_classes, average="macro"),
         "ece": _CalibrationError(num_classes, n_bins=15, norm="l1"),
     }
-    unknown = set(names) - set(make)
-    if unknown:
-        raise ValueError(f"unknown metric '{min(unknown)}', known are {', '.join(METRICS)}")
     return _FromLogits({name: make[name] for name in names})

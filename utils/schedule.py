@@ -1,10 +1,12 @@
-"""Learning-rate schedules that PyTorch does not have in one piece."""
+"""Learning-rate schedules that PyTorch does not have in one piece, and the choice of one by name."""
 
 from __future__ import annotations
 
 import math
 
 import torch
+
+from utils.errors import UserError
 
 
 def warmup_cosine(
@@ -20,3 +22,14 @@ def warmup_cosine(
         return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def by_name(
+    optimizer: torch.optim.Optimizer, name: str | None, max_epochs: int
+) -> torch.optim.lr_scheduler.LRScheduler | None:
+    """``cosine``: half a cosine down to zero after ``max_epochs``; None: a constant rate."""
+    if name is None:
+        return None
+    if name != "cosine":
+        raise UserError(f"dataset.baselines.schedule={name}: must be null or cosine")
+    return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=max_epochs)

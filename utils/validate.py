@@ -149,6 +149,12 @@ def validate(cfg: DictConfig) -> None:
         if isinstance(value, str | int | float | DictConfig):
             # Nothing else can be checked: every letter would count as an entry.
             raise UserError(f"{key}={value}: must be a list, write {key}=[{value}]")
+    if "use_imputer" in cfg.model and "baselines" not in cfg.dataset:
+        # Nothing else can be read: the model takes its defaults from there.
+        raise UserError(
+            f"dataset={cfg.dataset.name} has no block 'baselines', from which comparison methods take their defaults: "
+            "copy that of configs/dataset/PolyMNIST.yaml"
+        )
     stages = list(cfg.stages or [])
     for stage in stages:
         need(stage in STAGES, f"stages: unknown stage '{stage}'{_nearest(str(stage), STAGES)}")
@@ -175,6 +181,8 @@ def validate(cfg: DictConfig) -> None:
     need("/" not in str(cfg.name), f"name={cfg.name}: must not hold a slash")
     need(str(cfg.name) not in ("", ".", ".."), f"name={cfg.name}: must be the name of a folder")
     one_of("dataset.monitor", ("val_accuracy", "val_auroc", "val_loss"))
+    if "baselines" in cfg.dataset:
+        one_of("dataset.baselines.schedule", (None, "cosine"))
     one_of("gaussian.split", ("train", "val"))
     number("gaussian.batch_size", 1, whole=True)
 

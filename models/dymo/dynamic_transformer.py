@@ -82,6 +82,8 @@ class DynamicTransformer(TokenPipeline):
             accelerators while training (one large call beats several small ones there).
     """
 
+    several_labels = False  # every sample belongs to the prototype of one class
+
     def __init__(
         self,
         modalities: Sequence[Modality],
@@ -242,7 +244,8 @@ class DynamicTransformer(TokenPipeline):
         Args:
             tokens: (B, P, D), or what :meth:`prepare` made of them.
             subsets: (K, M) bool on the CPU, True = missing, the same for all samples.
-            missing: (B, M) genuinely missing modalities, hidden under every subset; None = none.
+            missing: (B, M) genuinely missing modalities, hidden under every subset; None = none. A row of whose
+                modalities a subset has none is fused with all that it has.
             max_rows: rows of one call; None = :func:`rows_per_call`.
             cells: hidden cells of the tables of ``missing`` that are partly there (the tokens were encoded with them);
                 a subset without such a table hides all of it.
@@ -271,7 +274,11 @@ class DynamicTransformer(TokenPipeline):
                     visible = None
                 else:
                     shown = visible_tokens(subsets[ids].to(sequences.x.device), self.tokens_per_modality)[:, None]
-                    shown = shown.expand(-1, b, -1) if missing is None else shown & self.visible(missing, cells)
+                    shown = shown.expand(-1, b, -1)
+                    if missing is not None:
+                        own = self.visible(missing, cells)
+                        both = shown & own
+                        shown = torch.where(both[..., 1:].any(-1, keepdim=True), both, own)
                     visible = shown.reshape(-1, shown.shape[-1])
                     stacked = Sequences(sequences.x.repeat(len(ids), 1, 1), sequences.qkv.repeat(len(ids), 1, 1))
                 logits, features = self.fuse_prepared(stacked, visible)

@@ -1,8 +1,9 @@
-"""``python -m tests.benchmarks [--tiny] [--out FILE] [overrides of run.py]``
+"""``python -m tests.benchmarks [--tiny] [--untrained] [--parts selection,...] [--out FILE] [overrides of run.py]``
 
 Each line compares, alternating in one run, our path with (a) one masked forward pass of the same network and (b) a slow
-twin written from the specification; medians. ``--tiny`` uses random weights and a few rows; otherwise the trained
-backbone and imputer of the run that the overrides name (default: those of ``python run.py``).
+twin written from the specification; medians. ``--tiny`` uses random weights and a few rows, ``--untrained`` random
+weights at full size; otherwise the trained backbone and imputer of the run that the overrides name (default: those of
+``python run.py``). The parts gaussian, training, scaling and memory are for data sets of images alone.
 """
 
 from __future__ import annotations
@@ -67,17 +68,18 @@ class Bench:
 
     Args:
         context: which data, backbone and imputer.
-        tiny: random weights, few rows, one repeat.
+        tiny: few rows, one repeat.
         batch: rows of a batch.
+        untrained: random weights.
     """
 
-    def __init__(self, context: Context, tiny: bool, batch: int) -> None:
-        self.context, self.tiny, self.batch = context, tiny, batch
+    def __init__(self, context: Context, tiny: bool, batch: int, untrained: bool) -> None:
+        self.context, self.tiny, self.batch, self.untrained = context, tiny, batch, untrained
         self.repeats = 1 if tiny else 5
         self.rows: list[dict[str, Any]] = []
         self.data: MultimodalDataModule = context.data
         self.data.prepare()
-        self.imputer = build_imputer(context.cfg, self.data) if tiny else context.load_imputer()
+        self.imputer = build_imputer(context.cfg, self.data) if untrained else context.load_imputer()
         self.device = torch.device("cpu") if tiny else context.device
         if isinstance(self.imputer, MoPoE):
             self.imputer.eval().to(self.device)
@@ -86,7 +88,7 @@ class Bench:
         cfg = self.context.cfg.copy()
         cfg.distance_metric = metric
         context = Context(cfg)
-        if self.tiny:
+        if self.untrained:
             torch.manual_seed(0)
             model = build_model(cfg, context.trainable, self.data).eval()
             for p in model.parameters():
@@ -128,7 +130,7 @@ class Bench:
         inputs_batch = self._some(self.batch)[0]
         inputs = inputs_batch.inputs
         m = len(model.modalities)
-        for rate in RATES:
+        for rate in RATES if m >= 5 else (1 / m,):
             mask = random_mask(len(inputs_batch), m, rate, "exact", 7)
             missing = torch.from_numpy(mask).to(self.device)
             batch = inputs_batch.replace(missing=missing, complete=False)
@@ -377,18 +379,22 @@ def main(arguments: Sequence[str] | None = None) -> pd.DataFrame:
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks.csv"))
     parser.add_argument("--batch", type=int, default=512)
+    parser.add_argument("--untrained", action="store_true")
+    parser.add_argument("--parts", default="selection,gaussian,training,scaling,memory")
     parser.add_argument("overrides", nargs="*")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     context = open_run(*options.overrides)
-    bench = Bench(context, options.tiny, 32 if options.tiny else options.batch)
-    for metric in (COSINE,) if options.tiny else DISTANCE_METRICS:
-        bench.selection(metric)
-    for part in (bench.gaussian, bench.training):
+    bench = Bench(context, options.tiny, 32 if options.tiny else options.batch, options.tiny or options.untrained)
+    parts = options.parts.split(",")
+    if "selection" in parts:
+        for metric in (COSINE,) if options.tiny else DISTANCE_METRICS:
+            bench.selection(metric)
+    for name in [p for p in ("gaussian", "training") if p in parts]:
         with tempfile.TemporaryDirectory() as folder:
-            part(Path(folder))
-    bench.scaling()
-    bench.memory()
+            getattr(bench, name)(Path(folder))
+    for name in [p for p in ("scaling", "memory") if p in parts]:
+        getattr(bench, name)()
     frame = pd.DataFrame(bench.rows)
     frame["machine"] = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -32,7 +32,7 @@ class SlowTransformer(nn.Module):
 
     def forward(self, inputs: Mapping[str, Tensor], missing: Tensor) -> tuple[Tensor, Tensor]:
         m = self.model
-        rows, bias = [m.cls_token.expand(len(missing), -1, -1)], [torch.zeros(len(missing), 1)]
+        rows, bias = [m.cls_token.expand(len(missing), -1, -1)], [torch.zeros(len(missing), 1, device=missing.device)]
         for i, name in enumerate(m.modality_names):
             tokens = m.m_norms[i](m.encoders[name](inputs[name]))
             tokens = tokens * (~missing[:, i]).float()[:, None, None] + m.modality_embeddings.weight[i]
