@@ -23,7 +23,7 @@ from models.imputers.base import Imputer, recover
 from models.tokens import TokenPipeline
 from utils.subsets import enumerate_subsets
 
-KINDS = ("none", "bernoulli", "subsets", "all")
+KINDS = ("none", "bernoulli", "subsets", "count", "all")
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,8 @@ class TrainingMasks:
 
     Attributes:
         kind: ``none``; ``bernoulli``: every modality with probability ``p``, independently; ``subsets``: ``k`` distinct
-            non-empty subsets, uniformly; ``all``: each of the 2^M - 1 subsets.
+            non-empty subsets, uniformly; ``count``: keeps n modalities, n uniform on 1 .. M, any of them alike;
+            ``all``: each of the 2^M - 1 subsets.
         per: ``row``: every sample draws its own; ``batch``: one draw for the whole batch, as the original does.
     """
 
@@ -62,6 +63,9 @@ class TrainingMasks:
         rows = b if self.per == "row" else 1
         if self.kind == "bernoulli":
             drawn = (torch.rand(rows, m, generator=generator) < self.p)[None]
+        elif self.kind == "count":
+            rank = torch.rand(rows, m, generator=generator).argsort(1).argsort(1)
+            drawn = (rank >= torch.randint(1, m + 1, (rows, 1), generator=generator))[None]
         elif self.kind == "none":
             drawn = torch.zeros(1, rows, m, dtype=torch.bool)
         else:

@@ -1,0 +1,85 @@
+"""Rows of the training data that stand in for a batch, for methods whose rows learn from each other.
+
+In training such a method sees its batch. A prediction that depended on the other test rows would change with the batch
+size and with the order of the rows, so that prediction takes training rows in their place: drawn once, with the seed of
+the run, encoded with the weights of the end of each epoch, and kept in the checkpoint as vectors and masks. With
+``reference=true`` there are none, and a prediction sees its batch, as in the original works.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datasets.base import Batch, hash_seed
+from models.baselines.base import VectorBaseline
+
+
+class AnchorBaseline(VectorBaseline):
+    """A vector method with anchors; its constructor calls :meth:`add_anchors` after ``add_encoders``.
+
+    Attributes:
+        anchors: (A, M, D), the output of ``encode`` for the anchors.
+        anchor_missing: (A, M) bool; rows in which all is missing stand for nothing (before training all of them).
+    """
+
+    stack_masks = False
+    anchors: Tensor
+    anchor_missing: Tensor
+    _anchor_batch: Batch | None = None
+    _anchors_current = False
+
+    def add_anchors(self, count: int) -> None:
+        """
+        Args:
+            count: A; fewer where the training data have fewer rows. 0 = a row is classified on its own.
+        """
+        if count < 0:
+            raise ValueError(f"anchors: must be at least 0, not {count}")
+        rows = 0 if self.reference else count
+        m = len(self.modalities)
+        self.register_buffer("anchors", torch.zeros(rows, m, self.vector_width))
+        self.register_buffer("anchor_missing", torch.ones(rows, m, dtype=torch.bool))
+        self.batch_dependent = self.reference  # type: ignore[misc]
+
+    @property
+    def in_batch(self) -> bool:
+        """Whether rows see those of their batch, not the anchors."""
+        return self.training or self.reference
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        rng = np.random.default_rng(hash_seed(self.stream_seed, 6))
+        n = len(data.split("train"))
+        rows = np.sort(rng.permutation(n)[: len(self.anchors)])
+        missing, cells = data.masks("train", data.missing_train)
+        if len(rows):
+            self._anchor_batch = data.rows("train", rows).replace(
+                missing=torch.from_numpy(missing[rows]),
+                feature_missing={name: torch.from_numpy(gone[rows]) for name, gone in cells.items()},
+                complete=False,
+            )
+
+    def on_train_epoch_start(self) -> None:
+        self._anchors_current = False
+
+    def on_validation_epoch_start(self) -> None:
+        self.refresh_anchors()
+
+    def on_train_epoch_end(self) -> None:
+        if not self._anchors_current:  # there was no validation
+            self.refresh_anchors()
+
+    @torch.no_grad()
+    def refresh_anchors(self) -> None:
+        """Encode the anchors with the weights as they are."""
+        self._anchors_current = True
+        if self._anchor_batch is None:
+            return
+        batch, training = self._anchor_batch.to(self.device), self.training
+        self.eval()
+        self.anchors[: len(batch)] = self.encode_batch(batch).to(self.anchors.dtype)
+        self.anchor_missing[: len(batch)] = self.absent(batch)
+        self.train(training)

@@ -1,0 +1,176 @@
+"""Flex-MoE: modeling arbitrary modality combination via the flexible mixture-of-experts (Yun et al., NeurIPS 2024,
+arXiv 2410.08245), with a dense mixture.
+
+Each modality is one token; a missing one is taken from a bank of learned tokens, one for every pair of observed
+combination and missing modality. In the transformer blocks a mixture of experts stands for the perceptron. A router
+scores the experts for each token, and the k best share the token by the softmax of their scores. Complete rows
+generalise: their routing is kept balanced over the experts (squared coefficient of variation of the gates' sums).
+Incomplete rows specialise: the expert of their observed combination is always among the k, and a cross-entropy of the
+router makes it the first. Every row is trained on as the data have it and under a drawn mask.
+
+    L = CE + weight * (balance of complete rows + cross-entropy of the router on incomplete ones), the mean over blocks.
+
+Every expert is computed for every token and weighed by 0 where it was not chosen: the same numbers as a sparse
+dispatch, without its library. Ours besides: combinations share experts where there are fewer experts (expert 0 is the
+full set's); rows are not sorted by the number of their modalities, but complete and incomplete ones are in every step;
+the noise of the gates and their load estimate are left out. There is no earlier code in the comparison: ``reference``
+changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from datasets.base import Batch, Modality
+from models.base import Prediction
+from models.baselines.base import VectorBaseline
+from models.layers.transformer import Attention
+from utils.subsets import mask_code, subset_lookup
+
+
+class DenseMixture(nn.Module):
+    """Perceptrons D - ``hidden`` - D (GELU) of which each token uses ``chosen``."""
+
+    def __init__(self, width: int, hidden: int, experts: int, chosen: int) -> None:
+        super().__init__()
+        if not 1 <= chosen <= experts:
+            raise ValueError(f"chosen={chosen}: must be from 1 to the number of experts, {experts}")
+        self.chosen = chosen
+        self.router = nn.Linear(width, experts, bias=False)
+        into, out = width**-0.5, hidden**-0.5
+        self.weight_in = nn.Parameter(torch.empty(experts, width, hidden).uniform_(-into, into))
+        self.bias_in = nn.Parameter(torch.empty(experts, 1, hidden).uniform_(-into, into))
+        self.weight_out = nn.Parameter(torch.empty(experts, hidden, width).uniform_(-out, out))
+        self.bias_out = nn.Parameter(torch.empty(experts, 1, width).uniform_(-out, out))
+
+    def gates(self, scores: Tensor, fixed: Tensor) -> Tensor:
+        """Shares (T, E) of the experts in each token, which sum to 1; 0 for all but the chosen ones.
+
+        Args:
+            scores: (T, E).
+            fixed: (T,) the expert that is always chosen, -1 = none.
+        """
+        always = F.one_hot(fixed.clamp(min=0), scores.shape[1]).bool() & (fixed >= 0)[:, None]
+        best = scores.masked_fill(always, torch.inf).topk(self.chosen, dim=1).indices
+        chosen = torch.zeros_like(always).scatter(1, best, True)
+        return scores.masked_fill(~chosen, -torch.inf).softmax(1)
+
+    def forward(self, x: Tensor, fixed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(T, D) -> (T, D), with the scores and the gates (T, E)."""
+        scores = self.router(x)
+        gates = self.gates(scores, fixed)
+        hidden = F.gelu(x @ self.weight_in + self.bias_in)
+        outputs = hidden @ self.weight_out + self.bias_out
+        return torch.einsum("te,etd->td", gates, outputs), scores, gates
+
+
+class FlexBlock(nn.Module):
+    """x += Attn(LN(x)); x += Mixture(LN(x))."""
+
+    def __init__(self, width: int, heads: int, hidden: int, experts: int, chosen: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attn = Attention(width, heads)
+        self.mixture = DenseMixture(width, hidden, experts, chosen)
+
+    def forward(self, x: Tensor, fixed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, M, D) -> (B, M, D), with the scores and the gates (B, M, E); ``fixed`` (B,)."""
+        b, m, _ = x.shape
+        q, k, v = self.attn.qkv(self.norm1(x)).chunk(3, dim=-1)
+        x = x + self.attn.attend(q, k, v)
+        y, scores, gates = self.mixture(self.norm2(x).flatten(0, 1), fixed.repeat_interleave(m))
+        return x + y.view_as(x), scores.unflatten(0, (b, m)), gates.unflatten(0, (b, m))
+
+
+class FlexMoE(VectorBaseline):
+    """
+    Args:
+        encoders: see :meth:`models.baselines.base.VectorBaseline.add_encoders`; their width is the transformer's.
+        heads, layers: of the transformer.
+        experts, chosen: of each mixture, and of those how many a token uses.
+        hidden: width of an expert's hidden layer.
+        routing: weight of the routers' losses.
+        others: see :class:`models.baselines.base.Baseline`.
+    """
+
+    max_modalities: ClassVar[int | None] = 10  # the bank has a row for each of 2^M - 1 combinations
+
+    def __init__(
+        self,
+        modalities: Sequence[Modality],
+        num_classes: int,
+        encoders: Mapping[str, nn.Module],
+        *,
+        heads: int = 4,
+        layers: int = 2,
+        experts: int = 16,
+        chosen: int = 2,
+        hidden: int = 128,
+        routing: float = 0.01,
+        **others: Any,
+    ) -> None:
+        super().__init__(modalities, num_classes, **others)
+        if experts < 2:
+            raise ValueError(f"experts={experts}: must be at least 2, one is the full set's")
+        self.routing, self.experts = routing, experts
+        self.add_encoders(encoders)
+        m, width = len(modalities), self.vector_width
+        self.bank = nn.Parameter(0.02 * torch.randn(2**m - 1, m, width))
+        self.modality_embeddings = nn.Parameter(0.02 * torch.randn(m, width))
+        self.blocks = nn.ModuleList(FlexBlock(width, heads, hidden, experts, chosen) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+        self.classifier = nn.Linear(width, num_classes)
+        self.register_buffer("subset_ids", subset_lookup(m), persistent=False)
+        self.subset_ids: Tensor
+
+    def fuse(self, encoded: Tensor, batch: Batch) -> Prediction:
+        absent = self.absent(batch)
+        combination = self.subset_ids[mask_code(absent)]
+        tokens = self.replace_missing(encoded, batch, self.bank[combination])
+        # The last combination is the full set; its expert is 0, and nothing is fixed for it.
+        complete = ~absent.any(1)
+        expert = 1 + combination % (self.experts - 1)
+        fixed = torch.where(complete, -1, expert)
+        x = tokens + self.modality_embeddings
+        losses = []
+        for block in self.blocks:
+            x, scores, gates = block(x, fixed)
+            losses.append(routing_loss(scores, gates, fixed))
+        features = self.norm(x).mean(1)
+        extras = {"routing": torch.stack(losses).mean()} if self.training else {}
+        return Prediction(self.classifier(features), features, extras)
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        masks = torch.cat([batch.missing[None], self.masks.draw(batch.missing, self.mask_generator(batch_index))])
+        losses = self.losses_under(self.encode_batch(batch), batch, masks)
+        self.log_losses("train", losses, len(batch))
+        return losses["loss"]
+
+    def loss(self, prediction: Prediction, batch: Batch) -> dict[str, Tensor]:
+        losses = super().loss(prediction, batch)
+        if "routing" in prediction.extras:
+            losses["classification"], losses["routing"] = losses["loss"], prediction.extras["routing"]
+            losses["loss"] = losses["classification"] + self.routing * losses["routing"]
+        return losses
+
+
+def routing_loss(scores: Tensor, gates: Tensor, fixed: Tensor) -> Tensor:
+    """Squared coefficient of variation of the complete rows' gates, summed by expert, plus the cross-entropy of the
+    incomplete rows' scores against their expert; each 0 where there are no such rows.
+
+    Args:
+        scores, gates: (B, M, E).
+        fixed: (B,) the expert of an incomplete row, -1 = complete.
+    """
+    incomplete = fixed >= 0
+    sums = torch.where(incomplete[:, None, None], 0, gates).sum((0, 1))
+    balance = sums.var() / (sums.mean().square() + 1e-10)
+    wanted = fixed.clamp(min=0)[:, None].expand(scores.shape[:2])
+    errors = F.cross_entropy(scores.flatten(0, 1), wanted.flatten(), reduction="none").view_as(wanted)
+    specialised = torch.where(incomplete[:, None], errors, 0).sum()
+    return balance + specialised / (incomplete.sum() * scores.shape[1]).clamp(min=1)

@@ -1,0 +1,110 @@
+"""Linear classifiers on the latent of a trained generative imputer (baselines 2.10 and 2.11).
+
+``MoPoE_Classification``: the mean of the product of experts over what is there (Generalized multimodal ELBO, Sutter et
+al., ICLR 2021); as in the imputer, the prior is one more expert for the full set only. ``CMVAE_Classification``: the
+shared latent of CMVAE (Palumbo et al., ICLR 2024), the average of what the observed modalities say of it.
+
+The imputer is frozen, and kept in the checkpoint with the classifier. The original leaves it in train mode, so that on
+CelebA dropout and batch statistics go on; ``reference=true`` restores that, masks of whole batches, and for CMVAE the
+shared latent of one observed modality drawn at random, in prediction too: there by row and seed, so that a result can
+be repeated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from datasets.base import Batch, Modality
+from models.base import Prediction
+from models.baselines.base import Baseline
+from utils.noise import row_uniform
+
+
+class _LatentProbe(Baseline):
+    """
+    Args:
+        encoders: of the data set; not used.
+        imputer: trained, one of ``built_on``.
+        draw_seed: of the modality drawn for a row, with ``reference``.
+        others: see :class:`models.baselines.base.Baseline`.
+    """
+
+    accepts_imputer = False
+
+    def __init__(
+        self,
+        modalities: Sequence[Modality],
+        num_classes: int,
+        encoders: Mapping[str, nn.Module],
+        *,
+        imputer: Any,
+        draw_seed: int = 2025,
+        **others: Any,
+    ) -> None:
+        super().__init__(modalities, num_classes, **others)
+        if self.reference:
+            self.masks = replace(self.masks, per="batch")
+        self.draw_seed = draw_seed
+        self.imputer = imputer.requires_grad_(False)
+        self.classifier = nn.Linear(imputer.latent, num_classes)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> _LatentProbe:
+        super().train(mode)
+        if not self.reference:
+            self.imputer.eval()
+        return self
+
+    @torch.no_grad()
+    def encode(self, inputs: Mapping[str, Tensor], cells: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Inputs -> (B, M, L), what each modality says of the shared latent."""
+        return self.posteriors({name: inputs[name] for name in self.modality_names})
+
+    def posteriors(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        raise AssertionError("a probe implements posteriors()")
+
+    def latent(self, encoded: Tensor, batch: Batch) -> Tensor:
+        """(B, M, L) -> (B, L) under the masks of a batch."""
+        raise AssertionError("a probe implements latent()")
+
+    def fuse(self, encoded: Tensor, batch: Batch) -> Prediction:
+        z = self.latent(encoded, batch)
+        return Prediction(self.classifier(z), z)
+
+
+class MoPoEClassification(_LatentProbe):
+    """On the posterior mean of :class:`models.imputers.mopoe.MoPoE`."""
+
+    built_on: ClassVar[tuple[str, ...]] = ("MoPoE",)
+
+    def posteriors(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """(B, M, 2 L), means and log-variances."""
+        return torch.cat(self.imputer.encode_all(inputs), -1).transpose(0, 1)
+
+    def latent(self, encoded: Tensor, batch: Batch) -> Tensor:
+        mu, logvar = encoded.transpose(0, 1).chunk(2, -1)
+        return self.imputer.product(mu, logvar, self.absent(batch))[0]
+
+
+class CMVAEClassification(_LatentProbe):
+    """On the means of the shared latent of :class:`models.imputers.cmvae.CMVAE`."""
+
+    built_on: ClassVar[tuple[str, ...]] = ("CMVAE",)
+
+    def posteriors(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        return torch.stack([self.imputer.encoders[name].branch(x, "u")[0] for name, x in inputs.items()], 1)
+
+    def latent(self, encoded: Tensor, batch: Batch) -> Tensor:
+        use = ~self.absent(batch)
+        if self.reference:
+            drawn = torch.rand(use.shape, device=use.device)
+            if not self.training:
+                drawn = row_uniform(batch.index, use.shape[1], self.draw_seed).to(drawn.dtype)
+            drawn = torch.where(use, drawn, -1)
+            use = torch.zeros_like(use).scatter(1, drawn.argmax(1, keepdim=True), True)
+        return torch.where(use[..., None], encoded, 0).sum(1) / use.sum(1, keepdim=True).clamp(min=1)

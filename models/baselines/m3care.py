@@ -1,0 +1,238 @@
+"""M3Care: learning with missing modalities in multimodal healthcare data (Zhang et al., KDD 2022; baselines 2.6).
+
+Rows that look alike in the modalities they share are neighbours in a graph; graph convolutions give each row a vector
+of what it lacks out of its neighbours' vectors; a transformer over one token a modality classifies. With o = observed
+and h_m = LN(encoder(x_m)), 0 where missing:
+
+    S = sum_m o_m o_m' [(1 - s(e_m)) K(norm(phi_m(h_m))) + s(e_m) K(norm(h_m))] / sum_m o_m o_m',   s the sigmoid,
+    K(u)_ij = mean over c in {1/2, 1, 2} of exp(-|u_i - u_j|^2 / (c b)),   b the mean squared distance of two rows,
+
+entries of S below s(theta) are cut, and H <- selu(S H W + bias), twice. An observed modality keeps a learned share of
+its own vector. The loss adds 1e-8 sum_m | |phi_m(h_m)|_F - |h_m|_F |.
+
+``reference=true`` restores what DyMo's comparison does, and we do not by default:
+
+- masks are drawn for whole batches, so that nobody has what a row lacks and the graph can only give a constant;
+- S is not normalised; we divide its rows by their sums, so that the scale does not grow with the batch;
+- a prediction uses the graph of its test batch; ours uses training rows (:mod:`models.baselines.anchors`): they see
+  each other, a test row sees them and itself, and b is theirs;
+- rows without a modality take part in its normalisation and in b as zeros, and one running statistic serves the raw and
+  the projected vectors of all modalities; ours are of observed rows, each with its own. The learned scale is shared in
+  both (a shift cancels in distances, so there is none);
+- the modality index min(i, 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from datasets.base import Batch, Modality
+from models.base import Prediction
+from models.baselines.anchors import AnchorBaseline
+from models.layers.transformer import Block, normal_initialisation
+
+BANDWIDTHS = (0.5, 1.0, 2.0)
+
+
+class M3Care(AnchorBaseline):
+    """
+    Args:
+        encoders: see :meth:`models.baselines.base.VectorBaseline.add_encoders`; their width is the transformer's.
+        heads, layers: of the transformer.
+        graph_layers: graph convolutions.
+        stability: weight of the term that keeps the projected vectors as long as the raw ones.
+        anchors: training rows that predictions learn from.
+        others: see :class:`models.baselines.base.Baseline`.
+    """
+
+    def __init__(
+        self,
+        modalities: Sequence[Modality],
+        num_classes: int,
+        encoders: Mapping[str, nn.Module],
+        *,
+        heads: int = 4,
+        layers: int = 2,
+        graph_layers: int = 2,
+        stability: float = 1.0e-8,
+        anchors: int = 256,
+        **others: Any,
+    ) -> None:
+        super().__init__(modalities, num_classes, **others)
+        if self.reference:
+            self.masks = replace(self.masks, per="batch")
+        self.stability = stability
+        self.add_encoders(encoders)
+        m, width = len(modalities), self.vector_width
+        self.m_norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(m))
+        self.maps = nn.ModuleList(
+            nn.Sequential(*(part for _ in range(3) for part in (nn.Linear(width, width), nn.ReLU())))[:-1]
+            for _ in range(m)
+        )
+        self.kernel_norms = nn.ModuleList(
+            nn.BatchNorm1d(width, affine=False) for _ in range(1 if self.reference else 2 * m)
+        )
+        self.kernel_scale = nn.Parameter(torch.ones(width))
+        self.kernel_mix = nn.Parameter(torch.full((m, 1, 1), 2.0))
+        self.threshold = nn.Parameter(torch.zeros(()))
+        bound = width**-0.5
+        self.graph_weights = nn.Parameter(torch.empty(graph_layers, m, width, width).uniform_(-bound, bound))
+        self.graph_biases = nn.Parameter(torch.empty(graph_layers, m, 1, width).uniform_(-bound, bound))
+        self.share_imputed = nn.ModuleList(nn.Linear(width, 1) for _ in range(m))
+        self.share_own = nn.ModuleList(nn.Linear(width, 1) for _ in range(m))
+        self.modality_embeddings = nn.Embedding(m, width)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.pos_embeddings = nn.Parameter(torch.zeros(1, 1 + m, width))
+        self.transformer = nn.ModuleList(Block(width, heads) for _ in range(layers))
+        self.classifier = nn.Linear(width, num_classes)
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        nn.init.trunc_normal_(self.pos_embeddings, std=0.02)
+        normal_initialisation(self)
+        self.add_anchors(anchors)
+
+    def encode(self, inputs: Mapping[str, Tensor], cells: Mapping[str, Tensor] | None = None) -> Tensor:
+        vectors = super().encode(inputs, cells)
+        return torch.stack([norm(vectors[:, i]) for i, norm in enumerate(self.m_norms)], 1)
+
+    def fuse(self, encoded: Tensor, batch: Batch) -> Prediction:
+        there = ~self.absent(batch)
+        h = self.replace_missing(encoded, batch).transpose(0, 1)
+        projected = self.project(h)
+        nodes = self.normalise(h, projected, there)
+        if self.in_batch:
+            squared = distances(nodes, nodes)
+            s = self.similarity(squared, there, there, self.bandwidth(squared, there))
+            imputed = self.convolve(h, s if self.reference else s / s.sum(1, keepdim=True))
+        else:
+            imputed = self.convolve_from_anchors(h, nodes, there)
+        own = torch.stack([head(x) for head, x in zip(self.share_own, h)]).sigmoid()
+        new = torch.stack([head(x) for head, x in zip(self.share_imputed, imputed)]).sigmoid()
+        share = new / (new + own)
+        mixed = torch.where(there.T[..., None], share * imputed + (1 - share) * h, imputed).transpose(0, 1)
+        logits, features = self.classify(mixed)
+        extras = {"stability": self.lengths_apart(h, projected, there)} if self.training else {}
+        return Prediction(logits, features, extras)
+
+    def loss(self, prediction: Prediction, batch: Batch) -> dict[str, Tensor]:
+        losses = super().loss(prediction, batch)
+        if "stability" in prediction.extras:
+            losses["loss"] = losses["loss"] + self.stability * prediction.extras["stability"]
+        return losses
+
+    # ---- graph -------------------------------------------------------------------------------------------------------
+
+    def project(self, h: Tensor) -> Tensor:
+        """phi of each modality: (M, R, D) -> (M, R, D)."""
+        return torch.stack([phi(x) for phi, x in zip(self.maps, h)])
+
+    def normalise(self, h: Tensor, projected: Tensor, there: Tensor) -> Tensor:
+        """What kernels compare: (2, M, R, D), projected vectors and raw ones.
+
+        Args:
+            h, projected: (M, R, D).
+            there: (R, M) bool; rows that take part in the statistics.
+        """
+        parts = []
+        for k, x in enumerate([*projected, *h]):
+            norm = self.kernel_norms[0 if self.reference else k]
+            rows = torch.ones_like(there[:, 0]) if self.reference else there[:, k % len(h)]
+            parts.append(masked_batch_norm(x, rows, norm) * self.kernel_scale)  # type: ignore[arg-type]
+        return torch.stack(parts).unflatten(0, (2, len(h)))
+
+    def bandwidth(self, squared: Tensor, there: Tensor) -> Tensor:
+        """b of each kernel, (2, M, 1, 1): the mean of ``squared`` (2, M, R, R) over pairs of two rows that have the
+        modality; 1 where that is below 1e-3."""
+        if self.reference:
+            there = torch.ones_like(there)
+        pairs = there.T[:, :, None] & there.T[:, None, :]
+        n = there.sum(0).to(squared.dtype)
+        b = torch.where(pairs, squared.detach(), 0).sum((-1, -2)) / (n * n - n).clamp(min=1)
+        return torch.where(b < 1e-3, 1.0, b)[..., None, None]
+
+    def similarity(self, squared: Tensor, rows: Tensor, keys: Tensor, bandwidth: Tensor) -> Tensor:
+        """S, (R, K) in [0, 1], entries below the threshold cut to 0.
+
+        Args:
+            squared: (2, M, R, K).
+            rows, keys: (R, M) and (K, M) bool, what is there.
+        """
+        kernels = torch.stack([(-squared / (c * bandwidth)).exp() for c in BANDWIDTHS]).mean(0)
+        share = self.kernel_mix.sigmoid()
+        shared = rows.T[:, :, None] & keys.T[:, None, :]
+        s = torch.where(shared, (1 - share) * kernels[0] + share * kernels[1], 0).sum(0) / (shared.sum(0) + 1e-9)
+        threshold = self.threshold.sigmoid()
+        s = F.relu(s - threshold)
+        return torch.where(s > 0, s + threshold.detach(), s)
+
+    def convolve(self, h: Tensor, s: Tensor) -> Tensor:
+        """(M, R, D) over the graph S (R, R)."""
+        for weight, bias in zip(self.graph_weights, self.graph_biases):
+            h = F.selu(s @ (h @ weight) + bias)
+        return h
+
+    def convolve_from_anchors(self, h: Tensor, nodes: Tensor, there: Tensor) -> Tensor:
+        """(M, R, D) over the graph in which anchors see anchors, and a row sees the anchors and itself (S_ii = 1)."""
+        known = ~self.anchor_missing
+        anchor = torch.where(known[..., None], self.anchors, 0).transpose(0, 1).to(h.dtype)
+        anchor_nodes = self.normalise(anchor, self.project(anchor), known)
+        squared = distances(anchor_nodes, anchor_nodes)
+        b = self.bandwidth(squared, known)
+        among = self.similarity(squared, known, known, b)
+        among = among / among.sum(1, keepdim=True).clamp(min=1e-9)  # rows that stand for nothing see nothing
+        s = self.similarity(distances(nodes, anchor_nodes), there, known, b)
+        degree = s.sum(1, keepdim=True) + 1
+        for weight, bias in zip(self.graph_weights, self.graph_biases):
+            source = anchor @ weight
+            h = F.selu((s @ source + h @ weight) / degree + bias)
+            anchor = F.selu(among @ source + bias)
+        return h
+
+    def lengths_apart(self, h: Tensor, projected: Tensor, there: Tensor) -> Tensor:
+        """sum_m | |phi_m(h_m)|_F - |h_m|_F | over the rows that have the modality (``reference``: over all)."""
+        rows = torch.ones_like(there) if self.reference else there
+        lengths = [torch.linalg.norm(torch.where(rows.T[..., None], x, 0).flatten(1), dim=1) for x in (projected, h)]
+        return (lengths[0] - lengths[1]).abs().sum()
+
+    def classify(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and CLS out of one token a modality, (B, M, D)."""
+        m = vectors.shape[1]
+        index = torch.arange(m, device=vectors.device)
+        tokens = vectors + self.modality_embeddings(index.clamp(max=1) if self.reference else index)
+        x = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], 1) + self.pos_embeddings
+        for depth, block in enumerate(self.transformer):
+            x = block(x, first_only=depth == len(self.transformer) - 1)
+        return self.classifier(x[:, 0]), x[:, 0]
+
+
+def distances(a: Tensor, b: Tensor) -> Tensor:
+    """Squared Euclidean distances: (..., R, D), (..., K, D) -> (..., R, K)."""
+    squared = a.square().sum(-1)[..., None] + b.square().sum(-1)[..., None, :] - 2 * a @ b.mT
+    return squared.clamp(min=0)
+
+
+def masked_batch_norm(x: Tensor, rows: Tensor, norm: nn.BatchNorm1d) -> Tensor:
+    """Batch normalisation without scale and shift whose statistics are those of some rows.
+
+    Args:
+        x: (R, D).
+        rows: (R,) bool; fewer than two leave the running statistics as they are.
+    """
+    if not norm.training:
+        return norm(x)
+    n = rows.sum()
+    there = rows[:, None]
+    mean = torch.where(there, x, 0).sum(0) / n.clamp(min=1)
+    variance = torch.where(there, (x - mean).square(), 0).sum(0) / n.clamp(min=1)
+    with torch.no_grad():
+        unbiased = variance * n / (n - 1).clamp(min=1)
+        assert norm.running_mean is not None and norm.running_var is not None and norm.momentum is not None
+        step = torch.where(n > 1, norm.momentum, 0.0)
+        norm.running_mean += step * (mean - norm.running_mean)
+        norm.running_var += step * (unbiased - norm.running_var)
+    return (x - mean) / (variance + norm.eps).sqrt()

@@ -1,0 +1,93 @@
+"""SimMLM: a simple framework for multi-modal learning with missing modality (Li et al., ICCV 2025, arXiv 2507.19264).
+
+One expert a modality, encoder and linear head, gives logits o_m; a gate looks at the same inputs and weighs the experts
+of what is there, o = sum_m w_m o_m. Each training row is seen with more (+) and with fewer (-) of its modalities, and
+the more-versus-fewer ranking loss asks that having more does not raise the loss:
+
+    L = CE(+) + CE(-) + weight * mean over rows of max(0, CE_i(+) - CE_i(-)).
+
+The experts are trained alone first, as in the paper (``model.prerequisites=null`` leaves that out). Ours, where the
+paper leaves the choice to the task: the gate is a perceptron on the experts' vectors, zeros for what is missing; its
+softmax is over what is there; (+) is the mask that ``masks`` draws, (-) keeps 1 .. n - 1 of its n modalities, any
+number alike, and rows with one modality are not ranked. There is no earlier code in the comparison: ``reference``
+changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from datasets.base import Batch, Modality
+from models.base import IncompleteClassifier, Prediction
+from models.baselines.base import VectorBaseline
+from models.baselines.decisions import row_losses
+
+
+class SimMLM(VectorBaseline):
+    """
+    Args:
+        encoders: see :meth:`models.baselines.base.VectorBaseline.add_encoders`.
+        ranking: weight of the ranking loss.
+        prerequisites: ``unimodal_<modality>``, trained on one modality each; None = as initialised.
+        others: see :class:`models.baselines.base.Baseline`.
+    """
+
+    def __init__(
+        self,
+        modalities: Sequence[Modality],
+        num_classes: int,
+        encoders: Mapping[str, nn.Module],
+        *,
+        ranking: float = 1.0,
+        prerequisites: Mapping[str, IncompleteClassifier] | None = None,
+        **others: Any,
+    ) -> None:
+        super().__init__(modalities, num_classes, **others)
+        self.ranking = ranking
+        self.add_encoders(encoders)
+        m, width = len(modalities), self.vector_width
+        self.heads = nn.ModuleList(nn.Linear(width, num_classes) for _ in range(m))
+        self.gate = nn.Sequential(nn.Linear(m * width, width), nn.ReLU(), nn.Linear(width, m))
+        for i, name in enumerate(self.modality_names if prerequisites else []):
+            expert: Any = prerequisites[f"unimodal_{name}"]  # type: ignore[index]
+            self.encoders[name].load_state_dict(expert.encoders[name].state_dict())
+            self.heads[i].load_state_dict(expert.classifier.state_dict())
+
+    def fuse(self, encoded: Tensor, batch: Batch) -> Prediction:
+        absent = self.absent(batch)
+        vectors = self.replace_missing(encoded, batch)
+        weights = self.gate(vectors.flatten(1)).masked_fill(absent, -torch.inf).softmax(1)
+        outputs = torch.stack([head(vectors[:, i]) for i, head in enumerate(self.heads)], 1)
+        features = (weights[..., None] * vectors).sum(1)
+        return Prediction((weights[..., None] * outputs).sum(1), features, {"weights": weights})
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        generator = self.mask_generator(batch_index)
+        encoded = self.encode_batch(batch)
+        more = self.hide_more(batch, self.masks.draw(batch.missing, generator)[0])
+        absent = self.absent(more)
+        fewer = self.hide_more(more, more.missing | fewer_of(absent, generator))
+        each = [row_losses(self.fuse(encoded, view).logits, batch.target, self.task) for view in (more, fewer)]
+        losses = {"more": each[0].mean(), "fewer": each[1].mean(), "ranking": ranking_loss(*each)}
+        losses["loss"] = losses["more"] + losses["fewer"] + self.ranking * losses["ranking"]
+        self.log_losses("train", losses, len(batch))
+        return losses["loss"]
+
+
+def fewer_of(absent: Tensor, generator: torch.Generator) -> Tensor:
+    """A mask (B, M) that keeps k of the n modalities that a row has, k uniform on 1 .. n - 1; all where n is 1."""
+    n = (~absent).sum(1).cpu()
+    order = torch.where(absent.cpu(), 2.0, torch.rand(absent.shape, generator=generator)).argsort(1).argsort(1)
+    drawn = 1 + (torch.rand(len(n), generator=generator) * (n - 1)).long()
+    k = torch.minimum(drawn, (n - 1).clamp(min=1))
+    return absent | (order >= k[:, None]).to(absent.device)
+
+
+def ranking_loss(more: Tensor, fewer: Tensor) -> Tensor:
+    """Mean over rows of what the loss with more modalities (B,) is above that with fewer."""
+    return F.relu(more - fewer).mean()
