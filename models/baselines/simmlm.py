@@ -72,7 +72,8 @@ class SimMLM(VectorBaseline):
         more = self.hide_more(batch, self.masks.draw(batch.missing, generator)[0])
         absent = self.absent(more)
         fewer = self.hide_more(more, more.missing | fewer_of(absent, generator))
-        each = [row_losses(self.fuse(encoded, view).logits, batch.target, self.task) for view in (more, fewer)]
+        logits = torch.stack([self.fuse(encoded, view).logits for view in (more, fewer)], dim=1)
+        each = row_losses(logits, batch.target, self.task).unbind(1)
         losses = {"more": each[0].mean(), "fewer": each[1].mean(), "ranking": ranking_loss(*each)}
         losses["loss"] = losses["more"] + losses["fewer"] + self.ranking * losses["ranking"]
         self.log_losses("train", losses, len(batch))
