@@ -19,7 +19,7 @@ backbone() { # data set, overrides
   local dataset=$1
   shift
   python run.py "dataset=$dataset" dataset.demo=true model=DyMo name=backbone trainer=cpu 'stages=[prepare,fit,gaussian]' \
-    model.backbone.training.max_epochs=30 model.backbone.training.batch_size=32 model.backbone.training.patience=null "$@"
+    model.backbone.training.batch_size=32 model.backbone.training.patience=null "$@"
 }
 recovery() { # data set, recovery method, overrides
   local dataset=$1 imputer=$2 trained=$output/$1/DynamicTransformer/backbone/seed$seed
@@ -30,18 +30,20 @@ recovery() { # data set, recovery method, overrides
   runs+=("$output/$dataset/DyMo/$imputer/seed$seed")
 }
 
-few=(dataset.pairings=2 model.backbone.module.optimizer.lr=3e-4)
-for dataset in MST CelebA; do
-  backbone "$dataset" "${few[@]}" "$@"
-  recovery "$dataset" MoPoE "${few[@]}" imputer.training.max_epochs=30 imputer.training.batch_size=64 "$@"
-  recovery "$dataset" Mean "${few[@]}" "$@"
-  few=()
-done
+few=(dataset.pairings=2)
+backbone MST "${few[@]}" model.backbone.training.max_epochs=30 model.backbone.module.optimizer.lr=3e-4 "$@"
+recovery MST MoPoE "${few[@]}" imputer.training.max_epochs=30 imputer.training.batch_size=64 "$@"
+recovery MST Mean "${few[@]}" "$@"
+
+backbone CelebA model.backbone.training.max_epochs=8 "$@"
+recovery CelebA MoPoE imputer.training.max_epochs=8 imputer.training.batch_size=32 "$@"
+recovery CelebA Mean "$@"
+
 small=(dataset.image_weights=none dataset.encoders.img.architecture=resnet18 dataset.side=64)
+tip=(imputer.image_encoder.architecture=resnet18 imputer.table_encoder.width=128 imputer.training.max_epochs=15)
 for dataset in DVM CAD Infarction; do
-  backbone "$dataset" "${small[@]}" "$@"
-  recovery "$dataset" TIP "${small[@]}" imputer.image_encoder.architecture=resnet18 imputer.training.max_epochs=30 \
-    imputer.training.batch_size=64 "$@"
+  backbone "$dataset" "${small[@]}" model.backbone.training.max_epochs=15 "$@"
+  recovery "$dataset" TIP "${small[@]}" "${tip[@]}" imputer.training.batch_size=64 "$@"
   recovery "$dataset" IMI "${small[@]}" "$@"
 done
 python run.py dataset=MST dataset.demo=true name=stand_ins 'stages=[report]' "report.include=[$(IFS=,; echo "${runs[*]}")]" "$@"

@@ -127,7 +127,7 @@ def build(method: str, family: str, *overrides: str, sizes: Any = SMALL, part: s
     data: Any = SimpleNamespace(modalities=modalities, num_classes=classes, task="multiclass")
     context = Context(cfg)
     context.__dict__["data"] = data
-    if part is None and method not in ONLY:
+    if not part and method not in ONLY:
         return context.build()
     imputer = build_imputer(cfg, data) if method in ONLY else None
     return build_model(cfg, cfg.model[part] if part else cfg.model, data, pretrained=False, imputer=imputer)
