@@ -266,9 +266,11 @@ def test_a_row_is_classified_alone_as_among_others(small: tuple[IncompleteClassi
 # ---------------------------------------------------------------------------------------------------- parameter counts
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("method", COUNTS)
-def test_parameter_counts_of_the_reference(method: str, family: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "family", "millions"),
+    [(m, f, n) for m, counts in COUNTS.items() for f, n in zip(FAMILIES, counts, strict=True) if n is not None],
+)
+def test_parameter_counts_of_the_reference(method: str, family: str, millions: float) -> None:
     weights = ["dataset.image_weights=none"] if family in ("DVM", "CAD") else []
     with torch.device("meta"):
         model = build(method, family, *weights, sizes=FAMILIES)
@@ -278,12 +280,11 @@ def test_parameter_counts_of_the_reference(method: str, family: str) -> None:
         modalities, classes = FAMILIES[family]
         concat: Any = model.concat if method == "DynMM" else model
         count += len(modalities) * (concat.vector_width + 1) * classes
-    expected = COUNTS[method][list(FAMILIES).index(family)]
-    if method == "MultiAE" and expected:  # the reference carries the decoders along
+    if method == "MultiAE":  # the reference carries the decoders along
         with torch.device("meta"):
             autoencoder = build(method, family, sizes=FAMILIES, part="autoencoder")
         count += sum(p.numel() for p in autoencoder.decoders.parameters())  # type: ignore[union-attr]
-    assert expected is None or round(count / 1e6, 3) == expected, count
+    assert round(count / 1e6, 3) == millions, count
 
 
 @pytest.mark.parametrize(
@@ -458,7 +459,7 @@ def test_the_default_stages_run_and_resume(
     paths = [c.trained / "checkpoints" / "last.ckpt" for c in (context, Context(composed(*cut)))]
     ends = [read_tensors(path) for path in paths]
     a, b = ({**end["state_dict"], "row_memory": end.get("row_memory", torch.zeros(0))} for end in ends)
-    assert ends[0]["lr_schedulers"][0]["last_epoch"] == 3
+    assert all(state["last_epoch"] == 3 for state in ends[0]["lr_schedulers"])
     hidden = context.data.mask("train", context.data.missing_train)
     assert int((a["row_memory"] > 0).sum()) == (0 if method != "QMF" else 300 - int(hidden.sum()))
     assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
