@@ -483,10 +483,10 @@ import os, sys
 from pathlib import Path
 import torch
 from datasets.base import PackedLoader
-from trainers import pipeline
+from trainers import fit, pipeline
 
-built, rows = [], []
-build_model, gather = pipeline.build_model, PackedLoader.gather
+built, rows, written = [], [], []
+build_model, gather, merge_metrics = pipeline.build_model, PackedLoader.gather, fit.merge_metrics
 
 def building(*arguments):
     built.append(build_model(*arguments))
@@ -497,12 +497,16 @@ def gathering(self, picked, *more):
         rows.append(picked.tolist())
     return gather(self, picked, *more)
 
-pipeline.build_model, PackedLoader.gather = building, gathering
+def merging(attempts, target):
+    written.append(target.name)
+    return merge_metrics(attempts, target)
+
+pipeline.build_model, PackedLoader.gather, fit.merge_metrics = building, gathering, merging
 try:
     exec(compile(Path({root!r}, "run.py").read_text(), str(Path({root!r}, "run.py")), "exec"))
 finally:
     state = built[0].state_dict() if built else None
-    torch.save((state, rows), Path({out!r}, "rank" + os.environ.get("LOCAL_RANK", "0") + ".pt"))
+    torch.save((state, rows, written), Path({out!r}, "rank" + os.environ.get("LOCAL_RANK", "0") + ".pt"))
 """
 
 
@@ -529,7 +533,9 @@ def test_two_processes_train_what_one_with_twice_the_batch_trains(base, tmp_path
     assert done.returncode == 0, done.stderr
     assert "distributed_backend=gloo" in done.stderr
 
-    (first, rows0), (second, rows1) = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
+    saved = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
+    (first, rows0, written0), (second, rows1, written1) = saved
+    assert written0 == ["metrics.csv"] and written1 == [], "one process writes the files of the run"
     assert all(torch.equal(first[key], second[key]) for key in first), "both ranks hold the same weights and prototypes"
     alone = torch.load(context.trained / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     for key, value in alone.items():

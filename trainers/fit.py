@@ -137,16 +137,20 @@ def fit(
                 "last finished epoch"
             ) from None
         finally:
-            merge_metrics(attempts, directory / "metrics.csv")
+            # The files of a run belong to one process: the others may come here while it writes.
+            if trainer.is_global_zero:
+                merge_metrics(attempts, directory / "metrics.csv")
     best = checkpoints / "best.ckpt"
     score = trainer.checkpoint_callback.best_model_score if monitor else None  # type: ignore[union-attr]
-    directory.finish(
-        stage,
-        settings,
-        epochs=trainer.current_epoch,
-        monitor=monitor,
-        best=None if score is None else float(score),
-    )
+    if trainer.is_global_zero:
+        directory.finish(
+            stage,
+            settings,
+            epochs=trainer.current_epoch,
+            monitor=monitor,
+            best=None if score is None else float(score),
+        )
+    trainer.strategy.barrier("finished")
     return best
 
 
