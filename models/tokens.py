@@ -94,5 +94,11 @@ class TokenPipeline(IncompleteClassifier):
         for i, name in enumerate(self.modality_names):
             if cells and name in cells:
                 span = self._token_spans[i]
-                visible[:, span.start : span.stop] = ~cells[name]
+                visible[:, span.start : span.stop] = self.shown(i, cells[name])
         return visible
+
+    def shown(self, i: int, cells: Tensor) -> Tensor:
+        """Hidden cells (B, F) of table ``i`` -> visible tokens (B, N): of cells with a token each those that are there,
+        of a table with one token that one where any cell is."""
+        there = ~cells
+        return there if self.tokens_per_modality[i] == there.shape[1] else there.any(1, keepdim=True)

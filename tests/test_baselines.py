@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from datasets.base import Batch, Modality
+from datasets.multi_feature_digits import VIEWS
 from models.base import IncompleteClassifier, classification_loss
 from models.baselines.base import Completed, RowMemory, TrainingMasks
 from models.baselines.unimodal import prior_logits
@@ -104,6 +105,8 @@ SMALL = {
     "MST": FAMILIES["MST"],
     "CelebA": FAMILIES["CelebA"],
     "CAD": ([Modality("img", "image", (3, 32, 32)), Modality("tabular", "table", (5,), (2, 3))], 3),
+    # More than five modalities, and pairwise different widths.
+    "MultiFeatureDigits": ([Modality(v, "table", (3 + i,)) for i, v in enumerate(VIEWS)], 10),
 }
 SMALL_ENCODERS = {
     "CelebA": ["+dataset.encoders.img.base=4", "+dataset.encoders.text.base=4"],

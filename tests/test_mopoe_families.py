@@ -8,12 +8,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from datasets.base import Batch, Modality, hash_seed
+from datasets.multi_feature_digits import VIEWS
 from models.imputers.base import merge
 from models.imputers.mopoe import MoPoE
 from tests import slow_networks as slow
@@ -160,8 +162,11 @@ def test_what_cannot_be_recovered_is_refused() -> None:
         build_imputer(configured("MST", recipe="PolyMNIST"), data_of("MST", [MST[2]]))
     with pytest.raises(UserError, match=r"no encoder for modality 'tabular'"):
         build_imputer(configured("MST", recipe="PolyMNIST"), data_of("MST", [table]))
-    with pytest.raises(ValueError, match=r"images and text, modality 'tabular' is of kind table"):
-        MoPoE([table], {"tabular": torch.nn.Identity()}, {"tabular": torch.nn.Identity()})
+    net = {"it": torch.nn.Identity()}
+    with pytest.raises(ValueError, match=r"images, text and tables, modality 'it' is of kind audio"):
+        MoPoE([Modality("it", "audio", (17,))], net, net)
+    with pytest.raises(ValueError, match=r"continuous columns, table 'it' has 2 categorical ones"):
+        MoPoE([Modality("it", "table", (17,), (2, 3))], net, net)
     with pytest.raises(UserError, match=r"a weight of 'photo', the modalities are mnist, svhn, text"):
         build_imputer(configured("MST", weights={"photo": 1.0}), data_of("MST"))
 
@@ -280,6 +285,46 @@ def test_it_learns(family: str) -> None:
         optimizer.step()
         history.append(float(losses["loss"].detach()))
     assert history[-1] < 0.98 * history[0]
+
+
+def test_vectors_are_laplacian_and_weigh_alike() -> None:
+    """The recipe of six vectors: loss of one row, whose only draw is of the full set, in numpy."""
+    modalities = [Modality(view, "table", (n,)) for view, n in VIEWS.items()]
+    torch.manual_seed(0)
+    cfg = configured("MultiFeatureDigits")
+    assert cfg.imputer.module.weights == {view: pytest.approx(240 / n, rel=1e-3) for view, n in VIEWS.items()}
+    cfg.imputer.module.scheduler = None
+    model = build_imputer(cfg, data_of("MultiFeatureDigits", modalities))
+    assert isinstance(model, MoPoE)
+    generator = torch.Generator().manual_seed(1)
+    inputs = {m.name: torch.randn(1, *m.shape, generator=generator) for m in modalities}
+    torch.manual_seed(5)
+    found = model.losses(Batch(inputs, torch.zeros(1, 6, dtype=torch.bool), torch.zeros(1).long(), torch.arange(1)))
+    torch.manual_seed(5)
+    noise = torch.randn(1, model.latent).double().numpy()[0]
+
+    def linear(layer: torch.nn.Linear, x: np.ndarray) -> np.ndarray:
+        weight, bias = (p.detach().double().numpy() for p in layer.parameters())
+        return weight @ x + bias
+
+    experts = []
+    for encoder, x in zip(model.encoders, inputs.values()):
+        h = np.maximum(linear(encoder.trunk[0], x[0].double().numpy()), 0)
+        experts.append((linear(encoder.mu, h), 1 / np.exp(linear(encoder.logvar, h))))
+    kls = []
+    for mask in twin.subsets(6):
+        present = [experts[i] for i in range(6) if not mask[i]] + ([(0.0, 1.0)] if not any(mask) else [])
+        precision = sum(p for _, p in present)
+        mean = sum(m * p for m, p in present) / precision
+        kls.append(0.5 * (mean**2 + 1 / precision - 1 + np.log(precision)).sum())
+        if not any(mask):
+            z = mean + noise / np.sqrt(precision)
+    nll = 0.0
+    for decoder, x in zip(model.decoders, inputs.values()):
+        output = linear(decoder[2], np.maximum(linear(decoder[0], z), 0))
+        nll += 240 / x.shape[1] * (np.abs(x[0].numpy() - output) / 0.75 + math.log(1.5)).sum()
+    assert float(found["nll"].detach()) == pytest.approx(nll, rel=1e-3)  # the weights of the recipe have four digits
+    assert float(found["kl"].detach()) == pytest.approx(np.mean(kls), rel=1e-4)
 
 
 # --------------------------------------------------------------------------------------------------------- recovery

@@ -159,9 +159,9 @@ class DynamicTransformer(TokenPipeline):
         tables = [(i, name) for i, name in enumerate(self.modality_names) if name in cells]
         if not tables:
             return None
-        owner = torch.tensor([i for i, name in tables for _ in range(cells[name].shape[1])], device=missing.device)
+        owner = torch.tensor([i for i, _ in tables for _ in range(self.tokens_per_modality[i])], device=missing.device)
         tokens = torch.cat([self.encode_one(i, inputs[name], cells[name]) for i, name in tables], dim=1)
-        return Partial(tokens, ~torch.cat([cells[name] for _, name in tables], dim=1), owner)
+        return Partial(tokens, torch.cat([self.shown(i, cells[name]) for i, name in tables], dim=1), owner)
 
     def prepare(self, tokens: Tensor, partial: Partial | None = None) -> Sequences:
         """What all subsets of a sample share, computed once."""

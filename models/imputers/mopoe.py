@@ -33,7 +33,7 @@ VARIANCE_FLOOR = 1e-8
 class MoPoE(GenerativeImputer):
     """
     Args:
-        modalities: of kind image or text.
+        modalities: images, texts, and tables of continuous columns, which are Laplacian as images are.
         encoders, decoders: by modality name, see :mod:`models.imputers.mopoe_networks`.
         latent: width of the shared latent.
         beta: weight of the mean KL of the subset posteriors, and of the style term.
@@ -66,8 +66,12 @@ class MoPoE(GenerativeImputer):
         super().__init__(modalities, latent, class_weight, num_classes, sample, draw_seed, optimizer, scheduler)
         names = [m.name for m in modalities]
         for m in modalities:
-            if m.kind not in ("image", "text"):
-                raise ValueError(f"MoPoE recovers images and text, modality '{m.name}' is of kind {m.kind}")
+            if m.kind not in ("image", "text", "table"):
+                raise ValueError(f"MoPoE recovers images, text and tables, modality '{m.name}' is of kind {m.kind}")
+            if m.cardinalities:
+                raise ValueError(
+                    f"MoPoE recovers continuous columns, table '{m.name}' has {len(m.cardinalities)} categorical ones"
+                )
         for given in (weights or {}, style_weights or {}):
             if unknown := set(given) - set(names):
                 raise ValueError(f"a weight of '{sorted(unknown)[0]}', the modalities are {', '.join(names)}")

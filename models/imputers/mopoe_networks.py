@@ -58,6 +58,26 @@ class ImageDecoder(nn.Module):
         return self.decoder(z)
 
 
+class VectorPosterior(nn.Module):
+    """(B, features), a table of continuous columns; ours."""
+
+    def __init__(self, features: int, latent: int = 32, hidden: int = 256) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Linear(features, hidden), nn.ReLU())
+        self.mu, self.logvar = nn.Linear(hidden, latent), nn.Linear(hidden, latent)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.trunk(x)
+        return self.mu(h), self.logvar(h)
+
+
+class VectorDecoder(nn.Sequential):
+    """-> (B, features); ours."""
+
+    def __init__(self, features: int, latent: int = 32, hidden: int = 256) -> None:
+        super().__init__(nn.Linear(latent, hidden), nn.ReLU(), nn.Linear(hidden, features))
+
+
 # ---- MST -------------------------------------------------------------------------------------------------------------
 
 

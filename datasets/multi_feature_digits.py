@@ -1,0 +1,130 @@
+"""Six views of handwritten digits: vectors of 216, 76, 64, 6, 240 and 47 features of the same 2,000 images.
+
+UCI "Multiple Features" (https://archive.ics.uci.edu/dataset/72/multiple+features, CC BY 4.0), 200 digits of each
+class. Read are the files of the download (``mfeat-fac`` ..., numbers parted by blanks, class after class) or tables
+with a heading and the class in the last column (``mfeat-fac.csv`` ...). The six files list the digits in the same
+order. A view is a table of continuous columns, standardised by the training split.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from datasets.base import Modality
+from datasets.demo_text_image import ensure_demo
+from datasets.polymnist import CLASSES, stratified_split
+from datasets.source import Arrays, Source, SourcedDataModule, file_stats, sha256
+from utils.errors import UserError
+
+# view -> features: profile correlations, Fourier coefficients, Karhunen-Loeve coefficients, morphology, pixel averages,
+# Zernike moments
+VIEWS = {"fac": 216, "fou": 76, "kar": 64, "mor": 6, "pix": 240, "zer": 47}
+SHARES = {"train": 0.6, "val": 0.1, "test": 0.3}
+RECIPE_VERSION = 1
+
+
+def read_view(path: Path, features: int) -> tuple[np.ndarray, np.ndarray]:
+    """Values (N, ``features``) float32 and classes (N,) int64 of one file.
+
+    Raises:
+        UserError: unreadable, another number of columns, a value that is no finite number, or a class outside 0 to 9.
+    """
+    titled = path.suffix == ".csv"
+    try:
+        frame = pd.read_csv(path) if titled else pd.read_csv(path, sep=r"\s+", header=None)
+        values = frame.to_numpy(dtype=np.float64)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as numbers ({str(error).splitlines()[0]}): download it again") from None
+    if values.shape[1] != features + titled:
+        raise UserError(f"{path} has {values.shape[1]} columns, expected {features + titled}: download it again")
+    if not np.isfinite(values).all():
+        row = int(np.argwhere(~np.isfinite(values))[0, 0])
+        raise UserError(f"{path} holds no number in row {row + 1}: download it again")
+    if titled:
+        labels, values = values[:, -1], values[:, :-1]
+        bad = np.flatnonzero(~np.isin(labels, np.arange(CLASSES)))
+        if len(bad):
+            raise UserError(f"{path} holds the class {labels[bad[0]]:g} in row {bad[0] + 1}, expected 0 to 9")
+    elif len(values) % CLASSES or not len(values):
+        raise UserError(f"{path} has {len(values)} rows, not as many of each of {CLASSES} classes: download it again")
+    else:
+        labels = np.repeat(np.arange(CLASSES), len(values) // CLASSES)
+    return values.astype(np.float32), labels.astype(np.int64)
+
+
+class MultiFeatureDigits(SourcedDataModule):
+    """Six vectors of each digit: 1,200 / 200 / 600.
+
+    Args:
+        store: folder of the packed store.
+        root: folder with the six files.
+        split_seed: of the division of the digits, stratified by class.
+        demo: make and use a small stand-in beside ``root``.
+        **kwargs: see :class:`MultimodalDataModule`.
+    """
+
+    name = "MultiFeatureDigits"
+    modalities = [
+        Modality(view, "table", (n,), columns=tuple(f"{view}{i}" for i in range(n))) for view, n in VIEWS.items()
+    ]
+    class_names = [str(digit) for digit in range(CLASSES)]
+    task = "multiclass"
+
+    def __init__(
+        self, *, store: str, root: str | None = None, split_seed: int = 2025, demo: bool = False, **kwargs: Any
+    ) -> None:
+        super().__init__(store, **kwargs)
+        self.root = None if root is None else Path(root)
+        self.split_seed, self.demo = split_seed, demo
+
+    def find_source(self) -> Source:
+        """
+        Raises:
+            UserError: a file is absent; names it.
+        """
+        root = ensure_demo(self.root, make_views) if self.demo else self.root
+        files = {}
+        for view in VIEWS:
+            wanted = [] if root is None else [root / f"mfeat-{view}", root / f"mfeat-{view}.csv"]
+            there = [file for file in wanted if file.is_file()]
+            if not there:
+                raise UserError(
+                    f"no {wanted[0] if wanted else f'mfeat-{view}: dataset.root is null'} (.csv or without suffix): "
+                    "set dataset.root to the folder of UCI's Multiple Features, or (to try it) dataset.demo=true"
+                )
+            files[view] = there[0]
+        about = {"split_seed": self.split_seed, "recipe_version": RECIPE_VERSION}
+        return Source("folder", sha256([about, file_stats(files)]), about, lambda: self._read(files))
+
+    def _read(self, files: dict[str, Path]) -> dict[str, Arrays]:
+        content = {view: read_view(file, VIEWS[view]) for view, file in files.items()}
+        first = next(iter(VIEWS))
+        target = content[first][1]
+        for view, (_, labels) in content.items():
+            if len(labels) != len(target):
+                raise UserError(f"{files[view]} has {len(labels)} rows, {files[first]} {len(target)}: download both")
+            if (labels != target).any():
+                row = int(np.argmax(labels != target))
+                raise UserError(f"{files[view]} and {files[first]} differ in the class of row {row + 1}: download both")
+        sizes = [round(share * len(target)) for share in SHARES.values()]
+        parts = dict(zip(SHARES, stratified_split(target, tuple(sizes), self.split_seed)))
+        splits: dict[str, Arrays] = {split: {"target": target[rows]} for split, rows in parts.items()}
+        for view, (values, _) in content.items():
+            mean, deviation = values[parts["train"]].mean(0), values[parts["train"]].std(0)
+            scaled = (values - mean) / np.where(deviation > 0, deviation, 1)
+            for split, rows in parts.items():
+                splits[split][view] = scaled[rows].astype(np.float32)
+        return splits
+
+
+def make_views(folder: Path) -> None:
+    """A stand-in in the layout of the download: 20 vectors of each class around a random centre."""
+    rng = np.random.default_rng(0)
+    for view, features in VIEWS.items():
+        centres = rng.normal(size=(CLASSES, features))
+        values = np.repeat(centres, 20, axis=0) + rng.normal(size=(20 * CLASSES, features))
+        np.savetxt(folder / f"mfeat-{view}", values, fmt="%.5f")
