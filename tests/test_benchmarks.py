@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
+from datasets.multi_feature_digits import VIEWS
+from tests.benchmarks import methods
 from tests.benchmarks.__main__ import main
+from tests.benchmarks.methods import multiply_adds
 
 
 def test_benchmarks_run_in_a_tiny_setting(tmp_path: Path) -> None:
@@ -16,3 +21,26 @@ def test_benchmarks_run_in_a_tiny_setting(tmp_path: Path) -> None:
     differences = selection.agreement.str.extract(r"difference (\S+)$")[0].astype(float)
     assert (differences < 1e-4).all()
     assert {"Gaussian stage, tensors given", "Gaussian stage, data path included", "training"} <= set(table.what)
+
+
+def test_multiply_adds_are_those_of_the_formula() -> None:
+    layer, x = torch.nn.Linear(3, 5), torch.randn(7, 3)
+    assert multiply_adds(lambda: layer(x)) == 7 * 3 * 5
+    # Backward of a linear map: one product for the weight, one for the input.
+    assert multiply_adds(lambda: layer(x.requires_grad_()).sum().backward()) == 3 * 7 * 3 * 5
+
+
+def test_costs_of_methods_in_a_tiny_setting(tmp_path: Path) -> None:
+    paths = [f"paths.data={tmp_path}", f"paths.output={tmp_path}", "dataset.demo=true"]
+    models = "DyMo,ModDrop,Multimodal_CONCAT,LogitAverage,QMF"
+    table = methods.main(
+        ["--tiny", "--models", models, "--out", str(tmp_path / "c.csv"), "dataset=MultiFeatureDigits", *paths]
+    ).set_index("model")
+    assert list(table.index) == models.split(",") and (table > 0).all(axis=None)
+    # Two layers to 128 and 64 units a view, and a head on each of the six vectors.
+    features = list(VIEWS.values())
+    encoders = sum(128 * (f + 64) for f in features)
+    assert table.multiply_adds_complete["LogitAverage"] == encoders + 6 * 64 * 10
+    assert table.parameters["QMF"] == encoders + 6 * (128 + 64) + 6 * (64 + 1) * 10
+    # Recoveries and candidates cost what a plain transformer does not need.
+    assert table.multiply_adds_incomplete["DyMo"] > 1.5 * table.multiply_adds_incomplete["ModDrop"]

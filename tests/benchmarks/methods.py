@@ -1,0 +1,164 @@
+"""``python -m tests.benchmarks.methods [--tiny] [--untrained] [--models A,B] [--out FILE] [overrides of run.py]``
+
+What each method costs on one data set: parameters, multiply-adds a sample (counted by PyTorch: matrix products,
+convolutions, attention) and samples a second, of a training step at the method's batch size, and of inference on rows
+with all modalities and on rows of which as many miss 0, 1, ... M-1. All methods take turns in one run, medians. The
+weights are those of the runs that the overrides name (``name=baselines``), or with ``--untrained`` random ones; costs
+depend on them where a method decides row by row. Of a method on parts that are trained before it, training is its own
+step only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from datasets.base import Batch, MultimodalDataModule
+from gaussian_parameter_generation.estimate import estimate
+from models.base import IncompleteClassifier
+from models.baselines.base import Completed, RowMemory
+from models.dymo.dymo import DyMo
+from models.dymo.dynamic_transformer import DynamicTransformer
+from tests.benchmarks.__main__ import alternate
+from trainers.context import Context, open_run
+from trainers.evaluate import Method, load_method
+from utils.build import build_imputer, build_selection
+from utils.errors import UserError
+from utils.validate import CONFIGS
+
+log = logging.getLogger("benchmarks")
+LEFT_OUT = {"Unimodal": "sees one modality", "CMVAE_Classification": "needs imputer=CMVAE"}
+
+
+def multiply_adds(call: Callable[[], Any]) -> float:
+    """Multiply-adds of a call: half of the floating-point operations that PyTorch counts."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops() / 2
+
+
+@dataclass
+class Candidate:
+    """A method ready to be measured: its classifier for a training step, the whole of it for inference."""
+
+    name: str
+    classifier: IncompleteClassifier
+    whole: Method
+    step: Batch
+
+    @property
+    def parameters(self) -> int:
+        """Of everything that inference needs."""
+        imputers = self.whole._imputer if isinstance(self.whole, Completed | DyMo) else []
+        modules = [self.whole, *(part for part in imputers if isinstance(part, torch.nn.Module))]
+        return sum(p.numel() for module in modules for p in module.parameters())
+
+    def train(self) -> None:
+        self.classifier.train().zero_grad()
+        self.classifier.training_step(self.step, 0).backward()
+
+    def predict(self, batch: Batch) -> None:
+        with torch.inference_mode():
+            self.whole(batch)
+
+
+def candidate(context: Context, data: MultimodalDataModule, untrained: bool) -> Candidate:
+    """
+    Raises:
+        UserError: no trained weights.
+    """
+    cfg, context.__dict__["data"] = context.cfg, data
+    torch.manual_seed(0)
+    if untrained and context.imputer_needs_weights:
+        imputer = build_imputer(cfg, data)
+        context.load_imputer = lambda: imputer  # type: ignore[method-assign]
+    classifier = context.build() if untrained else context.load_model()
+    if not untrained:
+        whole = load_method(context)
+    elif isinstance(classifier, DynamicTransformer) and context.selects:
+        parameters = estimate(classifier.eval(), [data.rows("train", spread(data, "train", 128))], progress=False)
+        whole = DyMo(classifier, context.load_imputer(), parameters, build_selection(cfg))
+    else:
+        whole = Completed(classifier, context.load_imputer()) if context.completes else classifier
+    whole.eval()
+    # A network of its own for the training step: inference keeps its weights and its mode.
+    learner = context.build()
+    learner.log_losses = lambda *_: None  # type: ignore[method-assign]
+    if isinstance(learner, RowMemory):
+        learner.memory = torch.zeros(len(data.split("train")), learner.memory_width or len(data.modalities))
+    if isinstance(learner, DynamicTransformer):
+        learner.on_train_epoch_start()
+    step = data.rows("train", spread(data, "train", context.trainable.training.batch_size)).replace(complete=True)
+    return Candidate(cfg.model.name, learner, whole, step)
+
+
+def spread(data: MultimodalDataModule, split: str, rows: int) -> np.ndarray:
+    """Row numbers from all over a split, which is sorted by class."""
+    n = len(data.split(split))
+    return np.linspace(0, n - 1, min(rows, n)).astype(int)
+
+
+def incomplete(data: MultimodalDataModule, rows: int) -> Batch:
+    """Rows of the test split that miss 0 to M-1 modalities, as many of each."""
+    batch = data.rows("test", spread(data, "test", rows))
+    m = len(data.modalities)
+    order = torch.rand(len(batch), m, generator=torch.Generator().manual_seed(0)).argsort(1)
+    return batch.replace(missing=order < (torch.arange(len(batch)) % m)[:, None], complete=False)
+
+
+def main(arguments: Sequence[str] | None = None) -> pd.DataFrame:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tiny", action="store_true", help="random weights, few rows, one repeat")
+    parser.add_argument("--untrained", action="store_true")
+    parser.add_argument("--models", help="names by comma; all that suit the data where absent")
+    parser.add_argument("--out", type=Path, default=Path("outputs/method_costs.csv"))
+    parser.add_argument("overrides", nargs="*")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    every = sorted(file.stem for file in (CONFIGS / "model").glob("*.yaml") if file.stem not in LEFT_OUT)
+    rows, repeats, untrained = (24, 1, True) if options.tiny else (512, 5, options.untrained)
+    first = open_run("model=ModDrop", *options.overrides)
+    data = first.data
+    data.prepare()
+    candidates = []
+    for name in options.models.split(",") if options.models else every:
+        try:
+            candidates.append(candidate(open_run(f"model={name}", *options.overrides), data, untrained))
+        except UserError as error:
+            log.warning("%s left out: %s", name, error)
+    whole = data.rows("test", spread(data, "test", rows)).replace(complete=True)
+    some = incomplete(data, rows)
+    training = alternate(repeats, **{c.name: c.train for c in candidates})
+    complete = alternate(repeats, **{c.name: (lambda c=c: c.predict(whole)) for c in candidates})
+    partly = alternate(repeats, **{c.name: (lambda c=c: c.predict(some)) for c in candidates})
+    frame = pd.DataFrame(
+        {
+            "model": c.name,
+            "parameters": c.parameters,
+            "training_multiply_adds": multiply_adds(c.train) / len(c.step),
+            "multiply_adds_complete": multiply_adds(lambda c=c: c.predict(whole)) / len(whole),
+            "multiply_adds_incomplete": multiply_adds(lambda c=c: c.predict(some)) / len(some),
+            "training_samples_per_second": len(c.step) / training[c.name],
+            "samples_per_second_complete": len(whole) / complete[c.name],
+            "samples_per_second_incomplete": len(some) / partly[c.name],
+        }
+        for c in candidates
+    )
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    frame.to_csv(options.out, index=False)
+    shown = frame.assign(**{k: frame[k] / 1e6 for k in frame if "multiply_adds" in k or k == "parameters"})
+    print("parameters and multiply-adds in millions\n" + shown.round(2).to_markdown(index=False))
+    return frame
+
+
+if __name__ == "__main__":
+    main()
