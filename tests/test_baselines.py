@@ -417,15 +417,32 @@ def run_of(method: str) -> list[str]:
     return [*METHODS[method], *(RUN[:1] if method in ONLY else RUN)]
 
 
+@pytest.fixture
+def vectors(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., DictConfig]:
+    """As ``composed``, on six vectors, which take a tenth of the time of five pictures."""
+    folder = tmp_path_factory.getbasetemp() / "vectors"
+    common = [
+        "dataset=MultiFeatureDigits",
+        "dataset.demo=true",
+        f"dataset.root={folder / 'raw'}",
+        "trainer=cpu",
+        "dataset.low=0.3",
+    ]
+    common += [f"paths.cache={folder / 'cache'}", f"paths.output={tmp_path / 'out'}"]
+    common += ["trainer.enable_progress_bar=false", "imputer.quality.judge_epochs=1"]
+    return lambda *overrides: configure(*common, *overrides)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_the_default_stages_run_and_resume(
-    composed: Callable[..., DictConfig],
+    request: pytest.FixtureRequest,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     method: str,
 ) -> None:
     """From data to results; interrupted and continued, the weights are those of an uninterrupted run."""
+    composed = request.getfixturevalue("composed" if method in ONLY else "vectors")
     overrides = [f"model={method}", *run_of(method), "model.training.max_epochs=3"]
     imputes = composed(*overrides).model.use_imputer or method in ONLY
     overrides += [] if imputes else ["missing.train=random_0.2"]  # imputers learn from complete data
@@ -464,7 +481,7 @@ def test_the_default_stages_run_and_resume(
     a, b = ({**end["state_dict"], "row_memory": end.get("row_memory", torch.zeros(0))} for end in ends)
     assert all(state["last_epoch"] == 3 for state in ends[0]["lr_schedulers"])
     hidden = context.data.mask("train", context.data.missing_train)
-    assert int((a["row_memory"] > 0).sum()) == (0 if method != "QMF" else 300 - int(hidden.sum()))
+    assert int((a["row_memory"] > 0).sum()) == (0 if method != "QMF" else int((~hidden).sum()))
     assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
