@@ -35,11 +35,14 @@ Transform = Callable[[dict[str, Tensor], torch.Generator | None], dict[str, Tens
 class Modality:
     """One input of a data set. Its position in the data set's list is its column in ``missing``.
 
-    A text has the shape (L, symbols): stored as uint8 codes (N, L), one-hot rows in a batch.
+    A text of characters has the shape (L, symbols): stored as uint8 codes (N, L), one-hot rows in a batch. A text of
+    tokens has the shape (L,): stored as int32 ids (N, L), int64 in a batch, padding and nothing else is 0
+    (``datasets/tokens.py``).
 
     Attributes:
         cardinalities: levels of the leading, categorical columns of a table; the rest is continuous.
         columns: names of the columns of a table.
+        vocabulary: number of ids of a text of tokens.
     """
 
     name: str
@@ -47,6 +50,7 @@ class Modality:
     shape: tuple[int, ...]
     cardinalities: tuple[int, ...] = ()
     columns: tuple[str, ...] = ()
+    vocabulary: int | None = None
 
 
 @dataclass
@@ -54,7 +58,8 @@ class Batch:
     """A mini-batch.
 
     Attributes:
-        inputs: name -> float tensor (B, *modality.shape). The content of a missing modality is arbitrary.
+        inputs: name -> float tensor (B, *modality.shape), int64 of a text of tokens. The content of a missing modality
+            is arbitrary.
         missing: (B, M) bool, True = missing.
         target: (B,) int64, or (B, C) float for multi-label tasks.
         index: (B,) int64, the row in the split's sorted order.
@@ -259,6 +264,8 @@ class PackedLoader:
             x = self._to_device(self.arrays[m.name].index_select(0, source))
             if m.kind == "text" and x.dtype == torch.uint8:
                 x = one_hot(x, m.shape[-1])
+            elif m.kind == "text" and not x.is_floating_point():
+                x = x.long()
             x = x.float().div_(255) if x.dtype == torch.uint8 else x
             if m.kind == "image" and self.device.type == "cpu":
                 x = x.contiguous(memory_format=torch.channels_last)  # convolutions on the CPU are faster so
@@ -418,7 +425,8 @@ class MultimodalDataModule(pl.LightningDataModule):
     def masks(self, split: str, scenario: Scenario) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """The mask of a scenario on a split, and the missing cells of its tables.
 
-        Cells that the source never had (:meth:`natural_cells`) are missing under every scenario. A row that keeps
+        Cells and rows that the source never had (:meth:`natural_cells`, :meth:`natural_rows`) are missing under every
+        scenario; a row that lacks a modality keeps the others where a scenario would leave it nothing. A row that keeps
         nothing but its incomplete table keeps that as present, with the stored content (training mean, commonest level)
         in its gaps: a mask has no other way to say 'only some cells are there'.
 
@@ -438,7 +446,16 @@ class MultimodalDataModule(pl.LightningDataModule):
             missing = np.zeros((n, len(self.modalities)), dtype=bool)
             missing[:, column] = cells[table.name].any(1)
         else:
-            missing = scenario.generate(n, self.modality_names, seed=seed)
+            missing = scenario.generate(n, self.modality_names, seed=seed, kinds=[m.kind for m in self.modalities])
+        absent = np.zeros_like(missing)
+        for name, rows in self.natural_rows(split).items():
+            absent[:, self.modality_names.index(name)] = rows
+        if (alone := (missing | absent).all(1) & ~missing.all(1)).any():
+            log.info(
+                "%s, split %s: %d rows keep the only modality that they have", scenario.name, split, int(alone.sum())
+            )
+            missing[alone] = False
+        missing |= absent
         for name, gaps in self.natural_cells(split).items():
             column = self.modality_names.index(name)
             if name in cells:
@@ -482,6 +499,16 @@ class MultimodalDataModule(pl.LightningDataModule):
             if m.kind == "table" and packed.has(f"{m.name}_missing"):
                 found[m.name] = packed.read(f"{m.name}_missing").numpy()
         return found
+
+    def natural_rows(self, split: str) -> dict[str, np.ndarray]:
+        """Rows for which the source has no content: modality name -> (N,) bool; only modalities with such rows."""
+        packed = self.split(split)
+        names = [m.name for m in self.modalities if packed.has(f"{m.name}_absent")]
+        return {name: packed.read(f"{name}_absent").numpy() for name in names}
+
+    def pixels(self, name: str, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) of a batch as they can be shown, in [0, 1]."""
+        return images.clamp(0, 1)
 
     def column_ranking(self, table: Modality) -> list[int]:
         """Columns of a table by impurity importance of a forest on all training rows, the most important first.

@@ -23,17 +23,9 @@ import numpy as np
 import pandas as pd
 
 from datasets.base import SPLITS
-from datasets.image_table import (
-    Coded,
-    Content,
-    ImageTableModule,
-    check_columns,
-    file_digest,
-    read_cardinalities,
-    read_csv,
-    read_prepared,
-)
-from datasets.source import Source
+from datasets.csv_rows import check_columns, read_csv
+from datasets.image_table import Coded, Content, ImageTableModule, read_cardinalities, read_prepared
+from datasets.source import Source, file_digest
 from utils.errors import UserError
 
 log = logging.getLogger(__name__)

@@ -7,8 +7,6 @@ fitted (levels, means, standard deviations) is fitted on the training split. Ima
 
 from __future__ import annotations
 
-import difflib
-import hashlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -19,8 +17,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from datasets.base import SPLITS, Modality, Transform
-from datasets.images import ImageReader, decode_images
+from datasets.base import Modality, Transform
+from datasets.csv_rows import CsvRows, counted
+from datasets.images import ImageReader, check_sides, decode_images
 from datasets.source import Source, SourcedDataModule, sha256
 from datasets.transforms import ColumnPool, ImageTableTransform, JointAugmentation
 from utils.errors import UserError
@@ -94,11 +93,7 @@ class ImageTableModule(SourcedDataModule):
         super().__init__(store, **kwargs)
         self.side, self.stored_side, self.channels = side, stored_side or side, channels
         self.augmentation, self.natural_missing = augmentation, natural_missing
-        if side < 1 or self.stored_side < side:
-            raise UserError(
-                f"dataset.side={side}, dataset.stored_side={stored_side}: sides are positive, and images are stored no "
-                "smaller than they are used"
-            )
+        check_sides(side, self.stored_side)
         if channels not in (1, 3):
             raise UserError(f"dataset.channels={channels}: must be 3 or 1")
         if natural_missing not in ("keep", "fill"):
@@ -109,16 +104,10 @@ class ImageTableModule(SourcedDataModule):
         signature = sha256([PACKING_VERSION, kind, settings, self.stored_side, self.channels])
         return Source(kind, signature, {}, load)
 
-    def _meta(self) -> dict[str, Any]:
-        meta = self.store.meta()
-        if meta is None:
-            raise UserError(f"no packed data in {self.store.folder}: run the stage 'prepare' first (stages=[prepare])")
-        return meta
-
     @property
     def modalities(self) -> list[Modality]:  # type: ignore[override]
         """Image and table; the columns of the table are known once the data are packed."""
-        meta = self._meta()
+        meta = self.packed_meta()
         return [
             Modality(self.image_name, "image", (self.channels, self.side, self.side)),
             Modality(
@@ -132,7 +121,7 @@ class ImageTableModule(SourcedDataModule):
 
     @property
     def class_names(self) -> list[str]:  # type: ignore[override]
-        return list(self._meta()["class_names"])
+        return list(self.packed_meta()["class_names"])
 
     def natural_cells(self, split: str) -> dict[str, np.ndarray]:
         return {} if self.natural_missing == "fill" else super().natural_cells(split)
@@ -231,78 +220,28 @@ def check_content(content: Content) -> None:
         raise UserError(f"there is no training split (only {', '.join(content.splits)}): nothing can be learned")
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's content."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 # ----------------------------------------------------------------------------------------------------- a user's own CSV
 
 
-class ImageTable(ImageTableModule):
+class ImageTable(CsvRows, ImageTableModule):
     """An image and a table row a sample, from one CSV file with a header; no Python needed (``docs/extending.md``).
 
     Args:
-        store: folder of the packed store.
-        csv: the table.
-        image: column with the name of the image file.
-        images: folder that these names start from; None = that of the CSV file.
-        image_suffix: what to append to the names, for example ``.jpg``.
-        label: column of the label, or (multi-label) a list of columns with 1, 0 and, for 'no label', -1 or nothing.
-        classes: values of the label column in the order of the class numbers; for multi-label unused.
         categorical: column -> its levels in order, or None = the values of the training split, sorted.
         continuous: columns of numbers, standardised with mean and standard deviation of the training split.
-        missing_values: cells that mean 'not there', besides empty ones.
         unseen: a categorical value that is no level is refused (``refuse``) or counts as missing (``missing``).
-        split: column that names the split of each row, None = drawn.
-        split_values: split -> its value (or list of values) in that column.
-        fractions: of train, val and test where they are drawn; they add up to 1.
-        stratify: draw with the class shares of the whole (not for multi-label).
-        group: column whose equal values must stay in one split, a patient for example.
-        split_seed: of the draw.
-        **kwargs: see :class:`ImageTableModule`.
+        **kwargs: see :class:`CsvRows` and :class:`ImageTableModule`.
     """
 
     def __init__(
         self,
         *,
-        store: str,
-        name: str,
-        csv: str | None,
-        image: str,
-        label: str | Sequence[str],
         categorical: Mapping[str, Sequence[Any] | None] | None = None,
         continuous: Sequence[str] = (),
-        classes: Sequence[Any] | None = None,
-        images: str | None = None,
-        image_suffix: str = "",
-        missing_values: Sequence[Any] = (),
         unseen: str = "refuse",
-        split: str | None = None,
-        split_values: Mapping[str, Any] | None = None,
-        fractions: Sequence[float] = (0.7, 0.1, 0.2),
-        stratify: bool = True,
-        group: str | None = None,
-        split_seed: int = 2025,
         **kwargs: Any,
     ) -> None:
-        super().__init__(store, **kwargs)
-        self.name = name
-        if csv is None:
-            raise UserError("dataset.csv=null: give the CSV file of the table")
-        self.csv, self.image, self.image_suffix = Path(csv), image, image_suffix
-        self.images = Path(images) if images else self.csv.parent
-        self.labels = [label] if isinstance(label, str) else [str(column) for column in label]
-        if isinstance(label, str):
-            if not classes:
-                raise UserError(
-                    f"dataset.classes is empty: list the values of column '{label}' in the order of classes"
-                )
-            self.classes = [str(value) for value in classes]
-            self.task = "binary" if len(self.classes) == 2 else "multiclass"
-        else:
-            self.classes, self.task = self.labels, "multilabel"
+        super().__init__(**kwargs)
         self.categorical = {
             str(column): None if levels is None else [str(level) for level in levels]
             for column, levels in (categorical or {}).items()
@@ -312,16 +251,7 @@ class ImageTable(ImageTableModule):
             if twice:
                 raise UserError(f"dataset.categorical.{column} lists '{twice[0]}' twice: every level once")
         self.continuous = [str(column) for column in continuous]
-        self.missing_values = ["", *map(str, missing_values)]
-        self.unseen, self.split_column, self.group = unseen, split, group
-        self.split_values: dict[str, list[str]] = {}
-        for key, value in (split_values or {}).items():
-            values = [value] if isinstance(value, str | int) else value
-            self.split_values[str(key)] = [str(v) for v in values]
-        self.fractions, self.stratify, self.split_seed = [float(f) for f in fractions], stratify, split_seed
-        self._check_options()
-
-    def _check_options(self) -> None:
+        self.unseen = unseen
         columns = [*self.categorical, *self.continuous]
         if not columns:
             raise UserError("dataset.categorical and dataset.continuous are empty: name at least one column")
@@ -329,120 +259,29 @@ class ImageTable(ImageTableModule):
             raise UserError(f"column '{double[0]}' is both categorical and continuous: name it once")
         if leaks := sorted(set(columns) & set(self.labels)):
             raise UserError(f"column '{leaks[0]}' is a label and an input: take it out of the inputs")
-        if len(set(self.classes)) < len(self.classes):
-            raise UserError(f"dataset.classes names a class twice: {', '.join(self.classes)}")
         if self.unseen not in ("refuse", "missing"):
             raise UserError(f"dataset.unseen={self.unseen}: must be refuse or missing")
-        if unknown := sorted(set(self.split_values) - set(SPLITS)):
-            raise UserError(f"dataset.split_values: unknown split '{unknown[0]}', known are {', '.join(SPLITS)}")
-        if len(self.fractions) != 3 or min(self.fractions) < 0 or abs(sum(self.fractions) - 1) > 1e-6:
-            raise UserError(
-                f"dataset.fractions={self.fractions}: give three shares (train, val, test) that add up to 1"
-            )
 
     def find_source(self) -> Source:
-        if not self.csv.is_file():
-            raise UserError(f"there is no table {self.csv}: set dataset.csv to your CSV file")
         settings = {
-            "csv": file_digest(self.csv),
-            "image": [self.image, self.image_suffix],
-            "labels": self.labels,
-            "classes": self.classes,
+            **self.row_settings(),
             "categorical": list(self.categorical.items()),
             "continuous": self.continuous,
-            "missing_values": self.missing_values,
             "unseen": self.unseen,
-            "split": [self.split_column, self.split_values],
-            "drawn": [self.fractions, self.stratify, self.group, self.split_seed],
         }
         return self._source("csv", settings, self._load)
 
     def _load(self) -> Content:
-        frame = read_csv(self.csv)
-        needed = [self.image, *self.labels, *self.categorical, *self.continuous, self.split_column, self.group]
-        check_columns(frame, [c for c in needed if c], self.csv)
-        missing = frame.isin(self.missing_values)
-        target = self._target(frame, missing)
-        self._refuse(missing[self.image], f"rows without an image name in column '{self.image}'")
-        rows = self._split_rows(frame, target)
-        table, gaps, levels, scaling = self._code(frame, missing, rows)
-        files = [self.images / f"{name}{self.image_suffix}" for name in frame[self.image]]
+        rows = self.read_rows([*self.categorical, *self.continuous])
+        table, gaps, levels, scaling = self._code(rows.frame, rows.missing, rows.splits)
+        names = rows.frame[self.image].to_numpy(str)
         parts = {
-            split: Coded(table[r], target[r], [files[i] for i in r], frame[self.image].to_numpy(str)[r], gaps[r])
-            for split, r in rows.items()
+            split: Coded(table[r], rows.target[r], [rows.images[i] for i in r], names[r], gaps[r])
+            for split, r in rows.splits.items()
         }
-        if split_names := [s for s in SPLITS if s not in parts]:
-            log.warning("%s has no rows for %s", self.csv, " and ".join(split_names))
-        homes = Counter(name for r in rows.values() for name in set(frame[self.image].iloc[r]))
-        crossing = [name for name, splits in homes.items() if splits > 1]
-        if crossing:
-            log.warning(
-                "%d images stand in more than one split (%s): what is tested was partly seen in training",
-                len(crossing),
-                crossing[0],
-            )
-        about = {"csv": str(self.csv), "levels": levels, "scaling": scaling}
-        return Content(
-            [*self.categorical, *self.continuous], [len(v) for v in levels.values()], self.classes, parts, about
-        )
-
-    def _refuse(self, bad: pd.Series | np.ndarray, what: str, mend: str = "mend or remove these rows") -> None:
-        bad = np.asarray(bad)
-        if bad.any():
-            # Counted from 1, without the header.
-            raise UserError(f"{self.csv}: {int(bad.sum())} {what} (the first in row {int(bad.argmax()) + 1}): {mend}")
-
-    def _target(self, frame: pd.DataFrame, missing: pd.DataFrame) -> np.ndarray:
-        if self.task != "multilabel":
-            column = frame[self.labels[0]]
-            self._refuse(missing[self.labels[0]], f"rows without a label in column '{self.labels[0]}'")
-            unknown = ~column.isin(self.classes)
-            found = ", ".join(f"'{v}' ({n})" for v, n in Counter(column[unknown]).most_common(3))
-            self._refuse(
-                unknown,
-                f"labels in column '{self.labels[0]}' are outside dataset.classes, {found}",
-                f"known are {', '.join(self.classes[:10])}; add the class, or remove these rows",
-            )
-            return column.map({name: i for i, name in enumerate(self.classes)}).to_numpy(np.int64)
-        target = np.full((len(frame), len(self.labels)), -1, dtype=np.float32)
-        for j, name in enumerate(self.labels):
-            values = pd.to_numeric(frame[name], errors="coerce")
-            here = ~missing[name]
-            self._refuse(
-                here & ~values.isin([1, 0, -1]), f"labels in column '{name}' are outside 1, 0 and -1 (no label)"
-            )
-            target[here, j] = values[here]
-        return target
-
-    def _split_rows(self, frame: pd.DataFrame, target: np.ndarray) -> dict[str, np.ndarray]:
-        groups = None if self.group is None else frame[self.group].to_numpy(str)
-        if self.split_column is None:
-            labels = target if self.stratify and target.ndim == 1 else None
-            names = self.classes if labels is not None else None
-            parts = draw_split(len(frame), labels, groups, self.fractions, self.split_seed, names)
-            rows = dict(zip(SPLITS, parts))
-        else:
-            column = frame[self.split_column]
-            known = [v for values in self.split_values.values() for v in values]
-            unknown = ~column.isin(known)
-            found = ", ".join(f"'{v}' ({n})" for v, n in Counter(column[unknown]).most_common(3))
-            self._refuse(
-                unknown,
-                f"values in column '{self.split_column}' name no split, {found}",
-                f"known are {', '.join(known)}; set dataset.split_values",
-            )
-            rows = {s: np.flatnonzero(column.isin(values)) for s, values in self.split_values.items()}
-            if groups is not None:
-                homes: dict[str, set[str]] = {}
-                for split, r in rows.items():
-                    for name in set(groups[r]):
-                        homes.setdefault(name, set()).add(split)
-                if crossing := [name for name, splits in homes.items() if len(splits) > 1]:
-                    raise UserError(
-                        f"{self.csv}: {len(crossing)} values of '{self.group}' stand in more than one split (the first "
-                        f"is {crossing[0]}): mend column '{self.split_column}'"
-                    )
-        return {split: r for split, r in rows.items() if len(r)}
+        about = {"csv": str(self.csv), "levels": levels, "scaling": scaling, "left_out": rows.left_out}
+        columns = [*self.categorical, *self.continuous]
+        return Content(columns, [len(v) for v in levels.values()], rows.class_names, parts, about)
 
     def _code(
         self, frame: pd.DataFrame, missing: pd.DataFrame, rows: Mapping[str, np.ndarray]
@@ -460,9 +299,9 @@ class ImageTable(ImageTableModule):
             levels[name] = given or sorted(set(seen))
             unseen = ~np.isin(values, levels[name]) & ~gaps[:, j]
             if self.unseen == "refuse":
-                found = ", ".join(f"'{v}' ({n})" for v, n in Counter(values[unseen]).most_common(3))
+                found = counted(values[unseen])
                 origin = "dataset.categorical lists" if given else "the training split has"
-                self._refuse(
+                self.refuse(
                     unseen,
                     f"values in column '{name}' are none of the {len(levels[name])} that {origin}, {found}",
                     "list them in dataset.categorical, or set dataset.unseen=missing",
@@ -481,8 +320,8 @@ class ImageTable(ImageTableModule):
         for j, name in enumerate(self.continuous, len(self.categorical)):
             numbers = pd.to_numeric(frame[name], errors="coerce").to_numpy(np.float64, copy=True)
             wrong = ~np.isfinite(numbers) & ~gaps[:, j]
-            found = ", ".join(f"'{v}' ({n})" for v, n in Counter(frame[name][wrong]).most_common(3))
-            self._refuse(
+            found = counted(frame[name][wrong])
+            self.refuse(
                 wrong,
                 f"cells in column '{name}' are no numbers, {found}",
                 "mend them, name them in dataset.missing_values, or make the column categorical",
@@ -496,92 +335,6 @@ class ImageTable(ImageTableModule):
             scaling[name] = [mean, deviation or 1.0]
             table[:, j] = np.where(gaps[:, j], 0.0, (numbers - mean) / (deviation or 1.0))
         return table, gaps, levels, scaling
-
-
-def read_csv(path: Path) -> pd.DataFrame:
-    """All cells as text, stripped; column names stripped.
-
-    Raises:
-        UserError: it cannot be read as a table.
-    """
-    try:
-        frame = pd.read_csv(
-            path, dtype=str, keep_default_na=False, skipinitialspace=True, encoding="utf-8-sig", low_memory=False
-        )
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path} cannot be read as CSV ({str(error).splitlines()[0]}): give a comma-separated table"
-        ) from None
-    frame.columns = [str(c).strip() for c in frame.columns]
-    if not len(frame):
-        raise UserError(f"{path} has a header and no rows")
-    return frame.apply(lambda column: column.str.strip())
-
-
-def check_columns(frame: pd.DataFrame, needed: Sequence[str], path: Path) -> None:
-    """
-    Raises:
-        UserError: the columns that are not there, with the nearest that are.
-    """
-    absent = [c for c in dict.fromkeys(needed) if c not in frame.columns]
-    if absent:
-        near = difflib.get_close_matches(absent[0], list(frame.columns), 1)
-        hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(frame.columns[:20])}"
-        raise UserError(f"{path} lacks {len(absent)} of {len(set(needed))} columns: {', '.join(absent)}; {hint}")
-
-
-def draw_split(
-    n: int,
-    labels: np.ndarray | None,
-    groups: np.ndarray | None,
-    fractions: Sequence[float],
-    seed: int,
-    class_names: Sequence[str] | None = None,
-) -> list[np.ndarray]:
-    """Row numbers of disjoint parts, each sorted.
-
-    Args:
-        labels: (N,) to keep the class shares in every part; a group counts with its commonest label. None = do not.
-        groups: (N,), rows of one value stay together; the fractions are then of groups. None = every row is its own.
-        fractions: of the parts; they add up to 1.
-
-    Raises:
-        UserError: a class is too rare to be in every part.
-    """
-    from sklearn.model_selection import train_test_split
-
-    if groups is None:
-        member = units = np.arange(n)
-    else:
-        units, member = np.unique(groups, return_inverse=True)
-    unit_labels = None
-    if labels is not None:
-        table = np.zeros((len(units), int(labels.max()) + 1), dtype=np.int64)
-        np.add.at(table, (member, labels), 1)
-        unit_labels = table.argmax(1)
-    wanted = [f for f in fractions if f > 0]
-    rest, parts = np.arange(len(units)), []
-    remaining = 1.0
-    for fraction in wanted[:-1]:
-        size = round(len(rest) * fraction / remaining)
-        remaining -= fraction
-        strata = None if unit_labels is None else unit_labels[rest]
-        try:
-            part, rest = train_test_split(
-                rest, train_size=size, test_size=len(rest) - size, stratify=strata, random_state=seed
-            )
-        except ValueError as error:
-            counts = np.bincount(unit_labels) if unit_labels is not None else np.zeros(1, dtype=np.int64)
-            rare = int(np.where(counts > 0, counts, counts.max() + 1).argmin())
-            what = f"class {class_names[rare] if class_names else rare} has {counts[rare]}"
-            raise UserError(
-                f"cannot divide {len(units)} {'rows' if groups is None else 'groups'} into {len(wanted)} parts with "
-                f"the class shares of the whole ({what}; {str(error).splitlines()[0]}): give more rows, leave the "
-                "class out, or set dataset.stratify=false"
-            ) from None
-        parts.append(part)
-    chosen = iter([*parts, rest])
-    return [np.flatnonzero(np.isin(member, next(chosen))) if f > 0 else np.zeros(0, dtype=np.int64) for f in fractions]
 
 
 # ------------------------------------------------------------------------------------------- files that TIP prepared

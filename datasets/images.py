@@ -22,7 +22,7 @@ CHUNK = 512  # images between two notes of progress
 
 @dataclass(frozen=True)
 class ImageReader:
-    """Image file -> (channels, side, side) uint8; the aspect ratio is not kept.
+    """Image file -> (channels, side, side) uint8.
 
     ``.npy`` files hold (H, W, channels) or (H, W), uint8 or floats in [0, 1]; all others are opened with Pillow, as
     grey (1 channel) or RGB (3).
@@ -31,6 +31,8 @@ class ImageReader:
         side, channels: of the array.
         box: left, upper, right, lower edge of the part to take, None = all.
         resample: how it is brought to its size.
+        fit: ``stretch`` takes all of it, whatever its aspect ratio; ``crop`` the central square, as scaling the shorter
+            side and cropping the centre do.
 
     Raises:
         any of UNREADABLE: when called, on a file that cannot be read or is smaller than the box.
@@ -40,6 +42,7 @@ class ImageReader:
     channels: int = 3
     box: tuple[int, int, int, int] | None = None
     resample: Image.Resampling = Image.Resampling.BILINEAR
+    fit: str = "stretch"
 
     def __call__(self, path: Path) -> np.ndarray:
         if path.suffix == ".npy":
@@ -52,6 +55,11 @@ class ImageReader:
         if width < box[2] or height < box[3]:
             raise ValueError(f"{width}x{height} pixels, at least {box[2]}x{box[3]} are needed")
         size = (self.side, self.side)
+        if self.fit == "crop":
+            margin = (box[2] - box[0] - (box[3] - box[1])) / 2
+            x, y = max(margin, 0), max(-margin, 0)
+            square = (box[0] + x, box[1] + y, box[2] - x, box[3] - y)
+            return np.stack([np.asarray(plane.resize(size, self.resample, box=square)) for plane in planes])
         return np.stack([np.asarray(plane.crop(box).resize(size, self.resample)) for plane in planes])
 
     def _planes(self, array: np.ndarray) -> tuple[Image.Image, ...]:
@@ -64,6 +72,18 @@ class ImageReader:
                 raise ValueError("values outside [0, 1]")
             array = np.round(array.astype(np.float32) * 255).astype(np.uint8)
         return tuple(Image.fromarray(np.ascontiguousarray(plane)) for plane in array.transpose(2, 0, 1))
+
+
+def check_sides(side: int, stored_side: int) -> None:
+    """
+    Raises:
+        UserError: images cannot be stored at one side and used at the other.
+    """
+    if side < 1 or stored_side < side:
+        raise UserError(
+            f"dataset.side={side}, dataset.stored_side={stored_side}: sides are positive, and images are stored no "
+            "smaller than they are used"
+        )
 
 
 def load_images(paths: Sequence[Path], read: ImageReader, what: str = "images") -> np.ndarray:

@@ -12,8 +12,11 @@ A scenario has a name that can stand in a table, a file name and a command line:
 ``table_feature_0.7``  the same random 70 % of its columns in every row
 ``table_MI_0.7``       the most important 70 % of its columns by a random forest (``table_most_important_0.7`` reads the
                        same); ``table_LI_0.7`` the least important
+``image_text_both_0.7``  35 % of the rows lack the text, 35 % the image (MAP's generator, bit for bit)
+``image_text_text_0.7``  70 % lack the text; ``image_text_image_0.7`` the image. Audio and video count as these two
 ``file:masks.csv``     a mask file of the original DyMo repository: no header, one row a sample, True / False
 ``file:masks.npy``     a mask of table cells of TIP or DyMo: bool (N, F), True = missing
+``file:table.pt``      a missing table of MAP: (N,) 0 complete, 1 text missing, 2 image missing
 ``subsets``            stands for all 2^M - 1 patterns at once, each as ``whole_...``
 =====================  ==========================================================================================
 """
@@ -23,6 +26,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,7 +39,7 @@ import numpy as np
 from utils.errors import UserError
 from utils.files import save_arrays
 
-KINDS = ("none", "whole", "random", "table", "file", "subsets")
+KINDS = ("none", "whole", "random", "table", "image_text", "file", "subsets")
 GENERATORS = ("exact", "global", "bernoulli")
 # How cells of a table are chosen, under the names that the mask files of TIP carry.
 STRATEGIES = {
@@ -46,11 +50,17 @@ STRATEGIES = {
     "most_important": "MI",
     "least_important": "LI",
 }
+# What the rows of scenario image_text lack. The codes are those of MAP's missing tables.
+SIDES = ("text", "image", "both")
+TEXT_CODE, IMAGE_CODE = 1, 2
+# Kinds of modality that stand for the one and the other.
+TEXT_KINDS, IMAGE_KINDS = ("text", "audio"), ("image", "video")
 # With the default missing.seed, table masks take the seeds of TIP; another one shifts them.
 DEFAULT_SEED = 2025
 TIP_VALUE_SEED = 2021  # of train; val and test add 1 and 2
 TIP_FEATURE_SEED = 2022  # of all splits
 TIP_FOREST_SEED = 2022
+MAP_SEED = 0  # of all splits
 
 
 @dataclass(frozen=True)
@@ -59,11 +69,11 @@ class Scenario:
 
     Attributes:
         name: as it stands in tables and file names.
-        kind: none | whole | random | table | file.
+        kind: none | whole | random | table | image_text | file.
         modalities: for ``whole``, the columns that are missing.
-        rate: for ``random`` and ``table``.
+        rate: for ``random``, ``table`` and ``image_text``.
         generator: for ``random``.
-        strategy: for ``table``, value | feature | MI | LI.
+        strategy: for ``table``, value | feature | MI | LI; for ``image_text``, text | image | both.
         path: for ``file``.
     """
 
@@ -88,8 +98,11 @@ class Scenario:
     def seed(self, base: int, split: int) -> int:
         """The seed on a split (0 train, 1 val, 2 test), from ``missing.seed``.
 
-        ``base + split``; for tables TIP's (datasets spec 12.3), shifted where ``base`` is not the default.
+        ``base + split``; for tables TIP's (datasets spec 12.3), for image and text MAP's (12.4.1), shifted where
+        ``base`` is not the default.
         """
+        if self.kind == "image_text":
+            return (MAP_SEED + base - DEFAULT_SEED) % 2**32
         if self.kind != "table":
             return base + split
         tip = TIP_VALUE_SEED + split if self.strategy == "value" else TIP_FEATURE_SEED
@@ -115,15 +128,18 @@ class Scenario:
     def slug(self) -> str:
         """The name as a file stem."""
         stem = re.sub(r"[^A-Za-z0-9_.\-]+", "_", self.name.replace("file:", "file_"))
-        return stem.removesuffix(".csv").removesuffix(".npy")
+        return stem.removesuffix(".csv").removesuffix(".npy").removesuffix(".pt")
 
-    def generate(self, n: int, modality_names: Sequence[str], seed: int) -> np.ndarray:
+    def generate(
+        self, n: int, modality_names: Sequence[str], seed: int, kinds: Sequence[str] | None = None
+    ) -> np.ndarray:
         """The mask.
 
         Args:
             n: rows.
             modality_names: M names; only their number and, in messages, their spelling matter.
             seed: of the random kinds.
+            kinds: of the M modalities, for those scenarios that tell image from text.
 
         Returns:
             (n, M) bool, True = missing, at least one False a row.
@@ -139,6 +155,11 @@ class Scenario:
             mask[:, list(self.modalities)] = True
         elif self.kind == "random":
             mask = random_mask(n, m, self.rate, self.generator, seed)
+        elif self.kind == "image_text":
+            self.check(m)
+            mask = mask_of_codes(map_codes(n, self.strategy, self.rate, seed), kinds or (), self.name)
+        elif self.kind == "file" and self.path.endswith(".pt"):
+            mask = mask_of_codes(read_map_pt(Path(self.path), n), kinds or (), self.name)
         elif self.kind == "file":
             mask = read_dymo_csv(Path(self.path), n, m)
         return mask
@@ -165,7 +186,8 @@ class Scenario:
     def check(self, m: int) -> None:
         """
         Raises:
-            UserError: a ``whole`` scenario names an unknown modality, or all of them.
+            UserError: a ``whole`` scenario names an unknown modality, or all of them; ``image_text`` is asked for other
+                than two modalities.
         """
         outside = [i for i in self.modalities if not 0 <= i < m]
         if outside:
@@ -174,6 +196,11 @@ class Scenario:
             )
         if self.kind == "whole" and len(set(self.modalities)) == m:
             raise UserError(f"missing scenario '{self.name}' leaves nothing present: drop at least one digit")
+        if self.kind == "image_text" and m != 2:
+            raise UserError(
+                f"missing scenario '{self.name}' is for an image and a text, the data set has {m} modalities: write "
+                "for example random_0.4"
+            )
         if self.kind == "random" and self.generator == "exact":
             check_rate(self.rate, m, f"missing scenario '{self.name}'")
 
@@ -188,11 +215,11 @@ def check_rate(rate: float, m: int, what: str) -> None:
         raise UserError(f"{what} would leave no modality of {m} in some rows: the highest rate is {highest}")
 
 
-def _rate(text: str, spec: object, cells: bool = False) -> float:
+def _rate(text: str, spec: object, cells: bool = False, example: str = "") -> float:
     try:
         rate = float(text)
     except ValueError:
-        example = "table_value_0.4" if cells else "random_0.4"
+        example = example or ("table_value_0.4" if cells else "random_0.4")
         raise UserError(f"missing scenario '{spec}': '{text}' is not a rate; write for example {example}") from None
     if not 0 <= rate < 1 and not (cells and rate == 1):
         span = "[0, 1]" if cells else "[0, 1), one modality must stay"
@@ -230,12 +257,16 @@ def parse_scenario(spec: str | Mapping[str, Any]) -> Scenario:
     if text.startswith("table_"):
         strategy, _, rate = text.removeprefix("table_").rpartition("_")
         return _table(_rate(rate, text, cells=True), strategy, text)
+    if text.startswith("image_text_"):
+        side, _, rate = text.removeprefix("image_text_").rpartition("_")
+        return _image_text(_rate(rate, text, cells=True, example="image_text_both_0.7"), side, text)
     guess = difflib.get_close_matches(re.split(r"[_:]", text)[0], KINDS, 1)
     hint = f"did you mean '{guess[0]}'? " if guess else ""
     raise UserError(
         f"unknown missing scenario '{text}': {hint}known are none, whole_12, random_0.8, random_global_0.8, "
-        "random_bernoulli_0.8, table_value_0.8, table_feature_0.8, table_MI_0.8, table_LI_0.8, file:masks.csv, "
-        "file:masks.npy and subsets"
+        "random_bernoulli_0.8, table_value_0.8, table_feature_0.8, table_MI_0.8, table_LI_0.8, "
+        "image_text_both_0.7, image_text_text_0.7, image_text_image_0.7, file:masks.csv, file:masks.npy, file:table.pt "
+        "and subsets"
     )
 
 
@@ -258,6 +289,14 @@ def _table(rate: float, strategy: str, spec: object) -> Scenario:
     return Scenario(f"table_{short}_{_short(rate)}", "table", rate=rate, strategy=short)
 
 
+def _image_text(rate: float, side: str, spec: object) -> Scenario:
+    if side not in SIDES:
+        raise UserError(
+            f"missing scenario '{spec}': '{side}' cannot be missing, known are {', '.join(SIDES)} (image_text_both_0.7)"
+        )
+    return Scenario(f"image_text_{side}_{_short(rate)}", "image_text", rate=rate, strategy=side)
+
+
 def _short(rate: float) -> str:
     short = f"{rate:g}"
     return short if float(short) == rate else repr(rate)
@@ -271,10 +310,13 @@ def _from_mapping(spec: Mapping[str, Any]) -> Scenario:
         "whole": {"modalities"},
         "random": {"rate", "generator"},
         "table": {"strategy", "rate"},
+        "image_text": {"strategy", "rate"},
         "file": {"path"},
     }.get(str(kind))
     if allowed is None:
-        raise UserError(f"missing scenario {dict(spec)}: kind must be one of none, whole, random, table, file")
+        raise UserError(
+            f"missing scenario {dict(spec)}: kind must be one of none, whole, random, table, image_text, file"
+        )
     if unknown := set(values) - allowed:
         raise UserError(f"missing scenario {dict(spec)}: unknown key '{min(unknown)}' for kind {kind}")
     if kind == "whole":
@@ -290,6 +332,9 @@ def _from_mapping(spec: Mapping[str, Any]) -> Scenario:
     if kind == "table":
         rate = _rate(str(values.get("rate")), dict(spec), cells=True)
         return _table(rate, str(values.get("strategy", "value")), dict(spec))
+    if kind == "image_text":
+        rate = _rate(str(values.get("rate")), dict(spec), cells=True, example="0.7")
+        return _image_text(rate, str(values.get("strategy", "both")), dict(spec))
     return parse_scenario("none" if kind == "none" else f"file:{values.get('path', '')}")
 
 
@@ -391,6 +436,82 @@ def table_mask(
         columns = np.array(ranking if strategy == "MI" else list(ranking)[::-1], dtype=np.int64)[:k]
     mask[:, columns] = True
     return mask
+
+
+def map_codes(n: int, side: str, rate: float, seed: int) -> np.ndarray:
+    """A missing table of MAP (Lee et al., CVPR 2023, whose protocol CMPT follows; datasets spec 12.4.1).
+
+    int(n rate) rows lack something, drawn by Python's generator; with ``both`` one of the two, int(half) the image.
+
+    Returns:
+        (n,) int64: 0 complete, 1 text missing, 2 image missing; never both.
+    """
+    rng = random.Random(seed)
+    k = int(n * rate)
+    codes = np.zeros(n, dtype=np.int64)
+    picked = rng.sample(range(n), k)
+    codes[picked] = IMAGE_CODE if side == "image" else TEXT_CODE
+    if side == "both":
+        codes[rng.sample(picked, int(k * 0.5))] = IMAGE_CODE
+    return codes
+
+
+def mask_of_codes(codes: np.ndarray, kinds: Sequence[str], name: str) -> np.ndarray:
+    """Codes (n,) of MAP -> (n, 2) bool, True = missing.
+
+    Args:
+        kinds: of the two modalities: image or video, and text or audio, in any order.
+        name: of the scenario, for the message.
+
+    Raises:
+        UserError: other modalities.
+    """
+    columns = [[i for i, kind in enumerate(kinds) if kind in side] for side in (TEXT_KINDS, IMAGE_KINDS)]
+    if len(kinds) != 2 or any(len(found) != 1 for found in columns):
+        raise UserError(
+            f"missing scenario '{name}' is for an image (or video) and a text (or audio), the data set has "
+            f"{', '.join(kinds)}: use whole modalities, such as whole_1, or random_0.4"
+        )
+    mask = np.zeros((len(codes), 2), dtype=bool)
+    mask[:, columns[0][0]], mask[:, columns[1][0]] = codes == TEXT_CODE, codes == IMAGE_CODE
+    return mask
+
+
+def read_map_pt(path: Path, n: int) -> np.ndarray:
+    """A missing table of MAP, read without executing anything in it: (n,) int64 with 0, 1 and 2.
+
+    Raises:
+        UserError: absent file, something else in it, or another number of rows.
+    """
+    import torch
+
+    if not path.is_file():
+        raise UserError(f"mask file {path} does not exist: give an existing file after file:")
+    try:
+        table = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a file can be broken in any way
+        raise UserError(
+            f"mask file {path} cannot be read ({type(error).__name__}): give a missing table of MAP"
+        ) from None
+    if not isinstance(table, torch.Tensor) or table.ndim != 1 or not ((table == 0) | (table == 1) | (table == 2)).all():
+        raise UserError(
+            f"mask file {path} holds no missing table of MAP: a tensor of 0 (complete), 1 (text missing) and 2 (image "
+            "missing), one a row"
+        )
+    if len(table) != n:
+        raise UserError(f"mask file {path} has {len(table)} rows but the split has {n}: use the table of this split")
+    return table.numpy().astype(np.int64)
+
+
+def map_table_name(stem: str, scenario: Scenario) -> str:
+    """The file name of a missing table in the original layout: ``{arrow stem}_missing_{text|image|both}_{07}.pt``.
+
+    Raises:
+        UserError: the scenario is none of image and text.
+    """
+    if scenario.kind != "image_text":
+        raise UserError(f"missing scenario '{scenario.name}' is no missing table of MAP: give image_text_both_0.7")
+    return f"{stem}_missing_{scenario.strategy}_{str(scenario.rate).replace('.', '')}.pt"
 
 
 def forest_ranking(values: np.ndarray, target: np.ndarray) -> list[int]:
@@ -515,9 +636,11 @@ def save_mask(
         digest = hashlib.sha256("".join([digest, *map(mask_hash, cells.values())]).encode()).hexdigest()[:16]
     about = {
         "scenario": scenario.name,
-        "generator": {"random": scenario.generator, "table": f"TIP {scenario.strategy}"}.get(
-            scenario.kind, scenario.kind
-        ),
+        "generator": {
+            "random": scenario.generator,
+            "table": f"TIP {scenario.strategy}",
+            "image_text": f"MAP {scenario.strategy}",
+        }.get(scenario.kind, scenario.kind),
         "seed": seed,
         "shape": list(mask.shape),
         "realised_rate": float(mask.mean()),

@@ -68,6 +68,17 @@ class SourcedDataModule(MultimodalDataModule):
         """
         return source.load(), {"class_names": self.class_names, "source": {"kind": source.kind, **source.about}}
 
+    def packed_meta(self) -> dict[str, Any]:
+        """What ``meta.json`` of the packed store says.
+
+        Raises:
+            UserError: there is none yet.
+        """
+        meta = self.store.meta()
+        if meta is None:
+            raise UserError(f"no packed data in {self.store.folder}: run the stage 'prepare' first (stages=[prepare])")
+        return meta
+
     def prepare(self) -> None:
         """Raw files -> packed store, unless the store was made from these very files and settings.
 
@@ -144,6 +155,12 @@ def sha256(value: object) -> str:
         head = f"{value.dtype.str}{value.shape}".encode()
         return hashlib.sha256(head + np.ascontiguousarray(value).tobytes()).hexdigest()
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def file_stats(files: Mapping[str, Path]) -> dict[str, list[int]]:

@@ -3,10 +3,11 @@
 ::
 
     <store>/meta.json                      counts, class names, seed, source, format version
-    <store>/<split>/<modality>.npy         (N, *shape), uint8 for images (0..255), float32 otherwise
+    <store>/<split>/<modality>.npy         (N, *shape), uint8 for images (0..255), int32 token ids, else float32
     <store>/<split>/target.npy             (N,) int64, or (N, C) float32
     <store>/<split>/name.npy               (N,) file stems of the source, where there are any
     <store>/<split>/<table>_missing.npy    (N, F) bool, cells that the source never had, where there are any
+    <store>/<split>/<modality>_absent.npy  (N,) bool, rows without this modality in the source, where there are any
 
 An array may be stored once for many rows: ``<modality>.npy`` then holds the P different items and
 ``<modality>.rows.npy`` (N,) which of them each row shows (MST pairs every image twenty times).

@@ -12,6 +12,7 @@ shift of them, but the ColorJitter of albumentations makes one of up to 0.2 by d
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
 
@@ -102,6 +103,46 @@ class ImageTableTransform:
             table = torch.where(changed.to(table.device)[:, None], corrupted, table)
         mixed = torch.where(changed.to(images.device)[:, None, None, None], augmented, plain)
         return {**inputs, self.image: mixed, self.table: table}
+
+
+class ImageTransform:
+    """Images as they are stored -> images of the model, augmented with a generator, and normalised; the rest is left.
+
+    Args:
+        image: name of the modality.
+        side: of the images that the model gets.
+        augmentation: None = the test transform always; of its parts, those of the image are used.
+        mean, deviation: of each channel, of pixels in [0, 1]; None = pixels stay in [0, 1].
+    """
+
+    def __init__(
+        self,
+        image: str,
+        side: int,
+        augmentation: JointAugmentation | None = None,
+        mean: Sequence[float] | None = None,
+        deviation: Sequence[float] | None = None,
+    ) -> None:
+        self.image, self.side, self.augmentation = image, side, augmentation
+        self.mean = None if mean is None else torch.tensor(mean)[:, None, None]
+        self.deviation = None if deviation is None else torch.tensor(deviation)[:, None, None]
+
+    def __call__(self, inputs: dict[str, Tensor], generator: torch.Generator | None) -> dict[str, Tensor]:
+        images = inputs[self.image]
+        x = resize(images, self.side)
+        if generator is not None and self.augmentation is not None:
+            changed = torch.rand(len(images), generator=generator) < self.augmentation.rate
+            augmented = augment_images(images, self.side, self.augmentation, generator)
+            x = torch.where(changed.to(images.device)[:, None, None, None], augmented, x)
+        if self.mean is not None and self.deviation is not None:
+            x = (x - self.mean.to(x)) / self.deviation.to(x)
+        return {**inputs, self.image: x}
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """Normalised images (B, C, H, W) back in [0, 1]."""
+        if self.mean is not None and self.deviation is not None:
+            images = images * self.deviation.to(images) + self.mean.to(images)
+        return images.clamp(0, 1)
 
 
 class ColumnPool:

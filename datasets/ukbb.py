@@ -15,15 +15,8 @@ from typing import Any
 import numpy as np
 
 from datasets.base import SPLITS
-from datasets.image_table import (
-    Coded,
-    Content,
-    ImageTableModule,
-    file_digest,
-    read_cardinalities,
-    read_prepared,
-)
-from datasets.source import Source
+from datasets.image_table import Coded, Content, ImageTableModule, read_cardinalities, read_prepared
+from datasets.source import Source, file_digest
 from utils.errors import UserError
 
 log = logging.getLogger(__name__)

@@ -70,7 +70,9 @@ class IncompleteClassifier(pl.LightningModule):
         super().__init__()
         self.modalities, self.num_classes, self.task = list(modalities), num_classes, task
         self._optimizer, self._scheduler = optimizer, scheduler
-        self.validation_metrics: MetricCollection = classification_metrics(task, num_classes, ("accuracy", "auroc"))
+        self.validation_metrics: MetricCollection = classification_metrics(
+            task, num_classes, ("accuracy", "auroc", "f1_macro") if task == "multilabel" else ("accuracy", "auroc")
+        )
         self.stream_seed = 0
 
     @property

@@ -13,6 +13,8 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
+from datasets.demo_image_text import write_vocabulary
+
 
 def make_polymnist_folder(
     root: Path, per_class: int = 2, splits: Sequence[str] = ("train", "val", "test"), seed: int = 0
@@ -159,3 +161,42 @@ def make_image_table(
     csv = Path(folder) / "parts.csv"
     csv.write_text("\n".join(lines) + "\n")
     return csv
+
+
+def make_chest_xray(folder: Path, patients: int = 60, seed: int = 0) -> Path:
+    """``<folder>/chest_xray/metadata.csv``, ``images/`` and ``<folder>/vocab/bert-base-uncased-vocab.txt``.
+
+    Grey pictures whose brightness is the finding, two films of every third patient, notes that name the diagnosis, some
+    empty; findings with too few patients, and some that say 'todo'.
+
+    Returns:
+        The CSV file.
+    """
+    rng = np.random.default_rng(seed)
+    root = Path(folder) / "chest_xray"
+    (root / "images").mkdir(parents=True)
+    findings = ["COVID-19", "SARS", "Pneumocystis", "Streptococcus", "No Finding"]
+    rare = ["todo", "Lipoid", "Unknown", "COVID-19, ARDS"]
+    notes = {
+        "COVID-19": "Fever and cough, SARS-CoV-2 confirmed, {} opacities",
+        "SARS": "Travelled with a case of SARS, {} consolidation",
+        "Pneumocystis": "Low CD4 count, PCP suspected, {} reticular pattern",
+        "Streptococcus": "Lobar pneumonia with {} effusion",
+        "No Finding": "Routine film, {} lungs",
+    }
+    lines = ["patientid,sex,age,finding,view,filename,clinical_notes"]
+    vocabulary = " ".join([*notes.values(), "bilateral peripheral clear"]).lower().replace(",", "").replace("{}", "")
+    for p in range(patients):
+        kind = findings[p % 5] if p % 12 else rare[(p // 12) % 4]
+        for film in range(2 if p % 3 == 0 else 1):
+            name = f"p{p}-{film}.png"
+            level = 30 + 40 * (findings.index(kind) if kind in findings else 0)
+            noise = rng.integers(-20, 20, size=(40, 32 + p % 9))
+            Image.fromarray((level + noise).clip(0, 255).astype(np.uint8)).save(root / "images" / name)
+            text = notes.get(kind, "nothing known").format(rng.choice(["bilateral", "peripheral", "clear"]))
+            text = "" if p % 8 == 5 else text
+            lines.append(f'{p},{"MF"[p % 2]},{40 + p % 30},"{kind}",PA,{name},"{text}"')
+    (root / "metadata.csv").write_text("\n".join(lines) + "\n")
+    (Path(folder) / "vocab").mkdir()
+    write_vocabulary(Path(folder) / "vocab" / "bert-base-uncased-vocab.txt", vocabulary.split())
+    return root / "metadata.csv"

@@ -153,7 +153,7 @@ def refused(result: Result, *messages: str) -> None:
         ("dataset.mnist=absent", "dataset.mnist: there is no folder absent"),
         ("distance_metric=cosine", "distance_metric=cosine: must be one of None, cosine_similarity, squared_euclidean"),
         ("gaussian.split=test", "gaussian.split=test: must be one of train, val"),
-        ("dataset.monitor=val_acc", "dataset.monitor=val_acc: must be one of val_accuracy, val_auroc, val_loss"),
+        ("dataset.monitor=val_acc", "must be one of val_accuracy, val_auroc, val_f1_macro, val_loss"),
         ("model.backbone.training.max_epochs=0", "max_epochs=0: must be a whole number at least 1"),
         ("model.backbone.module.subsets_per_step=32", "subsets_per_step=32: must be a whole number from 1 to 31"),
         ("model.comparators=[discard,oracel_subset]", "unknown 'oracel_subset'; did you mean 'oracle_subset'?"),

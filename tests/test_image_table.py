@@ -20,7 +20,8 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from datasets import images
-from datasets.image_table import ImageTable, draw_split
+from datasets.csv_rows import draw_split
+from datasets.image_table import ImageTable
 from datasets.images import ImageReader
 from datasets.missingness import parse_scenario
 from tests.conftest import Reads
@@ -415,7 +416,7 @@ def test_several_labels_are_learned_tested_and_reported(tmp_path: Path, monkeypa
     pipeline.run(cfg)
     directory = Context(cfg).directory
     results = pd.read_csv(directory / "results.csv")
-    assert set(results["metric"]) == {"accuracy", "auroc", "f1_macro"} and np.isfinite(results["value"]).all()
+    assert {"accuracy", "auroc", "f1_macro"} < set(results["metric"]) and np.isfinite(results["value"]).all()
     saved = np.load(directory / "predictions" / "none.npz")
     labelled = saved["target"] >= 0
     accuracy = ((saved["logits"] > 0) == (saved["target"] > 0))[labelled].mean()

@@ -97,11 +97,25 @@ def test_several_labels_equal_scikit_learn_on_the_labelled_cells() -> None:
     target = (logits + torch.randn(120, 4, generator=generator) > 0).float()
     target[torch.rand(120, 4, generator=generator) < 0.3] = -1
     found = computed(logits, target, classes=4, task="multilabel")
-    assert set(found) == {"accuracy", "auroc", "f1_macro"}
+    assert set(found) == {
+        "accuracy",
+        "auroc",
+        *(f"f1_{average}" for average in ("macro", "micro", "weighted", "samples")),
+    }
     labelled = [(target[:, c] >= 0).numpy() for c in range(4)]
     columns = [(target[:, c].numpy()[k], logits[:, c].numpy()[k]) for c, k in enumerate(labelled)]
     hits = torch.cat([torch.tensor((x > 0) == (y > 0)) for y, x in columns])
     assert found["accuracy"] == pytest.approx(float(hits.float().mean()), abs=1e-6)
     auroc = sum(roc_auc_score(y, x) for y, x in columns) / 4
     assert found["auroc"] == pytest.approx(auroc, abs=1e-6)
-    assert found["f1_macro"] == pytest.approx(sum(f1_score(y, x > 0) for y, x in columns) / 4, abs=1e-6)
+    each = [f1_score(y, x > 0) for y, x in columns]
+    assert found["f1_macro"] == pytest.approx(sum(each) / 4, abs=1e-6)
+    support = [y.sum() for y, _ in columns]
+    assert found["f1_weighted"] == pytest.approx(sum(f * n for f, n in zip(each, support)) / sum(support), abs=1e-6)
+    pooled = f1_score(*(torch.cat([torch.tensor(part[i] > 0) for part in columns]) for i in (0, 1)))
+    assert found["f1_micro"] == pytest.approx(pooled, abs=1e-6)
+    rows = []
+    for said, true in zip((logits > 0).tolist(), target.tolist()):
+        cells = [(s, t) for s, t in zip(said, true) if t >= 0]
+        rows.append(f1_score([t for _, t in cells], [float(s) for s, _ in cells], zero_division=0) if cells else 0.0)
+    assert found["f1_samples"] == pytest.approx(sum(rows) / 120, abs=1e-6)

@@ -217,7 +217,7 @@ def test_a_list_keeps_its_order_and_drops_duplicates() -> None:
         ("whole_7", "there is no modality 7, the data set has 0 to 4"),
         ("whole_01234", "leaves nothing present"),
         ("file:", "names no file"),
-        ({"kind": "randm", "rate": 0.4}, "kind must be one of none, whole, random, table, file"),
+        ({"kind": "randm", "rate": 0.4}, "kind must be one of none, whole, random, table, image_text, file"),
         ({"kind": "random", "rte": 0.4}, "unknown key 'rte'"),
         ({"kind": "random"}, "is not a rate"),
         ({"kind": "random", "rate": True}, "is not a rate"),

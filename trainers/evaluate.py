@@ -272,5 +272,5 @@ def _examples(
         }
         for m in images:
             for kind, source in (("original", batch.inputs), ("recovered", completed)):
-                arrays[f"{kind}_{m.name}"] = (source[m.name].clamp(0, 1) * 255).round().byte().cpu().numpy()
+                arrays[f"{kind}_{m.name}"] = (data.pixels(m.name, source[m.name]) * 255).round().byte().cpu().numpy()
         save_arrays(context.directory / "examples" / f"{scenario.slug}.npz", arrays)

@@ -59,8 +59,14 @@ def run(cfg: DictConfig) -> None:
 def check_task(context: Context) -> None:
     """
     Raises:
-        UserError: several labels, for a method that knows classes only.
+        UserError: several labels, for a method that knows classes only; or a checkpoint chosen by a metric of several
+            labels, for a data set that has one.
     """
+    if context.data.task != "multilabel" and context.monitor == "val_f1_macro":
+        raise UserError(
+            f"dataset.monitor=val_f1_macro is for several labels, {context.cfg.dataset.name} has one: must be one of "
+            "val_accuracy, val_auroc, val_loss"
+        )
     method = get_object(context.trainable.module._target_)
     if context.data.task == "multilabel" and not method.several_labels:
         raise UserError(

@@ -54,7 +54,7 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("variant", variant, replace=True)
     OmegaConf.register_new_resolver("share", share, replace=True)
     OmegaConf.register_new_resolver("subsets_per_step", subsets_per_step, replace=True)
-    OmegaConf.register_new_resolver("count", len, replace=True)
+    OmegaConf.register_new_resolver("count", lambda listed: len(listed or ()), replace=True)
 
 
 def _make(node: DictConfig, where: str, **arguments: Any) -> Any:
@@ -71,12 +71,23 @@ def store_path(cfg: DictConfig) -> Path:
     """Where the packed store of ``cfg.dataset`` is: as given, or under ``paths.cache`` by a hash of its source."""
     if cfg.dataset.store:
         return Path(cfg.dataset.store)
-    runtime = ("test_batch_size", "low", "residence", "reshuffle_pairs", "jitter", "augmentation", "natural_missing")
+    runtime = (
+        "test_batch_size",
+        "low",
+        "residence",
+        "reshuffle_pairs",
+        "jitter",
+        "augmentation",
+        "natural_missing",
+        "mean",
+        "deviation",
+    )
     module = OmegaConf.to_container(cfg.dataset.module, resolve=True)
     assert isinstance(module, dict)
     source = {k: v for k, v in module.items() if k not in (*runtime, "_target_")}
-    for key in ("root", "mnist", "svhn", "backgrounds", "partition_file", "csv", "images"):
-        if source.get(key):
+    for key in ("root", "mnist", "svhn", "backgrounds", "partition_file", "csv", "images", "tokenizer"):
+        # A tokenizer may be a name instead of a path.
+        if source.get(key) and (key != "tokenizer" or Path(str(source[key])).exists()):
             source[key] = str(Path(str(source[key])).resolve())
     digest = hashlib.sha256(json.dumps(source, sort_keys=True, default=str).encode()).hexdigest()[:10]
     return Path(cfg.paths.cache) / f"{cfg.dataset.name}-{digest}"
@@ -98,7 +109,7 @@ def build_data(cfg: DictConfig) -> MultimodalDataModule:
 def build_encoder(
     node: DictConfig, where: str, modality: Modality, pretrained: bool = True, vector_width: int | None = None
 ) -> nn.Module:
-    """An encoder; the columns of a table are those of the data.
+    """An encoder; the columns of a table and the vocabulary of a text are those of the data.
 
     Args:
         pretrained: false leaves out the initial ``weights`` that the configuration names, where a checkpoint is to
@@ -110,6 +121,8 @@ def build_encoder(
     if modality.kind == "table":
         arguments["cardinalities"] = modality.cardinalities
         arguments["n_continuous"] = modality.shape[0] - len(modality.cardinalities)
+    if modality.vocabulary and "vocabulary" in inspect.signature(get_object(node._target_)).parameters:
+        arguments["vocabulary"] = modality.vocabulary
     if not pretrained and "weights" in node:
         arguments["weights"] = "none"
     if vector_width is None:

@@ -180,7 +180,7 @@ def validate(cfg: DictConfig) -> None:
     one_of("dataset.residence", ("auto", "device", "host", "mmap"))
     need("/" not in str(cfg.name), f"name={cfg.name}: must not hold a slash")
     need(str(cfg.name) not in ("", ".", ".."), f"name={cfg.name}: must be the name of a folder")
-    one_of("dataset.monitor", ("val_accuracy", "val_auroc", "val_loss"))
+    one_of("dataset.monitor", ("val_accuracy", "val_auroc", "val_f1_macro", "val_loss"))
     if "baselines" in cfg.dataset:
         one_of("dataset.baselines.schedule", (None, "cosine"))
     one_of("gaussian.split", ("train", "val"))
@@ -241,6 +241,13 @@ def validate(cfg: DictConfig) -> None:
             weights in ("none", "imagenet") or Path(weights).is_file(),
             f"{key}.weights: there is no file {weights}: give one, or none",
         )
+    for name, node in cfg.dataset.encoders.items():
+        for key, of_data in (("image_size", "side"), ("length", "text_length")):
+            need(
+                key not in node or of_data not in cfg.dataset or node[key] == cfg.dataset[of_data],
+                f"dataset.encoders.{name}.{key}={node.get(key)} is not dataset.{of_data}={cfg.dataset.get(of_data)}: "
+                f"the encoder would be given another size than it is made for, set dataset.{of_data}",
+            )
     for key in ("dataset.mnist", "dataset.svhn", "dataset.backgrounds"):
         path = OmegaConf.select(cfg, key)
         need(path is None or Path(str(path)).is_dir(), f"{key}: there is no folder {path}")

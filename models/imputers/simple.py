@@ -9,6 +9,7 @@ from torch import Tensor
 
 from datasets.base import Batch, Modality, missing_content
 from models.imputers.base import FittedImputer, Imputer, merge
+from utils.errors import UserError
 
 
 class Zero(Imputer):
@@ -33,9 +34,14 @@ class Mean(FittedImputer):
 
     Args:
         modalities: of the data set.
+
+    Raises:
+        UserError: a text of token ids among them.
     """
 
     def __init__(self, modalities: Sequence[Modality]) -> None:
+        if tokens := [m.name for m in modalities if m.vocabulary]:
+            raise UserError(f"imputer Mean: the ids of text '{tokens[0]}' have no mean, choose imputer=Zero")
         self.means = {m.name: torch.full(m.shape, float("nan")) for m in modalities}
         self.levels = {m.name: m.cardinalities for m in modalities if m.cardinalities}
 

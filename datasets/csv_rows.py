@@ -1,0 +1,394 @@
+"""Samples from one CSV file: labels, image names and splits, for data sets that need no Python of their own."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from datasets.base import SPLITS
+from datasets.source import SourcedDataModule, file_digest
+from utils.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Rows:
+    """What a table says of its samples.
+
+    Attributes:
+        frame: the rows that are used, all cells as text.
+        missing: of the same shape, True = the cell is not there.
+        target: (N,) int64, or (N, C) float32 with -1 for 'no label'.
+        class_names: C names.
+        splits: split -> sorted rows of the frame; splits without rows are left out.
+        images: a file a row.
+        left_out: reason -> rows of the file that are not used.
+    """
+
+    frame: pd.DataFrame
+    missing: pd.DataFrame
+    target: np.ndarray
+    class_names: list[str]
+    splits: dict[str, np.ndarray]
+    images: list[Path]
+    left_out: dict[str, int]
+
+
+class CsvRows(SourcedDataModule):
+    """A data set with one row a sample in a CSV file with a header; says which image, label and split a row has.
+
+    Args:
+        name: of the data set.
+        csv: the table.
+        image: column with the name of the image file.
+        images: folder that these names start from; None = that of the CSV file.
+        image_suffix: what to append to the names, for example ``.jpg``.
+        label: column of the label, or (multi-label) a list of columns with 1, 0 and, for 'no label', -1 or nothing.
+        classes: values of the label column in the order of the class numbers, or a mapping class -> the values that
+            stand for it; for multi-label unused.
+        leave_out: values of the label column whose rows are not used.
+        min_groups: classes with fewer groups (rows, where there is no ``group``) are not used, or ...
+        rare_class: ... together become a class of this name, the last one.
+        missing_values: cells that mean 'not there', besides empty ones.
+        split: column that names the split of each row, None = drawn.
+        split_values: split -> its value (or list of values) in that column.
+        fractions: of train, val and test where they are drawn; they add up to 1.
+        stratify: draw with the class shares of the whole (not for multi-label).
+        group: column whose equal values must stay in one split, a patient for example.
+        split_seed: of the draw.
+        **kwargs: see :class:`MultimodalDataModule`.
+
+    Raises:
+        UserError: an impossible option.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        csv: str | None,
+        image: str,
+        label: str | Sequence[str],
+        classes: Sequence[Any] | Mapping[str, Any] | None = None,
+        leave_out: Sequence[Any] = (),
+        min_groups: int = 0,
+        rare_class: str | None = None,
+        images: str | None = None,
+        image_suffix: str = "",
+        missing_values: Sequence[Any] = (),
+        split: str | None = None,
+        split_values: Mapping[str, Any] | None = None,
+        fractions: Sequence[float] = (0.7, 0.1, 0.2),
+        stratify: bool = True,
+        group: str | None = None,
+        split_seed: int = 2025,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.name = name
+        if csv is None:
+            raise UserError("dataset.csv=null: give the CSV file of the table")
+        self.csv, self.image, self.image_suffix = Path(csv), image, image_suffix
+        self.images = Path(images) if images else self.csv.parent
+        self.labels = [label] if isinstance(label, str) else [str(column) for column in label]
+        self.class_values: dict[str, list[str]] = {}
+        if isinstance(label, str):
+            if not classes:
+                raise UserError(
+                    f"dataset.classes is empty: list the values of column '{label}' in the order of classes"
+                )
+            given = classes if isinstance(classes, Mapping) else {c: c for c in classes}
+            if not isinstance(classes, Mapping) and len(given) < len(classes):
+                raise UserError(f"dataset.classes names a class twice: {', '.join(map(str, classes))}")
+            self.class_values = {str(c): _listed(values) for c, values in given.items()}
+            values = Counter(value for listed in self.class_values.values() for value in listed)
+            if double := [value for value, n in values.items() if n > 1]:
+                raise UserError(f"dataset.classes: the label '{double[0]}' stands in two classes, it belongs to one")
+            self.classes = list(self.class_values)
+            self.task = "binary" if len(self.classes) == 2 and not min_groups else "multiclass"
+        else:
+            self.classes, self.task = self.labels, "multilabel"
+            if len(set(self.labels)) < len(self.labels):
+                raise UserError(f"dataset.label names a column twice: {', '.join(self.labels)}")
+            if leave_out or min_groups:
+                raise UserError("dataset.leave_out and dataset.min_groups are for one label column: leave them out")
+        self.leave_out, self.min_groups, self.rare_class = _listed(leave_out), min_groups, rare_class
+        self.missing_values = ["", *map(str, missing_values)]
+        self.split_column, self.group = split, group
+        self.split_values = {str(key): _listed(value) for key, value in (split_values or {}).items()}
+        self.fractions, self.stratify, self.split_seed = [float(f) for f in fractions], stratify, split_seed
+        self._numbers = np.zeros(0, dtype=np.int64)
+        if unknown := sorted(set(self.split_values) - set(SPLITS)):
+            raise UserError(f"dataset.split_values: unknown split '{unknown[0]}', known are {', '.join(SPLITS)}")
+        if len(self.fractions) != 3 or min(self.fractions) < 0 or abs(sum(self.fractions) - 1) > 1e-6:
+            raise UserError(
+                f"dataset.fractions={self.fractions}: give three shares (train, val, test) that add up to 1"
+            )
+
+    def row_settings(self) -> dict[str, Any]:
+        """What :meth:`read_rows` depends on, for a signature.
+
+        Raises:
+            UserError: the table is not there.
+        """
+        if not self.csv.is_file():
+            raise UserError(f"there is no table {self.csv}: set dataset.csv to your CSV file")
+        return {
+            "csv": file_digest(self.csv),
+            "image": [self.image, self.image_suffix],
+            "labels": self.labels,
+            "classes": list(self.class_values.items()) or self.classes,
+            "kept": [self.leave_out, self.min_groups, self.rare_class],
+            "missing_values": self.missing_values,
+            "split": [self.split_column, self.split_values],
+            "drawn": [self.fractions, self.stratify, self.group, self.split_seed],
+        }
+
+    def read_rows(self, columns: Sequence[str]) -> Rows:
+        """Read and check the table.
+
+        Args:
+            columns: needed besides those of image, label, split and group.
+
+        Raises:
+            UserError: names column, count and first row of what does not fit.
+        """
+        frame = read_csv(self.csv)
+        needed = [self.image, *self.labels, *columns, self.split_column, self.group]
+        check_columns(frame, [c for c in needed if c], self.csv)
+        self._numbers = np.arange(1, len(frame) + 1)
+        frame, names, left_out = self._keep(frame)
+        missing = frame.isin(self.missing_values)
+        target = self._target(frame, missing, names)
+        self.refuse(missing[self.image], f"rows without an image name in column '{self.image}'")
+        splits = self._split_rows(frame, target, names)
+        if absent := [s for s in SPLITS if s not in splits]:
+            log.warning("%s has no rows for %s", self.csv, " and ".join(absent))
+        homes = Counter(name for r in splits.values() for name in set(frame[self.image].iloc[r]))
+        crossing = [name for name, n in homes.items() if n > 1]
+        if crossing:
+            log.warning(
+                "%d images stand in more than one split (%s): what is tested was partly seen in training",
+                len(crossing),
+                crossing[0],
+            )
+        files = [self.images / f"{name}{self.image_suffix}" for name in frame[self.image]]
+        return Rows(frame, missing, target, names, splits, files, left_out)
+
+    def refuse(self, bad: pd.Series | np.ndarray, what: str, mend: str = "mend or remove these rows") -> None:
+        """
+        Args:
+            bad: (N,) bool, rows of the frame.
+
+        Raises:
+            UserError: there is one; names count and first row, counted from 1 in the file, without the header.
+        """
+        bad = np.asarray(bad)
+        if bad.any():
+            raise UserError(
+                f"{self.csv}: {int(bad.sum())} {what} (the first in row {self._numbers[bad.argmax()]}): {mend}"
+            )
+
+    def _keep(self, frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str], dict[str, int]]:
+        """The rows that are used, with the class in place of its values; class names; what was left out."""
+        left_out: dict[str, int] = {}
+        names = list(self.classes)
+        if self.task == "multilabel":
+            return frame, names, left_out
+        column = frame[self.labels[0]]
+        gone = column.isin(self.leave_out)
+        left_out |= {f"label '{value}'": int((column == value).sum()) for value in self.leave_out}
+        of_value = {value: name for name, values in self.class_values.items() for value in values}
+        classes = column.map(of_value)
+        if self.min_groups:
+            units = frame[self.group] if self.group else pd.Series(np.arange(len(frame)))
+            counts = {name: int(units[classes == name].nunique()) for name in names}
+            rare = [name for name in names if counts[name] < self.min_groups]
+            what = f"values of '{self.group}'" if self.group else "rows"
+            found = ", ".join(f"'{name}' ({counts[name]})" for name in rare)
+            names = [name for name in names if name not in rare]
+            if rare and self.rare_class is None:
+                log.warning("%s: classes with fewer than %d %s left out: %s", self.csv, self.min_groups, what, found)
+                left_out |= {f"class '{name}', {counts[name]} {what}": int((classes == name).sum()) for name in rare}
+                gone |= classes.isin(rare)
+            elif rare:
+                log.warning(
+                    "%s: classes with fewer than %d %s become '%s': %s",
+                    self.csv,
+                    self.min_groups,
+                    what,
+                    self.rare_class,
+                    found,
+                )
+                classes = classes.where(~classes.isin(rare), self.rare_class)
+                names.append(str(self.rare_class))
+            if len(names) < 2:
+                raise UserError(
+                    f"{self.csv}: fewer than two classes have at least {self.min_groups} {what} ({found} have not): "
+                    "lower dataset.min_groups"
+                )
+        for reason, n in left_out.items():
+            log.info("%s: %d rows left out: %s", self.csv, n, reason)
+        kept = frame.assign(**{self.labels[0]: classes.where(classes.notna(), column)})[~gone]
+        self._numbers = self._numbers[~gone.to_numpy()]
+        if not len(kept):
+            raise UserError(f"{self.csv}: every row is left out, by dataset.leave_out or dataset.min_groups")
+        return kept.reset_index(drop=True), names, left_out
+
+    def _target(self, frame: pd.DataFrame, missing: pd.DataFrame, names: Sequence[str]) -> np.ndarray:
+        if self.task != "multilabel":
+            column = frame[self.labels[0]]
+            unknown = ~column.isin(names)
+            empty = missing[self.labels[0]] & unknown
+            self.refuse(empty, f"rows without a label in column '{self.labels[0]}'")
+            known = [value for values in self.class_values.values() for value in values]
+            self.refuse(
+                unknown,
+                f"labels in column '{self.labels[0]}' are outside dataset.classes, {counted(column[unknown])}",
+                f"known are {', '.join(known[:10])}; add the class, or remove these rows",
+            )
+            return column.map({name: i for i, name in enumerate(names)}).to_numpy(np.int64)
+        target = np.full((len(frame), len(self.labels)), -1, dtype=np.float32)
+        for j, name in enumerate(self.labels):
+            values = pd.to_numeric(frame[name], errors="coerce")
+            here = ~missing[name]
+            self.refuse(
+                here & ~values.isin([1, 0, -1]), f"labels in column '{name}' are outside 1, 0 and -1 (no label)"
+            )
+            target[here, j] = values[here]
+        return target
+
+    def _split_rows(self, frame: pd.DataFrame, target: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
+        groups = None if self.group is None else frame[self.group].to_numpy(str)
+        if self.split_column is None:
+            labels = target if self.stratify and target.ndim == 1 else None
+            parts = draw_split(
+                len(frame), labels, groups, self.fractions, self.split_seed, None if labels is None else names
+            )
+            rows = dict(zip(SPLITS, parts))
+        else:
+            column = frame[self.split_column]
+            known = [v for values in self.split_values.values() for v in values]
+            unknown = ~column.isin(known)
+            self.refuse(
+                unknown,
+                f"values in column '{self.split_column}' name no split, {counted(column[unknown])}",
+                f"known are {', '.join(known)}; set dataset.split_values",
+            )
+            rows = {s: np.flatnonzero(column.isin(values)) for s, values in self.split_values.items()}
+            if groups is not None:
+                homes: dict[str, set[str]] = {}
+                for split, r in rows.items():
+                    for name in set(groups[r]):
+                        homes.setdefault(name, set()).add(split)
+                if crossing := [name for name, splits in homes.items() if len(splits) > 1]:
+                    raise UserError(
+                        f"{self.csv}: {len(crossing)} values of '{self.group}' stand in more than one split (the first "
+                        f"is {crossing[0]}): mend column '{self.split_column}'"
+                    )
+        return {split: r for split, r in rows.items() if len(r)}
+
+
+def _listed(value: Any) -> list[str]:
+    """One value, or several, as text."""
+    return [str(value)] if isinstance(value, str | int) else [str(v) for v in value]
+
+
+def counted(values: pd.Series | Sequence[str] | np.ndarray) -> str:
+    """The three commonest values with their counts, for a message."""
+    return ", ".join(f"'{v}' ({n})" for v, n in Counter(values).most_common(3))
+
+
+def read_csv(path: Path) -> pd.DataFrame:
+    """All cells as text, stripped; column names stripped.
+
+    Raises:
+        UserError: it cannot be read as a table.
+    """
+    try:
+        frame = pd.read_csv(
+            path, dtype=str, keep_default_na=False, skipinitialspace=True, encoding="utf-8-sig", low_memory=False
+        )
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{path} cannot be read as CSV ({str(error).splitlines()[0]}): give a comma-separated table"
+        ) from None
+    frame.columns = [str(c).strip() for c in frame.columns]
+    if not len(frame):
+        raise UserError(f"{path} has a header and no rows")
+    return frame.apply(lambda column: column.str.strip())
+
+
+def check_columns(frame: pd.DataFrame, needed: Sequence[str], path: Path) -> None:
+    """
+    Raises:
+        UserError: the columns that are not there, with the nearest that are.
+    """
+    absent = [c for c in dict.fromkeys(needed) if c not in frame.columns]
+    if absent:
+        near = difflib.get_close_matches(absent[0], list(frame.columns), 1)
+        hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(frame.columns[:20])}"
+        raise UserError(f"{path} lacks {len(absent)} of {len(set(needed))} columns: {', '.join(absent)}; {hint}")
+
+
+def draw_split(
+    n: int,
+    labels: np.ndarray | None,
+    groups: np.ndarray | None,
+    fractions: Sequence[float],
+    seed: int,
+    class_names: Sequence[str] | None = None,
+) -> list[np.ndarray]:
+    """Row numbers of disjoint parts, each sorted.
+
+    Args:
+        labels: (N,) to keep the class shares in every part; a group counts with its commonest label. None = do not.
+        groups: (N,), rows of one value stay together; the fractions are then of groups. None = every row is its own.
+        fractions: of the parts; they add up to 1.
+
+    Raises:
+        UserError: a class is too rare to be in every part.
+    """
+    from sklearn.model_selection import train_test_split
+
+    if groups is None:
+        member = units = np.arange(n)
+    else:
+        units, member = np.unique(groups, return_inverse=True)
+    unit_labels = None
+    if labels is not None:
+        table = np.zeros((len(units), int(labels.max()) + 1), dtype=np.int64)
+        np.add.at(table, (member, labels), 1)
+        unit_labels = table.argmax(1)
+    wanted = [f for f in fractions if f > 0]
+    rest, parts = np.arange(len(units)), []
+    remaining = 1.0
+    for fraction in wanted[:-1]:
+        size = round(len(rest) * fraction / remaining)
+        remaining -= fraction
+        strata = None if unit_labels is None else unit_labels[rest]
+        try:
+            part, rest = train_test_split(
+                rest, train_size=size, test_size=len(rest) - size, stratify=strata, random_state=seed
+            )
+        except ValueError as error:
+            counts = np.bincount(unit_labels) if unit_labels is not None else np.zeros(1, dtype=np.int64)
+            rare = int(np.where(counts > 0, counts, counts.max() + 1).argmin())
+            what = f"class {class_names[rare] if class_names else rare} has {counts[rare]}"
+            raise UserError(
+                f"cannot divide {len(units)} {'rows' if groups is None else 'groups'} into {len(wanted)} parts with "
+                f"the class shares of the whole ({what}; {str(error).splitlines()[0]}): give more rows, leave the "
+                "class out, or set dataset.stratify=false"
+            ) from None
+        parts.append(part)
+    chosen = iter([*parts, rest])
+    return [np.flatnonzero(np.isin(member, next(chosen))) if f > 0 else np.zeros(0, dtype=np.int64) for f in fractions]

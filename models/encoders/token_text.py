@@ -1,0 +1,56 @@
+"""Token ids -> one token: embeddings, transformer blocks, mean over what is no padding.
+
+For the methods that bring no language model of their own; trained from nothing.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from datasets.tokens import PADDING
+from models.layers.transformer import Block, normal_initialisation
+
+
+class TokenTextEncoder(nn.Module):
+    """(B, L) integer ids -> (B, 1, width), or (B, 1, ``vector_width``); padding takes no part.
+
+    Args:
+        vocabulary: number of ids; that of the data set where it is not given.
+        length: L, the longest text.
+        blocks: 0 = the mean of the embeddings.
+    """
+
+    tokens = 1
+
+    def __init__(
+        self,
+        vocabulary: int,
+        length: int,
+        width: int = 128,
+        blocks: int = 2,
+        heads: int = 4,
+        vector_width: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.width = vector_width or width
+        self.embedding = nn.Embedding(vocabulary, width)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.pos_embeddings = nn.Parameter(torch.zeros(1, length, width))
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(blocks))
+        self.norm = nn.LayerNorm(width)
+        self.proj = nn.Linear(width, self.width)
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        nn.init.trunc_normal_(self.pos_embeddings, std=0.02)
+        normal_initialisation(self)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        # The ids of a missing text may be anything, and an index outside the table would end the process on a GPU.
+        ids = ids.clamp(0, self.embedding.num_embeddings - 1)
+        visible = F.pad(ids != PADDING, (1, 0), value=True)  # the first is the CLS token: no text is empty to attention
+        x = torch.cat([self.cls_token.expand(len(ids), -1, -1), self.embedding(ids) + self.pos_embeddings], dim=1)
+        for block in self.blocks:
+            x = block(x, visible)
+        x = torch.where(visible[..., None], self.norm(x), 0)
+        return self.proj(x.sum(1, keepdim=True) / visible.sum(1)[:, None, None])
