@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 Kind = Literal["image", "text", "table", "audio", "video"]
 SPLITS = ("train", "val", "test")
 Transform = Callable[[dict[str, Tensor], torch.Generator | None], dict[str, Tensor]]
+Choose = Callable[[Tensor, torch.Generator | None], Tensor]
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,8 @@ class PackedLoader:
             the training tuples.
         jitter: shift each image by up to this many pixels (replicated edges), drawn per row and modality.
         cells: table name -> (N, F) bool, the missing cells of rows whose table is marked in ``missing``.
+        choose: modality whose items have parts (frames of a clip) -> function of how many parts each row has (R,) and a
+            generator, None in evaluation, which gives the places (R, T) of those to take: the input is (R, T, ...).
         transform: (inputs, generator) -> inputs, applied to gathered batches; the generator is None in evaluation.
         rank, world_size: under DDP each rank sees every ``world_size``-th row.
         pad: repeat rows so that all ranks have as many; without it every row is seen once.
@@ -186,6 +189,7 @@ class PackedLoader:
         reshuffle_pairs: bool | Sequence[str] = False,
         jitter: int = 0,
         cells: Mapping[str, np.ndarray] | None = None,
+        choose: Mapping[str, Choose] | None = None,
         transform: Transform | None = None,
         rank: int = 0,
         world_size: int = 1,
@@ -201,8 +205,14 @@ class PackedLoader:
         store_device = self.device if self.residence == "device" else torch.device("cpu")
         self.arrays: dict[str, Tensor] = {}
         self.pointers: dict[str, Tensor] = {}  # which item each row shows, where rows share items
+        self.counts: dict[str, Tensor] = {}  # how many parts each row has, where items have parts ...
+        self.parts: dict[str, int] = {}  # ... and how many there is room for
+        self.choose = dict(choose or {})
         for m in self.modalities:
             items, pointers = split.pool(m.name, in_memory=self.residence != "mmap")
+            if (counts := split.counts(m.name)) is not None:
+                self.counts[m.name], self.parts[m.name] = counts.to(store_device), items.shape[1]
+                items = items.flatten(0, 1)
             self.arrays[m.name] = items.to(store_device)
             if pointers is not None:
                 self.pointers[m.name] = pointers.to(store_device)
@@ -259,9 +269,15 @@ class PackedLoader:
         inputs = {}
         for m in self.modalities:
             source = partners[m.name][rows] if partners and m.name in partners else rows
+            counts = self.counts[m.name][source] if m.name in self.counts else None
             if m.name in self.pointers:
                 source = self.pointers[m.name][source]
-            x = self._to_device(self.arrays[m.name].index_select(0, source))
+            if counts is not None:
+                source = source[:, None] * self.parts[m.name] + self.choose[m.name](counts, augmenting).to(
+                    source.device
+                )
+            x = self._to_device(self.arrays[m.name].index_select(0, source.flatten()))
+            x = x.unflatten(0, source.shape)
             if m.kind == "text" and x.dtype == torch.uint8:
                 x = one_hot(x, m.shape[-1])
             elif m.kind == "text" and not x.is_floating_point():
@@ -527,6 +543,10 @@ class MultimodalDataModule(pl.LightningDataModule):
                 temporary.write_text(json.dumps(ranking) + "\n")
         return [int(column) for column in json.loads(file.read_text())]
 
+    def choose(self) -> Mapping[str, Choose]:
+        """Which parts of an item to take where it has several, see :class:`PackedLoader`."""
+        return {}
+
     def transform(self, train: bool) -> Transform | None:
         """What is done to gathered batches, see :class:`PackedLoader`; None = nothing."""
         return None
@@ -562,6 +582,7 @@ class MultimodalDataModule(pl.LightningDataModule):
             reshuffle_pairs=self.reshuffle_pairs if train else False,
             jitter=self.jitter if train else 0,
             cells=cells,
+            choose=self.choose(),
             transform=self.transform(train),
             rank=rank,
             world_size=world_size,
@@ -577,6 +598,7 @@ class MultimodalDataModule(pl.LightningDataModule):
             len(rows),
             device=device,
             residence="mmap",
+            choose=self.choose(),
             transform=self.transform(False),
         )
         return loader.gather(torch.from_numpy(np.asarray(rows, dtype=np.int64)))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -18,6 +19,8 @@ from utils.files import replacing
 
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 CHUNK = 512  # images between two notes of progress
+
+Bad = dict[int, Exception]  # row -> why it could not be decoded
 
 
 @dataclass(frozen=True)
@@ -96,8 +99,11 @@ def load_images(paths: Sequence[Path], read: ImageReader, what: str = "images") 
         UserError: how many cannot be read, and the first three with the reason.
     """
     array = np.empty((len(paths), read.channels, read.side, read.side), dtype=np.uint8)
-    for _ in _fill(array, paths, np.arange(len(paths)), read, what):
+    bad: Bad = {}
+    rows = np.arange(len(paths))
+    for _ in _fill([array], rows, lambda row: (read(paths[row]),), what, "image", CHUNK, bad):
         pass
+    _refuse(bad, paths, what)
     return array
 
 
@@ -142,49 +148,105 @@ def _stat(path: Path) -> tuple[int, int]:
 
 
 def _decode(split: str, paths: Sequence[Path], stats: np.ndarray, folder: Path, read: ImageReader) -> Path:
-    content = sha256([repr(read), [str(path) for path in paths]])[:16]
-    target, state = folder / f"{split}.{content}.npy", folder / f"{split}.{content}.done.npy"
-    if not (target.exists() and state.exists()):
+    what = f"images of split '{split}'"
+    shape = (read.channels, read.side, read.side)
+    key = [repr(read), [str(path) for path in paths]]
+    arrays = {"": (shape, np.uint8)}
+    files, bad = decode_rows(split, key, stats, folder, lambda row: (read(paths[row]),), arrays, what, "image")
+    _refuse(bad, paths, what)
+    return files[""]
+
+
+def decode_rows(
+    split: str,
+    key: object,
+    stats: np.ndarray,
+    folder: Path,
+    read: Callable[[int], Sequence[Any]],
+    arrays: Mapping[str, tuple[tuple[int, ...], Any]],
+    what: str,
+    unit: str,
+    chunk: int | None = None,
+) -> tuple[dict[str, Path], Bad]:
+    """Decode the rows of one split into memory-mapped ``.npy`` files, once; see :func:`decode_images`.
+
+    Args:
+        split: begins the names of the files.
+        key: plain values, names of the rows and settings of ``read``: files made for another one are not continued.
+        stats: (N, 2) int64, bytes and time of the last change of what a row is read from; a row whose stats changed is
+            decoded again, one of -1 never.
+        read: row -> its values, one for each array; raises one of UNREADABLE for a bad one.
+        arrays: suffix of the file's name -> shape and type of a row.
+        what, unit: they are, for the progress bar.
+        chunk: rows between two notes of progress, None = CHUNK.
+
+    Returns:
+        suffix -> file; and row -> error of the bad ones, whose content is arbitrary.
+    """
+    content = sha256(key)[:16]
+    targets = {suffix: folder / f"{split}.{content}{suffix}.npy" for suffix in arrays}
+    state = folder / f"{split}.{content}.done.npy"
+    if not (state.exists() and all(target.exists() for target in targets.values())):
         folder.mkdir(parents=True, exist_ok=True)
         for old in folder.glob(f"{split}.*"):
             old.unlink()
-        np.lib.format.open_memmap(target, "w+", np.uint8, (len(paths), read.channels, read.side, read.side))
+        for suffix, (shape, dtype) in arrays.items():
+            np.lib.format.open_memmap(targets[suffix], "w+", dtype, (len(stats), *shape))
         with replacing(state) as temporary:
             np.save(temporary, np.full_like(stats, -1))
-    array, done = np.load(target, mmap_mode="r+"), np.load(state, mmap_mode="r+")
+    opened = [np.load(target, mmap_mode="r+") for target in targets.values()]
+    done = np.load(state, mmap_mode="r+")
+    bad: Bad = {}
     todo = np.flatnonzero((done != stats).any(axis=1))
-    for rows in _fill(array, paths, todo, read, f"images of split '{split}'"):
-        array.flush()  # the pixels are on disk before they are noted as done
+    for rows in _fill(opened, todo, read, what, unit, chunk or CHUNK, bad):
+        for array in opened:
+            array.flush()  # the content is on disk before it is noted as done
         done[rows] = stats[rows]
-    return target
+    return targets, bad
 
 
 def _fill(
-    array: np.ndarray, paths: Sequence[Path], rows: np.ndarray, read: ImageReader, what: str
+    arrays: Sequence[np.ndarray],
+    rows: np.ndarray,
+    read: Callable[[int], Sequence[Any]],
+    what: str,
+    unit: str,
+    size: int,
+    bad: Bad,
 ) -> Iterator[np.ndarray]:
-    """Decode ``paths[rows]`` into ``array[rows]``; yields the good rows of each chunk, then refuses the bad."""
+    """Decode ``rows`` into the ``arrays``; yields the good rows of each chunk, adds to the ``bad``."""
 
-    def one(row: int) -> str | None:
+    def one(row: int) -> Exception | None:
         try:
-            array[row] = read(paths[row])
+            for array, value in zip(arrays, read(row)):
+                array[row] = value
         except UNREADABLE as error:
-            return f"{paths[row]} ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+            return error
         return None
 
-    bad: list[str] = []
+    n = len(arrays[0])
     with (
         ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool,
-        tqdm(total=len(paths), initial=len(paths) - len(rows), desc=f"decoding {what}", unit="image") as progress,
+        tqdm(total=n, initial=n - len(rows), desc=f"decoding {what}", unit=unit) as progress,
     ):
-        for start in range(0, len(rows), CHUNK):
-            chunk = rows[start : start + CHUNK]
+        for start in range(0, len(rows), size):
+            chunk = rows[start : start + size]
             problems = list(pool.map(one, chunk.tolist()))
-            bad += [problem for problem in problems if problem]
+            bad |= {row: problem for row, problem in zip(chunk.tolist(), problems) if problem}
             progress.update(len(chunk))
             yield chunk[[not problem for problem in problems]]
+
+
+def reason(error: Exception) -> str:
+    """The first line of an error, or its type where it says nothing."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _refuse(bad: Bad, paths: Sequence[Path], what: str) -> None:
     if bad:
+        shown = "; ".join(f"{paths[row]} ({reason(error)})" for row, error in list(bad.items())[:3])
         more = f", and {len(bad) - 3} more" if len(bad) > 3 else ""
         raise UserError(
-            f"{len(bad)} of {len(paths)} {what} cannot be read: {'; '.join(bad[:3])}{more}; restore these files, or "
-            "remove them from the source"
+            f"{len(bad)} of {len(paths)} {what} cannot be read: {shown}{more}; restore these files, or remove them "
+            "from the source"
         )

@@ -118,8 +118,8 @@ def stratified_split(labels: np.ndarray, sizes: Sequence[int], seed: int) -> lis
             )
         except ValueError as error:
             raise UserError(
-                f"cannot divide {len(labels)} digits into parts of {' and '.join(map(str, sizes))} by class: {error}; "
-                "give more digits of each class"
+                f"cannot divide {len(labels)} items into parts of {' and '.join(map(str, sizes))} by class: {error}; "
+                "give more items of each class"
             ) from None
         parts.append(np.sort(part))
     return [*parts, np.sort(rest)]

@@ -10,7 +10,8 @@
     <store>/<split>/<modality>_absent.npy  (N,) bool, rows without this modality in the source, where there are any
 
 An array may be stored once for many rows: ``<modality>.npy`` then holds the P different items and
-``<modality>.rows.npy`` (N,) which of them each row shows (MST pairs every image twenty times).
+``<modality>.rows.npy`` (N,) which of them each row shows (MST pairs every image twenty times). With
+``<modality>.counts.npy`` (N,) an item is (K, *shape), of which the row has the first so many (frames of a clip).
 
 It is written to a temporary name and renamed, so a folder that exists is complete.
 """
@@ -73,6 +74,14 @@ class PackedSplit:
         file = self.folder / f"{name}.rows.npy"
         pointers = np.load(file) if file.exists() else None
         return pointers if pointers is None or self.rows is None else pointers[self.rows]
+
+    def counts(self, name: str) -> Tensor | None:
+        """How many of the K parts of its item each row has (N,); None = the items have no parts."""
+        file = self.folder / f"{name}.counts.npy"
+        if not file.exists():
+            return None
+        counts = torch.from_numpy(np.load(file))
+        return counts if self.rows is None else counts[torch.from_numpy(self.rows)]
 
     def pool(self, name: str, in_memory: bool) -> tuple[Tensor, Tensor | None]:
         """The different items (P, ...) of an array, and which of them each row shows (N,).

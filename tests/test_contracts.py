@@ -48,7 +48,7 @@ FILES = sorted(f.relative_to(CONFIGS) for f in CONFIGS.rglob("*.yaml"))
 # A new file is to be noticed here, and everything below covers it; where it cannot, say so with the reason.
 COUNTS = {
     ".": 1,
-    "dataset": 14,
+    "dataset": 18,
     "model": 21,
     "imputer": 8,
     "missing": 2,
@@ -85,6 +85,11 @@ SMALL_DATA = {
         "dataset.encoders.image.architecture=resnet18",
         *(f"+dataset.encoders.text.{key}" for key in ("width=16", "heads=2")),
     ],
+    "CREMAD": [
+        *("dataset.demo=true", "dataset.form=CMPT", "dataset.side=32", "dataset.stored_side=32"),
+        *("dataset.forms.CMPT.audio.frames=48", "dataset.forms.CMPT.audio.mel_bins=32"),
+    ],
+    "SpokenDigits": ["dataset.demo=true", "dataset.low=0.2"],
     "ImageTable": [
         *SMALL_TABLE["ImageTable"],
         "dataset.image=photo",
@@ -97,8 +102,10 @@ SMALL_DATA = {
 }
 # Composed and validated like all others, but not paired with every model.
 SAME_AS = {
+    "AVE": "CREMAD with other lists: test_audio_video_sets.py",
     "DVM": "CAD with other columns and classes",
     "Infarction": "CAD with other labels",
+    "KineticsSound": "CREMAD with other lists: test_audio_video_sets.py",
     "SkinLesions": "ImageTable with other columns",
     "MMIMDb": "Food101 with several labels, which these models do not know: test_image_text.py",
     "ImageText": "Food101 from a CSV file: test_image_text.py",

@@ -192,7 +192,7 @@ class TestRecipe:
         assert (val != other).any()
 
     def test_a_division_that_cannot_be_had_says_so(self):
-        with pytest.raises(UserError, match="cannot divide 10 digits into parts of 3 and 7"):
+        with pytest.raises(UserError, match="cannot divide 10 items into parts of 3 and 7"):
             stratified_split(np.arange(10), (3, 7), seed=0)
 
 

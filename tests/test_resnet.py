@@ -114,6 +114,26 @@ def test_weights_of_another_network_are_refused(network: nn.Module, tmp_path: Pa
         ResNetEncoder("resnet9000")
 
 
+def test_spectrograms_and_clips(network: nn.Module) -> None:
+    """A spectrogram is an image of one channel; the tokens of a clip are the mean of those of its frames."""
+    torch.manual_seed(0)
+    heard = ResNetEncoder("resnet18", image_size=[70, 40], channels=1).eval()
+    sound = torch.rand(2, 70, 40)
+    with torch.no_grad():
+        tokens = heard(sound)
+        assert tokens.shape == (2, heard.tokens, 512) and heard.tokens == 3 * 2
+        assert torch.equal(tokens, heard(sound[:, None]))
+    # UDML's trunk, methods 1.3: 11,697,600 less its two heads of 263,680.
+    assert sum(p.numel() for p in heard.parameters()) == 11_170_240
+    seen = ResNetEncoder("resnet18", image_size=32).eval()
+    clip = torch.rand(2, 3, 3, 32, 32)
+    with torch.no_grad():
+        expected = (seen(clip[:, 0]) + seen(clip[:, 1]) + seen(clip[:, 2])) / 3
+        torch.testing.assert_close(seen(clip), expected)
+    with pytest.raises(ValueError, match="weights=imagenet are for 3 channels, not 1"):
+        ResNetEncoder("resnet18", "imagenet", channels=1)
+
+
 @pytest.mark.parametrize("key", ["dataset.encoders.img", "dataset.encoders.tabular", "imputer.image_encoder"])
 def test_absent_initial_weights_are_refused_before_any_work(composed, key: str) -> None:
     """Not only when the model is built, after the imputer was trained."""

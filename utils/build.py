@@ -81,11 +81,13 @@ def store_path(cfg: DictConfig) -> Path:
         "natural_missing",
         "mean",
         "deviation",
+        "frames",
     )
     module = OmegaConf.to_container(cfg.dataset.module, resolve=True)
     assert isinstance(module, dict)
     source = {k: v for k, v in module.items() if k not in (*runtime, "_target_")}
-    for key in ("root", "mnist", "svhn", "backgrounds", "partition_file", "csv", "images", "tokenizer"):
+    paths = ("root", "mnist", "svhn", "backgrounds", "partition_file", "csv", "images", "lists", "recordings")
+    for key in (*paths, "tokenizer"):
         # A tokenizer may be a name instead of a path.
         if source.get(key) and (key != "tokenizer" or Path(str(source[key])).exists()):
             source[key] = str(Path(str(source[key])).resolve())

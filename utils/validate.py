@@ -155,6 +155,9 @@ def validate(cfg: DictConfig) -> None:
             f"dataset={cfg.dataset.name} has no block 'baselines', from which comparison methods take their defaults: "
             "copy that of configs/dataset/PolyMNIST.yaml"
         )
+    if "forms" in cfg.dataset and cfg.dataset.form not in cfg.dataset.forms:
+        # Nothing else can be read: the data module takes its settings from there.
+        raise UserError(f"dataset.form={cfg.dataset.form}: must be one of {', '.join(cfg.dataset.forms)}")
     stages = list(cfg.stages or [])
     for stage in stages:
         need(stage in STAGES, f"stages: unknown stage '{stage}'{_nearest(str(stage), STAGES)}")
@@ -244,7 +247,7 @@ def validate(cfg: DictConfig) -> None:
     for name, node in cfg.dataset.encoders.items():
         for key, of_data in (("image_size", "side"), ("length", "text_length")):
             need(
-                key not in node or of_data not in cfg.dataset or node[key] == cfg.dataset[of_data],
+                not isinstance(node.get(key), int) or node[key] == cfg.dataset.get(of_data, node[key]),
                 f"dataset.encoders.{name}.{key}={node.get(key)} is not dataset.{of_data}={cfg.dataset.get(of_data)}: "
                 f"the encoder would be given another size than it is made for, set dataset.{of_data}",
             )

@@ -32,3 +32,27 @@ class PolyMNISTEncoder(nn.Module):
         if self.tokens == 1:
             return self.proj(self.network(x).flatten(1))[:, None]
         return self.proj_conv(self.network(x)).flatten(2).transpose(1, 2)
+
+
+class SpectrogramEncoder(nn.Module):
+    """(B, H, W), a spectrogram of any size from 16 x 16 -> (B, 4, width): four stride-2 convolutions, a 2 x 2 mean.
+
+    97,888 parameters at the default width.
+    """
+
+    tokens = 4
+
+    def __init__(self, width: int = 128) -> None:
+        super().__init__()
+        self.width = width
+        layers: list[nn.Module] = []
+        for channels_in, channels_out in ((1, 16), (16, 32), (32, 64), (64, width)):
+            layers += [
+                nn.Conv2d(channels_in, channels_out, 3, 2, 1, bias=False),
+                nn.BatchNorm2d(channels_out),
+                nn.ReLU(),
+            ]
+        self.network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x[:, None]).flatten(2).transpose(1, 2)

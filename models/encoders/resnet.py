@@ -1,7 +1,11 @@
-"""ResNet image encoder: the last feature map as tokens, (B, 3, H, W) -> (B, H/32 * W/32, D) (dymo_core 1.4)."""
+"""ResNet encoder of images, spectrograms and clips: the last feature map as tokens, (B, H/32 * W/32, D).
+
+Of images (dymo_core 1.4); of spectrograms and of the frames of a clip as in UDML (methods 1.3).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.error import URLError
 
@@ -18,6 +22,9 @@ LAYERS = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "laye
 class ResNetEncoder(nn.Module):
     """torchvision's ResNet without pooling and classifier; names of the weights are torchvision's.
 
+    Takes images (B, C, H, W); spectrograms (B, H, W), which are images of one channel; clips (B, T, C, H, W), whose
+    frames go through it one by one, and whose tokens are the mean over the frames.
+
     ResNet-50: 23,508,032 parameters, 16 tokens of width 2048 at 128 x 128 pixels.
 
     Args:
@@ -25,16 +32,26 @@ class ResNetEncoder(nn.Module):
         weights: ``none``, ``imagenet`` (torchvision's IMAGENET1K_V1, downloaded once), or a file: a state dict of
             torchvision's, or a checkpoint whose entries ``encoder_imaging.`` (TIP) or ``m_encoders.img.`` (DyMo) are
             used.
-        image_size: side of the images in pixels, which decides the number of tokens.
+        image_size: side of the images in pixels, or their height and width, which decides the number of tokens.
+        channels: of the input; the first layer is a new one where they are not 3.
 
     Raises:
+        ValueError: another architecture, or weights of ImageNet for other than 3 channels.
         UserError: the weights cannot be had, or do not fit.
     """
 
-    def __init__(self, architecture: str = "resnet50", weights: str = "none", image_size: int = 128) -> None:
+    def __init__(
+        self,
+        architecture: str = "resnet50",
+        weights: str = "none",
+        image_size: int | Sequence[int] = 128,
+        channels: int = 3,
+    ) -> None:
         super().__init__()
         if architecture not in ARCHITECTURES:
             raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, not {architecture!r}")
+        if channels != 3 and weights == "imagenet":
+            raise ValueError(f"weights=imagenet are for 3 channels, not {channels}: set weights=none")
         enum = torchvision.models.get_model_weights(architecture).IMAGENET1K_V1 if weights == "imagenet" else None
         try:
             network = torchvision.models.get_model(architecture, weights=enum)
@@ -43,16 +60,23 @@ class ResNetEncoder(nn.Module):
                 f"the ImageNet weights of {architecture} cannot be downloaded ({error}): put a file with them in "
                 "weights, or set weights=none"
             ) from None
+        if channels != 3:
+            network.conv1 = nn.Conv2d(channels, 64, 7, 2, 3, bias=False)
+            nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
         for name in LAYERS:
             setattr(self, name, getattr(network, name))
         self.width = network.fc.in_features
-        side = -(-image_size // 32)
-        self.tokens = side * side
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        self.tokens = -(-height // 32) * -(-width // 32)
         self.pretrained = weights != "none"
         if weights not in ("none", "imagenet"):
             load_part(self, Path(weights), ("encoder_imaging.", "m_encoders.img."), architecture, ignore=("fc.",))
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.ndim == 5:
+            return self(x.flatten(0, 1)).unflatten(0, x.shape[:2]).mean(1)
+        if x.ndim == 3:
+            x = x[:, None]
         for name in LAYERS:
             x = getattr(self, name)(x)
         return x.flatten(2).transpose(1, 2)

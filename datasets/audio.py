@@ -1,0 +1,263 @@
+"""Sound files -> what a network hears: AST's log-mel filter bank, or a logarithmic short-time spectrum.
+
+Decoded with soundfile (wav, flac, ogg, mp3) or PyAV (the sound track of a video), mixed to one channel (the mean) and
+resampled with SciPy's polyphase filter. A front end is a data class with
+
+- ``rate``: samples a second that it works on;
+- ``shape``: of the input that a model gets;
+- ``stored``: shape and type of what the packed store keeps of a clip;
+- ``prepare(waveform)``: (n,) float32 in [-1, 1] -> that, once, in stage ``prepare``;
+- ``finish(stored, generator)``: a batch of those -> float32 (B, *shape); the generator is None in evaluation.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import av
+import numpy as np
+import soundfile
+import torch
+from scipy.signal import resample_poly
+from torch import Tensor
+
+SOUND_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")  # in the order in which a clip's file is looked for
+SILENT = 1e-4  # peak to peak, about three steps of 16 bit
+FLOOR = 1e-7
+_INT16 = 2.0**15
+
+
+class ClipProblem(ValueError):
+    """Why a clip cannot be used.
+
+    Args:
+        kind: unreadable | no_audio | silent | short | no_frames | few_frames.
+        message: in a few words.
+    """
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+def read_audio(path: Path, start: float | None = None, end: float | None = None) -> tuple[np.ndarray, int]:
+    """The sound of a file in one channel.
+
+    Args:
+        path: a sound file, or a video with a sound track.
+        start, end: of the part to take, in seconds; None = the beginning, the end.
+
+    Returns:
+        (n,) float32 in about [-1, 1], and samples a second.
+
+    Raises:
+        ClipProblem: unreadable, or no sound (no track, or no sample in it).
+    """
+    if path.suffix.lower() in SOUND_SUFFIXES:
+        try:
+            with soundfile.SoundFile(path) as file:
+                rate = int(file.samplerate)
+                channels = file.read(dtype="float32", always_2d=True)
+        except (soundfile.SoundFileError, OSError) as error:
+            raise ClipProblem("unreadable", f"no sound file: {str(error).splitlines()[0]}") from None
+        waveform = channels.mean(1)
+    else:
+        waveform, rate = _read_track(path)
+    first = 0 if start is None else round(start * rate)
+    last = len(waveform) if end is None else round(end * rate)
+    waveform = waveform[first:last]
+    if not len(waveform):
+        raise ClipProblem("no_audio", "no sound in it")
+    if not np.isfinite(waveform).all():
+        raise ClipProblem("unreadable", "samples that are no numbers")
+    return waveform, rate
+
+
+def _read_track(path: Path) -> tuple[np.ndarray, int]:
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.audio:
+                raise ClipProblem("no_audio", "no sound track")
+            stream = container.streams.audio[0]
+            planar = av.AudioResampler(format="fltp")  # the format alone: rate and channels stay
+            # At the end the resampler gives what it still holds.
+            frames = [part for frame in [*container.decode(stream), None] for part in planar.resample(frame)]
+            if not frames:
+                raise ClipProblem("no_audio", "no sound in its track")
+            return np.concatenate([frame.to_ndarray() for frame in frames], axis=1).mean(0), int(stream.rate)
+    except (av.FFmpegError, OSError) as error:
+        raise ClipProblem("unreadable", f"no video file: {str(error).splitlines()[0]}") from None
+
+
+def resample(waveform: np.ndarray, rate: int, target: int) -> np.ndarray:
+    """(n,) at ``rate`` samples a second -> (ceil(n target / rate),) float32."""
+    if rate == target:
+        return waveform.astype(np.float32)
+    common = math.gcd(rate, target)
+    return resample_poly(waveform, target // common, rate // common).astype(np.float32)
+
+
+class FrontEnd(Protocol):
+    """See the module."""
+
+    rate: int
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def stored(self) -> tuple[tuple[int, ...], Any]: ...
+
+    def prepare(self, waveform: np.ndarray) -> np.ndarray: ...
+
+    def finish(self, stored: Tensor, generator: torch.Generator | None) -> Tensor: ...
+
+
+def hear(front: FrontEnd, path: Path, start: float | None, end: float | None, keep_silent: bool) -> np.ndarray:
+    """A file through a front end, as it is stored.
+
+    Raises:
+        ClipProblem: see :func:`read_audio`; besides, silent (unless those are kept), or too short.
+    """
+    waveform, rate = read_audio(path, start, end)
+    if not keep_silent and float(np.ptp(waveform)) <= SILENT:
+        raise ClipProblem("silent", "nothing to hear")
+    return front.prepare(resample(waveform, rate, front.rate))
+
+
+@dataclass(frozen=True)
+class LogMel:
+    """The input of the Audio Spectrogram Transformer (Gong, Chung, Glass, Interspeech 2021), (frames, mel bins).
+
+    Mean taken off; windows of 25 ms every 10 ms, Kaldi's filter bank, natural logarithm; zeros up to, or cut at,
+    ``frames``; (x - mean) / (2 deviation). All by the feature extractor of transformers.
+
+    Attributes:
+        frames: 1,024 of the published network are 10.24 s.
+        mel_bins: number of mel filters, from 20 Hz to half the rate.
+        mean, deviation: of the values; the defaults are those of AudioSet.
+    """
+
+    frames: int = 1024
+    mel_bins: int = 128
+    mean: float = -4.2677393
+    deviation: float = 4.5689974
+    rate: int = 16_000
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.frames, self.mel_bins)
+
+    @property
+    def stored(self) -> tuple[tuple[int, ...], Any]:
+        return self.shape, np.float32
+
+    @cached_property
+    def extractor(self) -> Any:
+        from transformers import ASTFeatureExtractor
+
+        with warnings.catch_warnings():
+            # The narrowest of 128 filters lie between two bins of the spectrum, in the published network too.
+            warnings.filterwarnings("ignore", message="At least one mel filter has all zero values")
+            return ASTFeatureExtractor(
+                sampling_rate=self.rate,
+                num_mel_bins=self.mel_bins,
+                max_length=self.frames,
+                mean=self.mean,
+                std=self.deviation,
+            )
+
+    def prepare(self, waveform: np.ndarray) -> np.ndarray:
+        window = self.rate // 40
+        if len(waveform) < window:
+            raise ClipProblem("short", f"{len(waveform) / self.rate:.3f} s, shorter than a window of 25 ms")
+        # Whatever lies beyond the last frame is never computed.
+        needed = waveform[: window + (self.frames - 1) * (self.rate // 100)]
+        centred = (needed - waveform.mean()).astype(np.float32)
+        return self.extractor(centred, sampling_rate=self.rate, return_tensors="np")["input_values"][0]
+
+    def finish(self, stored: Tensor, generator: torch.Generator | None) -> Tensor:
+        return stored
+
+
+@dataclass(frozen=True)
+class LogSTFT:
+    """log(|S| + 1e-7) of a short-time Fourier transform with a Hann window (UDML), (n_fft / 2 + 1, 1 + samples // hop).
+
+    The waveform is repeated, cut to ``seconds``, and limited to [-1, 1]. With ``longer``, that many seconds of it are
+    stored as 16-bit samples, of which a batch takes a window of ``seconds``: a random one in training, the middle one
+    in evaluation.
+
+    Attributes:
+        rate: samples a second.
+        seconds: that the network hears.
+        n_fft, hop: in samples.
+        repeat: how often the waveform is laid end to end before it is cut; None = as often as it takes.
+        longer: None, or seconds to draw a window from.
+        pad_mode: what the first and the last window see beyond the ends: reflect | constant (zeros).
+    """
+
+    rate: int
+    seconds: float
+    n_fft: int
+    hop: int
+    repeat: int | None = None
+    longer: float | None = None
+    pad_mode: str = "reflect"
+
+    def __post_init__(self) -> None:
+        if self.longer is not None and self.longer < self.seconds:
+            raise ValueError(f"longer={self.longer} must be at least seconds={self.seconds}")
+        if self.samples <= self.n_fft // 2:
+            raise ValueError(f"seconds={self.seconds} are no more than half a window of n_fft={self.n_fft}")
+
+    @property
+    def samples(self) -> int:
+        return round(self.rate * self.seconds)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.n_fft // 2 + 1, 1 + self.samples // self.hop)
+
+    @property
+    def stored(self) -> tuple[tuple[int, ...], Any]:
+        if self.longer is None:
+            return self.shape, np.float32
+        return (round(self.rate * self.longer),), np.int16
+
+    def prepare(self, waveform: np.ndarray) -> np.ndarray:
+        wanted = self.samples if self.longer is None else self.stored[0][0]
+        copies = -(-wanted // len(waveform)) if self.repeat is None else self.repeat
+        if copies * len(waveform) < wanted:
+            raise ClipProblem(
+                "short",
+                f"{len(waveform) / self.rate:.2f} s, {copies} times which are less than {wanted / self.rate:g} s",
+            )
+        waveform = np.tile(waveform, copies)[:wanted]
+        if self.longer is not None:
+            return np.round(waveform * _INT16).clip(-_INT16, _INT16 - 1).astype(np.int16)
+        return self.transform(torch.from_numpy(waveform).clamp(-1, 1)).numpy()
+
+    def transform(self, waveform: Tensor) -> Tensor:
+        """(..., samples) -> (..., *shape)."""
+        window = torch.hann_window(self.n_fft, device=waveform.device)
+        spectrum = torch.stft(
+            waveform, self.n_fft, self.hop, window=window, center=True, pad_mode=self.pad_mode, return_complex=True
+        )
+        return (spectrum.abs() + FLOOR).log()
+
+    def finish(self, stored: Tensor, generator: torch.Generator | None) -> Tensor:
+        if self.longer is None:
+            return stored
+        spare = stored.shape[1] - self.samples
+        if generator is None:
+            start = torch.full((len(stored),), spare // 2)
+        else:
+            start = torch.randint(spare + 1, (len(stored),), generator=generator)
+        columns = start[:, None] + torch.arange(self.samples)
+        return self.transform(stored.gather(1, columns.to(stored.device)).float() / _INT16)

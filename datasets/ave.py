@@ -1,0 +1,102 @@
+"""AVE: an event that is both seen and heard, in a clip of ten seconds; which of 28 (4,143 clips).
+
+Tian et al., "Audio-Visual Event Localization in Unconstrained Videos", ECCV 2018
+(https://github.com/YapengTian/AVE-ECCV18); as a classification of whole clips in CMPT, TMLR. Read are
+``trainSet.txt``, ``valSet.txt`` and ``testSet.txt`` with ``category&video&quality&start&end`` a line (3,339, 402, 402),
+and, anywhere below ``root``, the release's ``<video>.mp4``, of which the part from start to end (s) is taken, or the
+prepared ``Audios/<video>.wav`` with ``Image-01-FPS-SE/<video>/*.jpg``, which are cut already.
+
+What differs: the classes are numbered by the alphabet, not by their first line in the test list. A video that stands in
+several lines counts once, in the test rather than in the validation or training split.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from datasets.clips import ClipModule, Listing, MediaFolder, find_file, note_counts, read_lines
+from datasets.demo_audio_video import make_ave
+from datasets.demo_text_image import ensure_demo
+from utils.errors import UserError
+
+log = logging.getLogger(__name__)
+
+PUBLISHED = {"train": 3339, "val": 402, "test": 402}
+
+
+def read_events(path: Path) -> list[tuple[str, str, float, float]]:
+    """(category, video, start, end) a line of a list, in seconds.
+
+    Raises:
+        UserError: unreadable, or a line of another form; names the line.
+    """
+    rows = []
+    for number, line in read_lines(path):
+        fields = [field.strip() for field in line.split("&")]
+        if fields[0] == "Category":
+            continue
+        try:
+            category, video, _, start, end = fields
+            if not (category and video and 0 <= float(start) < float(end)):
+                raise ValueError
+        except ValueError:
+            raise UserError(
+                f"{path}: line {number} is {line!r}, expected category&video&quality&start&end with start before end: "
+                "mend it, or restore the published list"
+            ) from None
+        rows.append((category, video, float(start), float(end)))
+    return rows
+
+
+class AVE(ClipModule):
+    """AVE by the published lists.
+
+    Args:
+        store: folder of the packed store; not the folder of the raw files.
+        root: folder with the videos, or with sounds and frames.
+        lists: folder with the three lists, None = ``root``.
+        demo: make and use a small stand-in beside ``root``.
+        **kwargs: see :class:`ClipModule`.
+    """
+
+    name = "AVE"
+
+    def __init__(
+        self, *, store: str, root: str | None = None, lists: str | None = None, demo: bool = False, **kwargs: Any
+    ) -> None:
+        super().__init__(store, **kwargs)
+        self.root = None if root is None else Path(root)
+        self.lists, self.demo = None if lists is None else Path(lists), demo
+        self.class_names = []
+
+    def find_clips(self) -> Listing:
+        root = ensure_demo(self.root, make_ave) if self.demo else self.root
+        media = MediaFolder(root, self.fps) if root else None
+        if not media:
+            raise UserError(
+                f"no AVE: looked for videos below {root or 'dataset.root (null)'}: unpack the release there, or set "
+                "dataset.demo=true to try it"
+            )
+        places = [None if self.demo else self.lists, root]
+        events = {
+            split: read_events(find_file(f"{split}Set.txt", places, "categories and videos", "dataset.lists"))
+            for split in PUBLISHED
+        }
+        names = sorted({row[0] for rows in events.values() for row in rows})
+        clips, seen = {}, set()
+        for split in reversed(PUBLISHED):
+            once = []
+            for row in events[split]:
+                if row[1] not in seen:
+                    seen.add(row[1])
+                    once.append(row)
+            clips[split] = [media.clip(v, names.index(category), start, end) for category, v, start, end in once]
+        repeated = sum(map(len, events.values())) - len(seen)
+        if repeated:
+            log.info("AVE: %d repeated lines left out", repeated)
+        clips = {split: clips[split] for split in PUBLISHED}
+        if not self.demo:
+            note_counts(self.name, clips, PUBLISHED)
+        return Listing("clips", names, clips, {"root": str(root), "repeated": repeated})

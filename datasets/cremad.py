@@ -1,0 +1,88 @@
+"""CREMA-D: actors say a sentence with one of six emotions; sound and face (7,442 clips).
+
+Cao et al., "CREMA-D: Crowd-sourced Emotional Multimodal Actors Dataset", 2014
+(https://github.com/CheyneyComputerScience/CREMA-D); used by UDML, CVPR 2026, and CMPT, TMLR. Read are, anywhere below
+``root``,
+
+- the release: ``AudioWAV/<clip>.wav`` and ``VideoFlash/<clip>.flv``;
+- the prepared folders of OGM-GE and UDML: ``AudioWAV/<clip>.wav`` and ``Image-01-FPS/<clip>/*.jpg``;
+
+and the lists that UDML took from OGM-GE, ``train.csv`` and ``test.csv``: clip and emotion a line, no header, 6,698 and
+744 lines. All 91 actors are in both, so that the score is not one of unknown speakers.
+
+What differs from UDML: every test clip is scored (it drops the last 40), the checkpoint is chosen on training clips
+laid aside (``validation=test`` as in the release), evaluation takes evenly spaced frames instead of random ones, frames
+are stored as squares before they are cropped, and SciPy resamples the sound.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from datasets.clips import ClipModule, Listing, MediaFolder, find_file, note_counts, read_lines, refuse_repeated
+from datasets.demo_audio_video import make_cremad
+from datasets.demo_text_image import ensure_demo
+from utils.errors import UserError
+
+EMOTIONS = ("NEU", "HAP", "SAD", "FEA", "DIS", "ANG")
+PUBLISHED = {"train": 6698, "test": 744}
+
+
+def read_emotions(path: Path) -> list[tuple[str, int]]:
+    """(clip, class) a line of ``train.csv`` or ``test.csv``.
+
+    Raises:
+        UserError: unreadable, or a line that is not a clip and an emotion; names the line.
+    """
+    rows = []
+    for number, line in read_lines(path):
+        clip, _, emotion = line.partition(",")
+        if not clip or emotion.strip() not in EMOTIONS:
+            raise UserError(
+                f"{path}: line {number} is {line!r}, expected a clip and one of {', '.join(EMOTIONS)}, such as "
+                "1001_IEO_NEU_XX,NEU: mend it, or restore the published list"
+            )
+        rows.append((clip.strip(), EMOTIONS.index(emotion.strip())))
+    return rows
+
+
+class CREMAD(ClipModule):
+    """CREMA-D by the published lists.
+
+    Args:
+        store: folder of the packed store; not the folder of the raw files.
+        root: folder with the sounds, and videos or frames.
+        lists: folder with ``train.csv`` and ``test.csv``, None = ``root``.
+        demo: make and use a small stand-in beside ``root``.
+        **kwargs: see :class:`ClipModule`.
+    """
+
+    name = "CREMAD"
+
+    def __init__(
+        self, *, store: str, root: str | None = None, lists: str | None = None, demo: bool = False, **kwargs: Any
+    ) -> None:
+        super().__init__(store, **kwargs)
+        self.root = None if root is None else Path(root)
+        self.lists, self.demo = None if lists is None else Path(lists), demo
+        self.class_names = list(EMOTIONS)
+
+    def find_clips(self) -> Listing:
+        root = ensure_demo(self.root, make_cremad) if self.demo else self.root
+        media = MediaFolder(root, self.fps) if root else None
+        if not media:
+            raise UserError(
+                f"no CREMA-D: looked for sounds and videos below {root or 'dataset.root (null)'}: put AudioWAV/ and "
+                "VideoFlash/ of the release (or Image-01-FPS/) there, or set dataset.demo=true to try it"
+            )
+        clips = {}
+        for split in ("train", "test"):
+            file = find_file(
+                f"{split}.csv", [None if self.demo else self.lists, root], "clips and emotions", "dataset.lists"
+            )
+            clips[split] = [media.clip(*row) for row in read_emotions(file)]
+        refuse_repeated(clips, "train.csv and test.csv")
+        if not self.demo:
+            note_counts(self.name, clips, PUBLISHED)
+        return Listing("clips", list(EMOTIONS), clips, {"root": str(root)})

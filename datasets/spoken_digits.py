@@ -1,0 +1,293 @@
+"""Spoken and written digits: a digit said aloud and an image of one, paired by class.
+
+Recordings of the Free Spoken Digit Dataset (https://github.com/Jakobovski/free-spoken-digit-dataset, CC BY-SA 4.0):
+``{digit}_{speaker}_{take}.wav``, 8 kHz, 6 speakers with 50 takes of each digit; images of MNIST. The modalities share
+nothing but the label, and nothing is in two splits: images of validation and test are others than those of training,
+recordings by speakers that were not trained on (``protocol=speakers``), or other takes of the same speakers
+(``official``: takes 0 to 4 are the test as its authors say, 5 to 9 validation, by us).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datasets.audio import ClipProblem, FrontEnd, hear
+from datasets.base import SPLITS, Modality, Transform
+from datasets.clips import BadClips
+from datasets.demo_audio_video import make_spoken_digits
+from datasets.demo_text_image import ensure_demo
+from datasets.images import decode_rows, reason
+from datasets.polymnist import CLASSES, SIDE, mnist_files, read_mnist, stratified_split
+from datasets.source import Arrays, Source, SourcedDataModule, check_classes, file_stats, sha256
+from utils.errors import UserError
+
+RECIPE_VERSION = 1
+VAL_IMAGES = 1 / 12  # of the training images of MNIST: 5,000
+OFFICIAL_TEST, OFFICIAL_VAL = 5, 10  # takes below the first are the test, up to the second the validation split
+_FILE_NAME = re.compile(r"(\d)_(.+)_(\d+)\.wav")
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A file with one digit, 0 to 9."""
+
+    path: Path
+    digit: int
+    speaker: str
+    take: int
+
+
+def find_recordings(folder: Path) -> list[Recording]:
+    """The recordings in a folder, by name.
+
+    Raises:
+        UserError: there is none, or a sound file has another name.
+    """
+    found, other = [], []
+    for file in sorted(folder.glob("*.wav")) if folder.is_dir() else []:
+        match = _FILE_NAME.fullmatch(file.name)
+        if match:
+            found.append(Recording(file, int(match[1]), match[2], int(match[3])))
+        elif not file.name.startswith("."):
+            other.append(file.name)
+    if other:
+        raise UserError(
+            f"{folder} holds {other[0]} ({len(other)} such files), expected {{digit}}_{{speaker}}_{{take}}.wav: move "
+            "them away"
+        )
+    if not found:
+        raise UserError(f"{folder} holds no {{digit}}_{{speaker}}_{{take}}.wav: name the folder 'recordings'")
+    return found
+
+
+def speakers_of(
+    recordings: Sequence[Recording], wanted: Sequence[int] | Mapping[str, Sequence[str]]
+) -> dict[str, list[str]]:
+    """Split -> its speakers.
+
+    Args:
+        wanted: how many each split gets, in alphabetical order; or split -> names.
+
+    Raises:
+        UserError: a speaker that is not there, or is in two splits; a split without any; too few speakers.
+    """
+    there = sorted({recording.speaker for recording in recordings})
+    if not isinstance(wanted, Mapping):
+        sizes = list(wanted)
+        if len(sizes) != len(SPLITS) or min(sizes) < 1 or sum(sizes) > len(there):
+            raise UserError(
+                f"dataset.speakers={sizes}: there are {len(there)} speakers ({', '.join(there)}), say how many of them "
+                "train, val and test get, 1 or more each"
+            )
+        ends = np.cumsum(sizes)
+        return {split: there[end - n : end] for split, n, end in zip(SPLITS, sizes, ends)}
+    chosen = {split: list(wanted.get(split, [])) for split in SPLITS}
+    names = [name for part in chosen.values() for name in part]
+    unknown, twice = sorted(set(names) - set(there)), sorted({n for n in names if names.count(n) > 1})
+    empty = [split for split, part in chosen.items() if not part]
+    if unknown or twice or empty or set(wanted) - set(SPLITS):
+        problem = (
+            f"there is no speaker {unknown[0]}, only {', '.join(there)}"
+            if unknown
+            else f"{twice[0]} is named twice"
+            if twice
+            else f"no speaker for {empty[0]}"
+            if empty
+            else f"splits are {', '.join(SPLITS)}"
+        )
+        raise UserError(f"dataset.speakers: {problem}; name each speaker once, one or more for each split")
+    return chosen
+
+
+def pair_with_images(
+    digits: np.ndarray, labels: np.ndarray, pairings: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Every recording with ``pairings`` images of its class; no image comes twice before all of the class have come.
+
+    Args:
+        digits: (N,) of the recordings.
+        labels: (I,) of the images.
+
+    Returns:
+        Row numbers of the recordings and of the images, (pairings N,) each: the recordings in their order, again and
+        again.
+
+    Raises:
+        UserError: no image of a class.
+    """
+    images = np.empty((pairings, len(digits)), dtype=np.int64)
+    for digit in np.unique(digits):
+        rows, there = np.flatnonzero(digits == digit), rng.permutation(np.flatnonzero(labels == digit))
+        if not len(there):
+            raise UserError(f"no image of the digit {digit} to pair its recordings with: restore the files of MNIST")
+        images[:, rows] = np.resize(there, (pairings, len(rows)))
+    return np.tile(np.arange(len(digits)), pairings), images.flatten()
+
+
+class SpokenDigits(SourcedDataModule):
+    """Recordings of the Free Spoken Digit Dataset paired with images of MNIST.
+
+    Args:
+        store: folder of the packed store; not the folder of the raw files.
+        audio: the front end, see :mod:`datasets.audio`.
+        recordings: folder with the wav files.
+        mnist: folder with the four idx files, plain or .gz.
+        root: the stand-in is made beside it.
+        demo: make and use that stand-in.
+        protocol: ``speakers`` or ``official``, see the module.
+        speakers: see :func:`speakers_of`; for ``protocol=speakers``.
+        pairings: images that each training recording is paired with; validation and test have one each.
+        pair_seed: of the pairs and of the division of the training images.
+        bad_clips: see :class:`datasets.clips.BadClips`.
+        **kwargs: see :class:`MultimodalDataModule`.
+    """
+
+    name = "SpokenDigits"
+    modalities = [Modality("audio", "audio", ()), Modality("image", "image", (1, SIDE, SIDE))]
+    class_names = [str(digit) for digit in range(CLASSES)]
+    task = "multiclass"
+
+    def __init__(
+        self,
+        *,
+        store: str,
+        audio: FrontEnd,
+        recordings: str | None = None,
+        mnist: str | None = None,
+        root: str | None = None,
+        demo: bool = False,
+        protocol: str = "speakers",
+        speakers: Sequence[int] | Mapping[str, Sequence[str]] = (4, 1, 1),
+        pairings: int = 5,
+        pair_seed: int = 2025,
+        bad_clips: Mapping[str, str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(store, **kwargs)
+        if protocol not in ("speakers", "official"):
+            raise UserError(f"dataset.protocol={protocol}: must be speakers or official")
+        if pairings < 1:
+            raise UserError(f"dataset.pairings={pairings}: it must be 1 or more")
+        self.audio, self.demo = audio, demo
+        self.recordings = None if recordings is None else Path(recordings)
+        self.mnist = None if mnist is None else Path(mnist)
+        self.root = None if root is None else Path(root)
+        self.protocol, self.speakers, self.pairings, self.pair_seed = protocol, speakers, pairings, pair_seed
+        self.bad_clips = BadClips(bad_clips)
+        self.modalities = [Modality("audio", "audio", audio.shape), Modality("image", "image", (1, SIDE, SIDE))]
+
+    def find_source(self) -> Source:
+        """The recordings and images.
+
+        Raises:
+            UserError: either is not there; or the speakers cannot be divided as asked.
+        """
+        recordings_folder, mnist = self.recordings, self.mnist
+        if self.demo:
+            made = ensure_demo(self.root, make_spoken_digits)
+            recordings_folder, mnist = made / "recordings", made / "mnist"
+        if recordings_folder is None or mnist is None:
+            raise UserError(
+                "no spoken digits: set dataset.recordings to the folder with {digit}_{speaker}_{take}.wav of the Free "
+                "Spoken Digit Dataset and dataset.mnist to one with the four idx files of MNIST, or dataset.demo=true "
+                "to try it"
+            )
+        files, recordings = mnist_files(mnist), find_recordings(recordings_folder)
+        split_of = self._division(recordings)
+        settings = {
+            "audio": {"front_end": type(self.audio).__name__, **asdict(self.audio)},  # type: ignore[call-overload]
+            "protocol": self.protocol,
+            "speakers": {split: sorted({r.speaker for r in recordings if split_of(r) == split}) for split in SPLITS},
+            "pairings": self.pairings,
+            "pair_seed": self.pair_seed,
+            "bad_clips": self.bad_clips.rules,
+            "recipe_version": RECIPE_VERSION,
+        }
+        stats = file_stats({**files, **{r.path.name: r.path for r in recordings}})
+        return Source(
+            "recordings+mnist",
+            sha256([settings, stats]),
+            settings,
+            lambda: (files, [(r, split) for r in recordings if (split := split_of(r))]),
+        )
+
+    def _division(self, recordings: Sequence[Recording]) -> Any:
+        """Recording -> its split, or None."""
+        if self.protocol == "speakers":
+            chosen = speakers_of(recordings, self.speakers)
+            split = {speaker: s for s, speakers in chosen.items() for speaker in speakers}
+            return lambda r: split.get(r.speaker)
+        return lambda r: "test" if r.take < OFFICIAL_TEST else "val" if r.take < OFFICIAL_VAL else "train"
+
+    def pack(self, source: Source) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+        files, divided = source.load()
+        recordings = [recording for recording, _ in divided]
+        heard, problems = self._decode(recordings)
+        of = {split: [i for i, (_, s) in enumerate(divided) if s == split] for split in SPLITS}
+        left_out = self.bad_clips.judge(
+            self.name,
+            {split: [recordings[i].path.stem for i in rows] for split, rows in of.items()},
+            {split: {k: problems[i] for k, i in enumerate(rows) if i in problems} for split, rows in of.items()},
+        )
+        images, labels = read_mnist(files, "train")
+        n_val = max(CLASSES, round(VAL_IMAGES * len(labels)))
+        parts = stratified_split(labels, (len(labels) - n_val, n_val), self.pair_seed)
+        written = {split: (images[rows], labels[rows]) for split, rows in zip(("train", "val"), parts)}
+        written["test"] = read_mnist(files, "test")
+        splits = {}
+        for number, split in enumerate(SPLITS):
+            good = [i for i in of[split] if i not in problems]
+            if not good:
+                raise UserError(f"{self.name}: no recording for split '{split}': give more takes or speakers")
+            digits = np.array([recordings[i].digit for i in good], dtype=np.int64)
+            check_classes(split, digits, CLASSES, "the recordings")
+            rng = np.random.default_rng([self.pair_seed, number])
+            audio_rows, image_rows = pair_with_images(
+                digits, written[split][1], self.pairings if split == "train" else 1, rng
+            )
+            used, pointers = np.unique(image_rows, return_inverse=True)
+            arrays: Arrays = {
+                "audio": heard[good],
+                "audio.rows": audio_rows,
+                "image": written[split][0][used][:, None],
+                "image.rows": pointers.astype(np.int64),
+                "target": digits[audio_rows],
+                "name": np.array([recordings[i].path.stem for i in good])[audio_rows],
+            }
+            splits[split] = arrays
+        about = {"kind": source.kind, **source.about}
+        return splits, {"class_names": self.class_names, "source": about, "left_out": left_out}
+
+    def _decode(self, recordings: Sequence[Recording]) -> tuple[np.ndarray, dict[int, ClipProblem]]:
+        """What the front end makes of each recording, and what is wrong with which."""
+        keep_silent = self.bad_clips.keep_silent
+
+        def sound(row: int) -> tuple[np.ndarray]:
+            return (hear(self.audio, recordings[row].path, None, None, keep_silent),)
+
+        found = [os.stat(r.path) for r in recordings]
+        stats = np.array([(s.st_size, s.st_mtime_ns) for s in found], dtype=np.int64).reshape(-1, 2)
+        key = [repr(self.audio), keep_silent, [r.path.name for r in recordings]]
+        files, bad = decode_rows(
+            "recordings", key, stats, self.scratch, sound, {"": self.audio.stored}, "recordings", "file"
+        )
+        problems = {
+            row: error if isinstance(error, ClipProblem) else ClipProblem("unreadable", reason(error))
+            for row, error in bad.items()
+        }
+        return np.load(files[""], mmap_mode="r"), problems
+
+    def transform(self, train: bool) -> Transform:
+        def finish(inputs: dict[str, Tensor], generator: torch.Generator | None) -> dict[str, Tensor]:
+            return {**inputs, "audio": self.audio.finish(inputs["audio"], generator)}
+
+        return finish

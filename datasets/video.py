@@ -1,0 +1,205 @@
+"""Videos and folders of frames -> a few frames a clip, one a second, decoded once.
+
+The rule is ffmpeg's filter ``fps=1``, which wrote the frame folders of the original works; PyAV runs that very filter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import functional as V
+
+from datasets.audio import ClipProblem
+from datasets.images import UNREADABLE, ImageReader, reason
+from datasets.transforms import crop_boxes, resample, resize
+
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".flv", ".mov")  # in the order in which a clip's file is looked for
+FRAME_SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+def extract_frames(
+    path: Path, fps: float = 1, start: float | None = None, end: float | None = None
+) -> list[Image.Image]:
+    """The frames that ``ffmpeg -vf fps=<fps>`` writes, RGB.
+
+    Args:
+        start, end: of the part to take, in seconds; None = the beginning, the end.
+
+    Raises:
+        ClipProblem: unreadable, no video track, or no frame (as of a part shorter than half of 1 / fps).
+    """
+    rate, pictures = str(Fraction(fps).limit_denominator(1000)), []
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise ClipProblem("no_frames", "no video track")
+            stream = container.streams.video[0]
+            graph = av.filter.Graph()
+            sink = graph.add("buffersink")
+            thinned = graph.add("fps", rate)
+            graph.add_buffer(template=stream).link_to(thinned)
+            thinned.link_to(sink)
+            graph.configure()
+
+            def drain() -> None:
+                while True:
+                    try:
+                        frame = sink.pull()
+                        assert isinstance(frame, av.VideoFrame)
+                        pictures.append(frame.to_image())
+                    except (av.BlockingIOError, av.EOFError):
+                        return
+
+            origin = float(stream.start_time * stream.time_base) if stream.start_time and stream.time_base else 0.0
+            for frame in container.decode(stream):
+                time = (frame.time or 0.0) - origin
+                if end is not None and time >= end:
+                    break
+                if start is None or time >= start:
+                    graph.vpush(frame)
+                    drain()
+            graph.vpush(None)
+            drain()
+    except (av.FFmpegError, OSError) as error:
+        raise ClipProblem("unreadable", f"no video file: {str(error).splitlines()[0]}") from None
+    if not pictures:
+        raise ClipProblem("no_frames", f"no frame in it at {fps:g} a second")
+    return pictures
+
+
+def frame_files(folder: Path) -> list[Path]:
+    """The pictures in a folder, by name."""
+    return sorted(f for f in folder.iterdir() if f.suffix.lower() in FRAME_SUFFIXES and not f.name.startswith("."))
+
+
+def spread(n: int, wanted: int) -> np.ndarray:
+    """``wanted`` evenly spaced places among n: the middles of as many equal parts. Repeats some where n is smaller."""
+    return ((np.arange(wanted) + 0.5) * n / wanted).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class ClipReader:
+    """A video file or a folder of frames -> its frames, squeezed into squares, and how many there are.
+
+    Attributes:
+        side: of the stored frames, in pixels.
+        most: frames to keep of a clip; of more, evenly spaced ones.
+        least: frames that a clip must have.
+        fps: frames a second, of videos.
+    """
+
+    side: int
+    most: int
+    least: int = 1
+    fps: float = 1
+
+    @property
+    def arrays(self) -> dict[str, tuple[tuple[int, ...], Any]]:
+        """Suffix -> shape and type of a clip's values, for :func:`datasets.images.decode_rows`."""
+        return {"": ((self.most, 3, self.side, self.side), np.uint8), ".counts": ((), np.int64)}
+
+    def __call__(self, path: Path, start: float | None = None, end: float | None = None) -> tuple[np.ndarray, np.int64]:
+        """
+        Returns:
+            (most, 3, side, side) uint8, black behind the last frame; the number of frames.
+
+        Raises:
+            ClipProblem: unreadable, or fewer frames than there must be.
+        """
+        read, size = ImageReader(self.side), (self.side, self.side)
+        found: list[Any] = frame_files(path) if path.is_dir() else extract_frames(path, self.fps, start, end)
+        if len(found) < self.least:
+            kind = "few_frames" if found else "no_frames"
+            raise ClipProblem(kind, f"{len(found)} frames" + (f", {self.least} are needed" if found else ""))
+        if len(found) > self.most:
+            found = [found[i] for i in spread(len(found), self.most)]
+        pixels = np.zeros((self.most, 3, self.side, self.side), dtype=np.uint8)
+        for i, picture in enumerate(found):
+            if isinstance(picture, Path):
+                try:
+                    pixels[i] = read(picture)
+                except UNREADABLE as error:
+                    raise ClipProblem("unreadable", f"frame {picture.name}: {reason(error)}") from None
+            else:
+                small = picture.resize(size, read.resample)
+                pixels[i] = np.asarray(small).transpose(2, 0, 1)
+        return pixels, np.int64(len(found))
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Which frames of a clip a batch gets, and how they change in training.
+
+    Attributes:
+        count: T, frames of a clip: in training random ones, without repetition where there are as many, in evaluation
+            evenly spaced ones; always in their order.
+        side: of the frames that the model gets, in pixels.
+        skip_first: never take the first frame of a clip that has several (UDML on CREMA-D).
+        crop_scale: training frames are random crops of this share of the area, each its own; None = no crops.
+        flip_rate: share of the training frames flipped left to right.
+        mean, deviation: of the channels, which are standardised with them; the defaults leave values in [0, 1].
+    """
+
+    count: int = 3
+    side: int = 224
+    skip_first: bool = False
+    crop_scale: tuple[float, float] | None = None
+    flip_rate: float = 0.0
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    deviation: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or self.side < 1:
+            raise ValueError(f"count={self.count} and side={self.side} must be 1 or more")
+        if not 0 <= self.flip_rate <= 1:
+            raise ValueError(f"flip_rate={self.flip_rate} is outside [0, 1]")
+        if self.crop_scale is not None and not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise ValueError(f"crop_scale={list(self.crop_scale)} must rise within (0, 1]")
+        if min(self.deviation) <= 0:
+            raise ValueError(f"deviation={list(self.deviation)} must be positive")
+
+    def choose(self, counts: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Places of the frames to take.
+
+        Args:
+            counts: (R,) frames of each clip, 1 or more.
+            generator: None = evenly spaced.
+
+        Returns:
+            (R, T) int64, rising.
+        """
+        first = (counts > 1).long() if self.skip_first else torch.zeros_like(counts)
+        there = (counts - first)[:, None]
+        middles = torch.arange(self.count, device=counts.device, dtype=torch.float64) + 0.5
+        places = (middles * there / self.count).long()
+        if generator is not None:
+            width = max(int(there.max()), self.count)
+            keys = torch.rand(len(counts), width, generator=generator).to(counts.device)
+            keys = keys.masked_fill(torch.arange(width, device=counts.device) >= there, 2)
+            drawn = keys.argsort(1)[:, : self.count].sort(1).values
+            places = torch.where(there >= self.count, drawn, places)
+        return first[:, None] + places
+
+    def __call__(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        """(B, T, 3, S, S) in [0, 1] -> (B, T, 3, side, side); with a generator, augmented."""
+        b, t = x.shape[:2]
+        x = x.flatten(0, 1)
+        if generator is not None and (self.crop_scale or self.flip_rate):
+            height, width = x.shape[-2:]
+            scale = self.crop_scale or (1.0, 1.0)
+            ratio = (3 / 4, 4 / 3) if self.crop_scale else (width / height, width / height)
+            boxes = crop_boxes(len(x), height, width, scale, ratio, generator)
+            flip = torch.rand(len(x), generator=generator) < self.flip_rate
+            x = resample(x, boxes, self.side, flip, torch.zeros(len(x)))
+        else:
+            x = resize(x, self.side)
+        x = V.normalize_image(x, list(self.mean), list(self.deviation))
+        return x.unflatten(0, (b, t))
