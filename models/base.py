@@ -45,6 +45,7 @@ class IncompleteClassifier(pl.LightningModule):
         needs_index: it keeps values by ``Batch.index`` (:class:`models.baselines.base.RowMemory`), in one process.
         batch_dependent: a prediction depends on the other rows of its batch.
         max_modalities: of the data set, None = any number.
+        transformers_only: its encoders are those of :mod:`models.encoders.pretrained`.
         several_labels: it can learn a task whose labels do not exclude one another.
         built_on: names of the imputers on which it is built; it gets the trained one as ``imputer``.
     """
@@ -56,6 +57,7 @@ class IncompleteClassifier(pl.LightningModule):
     needs_index: ClassVar[bool] = False
     batch_dependent: ClassVar[bool] = False
     max_modalities: ClassVar[int | None] = None
+    transformers_only: ClassVar[bool] = False
     several_labels: ClassVar[bool] = True
     built_on: ClassVar[tuple[str, ...]] = ()
 

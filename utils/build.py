@@ -134,13 +134,27 @@ def build_encoder(
     return PooledEncoder(_make(node, where, **arguments), vector_width)
 
 
-def build_encoders(
-    cfg: DictConfig, data: MultimodalDataModule, pretrained: bool = True, vector_width: int | None = None
-) -> dict[str, nn.Module]:
-    """The encoders of the data set, by modality: their tokens, or one vector of ``vector_width``."""
+def encoder_nodes(cfg: DictConfig, model: DictConfig | None = None) -> dict[str, tuple[str, DictConfig]]:
+    """Modality -> key and node of its encoder: the model's own in ``model.encoders``, or else the data set's."""
+    own = (model.get("encoders") if model is not None else None) or {}
     return {
-        m.name: build_encoder(cfg.dataset.encoders[m.name], f"dataset.encoders.{m.name}", m, pretrained, vector_width)
-        for m in data.modalities
+        name: (f"model.encoders.{name}", own[name]) if name in own else (f"dataset.encoders.{name}", node)
+        for name, node in cfg.dataset.encoders.items()
+    }
+
+
+def build_encoders(
+    cfg: DictConfig,
+    data: MultimodalDataModule,
+    pretrained: bool = True,
+    vector_width: int | None = None,
+    model: DictConfig | None = None,
+) -> dict[str, nn.Module]:
+    """The encoders of the data set (of the ``model``, where it has its own), by modality: their tokens, or one vector
+    of ``vector_width``."""
+    nodes = encoder_nodes(cfg, model)
+    return {
+        m.name: build_encoder(nodes[m.name][1], nodes[m.name][0], m, pretrained, vector_width) for m in data.modalities
     }
 
 
@@ -164,7 +178,7 @@ def build_model(
         imputer: the one on which it is built.
     """
     vector_width = model.vector_width if method_class(model).encoder_view == "vector" else None
-    encoders = build_encoders(cfg, data, pretrained, vector_width)
+    encoders = build_encoders(cfg, data, pretrained, vector_width, model)
     parts = {k: v for k, v in (("prerequisites", prerequisites), ("imputer", imputer)) if v}
     return _make(
         model.module,

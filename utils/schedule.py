@@ -24,6 +24,31 @@ def warmup_cosine(
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
+def warmup_polynomial(
+    optimizer: torch.optim.Optimizer,
+    steps_per_epoch: int,
+    warmup_epochs: int,
+    max_epochs: int,
+    power: float = 0.9,
+    warmup_factor: float = 0.1,
+    ramp: bool = False,
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """``warmup_factor`` times the rate for ``warmup_epochs``, then (1 - t)^power, t from 0 to 1 at the end of
+    ``max_epochs``; stepped every step.
+
+    Args:
+        ramp: rise from ``warmup_factor`` to 1 during the warm-up.
+    """
+    warmup, total = warmup_epochs * steps_per_epoch, max_epochs * steps_per_epoch
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return warmup_factor + (1 - warmup_factor) * step / warmup if ramp else warmup_factor
+        return max(0.0, 1 - (step - warmup) / max(1, total - warmup)) ** power
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
 def by_name(
     optimizer: torch.optim.Optimizer, name: str | None, max_epochs: int
 ) -> torch.optim.lr_scheduler.LRScheduler | None:

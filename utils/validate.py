@@ -24,6 +24,8 @@ from models.dymo.selection import COMPARATORS
 from utils.errors import UserError
 
 STAGES = ("prepare", "impute", "fit", "gaussian", "test", "report")
+# Encoders whose weights may come from a hub, and into which methods can put tokens.
+PRETRAINED = "models.encoders.pretrained."
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
@@ -86,6 +88,12 @@ def _unknown_key(cfg: DictConfig, override: Any) -> str | None:
         except OmegaConfBaseException:  # an interpolation or mandatory value: nothing lies below it
             node = None
     return None
+
+
+def weights_exist(weights: str) -> bool:
+    """Whether ``weights`` may be had: false only of what is written like a path and is not there."""
+    is_path = weights.startswith((".", "/", "~")) or weights.count("/") > 1
+    return not is_path or Path(weights).exists()
 
 
 def _nearest(word: str, known: Sequence[str]) -> str:
@@ -235,11 +243,15 @@ def validate(cfg: DictConfig) -> None:
         path = OmegaConf.select(cfg, key)
         need(path is None or Path(str(path)).is_file(), f"{key}: there is no file {path}")
     initialised = {f"dataset.encoders.{name}": node for name, node in cfg.dataset.encoders.items()}
+    initialised |= {f"model.encoders.{name}": node for name, node in (cfg.model.get("encoders") or {}).items()}
     initialised |= {
         f"imputer.{key}": cfg.imputer[key] for key in ("image_encoder", "table_encoder") if key in cfg.imputer
     }
     for key, node in initialised.items():
         weights = str(node.get("weights", "none"))
+        if "_target_" in node and str(node._target_).startswith(PRETRAINED):
+            need(weights_exist(weights), f"{key}.weights: there is no {weights}: give a folder or file, or none")
+            continue
         need(
             weights in ("none", "imagenet") or Path(weights).is_file(),
             f"{key}.weights: there is no file {weights}: give one, or none",
@@ -304,6 +316,15 @@ def _check_method(cfg: DictConfig, model: DictConfig, stages: Sequence[str], hid
         problems.append(f"model {name} is built on imputer={' or '.join(method.built_on)}, not {cfg.imputer.name}")
     if method.needs_index and "fit" in stages and cfg.trainer.devices not in (1, "auto"):
         problems.append(f"model {name} keeps values of every training row in one process: set trainer.devices=1")
+    if method.transformers_only:
+        own = model.get("encoders") or {}
+        other = [n for n in names if not str((own.get(n) or cfg.dataset.encoders[n])._target_).startswith(PRETRAINED)]
+        if other:
+            problems.append(
+                f"model {name} works inside transformers, and the encoder of '{other[0]}' is no {PRETRAINED}"
+                "PretrainedEncoder: give one in model.encoders, see configs/recipe/Digits/CMPT.yaml, or choose another "
+                "data set"
+            )
     if method.encoder_view == "vector" and not isinstance(model.get("vector_width"), int):
         problems.append(f"model {name}: vector_width={model.get('vector_width')} must be a whole number")
     if "modality" in model and model.module.modality not in names:

@@ -21,9 +21,10 @@ from datasets.base import Batch, Modality, hash_seed
 from models.base import IncompleteClassifier, Prediction
 from models.imputers.base import Imputer, recover
 from models.tokens import TokenPipeline
+from utils.errors import UserError
 from utils.subsets import enumerate_subsets
 
-KINDS = ("none", "bernoulli", "subsets", "count", "all")
+KINDS = ("none", "bernoulli", "subsets", "count", "all", "one")
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class TrainingMasks:
     Attributes:
         kind: ``none``; ``bernoulli``: every modality with probability ``p``, independently; ``subsets``: ``k`` distinct
             non-empty subsets, uniformly; ``count``: keeps n modalities, n uniform on 1 .. M, any of them alike;
-            ``all``: each of the 2^M - 1 subsets.
+            ``all``: each of the 2^M - 1 subsets; ``one``: nothing or one modality, by ``shares``.
+        shares: of nothing, of modality 0, of modality 1, ...; they sum to 1.
         per: ``row``: every sample draws its own; ``batch``: one draw for the whole batch, as the original does.
     """
 
@@ -41,12 +43,18 @@ class TrainingMasks:
     p: float = 0.5
     k: int = 2
     per: str = "row"
+    shares: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS or self.per not in ("row", "batch"):
             raise ValueError(f"masks: kind is one of {', '.join(KINDS)} and per is row or batch, not {self}")
         if not 0 <= self.p < 1 or self.k < 1:
             raise ValueError(f"masks: p must be at least 0 and below 1 (it is {self.p}), k at least 1 (it is {self.k})")
+        shares = self.shares
+        if (self.kind == "one") != (shares is not None):
+            raise ValueError("masks: kind=one needs shares, and no other kind takes them")
+        if shares is not None and (min(shares) < 0 or abs(sum(shares) - 1) > 1e-6):
+            raise ValueError(f"masks: shares {list(shares)} must not be negative and sum to 1")
 
     def draw(self, missing: Tensor, generator: torch.Generator) -> Tensor:
         """Masks for one training batch.
@@ -66,6 +74,13 @@ class TrainingMasks:
         elif self.kind == "count":
             rank = torch.rand(rows, m, generator=generator).argsort(1).argsort(1)
             drawn = (rank >= torch.randint(1, m + 1, (rows, 1), generator=generator))[None]
+        elif self.shares is not None:
+            if len(self.shares) != m + 1:
+                raise UserError(f"masks.shares has {len(self.shares)} values, {m} modalities need {m + 1}")
+            picked = torch.multinomial(
+                torch.tensor(self.shares, dtype=torch.float), rows, replacement=True, generator=generator
+            )
+            drawn = (picked[:, None] == torch.arange(1, m + 1))[None]
         elif self.kind == "none":
             drawn = torch.zeros(1, rows, m, dtype=torch.bool)
         else:

@@ -1,0 +1,523 @@
+"""Pretrained transformers of the libraries transformers and timm as encoders, and adapters in their attention.
+
+One class for CLIP's and SigLIP's vision transformers, ViT, BERT, AST and timm's vision transformers. What they have in
+common: an embedding that ends with the positions, blocks, a norm, and one vector that stands for the input, its
+``summary`` (the class token; SigLIP has a pooling head instead). As an encoder it gives that one vector; methods that
+put tokens of their own beside the class token call :meth:`PretrainedEncoder.states` (methods 2.4, 2.6).
+
+Inputs: images (B, 3, H, W), normalised as the weights want it; video (B, T, 3, H, W), the mean over T frames; text
+(B, L) token ids, padding masked; audio (B, frames, mel bins), a log-mel spectrogram normalised as AST wants it.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import timm
+import torch
+import transformers
+from huggingface_hub.errors import HfHubHTTPError
+from peft import LoraConfig, VeraConfig, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from utils.errors import UserError
+
+# What each letter of Adapter targets stands for.
+LETTERS = {"q": "query", "k": "key", "v": "value", "o": "output of the attention", "f": "output of the perceptron"}
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where an architecture keeps its parts; paths are relative to the network, ``projections`` to a block."""
+
+    kinds: tuple[str, ...]
+    blocks: str
+    last_norm: str
+    projections: Mapping[str, str]
+    model: str = ""
+    config: str = ""
+    first_norm: str = ""
+    pooling: str = ""
+
+
+_SELF = {"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.out_proj"}
+_VIT = {letter: f"attention.{letter}_proj" for letter in "qkvo"}
+_IMAGE = ("image", "video")
+FAMILIES = {
+    "clip": Family(
+        _IMAGE,
+        "encoder.layers",
+        "post_layernorm",
+        {**_SELF, "f": "mlp.fc2"},
+        "CLIPVisionModel",
+        "CLIPVisionConfig",
+        first_norm="pre_layrnorm",
+    ),
+    "siglip": Family(
+        _IMAGE,
+        "encoder.layers",
+        "post_layernorm",
+        {**_SELF, "f": "mlp.fc2"},
+        "SiglipVisionModel",
+        "SiglipVisionConfig",
+        pooling="head",
+    ),
+    "vit": Family(_IMAGE, "layers", "layernorm", {**_VIT, "f": "mlp.fc2"}, "ViTModel", "ViTConfig"),
+    "ast": Family(("audio",), "layers", "layernorm", {**_VIT, "f": "mlp.fc2"}, "ASTModel", "ASTConfig"),
+    "bert": Family(
+        ("text",),
+        "encoder.layer",
+        "",
+        {
+            **{letter: f"attention.self.{LETTERS[letter]}" for letter in "qkv"},
+            **{"o": "attention.output.dense", "f": "output.dense"},
+        },
+        "BertModel",
+        "BertConfig",
+    ),
+    "timm": Family(
+        _IMAGE,
+        "blocks",
+        "norm",
+        {**{letter: f"attn.qkv.{letter}" for letter in "qkv"}, "o": "attn.proj", "f": "mlp.fc2"},
+        first_norm="norm_pre",
+        pooling="attn_pool",
+    ),
+}
+_LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+# What differs from the defaults of the configuration class, which are the Base sizes.
+ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "clip_vit_base_patch16": ("clip", {"patch_size": 16}),
+    "clip_vit_large_patch14": ("clip", {**_LARGE, "patch_size": 14}),
+    "siglip_base_patch16": ("siglip", {}),
+    "vit_base_patch16": ("vit", {}),
+    "vit_large_patch16": ("vit", _LARGE),
+    "bert_base": ("bert", {}),
+    "bert_large": ("bert", _LARGE),
+    "ast_base": ("ast", {}),
+}
+# Settings that decide what a network computes: weights made with others are refused.
+SETTINGS = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act", "layer_norm_eps"),
+    *("num_channels", "image_size", "patch_size", "qkv_bias", "vision_use_head"),
+    *("vocab_size", "max_position_embeddings", "type_vocab_size", "pad_token_id"),
+    *("max_length", "num_mel_bins", "frequency_stride", "time_stride"),
+)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """Low-rank adapters (methods 2.6).
+
+    Attributes:
+        kind: ``lora``, ``dora``, ``vera``; ``none``: nothing inside the network is trained.
+        rank, alpha, dropout: of the update alpha / rank * B A; VeRA knows no alpha.
+        targets: which projections of every block, letters out of q, k, v, o (output of the attention) and f (output of
+            the perceptron).
+    """
+
+    kind: str = "lora"
+    rank: int = 1
+    alpha: float = 1.0
+    dropout: float = 0.1
+    targets: str = "qkvo"
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("none", "lora", "dora", "vera"):
+            raise ValueError(f"adapter.kind={self.kind}: must be none, lora, dora or vera")
+        if self.rank < 1 or not 0 <= self.dropout < 1:
+            raise ValueError(
+                f"adapter: rank must be at least 1 (it is {self.rank}), dropout at least 0 and below 1 (it is "
+                f"{self.dropout})"
+            )
+
+    def config(self, pattern: str) -> LoraConfig | VeraConfig:
+        """For peft; ``pattern`` has to match the whole name of a module."""
+        if self.kind == "vera":
+            return VeraConfig(r=self.rank, vera_dropout=self.dropout, target_modules=pattern, bias="none")
+        return LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,  # type: ignore[arg-type]
+            lora_dropout=self.dropout,
+            target_modules=pattern,
+            use_dora=self.kind == "dora",
+            bias="none",
+        )
+
+
+class States(NamedTuple):
+    """``summary`` (B, D) of the input and the final states ``proxies`` (B, K, D) of the tokens put before it."""
+
+    summary: Tensor
+    proxies: Tensor
+
+
+class PretrainedEncoder(nn.Module):
+    """
+    Args:
+        architecture: a name in :data:`ARCHITECTURES`; ``clip``, ``siglip``, ``vit``, ``bert`` or ``ast`` in a ``size``
+            of your own; or ``timm/<name>`` of one of timm's vision transformers.
+        weights: ``none`` (random), the name of a repository on the Hugging Face hub, or a folder with ``config.json``
+            and ``model.safetensors``; for timm ``hub`` or a file.
+        size: settings that differ from the architecture's, by the names of the library (``hidden_size``, ...; timm:
+            ``embed_dim``, ``depth``, ``num_heads``, ``img_size``, ``patch_size``). The weights have to agree.
+        summary: ``class``; of AST also ``mean_class_distillation``, which its own head takes.
+        frozen: nothing of the network is trained, and it stays in eval mode.
+        checkpointing: keep one activation a block and compute the rest again in the backward pass.
+        class_id: token that opens a text, for :meth:`class_input` (BERT's [CLS]).
+        vector_width: make the summary (B, D) a vector of this width, by a linear map where D is another.
+
+    Attributes:
+        width: of the output.
+        hidden: D, of the network.
+        adapted: names of the modules that have an adapter.
+        pretrained: whether it has weights from elsewhere.
+
+    Raises:
+        UserError: the weights cannot be had, or do not fit.
+        ValueError: an unknown architecture, or one that has no class token.
+    """
+
+    tokens = 1
+
+    def __init__(
+        self,
+        architecture: str,
+        *,
+        weights: str = "none",
+        size: Mapping[str, Any] | None = None,
+        summary: str = "class",
+        frozen: bool = False,
+        checkpointing: bool = False,
+        class_id: int = 101,
+        vector_width: int | None = None,
+    ) -> None:
+        super().__init__()
+        name, _, variant = architecture.partition("/")
+        known = ARCHITECTURES | {family: (family, {}) for family in FAMILIES if family != "timm"}
+        if name != "timm" and architecture not in known:
+            raise ValueError(f"architecture={architecture}: must be timm/<name> or one of {', '.join(known)}")
+        family, defaults = ("timm", {}) if name == "timm" else known[architecture]
+        if summary not in ("class", "mean_class_distillation") or (summary != "class" and family != "ast"):
+            raise ValueError(f"summary={summary}: must be class, or for AST mean_class_distillation")
+        self.architecture, self.family, self.layout = architecture, family, FAMILIES[family]
+        self.summary, self.checkpointing, self.class_id = summary, checkpointing, class_id
+        self.network: Any
+        if family == "timm":
+            self.network = _timm_network(variant, weights, dict(size or {}))
+            self.hidden = int(self.network.embed_dim)
+            if self.network.cls_token is None and self.network.attn_pool is None:
+                raise ValueError(f"architecture={architecture}: has neither a class token nor an attention pooling")
+        else:
+            self.network = _transformers_network(architecture, self.layout, weights, {**defaults, **(size or {})})
+            self.hidden = int(self.network.config.hidden_size)
+        self.pretrained = weights != "none"
+        self.adapted: list[str] = []
+        self.frozen = False
+        self.width = vector_width or self.hidden
+        self.proj = nn.Linear(self.hidden, self.width) if self.width != self.hidden else nn.Identity()
+        if frozen:
+            self.freeze()
+
+    # ---- shapes ------------------------------------------------------------------------------------------------------
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one input: (C, H, W), (frames, mel bins), or the greatest length (L,) of a text."""
+        if self.family == "timm":
+            return (self.network.patch_embed.proj.in_channels, *self.network.patch_embed.img_size)
+        config = self.network.config
+        if self.family == "bert":
+            return (config.max_position_embeddings,)
+        if self.family == "ast":
+            return (config.max_length, config.num_mel_bins)
+        return (config.num_channels, config.image_size, config.image_size)
+
+    def check_shape(self, shape: tuple[int, ...], name: str = "the input") -> None:
+        """
+        Args:
+            shape: of one input of the modality ``name``.
+
+        Raises:
+            UserError: the network is made for another one.
+        """
+        fits = len(shape) == 1 and shape[0] <= self.shape[0] if self.family == "bert" else shape[-3:] == self.shape
+        if not fits or len(shape) > len(self.shape) + ("video" in self.layout.kinds):
+            at_most = "at most " if self.family == "bert" else ""
+            raise UserError(
+                f"{name} has the shape {shape}, {self.architecture} takes {at_most}{self.shape}: change the data set's "
+                "transform, or the encoder's size where it has no weights from elsewhere"
+            )
+
+    # ---- forward -----------------------------------------------------------------------------------------------------
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Inputs (B, ...) -> (B, 1, ``width``)."""
+        return self.proj(self.states(x).summary)[:, None]
+
+    def states(self, x: Tensor, proxies: Tensor | None = None, read_only: bool = False) -> States:
+        """Run the network on ``[proxies, class token, content]``.
+
+        Args:
+            x: (B, ...).
+            proxies: (K, D) tokens before all others, behind the position embeddings (which the others keep) and before
+                the first norm of CLIP.
+            read_only: no token attends to a proxy, apart from itself; all others then have the states that they have
+                without proxies.
+        """
+        self.check_shape(tuple(x.shape[1:]))
+        video = x.ndim == 5
+        tokens = self.embed(x.flatten(0, 1) if video else x)
+        k = 0 if proxies is None else len(proxies)
+        if proxies is not None:
+            tokens = torch.cat([proxies.to(tokens.dtype).expand(len(tokens), -1, -1), tokens], dim=1)
+        visible = self._visible(x, tokens.shape[1], k, read_only)
+        tokens = self._run(tokens, visible)
+        states = States(self._summarise(tokens[:, k:]), tokens[:, :k])
+        if not video:
+            return states
+        return States(*(y.unflatten(0, x.shape[:2]).mean(1) for y in states))
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Inputs (B, ...) -> tokens (B, N, D) with their positions, the class token first where there is one."""
+        if self.family == "timm":
+            return self.network._pos_embed(self.network.patch_embed(x))
+        return self.network.embeddings(x.long() if self.family == "bert" else x)
+
+    def class_input(self) -> Tensor:
+        """(D,) what the class token is at the place where proxies are put in.
+
+        Raises:
+            UserError: the architecture has none.
+        """
+        if self.family == "siglip" or (self.family == "timm" and self.network.cls_token is None):
+            raise UserError(f"{self.architecture} has no class token: start the proxies as random numbers, init=normal")
+        reference = next(self.network.parameters())
+        blank = torch.zeros((1, 1) if self.family == "bert" else (1, *self.shape), device=reference.device)
+        training = self.network.training
+        with torch.no_grad():  # without the dropout of the embedding
+            self.network.eval()
+            token = self.embed(blank + self.class_id if self.family == "bert" else blank)[0, 0]
+            self.network.train(training)
+        return token
+
+    def _visible(self, x: Tensor, n: int, k: int, read_only: bool) -> Tensor | None:
+        """(B or 1, 1, Q or 1, n) bool, True = the query sees the key, as PyTorch's attention wants it; None = all."""
+        visible = None
+        if self.family == "bert":
+            # The first token is seen even in a text that is nothing but padding: attention to nothing is NaN.
+            there = x.long() != int(self.network.config.pad_token_id or 0)
+            there = there | (torch.arange(x.shape[1], device=x.device) == 0)
+            visible = torch.cat([there.new_ones(len(x), k), there], dim=1)[:, None, None]
+        if read_only and k:
+            place = torch.arange(n, device=x.device)
+            hidden = (place[None, :] < k) & (place[:, None] != place[None, :])
+            visible = ~hidden[None, None] if visible is None else visible & ~hidden
+        return visible
+
+    def _run(self, tokens: Tensor, visible: Tensor | None) -> Tensor:
+        if self.layout.first_norm:
+            tokens = self.network.get_submodule(self.layout.first_norm)(tokens)
+        # As many rows and queries as there are: what the libraries pass on to the attention.
+        mask = None if visible is None else visible.expand(len(tokens), 1, tokens.shape[1], tokens.shape[1])
+        for block in self.network.get_submodule(self.layout.blocks):
+            if self.checkpointing and torch.is_grad_enabled():
+                tokens = checkpoint(block, tokens, mask, use_reentrant=False)
+            else:
+                tokens = block(tokens, mask)
+        return self.network.get_submodule(self.layout.last_norm)(tokens) if self.layout.last_norm else tokens
+
+    def _summarise(self, tokens: Tensor) -> Tensor:
+        """Final states (B, N, D) without proxies -> (B, D)."""
+        pooling = getattr(self.network, self.layout.pooling, None) if self.layout.pooling else None
+        if pooling is not None:
+            return pooling(tokens)
+        if self.summary == "mean_class_distillation":
+            return tokens[:, :2].mean(1)
+        return tokens[:, 0]
+
+    # ---- training of parts -------------------------------------------------------------------------------------------
+
+    def freeze(self) -> None:
+        """Train nothing of the network; it stays in eval mode from now on, so that its dropout is off."""
+        self.network.requires_grad_(False)
+        self.frozen = True
+        self.train(self.training)
+
+    def adapt(self, adapter: Adapter) -> list[str]:
+        """Freeze the network and put adapters into the projections that ``adapter.targets`` names, of every block.
+
+        Returns:
+            Names of the adapted modules, also in :attr:`adapted`.
+
+        Raises:
+            UserError: a target is unknown or is not in every block.
+        """
+        self.freeze()
+        if adapter.kind == "none":
+            return self.adapted
+        known = self.layout.projections
+        if not adapter.targets or (unknown := sorted(set(adapter.targets) - set(known))):
+            what = f"'{''.join(unknown)}' matches nothing in {self.architecture}" if adapter.targets else "is empty"
+            letters = ", ".join(f"{letter} ({LETTERS[letter]})" for letter in known)
+            raise UserError(f"adapter.targets={adapter.targets} {what}: letters out of {letters}")
+        if self.family == "timm":
+            for block in self.network.blocks:
+                if isinstance(block.attn.qkv, nn.Linear):
+                    block.attn.qkv = SplitProjection(block.attn.qkv)
+        inside = "|".join(re.escape(known[letter]) for letter in adapter.targets)
+        pattern = rf"{re.escape(self.layout.blocks)}\.\d+\.({inside})"
+        expected = len(self.network.get_submodule(self.layout.blocks)) * len(set(adapter.targets))
+        found = [name for name, _ in self.network.named_modules() if re.fullmatch(pattern, name)]
+        if len(found) != expected:
+            raise UserError(
+                f"adapter.targets={adapter.targets}: found {len(found)} modules in {self.architecture} instead of "
+                f"{expected}, for its library names them otherwise: install the versions in constraints.txt"
+            )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft asks for what transformers will rename
+            get_peft_model(self.network, adapter.config(pattern))
+        self.adapted = [name for name, part in self.network.named_modules() if isinstance(part, BaseTunerLayer)]
+        assert sorted(self.adapted) == sorted(found)
+        self.train(self.training)
+        return self.adapted
+
+    def train(self, mode: bool = True) -> PretrainedEncoder:
+        """A frozen network stays in eval mode, apart from its adapters."""
+        super().train(mode)
+        if self.frozen:
+            self.network.eval()
+            for part in self.network.modules():
+                if isinstance(part, BaseTunerLayer) and isinstance(part, nn.Module):
+                    part.train(mode)
+        return self
+
+    def merge(self) -> None:
+        """Add the adapters to the weights that they change: the same function at the cost of the bare network. Not for
+        training or saving; :meth:`unmerge` takes them out again."""
+        for name in self.adapted:
+            self.network.get_submodule(name).merge()
+
+    def unmerge(self) -> None:
+        for name in self.adapted:
+            self.network.get_submodule(name).unmerge()
+
+
+class SplitProjection(nn.Module):
+    """timm's fused projection of queries, keys and values as three, so that each can have its own adapter; the same
+    numbers."""
+
+    def __init__(self, fused: nn.Linear) -> None:
+        super().__init__()
+        width = fused.out_features // 3
+        for i, letter in enumerate("qkv"):
+            part = nn.Linear(fused.in_features, width, fused.bias is not None, fused.weight.device, fused.weight.dtype)
+            rows = slice(i * width, (i + 1) * width)
+            part.weight = nn.Parameter(fused.weight.detach()[rows].clone(), requires_grad=False)
+            if fused.bias is not None:
+                part.bias = nn.Parameter(fused.bias.detach()[rows].clone(), requires_grad=False)
+            self.add_module(letter, part)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([part(x) for part in self.children()], dim=-1)
+
+
+def _transformers_network(architecture: str, layout: Family, weights: str, size: Mapping[str, Any]) -> Any:
+    """The network with random or given weights."""
+    config_class, model_class = getattr(transformers, layout.config), getattr(transformers, layout.model)
+    known = config_class().to_dict()
+    if unknown := sorted(set(size) - set(known)):
+        raise ValueError(f"size.{unknown[0]}: {architecture} has no such setting")
+    config = config_class(**size)
+    # BERT's and ViT's poolers come after the class token and are not used.
+    more = {"add_pooling_layer": False} if layout.model in ("BertModel", "ViTModel") else {}
+    config._attn_implementation = "sdpa"
+    if weights == "none":
+        return model_class(config, **more)
+    theirs = _attempt(
+        architecture, weights, lambda local: config_class.from_pretrained(weights, local_files_only=local)
+    )
+    ours, other = config.to_dict(), theirs.to_dict()
+    differing = [key for key in SETTINGS if key in ours and ours[key] != other.get(key)]
+    if differing:
+        settings = ", ".join(f"{key}: {other.get(key)}" for key in differing)
+        raise UserError(
+            f"weights={weights} are of another network than {architecture} ({', '.join(differing)} differ): set "
+            f"size={{{settings}}}, or choose the architecture that they are of"
+        )
+
+    def load(local: bool) -> Any:
+        return model_class.from_pretrained(
+            weights,
+            config=config,
+            dtype=torch.float32,
+            attn_implementation="sdpa",
+            local_files_only=local,
+            output_loading_info=True,
+            **more,
+        )
+
+    network, about = _attempt(architecture, weights, load)
+    if missing := sorted(about["missing_keys"]):
+        raise UserError(
+            f"weights={weights} lack {len(missing)} tensors of {architecture} (the first is "
+            f"{missing[0]}): give the weights of the whole network"
+        )
+    return network.train()
+
+
+def _attempt(architecture: str, weights: str, load: Any) -> Any:
+    """``load(local_files_only)``: from the folder or the cache, else from the hub."""
+    here = Path(weights).is_dir()
+    verbosity = transformers.logging.get_verbosity()
+    for local in (True,) if here else (True, False):
+        try:
+            transformers.logging.set_verbosity_error()  # it lists what is not used; what lacks is an error of ours
+            return load(local)
+        except (OSError, ValueError, TypeError, RuntimeError, SafetensorError, HfHubHTTPError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        finally:
+            transformers.logging.set_verbosity(verbosity)
+    if here:
+        raise UserError(
+            f"weights={weights} of {architecture} cannot be read ({reason}): the folder must hold config.json and "
+            "model.safetensors"
+        )
+    raise UserError(
+        f"weights={weights} of {architecture} are neither in the cache nor can they be downloaded: put config.json and "
+        f"model.safetensors of https://huggingface.co/{weights} into a folder and give that as weights, or set "
+        "weights=none"
+    )
+
+
+def _timm_network(variant: str, weights: str, size: dict[str, Any]) -> Any:
+    local = weights not in ("none", "hub")
+    if local and not Path(weights).is_file():
+        raise UserError(f"weights={weights} of timm/{variant}: there is no such file, give one, hub, or none")
+    try:
+        network = timm.create_model(
+            variant,
+            pretrained=weights != "none",
+            num_classes=0,
+            pretrained_cfg_overlay={"file": weights} if local else None,
+            **size,
+        )
+    except (OSError, RuntimeError, HfHubHTTPError) as error:
+        reason = str(error).strip().splitlines()[0]
+        if "Unknown model" in reason:
+            raise ValueError(f"architecture=timm/{variant}: timm has no such network") from None
+        raise UserError(
+            f"weights={weights} of timm/{variant} cannot be had ({reason}): put model.safetensors of "
+            f"https://huggingface.co/timm/{variant} somewhere and give that file as weights, or set weights=none"
+        ) from None
+    if not isinstance(network, timm.models.VisionTransformer):
+        raise ValueError(f"architecture=timm/{variant}: is a {type(network).__name__}, not a VisionTransformer")
+    return network
