@@ -91,6 +91,9 @@ class IncompleteClassifier(pl.LightningModule):
         columns = {name: missing[:, i, None] for i, name in enumerate(self.modality_names)}
         return {name: columns[name] & cells for name, cells in feature_missing.items()}
 
+    def before_prediction(self) -> None:
+        """What makes a trained model faster without another result; it is neither trained nor saved afterwards."""
+
     def loss(self, prediction: Prediction, batch: Batch) -> dict[str, Tensor]:
         """Named scalars; ``loss`` is the one that is minimised. Multi-label targets < 0 are unlabelled and ignored."""
         return {"loss": classification_loss(prediction.logits, batch.target, self.task)}

@@ -408,7 +408,7 @@ def test_merged_adapters_predict_the_same() -> None:
     model, batch = build(3), some_batch(3, missing=mixed(3))
     with torch.inference_mode():
         expected = model(batch).logits
-        model.merge_adapters()
+        model.before_prediction()
         torch.testing.assert_close(model(batch).logits, expected, atol=1e-4, rtol=1e-4)
 
 

@@ -55,7 +55,7 @@ COUNTS = {
     "trainer": 4,
     "logger": 3,
     "schedule": 5,
-    "recipe": 55,
+    "recipe": 62,
 }
 GROUPS = [group for group in COUNTS if group not in (".", "recipe")]
 # (schedule, data set) of every schedule that changes something.
@@ -238,15 +238,30 @@ REACH = {
     "DyMo": {"prototype_start": 1, "subsets_per_step": None},
     "CMPT": {},
 }
-# What else makes a method small.
+
+
+def tiny_transformer(modality: str, architecture: str, **size: int) -> list[str]:
+    """In the place of a published encoder with its weights."""
+    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, **size}
+    written = ",".join(f"{key}:{value}" for key, value in size.items())
+    encoder = f"model.encoders.{modality}"
+    return [f"{encoder}.architecture={architecture}", f"{encoder}.weights=none", f"+{encoder}.size={{{written}}}"]
+
+
+ALONE = [f"model.unimodal.training.{key}" for key in ("max_epochs=1", "batch_size=20")]
+# What else makes a method small on a data set. CMPT works inside the encoders: it runs where the recipe has such ones.
 SMALL_METHODS = {
-    "CMPT": [
-        *(f"model.unimodal.training.{key}" for key in ("max_epochs=1", "batch_size=20")),
-        *(f"model.encoders.{view}.size.num_hidden_layers=1" for view in ("m0", "m1", "m2", "m3", "m4")),
-    ]
+    ("Digits", "CMPT"): [*ALONE, *(f"model.encoders.m{i}.size.num_hidden_layers=1" for i in range(5))],
+    ("SpokenDigits", "CMPT"): ["dataset.form=CMPT", *ALONE],
+    ("Food101", "CMPT"): [
+        *tiny_transformer("image", "clip", image_size=32, patch_size=8),
+        *tiny_transformer("text", "bert", max_position_embeddings=40),
+    ],
+    ("CREMAD", "CMPT"): [
+        *tiny_transformer("audio", "ast", max_length=48, num_mel_bins=32, frequency_stride=16, time_stride=16),
+        *tiny_transformer("visual", "clip", image_size=32, patch_size=8),
+    ],
 }
-# Methods that work inside the encoders: on data sets whose recipe has such encoders.
-ONLY = {"CMPT": ["Digits"]}
 
 
 class Watch(pl.Callback):
@@ -286,9 +301,7 @@ def fit(cfg: DictConfig) -> tuple[Context, Watch]:
 # Parameters that training on complete data cannot reach, with the reason.
 NEVER_REACHED = {"mask_special_token": "stands for missing cells, and published training has none"}
 # All others are comparison methods: test_baselines.py.
-PAIRS = [
-    (data, model) for data, model in itertools.product(sorted(SMALL_DATA), REACH) if data in ONLY.get(model, [data])
-]
+PAIRS = [pair for pair in itertools.product(sorted(SMALL_DATA), REACH) if pair[1] != "CMPT" or pair in SMALL_METHODS]
 
 
 @pytest.fixture(scope="module", params=PAIRS, ids="-".join)
@@ -298,7 +311,7 @@ def run(request: pytest.FixtureRequest, base: Callable[..., list[str]]) -> tuple
     fitted = "model.backbone.module" if "backbone" in configure(f"model={model}").model else "model.module"
     subsets = 2 ** len(configure(f"dataset={dataset}").dataset.modalities) - 1
     changes = [f"{fitted}.{key}={subsets if value is None else value}" for key, value in REACH[model].items()]
-    overrides = base(dataset, model, *changes, *SMALL_METHODS.get(model, []), out=f"out_{model}", epochs=2)
+    overrides = base(dataset, model, *changes, *SMALL_METHODS.get(request.param, []), out=f"out_{model}", epochs=2)
     context, watch = fit(configure(*overrides))
     cfg = configure(*overrides)
     if context.selects:
@@ -396,6 +409,8 @@ def test_weights_read_back_into_a_new_model(run: tuple[Context, Watch, list[str]
 
 def test_a_seed_decides_everything(run: tuple[Context, Watch, list[str]], tmp_path: Path) -> None:
     context, watch, overrides = run
+    if context.selects and context.cfg.dataset.name != "Digits":
+        pytest.skip("its backbone is trained as DynamicTransformer is, on the same data")
     states = []
     for seed in (0, 1):
         cfg = configure(*overrides, f"paths.output={tmp_path / str(seed)}", f"seed={seed}")

@@ -13,6 +13,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from datasets.base import Modality
 from models.encoders import pretrained
 from models.encoders.pretrained import Adapter, PretrainedEncoder
 from utils.errors import UserError
@@ -441,3 +442,15 @@ def test_arguments_and_shapes_are_checked() -> None:
     make("clip").check_shape((5, 3, 12, 12))
     with pytest.raises(UserError, match="change the data set's transform"):
         make("ast").check_shape((5, 12, 8))
+
+
+def test_a_vocabulary_that_the_network_lacks_is_refused_and_foreign_ids_of_a_missing_text_do_no_harm() -> None:
+    size = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    encoder = PretrainedEncoder("bert", size={**size, "vocab_size": 50, "max_position_embeddings": 6}).eval()
+    encoder.check_modality(Modality("title", "text", (6,), vocabulary=50))
+    with pytest.raises(UserError, match=r"'title' have ids up to 51, bert knows 50: set dataset.tokenizer"):
+        encoder.check_modality(Modality("title", "text", (6,), vocabulary=51))
+    ids = torch.tensor([[1, 7, 49, 0, 0, 0], [1, 2**40, -5, 3, 0, 0]])
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(ids)[0], encoder(ids[:1])[0])
+        assert torch.isfinite(encoder(ids)).all()

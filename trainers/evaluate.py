@@ -18,7 +18,6 @@ from datasets.base import Batch, check_rows_without_nan
 from datasets.missingness import Scenario, parse_scenarios, save_mask
 from models.base import IncompleteClassifier, Prediction
 from models.baselines.base import Baseline, Completed
-from models.cmpt.cmpt import CMPT
 from models.dymo.dymo import MAIN, Cells, DyMo, under, validate_selection
 from models.dymo.dynamic_transformer import DynamicTransformer
 from trainers.context import Context
@@ -78,8 +77,7 @@ def run(context: Context) -> None:
 def load_method(context: Context) -> Method:
     """The model as it is tested, with everything it needs."""
     model = context.load_model()
-    if isinstance(model, CMPT):
-        model.merge_adapters()
+    model.before_prediction()
     if context.completes:
         return Completed(model, context.load_imputer())
     if not context.selects:

@@ -127,11 +127,13 @@ def build_encoder(
         arguments["vocabulary"] = modality.vocabulary
     if not pretrained and "weights" in node:
         arguments["weights"] = "none"
-    if vector_width is None:
-        return _make(node, where, **arguments)
-    if "vector_width" in inspect.signature(get_object(node._target_)).parameters:
-        return _make(node, where, **arguments, vector_width=vector_width)
-    return PooledEncoder(_make(node, where, **arguments), vector_width)
+    own_vector = "vector_width" in inspect.signature(get_object(node._target_)).parameters
+    if vector_width is not None and own_vector:
+        arguments["vector_width"] = vector_width
+    encoder = _make(node, where, **arguments)
+    if hasattr(encoder, "check_modality"):  # of models.encoders.pretrained, whose import takes seconds
+        encoder.check_modality(modality)
+    return encoder if vector_width is None or own_vector else PooledEncoder(encoder, vector_width)
 
 
 def encoder_nodes(cfg: DictConfig, model: DictConfig | None = None) -> dict[str, tuple[str, DictConfig]]:

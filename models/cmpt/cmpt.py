@@ -162,12 +162,7 @@ class CMPT(Baseline):
                 f"CMPT puts tokens into transformers, and the encoder of '{name}' is a {type(encoder).__name__}: give "
                 "a models.encoders.pretrained.PretrainedEncoder in dataset.encoders or model.encoders"
             )
-        if modality.kind not in encoder.layout.kinds:
-            raise UserError(
-                f"'{name}' is of kind {modality.kind}, {encoder.architecture} is for "
-                f"{' or '.join(encoder.layout.kinds)}: choose another architecture"
-            )
-        encoder.check_shape(modality.shape, f"'{name}'")
+        encoder.check_modality(modality)
         if prerequisites:
             trained: Any = prerequisites[f"unimodal_{name}"]
             encoder.network.load_state_dict(trained.encoders[name].network.state_dict())
@@ -296,8 +291,8 @@ class CMPT(Baseline):
         scheduler = self._scheduler(optimizer, steps_per_epoch=steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def merge_adapters(self) -> None:
-        """For prediction: see :meth:`models.encoders.pretrained.PretrainedEncoder.merge`."""
+    def before_prediction(self) -> None:
+        """Merge the adapters into the networks."""
         for i in range(len(self.modalities)):
             self.encoder(i).merge()
 

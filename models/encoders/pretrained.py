@@ -28,6 +28,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from datasets.base import Modality
 from utils.errors import UserError
 
 # What each letter of Adapter targets stands for.
@@ -257,6 +258,25 @@ class PretrainedEncoder(nn.Module):
                 "transform, or the encoder's size where it has no weights from elsewhere"
             )
 
+    def check_modality(self, modality: Modality) -> None:
+        """
+        Raises:
+            UserError: the network is for another kind, shape or vocabulary.
+        """
+        name = f"'{modality.name}'"
+        if modality.kind not in self.layout.kinds:
+            raise UserError(
+                f"{name} is of kind {modality.kind}, {self.architecture} is for {' or '.join(self.layout.kinds)}: "
+                "choose another architecture"
+            )
+        self.check_shape(modality.shape, name)
+        known = int(self.network.config.vocab_size) if self.family == "bert" else 0
+        if known and (modality.vocabulary or 0) > known:
+            raise UserError(
+                f"the tokens of {name} have ids up to {modality.vocabulary}, {self.architecture} knows {known}: set "
+                "dataset.tokenizer to that of the encoder's weights"
+            )
+
     # ---- forward -----------------------------------------------------------------------------------------------------
 
     def forward(self, x: Tensor) -> Tensor:
@@ -290,7 +310,10 @@ class PretrainedEncoder(nn.Module):
         """Inputs (B, ...) -> tokens (B, N, D) with their positions, the class token first where there is one."""
         if self.family == "timm":
             return self.network._pos_embed(self.network.patch_embed(x))
-        return self.network.embeddings(x.long() if self.family == "bert" else x)
+        if self.family != "bert":
+            return self.network.embeddings(x)
+        # The ids of a missing text may be anything, and one outside the vocabulary would end the process on a GPU.
+        return self.network.embeddings(x.long().clamp(0, int(self.network.config.vocab_size) - 1))
 
     def class_input(self) -> Tensor:
         """(D,) what the class token is at the place where proxies are put in.
