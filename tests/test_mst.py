@@ -318,14 +318,14 @@ def test_the_published_pairs_are_taken_as_they_are(prepared: Path, tmp_path: Pat
     pairs = {"train": ([3, 13, 70, 3], [83, 3, 10, 3]), "val": ([1, 11], [1, 41]), "test": ([0, 39, 20], [40, 9, 0])}
     for split, (a, b) in pairs.items():
         write_pairs(prepared, split, a, b)
-    spoilt = torch.load(prepared / "MNIST/processed/training.pt")
+    spoilt = torch.load(prepared / "MNIST/processed/training.pt", weights_only=True)
     with pytest.raises(UserError, match="no image of class 1, 2, 4, 5, 6, 7, 8, 9 in split 'train'"):
         built(tmp_path, root=str(prepared))
     pairs["train"] = ([*range(80), 3], [*range(80), 83])
     write_pairs(prepared, "train", *pairs["train"])
     data = built(tmp_path, root=str(prepared))
     for split, (a, b) in pairs.items():
-        source = torch.load(prepared / f"MNIST/processed/{split}{'ing' * (split == 'train')}.pt")
+        source = torch.load(prepared / f"MNIST/processed/{split}{'ing' * (split == 'train')}.pt", weights_only=True)
         assert torch.equal(data.split(split).read("mnist")[:, 0], source[0][a])
         assert torch.equal(data.split(split).read("target"), source[1][a])
         assert numbers(data.split(split).read("svhn")).tolist() == b
