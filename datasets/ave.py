@@ -14,11 +14,9 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
 
 from datasets.clips import ClipModule, Listing, MediaFolder, find_file, note_counts, read_lines
 from datasets.demo_audio_video import make_ave
-from datasets.demo_text_image import ensure_demo
 from utils.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -62,24 +60,16 @@ class AVE(ClipModule):
     """
 
     name = "AVE"
-
-    def __init__(
-        self, *, store: str, root: str | None = None, lists: str | None = None, demo: bool = False, **kwargs: Any
-    ) -> None:
-        super().__init__(store, **kwargs)
-        self.root = None if root is None else Path(root)
-        self.lists, self.demo = None if lists is None else Path(lists), demo
-        self.class_names = []
+    class_names = []
 
     def find_clips(self) -> Listing:
-        root = ensure_demo(self.root, make_ave) if self.demo else self.root
+        root, places = self.places(make_ave)
         media = MediaFolder(root, self.fps) if root else None
         if not media:
             raise UserError(
                 f"no AVE: looked for videos below {root or 'dataset.root (null)'}: unpack the release there, or set "
                 "dataset.demo=true to try it"
             )
-        places = [None if self.demo else self.lists, root]
         events = {
             split: read_events(find_file(f"{split}Set.txt", places, "categories and videos", "dataset.lists"))
             for split in PUBLISHED

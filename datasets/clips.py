@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from datasets.audio import SOUND_SUFFIXES, ClipProblem, FrontEnd, hear
 from datasets.base import Choose, Modality, Transform
+from datasets.demo_text_image import ensure_demo
 from datasets.images import decode_rows, reason
 from datasets.polymnist import stratified_split
 from datasets.source import Source, SourcedDataModule, check_classes, sha256
@@ -238,6 +239,9 @@ class ClipModule(SourcedDataModule):
 
     Args:
         store: folder of the packed store; not the folder of the raw files.
+        root: folder with the clips.
+        lists: folder with the published lists, None = ``root``.
+        demo: make and use a small stand-in beside ``root``.
         audio: the front end, see :mod:`datasets.audio`.
         frames: which frames a batch gets, and how.
         stored_side: of the frames in the store, in pixels, from which training crops are cut.
@@ -258,6 +262,9 @@ class ClipModule(SourcedDataModule):
         self,
         store: str,
         *,
+        root: str | None = None,
+        lists: str | None = None,
+        demo: bool = False,
         audio: FrontEnd,
         frames: Frames,
         stored_side: int = 256,
@@ -275,12 +282,19 @@ class ClipModule(SourcedDataModule):
                 raise UserError(f"dataset.{key}={value}: it must be 1 or more")
         if validation not in ("test", "list") and not (isinstance(validation, float) and 0 < validation < 1):
             raise UserError(f"dataset.validation={validation}: must be a share between 0 and 1, or test, or list")
+        self.root = None if root is None else Path(root)
+        self.lists, self.demo = None if lists is None else Path(lists), demo
         self.bad_clips = BadClips(bad_clips)
         self.audio, self.frames, self.validation, self.validation_seed = audio, frames, validation, validation_seed
         self.fps = fps
         self.reader = ClipReader(stored_side, stored_frames, least_frames, fps)
         shape = (frames.count, 3, frames.side, frames.side)
         self.modalities = [Modality("audio", "audio", audio.shape), Modality("visual", "video", shape)]
+
+    def places(self, make: Callable[[Path], None]) -> tuple[Path | None, list[Path]]:
+        """The folder with the clips (the stand-in by ``make``, where that is wanted), and where to look for lists."""
+        root = ensure_demo(self.root, make) if self.demo else self.root
+        return root, [place for place in (None if self.demo else self.lists, root) if place]
 
     # ---- what subclasses do ------------------------------------------------------------------------------------------
 
@@ -441,18 +455,17 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
     return [(i, line.strip()) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
 
 
-def find_file(name: str, folders: Iterable[Path | None], what: str, key: str) -> Path:
+def find_file(name: str, folders: Sequence[Path], what: str, key: str) -> Path:
     """The first file of that name in some folders.
 
     Raises:
         UserError: none; names the folders and the ``key`` to set.
     """
-    tried = [folder for folder in folders if folder is not None]
-    for folder in tried:
+    for folder in folders:
         if (folder / name).is_file():
             return folder / name
     raise UserError(
-        f"no {name} ({what}) in {' or '.join(map(str, tried)) or 'any folder'}: put it there, or set {key} to "
+        f"no {name} ({what}) in {' or '.join(map(str, folders)) or 'any folder'}: put it there, or set {key} to "
         "its folder"
     )
 

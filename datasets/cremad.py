@@ -18,11 +18,9 @@ are stored as squares before they are cropped, and SciPy resamples the sound.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from datasets.clips import ClipModule, Listing, MediaFolder, find_file, note_counts, read_lines, refuse_repeated
 from datasets.demo_audio_video import make_cremad
-from datasets.demo_text_image import ensure_demo
 from utils.errors import UserError
 
 EMOTIONS = ("NEU", "HAP", "SAD", "FEA", "DIS", "ANG")
@@ -59,17 +57,10 @@ class CREMAD(ClipModule):
     """
 
     name = "CREMAD"
-
-    def __init__(
-        self, *, store: str, root: str | None = None, lists: str | None = None, demo: bool = False, **kwargs: Any
-    ) -> None:
-        super().__init__(store, **kwargs)
-        self.root = None if root is None else Path(root)
-        self.lists, self.demo = None if lists is None else Path(lists), demo
-        self.class_names = list(EMOTIONS)
+    class_names = list(EMOTIONS)
 
     def find_clips(self) -> Listing:
-        root = ensure_demo(self.root, make_cremad) if self.demo else self.root
+        root, places = self.places(make_cremad)
         media = MediaFolder(root, self.fps) if root else None
         if not media:
             raise UserError(
@@ -78,9 +69,7 @@ class CREMAD(ClipModule):
             )
         clips = {}
         for split in ("train", "test"):
-            file = find_file(
-                f"{split}.csv", [None if self.demo else self.lists, root], "clips and emotions", "dataset.lists"
-            )
+            file = find_file(f"{split}.csv", places, "clips and emotions", "dataset.lists")
             clips[split] = [media.clip(*row) for row in read_emotions(file)]
         refuse_repeated(clips, "train.csv and test.csv")
         if not self.demo:

@@ -18,7 +18,6 @@ evenly spaced frames, instead of random ones.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from datasets.clips import (
     Clip,
@@ -31,7 +30,6 @@ from datasets.clips import (
     refuse_repeated,
 )
 from datasets.demo_audio_video import make_kinetics_sound
-from datasets.demo_text_image import ensure_demo
 from utils.errors import UserError
 
 # fmt: off
@@ -97,18 +95,10 @@ class KineticsSound(ClipModule):
     """
 
     name = "KineticsSound"
-
-    def __init__(
-        self, *, store: str, root: str | None = None, lists: str | None = None, demo: bool = False, **kwargs: Any
-    ) -> None:
-        super().__init__(store, **kwargs)
-        self.root = None if root is None else Path(root)
-        self.lists, self.demo = None if lists is None else Path(lists), demo
-        self.class_names = list(UDML_CLASSES)
+    class_names = list(UDML_CLASSES)
 
     def find_clips(self) -> Listing:
-        root = ensure_demo(self.root, make_kinetics_sound) if self.demo else self.root
-        places = [place for place in (None if self.demo else self.lists, root) if place]
+        root, places = self.places(make_kinetics_sound)
         if root and any((place / LISTS["train"]).is_file() for place in places):
             return self._listed(root, places)
         folders = {
