@@ -23,7 +23,7 @@ from torch import distributed as dist
 from tqdm import tqdm
 
 from datasets.base import Batch
-from models.dymo.dynamic_transformer import DynamicTransformer
+from models.dymo.backbone import Backbone
 from models.dymo.prototypes import COSINE, EUCLIDEAN
 from utils import checkpoints
 from utils.errors import UserError
@@ -158,7 +158,7 @@ class GaussianParameters:
                 f"({int(bad.sum())} such entries); {mend}"
             )
 
-    def check_fits(self, model: DynamicTransformer, where: str) -> None:
+    def check_fits(self, model: Backbone, where: str) -> None:
         """
         Raises:
             UserError: other modalities, classes, width or metric than the backbone has.
@@ -168,7 +168,7 @@ class GaussianParameters:
         want = {
             "modalities": len(model.modalities),
             "classes": model.num_classes,
-            "feature width": model.projection.out_features,
+            "feature width": model.feature_width,
             "metric": model.distance_metric,
         }
         for key, value in have.items():
@@ -268,6 +268,16 @@ def rows_by_class(target: Tensor) -> list[tuple[int, Tensor]]:
     return list(zip(classes.tolist(), order.split(counts.tolist()), strict=True))
 
 
+def absent_modalities(batch: Batch, names: list[str]) -> Tensor | None:
+    """(B, M) bool: modalities of which the data have nothing; None where they have something of all. A table that
+    lacks cells is there."""
+    if batch.complete:
+        return None
+    columns = torch.tensor([name not in batch.feature_missing for name in names], device=batch.missing.device)
+    absent = batch.missing & columns
+    return absent if absent.any() else None
+
+
 def check_split(split: str) -> None:
     """
     Raises:
@@ -278,21 +288,28 @@ def check_split(split: str) -> None:
 
 
 @torch.inference_mode()
-def collect(model: DynamicTransformer, batches: Iterable[Batch], progress: bool = True) -> GaussianStatistics:
-    """The statistics of all subsets over some complete samples; the model is in eval mode."""
+def collect(model: Backbone, batches: Iterable[Batch], progress: bool = True) -> GaussianStatistics:
+    """The statistics of all subsets, each over the samples that have its modalities; the model is in eval mode."""
     subsets = enumerate_subsets(len(model.modalities))
-    statistics = GaussianStatistics(len(subsets), model.num_classes, model.projection.out_features, model.device)
+    statistics = GaussianStatistics(len(subsets), model.num_classes, model.feature_width, model.device)
     for batch in tqdm(batches, "Gaussian parameters", disable=not progress, unit="batch"):
         batch = batch.to(model.device)
-        classes = rows_by_class(batch.target)
+        classes, absent = rows_by_class(batch.target), absent_modalities(batch, model.modality_names)
         for ids, _, features in model.fuse_subsets(model.encode(batch.inputs), subsets):
-            statistics.update(ids, features, classes)
+            if absent is None:
+                statistics.update(ids, features, classes)
+                continue
+            for k, feature in zip(ids, features):
+                # A row without a modality is none of a subset that shows it.
+                has = ~(absent & ~subsets[k].to(absent.device)).any(1)
+                kept = ((c, rows[has[rows]]) for c, rows in classes)
+                statistics.update(k[None], feature[None], [(c, rows) for c, rows in kept if len(rows)])
     return statistics
 
 
 @torch.inference_mode()
 def estimate(
-    model: DynamicTransformer,
+    model: Backbone,
     batches: Iterable[Batch],
     *,
     split: str = "train",
@@ -304,7 +321,7 @@ def estimate(
 
     Args:
         model: trained backbone; put in eval mode.
-        batches: complete samples; a re-iterable (it is read twice with ``fit_student_t``).
+        batches: samples, at best complete ones; a re-iterable (it is read twice with ``fit_student_t``).
         split: the name of the split that ``batches`` come from.
         fit_student_t: also fit scipy's Student-t to the mirrored distances (slow: S * C fits).
         parallel: every process of the default group calls this with its share of the batches; all get the parameters
@@ -330,12 +347,13 @@ def estimate(
 
 @torch.inference_mode()
 def distances(
-    model: DynamicTransformer, batches: Iterable[Batch], parameters: GaussianParameters, progress: bool = True
+    model: Backbone, batches: Iterable[Batch], parameters: GaussianParameters, progress: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
     """Distance of every sample to the prototype of its own class, under every subset.
 
     Returns:
-        (S, N) float32 distances (1 - <z, c>, or |z - c|), (N,) targets.
+        (S, N) float32 distances (1 - <z, c>, or |z - c|; NaN where a sample lacks a modality of the subset), (N,)
+        targets.
     """
     model.eval()
     parameters = parameters.to(model.device)
@@ -343,6 +361,7 @@ def distances(
     for batch in tqdm(batches, "distances", disable=not progress, unit="batch"):
         batch = batch.to(model.device)
         column = torch.empty(len(parameters.subsets), len(batch))
+        absent = absent_modalities(batch, model.modality_names)
         for ids, _, features in model.fuse_subsets(model.encode(batch.inputs), parameters.subsets):
             centre = parameters.prototypes[ids.to(model.device)][:, batch.target]
             if parameters.metric == COSINE:
@@ -350,6 +369,9 @@ def distances(
             else:
                 d = torch.linalg.vector_norm(features - centre, dim=-1)
             column[ids] = d.cpu()
+        if absent is not None:
+            lacks = (absent.cpu() & ~parameters.subsets.cpu()[:, None]).any(-1)
+            column = column.masked_fill(lacks, float("nan"))
         columns.append(column)
         targets.append(batch.target.cpu())
     return torch.cat(columns, 1).numpy(), torch.cat(targets).numpy()
@@ -362,5 +384,6 @@ def _student_t(values: np.ndarray, target: np.ndarray, num_classes: int, progres
     for s in tqdm(range(len(values)), "Student-t fits", disable=not progress, unit="subset"):
         for c in range(num_classes):
             d = values[s, target == c].astype(np.float64)
+            d = d[~np.isnan(d)]
             fits[s, c] = torch.tensor(stats.t.fit(np.concatenate([d, -d])))
     return fits

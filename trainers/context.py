@@ -23,20 +23,32 @@ from datasets.base import MultimodalDataModule
 from datasets.missingness import Scenario, parse_scenarios
 from gaussian_parameter_generation.estimate import SUFFIX, GaussianParameters
 from models.base import IncompleteClassifier
+from models.dymo.backbone import Backbone
 from models.dymo.dynamic_transformer import DynamicTransformer
 from models.dymo.prototypes import COSINE, EUCLIDEAN
 from models.imputers.base import FittedImputer, Imputer
 from models.imputers.mopoe import MoPoE
 from models.imputers.tip import TIP
 from utils import checkpoints
-from utils.build import build_data, build_imputer, build_model, method_class, modality_name, register_resolvers
+from utils.build import (
+    SHORT_METRIC,
+    build_data,
+    build_imputer,
+    build_model,
+    method_class,
+    modality_name,
+    register_resolvers,
+)
 from utils.errors import UserError
 from utils.run_directory import RunDirectory, file_hash
 from utils.validate import CONFIGS, validate
 
 log = logging.getLogger(__name__)
 # Keys of a model that its training does not depend on (a modality is part of its module).
-NOT_OF_FIT = ("transformer_checkpoint", "checkpoint", "gaussian", "use_imputer", "modality", "prerequisites")
+NOT_OF_FIT = (
+    *("transformer_checkpoint", "checkpoint", "gaussian", "use_imputer", "modality", "prerequisites"),
+    *("select", "selection", "comparators", "validation"),
+)
 
 # How recoveries are drawn from what an imputer has learned: arguments that its training does not depend on.
 RECOVERY = ("sample", "draw_seed", "reference", "conditioning", "private_prior", "max_iter")
@@ -86,17 +98,29 @@ class Context:
     # ---- configuration -----------------------------------------------------------------------------------------------
 
     @property
-    def selects(self) -> bool:
-        """Whether the model selects recoveries on a backbone (DyMo) instead of being trained itself."""
+    def has_backbone(self) -> bool:
+        """Whether the model stands on a backbone (DyMo) instead of being trained itself."""
         return "backbone" in self.cfg.model
+
+    @property
+    def selects(self) -> bool:
+        """Whether DyMo decides what is accepted: recoveries of an imputer, or the model's own (``model.select``)."""
+        return self.has_backbone or bool(self.cfg.model.get("select"))
+
+    @property
+    def recovers(self) -> bool:
+        """Whether an imputer recovers what is missing in stage test."""
+        return self.has_backbone or self.completes
 
     @property
     def trainable(self) -> DictConfig:
         """The node of the model that stage fit trains."""
-        return self.cfg.model.backbone if self.selects else self.cfg.model
+        return self.cfg.model.backbone if self.has_backbone else self.cfg.model
 
     @property
     def distance_metric(self) -> str | None:
+        if self.selects and not self.has_backbone:
+            return self.cfg.distance_metric or COSINE
         return self.trainable.module.get("distance_metric")
 
     @property
@@ -115,8 +139,11 @@ class Context:
 
     @property
     def label(self) -> str:
-        """What the tested model is called in results: with the imputer, where it stands behind one."""
+        """What the tested model is called in results: with the imputer, where it stands behind one, and with DyMo,
+        where that decides over what the model itself recovers."""
         name = str(self.cfg.model.name)
+        if self.selects and not self.has_backbone:
+            return f"{name}_DyMo{SHORT_METRIC.get(str(self.distance_metric), '')}"
         return f"{name}_{self.cfg.imputer.name}" if self.completes else name
 
     @cached_property
@@ -144,7 +171,7 @@ class Context:
 
     def _in(self, cfg: DictConfig) -> DictConfig:
         """The node that is trained, in a copy of the configuration."""
-        return cfg.model.backbone if self.selects else cfg.model
+        return cfg.model.backbone if self.has_backbone else cfg.model
 
     def build(self) -> IncompleteClassifier:
         """The model untrained, as an empty shape for weights."""
@@ -317,7 +344,7 @@ class Context:
             "data": self.data_settings,
             "missing": self._plain(self.cfg.missing, "train", "val"),
         }
-        if self.selects or self.completes or self.built_on_imputer:
+        if self.recovers or self.built_on_imputer:
             settings["imputer"] = self._plain(self.cfg.imputer, "checkpoint", "quality", "training")
             if self.imputer_needs_weights:
                 settings["imputer"]["weights"] = file_hash(self.imputer_checkpoint)
@@ -370,7 +397,17 @@ class Context:
                 f"set distance_metric={metric}"
             )
 
-    def load_parameters(self, model: DynamicTransformer) -> GaussianParameters:
+    def as_backbone(self, model: IncompleteClassifier) -> Backbone:
+        """A trained model as what DyMo selects on."""
+        if isinstance(model, DynamicTransformer):
+            return model
+        # Its import takes seconds, and other methods have no use for it.
+        from models.cmpt.selection import CMPT, ProxyBackbone
+
+        assert isinstance(model, CMPT)
+        return ProxyBackbone(model, str(self.distance_metric))
+
+    def load_parameters(self, model: Backbone) -> GaussianParameters:
         parameters = GaussianParameters.load(self.gaussian, self.distance_metric)
         parameters.check_fits(model, str(self.gaussian))
         made_from = (parameters.about or {}).get("checkpoint")

@@ -82,14 +82,13 @@ def load_method(context: Context) -> Method:
         return Completed(model, context.load_imputer())
     if not context.selects:
         return model
-    assert isinstance(model, DynamicTransformer)
-    return DyMo(
-        model,
-        context.load_imputer(),
-        context.load_parameters(model),
-        build_selection(context.cfg),
-        tuple(context.cfg.model.comparators),
-    )
+    backbone = context.as_backbone(model)
+    rest = (context.load_parameters(backbone), build_selection(context.cfg), tuple(context.cfg.model.comparators))
+    if context.has_backbone:
+        return DyMo(backbone, context.load_imputer(), *rest)
+    from models.cmpt.selection import ProxySelection  # its import takes seconds
+
+    return ProxySelection(backbone, None, *rest)
 
 
 def _check_on_validation(context: Context, model: DyMo) -> None:
@@ -120,9 +119,9 @@ def _check_on_validation(context: Context, model: DyMo) -> None:
         text = ", ".join(f"{s}: {100 * a:.1f} against {100 * d:.1f}" for s, (a, d) in losing.items())
         log.warning(
             "selection by the paper's rule loses to discarding on validation data (accuracy in %%: %s). The recoveries "
-            "mislead the backbone: train the imputer longer, set model.recovery_aware=0.5, or "
-            "model.selection.threshold=auto",
+            "mislead the backbone: %smodel.selection.threshold=auto",
             text,
+            "train the imputer longer, set model.recovery_aware=0.5, or " if model.recovers_inputs else "set ",
         )
 
 
@@ -244,7 +243,7 @@ def _examples(
     """A few rows with originals, recoveries and rewards, for the pictures of the report."""
     data = context.data
     images = [m for m in data.modalities if m.kind == "image"]
-    if not isinstance(model, DyMo) or not images:
+    if not isinstance(model, DyMo) or not model.recovers_inputs or not images:
         return
     n = len(data.split("test"))
     rows = np.linspace(0, n - 1, min(context.cfg.report.samples, n)).astype(int)

@@ -8,7 +8,6 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch import distributed as dist
 
 from gaussian_parameter_generation.estimate import check_split, estimate
-from models.dymo.dynamic_transformer import DynamicTransformer
 from trainers.context import Context
 from utils.run_directory import file_hash
 
@@ -33,8 +32,7 @@ def run(context: Context) -> None:
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if parallel else (0, 1)
     if rank == 0:
         directory.begin("gaussian", settings)
-    model = context.load_model()
-    assert isinstance(model, DynamicTransformer)
+    model = context.as_backbone(context.load_model())
     batches = context.data.loader(
         cfg.gaussian.split,
         batch_size=cfg.gaussian.batch_size,

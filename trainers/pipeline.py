@@ -68,6 +68,11 @@ def check_task(context: Context) -> None:
             "val_accuracy, val_auroc, val_loss"
         )
     method = get_object(context.trainable.module._target_)
+    if context.data.task == "multilabel" and context.selects and method.several_labels:
+        raise UserError(
+            f"{context.cfg.dataset.name} has several labels, and DyMo selects by classes that exclude one another: set "
+            "model.select=false"
+        )
     if context.data.task == "multilabel" and not method.several_labels:
         raise UserError(
             f"{context.cfg.dataset.name} has several labels, and the classes of {context.trainable.name} exclude one "
@@ -97,7 +102,7 @@ def check_artefacts(context: Context, stages: list[str]) -> None:
     if {"gaussian", "test"} & set(stages) and not trained:
         problems.append(f"no trained {context.trainable.name} at {context.checkpoint}: run {context.command('fit')}")
     in_fit = (aware or context.built_on_imputer) and "fit" in stages and not given
-    recovers = context.selects or context.completes
+    recovers = context.recovers
     needs_imputer = in_fit or ("test" in stages and (recovers or context.built_on_imputer))
     if needs_imputer and context.imputer_needs_weights and not context.imputer_checkpoint.is_file():
         order = stages.index("impute") if "impute" in stages else None

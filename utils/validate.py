@@ -117,6 +117,8 @@ def stages_without_use(cfg: DictConfig) -> dict[str, str]:
         reasons["impute"] = f"{cfg.model.name} uses no imputer (it would with model.use_imputer=true)"
     if "gaussian" not in cfg.model:
         reasons["gaussian"] = f"{cfg.model.name} has no use for Gaussian parameters"
+    elif not cfg.model.get("select", True):
+        reasons["gaussian"] = f"{cfg.model.name} has no use for Gaussian parameters (it would with model.select=true)"
     return reasons
 
 
@@ -233,7 +235,7 @@ def validate(cfg: DictConfig) -> None:
         for name in cfg.model.comparators:
             need(name in known, f"model.comparators: unknown '{name}'{_nearest(str(name), known)}")
         attempt(parse_scenarios, list(cfg.model.validation), m)
-    if ("selection" in cfg.model or cfg.model.get("use_imputer")) and cfg.imputer.name == "Oracle" and "test" in stages:
+    if ("backbone" in cfg.model or cfg.model.get("use_imputer")) and cfg.imputer.name == "Oracle" and "test" in stages:
         need(
             bool(cfg.imputer.allow_oracle),
             "imputer=Oracle reads the content that is missing: add imputer.allow_oracle=true if this is a study of "
@@ -304,6 +306,11 @@ def _check_method(cfg: DictConfig, model: DictConfig, stages: Sequence[str], hid
             f"model {name} is for at most {method.max_modalities} modalities, {cfg.dataset.name} has {len(names)}: "
             "choose another model"
         )
+    if cfg.model.get("select"):
+        if cfg.model.get("use_imputer"):
+            problems.append("model.select=true: proxies, not recoveries of an imputer: set model.use_imputer=false")
+        if model.module.get("proxy") is None:
+            problems.append("model.select=true: there are no proxies (model.module.proxy=null): leave one of them out")
     if cfg.model.get("use_imputer") and not method.accepts_imputer:
         problems.append(f"model.use_imputer=true: {name} takes no imputer, leave it out")
     trained_on_masks = OmegaConf.select(model, "module.masks.kind") not in (None, "none")

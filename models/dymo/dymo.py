@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from datasets.base import Batch
 from gaussian_parameter_generation.estimate import GaussianParameters
 from models.base import Prediction
+from models.dymo.backbone import Backbone
 from models.dymo.dynamic_transformer import DynamicTransformer, Partial
 from models.dymo.selection import COMPARATORS, Scorer, Selection, SelectionRule, compare, exhaustive, select
 from models.imputers.base import Imputer, recover
@@ -25,18 +27,21 @@ Cells = Mapping[str, Mapping[str, Tensor]]
 class DyMo(nn.Module):
     """
     Args:
-        backbone: trained DynamicTransformer.
-        imputer: recovers what is missing.
+        backbone: trained.
+        imputer: recovers what is missing; None where a subclass recovers without.
         parameters: Gaussian parameters of this backbone.
         rule: how recoveries are accepted.
         comparators: names out of :data:`models.dymo.selection.COMPARATORS`, and ``threshold``, which repeats the
             selection with :attr:`validated_threshold`.
     """
 
+    # Whether what is recovered can be drawn beside the originals.
+    recovers_inputs: ClassVar[bool] = True
+
     def __init__(
         self,
-        backbone: DynamicTransformer,
-        imputer: Imputer,
+        backbone: Backbone,
+        imputer: Imputer | None,
         parameters: GaussianParameters,
         rule: SelectionRule | None = None,
         comparators: Sequence[str] = (),
@@ -50,6 +55,7 @@ class DyMo(nn.Module):
 
     @property
     def imputer(self) -> Imputer:
+        assert self._imputer[0] is not None
         return self._imputer[0]
 
     @property
@@ -67,19 +73,21 @@ class DyMo(nn.Module):
         Returns:
             tokens (B, P, D) of the completed inputs, and those inputs.
         """
-        completed = recover(self.imputer, batch)
+        completed, backbone = recover(self.imputer, batch), self.backbone
+        assert isinstance(backbone, DynamicTransformer)
         if tokens is None:
-            return self.backbone.encode(completed), completed
+            return backbone.encode(completed), completed
         tokens = tokens.clone()
         for i, name in enumerate(self.modality_names):
             rows = batch.missing[:, i].nonzero()[:, 0]
             if len(rows):
-                tokens[rows, self.backbone.token_columns(i)] = self.backbone.encode_one(i, completed[name][rows])
+                tokens[rows, backbone.token_columns(i)] = backbone.encode_one(i, completed[name][rows])
         return tokens, completed
 
     @torch.inference_mode()
     def partial(self, batch: Batch) -> Partial | None:
         """The observed cells of masked tables, encoded; None where the batch has no cell masks."""
+        assert isinstance(self.backbone, DynamicTransformer)
         return self.backbone.encode_partial(batch.inputs, batch.missing, batch.feature_missing)
 
     def scorer(self, threshold: float | None = None) -> Scorer:

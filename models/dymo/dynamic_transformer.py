@@ -132,6 +132,10 @@ class DynamicTransformer(TokenPipeline):
         self._real: Tensor
 
     @property
+    def feature_width(self) -> int:
+        return self.projection.out_features
+
+    @property
     def imputer(self) -> Imputer | None:
         return self._imputer[0] if self._imputer else None
 

@@ -14,12 +14,14 @@ rows that are finished leave the batch. Beyond the paper, off by default: ``thre
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gaussian_parameter_generation.estimate import GaussianParameters
-from models.dymo.dynamic_transformer import DynamicTransformer, Partial, Sequences
+from models.dymo.backbone import Backbone
+from models.dymo.dynamic_transformer import Partial
 from models.dymo.intra_class_similarity import Score, reward, score
 from models.dymo.prototypes import COSINE
 from utils.noise import row_uniform
@@ -81,13 +83,13 @@ class Scorer:
         parameters: on the same device.
     """
 
-    def __init__(self, model: DynamicTransformer, parameters: GaussianParameters, rule: SelectionRule) -> None:
+    def __init__(self, model: Backbone, parameters: GaussianParameters, rule: SelectionRule) -> None:
         self.model, self.parameters, self.rule = model, parameters, rule
         self.calibration = rule.calibration_for(model.distance_metric)
         self.lookup = subset_lookup(len(model.modalities)).to(parameters.sigma.device)
 
-    def __call__(self, sequences: Sequences, rows: Tensor, missing: Tensor, n_visible: int) -> Score:
-        """``rows`` (R,) of ``sequences`` under ``missing`` (R, M), each with ``n_visible`` modalities present."""
+    def __call__(self, sequences: Any, rows: Tensor, missing: Tensor, n_visible: int) -> Score:
+        """``rows`` (R,) of prepared samples under ``missing`` (R, M), each with ``n_visible`` modalities present."""
         logits, features = self.model.fuse_rows(sequences, rows, missing, n_visible)
         p = self.parameters
         return score(
@@ -143,9 +145,7 @@ def select(scorer: Scorer, tokens: Tensor, missing: Tensor, partial: Partial | N
     return selection
 
 
-def _select_group(
-    scorer: Scorer, sequences: Sequences, rows: Tensor, n_visible: int, k: int, selection: Selection
-) -> None:
+def _select_group(scorer: Scorer, sequences: Any, rows: Tensor, n_visible: int, k: int, selection: Selection) -> None:
     """Rows that all miss ``k`` modalities. Arrays keep the group's size; only the list of (row, candidate) pairs
     shrinks, and its emptiness is the one thing the host waits for in a round."""
     missing = selection.final_missing[rows]

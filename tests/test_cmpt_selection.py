@@ -1,0 +1,232 @@
+"""DyMo's selection of CMPT's proxies, against loops over samples and modalities."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from omegaconf import DictConfig
+from torch import Tensor
+
+from datasets.base import Batch
+from gaussian_parameter_generation.estimate import GaussianParameters, estimate
+from models.cmpt.cmpt import CMPT, Alignment
+from models.cmpt.selection import ProxyBackbone, ProxySelection
+from models.dymo.dymo import validate_selection
+from models.dymo.prototypes import COSINE, EUCLIDEAN
+from models.dymo.selection import SelectionRule
+from models.encoders.pretrained import Adapter
+from tests import slow_twin as twin
+from tests.test_cmpt import CLASSES, MODALITIES, build, mixed
+from trainers import pipeline
+from trainers.context import Context
+from trainers.evaluate import load_method
+from utils.errors import UserError
+from utils.subsets import enumerate_subsets
+from utils.validate import validate
+
+
+def patterned(m: int, rows: int, noise: float, seed: int) -> Batch:
+    """Images and sounds with a pattern of their class, texts with words of it, some of another class."""
+    g, kinds = torch.Generator().manual_seed(9), torch.arange(rows) % CLASSES
+    image, audio = torch.randn(CLASSES, 3, 12, 12, generator=g), torch.randn(CLASSES, 12, 8, generator=g)
+    words = torch.randint(3, 30, (CLASSES, 10), generator=g)
+    g.manual_seed(seed)
+    inputs = {}
+    for name, of_class in (("image", image), ("text", words), ("audio", audio)):
+        shown = torch.where(torch.rand(rows, generator=g) < 0.25, torch.randint(CLASSES, (rows,), generator=g), kinds)
+        x = of_class[shown]
+        inputs[name] = x if name == "text" else x + noise * torch.randn(x.shape, generator=g)
+    names = [x.name for x in MODALITIES[:m]]
+    return Batch({n: inputs[n] for n in names}, torch.zeros(rows, m).bool(), kinds, torch.arange(rows), complete=True)
+
+
+@functools.cache
+def trained(m: int) -> CMPT:
+    """A model whose proxies are worth something: some are to be accepted, some not."""
+    model = build(m, adapter=Adapter(rank=4, dropout=0.0), alignment=Alignment(weight=1.0))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.02)
+    for step in range(60):
+        optimizer.zero_grad()
+        model.training_step(patterned(m, 40, 0.4, 100 + step), step).backward()
+        optimizer.step()
+    return model.requires_grad_(False)
+
+
+@functools.cache
+def setting(m: int, metric: str) -> tuple[CMPT, GaussianParameters, Batch]:
+    model = trained(m)
+    parameters = estimate(ProxyBackbone(model, metric), [patterned(m, 150, 0.4, 1)], progress=False)
+    return model, parameters, patterned(m, 48, 0.4, 2).replace(missing=mixed(m, 48), complete=False)
+
+
+def slow_states(model: CMPT, batch: Batch, row: int) -> dict[int, tuple[Tensor, Tensor]]:
+    """Class state and proxies of each modality that a row has."""
+    found = {}
+    for i, name in enumerate(model.modality_names):
+        if not batch.missing[row, i]:
+            states = model.encoder(i).states(batch.inputs[name][row : row + 1], model.proxies[i])
+            found[i] = states.summary[0], states.proxies[0]
+    return found
+
+
+def evaluator(model: CMPT, batch: Batch, row: int, metric: str) -> Callable[[twin.Mask], tuple[Tensor, Tensor]]:
+    """Mask -> logits and feature of one row; what the row lacks and the mask shows is the mean of its proxies."""
+    states = slow_states(model, batch, row)
+
+    def evaluate(mask: twin.Mask) -> tuple[Tensor, Tensor]:
+        total = torch.zeros(model.width)
+        for k, hidden in enumerate(mask):
+            if hidden:
+                continue
+            if k in states:
+                total = total + states[k][0]
+            else:
+                total = total + sum(proxies[k - (k > m)] for m, (_, proxies) in states.items()) / len(states)
+        logits = model.classifier.weight @ total + model.classifier.bias
+        return logits, total / total.norm() if metric == COSINE else total
+
+    return evaluate
+
+
+@pytest.mark.parametrize("metric", [COSINE, EUCLIDEAN])
+@pytest.mark.parametrize("m", [2, 3])
+def test_proxies_are_accepted_as_one_by_one(m: int, metric: str) -> None:
+    model, p, batch = setting(m, metric)
+    rule = SelectionRule(temperature=0.1 if metric == COSINE else 50.0)
+    found = ProxySelection(ProxyBackbone(model, metric), None, p, rule)(batch)
+    accepted = float((found.extras["accepted"] >= 0).sum() / batch.missing.sum())
+    assert 0.05 < accepted < 0.95
+    judge = twin.Judge(
+        p.prototypes,
+        p.overall,
+        p.sigma,
+        metric=metric,
+        calibration=rule.calibration_for(metric),
+        tail="robust",
+        temperature=rule.temperature,
+    )
+    for row, mask in enumerate(batch.missing.tolist()):
+        final, order, history, logits = twin.greedy(evaluator(model, batch, row, metric), tuple(mask), judge)
+        assert all(abs(value) > 1e-5 for step in history for value in step.values()), "rounding could turn it"
+        assert tuple(found.extras["final_missing"][row].tolist()) == final
+        assert [u for u in found.extras["accepted"][row].tolist() if u >= 0] == order
+        torch.testing.assert_close(found.logits[row], logits, atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("metric", [COSINE, EUCLIDEAN])
+def test_parameters_of_every_subset(metric: str) -> None:
+    """From class states alone; a row counts for the subsets whose modalities it has."""
+    model = build(3)
+    batch = patterned(3, 90, 0.4, 1).replace(missing=mixed(3, 90), complete=False)
+    p = estimate(ProxyBackbone(model, metric), [batch], progress=False)
+    for s, subset in enumerate(enumerate_subsets(3).tolist()):
+        rows = [r for r in range(90) if not any(batch.missing[r, i] and not subset[i] for i in range(3))]
+        features = [
+            sum(model.encoder(i).states(batch.inputs[n][r : r + 1], model.proxies[i]).summary[0] for i, n in
+                enumerate(model.modality_names) if not subset[i])
+            for r in rows
+        ]  # fmt: skip
+        if metric == COSINE:
+            features = [F.normalize(z, dim=0) for z in features]
+        prototypes, _, sigma = twin.gaussian_parameters([features], batch.target[rows].tolist(), CLASSES, metric)
+        torch.testing.assert_close(p.prototypes[s], prototypes[0].float(), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(p.sigma[s], sigma[0].float(), atol=1e-5, rtol=1e-3)
+
+
+def test_comparators_are_cmpt_and_the_same_without_proxies() -> None:
+    model, p, batch = setting(3, COSINE)
+    selection = ProxySelection(ProxyBackbone(model), None, p, comparators=("discard", "impute_all"))
+    outputs = selection.scenarios(batch, {"some": batch.missing})
+    torch.testing.assert_close(outputs["impute_all"]["some"].logits, model(batch).logits, atol=1e-5, rtol=1e-5)
+    own = model.encode_batch(batch).diagonal(dim1=1, dim2=2).transpose(1, 2)
+    alone = model.classifier(torch.where(batch.missing[..., None], 0, own).sum(1))
+    torch.testing.assert_close(outputs["discard"]["some"].logits, alone, atol=1e-5, rtol=1e-5)
+    complete = ~batch.missing.any(1)
+    torch.testing.assert_close(outputs[""]["some"].logits[complete], model(batch).logits[complete])
+
+
+def test_what_is_missing_changes_no_decision() -> None:
+    model, p, batch = setting(3, COSINE)
+    selection = ProxySelection(ProxyBackbone(model), None, p)
+    inputs = {
+        name: torch.where(batch.missing[:, i].view(-1, *[1] * (x.ndim - 1)), 7 if name == "text" else torch.nan, x)
+        for i, (name, x) in enumerate(batch.inputs.items())
+    }
+    first, other = selection(batch), selection(batch.replace(inputs=inputs))
+    assert torch.equal(first.logits, other.logits)
+    assert torch.equal(first.extras["final_missing"], other.extras["final_missing"])
+
+
+def test_the_threshold_of_validation_data_is_nowhere_worse_than_no_proxies() -> None:
+    model, p, batch = setting(2, COSINE)
+    selection = ProxySelection(ProxyBackbone(model), None, p)
+    masks = {f"whole_{i}": (torch.arange(2) == i).expand(len(batch), -1) for i in range(2)}
+    accuracy, discard, best = validate_selection(selection, [(batch, masks, None)])
+    for i, scenario in enumerate(masks):
+        right = 0
+        for row in range(len(batch)):
+            whole = batch.replace(missing=masks[scenario])
+            logits, _ = evaluator(model, whole, row, COSINE)(tuple(k == i for k in range(2)))
+            right += int(logits.argmax() == batch.target[row])
+        assert discard[scenario] == pytest.approx(right / len(batch))
+        assert best == float("inf") or accuracy[scenario][best] >= discard[scenario]
+
+
+@pytest.fixture
+def tiny(composed: Callable[..., DictConfig], tmp_path: Path) -> Callable[..., DictConfig]:
+    def build(*more: str) -> DictConfig:
+        return composed(
+            *("dataset=SpokenDigits", "dataset.demo=true", "dataset.low=0.2", "dataset.form=CMPT", "model=CMPT"),
+            *("model.unimodal.training.max_epochs=1", "model.training.max_epochs=1", "trainer.limit_train_batches=3"),
+            *("trainer=cpu", "trainer.enable_progress_bar=false", "missing.test=[none,whole_0,image_text_both_0.7]"),
+            *(f"paths.data={tmp_path / 'data'}", f"paths.output={tmp_path / 'out'}"),
+            *more,
+            tiny=False,
+        )
+
+    return build
+
+
+def test_the_whole_way_on_spoken_digits(tiny: Callable[..., DictConfig], tmp_path: Path) -> None:
+    """CMPT alone first; its weights serve the selection as they are, and the results stand side by side."""
+    pipeline.run(tiny("stages=[prepare,fit,test]"))
+    cfg = tiny("model.select=true", "stages=[fit,gaussian,test,report]")
+    pipeline.run(cfg)
+    context = Context(cfg)
+    assert context.directory.path.parts[-3] == "CMPT_DyMo" and context.trained.path.parts[-3] == "CMPT"
+    found = pd.read_csv(context.directory / "results.csv").set_index(["model", "scenario", "metric"])["value"]
+    alone = pd.read_csv(context.trained / "results.csv").set_index(["scenario", "metric"])["value"]
+    for scenario in ("none", "whole_0", "image_text_both_0.7"):
+        assert found["CMPT_DyMo/impute_all", scenario, "accuracy"] == pytest.approx(alone[scenario, "accuracy"])
+        assert 0 <= found["CMPT_DyMo", scenario, "accepted_share"] <= 1
+    arrays = np.load(context.directory / "predictions" / "whole_0.npz")
+    assert arrays["missing"][:, 0].all() and not arrays["final_missing"][:, 1].any()
+    assert isinstance(load_method(context), ProxySelection)
+    assert "CMPT_DyMo" in (tmp_path / "out" / "SpokenDigits" / "report" / "default" / "summary_accuracy.md").read_text()
+    euclidean = tiny("model.select=true", "stages=[gaussian,test]", "distance_metric=squared_euclidean")
+    pipeline.run(euclidean)
+    assert Context(euclidean).directory.path.parts[-3] == "CMPT_DyMo_EU"
+    # Without a file of its own the stage says what makes it.
+    (context.trained / "gaussian_cosine.safetensors").unlink()
+    with pytest.raises(UserError, match=r"no Gaussian parameters at .*: run python run.py dataset=SpokenDigits"):
+        pipeline.run(tiny("model.select=true", "stages=[test]", "overwrite=true"))
+
+
+def test_what_cannot_be_selected_is_said(tiny: Callable[..., DictConfig], composed: Callable[..., DictConfig]) -> None:
+    with pytest.raises(UserError, match=r"there are no proxies \(model\.module\.proxy=null\)"):
+        validate(tiny("model.select=true", "model.module.proxy=null"))
+    with pytest.raises(UserError, match=r"proxies, not recoveries of an imputer"):
+        validate(tiny("model.select=true", "model.use_imputer=true", "imputer=Zero"))
+    with pytest.raises(UserError, match=r"model\.selection\.reward=best: must be one of posterior, log"):
+        validate(tiny("model.select=true", "model.selection.reward=best"))
+    cfg = composed("dataset=MMIMDb", "dataset.demo=true", "model=CMPT", "model.select=true", tiny=False)
+    with pytest.raises(UserError, match=r"MMIMDb has several labels, and DyMo selects by classes"):
+        pipeline.check_task(Context(cfg))
