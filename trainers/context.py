@@ -348,6 +348,8 @@ class Context:
             settings["imputer"] = self._plain(self.cfg.imputer, "checkpoint", "quality", "training")
             if self.imputer_needs_weights:
                 settings["imputer"]["weights"] = file_hash(self.imputer_checkpoint)
+        if self.cfg.report.features and not self.selects:
+            settings["features"] = list(self.cfg.report.features)
         if self.selects:
             settings["gaussian"] = file_hash(self.gaussian)
             settings["model"] = {k: self._plain(self.cfg.model)[k] for k in ("selection", "comparators", "validation")}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,7 +55,8 @@ def run(context: Context) -> None:
         for s in scenarios
     }
     directory.describe(cfg, {"mask_sha256_16": hashes})
-    outputs = predict(model, data.loader("test", device=context.device), masks, cells)
+    batches = data.loader("test", device=context.device)
+    outputs = predict(model, batches, masks, cells, features=tuple(cfg.report.features or ()))
     rows = []
     for label, by_scenario in outputs.items():
         for scenario in scenarios:
@@ -132,6 +133,7 @@ def predict(
     masks: Mapping[str, np.ndarray],
     cells: Mapping[str, Mapping[str, np.ndarray]] | None = None,
     progress: bool = True,
+    features: Sequence[str] = (),
 ) -> dict[str, dict[str, dict[str, np.ndarray]]]:
     """Predictions under every mask, in one pass.
 
@@ -139,9 +141,11 @@ def predict(
         batches: iterable of :class:`Batch` of the split.
         masks: scenario -> (N, M) bool.
         cells: scenario -> table name -> (N, F) bool, missing cells of tables that the mask marks.
+        features: scenarios whose fused features are kept, of a method that gives them.
 
     Returns:
-        label -> scenario -> arrays index, logits, target, missing and the method's extras, sorted by index.
+        label -> scenario -> arrays index, logits, target, missing, the method's extras and ``features`` (N, D), sorted
+        by index.
     """
     collected: dict[str, dict[str, dict[str, list[Tensor]]]] = defaultdict(
         lambda: defaultdict(lambda: defaultdict(list))
@@ -151,12 +155,14 @@ def predict(
         for label, by_scenario in scenario_predictions(model, batch, on_device, of_cells).items():
             for scenario, prediction in by_scenario.items():
                 cell = collected[label][scenario]
+                kept = scenario in features and prediction.features is not None
                 for key, value in {
                     "index": batch.index,
                     "logits": prediction.logits,
                     "target": batch.target,
                     "missing": on_device[scenario],
                     **prediction.extras,
+                    **({"features": prediction.features} if kept else {}),
                 }.items():
                     cell[key].append(value.cpu())
     return {

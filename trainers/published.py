@@ -1,0 +1,128 @@
+"""Our results beside published ones: ``python -m trainers.published docs/published/cmpt.csv --table table_8``.
+
+A published file has the columns table, dataset, model, run, scenario, metric, value and sd (in percent). ``model`` is a
+model of ours or one that only the paper has; ``A - B`` is a difference. ``run`` is the ``name`` of our runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from trainers.report import read_results, to_markdown
+from utils.errors import UserError
+
+log = logging.getLogger(__name__)
+COLUMNS = ["table", "dataset", "model", "run", "scenario", "metric", "value", "sd"]
+KEY = ["dataset", "model", "run", "scenario", "metric"]
+
+
+def read_published(path: Path) -> pd.DataFrame:
+    """
+    Raises:
+        UserError: it is no such file.
+    """
+    try:
+        frame = pd.read_csv(path, dtype=dict.fromkeys(COLUMNS[:6], str) | {"value": float, "sd": float})
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} holds no published results ({error})") from None
+    if list(frame) != COLUMNS or frame.duplicated(["table", *KEY]).any():
+        raise UserError(f"{path}: needs the columns {', '.join(COLUMNS)}, and one row for each number of a table")
+    return frame
+
+
+def read_ours(output: Path) -> pd.DataFrame:
+    """Mean, SD (n - 1) and number of seeds, in percent, of every finished run below ``output``.
+
+    Returns:
+        columns :data:`KEY`, ours, ours_sd, seeds.
+    """
+    frames = []
+    for path in sorted(output.glob("*/*/*/seed*/results.csv")):
+        if (path.parent / "DONE").is_file():
+            frames.append(read_results(path).assign(run=path.parent.parent.name))
+    if not frames:
+        return pd.DataFrame(columns=[*KEY, "ours", "ours_sd", "seeds"])
+    every = pd.concat(frames).assign(value=lambda frame: frame["value"] * 100)
+    found = every.groupby(KEY, sort=False)["value"].agg(ours="mean", ours_sd="std", seeds="count")
+    return found.reset_index()
+
+
+def join(published: pd.DataFrame, ours: pd.DataFrame) -> pd.DataFrame:
+    """The published rows with ours, NaN where there are none; a difference ``A - B`` is that of our means, with the
+    fewer seeds of the two and no SD."""
+    joined = published.merge(ours, on=KEY, how="left")
+    means = ours.set_index(KEY)[["ours", "seeds"]]
+    for row in joined.index[joined["model"].str.contains(" - ", regex=False)]:
+        key = joined.loc[row, KEY].to_dict()
+        parts = [tuple((key | {"model": model}).values()) for model in key["model"].split(" - ")]
+        if all(part in means.index for part in parts):
+            first, second = (means.loc[part] for part in parts)
+            joined.loc[row, "ours"] = first["ours"] - second["ours"]
+            joined.loc[row, "seeds"] = min(first["seeds"], second["seeds"])
+    return joined
+
+
+def _number(value: float, sd: float) -> str:
+    if np.isnan(value):
+        return "–"
+    return f"{value:.2f}" + ("" if np.isnan(sd) else f" ± {sd:.2f}")
+
+
+def render(joined: pd.DataFrame) -> str:
+    """Markdown, a block for each table, data set and metric: rows are models (and runs, where they differ), a column of
+    ours and one of the paper's for each scenario."""
+    blocks = []
+    for (table, dataset, metric), part in joined.groupby(["table", "dataset", "metric"], sort=False):
+        several = part["run"].nunique() > 1
+        label = part["run"] + ": " + part["model"] if several else part["model"]
+        cells = pd.DataFrame(index=pd.Index(label.unique(), name="model"))
+        for scenario in part["scenario"].unique():
+            rows = part[part["scenario"] == scenario].set_index(label[part["scenario"] == scenario])
+            for column, value, sd in (("ours", "ours", "ours_sd"), ("paper", "value", "sd")):
+                text = {name: _number(row[value], row[sd]) for name, row in rows.iterrows()}
+                cells[f"{scenario}, {column}"] = cells.index.map(lambda name, text=text: text.get(name, "–"))
+        seeds = sorted({int(n) for n in part["seeds"].dropna()})
+        note = f"ours: {' to '.join(map(str, seeds))} seeds a cell" if seeds else "no runs of ours yet"
+        heading = f"### {str(table).replace('_', ' ').capitalize()}: {dataset}, {metric} (%), {note}"
+        blocks.append(f"{heading}\n\n{to_markdown(cells)}\n")
+    return "\n".join(blocks)
+
+
+def main(arguments: Sequence[str] | None = None) -> str:
+    """Print the tables, or write them to a file.
+
+    Raises:
+        UserError: no such file or table.
+    """
+    parser = argparse.ArgumentParser("python -m trainers.published", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("file", type=Path, help="published numbers, docs/published/<method>.csv")
+    parser.add_argument("--table", help="for example table_8; default: all")
+    parser.add_argument("--output", type=Path, default=Path("outputs"), help="paths.output of our runs")
+    parser.add_argument("--markdown", type=Path, help="write here instead of printing")
+    options = parser.parse_args(arguments)
+    published = read_published(options.file)
+    if options.table:
+        known = list(dict.fromkeys(published["table"]))
+        if options.table not in known:
+            raise UserError(f"{options.file} has no table '{options.table}': choose from {', '.join(known)}")
+        published = published[published["table"] == options.table]
+    text = render(join(published, read_ours(options.output)))
+    if options.markdown:
+        options.markdown.parent.mkdir(parents=True, exist_ok=True)
+        options.markdown.write_text(text)
+    else:
+        print(text)
+    return text
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as problem:
+        raise SystemExit(f"error: {problem}") from None
