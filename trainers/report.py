@@ -244,7 +244,7 @@ def mcnemar(first_only: int, second_only: int) -> float:
     return float(stats.binomtest(first_only, rows, 0.5).pvalue) if rows else 1.0
 
 
-def _load(path: Path, *keys: str) -> dict[str, np.ndarray]:
+def load_arrays(path: Path, *keys: str) -> dict[str, np.ndarray]:
     """The named arrays of an npz file as far as it has them, without names all; reads no pickles."""
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -261,7 +261,7 @@ def _right(data: Mapping[str, np.ndarray]) -> np.ndarray:
 
 def _outcome(path: Path) -> tuple[np.ndarray, np.ndarray, str]:
     """Row numbers in order, whether each was right, and the hash of the masks."""
-    data = _load(path, "index", "logits", "target", "missing")
+    data = load_arrays(path, "index", "logits", "target", "missing")
     order = np.argsort(data["index"], kind="stable")
     right = _right(data)
     return data["index"][order], right[order], mask_hash(data["missing"][order].astype(bool))
@@ -305,8 +305,9 @@ def _draw(runs: Sequence[Run], summary: pd.DataFrame, metrics: Sequence[str], fo
     """Draw everything; section of the page -> its PNG files."""
     styles, partial = plotting.model_styles(list(summary["model"].unique())), functools.partial
     jobs: list[tuple[str, str, Callable[[], Figure | None]]] = []
+    curves_of = partial(plotting.degradation, whole=_rate_one(runs))
     for metric in metrics:
-        for name, draw in (("degradation", plotting.degradation), ("scenarios", plotting.scenario_bars)):
+        for name, draw in (("degradation", curves_of), ("scenarios", plotting.scenario_bars)):
             arguments = (_shown(summary, metric), label(metric), styles)
             jobs.append((metric, f"{name}_{slug(metric)}", partial(draw, *arguments)))
     groups: dict[tuple[str, str], list[Run]] = {}
@@ -334,8 +335,22 @@ def _draw(runs: Sequence[Run], summary: pd.DataFrame, metrics: Sequence[str], fo
     return drawn
 
 
+def _rate_one(runs: Sequence[Run]) -> dict[tuple[str, str], str]:
+    """(data set, family of rates) -> the scenario that hides in all rows what the family hides in some."""
+    found = {}
+    for run in runs:
+        for family in ("image_text_text_", "image_text_image_"):
+            rates = [s for s in run.frame["scenario"].unique() if s.startswith(family)]
+            file = run.predictions(run.model, max(rates, default=""))
+            if rates and file.is_file() and (run.dataset, family) not in found:
+                # The data may lack some of the other modality besides.
+                hidden = load_arrays(file, "missing")["missing"].mean(0).argmax()
+                found[run.dataset, family] = f"whole_{hidden}"
+    return found
+
+
 def _samples(file: Path, title: str) -> Figure:
-    return plotting.samples(_load(file), title)
+    return plotting.samples(load_arrays(file), title)
 
 
 def _rewards(runs: Sequence[Run], model: str, scenarios: Sequence[str], title: str) -> Figure | None:
@@ -344,7 +359,7 @@ def _rewards(runs: Sequence[Run], model: str, scenarios: Sequence[str], title: s
     for scenario in scenarios:
         parts = []
         for file in (f for run in runs if len(panels) < PICTURED and (f := run.predictions(model, scenario)).is_file()):
-            data = _load(file, "rewards", "accepted", "logits", "target")
+            data = load_arrays(file, "rewards", "accepted", "logits", "target")
             if np.isfinite(data.get("rewards", np.nan)).any():
                 parts.append((*plotting.last_rewards(data["rewards"], data["accepted"]), _right(data)))
         if parts:

@@ -24,7 +24,15 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "h")
 LINES = ("-", "--", "-.", (0, (3, 1, 1, 1, 1, 1)))
 HATCHES = ("", "///", "...", "xxx")
 BLUE, VERMILLION, GREEN = COLOURS[:3]
-FAMILIES = {"": "random (exact)", "global_": "random (global)", "bernoulli_": "random (Bernoulli)"}
+# Scenarios with a rate, by what stands before it, in words.
+FAMILIES = {
+    "random_": "random (exact)",
+    "random_global_": "random (global)",
+    "random_bernoulli_": "random (Bernoulli)",
+    "image_text_text_": "text or sound missing",
+    "image_text_image_": "image or video missing",
+    "image_text_both_": "either missing",
+}
 RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 10,
@@ -81,18 +89,29 @@ def _legend(figure: Figure, axes: Sequence[Axes], columns: int) -> None:
 
 
 @rc_context(RC)
-def degradation(summary: pd.DataFrame, ylabel: str, styles: Mapping[str, Mapping[str, Any]]) -> Figure | None:
+def degradation(
+    summary: pd.DataFrame,
+    ylabel: str,
+    styles: Mapping[str, Mapping[str, Any]],
+    whole: Mapping[tuple[str, str], str] | None = None,
+) -> Figure | None:
     """Value against missing rate, one line a model with its SD band.
 
     Args:
         summary: columns dataset, model, scenario, mean, sd of one metric, in the unit of ``ylabel``. A row of panels
-            for each data set, a column for each generator of random masks; ``none`` is rate 0 in all of them.
+            for each data set, a column for each of :data:`FAMILIES`; ``none`` is rate 0 in all. Where one of two
+            modalities goes missing at a rate, the scenario that hides it in all rows is rate 1, if ``whole`` names it.
 
     Returns:
         None where no scenario has a rate.
     """
-    found = summary["scenario"].str.extract(r"^random_(?P<family>global_|bernoulli_|)(?P<rate>[\d.]+)$")
+    pattern = rf"^(?P<family>{'|'.join(sorted(FAMILIES, key=len, reverse=True))})(?P<rate>[\d.]+)$"
+    found = summary["scenario"].str.extract(pattern)
     data = summary.assign(family=found["family"], rate=found["rate"].astype(float))
+    for (dataset, family), scenario in (whole or {}).items():
+        all_rows = data[(data["dataset"] == dataset) & (data["scenario"] == scenario)]
+        if ((data["dataset"] == dataset) & (data["family"] == family)).any():
+            data = pd.concat([data, all_rows.assign(family=family, rate=1.0)], ignore_index=True)
     data.loc[data["scenario"] == "none", "rate"] = 0.0
     datasets = data.loc[data["family"].notna(), "dataset"].unique()
     families = [f for f in FAMILIES if (data["family"] == f).any()]
@@ -339,4 +358,78 @@ def distance_histograms(
     for ax in axes[-1]:
         ax.set_xlabel("distance")
     figure.tight_layout()
+    return figure
+
+
+@rc_context(RC)
+def per_class(values: pd.DataFrame, xlabel: str, styles: Mapping[str, Mapping[str, Any]], title: str) -> Figure:
+    """A row for each class, a mark for each model.
+
+    Args:
+        values: index class names, columns models; NaN where a class has no rows.
+    """
+    figure, axes = _grid(1, 1, 6.4, 0.22 * len(values) + 1.4)
+    ax, places = axes[0, 0], np.arange(len(values))
+    ax.hlines(places, values.min(axis=1), values.max(axis=1), color="#bbbbbb", linewidth=1, zorder=0)
+    for model, style in styles.items():
+        if model in values:
+            look = {"color": style["color"], "marker": style["marker"]}
+            ax.scatter(values[model], places, s=26, label=model, **look)
+    ax.set_yticks(places, values.index, fontsize=8)
+    ax.set_ylim(len(values) - 0.4, -0.6)
+    ax.set_xlabel(xlabel)
+    ax.set_title(title, fontsize=10)
+    ax.grid(axis="x", alpha=0.3)
+    _legend(figure, [ax], 2)
+    return figure
+
+
+@rc_context(RC)
+def embedding(
+    panels: Mapping[str, tuple[np.ndarray, np.ndarray]], classes: Mapping[int, str], title: str, unit: str = "t-SNE"
+) -> Figure:
+    """Points in the plane, one panel a title.
+
+    Args:
+        panels: title -> positions (N, 2), targets (N,). Rows of other ``classes`` are not drawn.
+        classes: number -> name.
+    """
+    figure, axes = _grid(1, len(panels), 3.6 * len(panels), 3.6, sharex=True, sharey=True)
+    for ax, (name, (xy, target)) in zip(axes[0], panels.items()):
+        for i, (c, label) in enumerate(classes.items()):
+            rows = target == c
+            look = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
+            ax.scatter(*xy[rows].T, s=12, alpha=0.8, linewidths=0.8, label=label, **look)
+        ax.set_title(name, fontsize=10)
+        ax.set_xticks([])
+        ax.set_yticks([])
+        ax.set_xlabel(f"{unit} 1")
+    axes[0, 0].set_ylabel(f"{unit} 2")
+    figure.suptitle(title, fontsize=11)
+    _legend(figure, list(axes.flat), 4)
+    return figure
+
+
+@rc_context(RC)
+def attention_maps(rows: Sequence[tuple[np.ndarray, Mapping[str, np.ndarray], str]], title: str) -> Figure:
+    """A row for each sample: the image, then every map over it, each scaled by its own maximum.
+
+    Args:
+        rows: image (H, W, 3) or (H, W) in [0, 1], name -> map (rows, columns) of attention to the patches, label.
+    """
+    names = list(rows[0][1])
+    figure, axes = _grid(len(rows), 1 + len(names), 1.9 * (1 + len(names)), 1.9 * len(rows) + 0.5)
+    figure.suptitle(title, fontsize=11)
+    for line, (image, maps, label) in zip(axes, rows):
+        height, width = image.shape[:2]
+        for ax, name in zip(line, ("input", *names)):
+            ax.imshow(image, cmap="gray", vmin=0, vmax=1, extent=(0, width, height, 0), aspect="auto")
+            if name != "input":
+                look = {"cmap": "inferno", "alpha": 0.6, "extent": (0, width, height, 0), "aspect": "auto"}
+                ax.imshow(maps[name], vmin=0, interpolation="bilinear", **look)
+            ax.set_xticks([])
+            ax.set_yticks([])
+        line[0].set_ylabel(label, fontsize=8)
+    for ax, name in zip(axes[0], ("input", *names)):
+        ax.set_title(name, fontsize=9)
     return figure

@@ -193,10 +193,7 @@ class CMPT(Baseline):
     def encode_one(self, i: int, x: Tensor) -> Tensor:
         """Modality ``i`` (B, ...) -> (B, M, D), its row of :meth:`encode`."""
         name = self.modality_names[i]
-        proxies = self.proxies[i] if self.proxy else None
-        if proxies is not None and len(self.positions):
-            proxies = proxies + self.positions[i]
-        read_only = self.proxy is not None and self.proxy.attention == "read_only"
+        proxies, read_only = self._tokens(i)
         summary, others = self.encoder(i).states(x, proxies, read_only)
         if proxies is None:
             others = summary.new_zeros(len(summary), len(self.modalities) - 1, summary.shape[-1])
@@ -208,6 +205,18 @@ class CMPT(Baseline):
             return mapped
         own = torch.arange(len(self.modalities), device=x.device) == i
         return torch.where(own[:, None], mapped, 0)
+
+    def _tokens(self, i: int) -> tuple[Tensor | None, bool]:
+        """The proxies (M - 1, D_i) that go into the encoder of modality ``i``, and whether others do not see them."""
+        if self.proxy is None:
+            return None, False
+        proxies = self.proxies[i] + self.positions[i] if len(self.positions) else self.proxies[i]
+        return proxies, self.proxy.attention == "read_only"
+
+    def attention(self, i: int, x: Tensor) -> Tensor:
+        """See :meth:`models.encoders.pretrained.PretrainedEncoder.attention`: modality ``i`` (B, ...) -> (B, M, rows,
+        columns), the proxies in the order of the other modalities, then the class token."""
+        return self.encoder(i).attention(x, *self._tokens(i))
 
     def complete(self, states: Tensor, missing: Tensor) -> Tensor:
         """What is there, and a proxy for what is not (Eq. 5).

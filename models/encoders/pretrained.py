@@ -332,6 +332,64 @@ class PretrainedEncoder(nn.Module):
             self.network.train(training)
         return token
 
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the patches; of a spectrogram mel bins and frames.
+
+        Raises:
+            UserError: a text has none.
+        """
+        if self.family == "bert":
+            raise UserError(f"{self.architecture} has no patches, whose attention could be drawn: choose an image")
+        if self.family == "timm":
+            return tuple(self.network.patch_embed.grid_size)
+        config = self.network.config
+        if self.family == "ast":
+            sizes = (config.num_mel_bins, config.frequency_stride), (config.max_length, config.time_stride)
+            rows, columns = ((size - config.patch_size) // stride + 1 for size, stride in sizes)
+            return rows, columns
+        side = config.image_size // config.patch_size
+        return side, side
+
+    @torch.no_grad()
+    def attention(self, x: Tensor, proxies: Tensor | None = None, read_only: bool = False) -> Tensor:
+        """How the last block attends to the patches, for pictures.
+
+        Computed from its queries and keys, for the fused attention of :meth:`states` keeps no weights.
+
+        Args:
+            x: (B, ...), of a video one frame. proxies, read_only: as for :meth:`states`.
+
+        Returns:
+            (B, K + 1, *:attr:`grid`): of each proxy and the class token (where there is one), mean over heads.
+        """
+        block, taken = self.network.get_submodule(self.layout.blocks)[-1], {}
+        fused = self.family == "timm" and isinstance(block.attn.qkv, nn.Linear)
+        paths = {"qkv": "attn.qkv"} if fused else {letter: self.layout.projections[letter] for letter in "qk"}
+        hooks = [
+            block.get_submodule(path).register_forward_hook(lambda _, __, out, key=key: taken.update({key: out}))
+            for key, path in paths.items()
+        ]
+        try:
+            self.states(x, proxies, read_only)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        q, k = taken["qkv"].chunk(3, dim=-1)[:2] if fused else (taken["q"], taken["k"])
+        heads = block.attn.num_heads if self.family == "timm" else self.network.config.num_attention_heads
+        q, k = (y.unflatten(-1, (heads, -1)).transpose(1, 2) for y in (q, k))
+        if self.family == "timm":
+            q, k = block.attn.q_norm(q), block.attn.k_norm(k)
+        scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
+        first = 0 if proxies is None else len(proxies)
+        visible = self._visible(x, scores.shape[-1], first, read_only)
+        if visible is not None:
+            scores = scores.masked_fill(~visible, float("-inf"))
+        rows, columns = self.grid
+        has_class = scores.shape[-1] > first + rows * columns
+        weights = scores.softmax(-1).mean(1)[:, : first + has_class, -rows * columns :]
+        return weights.unflatten(-1, (rows, columns))
+
     def _visible(self, x: Tensor, n: int, k: int, read_only: bool) -> Tensor | None:
         """(B or 1, 1, Q or 1, n) bool, True = the query sees the key, as PyTorch's attention wants it; None = all."""
         visible = None

@@ -1,0 +1,122 @@
+#!/usr/bin/env bash
+# The tables and figures of CMPT (arXiv 2501.17823), each ending in ours beside the paper's numbers.
+#   bash job_scripts/cmpt_tables.sh TABLE DATA|demo [Hydra overrides, e.g. seed=0,1,2 trainer=gpu]
+# TABLE                    is                                                     trains on
+#   table_1, table_8       a share missing, in training and in testing            MMIMDb, Food101
+#   table_2                complete training, one missing in testing              CREMAD, KineticsSound, Food101
+#   table_3                complete, image and text                               Food101, MMIMDb
+#   table_4                complete, sound and video                              KineticsSound, AVE, CREMAD
+#   table_5                weight of the alignment                                Food101, AVE
+#   table_7                rank of the adapters                                   Food101, AVE, CREMAD, KineticsSound
+#   table_9                LoRA, DoRA, VeRA                                       Food101, AVE, CREMAD, KineticsSound
+#   table_10               CLIP's and SigLIP's image encoder                      Food101, AVE, CREMAD, KineticsSound
+#   table_11               base and large encoders                                MMIMDb, Food101
+#   figure_2, figure_3, figure_7  every rate, with and without proxies and dropout: curves in the report of each data set
+#   figure_4, figure_8, figure_9  the same by class       figure_5, figure_10  t-SNE of the fused features
+#   figure_6, figure_11    attention of class token and proxy, over the image     (figures: MMIMDb, Food101; t-SNE Food101)
+#   dymo                   DyMo decides on each proxy (not in the paper)          Food101
+# DATA: folder with Food101/, MMIMDb/, AVE/, CREMA-D/ and KineticsSound/ (CMPT's 31 classes: dataset.lists and num_classes,
+# configs/dataset/KineticsSound.yaml); 'demo': made stand-ins and tiny random encoders, which show that a path works and nothing
+# else. Runs that another table has trained already are not trained again: on one GPU a set takes hours once.
+set -euo pipefail
+(($# >= 2)) || { sed -n '2,3p' "${BASH_SOURCE[0]}" >&2; exit 2; }
+table=$1
+if [[ $2 == demo ]]; then demo=1 data=(dataset.demo=true); else demo= data=("paths.data=$(cd "$2" && pwd)"); fi
+shift 2
+EXTRAS=
+source "$(dirname "${BASH_SOURCE[0]}")/_environment.sh"
+rest=("$@") output=outputs others=()
+for override in "$@"; do
+  [[ $override == paths.output=* ]] && output=${override#*=}
+  [[ $override == seed=* ]] || others+=("$override")
+done
+
+tiny() { # modality, family, settings: in the place of a published encoder with its weights
+  small+=("model.encoders.$1.architecture=$2" "model.encoders.$1.weights=none"
+    "+model.encoders.$1.size={hidden_size:16,intermediate_size:32,num_hidden_layers:1,num_attention_heads:2,$3}")
+}
+settings() { # data set, experiment: what both have besides, into `common`
+  small=()
+  local image=clip
+  [[ $2 == siglip* ]] && image=siglip
+  common=("dataset=$1" "${data[@]}")
+  case $1 in
+    Food101 | MMIMDb)
+      small+=(dataset.side=32 dataset.stored_side=40 dataset.text_length=24)
+      tiny image $image image_size:32,patch_size:8 && tiny text bert max_position_embeddings:24 ;;
+    *)
+      common+=(dataset.form=CMPT)
+      small+=(dataset.side=32 dataset.stored_side=32 dataset.forms.CMPT.audio.frames=48 dataset.forms.CMPT.audio.mel_bins=32)
+      tiny audio ast max_length:48,num_mel_bins:32,frequency_stride:16,time_stride:16 && tiny visual $image image_size:32,patch_size:8 ;;
+  esac
+  if [[ $demo ]]; then common+=("${small[@]}" model.training.max_epochs=1); fi
+}
+run() { # experiment without cmpt_, data sets, overrides
+  local experiment=$1 sets=$2 set
+  shift 2
+  for set in $sets; do
+    local name=$experiment
+    [[ $name == siglip && $set != Food101 ]] && name=siglip_video
+    settings "$set" "$name"
+    python run.py --multirun "experiment=cmpt_$name" "${common[@]}" 'stages=[prepare,fit,test]' "$@" "${rest[@]}"
+  done
+}
+report() { # data sets: tables and curves over all models of name=complete
+  for set in $1; do
+    settings "$set" complete
+    python run.py experiment=cmpt_complete "${common[@]}" 'stages=[report]' "${others[@]}"
+  done
+}
+beside() { python -m trainers.published docs/published/cmpt.csv --table "$1" --output "$output"; }
+sets_av="AVE CREMAD KineticsSound"
+controls() { for e in complete without_proxies without_proxies_or_dropout; do run $e "$1"; done; }
+
+case $table in
+  table_1 | table_8) for e in 30_100 65_65 100_30; do run $e "MMIMDb Food101"; done ;;
+  table_2) run complete "CREMAD KineticsSound Food101" ;;
+  table_3) run complete "Food101 MMIMDb" ;;
+  table_4) run complete "$sets_av" ;;
+  table_5)
+    run complete "Food101 AVE"
+    run lambda "Food101 AVE" model.module.alignment.weight=0,0.1,0.3,0.4,0.5 ;;
+  table_7)
+    run complete "Food101 $sets_av"
+    run rank "Food101 $sets_av" model.module.adapter.rank=2,4 ;;
+  table_9) for e in complete dora vera; do run $e "Food101 $sets_av"; done ;;
+  table_10) for e in complete siglip; do run $e "Food101 $sets_av"; done ;;
+  table_11) for e in complete large; do run $e "MMIMDb Food101"; done ;;
+  figure_2 | figure_3 | figure_7)
+    controls "MMIMDb Food101"
+    report "MMIMDb Food101" ;;
+  figure_4 | figure_8 | figure_9)
+    controls "MMIMDb Food101"
+    for set in MMIMDb Food101; do
+      for missing in whole_0 whole_1; do
+        python -m trainers.figures per_class "$output/$set/report/$table-$missing.png" "$output/$set"/CMPT*/complete/seed* --scenario $missing
+      done
+    done ;;
+  figure_5 | figure_10)
+    controls Food101
+    for directory in "$output"/Food101/CMPT*/complete/seed*; do
+      model=${directory%/complete/*}
+      python -m trainers.figures features "$output/Food101/report/$table-${model##*/}-${directory##*/}.png" "$directory"
+    done ;;
+  figure_6 | figure_11)
+    run complete "MMIMDb Food101"
+    for set in MMIMDb Food101; do
+      settings $set complete
+      python -m trainers.figures attention "$output/$set/report/$table.png" experiment=cmpt_complete "${common[@]}" "${others[@]}"
+    done ;;
+  dymo)
+    run complete Food101
+    settings Food101 dymo
+    python run.py --multirun experiment=cmpt_dymo "${common[@]}" 'stages=[gaussian,test]' "${rest[@]}"
+    report Food101 ;;
+  *)
+    echo "error: there is no '$table': see the head of ${BASH_SOURCE[0]}" >&2
+    exit 2 ;;
+esac
+case $table in
+  table_* | figure_2 | figure_3) beside "$table" ;;
+esac
+if [[ $demo ]]; then echo "These are stand-ins with random encoders: ours mean nothing."; fi
