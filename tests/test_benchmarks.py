@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+import pytest
 import torch
 
 from datasets.multi_feature_digits import VIEWS
-from tests.benchmarks import methods
+from tests.benchmarks import cmpt, methods
 from tests.benchmarks.__main__ import main
 from tests.benchmarks.methods import multiply_adds
 
@@ -44,3 +46,13 @@ def test_costs_of_methods_in_a_tiny_setting(tmp_path: Path) -> None:
     assert table.parameters["QMF"] == encoders + 6 * (128 + 64) + 6 * (64 + 1) * 10
     # Recoveries and candidates cost what a plain transformer does not need.
     assert table.multiply_adds_incomplete["DyMo"] > 1.5 * table.multiply_adds_incomplete["ModDrop"]
+
+
+def test_ways_of_cmpt_in_a_tiny_setting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = cmpt.main(["--small", "--batch=2", "--rows=3", "--repeats=1", "--out", str(tmp_path / "c.csv")])
+    assert len(table) == 8 and (table.samples_per_second > 0).all() and (tmp_path / "c.csv").exists()
+    assert (
+        table.times_float32[table.how.isin(["plain", "adapters beside"]) & (table.precision == "float32")].eq(1).all()
+    )
+    difference = float(re.search(r"differ by at most (\S+)", capsys.readouterr().out)[1])  # type: ignore[index]
+    assert 0 < difference < 1e-4
