@@ -1,4 +1,4 @@
-"""CMPT's tables and figures: every experiment composes, the script runs what it says, ours stands beside the paper's."""
+"""Tables and figures of CMPT: experiments compose, the script runs what it says, ours stands beside the paper's."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_ours_stand_beside_the_papers(tmp_path: Path, capsys: pytest.CaptureFixt
         published.main([str(PUBLISHED_COPY)])
 
 
-# --------------------------------------------------------------------------------------------------------------- figures
+# -------------------------------------------------------------------------------------------------------------- figures
 
 
 def test_curves_end_with_all_rows(tmp_path: Path) -> None:
