@@ -26,6 +26,7 @@ from datasets.audio import SOUND_SUFFIXES, ClipProblem, FrontEnd, hear
 from datasets.base import Choose, Modality, Transform
 from datasets.demo_text_image import ensure_demo
 from datasets.images import decode_rows, reason
+from datasets.noise import Scale
 from datasets.polymnist import stratified_split
 from datasets.source import Source, SourcedDataModule, check_classes, sha256
 from datasets.video import FRAME_SUFFIXES, VIDEO_SUFFIXES, ClipReader, Frames
@@ -289,7 +290,10 @@ class ClipModule(SourcedDataModule):
         self.fps = fps
         self.reader = ClipReader(stored_side, stored_frames, least_frames, fps)
         shape = (frames.count, 3, frames.side, frames.side)
-        self.modalities = [Modality("audio", "audio", audio.shape), Modality("visual", "video", shape)]
+        self.modalities = [
+            Modality("audio", "audio", audio.shape, scale=audio.scale),
+            Modality("visual", "video", shape, scale=Scale(tuple(frames.mean), tuple(frames.deviation))),
+        ]
 
     def places(self, make: Callable[[Path], None]) -> tuple[Path | None, list[Path]]:
         """The folder with the clips (the stand-in by ``make``, where that is wanted), and where to look for lists."""

@@ -178,7 +178,8 @@ class Context:
 
     @cached_property
     def scenarios(self) -> list[Scenario]:
-        return parse_scenarios(list(self.cfg.missing.test), len(self.cfg.dataset.modalities))
+        names = list(self.cfg.dataset.modalities)
+        return parse_scenarios(list(self.cfg.missing.test), len(names), names)
 
     @cached_property
     def device(self) -> torch.device:
@@ -274,6 +275,8 @@ class Context:
             "precision": cfg.trainer.precision,
             "limits": [cfg.trainer.limit_train_batches, cfg.trainer.limit_val_batches],
         }
+        if settings["model"].get("noise") is None:  # as of runs from before there was noise
+            settings["model"].pop("noise", None)
         if self.trainable.get("recovery_aware") or self.built_on_imputer:
             settings["imputer"] = self.recovery_settings
         if self.prerequisites:

@@ -16,6 +16,7 @@ from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, TQDMProg
 from pytorch_lightning.loggers import CSVLogger
 
 from datasets.base import MultimodalDataModule, PackedLoader, hash_seed
+from datasets.noise import TrainingNoise
 from models.base import IncompleteClassifier
 from utils.build import build_loggers, build_trainer
 from utils.errors import UserError
@@ -61,6 +62,7 @@ def fit(
     *,
     stage: str,
     monitor: str | None,
+    noise: TrainingNoise | None = None,
 ) -> Path:
     """Train, or continue training, and return the best checkpoint.
 
@@ -68,6 +70,7 @@ def fit(
         training: max_epochs, batch_size, patience, min_delta, and where there is one accumulate_grad_batches.
         settings: what the result depends on; kept in the stage's marker.
         monitor: logged value that chooses the checkpoint (``*loss``: lower is better); None keeps the last epoch.
+        noise: on the training batches.
     """
     resumable = directory.begin(stage, settings)
     checkpoints = directory / "checkpoints"
@@ -77,7 +80,7 @@ def fit(
     resume = str(last) if resumable and last.exists() else None
     attempts = directory / "logs"
     attempt = len(list(attempts.glob("version_*"))) if attempts.exists() else 0
-    data.batch_size, data.seed = training.batch_size, cfg.seed
+    data.batch_size, data.seed, data.training_noise = training.batch_size, cfg.seed, noise
     if hasattr(module, "stream_seed"):
         module.stream_seed = cfg.seed
     if cfg.trainer.compile and isinstance(module, IncompleteClassifier):

@@ -17,6 +17,7 @@ from torch import nn
 
 from datasets.base import Modality, MultimodalDataModule
 from datasets.missingness import parse_scenario
+from datasets.noise import TrainingNoise
 from models.base import IncompleteClassifier
 from models.dymo.prototypes import EUCLIDEAN
 from models.encoders.pooled import PooledEncoder
@@ -225,6 +226,22 @@ def _imputer_network(cfg: DictConfig, part: str, modality: Modality) -> Any:
             "choose another imputer"
         )
     return _make(cfg.imputer[part], f"imputer.{part}", channels=modality.shape[0])
+
+
+def build_noise(model: DictConfig) -> TrainingNoise | None:
+    """The noise on the training batches of a model's node, None = none.
+
+    Raises:
+        UserError: an unknown key, or an impossible value.
+    """
+    node = model.get("noise")
+    if node is None:
+        return None
+    values: Any = OmegaConf.to_container(node, resolve=True)
+    known = list(inspect.signature(TrainingNoise).parameters)
+    if unknown := set(values) - set(known):
+        raise UserError(f"model.noise.{min(unknown)}: there is no such key, known are {', '.join(known)}")
+    return TrainingNoise(**values)
 
 
 def build_selection(cfg: DictConfig) -> Any:
