@@ -275,8 +275,9 @@ class Context:
             "precision": cfg.trainer.precision,
             "limits": [cfg.trainer.limit_train_batches, cfg.trainer.limit_val_batches],
         }
-        if settings["model"].get("noise") is None:  # as of runs from before there was noise
-            settings["model"].pop("noise", None)
+        for added in ("noise", "modulation"):  # runs from before there were these are valid
+            if settings["model"].get(added) is None:
+                settings["model"].pop(added, None)
         if self.trainable.get("recovery_aware") or self.built_on_imputer:
             settings["imputer"] = self.recovery_settings
         if self.prerequisites:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,7 @@ def fit(
     stage: str,
     monitor: str | None,
     noise: TrainingNoise | None = None,
+    watching: Sequence[pl.Callback] = (),
 ) -> Path:
     """Train, or continue training, and return the best checkpoint.
 
@@ -71,6 +72,7 @@ def fit(
         settings: what the result depends on; kept in the stage's marker.
         monitor: logged value that chooses the checkpoint (``*loss``: lower is better); None keeps the last epoch.
         noise: on the training batches.
+        watching: callbacks of the method.
     """
     resumable = directory.begin(stage, settings)
     checkpoints = directory / "checkpoints"
@@ -86,6 +88,7 @@ def fit(
     if cfg.trainer.compile and isinstance(module, IncompleteClassifier):
         module.compile_parts(cfg.trainer.compile)
     callbacks: list[pl.Callback] = [
+        *watching,
         EpochOrder(cfg.seed),
         Provenance(cfg.dataset.name),
         ModelCheckpoint(

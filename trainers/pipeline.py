@@ -20,7 +20,7 @@ from trainers import evaluate, gaussian, impute
 from trainers.context import Context, resolve_metric
 from trainers.fit import fit
 from trainers.report import print_table, write_report
-from utils.build import build_model, build_noise
+from utils.build import build_model, build_modulation, build_noise
 from utils.errors import UserError
 from utils.validate import stages_without_use, validate
 
@@ -73,6 +73,11 @@ def check_task(context: Context) -> None:
         raise UserError(
             f"{context.cfg.dataset.name} has several labels, and the classes of {context.trainable.name} exclude one "
             "another: name one column in dataset.label, or choose another model, for example model=ModDrop"
+        )
+    if context.data.task == "multilabel" and context.trainable.get("modulation") is not None:
+        raise UserError(
+            f"model.modulation compares probabilities of one class, and {context.cfg.dataset.name} has several labels: "
+            "leave it out, or name one column in dataset.label"
         )
 
 
@@ -203,8 +208,14 @@ def run_fit(context: Context) -> None:
     directory.describe(cfg)
     training = context.trainable.training
     monitor = context.monitor
-    noise = build_noise(context.trainable)
-    best = fit(cfg, model, context.data, training, directory, settings, stage="fit", monitor=monitor, noise=noise)
+    noise, modulation = build_noise(context.trainable), build_modulation(context.trainable)
+    best = fit(
+        *(cfg, model, context.data, training, directory, settings),
+        stage="fit",
+        monitor=monitor,
+        noise=noise,
+        watching=[modulation] if modulation else [],
+    )
     if monitor:
         log.info("fit: best %s %.4f, %s", monitor, directory.result("fit")["best"], best)
     else:

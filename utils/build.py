@@ -7,7 +7,7 @@ import inspect
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytorch_lightning as pl
 from hydra.errors import InstantiationException
@@ -23,7 +23,9 @@ from models.dymo.prototypes import EUCLIDEAN
 from models.encoders.pooled import PooledEncoder
 from models.imputers.base import Imputer
 from utils.errors import UserError
+from utils.modulation import GradientModulation
 
+Part = TypeVar("Part")
 SHORT_METRIC = {EUCLIDEAN: "_EU"}
 
 
@@ -234,14 +236,30 @@ def build_noise(model: DictConfig) -> TrainingNoise | None:
     Raises:
         UserError: an unknown key, or an impossible value.
     """
-    node = model.get("noise")
+    return _optional_part(model, "noise", TrainingNoise)
+
+
+def build_modulation(model: DictConfig) -> GradientModulation | None:
+    """The gradient modulation of a model's node, None = none.
+
+    Raises:
+        UserError: an unknown key, or an impossible value.
+    """
+    return _optional_part(model, "modulation", GradientModulation)
+
+
+def _optional_part(model: DictConfig, key: str, kind: type[Part]) -> Part | None:
+    """``kind`` with the arguments that the model's ``key`` gives, None where that is null or not there."""
+    node = model.get(key)
     if node is None:
         return None
+    if not isinstance(node, DictConfig):
+        raise UserError(f"model.{key}={node}: must be null or a mapping, {{}} for the defaults")
     values: Any = OmegaConf.to_container(node, resolve=True)
-    known = list(inspect.signature(TrainingNoise).parameters)
+    known = list(inspect.signature(kind).parameters)
     if unknown := set(values) - set(known):
-        raise UserError(f"model.noise.{min(unknown)}: there is no such key, known are {', '.join(known)}")
-    return TrainingNoise(**values)
+        raise UserError(f"model.{key}.{min(unknown)}: there is no such key, known are {', '.join(known)}")
+    return kind(**values)
 
 
 def build_selection(cfg: DictConfig) -> Any:

@@ -80,7 +80,6 @@ def _legend(figure: Figure, axes: Sequence[Axes], columns: int) -> None:
     figure.set_figheight(figure.get_figheight() + 0.21 * -(-len(shown) // columns))
 
 
-@rc_context(RC)
 def degradation(summary: pd.DataFrame, ylabel: str, styles: Mapping[str, Mapping[str, Any]]) -> Figure | None:
     """Value against missing rate, one line a model with its SD band.
 
@@ -91,29 +90,62 @@ def degradation(summary: pd.DataFrame, ylabel: str, styles: Mapping[str, Mapping
     Returns:
         None where no scenario has a rate.
     """
-    found = summary["scenario"].str.extract(r"^random_(?P<family>global_|bernoulli_|)(?P<rate>[\d.]+)$")
-    data = summary.assign(family=found["family"], rate=found["rate"].astype(float))
-    data.loc[data["scenario"] == "none", "rate"] = 0.0
-    datasets = data.loc[data["family"].notna(), "dataset"].unique()
-    families = [f for f in FAMILIES if (data["family"] == f).any()]
-    if not families:
+    places: dict[str, dict[str, float]] = {}
+    for family, title in FAMILIES.items():
+        found = {name: re.fullmatch(rf"random_{family}([\d.]+)", name) for name in summary["scenario"].unique()}
+        if rates := {name: float(match[1]) for name, match in found.items() if match}:
+            places[title] = {"none": 0.0} | rates
+    return _curves(summary, places, "missing rate", ylabel, styles)
+
+
+def noise_levels(summary: pd.DataFrame, ylabel: str, styles: Mapping[str, Mapping[str, Any]]) -> Figure | None:
+    """Value against noise level, as :func:`degradation`; a column for each operator, modality that it hits, and pattern
+    of missingness besides, whose score without noise is level 1.
+
+    Returns:
+        None where no scenario has noise.
+    """
+    places: dict[str, dict[str, float]] = {}
+    for name in summary["scenario"].unique():
+        if match := re.fullmatch(r"noise_([a-z_]+?)_(\d+)_([^+]+)\+?(.*)", name):
+            operator, level, where, pattern = match.groups()
+            title = f"{operator.replace('_', ' ')} on {where}" + (f", {pattern}" if pattern else "")
+            places.setdefault(title, {pattern or "none": 1.0})[name] = float(level)
+    return _curves(summary, places, "noise level", ylabel, styles)
+
+
+@rc_context(RC)
+def _curves(
+    summary: pd.DataFrame,
+    places: Mapping[str, Mapping[str, float]],
+    xlabel: str,
+    ylabel: str,
+    styles: Mapping[str, Mapping[str, Any]],
+) -> Figure | None:
+    """A row of panels for each data set, a column for each of ``places``: title -> scenario -> place on the x axis, of
+    which the first is what the others start from."""
+    own = {scenario for panel in places.values() for scenario in list(panel)[1:]}
+    datasets = summary.loc[summary["scenario"].isin(own), "dataset"].unique()
+    if not len(datasets):
         return None
-    width = max(4.2 * len(families) + 1, 6.4)
-    figure, axes = _grid(len(datasets), len(families), width, 3.6 * len(datasets), sharey="row")
+    width = max(4.2 * len(places) + 1, 6.4)
+    figure, axes = _grid(len(datasets), len(places), width, 3.6 * len(datasets), sharey="row")
     for row, dataset in zip(axes, datasets):
-        for ax, family in zip(row, families):
-            panel = data[(data["dataset"] == dataset) & ((data["family"] == family) | (data["scenario"] == "none"))]
+        for ax, (title, panel) in zip(row, places.items()):
+            start = next(iter(panel))
+            data = summary[(summary["dataset"] == dataset) & summary["scenario"].isin(panel)]
+            data = data.assign(x=data["scenario"].map(panel))
             for model, style in styles.items():
-                line = panel[panel["model"] == model].sort_values("rate")
-                if line.empty or (line["scenario"] == "none").all():
+                line = data[data["model"] == model].sort_values("x")
+                if line.empty or (line["scenario"] == start).all():
                     continue
                 look = {k: v for k, v in style.items() if k != "hatch"}
-                ax.plot(line["rate"], line["mean"], label=model, markersize=5, linewidth=1.7, **look)
+                ax.plot(line["x"], line["mean"], label=model, markersize=5, linewidth=1.7, **look)
                 low, high = line["mean"] - line["sd"], line["mean"] + line["sd"]
-                ax.fill_between(line["rate"], low, high, color=style["color"], alpha=0.15, linewidth=0)
-            ax.set_title(f"{dataset}, {FAMILIES[family]}", fontsize=10)
-            ax.set_xticks(sorted(panel["rate"].dropna().unique()))
-            ax.set_xlabel("missing rate")
+                ax.fill_between(line["x"], low, high, color=style["color"], alpha=0.15, linewidth=0)
+            ax.set_title(f"{dataset}, {title}", fontsize=10)
+            ax.set_xticks(sorted(data["x"].unique()))
+            ax.set_xlabel(xlabel)
             ax.grid(alpha=0.3)
         row[0].set_ylabel(ylabel)
     _legend(figure, list(axes.flat), 2 if width < 8 else 4)

@@ -21,7 +21,7 @@ from datasets.missingness import parse_scenario, parse_scenarios
 from models.dymo.intra_class_similarity import CALIBRATIONS, REWARDS, TAILS
 from models.dymo.prototypes import DISTANCE_METRICS
 from models.dymo.selection import COMPARATORS
-from utils.build import build_noise
+from utils.build import build_modulation, build_noise
 from utils.errors import UserError
 
 STAGES = ("prepare", "impute", "fit", "gaussian", "test", "report")
@@ -227,6 +227,7 @@ def validate(cfg: DictConfig) -> None:
         hidden = [s.name for s in named.get("test") or [] if s.kind != "none"] if "test" in stages else []
         attempt(_check_method, cfg, OmegaConf.select(cfg, fitted), stages, hidden)
         attempt(build_noise, OmegaConf.select(cfg, fitted))
+        attempt(build_modulation, OmegaConf.select(cfg, fitted))
     if not isinstance(cfg.model.get("recovery_aware"), bool):
         number("model.recovery_aware", 0, 1)
     if f"{fitted}.module.subsets_per_step" and OmegaConf.select(cfg, f"{fitted}.module.subsets_per_step") is not None:
