@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+import subprocess
 import zlib
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ from trainers.context import Context
 from trainers.evaluate import load_method, predict
 from utils.errors import UserError
 from utils.noise import row_normal_16bit, row_uniform
-from utils.validate import validate
+from utils.validate import CONFIGS, check_overrides, validate
 
 quick = settings(max_examples=25, deadline=None)
 IMAGENET = Scale((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -552,3 +554,33 @@ def test_a_gpu_draws_the_same(m: Modality, operator: str) -> None:
     here = corrupt(x, m, operator, levels, rows, 0)
     there = corrupt(x.cuda(), m, operator, levels.cuda(), rows.cuda(), 0).cpu()
     assert torch.allclose(here, there, rtol=0, atol=0 if operator not in ("motion_blur", "temporal_blur") else 1e-5)
+
+
+def test_the_script_of_level_curves_asks_for_what_it_says(tmp_path: Path) -> None:
+    """With ``python`` replaced by an echo: every command is understood, and evaluates one and the same set of scenarios."""
+    scripts = CONFIGS.parent / "job_scripts"
+    (tmp_path / "job_scripts").mkdir()
+    shutil.copy(scripts / "noise_levels.sh", tmp_path / "job_scripts")
+    (tmp_path / "job_scripts" / "_environment.sh").write_text('python() { shift; printf "%s\\t" "$@"; echo; }\n')
+    command = ["bash", "job_scripts/noise_levels.sh", "dataset=SpokenDigits", "where=audio,all", "levels=4,11"]
+    more = ["models=QMF,MAP", "paths.output=here", "seed=0,1"]
+    done = subprocess.run([*command, *more], cwd=tmp_path, capture_output=True, text=True, check=True)
+    calls = [line.split("\t")[:-1] for line in done.stdout.splitlines()]
+    assert [c[0] == "--multirun" for c in calls] == [True] * 4 + [False]
+    for call in calls:
+        check_overrides([argument for argument in call if argument != "--multirun"])
+    tested = {next(a for a in call if a.startswith("missing.test=")) for call in calls[:4]}
+    (names,) = (t.removeprefix("missing.test=[").rstrip("]").split(",") for t in tested)
+    assert names == ["none", "random_0.6"] + [
+        f"noise_gaussian_{level}_{place}{pattern}"
+        for place in ("audio", "all")
+        for level in (4, 11)
+        for pattern in ("", "+random_0.6")
+    ]
+    assert [("model.noise={operator:gaussian}" in call) for call in calls[:4]] == [False, False, True, True]
+    assert (
+        "report.include=['here/SpokenDigits/*/noise_levels/seed*','here/SpokenDigits/*/noise_levels_trained/seed*']"
+        in (calls[4])
+    )
+    usage = subprocess.run(["bash", "job_scripts/noise_levels.sh"], cwd=tmp_path, capture_output=True, text=True)
+    assert usage.returncode == 2 and "usage:" in usage.stderr
