@@ -4,10 +4,10 @@
 # any other models, under the same noise; then one report with tables and curves. On Digits some minutes on two CPU cores
 # once the models are trained.
 #   bash job_scripts/noise_levels.sh dataset=Digits [models=QMF,Multimodal_CONCAT] [Hydra overrides, e.g. seed=0,1,2]
-# Besides: operator=gaussian levels=2,4,6,8,10,11 where=0,all missing=random_0.6 (a pattern, or none), trained=clean,noise
+# Besides: operator=gaussian levels=2,4,6,8,10,11 where=0,all missing=random_0.4 (a pattern, or none), trained=clean,noise
 # (with and without noise in training: half of the rows, at levels 1 to 11). Which operator fits what: datasets/noise.py.
 set -euo pipefail
-operator=gaussian levels=2,4,6,8,10,11 where= missing=random_0.6 models= trained=clean,noise dataset=()
+operator=gaussian levels=2,4,6,8,10,11 where= missing=random_0.4 models= trained=clean,noise dataset=()
 rest=()
 for argument in "$@"; do
   case $argument in
