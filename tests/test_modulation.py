@@ -129,7 +129,7 @@ def test_gradients_are_multiplied_and_noise_has_their_deviation() -> None:
 
 
 RUN = [
-    *("model=Multimodal_CONCAT", "stages=[prepare,fit,test]", "model.use_imputer=false", "missing.test=[none]"),
+    *("model=Multimodal_CONCAT", "stages=[prepare,fit]", "model.use_imputer=false", "missing.test=[none]"),
     *("model.training.batch_size=30", "model.training.max_epochs=2", "model.vector_width=16"),
 ]
 
