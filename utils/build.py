@@ -57,6 +57,7 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("variant", variant, replace=True)
     OmegaConf.register_new_resolver("share", share, replace=True)
     OmegaConf.register_new_resolver("subsets_per_step", subsets_per_step, replace=True)
+    OmegaConf.register_new_resolver("part", lambda share, whole: round(share * whole), replace=True)
     OmegaConf.register_new_resolver("count", lambda listed: len(listed or ()), replace=True)
 
 
@@ -284,6 +285,6 @@ def build_trainer(cfg: DictConfig, **arguments: Any) -> pl.Trainer:
     assert isinstance(settings, dict)
     settings.pop("compile")  # not the Trainer's: see trainers.fit
     try:
-        return pl.Trainer(**{str(k): v for k, v in settings.items()}, **arguments)
+        return pl.Trainer(**{**{str(k): v for k, v in settings.items()}, **arguments})
     except (pl.utilities.exceptions.MisconfigurationException, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"config 'trainer': {str(error).splitlines()[0]}") from error
