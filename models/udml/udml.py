@@ -26,6 +26,10 @@ it does something that it does not intend; each has a switch, ``reference=true``
 - ``dependency.momentum=0.9``, a moving average. Reference 0: the last batch counts alone.
 - ``dependency.init``: 1 for all until it was measured. Reference 32 for the first, 10 for the second modality.
 - ``dependency.from_epoch``: together with the weights. Reference 0: it divides from the start.
+- ``regressor_start=clean``: the last layer of the regressors starts at zero, which is level 1. Reference ``random``: a
+  start below that may not come back, since the gradient of exp(o / 2) vanishes with it.
+- ``detach_weights=true``: the regressors learn from the levels alone, as described. Reference false: the classification
+  moves them as well once the weights have set in.
 - ``always_in_evaluation=false``: evaluation weights as the training of the same epoch does. Reference true: in full.
 
 In both the dependency is a buffer of the checkpoint (the release evaluates a reloaded model with 32 and 10), it is
@@ -156,8 +160,9 @@ class UDML(Baseline):
         beta: weight of the divergences.
         mse_weight: of the regression of the levels.
         regressor_dropout: between the two layers of a regressor.
+        regressor_start: clean | random; None = by ``reference``, see the module.
         residual: features are (1 + w) z, else w z.
-        detach_weights: no gradient of the classification reaches the regressors.
+        detach_weights: no gradient of the classification reaches the regressors; None = by ``reference``.
         weights_from: first epoch whose training uses the predicted levels.
         max_deviation: modality name -> upper bound of its standard deviations.
         always_in_evaluation: None = by ``reference``, see the module.
@@ -185,8 +190,9 @@ class UDML(Baseline):
         beta: float = 1e-5,
         mse_weight: float = 0.1,
         regressor_dropout: float = 0.1,
+        regressor_start: str | None = None,
         residual: bool = True,
-        detach_weights: bool = False,
+        detach_weights: bool | None = None,
         weights_from: int = 60,
         max_deviation: Mapping[str, float] | None = None,
         always_in_evaluation: bool | None = None,
@@ -199,11 +205,15 @@ class UDML(Baseline):
         for key, value in (("gamma", gamma), ("beta", beta), ("mse_weight", mse_weight)):
             if value < 0:
                 raise ValueError(f"{key}={value}: must not be negative")
+        regressor_start = regressor_start or ("random" if self.reference else "clean")
+        if regressor_start not in ("clean", "random"):
+            raise ValueError(f"regressor_start={regressor_start}: must be clean or random")
         bounds = dict(max_deviation or {})
         if bad := [name for name, bound in bounds.items() if name not in names or bound <= 0]:
             raise ValueError(f"max_deviation.{bad[0]}={bounds[bad[0]]}: give a positive bound of {', '.join(names)}")
         self.gamma, self.beta, self.mse_weight = gamma, beta, mse_weight
-        self.probabilistic, self.residual, self.detach_weights = probabilistic, residual, detach_weights
+        self.probabilistic, self.residual = probabilistic, residual
+        self.detach_weights = not self.reference if detach_weights is None else detach_weights
         self.weights_from = weights_from
         self.always_in_evaluation = self.reference if always_in_evaluation is None else always_in_evaluation
         self.measuring = None if dependency is None else dependency.resolved(self.reference, weights_from, m)
@@ -225,6 +235,8 @@ class UDML(Baseline):
             if isinstance(layer, nn.Linear):
                 nn.init.xavier_normal_(layer.weight)
                 nn.init.zeros_(layer.bias)
+        for network in self.regressors if regressor_start == "clean" else ():
+            nn.init.zeros_(network[-1].weight)  # type: ignore[index, arg-type]
         init = (0.0,) * m if self.measuring is None else self.measuring.init
         self.register_buffer("dependency", torch.tensor(init, dtype=torch.float))
         self.register_buffer("active", torch.zeros(2, dtype=torch.bool))
