@@ -422,12 +422,10 @@ def test_the_loss_is_the_sum_of_its_terms(task: str) -> None:
         rows = [b for b in range(16) if not batch.missing[b, m]]
         alone = [entropy(prediction.extras["unimodal_logits"][b, m], batch.target[b]) for b in rows]
         level = batch.noise_level[:, m]
-        off = [float(prediction.extras["predicted_level"][b, m] - level[b]) ** 2 for b in rows]
+        off = [float(prediction.extras["predicted_level"][b, m].detach() - level[b]) ** 2 for b in rows]
         assert log_variance is not None
         kl = [
-            float(
-                kl_divergence(Normal(mean[b], (0.5 * log_variance[b]).exp()), Normal(0.0, math.sqrt(level[b]))).sum()
-            )
+            float(kl_divergence(Normal(mean[b], (0.5 * log_variance[b]).exp()), Normal(0.0, math.sqrt(level[b]))).sum())
             for b in rows
         ]
         expected += (2.5 * sum(alone) + 0.01 * sum(kl) + 0.1 * sum(off)) / len(rows)
@@ -518,7 +516,7 @@ def test_the_released_configurations() -> None:
     assert (model.gamma, model.beta, model.weights_from) == (4.0, 1e-5, 60)
     assert (kinetics.gamma, kinetics.beta) == (2.5, 0.0)
     training = context.cfg.model.training
-    assert (training.max_epochs, training.select_from, training.gradient_clip_val) == (100, 50, 40.0)
+    assert (training.max_epochs, training.gradient_clip_val, context.cfg.model.noise.start_epoch) == (100, 40.0, 50)
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], 1e-3)
     schedule: Any = model._scheduler(optimizer)
     rates = []
@@ -530,10 +528,16 @@ def test_the_released_configurations() -> None:
 
 
 class Weighting(pl.Callback):
-    """What was active, and the best checkpoint, after each epoch."""
+    """What was active at the start of each epoch, and the greatest level of its first batch."""
 
     def __init__(self) -> None:
         self.active: list[list[bool]] = []
+        self.noisy: list[bool] = []
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Batch, batch_index: int) -> None:
+        if batch_index == 0:
+            assert batch.noise_level is not None
+            self.noisy.append(bool(batch.noise_level.max() > 1))
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.active.append(pl_module.active.tolist())
@@ -551,10 +555,11 @@ def test_stages_and_checkpoint(composed, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(fit_module, "build_trainer", watched)
     overrides = ["model=UDML", "model.width=8", "model.training.max_epochs=5", "model.training.batch_size=16"]
     cfg = composed(*overrides, "dataset.baselines.schedule=cosine", "stages=[prepare,fit,test]", "missing.test=[none]")
-    assert (cfg.model.training.select_from, cfg.model.module.weights_from) == (2, 3)
+    assert (cfg.model.noise.start_epoch, cfg.model.module.weights_from) == (2, 3)
     pipeline.run(cfg)
     # The callback is called before the model, so that it sees what the epoch before had.
     assert watch.active == [[False, False]] * 4 + [[True, True]]
+    assert watch.noisy == [False] * 2 + [True] * 3
     context = Context(cfg)
     saved = torch.load(context.trained / "checkpoints" / "best.ckpt", weights_only=True)
     assert saved["epoch"] >= 2
@@ -572,8 +577,10 @@ def test_stages_and_checkpoint(composed, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_training_settings_are_checked(composed) -> None:
-    with pytest.raises(UserError, match=r"model.training.select_from=9: must be a whole number from 0 to 2"):
-        validate(composed("model=UDML", "model.training.max_epochs=3", "model.training.select_from=9"))
+    with pytest.raises(UserError, match=r"model.noise.start_epoch=3: training ends after 3 epochs"):
+        validate(composed("model=UDML", "model.training.max_epochs=3", "model.noise.start_epoch=3"))
+    with pytest.raises(UserError, match=r"gradient_clip_val=-1: must be a number at least 0"):
+        validate(composed("model=UDML", "model.training.gradient_clip_val=-1"))
 
 
 # ------------------------------------------------------------------------------------------------------------ behaviour
@@ -599,7 +606,7 @@ def test_destroyed_modalities_lose_weight() -> None:
     """Levels are predicted in their order, and the modality that is destroyed counts less than the other."""
     torch.manual_seed(0)
     views = [Modality(f"m{i}", "audio", (WIDE,)) for i in range(2)]
-    # 32 numbers a modality, not 27,648: the divergence, which makes deviations follow the levels, gets its share by beta.
+    # 32 numbers a modality, not 27,648: the divergence, which makes deviations follow the levels, needs more weight.
     options: dict[str, Any] = {"width": 32, "dependency": Dependency(), "weights_from": 6, "beta": 0.3}
     model = UDML(views, CLASSES, {v.name: Deep() for v in views}, **options)
     model.log_losses = lambda *_: None  # type: ignore[method-assign]

@@ -87,10 +87,10 @@ def fit(
 
     Args:
         training: max_epochs, batch_size, patience, min_delta, and where there are any accumulate_grad_batches,
-            gradient_clip_val, select_from: the first epoch that may be chosen as the best, None = 0.
+            gradient_clip_val.
         settings: what the result depends on; kept in the stage's marker.
         monitor: logged value that chooses the checkpoint (``*loss``: lower is better); None keeps the last epoch.
-        noise: on the training batches.
+        noise: on the training batches; no epoch before its start is chosen as the best.
         watching: callbacks of the method.
     """
     resumable = directory.begin(stage, settings)
@@ -106,7 +106,7 @@ def fit(
         module.stream_seed = cfg.seed
     if cfg.trainer.compile and isinstance(module, IncompleteClassifier):
         module.compile_parts(cfg.trainer.compile)
-    first = training.get("select_from") or 0
+    first = noise.start_epoch if noise else 0
     # Names of the classes are keys in checkpoints: the plain ones stay where nothing is asked for.
     best_class, stopping_class = (LateCheckpoint, LateStopping) if first else (ModelCheckpoint, EarlyStopping)
     best_epoch = best_class(

@@ -242,6 +242,37 @@ def reward_histograms(panels: Mapping[str, Sequence[np.ndarray]], title: str) ->
 
 
 @rc_context(RC)
+def noise_curves(curves: pd.DataFrame, title: str) -> Figure:
+    """Weight of a modality, and its predicted level, against the level of its noise while the others are clean; one
+    line a modality, the mean over the seeds with its SD band.
+
+    Args:
+        curves: columns modality, level, seed, weight, predicted (means over the rows of a test; NaN = not known).
+    """
+    panels = [("weight", "weight of the modality"), ("predicted", "predicted level")]
+    panels = [(column, label) for column, label in panels if curves[column].notna().any()]
+    figure, axes = _grid(1, len(panels), 4.4 * len(panels), 3.2)
+    figure.suptitle(title, fontsize=11)
+    for ax, (column, label) in zip(axes[0], panels):
+        for (name, style), (_, part) in zip(
+            model_styles([str(m) for m in curves["modality"].unique()]).items(), curves.groupby("modality", sort=False)
+        ):
+            found = part.groupby("level")[column].agg(["mean", "std"])
+            look = {k: v for k, v in style.items() if k != "hatch"}
+            ax.plot(found.index, found["mean"], label=name, markersize=5, linewidth=1.7, **look)
+            low, high = found["mean"] - found["std"], found["mean"] + found["std"]
+            ax.fill_between(found.index, low, high, color=style["color"], alpha=0.15, linewidth=0)
+        ends = [curves["level"].min(), curves["level"].max()]
+        ax.plot(ends, ends if column == "predicted" else [1, 1], color="#333333", linewidth=0.8, linestyle=":")
+        ax.set_xlabel("level of its noise (1 = clean)")
+        ax.set_ylabel(label)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.grid(alpha=0.3)
+    _legend(figure, list(axes.flat), 4)
+    return figure
+
+
+@rc_context(RC)
 def training_curves(frames: Mapping[int, pd.DataFrame], title: str) -> Figure | None:
     """Losses on the left and validation metrics on the right against the epoch, a thin line for each seed.
 

@@ -224,7 +224,13 @@ def validate(cfg: DictConfig) -> None:
         number(f"{part}.training.patience", 1, whole=True)
         number(f"{part}.training.accumulate_grad_batches", 1, whole=True)
         number(f"{part}.training.gradient_clip_val", 0)
-        number(f"{part}.training.select_from", 0, (OmegaConf.select(cfg, f"{part}.training.max_epochs") or 1) - 1, whole=True)
+        start, epochs = (OmegaConf.select(cfg, f"{part}.{key}") for key in ("noise.start_epoch", "training.max_epochs"))
+        if isinstance(start, int) and isinstance(epochs, int):
+            need(
+                start < epochs,
+                f"{part}.noise.start_epoch={start}: training ends after {epochs} epochs, so that none has noise; start "
+                "earlier",
+            )
     if OmegaConf.select(cfg, f"{fitted}.module._target_") is not None:
         hidden = [s.name for s in named.get("test") or [] if s.kind != "none"] if "test" in stages else []
         attempt(_check_method, cfg, OmegaConf.select(cfg, fitted), stages, hidden)

@@ -20,8 +20,8 @@ start; until then all are 1.
 The paper was not to be had when this was written; formulas and constants are those of the authors' release. Ours, where
 it does something that it does not intend; each has a switch, ``reference=true`` turns all of them back:
 
-- ``dependency.measure=removal``: |logits - logits without m|_1, as described. Reference ``alone``: |logits of m alone|_1,
-  which the bias of the head is part of.
+- ``dependency.measure=removal``: |logits - logits without m|_1, as described. Reference ``alone``: |logits of m
+  alone|_1, which the bias of the head is part of.
 - ``dependency.source=unweighted``: from z_m. Reference ``weighted``: from (1 + w_m) z_m, so that the weights feed back.
 - ``dependency.momentum=0.9``, a moving average. Reference 0: the last batch counts alone.
 - ``dependency.init``: 1 for all until it was measured. Reference 32 for the first, 10 for the second modality.
@@ -33,13 +33,15 @@ it does something that it does not intend; each has a switch, ``reference=true``
 - ``always_in_evaluation=false``: evaluation weights as the training of the same epoch does. Reference true: in full.
 
 In both the dependency is a buffer of the checkpoint (the release evaluates a reloaded model with 32 and 10), it is
-measured on rows that have everything, and the best epoch is chosen on validation data. Not taken over: an upper bound
-of the audio deviations whose value the release does not give (``max_deviation`` sets one), and a regression loss of
-infinity counted as 0.
+measured on rows that have everything, and the best epoch is chosen on validation data. ``max_deviation`` bounds the
+standard deviations: inputs at level 11 are tens of deviations away from clean ones, and exp(log variance) overflows in
+their first batch otherwise. The release has such a bound for audio, whose value it does not give; 10 is ours. Not taken
+over: a regression loss of infinity counts as 0.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -126,7 +128,7 @@ class ProbabilisticHead(nn.Module):
         names = ("mean", "log_variance") if probabilistic else ("mean",)
         self.linears = nn.ModuleDict({name: nn.Linear(width_in, width) for name in names})
         self.norms = nn.ModuleDict({name: nn.BatchNorm1d(width) for name in names})
-        self.bound = None if max_deviation is None else 2 * torch.tensor(max_deviation).log().item()
+        self.bound = None if max_deviation is None else 2 * math.log(max_deviation)
         for linear in self.linears.values():
             assert isinstance(linear, nn.Linear)
             nn.init.kaiming_normal_(linear.weight, mode="fan_out", nonlinearity="relu")
@@ -164,7 +166,8 @@ class UDML(Baseline):
         residual: features are (1 + w) z, else w z.
         detach_weights: no gradient of the classification reaches the regressors; None = by ``reference``.
         weights_from: first epoch whose training uses the predicted levels.
-        max_deviation: modality name -> upper bound of its standard deviations.
+        max_deviation: upper bound of the standard deviations, of all modalities or modality name -> its own; None = no
+            bound.
         always_in_evaluation: None = by ``reference``, see the module.
         others: see :class:`models.baselines.base.Baseline`.
 
@@ -194,7 +197,7 @@ class UDML(Baseline):
         residual: bool = True,
         detach_weights: bool | None = None,
         weights_from: int = 60,
-        max_deviation: Mapping[str, float] | None = None,
+        max_deviation: float | Mapping[str, float] | None = 10.0,
         always_in_evaluation: bool | None = None,
         **others: Any,
     ) -> None:
@@ -208,7 +211,8 @@ class UDML(Baseline):
         regressor_start = regressor_start or ("random" if self.reference else "clean")
         if regressor_start not in ("clean", "random"):
             raise ValueError(f"regressor_start={regressor_start}: must be clean or random")
-        bounds = dict(max_deviation or {})
+        each = max_deviation if isinstance(max_deviation, Mapping) else dict.fromkeys(names, max_deviation)
+        bounds = {name: bound for name, bound in each.items() if bound is not None}
         if bad := [name for name, bound in bounds.items() if name not in names or bound <= 0]:
             raise ValueError(f"max_deviation.{bad[0]}={bounds[bad[0]]}: give a positive bound of {', '.join(names)}")
         self.gamma, self.beta, self.mse_weight = gamma, beta, mse_weight
@@ -387,7 +391,7 @@ class UDML(Baseline):
         if self._trainer is not None and self.trainer.world_size > 1:
             sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
         found = sums[:-1] / sums[-1].clamp(min=1)
-        momentum = self.measuring.momentum
+        momentum = self.measuring.momentum or 0.0
         mixed = torch.where(self.dependency.sum() > 0, momentum * self.dependency + (1 - momentum) * found, found)
         self.dependency.copy_(torch.where(sums[-1] > 0, mixed, self.dependency))
 
@@ -418,8 +422,8 @@ def fusion_weights(log_cost: Tensor, there: Tensor) -> Tensor:
 
 
 def divergence(gaussian: Gaussian, prior_variance: Tensor) -> Tensor:
-    """KL of N(mean, variance) to N(0, ``prior_variance``), the sum over the tokens of a frame and their coordinates, the
-    mean over the frames, in float32.
+    """KL of N(mean, variance) to N(0, ``prior_variance``), the sum over the tokens of a frame and their coordinates,
+    the mean over the frames, in float32.
 
     Args:
         gaussian: (B, T, N, D).
