@@ -8,7 +8,7 @@ if (($# < 3)) || [[ $1 != digits ]]; then
   echo "usage: bash job_scripts/udml_small_data.sh digits RECORDINGS MNIST [Hydra overrides]" >&2
   exit 2
 fi
-data=(dataset=SpokenDigits dataset.form=UDML dataset.protocol=official dataset.pairings=2
+data=(dataset=SpokenDigits dataset.form=UDML dataset.protocol=official dataset.pairings=1
   "dataset.recordings=$(cd "$2" && pwd)" "dataset.mnist=$(cd "$3" && pwd)")
 shift 3
 EXTRAS=
@@ -16,8 +16,9 @@ source "$(dirname "${BASH_SOURCE[0]}")/_environment.sh"
 
 scenarios=none
 for level in 2 4 6 8 10 11; do scenarios+=,noise_gaussian_${level}_audio,noise_gaussian_${level}_image; done
-common=("${data[@]}" name=small_data 'stages=[prepare,fit,test]' "missing.test=[$scenarios]" dataset.baselines.max_epochs=12)
-noisy='model.noise={start_epoch:6}' # the second half, as UDML has it by itself
+common=("${data[@]}" name=small_data 'stages=[prepare,fit,test]' "missing.test=[$scenarios]"
+  dataset.baselines.max_epochs=16 dataset.baselines.batch_size=64 dataset.baselines.lr=2e-3)
+noisy='model.noise={start_epoch:6,levels:[1,2,3,4,5,6,7,8,9,10]}' # what UDML has by its recipe
 declare -A settings=(
   [UDML]="model=UDML"
   [UDML_without_dependency]="model=UDML model.name=UDML_without_dependency model.module.dependency=null"

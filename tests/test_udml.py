@@ -9,10 +9,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from omegaconf import OmegaConf
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
@@ -20,12 +23,14 @@ from torch.distributions import Normal, kl_divergence
 from datasets.base import Batch, Modality
 from models.baselines.base import TrainingMasks
 from models.encoders.resnet import ResNetEncoder
+from models.udml import curves
 from models.udml.heads import HEADS
 from models.udml.udml import UDML, Dependency, Gaussian, divergence, fusion_weights, logit_distances
 from tests.test_baselines import configure
 from trainers import pipeline
 from trainers.context import Context
 from utils.errors import UserError
+from utils.files import save_arrays
 from utils.validate import validate
 
 CLASSES = 4
@@ -581,6 +586,43 @@ def test_training_settings_are_checked(composed) -> None:
         validate(composed("model=UDML", "model.training.max_epochs=3", "model.noise.start_epoch=3"))
     with pytest.raises(UserError, match=r"gradient_clip_val=-1: must be a number at least 0"):
         validate(composed("model=UDML", "model.training.gradient_clip_val=-1"))
+
+
+def test_curves_are_read_from_finished_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = []
+    for seed in (0, 1):
+        run = tmp_path / f"seed{seed}"
+        runs.append(run)
+        predicted = {"none": [1.5, 2.0], "noise_gaussian_6_a": [5.0, 2.0], "noise_gaussian_9_b": [1.5, 7.0]}
+        levels = {"none": None, "noise_gaussian_6_a": [6, 1], "noise_gaussian_9_b": [1, 9]}
+        predicted |= {"noise_gaussian_4_all": [4.0, 4.0], "noise_occlusion_4_a": [4.0, 1.0]}
+        levels |= {"noise_gaussian_4_all": [4, 4], "noise_occlusion_4_a": [4, 1]}
+        for name, values in predicted.items():
+            wobble = np.array([[-0.1], [0.1]]) + seed
+            weights = np.array([[0.5, 1.5]]) + 0 * wobble
+            truth = {} if levels[name] is None else {"noise_level": np.tile(levels[name], (2, 1))}
+            extras = {"fusion_weights": weights, "predicted_level": np.array([values]) + wobble}
+            save_arrays(run / "predictions" / f"{name}.npz", extras)
+            save_arrays(run / "masks" / f"{name}.npz", {"missing": np.zeros((2, 2), dtype=bool), **truth})
+        OmegaConf.save(
+            {"dataset": {"modalities": ["a", "b"]}, "seed": seed, "model": {"name": "UDML"}}, run / "config.yaml"
+        )
+        if seed == 0:
+            (run / "DONE").touch()
+    with pytest.raises(UserError, match="seed1 is no finished run"):
+        curves.main([str(tmp_path / "out"), *map(str, runs)])
+    (runs[1] / "DONE").touch()
+    curves.main([str(tmp_path / "out"), *map(str, runs)])
+    assert "rank_correlation" in capsys.readouterr().out and (tmp_path / "out" / "curves.png").stat().st_size > 10_000
+    found = pd.read_csv(tmp_path / "out" / "curves.csv")
+    assert found["rank_correlation"].min() > 0.85
+    rows = [list(row) for row in found.drop(columns="rank_correlation").itertuples(index=False)]
+    assert rows == [
+        *(["a", 1, 0, 0.5, 1.5], ["a", 6, 0, 0.5, 5.0], ["b", 1, 0, 1.5, 2.0], ["b", 9, 0, 1.5, 7.0]),
+        *(["a", 1, 1, 0.5, 2.5], ["a", 6, 1, 0.5, 6.0], ["b", 1, 1, 1.5, 3.0], ["b", 9, 1, 1.5, 8.0]),
+    ]
+    with pytest.raises(UserError, match="usage"):
+        curves.main(["out"])
 
 
 # ------------------------------------------------------------------------------------------------------------ behaviour

@@ -51,8 +51,8 @@ def read_curves(runs: Sequence[Path]) -> pd.DataFrame:
                 levels = masks["noise_level"][0] if "noise_level" in masks else np.ones(len(names), dtype=int)
                 if masks["missing"].any() or (levels > 1).sum() > 1:
                     continue
-                noisy = np.flatnonzero(levels > 1)
-                for m in noisy if len(noisy) else range(len(names)):
+                noisy = [m for m, level in enumerate(levels) if level > 1]
+                for m in noisy or range(len(names)):
                     found[m][int(levels[m])] = (weights[:, m], predicted[:, m])
         for m, by_level in found.items():
             true = np.concatenate([np.full(len(w), level) for level, (w, _) in by_level.items()])

@@ -240,7 +240,7 @@ class UDML(Baseline):
                 nn.init.xavier_normal_(layer.weight)
                 nn.init.zeros_(layer.bias)
         for network in self.regressors if regressor_start == "clean" else ():
-            nn.init.zeros_(network[-1].weight)  # type: ignore[index, arg-type]
+            nn.init.zeros_(network[-1].weight)  # type: ignore[index]
         init = (0.0,) * m if self.measuring is None else self.measuring.init
         self.register_buffer("dependency", torch.tensor(init, dtype=torch.float))
         self.register_buffer("active", torch.zeros(2, dtype=torch.bool))
