@@ -5,6 +5,7 @@ resampled with SciPy's polyphase filter. A front end is a data class with
 
 - ``rate``: samples a second that it works on;
 - ``shape``: of the input that a model gets;
+- ``scale``: what its values mean, for noise;
 - ``stored``: shape and type of what the packed store keeps of a clip;
 - ``prepare(waveform)``: (n,) float32 in [-1, 1] -> that, once, in stage ``prepare``;
 - ``finish(stored, generator)``: a batch of those -> float32 (B, *shape); the generator is None in evaluation.
@@ -25,6 +26,8 @@ import soundfile
 import torch
 from scipy.signal import resample_poly
 from torch import Tensor
+
+from datasets.noise import Scale
 
 SOUND_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")  # in the order in which a clip's file is looked for
 SILENT = 1e-4  # peak to peak, about three steps of 16 bit
@@ -111,6 +114,9 @@ class FrontEnd(Protocol):
     def shape(self) -> tuple[int, ...]: ...
 
     @property
+    def scale(self) -> Scale: ...
+
+    @property
     def stored(self) -> tuple[tuple[int, ...], Any]: ...
 
     def prepare(self, waveform: np.ndarray) -> np.ndarray: ...
@@ -152,6 +158,10 @@ class LogMel:
     @property
     def shape(self) -> tuple[int, ...]:
         return (self.frames, self.mel_bins)
+
+    @property
+    def scale(self) -> Scale:
+        return Scale((self.mean,), (2 * self.deviation,), time=0)
 
     @property
     def stored(self) -> tuple[tuple[int, ...], Any]:
@@ -223,6 +233,10 @@ class LogSTFT:
     @property
     def shape(self) -> tuple[int, ...]:
         return (self.n_fft // 2 + 1, 1 + self.samples // self.hop)
+
+    @property
+    def scale(self) -> Scale:
+        return Scale()
 
     @property
     def stored(self) -> tuple[tuple[int, ...], Any]:

@@ -19,10 +19,12 @@ import torch
 from torch import Tensor
 
 from datasets.missingness import Scenario, forest_ranking
+from datasets.noise import AS_IT_IS, Corruption, Scale, TrainingNoise
 from datasets.storage import PackedSplit, PackedStore
 from datasets.text import one_hot
 from utils.errors import UserError
 from utils.files import replacing
+from utils.noise import hash_seed
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +32,7 @@ Kind = Literal["image", "text", "table", "audio", "video"]
 SPLITS = ("train", "val", "test")
 Transform = Callable[[dict[str, Tensor], torch.Generator | None], dict[str, Tensor]]
 Choose = Callable[[Tensor, torch.Generator | None], Tensor]
+Corrupt = Callable[["Batch", int], "Batch"]  # batch and epoch -> the batch with noise
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class Modality:
         cardinalities: levels of the leading, categorical columns of a table; the rest is continuous.
         columns: names of the columns of a table.
         vocabulary: number of ids of a text of tokens.
+        scale: what the values mean, for noise.
     """
 
     name: str
@@ -52,6 +56,7 @@ class Modality:
     cardinalities: tuple[int, ...] = ()
     columns: tuple[str, ...] = ()
     vocabulary: int | None = None
+    scale: Scale = AS_IT_IS
 
 
 @dataclass
@@ -66,7 +71,7 @@ class Batch:
         index: (B,) int64, the row in the split's sorted order.
         feature_missing: table modality -> (B, F) bool, True = this cell is missing. Counts where the modality is
             masked in ``missing``; without an entry, a masked table hides all its cells.
-        noise_level: (B, M) float, optional.
+        noise_level: (B, M) float, 1 = clean to 11 = destroyed (:mod:`datasets.noise`); None = all clean.
         complete: the loader knows, on the host, that nothing is missing (spares a device synchronisation).
     """
 
@@ -170,6 +175,7 @@ class PackedLoader:
         choose: modality whose items have parts (frames of a clip) -> function of how many parts each row has (R,) and a
             generator, None in evaluation, which gives the places (R, T) of those to take: the input is (R, T, ...).
         transform: (inputs, generator) -> inputs, applied to gathered batches; the generator is None in evaluation.
+        corrupt: (batch, epoch) -> batch with noise, applied last.
         rank, world_size: under DDP each rank sees every ``world_size``-th row.
         pad: repeat rows so that all ranks have as many; without it every row is seen once.
     """
@@ -191,6 +197,7 @@ class PackedLoader:
         cells: Mapping[str, np.ndarray] | None = None,
         choose: Mapping[str, Choose] | None = None,
         transform: Transform | None = None,
+        corrupt: Corrupt | None = None,
         rank: int = 0,
         world_size: int = 1,
         pad: bool = True,
@@ -224,7 +231,7 @@ class PackedLoader:
         self.complete = not missing.any()
         self.missing = torch.from_numpy(np.ascontiguousarray(missing)).to(store_device)
         self.cells = {name: torch.from_numpy(mask).to(store_device) for name, mask in (cells or {}).items()}
-        self.transform = transform
+        self.transform, self.corrupt = transform, corrupt
         if len(self.missing) != len(split):
             raise ValueError(f"mask has {len(self.missing)} rows, split has {len(split)}")
 
@@ -290,7 +297,7 @@ class PackedLoader:
             inputs[m.name] = x
         if self.transform is not None:
             inputs = self.transform(inputs, augmenting)
-        return Batch(
+        batch = Batch(
             inputs,
             self._to_device(self.missing.index_select(0, rows)),
             self._to_device(self.target.index_select(0, rows)),
@@ -298,6 +305,7 @@ class PackedLoader:
             {name: self._to_device(mask.index_select(0, rows)) for name, mask in self.cells.items()},
             complete=self.complete,
         )
+        return batch if self.corrupt is None else self.corrupt(batch, self.epoch)
 
     def _to_device(self, x: Tensor) -> Tensor:
         if x.device == self.device:
@@ -345,11 +353,6 @@ def check_rows_without_nan(nan_rows: np.ndarray, missing: np.ndarray, modalities
         )
 
 
-def hash_seed(*parts: int) -> int:
-    """One well-mixed 63-bit seed out of several integers."""
-    return int(np.random.SeedSequence([p & 0xFFFFFFFF for p in parts]).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
 class MultimodalDataModule(pl.LightningDataModule):
     """Base of every data set: packed arrays, the masks of each split, loaders.
 
@@ -364,6 +367,9 @@ class MultimodalDataModule(pl.LightningDataModule):
         residence: auto | device | host | mmap, see :class:`PackedLoader`.
         reshuffle_pairs, jitter: training augmentation, see :class:`PackedLoader`.
         seed: of the order of the training rows.
+
+    Attributes:
+        training_noise: what the training batches of a fit get, None = nothing; stage fit sets it.
     """
 
     name: str
@@ -400,6 +406,7 @@ class MultimodalDataModule(pl.LightningDataModule):
         self.missing_val = missing_val or Scenario("none", "none")
         self.missing_seed, self.low, self.residence = missing_seed, low, residence
         self.reshuffle_pairs, self.jitter, self.drop_last, self.seed = reshuffle_pairs, jitter, drop_last, seed
+        self.training_noise: TrainingNoise | None = None
         self._splits: dict[str, PackedSplit] = {}
 
     def prepare(self) -> None:
@@ -413,6 +420,11 @@ class MultimodalDataModule(pl.LightningDataModule):
     @property
     def modality_names(self) -> list[str]:
         return [m.name for m in self.modalities]
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """Modality name -> kind; known before the data are packed."""
+        return {m.name: m.kind for m in self.modalities}
 
     def split(self, name: str) -> PackedSplit:
         """The packed arrays of one split.
@@ -498,6 +510,20 @@ class MultimodalDataModule(pl.LightningDataModule):
             )
         return missing, cells
 
+    def corruption(self, split: str, scenario: Scenario) -> Corruption | None:
+        """The noise of a scenario on a split, None = none. The same row gets the same noise, whatever else the
+        scenario hides, and at a higher level the same pattern louder.
+
+        Raises:
+            UserError: the noise does not fit the data.
+        """
+        if scenario.noise is None:
+            return None
+        levels = scenario.noise.levels(self.kinds)
+        return Corruption(
+            tuple(self.modalities), scenario.noise.operator, levels, self.missing_seed + SPLITS.index(split)
+        )
+
     def _the_table(self, scenario: Scenario) -> tuple[int, Modality]:
         tables = [(i, m) for i, m in enumerate(self.modalities) if m.kind == "table"]
         if len(tables) != 1:
@@ -559,6 +585,7 @@ class MultimodalDataModule(pl.LightningDataModule):
         train: bool = False,
         batch_size: int | None = None,
         device: torch.device | str = "cpu",
+        noise: TrainingNoise | None = None,
         rank: int = 0,
         world_size: int = 1,
         pad: bool = True,
@@ -567,7 +594,12 @@ class MultimodalDataModule(pl.LightningDataModule):
 
         Args:
             train: shuffle and augment.
+            noise: besides what the scenario says, which then must be without.
         """
+        corrupt: Corrupt | None = None if scenario is None else self.corruption(split, scenario)
+        if noise is not None:
+            assert corrupt is None, "noise of a scenario and of the training: utils.validate refuses both at once"
+            corrupt = noise.bind(self.modalities, len(self.split(split)), self.seed)
         missing, cells = (None, None) if scenario is None else self.masks(split, scenario)
         return PackedLoader(
             self.split(split),
@@ -584,6 +616,7 @@ class MultimodalDataModule(pl.LightningDataModule):
             cells=cells,
             choose=self.choose(),
             transform=self.transform(train),
+            corrupt=corrupt,
             rank=rank,
             world_size=world_size,
             pad=pad,
@@ -607,7 +640,8 @@ class MultimodalDataModule(pl.LightningDataModule):
         strategy = self.trainer.strategy if self.trainer else None
         device = strategy.root_device if strategy else torch.device("cpu")
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return self.loader(split, scenario, train=train, device=device, rank=rank, world_size=world)
+        noise = self.training_noise if train else None
+        return self.loader(split, scenario, train=train, device=device, noise=noise, rank=rank, world_size=world)
 
     def train_dataloader(self) -> PackedLoader:
         return self._trainer_loader("train", self.missing_train, train=True)

@@ -26,6 +26,7 @@ from datasets.audio import SOUND_SUFFIXES, ClipProblem, FrontEnd, hear
 from datasets.base import Choose, Modality, Transform
 from datasets.demo_text_image import ensure_demo
 from datasets.images import decode_rows, reason
+from datasets.noise import Scale
 from datasets.polymnist import stratified_split
 from datasets.source import Source, SourcedDataModule, check_classes, sha256
 from datasets.video import FRAME_SUFFIXES, VIDEO_SUFFIXES, ClipReader, Frames
@@ -289,7 +290,10 @@ class ClipModule(SourcedDataModule):
         self.fps = fps
         self.reader = ClipReader(stored_side, stored_frames, least_frames, fps)
         shape = (frames.count, 3, frames.side, frames.side)
-        self.modalities = [Modality("audio", "audio", audio.shape), Modality("visual", "video", shape)]
+        self.modalities = [
+            Modality("audio", "audio", audio.shape, scale=audio.scale),
+            Modality("visual", "video", shape, scale=Scale(tuple(frames.mean), tuple(frames.deviation))),
+        ]
 
     def places(self, make: Callable[[Path], None]) -> tuple[Path | None, list[Path]]:
         """The folder with the clips (the stand-in by ``make``, where that is wanted), and where to look for lists."""
@@ -327,6 +331,12 @@ class ClipModule(SourcedDataModule):
         if ("val" in clips) != (self.validation == "list") and self.validation != "test":
             mend = "list or test" if "val" in clips else "a share of the training clips, or test"
             raise UserError(f"dataset.validation={self.validation}: {self.name} takes {mend}")
+        if self.validation == "test":
+            log.warning(
+                "%s: validation=test chooses checkpoints on the test clips, as the original works do: such a score is "
+                "no estimate for unseen clips, report it beside one with a share",
+                self.name,
+            )
         if not isinstance(self.validation, float):
             kept = {split: part for split, part in clips.items() if split != "val" or self.validation == "list"}
             return replace(listing, clips=kept)
@@ -470,8 +480,23 @@ def find_file(name: str, folders: Sequence[Path], what: str, key: str) -> Path:
     )
 
 
-def note_counts(name: str, clips: Mapping[str, Sequence[Clip]], published: Mapping[str, int]) -> None:
-    """Say in the log where a list is not the published one."""
-    for split, n in published.items():
+def note_counts(name: str, clips: Mapping[str, Sequence[Clip]], published: Mapping[str, int | Sequence[int]]) -> None:
+    """Say in the log where a list is not the published one.
+
+    Args:
+        published: split -> number of clips, or of those of each class.
+    """
+    for split, counts in published.items():
+        n = counts if isinstance(counts, int) else sum(counts)
         if len(clips[split]) != n:
             log.warning("%s: %d clips are listed for %s, %d were published", name, len(clips[split]), split, n)
+        elif not isinstance(counts, int):
+            found = np.bincount([clip.label for clip in clips[split]], minlength=len(counts)).tolist()
+            if found != list(counts):
+                log.warning(
+                    "%s: %s has %s clips a class, the published list %s: were labels changed?",
+                    name,
+                    split,
+                    found,
+                    list(counts),
+                )

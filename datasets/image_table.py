@@ -120,6 +120,10 @@ class ImageTableModule(SourcedDataModule):
         ]
 
     @property
+    def kinds(self) -> dict[str, str]:
+        return {self.image_name: "image", self.table_name: "table"}
+
+    @property
     def class_names(self) -> list[str]:  # type: ignore[override]
         return list(self.packed_meta()["class_names"])
 

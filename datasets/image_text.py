@@ -20,6 +20,7 @@ from datasets.base import Modality
 from datasets.csv_rows import CsvRows
 from datasets.demo_text_image import ensure_demo
 from datasets.images import ImageReader, check_sides, decode_images
+from datasets.noise import Scale
 from datasets.source import Source, SourcedDataModule, check_classes, sha256
 from datasets.tokens import VOCABULARY, WordMask, fingerprint, load_tokenizer, tokenise
 from datasets.transforms import ImageTransform, JointAugmentation
@@ -137,9 +138,20 @@ class ImageTextModule(SourcedDataModule):
     def modalities(self) -> list[Modality]:  # type: ignore[override]
         """Image and text; the vocabulary of the text is known once the data are packed."""
         return [
-            Modality(self.image_name, "image", (3, self.side, self.side)),
+            Modality(self.image_name, "image", (3, self.side, self.side), scale=self.scale),
             Modality(self.text_name, "text", (self.text_length,), vocabulary=self.packed_meta()["vocabulary"]),
         ]
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        return {self.image_name: "image", self.text_name: "text"}
+
+    @property
+    def scale(self) -> Scale:
+        """Of the images."""
+        if self.mean is None or self.deviation is None:
+            return Scale()
+        return Scale(tuple(self.mean), tuple(self.deviation))
 
     @property
     def class_names(self) -> list[str]:  # type: ignore[override]

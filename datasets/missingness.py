@@ -17,6 +17,9 @@ A scenario has a name that can stand in a table, a file name and a command line:
 ``file:masks.csv``     a mask file of the original DyMo repository: no header, one row a sample, True / False
 ``file:masks.npy``     a mask of table cells of TIP or DyMo: bool (N, F), True = missing
 ``file:table.pt``      a missing table of MAP: (N,) 0 complete, 1 text missing, 2 image missing
+``noise_gaussian_4_m0``  nothing is missing, but the content of ``m0`` has gaussian noise of level 4 of 11
+                       (:mod:`datasets.noise`); in place of ``m0`` a column, several (``m0-m3``, ``03``), or ``all``.
+                       ``noise_gaussian_4_all+random_0.4``: what is left of the pattern after the plus is noisy
 ``subsets``            stands for all 2^M - 1 patterns at once, each as ``whole_...``
 =====================  ==========================================================================================
 """
@@ -29,17 +32,18 @@ import json
 import random
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from datasets.noise import Corruption, Noise, parse_noise
 from utils.errors import UserError
 from utils.files import save_arrays
 
-KINDS = ("none", "whole", "random", "table", "image_text", "file", "subsets")
+KINDS = ("none", "whole", "random", "table", "image_text", "file", "noise", "subsets")
 GENERATORS = ("exact", "global", "bernoulli")
 # How cells of a table are chosen, under the names that the mask files of TIP carry.
 STRATEGIES = {
@@ -75,6 +79,7 @@ class Scenario:
         generator: for ``random``.
         strategy: for ``table``, value | feature | MI | LI; for ``image_text``, text | image | both.
         path: for ``file``.
+        noise: what is done to the content that is there; of any kind (``none``: nothing is missing).
     """
 
     name: str
@@ -84,6 +89,7 @@ class Scenario:
     generator: str = "exact"
     path: str = ""
     strategy: str = ""
+    noise: Noise | None = None
 
     @property
     def of_cells(self) -> bool:
@@ -121,7 +127,7 @@ class Scenario:
     def same(self, other: Scenario) -> bool:
         """Whether both make the same masks; files by their place, however the path is spelled."""
         if self.kind == other.kind == "file":
-            return Path(self.path).resolve() == Path(other.path).resolve()
+            return Path(self.path).resolve() == Path(other.path).resolve() and self.noise == other.noise
         return self == other
 
     @property
@@ -183,12 +189,18 @@ class Scenario:
             return read_tip_npy(Path(self.path), n, features)
         return table_mask(n, features, self.strategy, self.rate, seed, ranking)
 
-    def check(self, m: int) -> None:
+    def check(self, m: int, names: Sequence[str] | None = None) -> None:
         """
+        Args:
+            m: number of modalities.
+            names: of them, where they are known.
+
         Raises:
             UserError: a ``whole`` scenario names an unknown modality, or all of them; ``image_text`` is asked for other
-                than two modalities.
+                than two modalities; the noise is for an unknown one.
         """
+        if self.noise is not None and names is not None:
+            self.noise.columns(names)
         outside = [i for i in self.modalities if not 0 <= i < m]
         if outside:
             raise UserError(
@@ -238,6 +250,9 @@ def parse_scenario(spec: str | Mapping[str, Any]) -> Scenario:
     text = str(spec).strip()
     if text == "none":
         return Scenario("none", "none")
+    if text.startswith("noise_"):
+        noise, _, pattern = text.partition("+")
+        return with_noise(parse_noise(noise), parse_scenario(pattern or "none"))
     if text.startswith("file:"):
         path = text.removeprefix("file:")
         if not path:
@@ -265,9 +280,21 @@ def parse_scenario(spec: str | Mapping[str, Any]) -> Scenario:
     raise UserError(
         f"unknown missing scenario '{text}': {hint}known are none, whole_12, random_0.8, random_global_0.8, "
         "random_bernoulli_0.8, table_value_0.8, table_feature_0.8, table_MI_0.8, table_LI_0.8, "
-        "image_text_both_0.7, image_text_text_0.7, image_text_image_0.7, file:masks.csv, file:masks.npy, file:table.pt "
-        "and subsets"
+        "image_text_both_0.7, image_text_text_0.7, image_text_image_0.7, file:masks.csv, file:masks.npy, "
+        "file:table.pt, noise_gaussian_4_all, noise_gaussian_4_all+random_0.4 and subsets"
     )
+
+
+def with_noise(noise: Noise, pattern: Scenario) -> Scenario:
+    """The pattern of missingness, with noise on what is left.
+
+    Raises:
+        UserError: it has noise already.
+    """
+    if pattern.noise is not None:
+        raise UserError(f"missing scenario '{noise.name}+{pattern.name}': one noise at a time, remove the other")
+    name = noise.name if pattern.kind == "none" else f"{noise.name}+{pattern.name}"
+    return replace(pattern, name=name, noise=noise)
 
 
 def _random(rate: float, generator: str, spec: object) -> Scenario:
@@ -312,10 +339,11 @@ def _from_mapping(spec: Mapping[str, Any]) -> Scenario:
         "table": {"strategy", "rate"},
         "image_text": {"strategy", "rate"},
         "file": {"path"},
+        "noise": {"operator", "level", "modalities", "missing"},
     }.get(str(kind))
     if allowed is None:
         raise UserError(
-            f"missing scenario {dict(spec)}: kind must be one of none, whole, random, table, image_text, file"
+            f"missing scenario {dict(spec)}: kind must be one of none, whole, random, table, image_text, file, noise"
         )
     if unknown := set(values) - allowed:
         raise UserError(f"missing scenario {dict(spec)}: unknown key '{min(unknown)}' for kind {kind}")
@@ -335,6 +363,11 @@ def _from_mapping(spec: Mapping[str, Any]) -> Scenario:
     if kind == "image_text":
         rate = _rate(str(values.get("rate")), dict(spec), cells=True, example="0.7")
         return _image_text(rate, str(values.get("strategy", "both")), dict(spec))
+    if kind == "noise":
+        where = values.get("modalities", "all")
+        where = where if isinstance(where, str | int) else "-".join(map(str, where))
+        noise = parse_noise(f"noise_{values.get('operator', 'gaussian')}_{values.get('level')}_{where}")
+        return with_noise(noise, parse_scenario(values.get("missing", "none")))
     return parse_scenario("none" if kind == "none" else f"file:{values.get('path', '')}")
 
 
@@ -347,8 +380,13 @@ def whole(columns: Sequence[int]) -> Scenario:
     return Scenario(f"whole_{name}" + ("_" if joint and len(columns) == 1 else ""), "whole", tuple(columns))
 
 
-def parse_scenarios(specs: Sequence[str | Mapping[str, Any]], n_modalities: int) -> list[Scenario]:
+def parse_scenarios(
+    specs: Sequence[str | Mapping[str, Any]], n_modalities: int, names: Sequence[str] | None = None
+) -> list[Scenario]:
     """All scenarios of a list, in its order, duplicates dropped; ``subsets`` is expanded, each is checked against M.
+
+    Args:
+        names: of the modalities, where they are known.
 
     Raises:
         UserError: one line per bad entry, and for each two that would be written under one name.
@@ -366,7 +404,7 @@ def parse_scenarios(specs: Sequence[str | Mapping[str, Any]], n_modalities: int)
             else:
                 found = [parse_scenario(spec)]
             for scenario in found:
-                scenario.check(n_modalities)
+                scenario.check(n_modalities, names)
                 first = scenarios.setdefault(scenario.slug, scenario)
                 if not first.same(scenario):
                     raise UserError(
@@ -617,23 +655,33 @@ def mask_hash(mask: np.ndarray) -> str:
 
 
 def save_mask(
-    path: Path, mask: np.ndarray, scenario: Scenario, seed: int, cells: Mapping[str, np.ndarray] | None = None
+    path: Path,
+    mask: np.ndarray,
+    scenario: Scenario,
+    seed: int,
+    cells: Mapping[str, np.ndarray] | None = None,
+    corruption: Corruption | None = None,
 ) -> str:
     """Write ``<path>.npz`` with a JSON side-car that says how it was made; returns the hash.
 
     Args:
         mask: (N, M) bool, stored as ``missing``.
         cells: table name -> (N, F) bool, stored as ``cells_<table>``; they count in the hash.
+        corruption: the scenario's noise; its levels (N, M) are stored as ``noise_level``, and count in the hash.
     """
     cells = cells or {}
+    levels = {} if corruption is None else {"noise_level": corruption.of_rows(len(mask))}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_arrays(
         path.with_suffix(path.suffix + ".npz"),
-        {"missing": mask, **{f"cells_{name}": gone for name, gone in cells.items()}},
+        {"missing": mask, **{f"cells_{name}": gone for name, gone in cells.items()}, **levels},
     )
     digest = mask_hash(mask)
     if cells:
         digest = hashlib.sha256("".join([digest, *map(mask_hash, cells.values())]).encode()).hexdigest()[:16]
+    if corruption is not None:
+        noise = f"{corruption.operator} {corruption.levels} {corruption.seed}"
+        digest = hashlib.sha256(f"{digest} {noise}".encode()).hexdigest()[:16]
     about = {
         "scenario": scenario.name,
         "generator": {
@@ -646,6 +694,9 @@ def save_mask(
         "realised_rate": float(mask.mean()),
         "sha256_16": digest,
     }
+    if corruption is not None:
+        named = {m.name: level for m, level in zip(corruption.modalities, corruption.levels)}
+        about["noise"] = {"operator": corruption.operator, "levels": named, "seed": corruption.seed}
     if cells:
         about["cells"] = {
             name: {

@@ -183,7 +183,10 @@ class SpokenDigits(SourcedDataModule):
         self.root = None if root is None else Path(root)
         self.protocol, self.speakers, self.pairings, self.pair_seed = protocol, speakers, pairings, pair_seed
         self.bad_clips = BadClips(bad_clips)
-        self.modalities = [Modality("audio", "audio", audio.shape), Modality("image", "image", (1, SIDE, SIDE))]
+        self.modalities = [
+            Modality("audio", "audio", audio.shape, scale=audio.scale),
+            Modality("image", "image", (1, SIDE, SIDE)),
+        ]
 
     def find_source(self) -> Source:
         """The recordings and images.

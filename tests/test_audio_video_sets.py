@@ -15,7 +15,8 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from datasets import clips as clips_module
-from datasets.audio import LogMel, LogSTFT, hear, read_audio
+from datasets import cremad as cremad_module
+from datasets.audio import FrontEnd, LogMel, LogSTFT, hear, read_audio
 from datasets.ave import AVE, read_events
 from datasets.clips import ClipModule, MediaFolder
 from datasets.cremad import CREMAD, EMOTIONS, read_emotions
@@ -32,6 +33,7 @@ from datasets.demo_audio_video import (
 )
 from datasets.demo_text_image import ensure_demo
 from datasets.kinetics_sound import KineticsSound, read_class_names, read_labels
+from datasets.missingness import parse_scenario
 from datasets.spoken_digits import SpokenDigits, find_recordings, pair_with_images, speakers_of
 from datasets.video import ClipReader, Frames
 from trainers import pipeline
@@ -318,6 +320,35 @@ def test_made_lists_of_crema_d(cremad: Path) -> None:
 def test_a_list_of_another_length_is_noted(cremad: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     built(CREMAD, cremad, tmp_path, validation="test")
     assert "48 clips are listed for train, 6698 were published" in caplog.text
+    assert "CREMAD: validation=test chooses checkpoints on the test clips" in caplog.text
+    clips = {"train": [clips_module.Clip("a", label, None, None) for label in (0, 1, 1)]}
+    caplog.clear()
+    clips_module.note_counts("it", clips, {"train": (1, 2)})
+    assert not caplog.records
+    clips_module.note_counts("it", clips, {"train": (2, 1)})
+    assert "it: train has [1, 2] clips a class, the published list [2, 1]" in caplog.text
+    assert {split: tuple(counts) for split, counts in PUBLISHED.items()} == cremad_module.PUBLISHED
+
+
+@pytest.mark.parametrize("front", [STFT, MEL], ids=["stft", "mel"])
+def test_noise_reads_the_values_of_clips(cremad: Path, tmp_path: Path, front: FrontEnd) -> None:
+    """Level 6: 36 grey levels on frames that are standardised, 6 on the logarithm of spectra, whatever their scale."""
+    frames = Frames(2, 16, mean=(0.485, 0.456, 0.406), deviation=(0.229, 0.224, 0.225))
+    data = built(CREMAD, cremad, tmp_path, audio=front, frames=frames, validation="test")
+    corruption = data.corruption("test", parse_scenario("noise_gaussian_6_all"))
+    clean = data.rows("test", np.arange(12))
+    noisy = corruption(clean)
+    mean, deviation = (torch.tensor(v)[:, None, None] for v in (frames.mean, frames.deviation))
+    before, after = ((b.inputs["visual"] * deviation + mean) * 255 for b in (clean, noisy))
+    inside = (before > 110) & (before < 145)  # three deviations from black and white
+    assert (after - before)[inside].std() == pytest.approx(36, rel=0.05)
+    assert after.min() > -0.01 and after.max() < 255.01
+    factor = 2 * 4.5689974 if front is MEL else 1
+    added = factor * (noisy.inputs["audio"] - clean.inputs["audio"])
+    assert added.std() == pytest.approx(6, rel=0.04)
+    blurred = data.corruption("test", parse_scenario("noise_temporal_blur_11_audio"))(clean).inputs["audio"]
+    axis = 1 if front is MEL else 2
+    assert blurred.diff(dim=axis).std() < 0.4 * clean.inputs["audio"].diff(dim=axis).std()
 
 
 # ------------------------------------------------------------------------------------------------------- Kinetics-Sound
@@ -674,7 +705,8 @@ def test_a_whole_run(dataset: str, form: str, model: str, tmp_path: Path, reques
         *(f"paths.{key}={tmp_path / key}" for key in ("data", "cache", "output")),
         *("trainer.enable_progress_bar=false", "trainer.limit_train_batches=2", "model.training.max_epochs=1"),
         *(f"model.training.batch_size={batch}", "stages=[prepare,fit,test]", "dataset.test_batch_size=16"),
-        f"missing.test={'[none]' if model == 'Unimodal' else '[none,whole_0,whole_1]'}",
+        f"missing.test={'[none]' if model == 'Unimodal' else '[none,whole_0,noise_gaussian_8_all+whole_1]'}",
+        f"model.noise={'null' if model == 'Unimodal' else '{}'}",
     )
     validate(cfg)
     pipeline.run(cfg)

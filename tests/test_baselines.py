@@ -62,6 +62,7 @@ METHODS = {
         *("imputer.module.clusters=4", "imputer.training.batch_size=16"),
     ],
     "SimMLM": [*VECTOR, "model.unimodal.training.max_epochs=1"],
+    "UDML": ["model.width=8"],
     "FlexMoE": [*VECTOR, *(f"model.module.{key}" for key in ("heads=2", "experts=4", "hidden=8"))],
 }
 # Those that are built on an imputer: the families that it knows.

@@ -349,6 +349,23 @@ def test_degradation_draws_what_the_summary_says():
     assert plotting.scenario_bars(summary[summary["model"] == "A"], "", styles) is None
 
 
+def test_noise_levels_draws_a_panel_for_each_modality_and_pattern():
+    cells = {
+        ("A", "none"): [0.9, 0.8],
+        ("A", "random_0.6"): [0.7, 0.7],
+        ("A", "noise_gaussian_10_all"): [0.2, 0.4],
+        ("A", "noise_gaussian_4_all"): [0.5, 0.6],
+        ("A", "noise_gaussian_4_all+random_0.6"): [0.4, 0.4],
+    }
+    summary = report.summarise(frame_of(cells))
+    styles = plotting.model_styles(["A"])
+    alone, both = plotting.noise_levels(summary, "accuracy", styles).axes
+    np.testing.assert_allclose(alone.lines[0].get_xydata(), [[1, 0.85], [4, 0.55], [10, 0.3]])
+    np.testing.assert_allclose(both.lines[0].get_xydata(), [[1, 0.7], [4, 0.4]])
+    assert both.get_title().endswith("gaussian on all, random_0.6")
+    assert plotting.noise_levels(summary[summary["scenario"] == "none"], "", styles) is None
+
+
 def test_styles_are_distinct():
     models = [f"m{i}" for i in range(20)] + ["m0/discard", "m0/oracle_subset", "m1/oracle_subset"]
     styles = plotting.model_styles(models)

@@ -205,7 +205,8 @@ class Context:
 
     @cached_property
     def scenarios(self) -> list[Scenario]:
-        return parse_scenarios(list(self.cfg.missing.test), len(self.cfg.dataset.modalities))
+        names = list(self.cfg.dataset.modalities)
+        return parse_scenarios(list(self.cfg.missing.test), len(names), names)
 
     @cached_property
     def device(self) -> torch.device:
@@ -301,6 +302,9 @@ class Context:
             "precision": cfg.trainer.precision,
             "limits": [cfg.trainer.limit_train_batches, cfg.trainer.limit_val_batches],
         }
+        for added in ("noise", "modulation"):  # runs from before there were these are valid
+            if settings["model"].get(added) is None:
+                settings["model"].pop(added, None)
         if self.trainable.get("recovery_aware") or self.built_on_imputer:
             settings["imputer"] = self.recovery_settings
         if self.prerequisites:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from datasets.base import Batch, check_rows_without_nan
 from datasets.missingness import Scenario, parse_scenarios, save_mask
+from datasets.noise import Corruption
 from models.base import IncompleteClassifier, Prediction
 from models.baselines.base import Baseline, Completed
 from models.dymo.dymo import MAIN, Cells, DyMo, under, validate_selection
@@ -41,6 +42,7 @@ def run(context: Context) -> None:
         log.warning(remark)
     both = {s.name: data.masks("test", s) for s in scenarios}
     masks, cells = {name: pair[0] for name, pair in both.items()}, {name: pair[1] for name, pair in both.items()}
+    noise = {s.name: data.corruption("test", s) for s in scenarios}
     nan_rows = data.split("test").nan_rows
     if nan_rows is not None:
         for mask in masks.values():
@@ -51,12 +53,19 @@ def run(context: Context) -> None:
     if isinstance(model, DyMo):
         _check_on_validation(context, model)
     hashes = {
-        s.name: save_mask(directory / "masks" / s.slug, masks[s.name], s, data.mask_seed("test", s), cells[s.name])
+        s.name: save_mask(
+            directory / "masks" / s.slug,
+            masks[s.name],
+            s,
+            data.mask_seed("test", s),
+            cells[s.name],
+            noise[s.name],
+        )
         for s in scenarios
     }
     directory.describe(cfg, {"mask_sha256_16": hashes})
     batches = data.loader("test", device=context.device)
-    outputs = predict(model, batches, masks, cells, features=tuple(cfg.report.features or ()))
+    outputs = predict(model, batches, masks, cells, features=tuple(cfg.report.features or ()), noise=noise)
     rows = []
     for label, by_scenario in outputs.items():
         for scenario in scenarios:
@@ -66,7 +75,7 @@ def run(context: Context) -> None:
             name = f"{context.label}/{label}" if label else context.label
             for metric, value in measure(arrays, data.task, data.num_classes).items():
                 rows.append((cfg.dataset.name, name, cfg.seed, scenario.name, metric, value, len(arrays["target"])))
-    _examples(context, model, scenarios, masks, cells)
+    _examples(context, model, scenarios, masks, cells, noise)
     frame = pd.DataFrame(rows, columns=["dataset", "model", "seed", "scenario", "metric", "value", "n"])
     with replacing(directory / "results.csv") as file:
         frame.to_csv(file, index=False)
@@ -134,6 +143,7 @@ def predict(
     cells: Mapping[str, Mapping[str, np.ndarray]] | None = None,
     progress: bool = True,
     features: Sequence[str] = (),
+    noise: Mapping[str, Corruption | None] | None = None,
 ) -> dict[str, dict[str, dict[str, np.ndarray]]]:
     """Predictions under every mask, in one pass.
 
@@ -142,6 +152,8 @@ def predict(
         masks: scenario -> (N, M) bool.
         cells: scenario -> table name -> (N, F) bool, missing cells of tables that the mask marks.
         features: scenarios whose fused features are kept, of a method that gives them.
+        noise: scenario -> what is done to the content; scenarios with the same are evaluated together, and content is
+            encoded once for them.
 
     Returns:
         label -> scenario -> arrays index, logits, target, missing, the method's extras and ``features`` (N, D), sorted
@@ -150,10 +162,17 @@ def predict(
     collected: dict[str, dict[str, dict[str, list[Tensor]]]] = defaultdict(
         lambda: defaultdict(lambda: defaultdict(list))
     )
+    alike: dict[Corruption | None, list[str]] = defaultdict(list)
+    for scenario in masks:
+        alike[(noise or {}).get(scenario)].append(scenario)
     for batch in tqdm(batches, "test", unit="batch", disable=not progress):
         on_device, of_cells = masks_of_batch(batch, masks, cells or {})
-        for label, by_scenario in scenario_predictions(model, batch, on_device, of_cells).items():
-            for scenario, prediction in by_scenario.items():
+        for corruption, names in alike.items():
+            seen = batch if corruption is None else corruption(batch)
+            predictions = scenario_predictions(model, seen, {name: on_device[name] for name in names}, of_cells)
+            for label, scenario, prediction in (
+                (label, name, it) for label, by_name in predictions.items() for name, it in by_name.items()
+            ):
                 cell = collected[label][scenario]
                 kept = scenario in features and prediction.features is not None
                 for key, value in {
@@ -245,6 +264,7 @@ def _examples(
     scenarios: list[Scenario],
     masks: Mapping[str, np.ndarray],
     cells: Mapping[str, Mapping[str, np.ndarray]],
+    noise: Mapping[str, Corruption | None],
 ) -> None:
     """A few rows with originals, recoveries and rewards, for the pictures of the report."""
     data = context.data
@@ -265,6 +285,8 @@ def _examples(
             },
             complete=False,
         )
+        if (corruption := noise[scenario.name]) is not None:
+            batch = corruption(batch)
         _, completed = model.complete(batch)
         prediction = model(batch)
         arrays: dict[str, np.ndarray] = {

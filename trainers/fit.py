@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, TQDMProg
 from pytorch_lightning.loggers import CSVLogger
 
 from datasets.base import MultimodalDataModule, PackedLoader, hash_seed
+from datasets.noise import TrainingNoise
 from models.base import IncompleteClassifier
 from utils.build import build_loggers, build_trainer
 from utils.errors import UserError
@@ -51,6 +52,24 @@ class EpochOrder(pl.Callback):
         torch.manual_seed(hash_seed(self.seed, 2, trainer.current_epoch, trainer.global_rank))
 
 
+class Late:
+    """Of a callback that judges epochs: not before the epoch ``first``."""
+
+    first = 0
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.current_epoch >= self.first:
+            super().on_train_epoch_end(trainer, pl_module)  # type: ignore[misc]
+
+
+class LateCheckpoint(Late, ModelCheckpoint):
+    """The best of the later epochs."""
+
+
+class LateStopping(Late, EarlyStopping):
+    """Early stopping that is patient with the earlier epochs."""
+
+
 def fit(
     cfg: DictConfig,
     module: pl.LightningModule,
@@ -61,13 +80,18 @@ def fit(
     *,
     stage: str,
     monitor: str | None,
+    noise: TrainingNoise | None = None,
+    watching: Sequence[pl.Callback] = (),
 ) -> Path:
     """Train, or continue training, and return the best checkpoint.
 
     Args:
-        training: max_epochs, batch_size, patience, min_delta, and where there is one accumulate_grad_batches.
+        training: max_epochs, batch_size, patience, min_delta, and where there are any accumulate_grad_batches,
+            gradient_clip_val.
         settings: what the result depends on; kept in the stage's marker.
         monitor: logged value that chooses the checkpoint (``*loss``: lower is better); None keeps the last epoch.
+        noise: on the training batches; no epoch before its start is chosen as the best.
+        watching: callbacks of the method.
     """
     resumable = directory.begin(stage, settings)
     checkpoints = directory / "checkpoints"
@@ -77,36 +101,44 @@ def fit(
     resume = str(last) if resumable and last.exists() else None
     attempts = directory / "logs"
     attempt = len(list(attempts.glob("version_*"))) if attempts.exists() else 0
-    data.batch_size, data.seed = training.batch_size, cfg.seed
+    data.batch_size, data.seed, data.training_noise = training.batch_size, cfg.seed, noise
     if hasattr(module, "stream_seed"):
         module.stream_seed = cfg.seed
     if cfg.trainer.compile and isinstance(module, IncompleteClassifier):
         module.compile_parts(cfg.trainer.compile)
+    first = noise.start_epoch if noise else 0
+    # Names of the classes are keys in checkpoints: the plain ones stay where nothing is asked for.
+    best_class, stopping_class = (LateCheckpoint, LateStopping) if first else (ModelCheckpoint, EarlyStopping)
+    best_epoch = best_class(
+        checkpoints,
+        "best",
+        monitor=monitor,
+        mode="min" if monitor and monitor.endswith("loss") else "max",
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )
     callbacks: list[pl.Callback] = [
+        *watching,
         EpochOrder(cfg.seed),
         Provenance(cfg.dataset.name),
-        ModelCheckpoint(
-            checkpoints,
-            "best",
-            monitor=monitor,
-            mode="min" if monitor and monitor.endswith("loss") else "max",
-            save_on_train_epoch_end=True,
-            enable_version_counter=False,
-        ),
+        best_epoch,
         # save_last of the one above would follow improvements only.
         ModelCheckpoint(checkpoints, "last", save_on_train_epoch_end=True, enable_version_counter=False),
     ]
     if training.patience and monitor:
         mode = "min" if monitor.endswith("loss") else "max"
         callbacks.append(
-            EarlyStopping(monitor, training.min_delta, training.patience, mode=mode, check_on_train_epoch_end=True)
+            stopping_class(monitor, training.min_delta, training.patience, mode=mode, check_on_train_epoch_end=True)
         )
+    for callback in callbacks:
+        if isinstance(callback, Late):
+            callback.first = first
     if cfg.trainer.enable_progress_bar:
         callbacks.append(TQDMProgressBar(refresh_rate=10))
-    accumulate = training.get("accumulate_grad_batches")
+    own = ("accumulate_grad_batches", "gradient_clip_val")
     trainer = build_trainer(
         cfg,
-        **({"accumulate_grad_batches": accumulate} if accumulate else {}),
+        **{key: training[key] for key in own if training.get(key)},
         max_epochs=training.max_epochs,
         logger=[CSVLogger(directory.path, "logs", attempt), *build_loggers(cfg, directory.path)],
         callbacks=callbacks,

@@ -20,7 +20,7 @@ from trainers import evaluate, gaussian, impute
 from trainers.context import Context, resolve_metric
 from trainers.fit import fit
 from trainers.report import print_table, write_report
-from utils.build import build_model
+from utils.build import build_model, build_modulation, build_noise
 from utils.errors import UserError
 from utils.validate import stages_without_use, validate
 
@@ -40,6 +40,7 @@ def run(cfg: DictConfig) -> None:
     stages = useful_stages(cfg)
     if stages != ["report"]:
         check_task(context)
+        check_noise(context)
         context.data.prepare()
         check_artefacts(context, stages)
     for number, stage in enumerate(stages, 1):
@@ -78,6 +79,28 @@ def check_task(context: Context) -> None:
             f"{context.cfg.dataset.name} has several labels, and the classes of {context.trainable.name} exclude one "
             "another: name one column in dataset.label, or choose another model, for example model=ModDrop"
         )
+    if context.data.task == "multilabel" and context.trainable.get("modulation") is not None:
+        raise UserError(
+            f"model.modulation compares probabilities of one class, and {context.cfg.dataset.name} has several labels: "
+            "leave it out, or name one column in dataset.label"
+        )
+
+
+def check_noise(context: Context) -> None:
+    """
+    Raises:
+        UserError: noise for a modality that is not there, or of a kind that it is not made for; one line each.
+    """
+    problems = []
+    noise = build_noise(context.trainable)
+    asked = [s.noise for s in (context.data.missing_train, context.data.missing_val, *context.scenarios) if s.noise]
+    for check in (*([noise.hits] if noise else []), *(it.levels for it in asked)):
+        try:
+            check(context.data.kinds)
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(dict.fromkeys(problems)))
 
 
 def useful_stages(cfg: DictConfig) -> list[str]:
@@ -190,7 +213,14 @@ def run_fit(context: Context) -> None:
     directory.describe(cfg)
     training = context.trainable.training
     monitor = context.monitor
-    best = fit(cfg, model, context.data, training, directory, settings, stage="fit", monitor=monitor)
+    noise, modulation = build_noise(context.trainable), build_modulation(context.trainable)
+    best = fit(
+        *(cfg, model, context.data, training, directory, settings),
+        stage="fit",
+        monitor=monitor,
+        noise=noise,
+        watching=[modulation] if modulation else [],
+    )
     if monitor:
         log.info("fit: best %s %.4f, %s", monitor, directory.result("fit")["best"], best)
     else:

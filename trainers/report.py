@@ -307,7 +307,11 @@ def _draw(runs: Sequence[Run], summary: pd.DataFrame, metrics: Sequence[str], fo
     jobs: list[tuple[str, str, Callable[[], Figure | None]]] = []
     curves_of = partial(plotting.degradation, whole=_rate_one(runs))
     for metric in metrics:
-        for name, draw in (("degradation", curves_of), ("scenarios", plotting.scenario_bars)):
+        for name, draw in (
+            ("degradation", curves_of),
+            ("noise", plotting.noise_levels),
+            ("scenarios", plotting.scenario_bars),
+        ):
             arguments = (_shown(summary, metric), label(metric), styles)
             jobs.append((metric, f"{name}_{slug(metric)}", partial(draw, *arguments)))
     groups: dict[tuple[str, str], list[Run]] = {}
@@ -385,8 +389,10 @@ summary { cursor: pointer; padding: .3em 0 }
 {% for s in skipped %}<p class="note">Skipped {{ s }}</p>{% endfor %}
 <h2>How to read this</h2>
 <p>A row is a model, a column a way of being incomplete: <i>none</i> is complete data, <i>random_0.4</i> hides 40 % of
-the modalities, <i>whole_12</i> hides modalities 1 and 2 (counted from 0) of every sample. Cells are the mean ± standard
-deviation over seeds ({{ seeds }} per cell); without ± there is one seed. <b>Bold</b> is best and <u>underlined</u>
+the modalities, <i>whole_12</i> hides modalities 1 and 2 (counted from 0) of every sample,
+<i>noise_gaussian_4_m0</i> adds noise of level 4 (of 11) to modality m0, and what follows a plus is hidden besides.
+Cells are the mean ± standard deviation over seeds ({{ seeds }} per cell); without ± there is one seed.
+<b>Bold</b> is best and <u>underlined</u>
 second best in a column, equal values alike; for {{ lower }} lower is better. A name after a slash is another way of
 using the same trained model.{% if oracle %} <sup>†</sup> {{ oracle }}.{% endif %}</p>
 {% for metric, tables, figures in metrics %}<details{% if loop.first %} open{% endif %}>

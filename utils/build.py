@@ -7,7 +7,7 @@ import inspect
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytorch_lightning as pl
 from hydra.errors import InstantiationException
@@ -17,12 +17,15 @@ from torch import nn
 
 from datasets.base import Modality, MultimodalDataModule
 from datasets.missingness import parse_scenario
+from datasets.noise import TrainingNoise
 from models.base import IncompleteClassifier
 from models.dymo.prototypes import EUCLIDEAN
 from models.encoders.pooled import PooledEncoder
 from models.imputers.base import Imputer
 from utils.errors import UserError
+from utils.modulation import GradientModulation
 
+Part = TypeVar("Part")
 SHORT_METRIC = {EUCLIDEAN: "_EU"}
 
 
@@ -54,6 +57,7 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("variant", variant, replace=True)
     OmegaConf.register_new_resolver("share", share, replace=True)
     OmegaConf.register_new_resolver("subsets_per_step", subsets_per_step, replace=True)
+    OmegaConf.register_new_resolver("part", lambda share, whole: round(share * whole), replace=True)
     OmegaConf.register_new_resolver("count", lambda listed: len(listed or ()), replace=True)
 
 
@@ -227,6 +231,38 @@ def _imputer_network(cfg: DictConfig, part: str, modality: Modality) -> Any:
     return _make(cfg.imputer[part], f"imputer.{part}", channels=modality.shape[0])
 
 
+def build_noise(model: DictConfig) -> TrainingNoise | None:
+    """The noise on the training batches of a model's node, None = none.
+
+    Raises:
+        UserError: an unknown key, or an impossible value.
+    """
+    return _optional_part(model, "noise", TrainingNoise)
+
+
+def build_modulation(model: DictConfig) -> GradientModulation | None:
+    """The gradient modulation of a model's node, None = none.
+
+    Raises:
+        UserError: an unknown key, or an impossible value.
+    """
+    return _optional_part(model, "modulation", GradientModulation)
+
+
+def _optional_part(model: DictConfig, key: str, kind: type[Part]) -> Part | None:
+    """``kind`` with the arguments that the model's ``key`` gives, None where that is null or not there."""
+    node = model.get(key)
+    if node is None:
+        return None
+    if not isinstance(node, DictConfig):
+        raise UserError(f"model.{key}={node}: must be null or a mapping, {{}} for the defaults")
+    values: Any = OmegaConf.to_container(node, resolve=True)
+    known = list(inspect.signature(kind).parameters)
+    if unknown := set(values) - set(known):
+        raise UserError(f"model.{key}.{min(unknown)}: there is no such key, known are {', '.join(known)}")
+    return kind(**values)
+
+
 def build_selection(cfg: DictConfig) -> Any:
     """The selection rule; ``threshold: auto`` starts as 0 and is set from validation data by the test stage."""
     node = cfg.model.selection.copy()
@@ -249,6 +285,6 @@ def build_trainer(cfg: DictConfig, **arguments: Any) -> pl.Trainer:
     assert isinstance(settings, dict)
     settings.pop("compile")  # not the Trainer's: see trainers.fit
     try:
-        return pl.Trainer(**{str(k): v for k, v in settings.items()}, **arguments)
+        return pl.Trainer(**{**{str(k): v for k, v in settings.items()}, **arguments})
     except (pl.utilities.exceptions.MisconfigurationException, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"config 'trainer': {str(error).splitlines()[0]}") from error

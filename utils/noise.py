@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
+import numpy as np
 import torch
 from torch import Tensor
+
+
+def hash_seed(*parts: int) -> int:
+    """One well-mixed 63-bit seed out of several integers."""
+    return int(np.random.SeedSequence([p & 0xFFFFFFFF for p in parts]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def _mix(x: Tensor) -> Tensor:
@@ -19,6 +26,14 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ logical_shift(x, 31)
 
 
+def _row_bits(index: Tensor, width: int, seed: int) -> Tensor:
+    """64 random bits as int64 (B, width), keyed by row number and column; the same on every device."""
+    golden = -0x61C8864680B583EB
+    column = torch.arange(width, device=index.device)
+    start = _mix(torch.tensor(seed, device=index.device) * golden)
+    return _mix(_mix(index * golden + start)[:, None] + column * golden)
+
+
 def row_uniform(index: Tensor, width: int, seed: int) -> Tensor:
     """Uniform noise on (0, 1], float64 (B, width), keyed by row number: the same row gets the same noise in any batch.
 
@@ -26,10 +41,7 @@ def row_uniform(index: Tensor, width: int, seed: int) -> Tensor:
         index: (B,) int64 row numbers.
         seed: of the whole table.
     """
-    golden = -0x61C8864680B583EB
-    column = torch.arange(width, device=index.device)
-    start = _mix(torch.tensor(seed, device=index.device) * golden)
-    state = _mix(_mix(index * golden + start)[:, None] + column * golden)
+    state = _row_bits(index, width, seed)
     # The top 53 bits, as every conversion to double does; (0, 1] keeps logarithms finite.
     return (((state >> 11) & ((1 << 53) - 1)).double() + 1) / 2.0**53
 
@@ -45,3 +57,23 @@ def row_laplace(index: Tensor, width: int, seed: int) -> Tensor:
     """Standard Laplace noise (B, width), the difference of two exponentials, see :func:`row_uniform`."""
     uniform = row_uniform(index, 2 * width, seed)
     return (uniform[:, :width].log() - uniform[:, width:].log()).float()
+
+
+@cache
+def _quantiles(device: torch.device) -> Tensor:
+    """65,536 equally likely values of a standard normal, (65536,) float32: the middles of as many equal parts of its
+    distribution, scaled to a variance of 1. Made on the CPU, so that every device has the same."""
+    middles = (torch.arange(2**16, dtype=torch.float64) + 0.5) / 2**16
+    values = torch.special.ndtri(middles)
+    return (values / values.square().mean().sqrt()).float().to(device)
+
+
+def row_normal_16bit(index: Tensor, width: int, seed: int) -> Tensor:
+    """Standard normal noise (B, width) float32 of 65,536 different values, for whole images and spectrograms.
+
+    Integers and one look-up: bit for bit the same on CPU and GPU, where a logarithm is not, and one hash gives four
+    values. See :func:`row_uniform`.
+    """
+    shifts = torch.arange(0, 64, 16, device=index.device)
+    words = (_row_bits(index, -(-width // 4), seed)[..., None] >> shifts) & 0xFFFF
+    return _quantiles(index.device)[words.flatten(1)[:, :width]]

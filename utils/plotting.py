@@ -88,12 +88,12 @@ def _legend(figure: Figure, axes: Sequence[Axes], columns: int) -> None:
     figure.set_figheight(figure.get_figheight() + 0.21 * -(-len(shown) // columns))
 
 
-@rc_context(RC)
 def degradation(
     summary: pd.DataFrame,
     ylabel: str,
     styles: Mapping[str, Mapping[str, Any]],
     whole: Mapping[tuple[str, str], str] | None = None,
+    xlabel: str = "missing rate",
 ) -> Figure | None:
     """Value against missing rate, one line a model with its SD band.
 
@@ -105,34 +105,68 @@ def degradation(
     Returns:
         None where no scenario has a rate.
     """
-    pattern = rf"^(?P<family>{'|'.join(sorted(FAMILIES, key=len, reverse=True))})(?P<rate>[\d.]+)$"
-    found = summary["scenario"].str.extract(pattern)
-    data = summary.assign(family=found["family"], rate=found["rate"].astype(float))
+    data = summary
     for (dataset, family), scenario in (whole or {}).items():
         all_rows = data[(data["dataset"] == dataset) & (data["scenario"] == scenario)]
-        if ((data["dataset"] == dataset) & (data["family"] == family)).any():
-            data = pd.concat([data, all_rows.assign(family=family, rate=1.0)], ignore_index=True)
-    data.loc[data["scenario"] == "none", "rate"] = 0.0
-    datasets = data.loc[data["family"].notna(), "dataset"].unique()
-    families = [f for f in FAMILIES if (data["family"] == f).any()]
-    if not families:
+        data = pd.concat([data, all_rows.assign(scenario=f"{family}1")], ignore_index=True)
+    families: dict[str, dict[str, float]] = {}
+    known = "|".join(sorted(FAMILIES, key=len, reverse=True))
+    for name in data["scenario"].unique():
+        if match := re.fullmatch(rf"({known}|nested_\d+_)([\d.]+)", name):
+            families.setdefault(match[1], {"none": 0.0})[name] = float(match[2])
+    nested = {family: f"modality {family.split('_')[1]} missing" for family in sorted(set(families) - set(FAMILIES))}
+    places = {title: families[family] for family, title in (FAMILIES | nested).items() if family in families}
+    return _curves(data, places, xlabel, ylabel, styles)
+
+
+def noise_levels(summary: pd.DataFrame, ylabel: str, styles: Mapping[str, Mapping[str, Any]]) -> Figure | None:
+    """Value against noise level, as :func:`degradation`; a column for each operator, modality that it hits, and pattern
+    of missingness besides, whose score without noise is level 1.
+
+    Returns:
+        None where no scenario has noise.
+    """
+    places: dict[str, dict[str, float]] = {}
+    for name in summary["scenario"].unique():
+        if match := re.fullmatch(r"noise_([a-z_]+?)_(\d+)_([^+]+)\+?(.*)", name):
+            operator, level, where, pattern = match.groups()
+            title = f"{operator.replace('_', ' ')} on {where}" + (f", {pattern}" if pattern else "")
+            places.setdefault(title, {pattern or "none": 1.0})[name] = float(level)
+    return _curves(summary, places, "noise level", ylabel, styles)
+
+
+@rc_context(RC)
+def _curves(
+    summary: pd.DataFrame,
+    places: Mapping[str, Mapping[str, float]],
+    xlabel: str,
+    ylabel: str,
+    styles: Mapping[str, Mapping[str, Any]],
+) -> Figure | None:
+    """A row of panels for each data set, a column for each of ``places``: title -> scenario -> place on the x axis, of
+    which the first is what the others start from."""
+    own = {scenario for panel in places.values() for scenario in list(panel)[1:]}
+    datasets = summary.loc[summary["scenario"].isin(own), "dataset"].unique()
+    if not len(datasets):
         return None
-    width = max(4.2 * len(families) + 1, 6.4)
-    figure, axes = _grid(len(datasets), len(families), width, 3.6 * len(datasets), sharey="row")
+    width = max(4.2 * len(places) + 1, 6.4)
+    figure, axes = _grid(len(datasets), len(places), width, 3.6 * len(datasets), sharey="row")
     for row, dataset in zip(axes, datasets):
-        for ax, family in zip(row, families):
-            panel = data[(data["dataset"] == dataset) & ((data["family"] == family) | (data["scenario"] == "none"))]
+        for ax, (title, panel) in zip(row, places.items()):
+            start = next(iter(panel))
+            data = summary[(summary["dataset"] == dataset) & summary["scenario"].isin(panel)]
+            data = data.assign(x=data["scenario"].map(panel))
             for model, style in styles.items():
-                line = panel[panel["model"] == model].sort_values("rate")
-                if line.empty or (line["scenario"] == "none").all():
+                line = data[data["model"] == model].sort_values("x")
+                if line.empty or (line["scenario"] == start).all():
                     continue
                 look = {k: v for k, v in style.items() if k != "hatch"}
-                ax.plot(line["rate"], line["mean"], label=model, markersize=5, linewidth=1.7, **look)
+                ax.plot(line["x"], line["mean"], label=model, markersize=5, linewidth=1.7, **look)
                 low, high = line["mean"] - line["sd"], line["mean"] + line["sd"]
-                ax.fill_between(line["rate"], low, high, color=style["color"], alpha=0.15, linewidth=0)
-            ax.set_title(f"{dataset}, {FAMILIES[family]}", fontsize=10)
-            ax.set_xticks(sorted(panel["rate"].dropna().unique()))
-            ax.set_xlabel("missing rate")
+                ax.fill_between(line["x"], low, high, color=style["color"], alpha=0.15, linewidth=0)
+            ax.set_title(f"{dataset}, {title}", fontsize=10)
+            ax.set_xticks(sorted(data["x"].unique()))
+            ax.set_xlabel(xlabel)
             ax.grid(alpha=0.3)
         row[0].set_ylabel(ylabel)
     _legend(figure, list(axes.flat), 2 if width < 8 else 4)
@@ -225,6 +259,37 @@ def reward_histograms(panels: Mapping[str, Sequence[np.ndarray]], title: str) ->
             ax.yaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
         row[0].set_ylabel("recoveries")
     _legend(figure, axes[0], 2)
+    return figure
+
+
+@rc_context(RC)
+def noise_curves(curves: pd.DataFrame, title: str) -> Figure:
+    """Weight of a modality, and its predicted level, against the level of its noise while the others are clean; one
+    line a modality, the mean over the seeds with its SD band.
+
+    Args:
+        curves: columns modality, level, seed, weight, predicted (means over the rows of a test; NaN = not known).
+    """
+    panels = [("weight", "weight of the modality"), ("predicted", "predicted level")]
+    panels = [(column, label) for column, label in panels if curves[column].notna().any()]
+    figure, axes = _grid(1, len(panels), 4.4 * len(panels), 3.2)
+    figure.suptitle(title, fontsize=11)
+    for ax, (column, label) in zip(axes[0], panels):
+        for (name, style), (_, part) in zip(
+            model_styles([str(m) for m in curves["modality"].unique()]).items(), curves.groupby("modality", sort=False)
+        ):
+            found = part.groupby("level")[column].agg(["mean", "std"])
+            look = {k: v for k, v in style.items() if k != "hatch"}
+            ax.plot(found.index, found["mean"], label=name, markersize=5, linewidth=1.7, **look)
+            low, high = found["mean"] - found["std"], found["mean"] + found["std"]
+            ax.fill_between(found.index, low, high, color=style["color"], alpha=0.15, linewidth=0)
+        ends = [curves["level"].min(), curves["level"].max()]
+        ax.plot(ends, ends if column == "predicted" else [1, 1], color="#333333", linewidth=0.8, linestyle=":")
+        ax.set_xlabel("level of its noise (1 = clean)")
+        ax.set_ylabel(label)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.grid(alpha=0.3)
+    _legend(figure, list(axes.flat), 4)
     return figure
 
 

@@ -21,6 +21,7 @@ from datasets.missingness import parse_scenario, parse_scenarios
 from models.dymo.intra_class_similarity import CALIBRATIONS, REWARDS, TAILS
 from models.dymo.prototypes import DISTANCE_METRICS
 from models.dymo.selection import COMPARATORS
+from utils.build import build_modulation, build_noise
 from utils.errors import UserError
 
 STAGES = ("prepare", "impute", "fit", "gaussian", "test", "report")
@@ -174,14 +175,20 @@ def validate(cfg: DictConfig) -> None:
     need(bool(stages), f"stages is empty: choose from {', '.join(STAGES)}")
     m = len(cfg.dataset.modalities)
     need(bool(cfg.missing.test), "missing.test is empty: name at least one scenario, for example none")
-    named = {"test": attempt(parse_scenarios, list(cfg.missing.test or []), m)}
+    modalities = list(cfg.dataset.modalities)
+    named = {"test": attempt(parse_scenarios, list(cfg.missing.test or []), m, modalities)}
     for split in ("train", "val"):
         scenario = attempt(parse_scenario, cfg.missing[split])
         if scenario is not None:
-            attempt(scenario.check, m)
+            attempt(scenario.check, m, modalities)
             named[split] = [scenario]
     for split, scenarios in named.items():
         for scenario in scenarios or []:
+            need(
+                split != "train" or scenario.noise is None,
+                f"missing.train={scenario.name}: noise on training batches is model.noise, for example "
+                "model.noise={levels: [4], clean_share: 0}",
+            )
             if scenario.kind == "file" and ("test" if split == "test" else "fit") in stages:
                 need(Path(scenario.path).is_file(), f"missing.{split}: mask file {scenario.path} does not exist")
     need(cfg.seed is not None, "seed=null: must be a whole number")
@@ -218,9 +225,19 @@ def validate(cfg: DictConfig) -> None:
         number(f"{part}.training.batch_size", 1, whole=True)
         number(f"{part}.training.patience", 1, whole=True)
         number(f"{part}.training.accumulate_grad_batches", 1, whole=True)
+        number(f"{part}.training.gradient_clip_val", 0)
+        start, epochs = (OmegaConf.select(cfg, f"{part}.{key}") for key in ("noise.start_epoch", "training.max_epochs"))
+        if isinstance(start, int) and isinstance(epochs, int):
+            need(
+                start < epochs,
+                f"{part}.noise.start_epoch={start}: training ends after {epochs} epochs, so that none has noise; start "
+                "earlier",
+            )
     if OmegaConf.select(cfg, f"{fitted}.module._target_") is not None:
         hidden = [s.name for s in named.get("test") or [] if s.kind != "none"] if "test" in stages else []
         attempt(_check_method, cfg, OmegaConf.select(cfg, fitted), stages, hidden)
+        attempt(build_noise, OmegaConf.select(cfg, fitted))
+        attempt(build_modulation, OmegaConf.select(cfg, fitted))
     if not isinstance(cfg.model.get("recovery_aware"), bool):
         number("model.recovery_aware", 0, 1)
     if f"{fitted}.module.subsets_per_step" and OmegaConf.select(cfg, f"{fitted}.module.subsets_per_step") is not None:
@@ -234,7 +251,8 @@ def validate(cfg: DictConfig) -> None:
         known = (*COMPARATORS, "threshold")
         for name in cfg.model.comparators:
             need(name in known, f"model.comparators: unknown '{name}'{_nearest(str(name), known)}")
-        attempt(parse_scenarios, list(cfg.model.validation), m)
+        for scenario in attempt(parse_scenarios, list(cfg.model.validation), m) or []:
+            need(scenario.noise is None, f"model.validation: {scenario.name} has noise, which missing.test alone takes")
     if ("backbone" in cfg.model or cfg.model.get("use_imputer")) and cfg.imputer.name == "Oracle" and "test" in stages:
         need(
             bool(cfg.imputer.allow_oracle),

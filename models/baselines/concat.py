@@ -1,4 +1,7 @@
-"""Concatenation of one vector a modality and a linear head: late fusion, the bound on complete data (baselines 2.2).
+"""One vector a modality and a linear head on them: late fusion, the bound on complete data (baselines 2.2).
+
+``fusion``: ``concat``, one head on all vectors; ``sum``, a head for each, whose logits are added (for linear heads the
+same functions, from another start, and what is missing adds nothing, not even a bias).
 
 It knows complete inputs only: scenarios that hide something need ``model.use_imputer=true``, or a training that hides
 (``model.module.masks.kind=bernoulli``, a control of ours); the vector of a missing modality is zero then. The original
@@ -7,32 +10,73 @@ carries the M heads of its unimodal parts along, which nothing uses; ``reference
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from datasets.base import Batch, Modality
 from models.base import Prediction
 from models.baselines.base import VectorBaseline
 
+FUSIONS = ("concat", "sum")
+
 
 class MultimodalConcat(VectorBaseline):
     """
     Args:
         encoders: see :meth:`models.baselines.base.VectorBaseline.add_encoders`.
+        fusion: concat | sum.
         others: see :class:`models.baselines.base.Baseline`.
+
+    Attributes:
+        watcher: gets each prediction of a training step with its batch, for what watches the training
+            (:mod:`utils.modulation`).
     """
 
     needs_imputer = True
 
     def __init__(
-        self, modalities: Sequence[Modality], num_classes: int, encoders: Mapping[str, nn.Module], **others: Any
+        self,
+        modalities: Sequence[Modality],
+        num_classes: int,
+        encoders: Mapping[str, nn.Module],
+        fusion: str = "concat",
+        **others: Any,
     ) -> None:
         super().__init__(modalities, num_classes, **others)
+        if fusion not in FUSIONS:
+            raise ValueError(f"fusion={fusion}: must be {' or '.join(FUSIONS)}")
         self.add_encoders(encoders)
-        self.classifier = nn.Linear(len(modalities) * self.vector_width, num_classes)
+        self.fusion = fusion
+        self.watcher: Callable[[Prediction, Batch], None] | None = None
+        if fusion == "concat":
+            self.classifier: nn.Module = nn.Linear(len(modalities) * self.vector_width, num_classes)
+        else:
+            self.classifier = nn.ModuleList(nn.Linear(self.vector_width, num_classes) for _ in modalities)
 
     def fuse(self, encoded: Tensor, batch: Batch) -> Prediction:
         features = self.replace_missing(encoded, batch).flatten(1)
-        return Prediction(self.classifier(features), features)
+        if isinstance(self.classifier, nn.Linear):
+            return Prediction(self.classifier(features), features)
+        each = torch.where(self.absent(batch)[..., None], 0, self.unimodal_logits(features))
+        return Prediction(each.sum(1), features)
+
+    def unimodal_logits(self, features: Tensor) -> Tensor:
+        """Features (B, M D) of a prediction -> the share of each modality in its logits, (B, M, C): they add up to
+        them. A bias that they have in common is shared out evenly."""
+        vectors = features.unflatten(1, (len(self.modalities), self.vector_width))
+        if isinstance(self.classifier, nn.Linear):
+            weights = self.classifier.weight.unflatten(1, (len(self.modalities), self.vector_width))
+            return torch.einsum("bmd,cmd->bmc", vectors, weights) + self.classifier.bias / len(self.modalities)
+        assert isinstance(self.classifier, nn.ModuleList)
+        return torch.stack([head(vectors[:, i]) for i, head in enumerate(self.classifier)], 1)
+
+    def loss(self, prediction: Prediction, batch: Batch) -> dict[str, Tensor]:
+        if self.watcher is not None and self.training:
+            self.watcher(prediction, batch)
+        return super().loss(prediction, batch)
+
+    def architecture(self) -> dict[str, Any]:
+        return super().architecture() | {"fusion": self.fusion}

@@ -1,0 +1,84 @@
+"""How fusion weights and predicted levels follow the noise of a test: python -m models.udml.curves OUT RUN [RUN ...]
+
+Reads the predictions of finished runs, of any number of seeds, under ``none`` and under the scenarios in which one
+modality has the noise of the training (``model.noise``), and writes ``OUT/curves.csv`` and ``OUT/curves.png``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from omegaconf import OmegaConf
+
+from utils.errors import UserError
+from utils.files import replacing
+from utils.plotting import noise_curves, save
+
+COLUMNS = ("modality", "level", "seed", "weight", "predicted", "rank_correlation")
+
+
+def read_curves(runs: Sequence[Path]) -> pd.DataFrame:
+    """Means over the rows of each test.
+
+    Returns:
+        Columns modality, level (of its noise; the others are clean), seed, weight, predicted (NaN without an
+        estimator), rank_correlation: Spearman's, of predicted and true level over the rows of all levels of the
+        modality in that run.
+
+    Raises:
+        UserError: a folder is no finished run, or its method has no fusion weights.
+    """
+    rows = []
+    for run in runs:
+        if not (run / "DONE").exists():
+            raise UserError(f"{run} is no finished run: give run directories with DONE, see paths.output")
+        cfg = OmegaConf.load(run / "config.yaml")
+        names = list(cfg.dataset.modalities)
+        operator = (cfg.model.get("noise") or {}).get("operator", "gaussian")
+        found: dict[int, dict[int, tuple[np.ndarray, np.ndarray]]] = {m: {} for m in range(len(names))}
+        for file in sorted((run / "predictions").glob("*.npz")):
+            if file.stem.startswith("noise_") and not file.stem.startswith(f"noise_{operator}_"):
+                continue
+            with np.load(file) as predictions, np.load(run / "masks" / file.name) as masks:
+                if "fusion_weights" not in predictions:
+                    raise UserError(f"{run}: {cfg.model.name} has no fusion weights, choose runs of another model")
+                weights = predictions["fusion_weights"]
+                predicted = predictions.get("predicted_level", np.full_like(weights, np.nan))
+                levels = masks["noise_level"][0] if "noise_level" in masks else np.ones(len(names), dtype=int)
+                if masks["missing"].any() or (levels > 1).sum() > 1:
+                    continue
+                noisy = [m for m, level in enumerate(levels) if level > 1]
+                for m in noisy or range(len(names)):
+                    found[m][int(levels[m])] = (weights[:, m], predicted[:, m])
+        for m, by_level in found.items():
+            true = np.concatenate([np.full(len(w), level) for level, (w, _) in by_level.items()])
+            all_predicted = np.concatenate([p for _, p in by_level.values()])
+            rank = float(pd.Series(true).corr(pd.Series(all_predicted), method="spearman"))
+            for level, (weight, predicted) in sorted(by_level.items()):
+                rows.append((names[m], level, int(cfg.seed), float(weight.mean()), float(predicted.mean()), rank))
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def main(arguments: Sequence[str]) -> None:
+    if len(arguments) < 2:
+        raise UserError("usage: python -m models.udml.curves OUT RUN [RUN ...]")
+    out, *runs = map(Path, arguments)
+    curves = read_curves(runs)
+    if curves["level"].max() <= 1:
+        raise UserError("no test with noise on one modality: add scenarios such as noise_gaussian_6_0 to missing.test")
+    with replacing(out / "curves.csv") as file:
+        curves.to_csv(file, index=False)
+    save(noise_curves(curves, f"{len(runs)} run{'s' * (len(runs) > 1)}"), out / "curves.png")
+    columns = ["weight", "predicted", "rank_correlation"]
+    print(curves.groupby(["modality", "level"], sort=False)[columns].mean().round(2).to_string())
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from None

@@ -1,0 +1,124 @@
+"""On-the-fly gradient modulation (OGM-GE; Peng, Wei, Deng, Wang, Hu, CVPR 2022, https://arxiv.org/abs/2203.15332).
+
+In joint training the modality that learns faster holds the others back. Of each batch, a modality's score is the sum
+of the probabilities that its own share of the logits gives to the targets. Where one scores above the other, by a ratio
+rho > 1, the gradient of its encoder is multiplied by 1 - tanh(alpha rho) ("OGM"), and every gradient gets Gaussian
+noise of its own deviation, for the generalisation that smaller steps cost ("GE").
+
+For more than two modalities rho is the score over the mean score of the others (ours; the same for two). Rows that lack
+a modality do not count. The original modulates convolutions alone; here all weights of an encoder with two or more
+dimensions are, which in its ResNets are these, so that it serves encoders of any kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from datasets.base import Batch
+from models.base import Prediction
+from utils.errors import UserError
+from utils.noise import hash_seed
+
+
+def coefficients(scores: Tensor, alpha: float) -> Tensor:
+    """What the gradients of the encoders are multiplied by: (M,) in (0, 1].
+
+    Args:
+        scores: (M,), zero or more.
+        alpha: how much a leading modality is slowed down; 0 = not at all.
+    """
+    if len(scores) == 1:
+        return torch.ones_like(scores)
+    others = (scores.sum() - scores) / (len(scores) - 1)
+    ratio = scores / others.clamp(min=torch.finfo(scores.dtype).tiny)
+    return torch.where(scores > others, 1 - torch.tanh(alpha * ratio), 1.0)
+
+
+class GradientModulation(pl.Callback):
+    """For a method that has ``encoders`` by modality, ``unimodal_logits`` and ``watcher``
+    (:class:`models.baselines.concat.MultimodalConcat`).
+
+    Args:
+        alpha: see :func:`coefficients`; 0.1 to 0.8 in the original.
+        enhancement: add the noise.
+        start_epoch, end_epoch: it works in start_epoch <= epoch < end_epoch; None = to the end.
+
+    Raises:
+        UserError: an impossible value.
+    """
+
+    def __init__(
+        self, alpha: float = 0.3, enhancement: bool = True, start_epoch: int = 0, end_epoch: int | None = None
+    ) -> None:
+        if alpha < 0:
+            raise UserError(f"model.modulation.alpha={alpha}: must be 0 or more")
+        if start_epoch < 0 or (end_epoch is not None and end_epoch <= start_epoch):
+            raise UserError(
+                f"model.modulation: start_epoch={start_epoch} and end_epoch={end_epoch} leave no epoch between them"
+            )
+        self.alpha, self.enhancement, self.start_epoch, self.end_epoch = alpha, enhancement, start_epoch, end_epoch
+        self.scores: Tensor | None = None
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        def watch(prediction: Prediction, batch: Batch) -> None:
+            found = unimodal_scores(pl_module, prediction, batch)
+            # Of all batches whose gradients add up to one step.
+            self.scores = found if self.scores is None else self.scores + found
+
+        pl_module.watcher = watch
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        pl_module.watcher = None
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
+        scores, self.scores = self.scores, None
+        end = trainer.max_epochs if self.end_epoch is None else self.end_epoch
+        if scores is None or not self.start_epoch <= trainer.current_epoch < (end or 0):
+            return
+        factors = coefficients(trainer.strategy.reduce(scores, reduce_op="sum"), self.alpha)
+        names = pl_module.modality_names
+        pl_module.log_dict(
+            {f"train_modulation_{name}": k for name, k in zip(names, factors)}, on_epoch=True, on_step=False
+        )
+        generator = None
+        if self.enhancement:
+            # Every process adds the same noise to the gradient that they share, a resumed run what it would have had.
+            seed = hash_seed(pl_module.stream_seed, 8, trainer.global_step)
+            generator = torch.Generator(pl_module.device).manual_seed(seed)
+        modulate(pl_module.encoders, names, factors, generator)
+
+
+@torch.no_grad()
+def unimodal_scores(module: Any, prediction: Prediction, batch: Batch) -> Tensor:
+    """(M,): of each modality, the sum over the complete rows of softmax(its logits)[target]."""
+    assert prediction.features is not None
+    probabilities = module.unimodal_logits(prediction.features.detach()).float().softmax(-1)
+    of_target = probabilities.gather(2, batch.target[:, None, None].expand(-1, probabilities.shape[1], 1))[..., 0]
+    incomplete = module.absent(batch).any(1, keepdim=True)
+    return torch.where(incomplete, 0, of_target).sum(0)
+
+
+@torch.no_grad()
+def modulate(
+    encoders: Mapping[str, nn.Module] | nn.ModuleDict,
+    names: Sequence[str],
+    factors: Tensor,
+    generator: torch.Generator | None = None,
+) -> None:
+    """Multiply the gradients of each encoder's weights by its factor (M,); with a generator, add Gaussian noise of the
+    deviation that a gradient had."""
+    for name, factor in zip(names, factors):
+        for parameter in encoders[name].parameters():
+            gradient = parameter.grad
+            if gradient is None or gradient.ndim < 2:
+                continue
+            deviation = gradient.std(correction=0)
+            gradient.mul_(factor)
+            if generator is not None:
+                noise = torch.randn(gradient.shape, generator=generator, device=gradient.device, dtype=gradient.dtype)
+                gradient.add_(noise * deviation)
