@@ -303,7 +303,7 @@ def test_a_whole_run_writes_every_named_file(finished) -> None:
     assert any(str(base / "report" / "default" / "report.html") in line for line in lines), "the path is printed"
     assert [line for line in lines if "Traceback" in line or line.startswith("[E]")] == []
 
-    columns = ["dataset", "model", "seed", "scenario", "metric", "value", "n"]
+    columns = ["dataset", "model", "seed", "scenario", "metric", "value", "n", "train", "fold"]
     assert list(pd.read_csv(tested / "results.csv")) == columns
     assert list(pd.read_csv(trained / "metrics.csv"))[:2] == ["epoch", "step"]
     assert {"train_loss", "val_loss", "val_accuracy", "val_auroc"} <= set(pd.read_csv(trained / "metrics.csv"))

@@ -154,7 +154,9 @@ class LabelMetrics(MetricCollection):
     """
 
     def __init__(self, num_labels: int, names: Sequence[str]) -> None:
-        parts: dict[str, Metric] = {"counts": MultilabelStatScores(num_labels, average=None, ignore_index=-1)}
+        parts: dict[str, Metric | MetricCollection] = {
+            "counts": MultilabelStatScores(num_labels, average=None, ignore_index=-1)
+        }
         if any(name.startswith("auroc") for name in names):
             parts["auroc"] = _LabelAUROC()
         if "f1_samples" in names:

@@ -81,21 +81,26 @@ def _legend(figure: Figure, axes: Sequence[Axes], columns: int) -> None:
 
 
 @rc_context(RC)
-def degradation(summary: pd.DataFrame, ylabel: str, styles: Mapping[str, Mapping[str, Any]]) -> Figure | None:
-    """Value against missing rate, one line a model with its SD band.
+def degradation(
+    summary: pd.DataFrame, ylabel: str, styles: Mapping[str, Mapping[str, Any]], xlabel: str = "missing rate"
+) -> Figure | None:
+    """Value against missing rate, one line a model with its SD (over folds: SE) band.
 
     Args:
         summary: columns dataset, model, scenario, mean, sd of one metric, in the unit of ``ylabel``. A row of panels
-            for each data set, a column for each generator of random masks; ``none`` is rate 0 in all of them.
+            for each data set, a column for each generator of random masks and each modality of nested ones; ``none``
+            is rate 0 in all of them.
 
     Returns:
         None where no scenario has a rate.
     """
-    found = summary["scenario"].str.extract(r"^random_(?P<family>global_|bernoulli_|)(?P<rate>[\d.]+)$")
-    data = summary.assign(family=found["family"], rate=found["rate"].astype(float))
+    found = summary["scenario"].str.extract(r"^(?:random_|(?=nested))(global_|bernoulli_|nested_\d+_|)([\d.]+)$")
+    data = summary.assign(family=found[0], rate=found[1].astype(float))
     data.loc[data["scenario"] == "none", "rate"] = 0.0
     datasets = data.loc[data["family"].notna(), "dataset"].unique()
-    families = [f for f in FAMILIES if (data["family"] == f).any()]
+    nested = {f: f"modality {f.split('_')[1]} missing" for f in sorted(set(data["family"].dropna()) - set(FAMILIES))}
+    titles = {f: title for f, title in (FAMILIES | nested).items() if (data["family"] == f).any()}
+    families = list(titles)
     if not families:
         return None
     width = max(4.2 * len(families) + 1, 6.4)
@@ -111,9 +116,9 @@ def degradation(summary: pd.DataFrame, ylabel: str, styles: Mapping[str, Mapping
                 ax.plot(line["rate"], line["mean"], label=model, markersize=5, linewidth=1.7, **look)
                 low, high = line["mean"] - line["sd"], line["mean"] + line["sd"]
                 ax.fill_between(line["rate"], low, high, color=style["color"], alpha=0.15, linewidth=0)
-            ax.set_title(f"{dataset}, {FAMILIES[family]}", fontsize=10)
+            ax.set_title(f"{dataset}, {titles[family]}", fontsize=10)
             ax.set_xticks(sorted(panel["rate"].dropna().unique()))
-            ax.set_xlabel("missing rate")
+            ax.set_xlabel(xlabel)
             ax.grid(alpha=0.3)
         row[0].set_ylabel(ylabel)
     _legend(figure, list(axes.flat), 2 if width < 8 else 4)
@@ -210,11 +215,11 @@ def reward_histograms(panels: Mapping[str, Sequence[np.ndarray]], title: str) ->
 
 
 @rc_context(RC)
-def training_curves(frames: Mapping[int, pd.DataFrame], title: str) -> Figure | None:
-    """Losses on the left and validation metrics on the right against the epoch, a thin line for each seed.
+def training_curves(frames: Mapping[Any, pd.DataFrame], title: str) -> Figure | None:
+    """Losses on the left and validation metrics on the right against the epoch, a thin line for each run.
 
     Args:
-        frames: seed -> ``metrics.csv`` of Lightning's CSVLogger; columns may be sparse.
+        frames: run -> ``metrics.csv`` of Lightning's CSVLogger; columns may be sparse.
     """
     names = list(dict.fromkeys(c for frame in frames.values() for c in frame if not c.endswith("_step")))
     losses = [c for c in names if re.fullmatch(r"(train|val)[_/]loss(_epoch)?", c)]
