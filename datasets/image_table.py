@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from datasets.base import Modality, Transform
 from datasets.csv_rows import CsvRows, counted
@@ -81,6 +82,7 @@ class ImageTableModule(SourcedDataModule):
 
     image_name = "image"
     table_name = "table"
+    resample = Image.Resampling.BILINEAR
 
     def __init__(
         self,
@@ -172,7 +174,7 @@ class ImageTableModule(SourcedDataModule):
 
     def _decode(self, content: Content) -> dict[str, dict[str, Any]]:
         """Split -> arrays of its images."""
-        reader = ImageReader(self.stored_side, self.channels)
+        reader = ImageReader(self.stored_side, self.channels, resample=self.resample)
         name = self.image_name
         lists = {split: list(coded.images) for split, coded in content.splits.items()}
         given: dict[str, list[Path]] = {split: [p for p in paths if p] for split, paths in lists.items()}

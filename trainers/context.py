@@ -269,7 +269,19 @@ class Context:
         plain = self._plain(self.cfg.dataset.module, *runtime)
         # A folder may move; the packed store says what is in it.
         meta = self.data.store.meta() or {}
-        for key in ("root", "mnist", "svhn", "backgrounds", "partition_file", "download", "csv", "images"):
+        for key in (
+            "root",
+            "mnist",
+            "svhn",
+            "backgrounds",
+            "partition_file",
+            "download",
+            "csv",
+            "images",
+            "cxr",
+            "iv",
+            "ed",
+        ):
             plain.pop(key, None)
         return plain | {"signature": meta.get("signature")}
 
