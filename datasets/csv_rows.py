@@ -242,8 +242,7 @@ class CsvRows(SourcedDataModule):
                 "mend or remove these rows, or set dataset.without_image",
             )
             return frame, list(paths)
-        there = np.array([path.is_file() for path in paths])
-        there &= ~unnamed
+        there = np.logical_and(~unnamed, [path.is_file() for path in paths])
         if not there.any():
             raise UserError(f"{self.csv}: no image is in {self.images}, for example {paths[0]}: set dataset.images")
         if not there.all():

@@ -158,7 +158,7 @@ class MIMIC(ImageTable):
         if found is None:
             raise UserError(
                 f"there is no {places[0]} (nor {places[1]}): set dataset.root to the folder of the tables, "
-                "dataset.cxr, dataset.iv and dataset.ed to make them from the downloads of PhysioNet, or dataset.demo=true"
+                "dataset.cxr, dataset.iv and dataset.ed to make them from PhysioNet's downloads, or dataset.demo=true"
             )
         return found
 
