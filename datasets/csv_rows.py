@@ -198,7 +198,7 @@ class CsvRows(SourcedDataModule):
         frame, files = self._with_images(frame, left_out)
         missing = frame.isin(self.missing_values)
         target = self._target(frame, missing, names)
-        blank: np.ndarray = (target < 0).all(1) if target.ndim == 2 else np.zeros(len(target), dtype=bool)
+        blank = np.zeros(len(target), dtype=bool) if target.ndim == 1 else np.array((target < 0).all(1))
         if blank.any():
             log.warning("%s: %d of %d rows left out: none of their labels is known", self.csv, blank.sum(), len(blank))
             left_out["no label"] = int(blank.sum())
