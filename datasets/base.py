@@ -466,6 +466,10 @@ class MultimodalDataModule(pl.LightningDataModule):
             UserError: the scenario does not fit the data, or leaves a row with nothing.
         """
         n, seed = len(self.split(split)), self.mask_seed(split, scenario)
+        absent = np.zeros((n, len(self.modalities)), dtype=bool)
+        for name, rows in self.natural_rows(split).items():
+            absent[:, self.modality_names.index(name)] = rows
+        natural_cells = self.natural_cells(split)
         cells: dict[str, np.ndarray] = {}
         if scenario.of_cells:
             column, table = self._the_table(scenario)
@@ -474,17 +478,18 @@ class MultimodalDataModule(pl.LightningDataModule):
             missing = np.zeros((n, len(self.modalities)), dtype=bool)
             missing[:, column] = cells[table.name].any(1)
         else:
-            missing = scenario.generate(n, self.modality_names, seed=seed, kinds=[m.kind for m in self.modalities])
-        absent = np.zeros_like(missing)
-        for name, rows in self.natural_rows(split).items():
-            absent[:, self.modality_names.index(name)] = rows
+            never = absent.copy()
+            for name, gaps in natural_cells.items():
+                never[:, self.modality_names.index(name)] |= gaps.all(1)
+            kinds = [m.kind for m in self.modalities]
+            missing = scenario.generate(n, self.modality_names, seed=seed, kinds=kinds, absent=never)
         if (alone := (missing | absent).all(1) & ~missing.all(1)).any():
             log.info(
                 "%s, split %s: %d rows keep the only modality that they have", scenario.name, split, int(alone.sum())
             )
             missing[alone] = False
         missing |= absent
-        for name, gaps in self.natural_cells(split).items():
+        for name, gaps in natural_cells.items():
             column = self.modality_names.index(name)
             if name in cells:
                 gone = gaps | cells[name]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ class Rows:
         target: (N,) int64, or (N, C) float32 with -1 for 'no label'.
         class_names: C names.
         splits: split -> sorted rows of the frame; splits without rows are left out.
-        images: a file a row.
+        images: a file a row, None where there is none (``without_image=missing``).
         left_out: reason -> rows of the file that are not used.
     """
 
@@ -39,7 +40,7 @@ class Rows:
     target: np.ndarray
     class_names: list[str]
     splits: dict[str, np.ndarray]
-    images: list[Path]
+    images: list[Path | None]
     left_out: dict[str, int]
 
 
@@ -65,11 +66,19 @@ class CsvRows(SourcedDataModule):
         stratify: draw with the class shares of the whole (not for multi-label).
         group: column whose equal values must stay in one split, a patient for example.
         split_seed: of the draw.
+        fold: this one of the ``folds`` of a cross-validation is the test split, instead of ``split`` and ``fractions``:
+            see :func:`draw_folds`. None = no cross-validation.
+        fold_validation: share of the rows outside the fold that become the validation split.
+        fold_seed: of folds and validation rows.
+        without_image: rows without an image name, or (not ``refuse``) whose file is not there: ``refuse``,
+            ``leave_out``, or ``missing``, which keeps them without this modality.
         **kwargs: see :class:`MultimodalDataModule`.
 
     Raises:
         UserError: an impossible option.
     """
+
+    images_may_lack = False  # whether rows without an image can be used
 
     def __init__(
         self,
@@ -91,6 +100,11 @@ class CsvRows(SourcedDataModule):
         stratify: bool = True,
         group: str | None = None,
         split_seed: int = 2025,
+        fold: int | None = None,
+        folds: int = 5,
+        fold_validation: float = 0.2,
+        fold_seed: int = 42,
+        without_image: str = "refuse",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -117,6 +131,8 @@ class CsvRows(SourcedDataModule):
             self.task = "binary" if len(self.classes) == 2 and not min_groups else "multiclass"
         else:
             self.classes, self.task = self.labels, "multilabel"
+            if len(self.labels) < 2:
+                raise UserError("dataset.label lists fewer than two columns: give one as a name, with dataset.classes")
             if len(set(self.labels)) < len(self.labels):
                 raise UserError(f"dataset.label names a column twice: {', '.join(self.labels)}")
             if leave_out or min_groups:
@@ -127,6 +143,16 @@ class CsvRows(SourcedDataModule):
         self.split_values = {str(key): _listed(value) for key, value in (split_values or {}).items()}
         self.fractions, self.stratify, self.split_seed = [float(f) for f in fractions], stratify, split_seed
         self._numbers = np.zeros(0, dtype=np.int64)
+        self.fold, self.folds = fold, folds
+        self.fold_validation, self.fold_seed = float(fold_validation), fold_seed
+        self.without_image = without_image
+        if fold is not None and not (folds >= 2 and 0 <= fold < folds):
+            raise UserError(f"dataset.fold={fold}: there are {folds} folds, counted from 0 (dataset.folds, at least 2)")
+        if not 0 < self.fold_validation < 1:
+            raise UserError(f"dataset.fold_validation={fold_validation}: must be a share between 0 and 1")
+        known = ("refuse", "leave_out", "missing") if self.images_may_lack else ("refuse", "leave_out")
+        if without_image not in known:
+            raise UserError(f"dataset.without_image={without_image}: must be one of {', '.join(known)}")
         if unknown := sorted(set(self.split_values) - set(SPLITS)):
             raise UserError(f"dataset.split_values: unknown split '{unknown[0]}', known are {', '.join(SPLITS)}")
         if len(self.fractions) != 3 or min(self.fractions) < 0 or abs(sum(self.fractions) - 1) > 1e-6:
@@ -151,6 +177,8 @@ class CsvRows(SourcedDataModule):
             "missing_values": self.missing_values,
             "split": [self.split_column, self.split_values],
             "drawn": [self.fractions, self.stratify, self.group, self.split_seed],
+            "folds": [self.fold, self.folds, self.fold_validation, self.fold_seed],
+            "without_image": self.without_image,
         }
 
     def read_rows(self, columns: Sequence[str]) -> Rows:
@@ -162,18 +190,30 @@ class CsvRows(SourcedDataModule):
         Raises:
             UserError: names column, count and first row of what does not fit.
         """
-        frame = read_csv(self.csv)
+        frame = self.read_frame()
         needed = [self.image, *self.labels, *columns, self.split_column, self.group]
         check_columns(frame, [c for c in needed if c], self.csv)
         self._numbers = np.arange(1, len(frame) + 1)
         frame, names, left_out = self._keep(frame)
+        frame, files = self._with_images(frame, left_out)
         missing = frame.isin(self.missing_values)
         target = self._target(frame, missing, names)
-        self.refuse(missing[self.image], f"rows without an image name in column '{self.image}'")
+        blank = np.zeros(len(target), dtype=bool) if target.ndim == 1 else np.array((target < 0).all(1))
+        if blank.any():
+            log.warning("%s: %d of %d rows left out: none of their labels is known", self.csv, blank.sum(), len(blank))
+            left_out["no label"] = int(blank.sum())
+            kept = ~blank
+            if not kept.any():
+                raise UserError(f"{self.csv}: no row has a label in {', '.join(self.labels)}: name the right columns")
+            frame, missing = (part[kept].reset_index(drop=True) for part in (frame, missing))
+            target, self._numbers = target[kept], self._numbers[kept]
+            files = [file for file, keep in zip(files, kept) if keep]
         splits = self._split_rows(frame, target, names)
+        if self.task == "multilabel":
+            self._check_labels(target, splits)
         if absent := [s for s in SPLITS if s not in splits]:
             log.warning("%s has no rows for %s", self.csv, " and ".join(absent))
-        homes = Counter(name for r in splits.values() for name in set(frame[self.image].iloc[r]))
+        homes = Counter(name for r in splits.values() for name in set(frame[self.image].iloc[r]) - {""})
         crossing = [name for name, n in homes.items() if n > 1]
         if crossing:
             log.warning(
@@ -181,8 +221,64 @@ class CsvRows(SourcedDataModule):
                 len(crossing),
                 crossing[0],
             )
-        files = [self.images / f"{name}{self.image_suffix}" for name in frame[self.image]]
         return Rows(frame, missing, target, names, splits, files, left_out)
+
+    def read_frame(self) -> pd.DataFrame:
+        """The table, all cells as text.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        return read_csv(self.csv)
+
+    def _with_images(self, frame: pd.DataFrame, left_out: dict[str, int]) -> tuple[pd.DataFrame, list[Path | None]]:
+        """The rows that are used, as ``without_image`` says, and the image file of each."""
+        unnamed = frame[self.image].isin(self.missing_values).to_numpy(bool)
+        paths = [self.images / f"{name}{self.image_suffix}" for name in frame[self.image]]
+        if self.without_image == "refuse":  # files that are not there are counted when they are to be decoded
+            self.refuse(
+                unnamed,
+                f"rows without an image name in column '{self.image}'",
+                "mend or remove these rows, or set dataset.without_image",
+            )
+            return frame, list(paths)
+        there = np.logical_and(~unnamed, [path.is_file() for path in paths])
+        if not there.any():
+            raise UserError(f"{self.csv}: no image is in {self.images}, for example {paths[0]}: set dataset.images")
+        if not there.all():
+            kept = "used without it" if self.without_image == "missing" else "left out"
+            log.warning(
+                "%s: %d of %d rows have no image (%d without a name), %s",
+                self.csv,
+                (~there).sum(),
+                len(there),
+                unnamed.sum(),
+                kept,
+            )
+        if self.without_image == "missing":
+            return frame, [path if here else None for path, here in zip(paths, there)]
+        left_out["no image"] = int((~there).sum())
+        self._numbers = self._numbers[there]
+        return frame[there].reset_index(drop=True), [path for path, here in zip(paths, there) if here]
+
+    def _check_labels(self, target: np.ndarray, splits: Mapping[str, np.ndarray]) -> None:
+        """
+        Raises:
+            UserError: a label without a positive or without a negative row in training.
+        """
+        for split, r in splits.items():
+            for what, value in (("positive", 1), ("negative", 0)):
+                lacking = [name for name, n in zip(self.labels, (target[r] == value).sum(0)) if n == 0]
+                if not lacking:
+                    continue
+                found = f"{self.csv}: no {what} row of {len(lacking)} of {len(self.labels)} labels in split '{split}'"
+                shown = f"{', '.join(lacking[:5])}{', ...' if len(lacking) > 5 else ''}"
+                if split == "train" and what == "positive":
+                    raise UserError(
+                        f"{found} ({shown}): they cannot be learned, take them out of dataset.label or divide the rows "
+                        "anew"
+                    )
+                log.warning("%s (%s): they have no score there", found, shown)
 
     def refuse(self, bad: pd.Series | np.ndarray, what: str, mend: str = "mend or remove these rows") -> None:
         """
@@ -269,7 +365,19 @@ class CsvRows(SourcedDataModule):
 
     def _split_rows(self, frame: pd.DataFrame, target: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
         groups = None if self.group is None else frame[self.group].to_numpy(str)
-        if self.split_column is None:
+        if self.fold is not None:
+            strata = target if self.stratify else np.zeros(len(target), dtype=np.int64)
+            every_fold = draw_folds(strata, groups, self.folds, self.fold_validation, self.fold_seed)
+            rows = dict(zip(SPLITS, every_fold[self.fold]))
+            log.info(
+                "%s: fold %d of %d, %s rows%s",
+                self.csv,
+                self.fold,
+                self.folds,
+                ", ".join(f"{split} {len(r)}" for split, r in rows.items()),
+                "" if groups is None else f", divided by '{self.group}'",
+            )
+        elif self.split_column is None:
             labels = target if self.stratify and target.ndim == 1 else None
             parts = draw_split(
                 len(frame), labels, groups, self.fractions, self.split_seed, None if labels is None else names
@@ -392,3 +500,70 @@ def draw_split(
         parts.append(part)
     chosen = iter([*parts, rest])
     return [np.flatnonzero(np.isin(member, next(chosen))) if f > 0 else np.zeros(0, dtype=np.int64) for f in fractions]
+
+
+def draw_folds(
+    target: np.ndarray, groups: np.ndarray | None, folds: int, validation: float, seed: int
+) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Train, validation and test rows of each fold of a stratified cross-validation; every row is tested once.
+
+    One label: scikit-learn's stratified folds (with groups: its stratified group folds), inside each the same split for
+    validation. Several labels: iterative stratification (Sechidis et al., 2011) of the positives, of groups by
+    whether any of their rows has the label; an unlabelled cell counts as not positive.
+
+    Args:
+        target: (N,) classes, or (N, C) labels with 1 for a positive.
+        groups: (N,), rows of one value stay together; None = every row is its own.
+        folds: their number.
+        validation: share of the rows (or groups) outside the fold.
+        seed: of all draws.
+
+    Returns:
+        (train, validation, test) row numbers of each fold, each sorted.
+
+    Raises:
+        UserError: fewer rows or groups than folds.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train_test_split
+
+    n = len(target)
+    units, member = np.unique(groups, return_inverse=True) if groups is not None else (np.arange(n), np.arange(n))
+    if len(units) < 2 * folds:
+        raise UserError(
+            f"{len(units)} {'rows' if groups is None else 'groups'} cannot be divided into {folds} folds: lower "
+            "dataset.folds"
+        )
+    found = []
+    if target.ndim == 2:
+        # The sequence of its draws is part of the result: this version's is the one that results were made with.
+        from iterstrat.ml_stratifiers import MultilabelStratifiedKFold, MultilabelStratifiedShuffleSplit
+
+        positive = np.zeros((len(units), target.shape[1]), dtype=np.int64)
+        np.maximum.at(positive, member, (target == 1).astype(np.int64))
+        outer = MultilabelStratifiedKFold(folds, shuffle=True, random_state=seed)
+        for rest, test in outer.split(positive, positive):
+            inner = MultilabelStratifiedShuffleSplit(1, test_size=validation, random_state=seed)
+            train, val = next(inner.split(positive[rest], positive[rest]))
+            found.append((rest[train], rest[val], test))
+        return [tuple(np.flatnonzero(np.isin(member, part)) for part in parts) for parts in found]  # type: ignore[misc]
+    every = np.arange(n)
+    with warnings.catch_warnings():
+        # A class rarer than that is in some folds only; whether training has it is checked when the rows are packed.
+        warnings.filterwarnings("ignore", message="The least populated class")
+        if groups is None:
+            for rest, test in StratifiedKFold(folds, shuffle=True, random_state=seed).split(every, target):
+                try:
+                    train, val = train_test_split(rest, test_size=validation, stratify=target[rest], random_state=seed)
+                except ValueError as error:
+                    raise UserError(
+                        f"no stratified validation split of {len(rest)} rows ({str(error).splitlines()[0]}): leave the "
+                        "rarest class out, or set dataset.stratify=false"
+                    ) from None
+                found.append((np.sort(train), np.sort(val), test))
+            return found
+        for rest, test in StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(every, target, groups):
+            parts = max(2, round(1 / validation))
+            inner_folds = StratifiedGroupKFold(parts, shuffle=True, random_state=seed)
+            train, val = next(inner_folds.split(rest, target[rest], groups[rest]))
+            found.append((rest[train], rest[val], test))
+    return found

@@ -93,7 +93,7 @@ LENGTHS_OF_CARS = (3900, 4500, 5100)
 SIDE = 96
 
 
-def _made(root: Path, about: dict[str, Any], write: Callable[[Path], None]) -> Path:
+def made(root: Path, about: dict[str, Any], write: Callable[[Path], None]) -> Path:
     """``root``, filled by ``write(folder)`` unless it is there; replaced where it was made with other arguments.
 
     Raises:
@@ -139,7 +139,7 @@ def make_dvm(root: str | Path, seed: int = 0, n: int = 104) -> Path:
         UserError: ``root`` holds something else.
     """
     about = {"dataset": "DVM stand-in", "version": VERSION, "seed": seed, "n": n}
-    return _made(Path(root), about, lambda folder: _write_dvm(folder, seed, n))
+    return made(Path(root), about, lambda folder: _write_dvm(folder, seed, n))
 
 
 def _write_dvm(temporary: Path, seed: int, n: int) -> None:
@@ -258,7 +258,7 @@ def make_ukbb(root: str | Path, seed: int = 0, n: tuple[int, int, int] = (1500, 
         UserError: ``root`` holds something else.
     """
     about = {"dataset": "UK Biobank stand-in", "version": VERSION, "seed": seed, "n": list(n), "side": side}
-    return _made(Path(root), about, lambda folder: _write_ukbb(folder, seed, n, side))
+    return made(Path(root), about, lambda folder: _write_ukbb(folder, seed, n, side))
 
 
 def _write_ukbb(temporary: Path, seed: int, n: tuple[int, int, int], side: int) -> None:

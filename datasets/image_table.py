@@ -8,19 +8,23 @@ fitted (levels, means, standard deviations) is fitted on the training split. Ima
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from datasets.base import Modality, Transform
 from datasets.csv_rows import CsvRows, counted
 from datasets.images import ImageReader, check_sides, decode_images
-from datasets.source import Source, SourcedDataModule, sha256
+from datasets.source import Source, SourcedDataModule, alone, sha256
 from datasets.transforms import ColumnPool, ImageTableTransform, JointAugmentation
 from utils.errors import UserError
 
@@ -36,14 +40,14 @@ class Coded:
     Attributes:
         table: (N, F) float32, codes first.
         target: (N,) int64, or (N, C) float32 with -1 for 'no label'.
-        images: a file a row.
+        images: a file a row, None where there is none.
         names: (N,) what the rows are called in the source.
         gaps: (N, F) bool, cells that the source does not have; None = all are there.
     """
 
     table: np.ndarray
     target: np.ndarray
-    images: list[Path]
+    images: Sequence[Path | None]
     names: np.ndarray
     gaps: np.ndarray | None = None
 
@@ -78,6 +82,7 @@ class ImageTableModule(SourcedDataModule):
 
     image_name = "image"
     table_name = "table"
+    resample = Image.Resampling.BILINEAR
 
     def __init__(
         self,
@@ -145,13 +150,12 @@ class ImageTableModule(SourcedDataModule):
         content: Content = source.load()
         check_content(content)
         self._pool = None
-        files = {split: coded.images for split, coded in content.splits.items()}
-        pixels = decode_images(files, self.scratch, ImageReader(self.stored_side, self.channels))
         splits: dict[str, dict[str, Any]] = {}
         missing_cells = {}
+        pixels = self._decode(content)
         for split, coded in content.splits.items():
             splits[split] = {
-                self.image_name: pixels[split],
+                **pixels[split],
                 self.table_name: coded.table.astype(np.float32),
                 "target": coded.target,
                 "name": coded.names.astype(str),
@@ -167,6 +171,46 @@ class ImageTableModule(SourcedDataModule):
             "source": {"kind": source.kind, **content.about},
         }
 
+    @property
+    def shares_images(self) -> bool:
+        """Whether several stores show the same images, which are then decoded once (folds of a cross-validation)."""
+        return False
+
+    def _decode(self, content: Content) -> dict[str, dict[str, Any]]:
+        """Split -> arrays of its images."""
+        reader = ImageReader(self.stored_side, self.channels, resample=self.resample)
+        name = self.image_name
+        lists = {split: list(coded.images) for split, coded in content.splits.items()}
+        given: dict[str, list[Path]] = {split: [p for p in paths if p] for split, paths in lists.items()}
+        if not self.shares_images and all(len(given[split]) == len(paths) for split, paths in lists.items()):
+            return {split: {name: file} for split, file in decode_images(given, self.scratch, reader).items()}
+        files = sorted({path for paths in given.values() for path in paths})
+        folder = self.scratch
+        if self.shares_images:
+            digest = sha256([repr(reader), [str(path) for path in files]])[:10]
+            folder = self.store.folder.with_name(f"{self.name}-images-{digest}")
+        # Another fold may be at it; of its own scratch folder this process has the lock.
+        with alone(folder) if self.shares_images else nullcontext():
+            decoded = decode_images({"images": files}, folder, reader)["images"]
+        place = {path: i for i, path in enumerate(files)}
+        found = {}
+        for split, paths in lists.items():
+            self.scratch.mkdir(parents=True, exist_ok=True)
+            link = self.scratch / f"{split}.npy"
+            link.unlink(missing_ok=True)
+            try:
+                os.link(decoded, link)  # the same bytes under another name: no copy, and either may be deleted
+            except OSError as error:
+                log.warning("%s: the file system has no hard links (%s): images are copied", link, error.strerror)
+                shutil.copyfile(decoded, link)
+            absent = np.array([path is None for path in paths])
+            found[split] = {
+                name: link,
+                f"{name}.rows": np.array([0 if path is None else place[path] for path in paths], dtype=np.int64),
+                **({f"{name}_absent": absent} if absent.any() else {}),
+            }
+        return found
+
 
 def check_content(content: Content) -> None:
     """What every source must keep: rows that pair, codes within their cardinality, all classes in training.
@@ -174,6 +218,19 @@ def check_content(content: Content) -> None:
     Raises:
         UserError: names split, column and count.
     """
+    constant = [
+        name
+        for name, values in zip(content.columns, content.splits["train"].table.T if "train" in content.splits else ())
+        if len(values) and (values == values[0]).all()
+    ]
+    if constant:
+        log.warning(
+            "%d of %d columns of the table are constant in training (%s%s): they say nothing",
+            len(constant),
+            len(content.columns),
+            ", ".join(constant[:3]),
+            ", ..." if len(constant) > 3 else "",
+        )
     for split, coded in content.splits.items():
         n = {"table": len(coded.table), "labels": len(coded.target), "images": len(coded.images)}
         if len(set(n.values())) > 1:
@@ -234,8 +291,12 @@ class ImageTable(CsvRows, ImageTableModule):
         categorical: column -> its levels in order, or None = the values of the training split, sorted.
         continuous: columns of numbers, standardised with mean and standard deviation of the training split.
         unseen: a categorical value that is no level is refused (``refuse``) or counts as missing (``missing``).
+        scaling: of the continuous columns, fitted on the training split: ``standard`` (mean 0, deviation 1) or
+            ``min_max`` (0 to 1 there; other splits are not clipped). A constant column is divided by 1.
         **kwargs: see :class:`CsvRows` and :class:`ImageTableModule`.
     """
+
+    images_may_lack = True
 
     def __init__(
         self,
@@ -243,6 +304,7 @@ class ImageTable(CsvRows, ImageTableModule):
         categorical: Mapping[str, Sequence[Any] | None] | None = None,
         continuous: Sequence[str] = (),
         unseen: str = "refuse",
+        scaling: str = "standard",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -255,7 +317,7 @@ class ImageTable(CsvRows, ImageTableModule):
             if twice:
                 raise UserError(f"dataset.categorical.{column} lists '{twice[0]}' twice: every level once")
         self.continuous = [str(column) for column in continuous]
-        self.unseen = unseen
+        self.unseen, self.scaling = unseen, scaling
         columns = [*self.categorical, *self.continuous]
         if not columns:
             raise UserError("dataset.categorical and dataset.continuous are empty: name at least one column")
@@ -265,6 +327,12 @@ class ImageTable(CsvRows, ImageTableModule):
             raise UserError(f"column '{leaks[0]}' is a label and an input: take it out of the inputs")
         if self.unseen not in ("refuse", "missing"):
             raise UserError(f"dataset.unseen={self.unseen}: must be refuse or missing")
+        if self.scaling not in ("standard", "min_max"):
+            raise UserError(f"dataset.scaling={self.scaling}: must be standard or min_max")
+
+    @property
+    def shares_images(self) -> bool:
+        return self.fold is not None
 
     def find_source(self) -> Source:
         settings = {
@@ -272,6 +340,7 @@ class ImageTable(CsvRows, ImageTableModule):
             "categorical": list(self.categorical.items()),
             "continuous": self.continuous,
             "unseen": self.unseen,
+            "scaling": self.scaling,
         }
         return self._source("csv", settings, self._load)
 
@@ -280,7 +349,7 @@ class ImageTable(CsvRows, ImageTableModule):
         table, gaps, levels, scaling = self._code(rows.frame, rows.missing, rows.splits)
         names = rows.frame[self.image].to_numpy(str)
         parts = {
-            split: Coded(table[r], rows.target[r], [rows.images[i] for i in r], names[r], gaps[r])
+            split: Coded(table[r], rows.target[r], [rows.images[int(i)] for i in r], names[r], gaps[r])
             for split, r in rows.splits.items()
         }
         about = {"csv": str(self.csv), "levels": levels, "scaling": scaling, "left_out": rows.left_out}
@@ -290,7 +359,7 @@ class ImageTable(CsvRows, ImageTableModule):
     def _code(
         self, frame: pd.DataFrame, missing: pd.DataFrame, rows: Mapping[str, np.ndarray]
     ) -> tuple[np.ndarray, np.ndarray, dict[str, list[str]], dict[str, list[float]]]:
-        """Table (N, F), gaps (N, F), levels of the categorical columns, mean and standard deviation of the others."""
+        """Table (N, F), gaps (N, F), levels of the categorical columns, zero and unit of the others."""
         train = rows.get("train", np.zeros(0, dtype=np.int64))
         table = np.zeros((len(frame), len(self.categorical) + len(self.continuous)), dtype=np.float32)
         gaps = missing[[*self.categorical, *self.continuous]].to_numpy(bool, copy=True)
@@ -309,6 +378,15 @@ class ImageTable(CsvRows, ImageTableModule):
                     unseen,
                     f"values in column '{name}' are none of the {len(levels[name])} that {origin}, {found}",
                     "list them in dataset.categorical, or set dataset.unseen=missing",
+                )
+            if unseen.any():
+                log.warning(
+                    "%s: %d values in column '%s' are none of the %d that training has, they count as missing: %s",
+                    self.csv,
+                    unseen.sum(),
+                    name,
+                    len(levels[name]),
+                    counted(values[unseen]),
                 )
             gaps[:, j] |= unseen
             codes = {level: code for code, level in enumerate(levels[name])}
@@ -333,11 +411,13 @@ class ImageTable(CsvRows, ImageTableModule):
             seen = numbers[train][~gaps[train, j]]
             if not len(seen):
                 raise UserError(f"{self.csv}: column '{name}' has no value in the training split: leave it out")
-            mean, deviation = float(seen.mean()), float(seen.std(ddof=1)) if len(seen) > 1 else 0.0
-            if deviation == 0:
-                log.warning("%s: column '%s' is constant in the training split", self.csv, name)
-            scaling[name] = [mean, deviation or 1.0]
-            table[:, j] = np.where(gaps[:, j], 0.0, (numbers - mean) / (deviation or 1.0))
+            if self.scaling == "min_max":
+                start, width = float(seen.min()), float(seen.max() - seen.min())
+            else:
+                start, width = float(seen.mean()), float(seen.std(ddof=1)) if len(seen) > 1 else 0.0
+            scaling[name] = [start, width or 1.0]
+            # A gap holds the mean of training, whatever the scale.
+            table[:, j] = (np.where(gaps[:, j], seen.mean(), numbers) - start) / (width or 1.0)
         return table, gaps, levels, scaling
 
 

@@ -14,6 +14,8 @@ A scenario has a name that can stand in a table, a file name and a command line:
                        same); ``table_LI_0.7`` the least important
 ``image_text_both_0.7``  35 % of the rows lack the text, 35 % the image (MAP's generator, bit for bit)
 ``image_text_text_0.7``  70 % lack the text; ``image_text_image_0.7`` the image. Audio and video count as these two
+``nested_0_0.25``      modality 0 is missing in exactly floor(0.25 N) rows, those that never had it among them (stress
+                       tests of Resilient-VT, bit for bit); rows missing at a lower rate are so at a higher one
 ``file:masks.csv``     a mask file of the original DyMo repository: no header, one row a sample, True / False
 ``file:masks.npy``     a mask of table cells of TIP or DyMo: bool (N, F), True = missing
 ``file:table.pt``      a missing table of MAP: (N,) 0 complete, 1 text missing, 2 image missing
@@ -29,6 +31,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -43,7 +46,7 @@ from datasets.noise import Corruption, Noise, parse_noise
 from utils.errors import UserError
 from utils.files import save_arrays
 
-KINDS = ("none", "whole", "random", "table", "image_text", "file", "noise", "subsets")
+KINDS = ("none", "whole", "random", "table", "image_text", "nested", "file", "noise", "subsets")
 GENERATORS = ("exact", "global", "bernoulli")
 # How cells of a table are chosen, under the names that the mask files of TIP carry.
 STRATEGIES = {
@@ -65,6 +68,7 @@ TIP_VALUE_SEED = 2021  # of train; val and test add 1 and 2
 TIP_FEATURE_SEED = 2022  # of all splits
 TIP_FOREST_SEED = 2022
 MAP_SEED = 0  # of all splits
+NESTED_SEED = 42  # of all splits
 
 
 @dataclass(frozen=True)
@@ -73,9 +77,9 @@ class Scenario:
 
     Attributes:
         name: as it stands in tables and file names.
-        kind: none | whole | random | table | image_text | file.
-        modalities: for ``whole``, the columns that are missing.
-        rate: for ``random``, ``table`` and ``image_text``.
+        kind: none | whole | random | table | image_text | nested | file.
+        modalities: for ``whole``, the columns that are missing; for ``nested``, the one.
+        rate: for ``random``, ``table``, ``image_text`` and ``nested``.
         generator: for ``random``.
         strategy: for ``table``, value | feature | MI | LI; for ``image_text``, text | image | both.
         path: for ``file``.
@@ -104,11 +108,11 @@ class Scenario:
     def seed(self, base: int, split: int) -> int:
         """The seed on a split (0 train, 1 val, 2 test), from ``missing.seed``.
 
-        ``base + split``; for tables TIP's (datasets spec 12.3), for image and text MAP's (12.4.1), shifted where
-        ``base`` is not the default.
+        ``base + split``; for tables TIP's (datasets spec 12.3), for image and text MAP's (12.4.1), for ``nested``
+        Resilient-VT's (12.6.1), shifted where ``base`` is not the default.
         """
-        if self.kind == "image_text":
-            return (MAP_SEED + base - DEFAULT_SEED) % 2**32
+        if self.kind in ("image_text", "nested"):
+            return ((MAP_SEED if self.kind == "image_text" else NESTED_SEED) + base - DEFAULT_SEED) % 2**32
         if self.kind != "table":
             return base + split
         tip = TIP_VALUE_SEED + split if self.strategy == "value" else TIP_FEATURE_SEED
@@ -137,7 +141,12 @@ class Scenario:
         return stem.removesuffix(".csv").removesuffix(".npy").removesuffix(".pt")
 
     def generate(
-        self, n: int, modality_names: Sequence[str], seed: int, kinds: Sequence[str] | None = None
+        self,
+        n: int,
+        modality_names: Sequence[str],
+        seed: int,
+        kinds: Sequence[str] | None = None,
+        absent: np.ndarray | None = None,
     ) -> np.ndarray:
         """The mask.
 
@@ -146,6 +155,7 @@ class Scenario:
             modality_names: M names; only their number and, in messages, their spelling matter.
             seed: of the random kinds.
             kinds: of the M modalities, for those scenarios that tell image from text.
+            absent: (n, M) bool, what the source never had; ``nested`` counts it towards its rate. None = nothing.
 
         Returns:
             (n, M) bool, True = missing, at least one False a row.
@@ -164,6 +174,10 @@ class Scenario:
         elif self.kind == "image_text":
             self.check(m)
             mask = mask_of_codes(map_codes(n, self.strategy, self.rate, seed), kinds or (), self.name)
+        elif self.kind == "nested":
+            self.check(m)
+            column = self.modalities[0]
+            mask[nested_rows(mask if absent is None else absent, column, self.rate, seed), column] = True
         elif self.kind == "file" and self.path.endswith(".pt"):
             mask = mask_of_codes(read_map_pt(Path(self.path), n), kinds or (), self.name)
         elif self.kind == "file":
@@ -196,8 +210,8 @@ class Scenario:
             names: of them, where they are known.
 
         Raises:
-            UserError: a ``whole`` scenario names an unknown modality, or all of them; ``image_text`` is asked for other
-                than two modalities; the noise is for an unknown one.
+            UserError: a ``whole`` or ``nested`` scenario names an unknown modality, or all of them; ``image_text`` is
+                asked for other than two modalities; the noise is for an unknown one.
         """
         if self.noise is not None and names is not None:
             self.noise.columns(names)
@@ -208,6 +222,8 @@ class Scenario:
             )
         if self.kind == "whole" and len(set(self.modalities)) == m:
             raise UserError(f"missing scenario '{self.name}' leaves nothing present: drop at least one digit")
+        if self.kind == "nested" and m == 1:
+            raise UserError(f"missing scenario '{self.name}': the data set has one modality, which must stay")
         if self.kind == "image_text" and m != 2:
             raise UserError(
                 f"missing scenario '{self.name}' is for an image and a text, the data set has {m} modalities: write "
@@ -275,13 +291,16 @@ def parse_scenario(spec: str | Mapping[str, Any]) -> Scenario:
     if text.startswith("image_text_"):
         side, _, rate = text.removeprefix("image_text_").rpartition("_")
         return _image_text(_rate(rate, text, cells=True, example="image_text_both_0.7"), side, text)
+    if text.startswith("nested_"):
+        column, _, rate = text.removeprefix("nested_").partition("_")
+        return _nested(_rate(rate, text, cells=True, example="nested_0_0.25"), column, text)
     guess = difflib.get_close_matches(re.split(r"[_:]", text)[0], KINDS, 1)
     hint = f"did you mean '{guess[0]}'? " if guess else ""
     raise UserError(
         f"unknown missing scenario '{text}': {hint}known are none, whole_12, random_0.8, random_global_0.8, "
         "random_bernoulli_0.8, table_value_0.8, table_feature_0.8, table_MI_0.8, table_LI_0.8, "
-        "image_text_both_0.7, image_text_text_0.7, image_text_image_0.7, file:masks.csv, file:masks.npy, "
-        "file:table.pt, noise_gaussian_4_all, noise_gaussian_4_all+random_0.4 and subsets"
+        "image_text_both_0.7, image_text_text_0.7, image_text_image_0.7, nested_0_0.25, file:masks.csv, "
+        "file:masks.npy, file:table.pt, noise_gaussian_4_all, noise_gaussian_4_all+random_0.4 and subsets"
     )
 
 
@@ -324,6 +343,12 @@ def _image_text(rate: float, side: str, spec: object) -> Scenario:
     return Scenario(f"image_text_{side}_{_short(rate)}", "image_text", rate=rate, strategy=side)
 
 
+def _nested(rate: float, column: str, spec: object) -> Scenario:
+    if not column.isdecimal():
+        raise UserError(f"missing scenario '{spec}': '{column}' is no column number, write for example nested_0_0.25")
+    return Scenario(f"nested_{int(column)}_{_short(rate)}", "nested", (int(column),), rate)
+
+
 def _short(rate: float) -> str:
     short = f"{rate:g}"
     return short if float(short) == rate else repr(rate)
@@ -338,12 +363,14 @@ def _from_mapping(spec: Mapping[str, Any]) -> Scenario:
         "random": {"rate", "generator"},
         "table": {"strategy", "rate"},
         "image_text": {"strategy", "rate"},
+        "nested": {"modality", "rate"},
         "file": {"path"},
         "noise": {"operator", "level", "modalities", "missing"},
     }.get(str(kind))
     if allowed is None:
         raise UserError(
-            f"missing scenario {dict(spec)}: kind must be one of none, whole, random, table, image_text, file, noise"
+            f"missing scenario {dict(spec)}: kind must be one of none, whole, random, table, image_text, nested, file, "
+            "noise"
         )
     if unknown := set(values) - allowed:
         raise UserError(f"missing scenario {dict(spec)}: unknown key '{min(unknown)}' for kind {kind}")
@@ -368,6 +395,9 @@ def _from_mapping(spec: Mapping[str, Any]) -> Scenario:
         where = where if isinstance(where, str | int) else "-".join(map(str, where))
         noise = parse_noise(f"noise_{values.get('operator', 'gaussian')}_{values.get('level')}_{where}")
         return with_noise(noise, parse_scenario(values.get("missing", "none")))
+    if kind == "nested":
+        rate = _rate(str(values.get("rate")), dict(spec), cells=True, example="0.25")
+        return _nested(rate, str(values.get("modality")), dict(spec))
     return parse_scenario("none" if kind == "none" else f"file:{values.get('path', '')}")
 
 
@@ -474,6 +504,30 @@ def table_mask(
         columns = np.array(ranking if strategy == "MI" else list(ranking)[::-1], dtype=np.int64)[:k]
     mask[:, columns] = True
     return mask
+
+
+def nested_rows(absent: np.ndarray, column: int, rate: float, seed: int) -> np.ndarray:
+    """Rows that lose one modality, so that floor(rate N) are without it in all (datasets spec 12.6.1).
+
+    k ones before N - k zeros are shuffled by NumPy's legacy generator, as Resilient-VT does; whatever k is, the shuffle
+    sends the same places to the same places, which nests the rates. A row that never had the modality counts towards
+    the rate, and one that has nothing else keeps it: the next rows of that order go in their place.
+
+    Args:
+        absent: (N, M) bool, what the source never had.
+        column: of the modality.
+
+    Returns:
+        Row numbers, in the order in which rising rates take them.
+    """
+    n = len(absent)
+    wanted = math.floor(rate * n + 1e-9)  # 0.29 * 100 is a little less than 29
+    origin = np.arange(n)
+    np.random.RandomState(seed).shuffle(origin)  # legacy: the published masks come from it
+    order = np.argsort(origin)
+    gone = absent[:, column]
+    free = ~gone & ~np.delete(absent, column, axis=1).all(axis=1)
+    return order[free[order]][: max(wanted - int(gone.sum()), 0)]
 
 
 def map_codes(n: int, side: str, rate: float, seed: int) -> np.ndarray:
@@ -688,6 +742,7 @@ def save_mask(
             "random": scenario.generator,
             "table": f"TIP {scenario.strategy}",
             "image_text": f"MAP {scenario.strategy}",
+            "nested": "Resilient-VT",
         }.get(scenario.kind, scenario.kind),
         "seed": seed,
         "shape": list(mask.shape),

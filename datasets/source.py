@@ -88,7 +88,7 @@ class SourcedDataModule(MultimodalDataModule):
         source = self.find_source()
         if self._is_packed(source):
             return
-        with _alone(self.scratch):
+        with alone(self.scratch):
             if not self._is_packed(source):  # as another process may have done meanwhile
                 self._prepare(source)
             shutil.rmtree(self.scratch, ignore_errors=True)
@@ -120,7 +120,7 @@ def _class_counts(target: np.ndarray, names: Sequence[str]) -> dict[str, int]:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> Iterator[None]:
     """Wait until no other process is at work on ``folder``; the system frees the lock of a process that dies."""
     lock = folder.with_name(f"{folder.name}.lock")
     lock.parent.mkdir(parents=True, exist_ok=True)

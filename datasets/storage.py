@@ -10,7 +10,8 @@
     <store>/<split>/<modality>_absent.npy  (N,) bool, rows without this modality in the source, where there are any
 
 An array may be stored once for many rows: ``<modality>.npy`` then holds the P different items and
-``<modality>.rows.npy`` (N,) which of them each row shows (MST pairs every image twenty times). With
+``<modality>.rows.npy`` (N,) which of them each row shows (MST pairs every image twenty times; the folds of a
+cross-validation are stores that show one file of images, a hard link). With
 ``<modality>.counts.npy`` (N,) an item is (K, *shape), of which the row has the first so many (frames of a clip).
 
 It is written to a temporary name and renamed, so a folder that exists is complete.
@@ -95,6 +96,8 @@ class PackedSplit:
         array, pointers = self.array(name), self._pointers(name)
         if pointers is None and self.rows is not None:
             array = array[self.rows]
+        if in_memory and pointers is not None and len(used := np.unique(pointers)) < len(array):
+            array, pointers = array[used], np.searchsorted(used, pointers)  # what other splits show stays on disk
         items = torch.from_numpy(np.array(array) if in_memory else array)
         return items, None if pointers is None else torch.from_numpy(pointers)
 

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from datasets.base import MultimodalDataModule
-from datasets.missingness import Scenario, parse_scenarios
+from datasets.missingness import Scenario, parse_scenario, parse_scenarios
 from gaussian_parameter_generation.estimate import SUFFIX, GaussianParameters
 from models.base import IncompleteClassifier
 from models.dymo.backbone import Backbone
@@ -129,6 +129,11 @@ class Context:
         return self.trainable.get("monitor") if "monitor" in self.trainable else self.cfg.dataset.monitor
 
     @property
+    def fold(self) -> int | None:
+        """Of the cross-validation, whose folds have run directories of their own; None without one."""
+        return self.cfg.dataset.get("fold")
+
+    @property
     def completes(self) -> bool:
         """Whether stage test fills what is missing before the model sees it (``model.use_imputer``)."""
         return bool(self.cfg.model.get("use_imputer"))
@@ -181,7 +186,8 @@ class Context:
 
     def _directory(self, label: str) -> RunDirectory:
         cfg = self.cfg
-        path = Path(cfg.paths.output) / cfg.dataset.name / label / cfg.name / f"seed{cfg.seed}"
+        fold = "" if self.fold is None else f"_fold{self.fold}"
+        path = Path(cfg.paths.output) / cfg.dataset.name / label / cfg.name / f"seed{cfg.seed}{fold}"
         return RunDirectory(path, cfg.overwrite)
 
     @cached_property
@@ -207,6 +213,11 @@ class Context:
     def scenarios(self) -> list[Scenario]:
         names = list(self.cfg.dataset.modalities)
         return parse_scenarios(list(self.cfg.missing.test), len(names), names)
+
+    @cached_property
+    def trained_scenario(self) -> Scenario:
+        """What is missing in training, whatever the method adds to it."""
+        return parse_scenario(self.cfg.missing.train)
 
     @cached_property
     def device(self) -> torch.device:
@@ -259,6 +270,7 @@ class Context:
             aware = self.trainable.get("recovery_aware")
             overrides += [f"model.recovery_aware={aware}"] if aware else []
             overrides += [f"seed={cfg.seed}"] if cfg.seed else []
+            overrides += [f"dataset.fold={self.fold}"] if self.fold is not None else []
             overrides += [f"name={cfg.name}"] if cfg.name != "default" else []
         quoted = (o if re.fullmatch(r"[\w@%+=:,./~\[\]-]+", o) else shlex.quote(o) for o in overrides)
         return f"python run.py {' '.join([*quoted, f'stages=[{stage}]'])}"
@@ -285,7 +297,19 @@ class Context:
         plain = self._plain(self.cfg.dataset.module, *runtime)
         # A folder may move; the packed store says what is in it.
         meta = self.data.store.meta() or {}
-        for key in ("root", "mnist", "svhn", "backgrounds", "partition_file", "download", "csv", "images"):
+        for key in (
+            "root",
+            "mnist",
+            "svhn",
+            "backgrounds",
+            "partition_file",
+            "download",
+            "csv",
+            "images",
+            "cxr",
+            "iv",
+            "ed",
+        ):
             plain.pop(key, None)
         return plain | {"signature": meta.get("signature")}
 

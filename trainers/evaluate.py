@@ -24,14 +24,16 @@ from models.dymo.dynamic_transformer import DynamicTransformer
 from trainers.context import Context
 from utils.build import build_selection
 from utils.files import replacing, save_arrays
-from utils.metrics import classification_metrics
+from utils.metrics import METRICS, LabelMetrics, classification_metrics
 
 log = logging.getLogger(__name__)
 Method = IncompleteClassifier | Completed | DyMo
+PER_CLASS = ("dataset", "model", "seed", "scenario", "metric", "class", "value", "n", "positives", "train", "fold")
 
 
 def run(context: Context) -> None:
-    """``results.csv``, ``predictions/``, ``masks/``, ``examples/`` and ``DONE`` in the model's run directory."""
+    """``results.csv``, of several labels ``results_per_class.csv``, ``predictions/``, ``masks/``, ``examples/`` and
+    ``DONE`` in the model's run directory."""
     cfg, directory, data = context.cfg, context.directory, context.data
     settings = context.test_settings
     if directory.finished("test", settings, directory / "results.csv"):
@@ -49,7 +51,8 @@ def run(context: Context) -> None:
             check_rows_without_nan(nan_rows, mask, data.modalities)
     model = load_method(context)
     directory.begin("test", settings)
-    directory.clear("DONE", "results.csv", "predictions", "masks", "examples", "selection_validation.csv")
+    directory.clear("DONE", "results.csv", "predictions", "masks", "examples")
+    directory.clear("results_per_class.csv", "selection_validation.csv")
     if isinstance(model, DyMo):
         _check_on_validation(context, model)
     hashes = {
@@ -66,7 +69,7 @@ def run(context: Context) -> None:
     directory.describe(cfg, {"mask_sha256_16": hashes})
     batches = data.loader("test", device=context.device)
     outputs = predict(model, batches, masks, cells, features=tuple(cfg.report.features or ()), noise=noise)
-    rows = []
+    rows, each_label = [], []
     for label, by_scenario in outputs.items():
         for scenario in scenarios:
             arrays = by_scenario[scenario.name]
@@ -75,8 +78,16 @@ def run(context: Context) -> None:
             name = f"{context.label}/{label}" if label else context.label
             for metric, value in measure(arrays, data.task, data.num_classes).items():
                 rows.append((cfg.dataset.name, name, cfg.seed, scenario.name, metric, value, len(arrays["target"])))
+            if data.task == "multilabel":
+                each_label.append(measure_labels(arrays, data.class_names).assign(model=name, scenario=scenario.name))
     _examples(context, model, scenarios, masks, cells, noise)
     frame = pd.DataFrame(rows, columns=["dataset", "model", "seed", "scenario", "metric", "value", "n"])
+    trained_on = {"train": str(context.trained_scenario.name), "fold": context.fold}
+    frame = frame.assign(**trained_on)
+    if each_label:
+        labels = pd.concat(each_label).assign(dataset=cfg.dataset.name, seed=cfg.seed, **trained_on)
+        with replacing(directory / "results_per_class.csv") as file:
+            labels[list(PER_CLASS)].to_csv(file, index=False)
     with replacing(directory / "results.csv") as file:
         frame.to_csv(file, index=False)
     directory.finish("test", settings)
@@ -248,6 +259,20 @@ def measure(arrays: Mapping[str, np.ndarray], task: str, num_classes: int) -> di
         values["accepted_share"] = float(accepted / recovered) if recovered else 0.0
         values["iterations"] = float(arrays["iterations"].mean())
     return values
+
+
+def measure_labels(arrays: Mapping[str, np.ndarray], class_names: Sequence[str]) -> pd.DataFrame:
+    """Metrics of each label in one scenario: a row a metric and label, NaN of a label that has one class only.
+
+    Returns:
+        columns metric, class, value, n (labelled rows), positives.
+    """
+    metrics = LabelMetrics(len(class_names), METRICS)
+    metrics.update(torch.from_numpy(arrays["logits"]), torch.from_numpy(arrays["target"]))
+    values = {k: v.numpy() for k, v in metrics.per_label().items()}
+    counts = {key: values.pop(key).astype(int) for key in ("n", "positives")}
+    parts = [pd.DataFrame({"metric": k, "class": class_names, "value": v, **counts}) for k, v in values.items()]
+    return pd.concat(parts)
 
 
 def accuracy_table(frame: pd.DataFrame) -> str:

@@ -237,8 +237,10 @@ def run_report(context: Context) -> None:
     if not found:
         raise UserError(f"nothing to report in {', '.join(patterns)}: run stage test first ({context.command('test')})")
     metrics = None if cfg.report.metrics is None else list(cfg.report.metrics)
-    report = write_report(found, root / "report" / cfg.name, title=f"{cfg.dataset.name}: {cfg.name}", metrics=metrics)
-    log.info("report: accuracy in %%\n%s", print_table(report.summary, "accuracy"))
+    primary = str(cfg.report.primary)
+    title = f"{cfg.dataset.name}: {cfg.name}"
+    report = write_report(found, root / "report" / cfg.name, title=title, metrics=metrics, primary=primary)
+    log.info("report: %s in %%\n%s", primary, print_table(report.summary, primary))
     log.info("report: %s", report.html)
 
 

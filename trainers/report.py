@@ -37,6 +37,7 @@ TESTS = (
     *("n_rows", "best_only_right", "model_only_right", "p_mcnemar", "same_masks"),
 )
 KEY = ["dataset", "model", "scenario", "metric"]
+REPEAT = ["seed", "fold"]  # what is averaged over
 MEND = "delete it and run stages=[test] again"
 PICTURED = 6  # scenarios of one model that get pictures and histograms
 ORACLE_NOTE = "uses labels: an upper bound, never marked"
@@ -70,6 +71,12 @@ class Run:
     def __post_init__(self) -> None:
         first = self.frame.iloc[0]
         self.dataset, self.model, self.seed = first["dataset"], first["model"].partition("/")[0], int(first["seed"])
+        self.fold, self.train = int(first["fold"]), str(first["train"])
+
+    @property
+    def repeat(self) -> str:
+        """Which of the runs that are averaged over."""
+        return f"seed {self.seed}" + (f", fold {self.fold}" if self.fold >= 0 else "")
 
     def text(self, file: str) -> str:
         """Content of a text file, empty where there is none."""
@@ -86,7 +93,7 @@ def slug(name: str) -> str:
 
 
 def read_results(path: Path) -> pd.DataFrame:
-    """A checked results.csv.
+    """A checked results.csv; ``fold`` is -1 without cross-validation, ``train`` is none where the file does not say.
 
     Raises:
         UserError: it cannot be read, or columns, numbers or uniqueness are not as they should be.
@@ -99,8 +106,10 @@ def read_results(path: Path) -> pd.DataFrame:
             raise ValueError("no rows")
         frame["value"] = pd.to_numeric(frame["value"].replace("", "nan"))
         frame["seed"] = pd.to_numeric(frame["seed"]).astype(int)
+        frame["fold"] = pd.to_numeric(frame.get("fold", pd.Series("", frame.index)).replace("", "-1")).astype(int)
+        frame["train"] = frame["train"].astype(str) if "train" in frame else "none"
         frame = frame.astype(dict.fromkeys(KEY, str))
-        if (twice := frame.duplicated([*KEY, "seed"])).any():
+        if (twice := frame.duplicated([*KEY, *REPEAT])).any():
             raise ValueError("twice " + ", ".join(frame.loc[twice, KEY].iloc[0]))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is not a results file ({error}): {MEND}") from None
@@ -110,7 +119,8 @@ def read_results(path: Path) -> pd.DataFrame:
 def gather(run_dirs: Sequence[Path]) -> tuple[list[Run], list[str]]:
     """The finished runs, and why the others were skipped.
 
-    Runs of one data set and model under different names are told apart as ``model [name]``.
+    Runs of one data set and model under different names are told apart as ``model [name]``, or, where each name stands
+    for another missingness in training, as ``model [train ...]``. The column ``method`` keeps the plain name.
 
     Raises:
         UserError: no finished run, a broken results.csv, or two runs with the same rows.
@@ -126,16 +136,19 @@ def gather(run_dirs: Sequence[Path]) -> tuple[list[Run], list[str]]:
     if not runs:
         tried = ", ".join(map(str, run_dirs)) or "an empty list"
         raise UserError(f"no finished run (with results.csv and DONE) in {tried}: run stages=[test] first")
-    names: dict[tuple[str, str], set[str]] = {}
+    names: dict[tuple[str, str], set[tuple[str, str]]] = {}
     for run in runs:
-        names.setdefault((run.dataset, run.model), set()).add(run.path.parent.name)
+        names.setdefault((run.dataset, run.model), set()).add((run.path.parent.name, run.train))
     owner: dict[tuple, Path] = {}
     for run in runs:
-        if len(names[run.dataset, run.model]) > 1:
-            main = f"{run.model} [{run.path.parent.name}]"
+        run.frame["method"] = run.frame["model"]
+        variants = names[run.dataset, run.model]
+        of_training = len({name for name, _ in variants}) == len({train for _, train in variants}) == len(variants)
+        if len(variants) > 1 and not (of_training and run.train == "none"):
+            main = f"{run.model} [{f'train {run.train}' if of_training else run.path.parent.name}]"
             run.frame["model"] = [main + model.removeprefix(run.model) for model in run.frame["model"]]
             run.model = main
-        for key in run.frame[[*KEY, "seed"]].itertuples(index=False, name=None):
+        for key in run.frame[[*KEY, *REPEAT]].itertuples(index=False, name=None):
             if (other := owner.setdefault(key, run.path)) != run.path:
                 raise UserError(
                     f"{other} and {run.path} both hold {key[0]}, {key[1]}, seed {key[4]}, {key[2]}: "
@@ -145,9 +158,31 @@ def gather(run_dirs: Sequence[Path]) -> tuple[list[Run], list[str]]:
 
 
 def summarise(frame: pd.DataFrame) -> pd.DataFrame:
-    """Mean, SD (n - 1; empty for one seed) and number of seeds of every dataset, model, scenario and metric."""
-    values = frame.groupby(KEY, sort=False)["value"]
-    return values.agg(mean="mean", sd="std", n_seeds="count").reset_index()
+    """Mean, SD (n - 1; empty for one run) and number of runs of every dataset, model, scenario and metric.
+
+    Under cross-validation a fold is what is repeated: its seeds are averaged first, and ``error``, which is shown, is
+    the standard error SD / sqrt(folds). Else ``error`` is the SD, over ``n_seeds``, and ``n_folds`` is 0.
+    """
+    frame = frame if "fold" in frame else frame.assign(fold=-1)
+    seeds = frame[frame["value"].notna()].groupby(KEY, sort=False)["seed"].nunique()
+    unit = frame["fold"].where(frame["fold"] >= 0, -1 - frame["seed"])
+    units = frame.assign(unit=unit).groupby([*KEY, "unit"], sort=False)[["value", "fold"]].mean().reset_index()
+    found = units.groupby(KEY, sort=False).agg(
+        mean=("value", "mean"), sd=("value", "std"), count=("value", "count"), fold=("fold", "max")
+    )
+    folds = found.pop("count").where(found.pop("fold") >= 0, 0)
+    found["n_seeds"] = seeds.reindex(found.index, fill_value=0)
+    found["n_folds"] = folds
+    found["error"] = found["sd"] / np.sqrt(folds.where(folds > 0, 1))
+    return found.reset_index()
+
+
+def spread(summary: pd.DataFrame) -> str:
+    """What the numbers of a table are, in words."""
+    counts = {kind: sorted({summary[f"n_{kind}"].min(), summary[f"n_{kind}"].max()}) for kind in ("folds", "seeds")}
+    if counts["folds"][-1] == 0:
+        return f"mean ± standard deviation over seeds ({' to '.join(map(str, counts['seeds']))} per cell)"
+    return f"mean ± standard error over folds ({' to '.join(map(str, counts['folds']))} per cell)"
 
 
 def label(metric: str) -> str:
@@ -156,14 +191,14 @@ def label(metric: str) -> str:
 
 
 def _shown(summary: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Rows of one metric in the unit of :func:`label`."""
+    """Rows of one metric in the unit of :func:`label`; ``sd`` becomes what is shown after ±."""
     rows = summary[summary["metric"] == metric]
     factor = 100 if label(metric) != metric else 1
-    return rows.assign(mean=rows["mean"] * factor, sd=rows["sd"] * factor)
+    return rows.assign(mean=rows["mean"] * factor, sd=rows["error"] * factor)
 
 
 def table(summary: pd.DataFrame, metric: str, style: str = "plain") -> pd.DataFrame:
-    """Rows are models, columns scenarios, cells 'mean ± SD'; best and second best of a column are marked.
+    """Rows are models, columns scenarios, cells 'mean ± SD' (± SE over folds); best and second best are marked.
 
     Equal as shown is equal: all firsts are best, all holders of the next value second best. Models that use labels,
     metrics without a better side and columns with one model get no marks.
@@ -218,6 +253,7 @@ def print_table(summary: pd.DataFrame, metric: str, models: Sequence[str] | None
     for dataset, part in rows.groupby("dataset", sort=False):
         text = table(part, metric).rename_axis(None).to_string()
         notes = ["* best, + second best"] * (metric in METRICS) + [f"† {ORACLE_NOTE}"] * ("†" in text)
+        notes += [spread(part)] * bool((part["n_folds"] > 0).any())
         blocks.append("\n".join([f"{dataset}, {label(metric)}", text, *notes]))
     return "\n\n".join(blocks)
 
@@ -270,13 +306,14 @@ def _outcome(path: Path) -> tuple[np.ndarray, np.ndarray, str]:
 def compare(runs: Sequence[Run], frame: pd.DataFrame, primary: str) -> pd.DataFrame:
     """Best model of each scenario (upper bounds aside) against every other: paired t-test and exact McNemar.
 
-    The t-test pairs common seeds; McNemar pools the rows of the common seeds whose predictions both models saved.
+    The t-test pairs common seeds (and folds); McNemar pools the rows of the common runs whose predictions both models
+    saved.
     """
     rows = frame[(frame["metric"] == primary) & frame["value"].notna()]
-    owner = {(run.dataset, model, run.seed): run for run in runs for model in run.frame["model"].unique()}
+    owner = {(run.dataset, m, run.seed, run.fold): run for run in runs for m in run.frame["model"].unique()}
     outcome, found = functools.cache(_outcome), []
     for (dataset, scenario), part in rows.groupby(["dataset", "scenario"], sort=False):
-        values = {str(model): group.set_index("seed")["value"] for model, group in part.groupby("model", sort=False)}
+        values = {str(model): group.set_index(REPEAT)["value"] for model, group in part.groupby("model", sort=False)}
         sign = -1 if primary in LOWER_IS_BETTER else 1
         score = {model: sign * value.mean() for model, value in values.items() if not is_oracle(model)}
         best = max(score, key=lambda model: score[model], default="")
@@ -285,7 +322,7 @@ def compare(runs: Sequence[Run], frame: pd.DataFrame, primary: str) -> pd.DataFr
             a, b = values[best].loc[seeds].to_numpy(), values[model].loc[seeds].to_numpy()
             counts, same_masks = np.zeros(3, dtype=int), True
             for seed in seeds:
-                files = [owner[dataset, name, seed].predictions(name, scenario) for name in (best, model)]
+                files = [owner[dataset, name, *seed].predictions(name, scenario) for name in (best, model)]
                 if not all(file.is_file() for file in files):
                     continue
                 (index, right, mask), (other_index, other_right, other_mask) = map(outcome, files)
@@ -301,10 +338,35 @@ def compare(runs: Sequence[Run], frame: pd.DataFrame, primary: str) -> pd.DataFr
     return pd.DataFrame(found, columns=list(TESTS))
 
 
-def _draw(runs: Sequence[Run], summary: pd.DataFrame, metrics: Sequence[str], folder: Path) -> dict[str, list[Path]]:
-    """Draw everything; section of the page -> its PNG files."""
-    styles, partial = plotting.model_styles(list(summary["model"].unique())), functools.partial
+def training_sweep(frame: pd.DataFrame) -> pd.DataFrame:
+    """Methods trained under several missingness scenarios and tested on complete data, as a frame whose ``scenario`` is
+    the one of training; empty where there are no several, or a method has two runs of one."""
+    rows = frame[frame["scenario"] == "none"]
+    rows = rows.assign(model=rows["method"], scenario=rows["train"])
+    several = rows["train"].nunique() > 1 and not rows.duplicated([*KEY, *REPEAT]).any()
+    return rows.sort_values("train", key=lambda train: train != "none", kind="stable") if several else rows[:0]
+
+
+def _draw(
+    runs: Sequence[Run], summary: pd.DataFrame, sweep: pd.DataFrame, metrics: Sequence[str], folder: Path
+) -> dict[str, list[Path]]:
+    """Draw everything; section of the page -> its PNG files.
+
+    Args:
+        sweep: the summary of :func:`training_sweep`; with it, curves over test rates are those of complete training.
+    """
+    partial = functools.partial
     jobs: list[tuple[str, str, Callable[[], Figure | None]]] = []
+    styles = plotting.model_styles(list((sweep if len(sweep) else summary)["model"].unique()))
+    if len(sweep):
+        jobs = [
+            (
+                "sweep",
+                f"sweep_{slug(m)}",
+                partial(plotting.degradation, _shown(sweep, m), label(m), styles, xlabel="missing rate in training"),
+            )
+            for m in metrics
+        ]
     curves_of = partial(plotting.degradation, whole=_rate_one(runs))
     for metric in metrics:
         for name, draw in (
@@ -315,7 +377,7 @@ def _draw(runs: Sequence[Run], summary: pd.DataFrame, metrics: Sequence[str], fo
             arguments = (_shown(summary, metric), label(metric), styles)
             jobs.append((metric, f"{name}_{slug(metric)}", partial(draw, *arguments)))
     groups: dict[tuple[str, str], list[Run]] = {}
-    for run in sorted(runs, key=lambda run: run.seed):
+    for run in sorted(runs, key=lambda run: (run.seed, run.fold)):
         groups.setdefault((run.dataset, run.model), []).append(run)
     several = summary["dataset"].nunique() > 1
     for (dataset, model), group in groups.items():
@@ -325,11 +387,11 @@ def _draw(runs: Sequence[Run], summary: pd.DataFrame, metrics: Sequence[str], fo
         if len(examples) > PICTURED:
             log.info("report: pictures of the first %d of %d scenarios of %s", PICTURED, len(examples), title)
         for scenario, file in examples[:PICTURED]:
-            heading = f"{title}, {scenario}, seed {group[0].seed}"
+            heading = f"{title}, {scenario}, {group[0].repeat}"
             jobs.append(("samples", f"samples_{stem}_{slug(scenario)}", partial(_samples, file, heading)))
         jobs.append(("rewards", f"rewards_{stem}", partial(_rewards, group, model, scenarios, title)))
-        logs = {run.seed: f for run in group if (f := run.path / "metrics.csv").is_file() and f.stat().st_size > 1}
-        curves = {seed: pd.read_csv(file) for seed, file in logs.items()}
+        logs = {run.repeat: f for run in group if (f := run.path / "metrics.csv").is_file() and f.stat().st_size > 1}
+        curves = {repeat: pd.read_csv(file) for repeat, file in logs.items()}
         jobs.append(("training", f"training_{stem}", partial(plotting.training_curves, curves, title)))
     drawn: dict[str, list[Path]] = {}
     for section, name, job in tqdm(jobs, desc="report: figures", disable=None, leave=False):
@@ -389,23 +451,26 @@ summary { cursor: pointer; padding: .3em 0 }
 {% for s in skipped %}<p class="note">Skipped {{ s }}</p>{% endfor %}
 <h2>How to read this</h2>
 <p>A row is a model, a column a way of being incomplete: <i>none</i> is complete data, <i>random_0.4</i> hides 40 % of
-the modalities, <i>whole_12</i> hides modalities 1 and 2 (counted from 0) of every sample,
-<i>noise_gaussian_4_m0</i> adds noise of level 4 (of 11) to modality m0, and what follows a plus is hidden besides.
-Cells are the mean ± standard deviation over seeds ({{ seeds }} per cell); without ± there is one seed.
-<b>Bold</b> is best and <u>underlined</u>
-second best in a column, equal values alike; for {{ lower }} lower is better. A name after a slash is another way of
-using the same trained model.{% if oracle %} <sup>†</sup> {{ oracle }}.{% endif %}</p>
+the modalities, <i>whole_12</i> hides modalities 1 and 2 (counted from 0) of every sample, <i>nested_0_0.25</i> hides
+modality 0 of 25 % of them, <i>noise_gaussian_4_m0</i> adds noise of level 4 (of 11) to modality m0, and what follows a
+plus is hidden besides. Cells are the {{ spread }}; without ± there is one run. <b>Bold</b> is best and
+<u>underlined</u> second best in a column, equal values alike; for {{ lower }} lower is better. A name after a slash is
+another way of using the same trained model.{% if oracle %} <sup>†</sup> {{ oracle }}.{% endif %}</p>
 {% for metric, tables, figures in metrics %}<details{% if loop.first %} open{% endif %}>
 <summary><b>{{ metric }}</b></summary>
 {% for dataset, cells in tables %}<h3>{{ dataset }}</h3><div class="wide">{{ cells }}</div>{% endfor %}
 {% for name, uri in figures %}<p><img alt="{{ name }}" src="{{ uri }}"></p>{% endfor %}</details>
 {% endfor %}
+{% if sweep %}<h2>Trained on incomplete data, tested on complete data</h2>
+<p class="note">A column is what was missing in training.</p>
+{% for metric, cells in sweep %}<h3>{{ metric }}</h3><div class="wide">{{ cells }}</div>{% endfor %}{% endif %}
 {% if tests %}<h2>Paired tests, {{ primary }}</h2>
 <details><summary>Best model of each scenario against the others</summary>
 <p class="note">p_t: paired t-test over common seeds; few seeds see only large differences, and it is empty where the
 difference never varies. p_mcnemar: exact McNemar test on the predictions of all seeds together; seeds share test
-samples, so with several seeds it comes out too small. Neither is corrected for the number of comparisons, nor for
-calling the best one best after seeing the results.</p>
+samples, so with several seeds it comes out too small. {% if folds %}The training rows of folds overlap, so over folds
+p_t comes out too small. {% endif %}Neither is corrected for the number of comparisons, nor for calling the best one
+best after seeing the results.</p>
 <div class="wide">{{ tests }}</div></details>{% endif %}
 {% for heading, note, figures in sections if figures %}<h2>{{ heading }}</h2><p class="note">{{ note }}</p>
 {% for name, uri in figures %}<details><summary>{{ name }}</summary><img alt="{{ name }}" src="{{ uri }}"></details>
@@ -416,11 +481,16 @@ calling the best one best after seeing the results.</p>
 </body></html>
 """
 SECTIONS = {
+    "sweep": "Tested on complete data; at rate 0 trained on complete data.",
     "samples": "Missing originals are dimmed in a dashed frame. Accepted recoveries have a green frame and their order "
     "in brackets; their reward is bold at the step that accepted them.",
     "rewards": "The last reward of each recovery, over all seeds; numbers in brackets count recoveries.",
-    "training": "One line for each seed.",
+    "training": "One line for each seed or fold.",
 }
+
+
+def _html(summary: pd.DataFrame, metric: str) -> str:
+    return table(summary, metric, "html").reset_index().to_html(index=False, border=0, escape=False)
 
 
 def _environment(runs: Sequence[Run]) -> list[Markup]:
@@ -429,7 +499,7 @@ def _environment(runs: Sequence[Run]) -> list[Markup]:
     frame = pd.json_normalize(entries).astype(object).map(lambda v: "–" if v is None or v != v else str(v))
     shared = [column for column in frame if frame[column].nunique() == 1]
     common = pd.DataFrame({"entry": shared, "the same in all runs": [frame[c].iloc[0] for c in shared]})
-    frame.insert(0, "run", [f"{run.dataset}, {run.model}, seed {run.seed}" for run in runs])
+    frame.insert(0, "run", [f"{run.dataset}, {run.model}, {run.repeat}" for run in runs])
     parts = [common] * bool(shared) + [frame.drop(columns=shared)]
     return [Markup(part.to_html(index=False, border=0)) for part in parts]
 
@@ -438,6 +508,7 @@ def _page(
     runs: Sequence[Run],
     skipped: Sequence[str],
     summary: pd.DataFrame,
+    sweep: pd.DataFrame,
     tests: pd.DataFrame,
     metrics: Sequence[str],
     primary: str,
@@ -448,7 +519,7 @@ def _page(
     blocks = []
     for metric in metrics:
         tables = [
-            (name, Markup(table(part, metric, "html").reset_index().to_html(index=False, border=0, escape=False)))
+            (name, Markup(_html(part, metric)))
             for name, part in summary[summary["metric"] == metric].groupby("dataset", sort=False)
         ]
         blocks.append((label(metric), tables, figures.get(metric)))
@@ -458,10 +529,12 @@ def _page(
         skipped=skipped,
         title=title,
         date=datetime.now().strftime("%Y-%m-%d %H:%M"),
-        seeds=" to ".join(map(str, sorted({summary["n_seeds"].min(), summary["n_seeds"].max()}))),
+        spread=spread(summary),
+        folds=bool((summary["n_folds"] > 0).any()),
         lower=", ".join(LOWER_IS_BETTER),
         oracle=ORACLE_NOTE if summary["model"].map(is_oracle).any() else "",
         metrics=blocks,
+        sweep=[(label(m), Markup(_html(sweep, m))) for m in metrics if len(sweep)],
         primary=primary,
         tests=len(tests) and Markup(tests.to_html(index=False, border=0, float_format="{:.3g}".format, na_rep="")),
         sections=[(name.capitalize(), note, figures.get(name)) for name, note in SECTIONS.items()],
@@ -506,11 +579,14 @@ def write_report(
     metrics = sorted(dict.fromkeys(metrics or present), key=lambda m: m != primary)
     log.info("report: %d runs, %s, into %s", len(runs), ", ".join(metrics), output)
     summary, tests, tables = summarise(frame), compare(runs, frame, primary), {}
+    sweep = summarise(training_sweep(frame))
 
     draft, old = (output.with_name(f".{output.name}.{os.getpid()}.{kind}") for kind in ("draft", "old"))
     draft.mkdir(parents=True)
     try:
-        for name, content in (("results", frame), ("summary", summary), ("tests", tests)):
+        for name, content in (("results", frame), ("summary", summary), ("sweep", sweep), ("tests", tests)):
+            if name == "sweep" and not len(sweep):
+                continue
             content.to_csv(draft / f"{name}.csv", index=False)
         for metric in metrics:
             markdown, latex = [], ["% needs \\usepackage{booktabs}"]
@@ -518,13 +594,17 @@ def write_report(
                 tables[str(dataset), metric] = table(part, metric)
                 note = bool(part["model"].map(is_oracle).any())
                 markdown += [f"## {dataset}, {label(metric)}\n", to_markdown(table(part, metric, "markdown")) + "\n"]
-                markdown += [f"† {ORACLE_NOTE}\n"] * note
+                markdown += [f"† {ORACLE_NOTE}\n"] * note + [f"{spread(part)}\n"] * bool(part["n_folds"].any())
                 latex += [f"% {dataset}, {label(metric)}", to_latex(table(part, metric, "latex"))]
                 latex += [rf"\par{{\footnotesize $^\dagger$ {ORACLE_NOTE}}}"] * note
             (draft / f"summary_{slug(metric)}.md").write_text("\n".join(markdown))
             (draft / f"summary_{slug(metric)}.tex").write_text("\n".join(latex) + "\n")
-        drawn = _draw(runs, summary, metrics, draft / "figures")
-        (draft / "report.html").write_text(_page(runs, skipped, summary, tests, metrics, primary, title, drawn))
+            if len(sweep):
+                (draft / f"sweep_{slug(metric)}.md").write_text(to_markdown(table(sweep, metric, "markdown")) + "\n")
+                (draft / f"sweep_{slug(metric)}.tex").write_text(to_latex(table(sweep, metric, "latex")) + "\n")
+        drawn = _draw(runs, summary, sweep, metrics, draft / "figures")
+        page = _page(runs, skipped, summary, sweep, tests, metrics, primary, title, drawn)
+        (draft / "report.html").write_text(page)
         if output.exists():
             output.rename(old)
         draft.rename(output)

@@ -90,7 +90,20 @@ def store_path(cfg: DictConfig) -> Path:
     module = OmegaConf.to_container(cfg.dataset.module, resolve=True)
     assert isinstance(module, dict)
     source = {k: v for k, v in module.items() if k not in (*runtime, "_target_")}
-    paths = ("root", "mnist", "svhn", "backgrounds", "partition_file", "csv", "images", "lists", "recordings")
+    paths = (
+        "root",
+        "mnist",
+        "svhn",
+        "backgrounds",
+        "partition_file",
+        "csv",
+        "images",
+        "lists",
+        "recordings",
+        "cxr",
+        "iv",
+        "ed",
+    )
     for key in (*paths, "tokenizer"):
         # A tokenizer may be a name instead of a path.
         if source.get(key) and (key != "tokenizer" or Path(str(source[key])).exists()):

@@ -95,12 +95,13 @@ def degradation(
     whole: Mapping[tuple[str, str], str] | None = None,
     xlabel: str = "missing rate",
 ) -> Figure | None:
-    """Value against missing rate, one line a model with its SD band.
+    """Value against missing rate, one line a model with its SD (over folds: SE) band.
 
     Args:
         summary: columns dataset, model, scenario, mean, sd of one metric, in the unit of ``ylabel``. A row of panels
-            for each data set, a column for each of :data:`FAMILIES`; ``none`` is rate 0 in all. Where one of two
-            modalities goes missing at a rate, the scenario that hides it in all rows is rate 1, if ``whole`` names it.
+            for each data set, a column for each of :data:`FAMILIES` and each modality of nested ones; ``none`` is
+            rate 0 in all. Where one of two modalities goes missing at a rate, the scenario that hides it in all rows is
+            rate 1, if ``whole`` names it.
 
     Returns:
         None where no scenario has a rate.
@@ -294,11 +295,11 @@ def noise_curves(curves: pd.DataFrame, title: str) -> Figure:
 
 
 @rc_context(RC)
-def training_curves(frames: Mapping[int, pd.DataFrame], title: str) -> Figure | None:
-    """Losses on the left and validation metrics on the right against the epoch, a thin line for each seed.
+def training_curves(frames: Mapping[Any, pd.DataFrame], title: str) -> Figure | None:
+    """Losses on the left and validation metrics on the right against the epoch, a thin line for each run.
 
     Args:
-        frames: seed -> ``metrics.csv`` of Lightning's CSVLogger; columns may be sparse.
+        frames: run -> ``metrics.csv`` of Lightning's CSVLogger; columns may be sparse.
     """
     names = list(dict.fromkeys(c for frame in frames.values() for c in frame if not c.endswith("_step")))
     losses = [c for c in names if re.fullmatch(r"(train|val)[_/]loss(_epoch)?", c)]
