@@ -65,7 +65,8 @@ def fit(
     """Train, or continue training, and return the best checkpoint.
 
     Args:
-        training: max_epochs, batch_size, patience, min_delta, and where there is one accumulate_grad_batches.
+        training: max_epochs, batch_size, patience, min_delta, and where there are any accumulate_grad_batches, and
+            warmup_epochs, at the start, of which none can be the best and none counts for patience.
         settings: what the result depends on; kept in the stage's marker.
         monitor: logged value that chooses the checkpoint (``*loss``: lower is better); None keeps the last epoch.
     """
@@ -101,6 +102,10 @@ def fit(
         callbacks.append(
             EarlyStopping(monitor, training.min_delta, training.patience, mode=mode, check_on_train_epoch_end=True)
         )
+    if warmup := training.get("warmup_epochs"):
+        for callback in callbacks:
+            if isinstance(callback, EarlyStopping) or (isinstance(callback, ModelCheckpoint) and callback.monitor):
+                after_warmup(callback, warmup)
     if cfg.trainer.enable_progress_bar:
         callbacks.append(TQDMProgressBar(refresh_rate=10))
     accumulate = training.get("accumulate_grad_batches")
@@ -152,6 +157,17 @@ def fit(
         )
     trainer.strategy.barrier("finished")
     return best
+
+
+def after_warmup(callback: pl.Callback, epochs: int) -> None:
+    """Keep a callback from looking at the first ``epochs``."""
+    look = callback.on_train_epoch_end
+
+    def on_train_epoch_end(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.current_epoch >= epochs:
+            look(trainer, pl_module)
+
+    callback.on_train_epoch_end = on_train_epoch_end  # type: ignore[method-assign]
 
 
 def merge_metrics(attempts: Path, target: Path) -> None:
