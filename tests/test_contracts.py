@@ -49,7 +49,7 @@ FILES = sorted(f.relative_to(CONFIGS) for f in CONFIGS.rglob("*.yaml"))
 COUNTS = {
     ".": 1,
     "dataset": 18,
-    "model": 22,
+    "model": 28,
     "imputer": 8,
     "missing": 2,
     "trainer": 4,

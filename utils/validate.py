@@ -228,8 +228,8 @@ def validate(cfg: DictConfig) -> None:
         if training is not None and (warmup := training.get("warmup_epochs")):
             need(
                 warmup < training.max_epochs,
-                f"{part}.training.warmup_epochs={warmup}: none of {training.max_epochs} epochs could be the best, set it "
-                f"below {part}.training.max_epochs",
+                f"{part}.training.warmup_epochs={warmup}: none of {training.max_epochs} epochs could be the best, set "
+                f"it below {part}.training.max_epochs",
             )
     if OmegaConf.select(cfg, f"{fitted}.module._target_") is not None:
         hidden = [s.name for s in named.get("test") or [] if s.kind != "none"] if "test" in stages else []

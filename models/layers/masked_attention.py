@@ -62,7 +62,8 @@ class MaskedBlock(nn.Module):
             (B, N, D).
         """
         n = self.norm1(x)
-        mixed = self.attend(*(F.relu(part(n)) for part in (self.query, self.key, self.value)), available)
+        q, k, v = (F.relu(part(n)) for part in (self.query, self.key, self.value))
+        mixed = self.attend(q, k, v, available)
         y = self.norm2(x + F.relu(self.proj(mixed)))
         return y + self.fc2(F.relu(self.fc1(y)))
 
