@@ -59,10 +59,11 @@ class NAIM(nn.Module):
             raise ValueError("a table without columns cannot be encoded")
         self.tokens, self.width = (1, vector_width) if vector_width else (columns, width)
         self.pretrained = False
-        rows = torch.tensor([levels + 1 for levels in self.cardinalities] + [2] * n_continuous)
+        counts = [levels + 1 for levels in self.cardinalities] + [2] * n_continuous
+        rows = torch.tensor(counts)
         last = rows.cumsum(0) - 1
         # All tables one below the other.
-        self.embedding = nn.Embedding(int(rows.sum()), width)
+        self.embedding = nn.Embedding(sum(counts), width)
         nn.init.normal_(self.embedding.weight, std=width**-0.5)
         with torch.no_grad():
             self.embedding.weight[last] = 0

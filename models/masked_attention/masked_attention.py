@@ -74,8 +74,8 @@ class MaskedAttention(TokenFusion):
         if self.fill == "inputs" and mask_mode != "none":
             raise ValueError(f"fill=inputs: nothing is left to mask, set mask_mode=none instead of {mask_mode}")
         self.mask_mode, self.gate = mask_mode, gate
-        modality = torch.arange(len(modalities)).repeat_interleave(torch.tensor(self.tokens_per_modality))
-        self.register_buffer("modality_of_token", modality, persistent=False)
+        modality = [i for i, count in enumerate(self.tokens_per_modality) for _ in range(count)]
+        self.register_buffer("modality_of_token", torch.tensor(modality), persistent=False)
         self.modality_of_token: Tensor
         self.gates = nn.Parameter(torch.randn(len(modalities), width) * width**-0.5) if gate != "none" else None
         self.transformer = MaskedTransformer(width, heads, layers, hidden, mask_mode, pooling)
