@@ -21,8 +21,9 @@ does where that changes numbers:
 - every fall of the learning rates forgets the moments of the optimiser;
 - encoders without weights are initialised Xavier uniform.
 
-The released code also tests the weights of the last epoch, since its copy of the best ones is a reference to the
-current: ``model.monitor=null`` does that, with ``model.training.patience`` as the epochs past the best then unused.
+Not restored: the released code tests the weights of the last epoch, since its copy of the best ones is a reference to
+the current (``model.monitor=null`` tests the last epoch, without early stopping), orders each epoch's rows by how rare
+their labels are, and leaves out its last, incomplete batch.
 """
 
 from __future__ import annotations
