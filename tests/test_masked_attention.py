@@ -415,6 +415,8 @@ def test_what_does_not_go_together_is_said(composed: Callable[..., DictConfig]) 
     ):
         with pytest.raises(ValueError, match=message):
             build(**options)
+    with pytest.raises(ValueError, match="leave out per=batch"):
+        TrainingMasks("fewer", per="batch")
     with pytest.raises(ValueError, match="combine=mean"):
         build(TokenPerceptron, combine="mean")
     with pytest.raises(ValueError, match="rule=median"):
@@ -546,7 +548,7 @@ def two_views(rows: int, seed: int) -> Batch:
     return Batch(inputs, torch.zeros(rows, 2, dtype=torch.bool), target, torch.arange(rows), complete=True)
 
 
-def trained(model: Any, steps: int = 150) -> Any:
+def trained(model: Any, steps: int = 80) -> Any:
     model.log_losses = lambda *_: None
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     for step in range(steps):

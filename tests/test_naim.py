@@ -14,7 +14,7 @@ from datasets.base import Modality
 from models.encoders.naim import NAIM, drop_cells
 from models.layers.masked_attention import POOLINGS, MaskedBlock, MaskedTransformer
 from tests.networks import CELLS, LEVELS, N_CONTINUOUS, random_table
-from tests.test_baselines import generator
+from tests.test_baselines import METHODS, SMALL_ENCODERS, build, generator, some_batch, spoilt
 from utils.build import build_encoder
 from utils.schedule import Plateau
 
@@ -198,6 +198,22 @@ def test_a_table_says_its_columns() -> None:
     node = OmegaConf.create({"_target_": "models.encoders.naim.NAIM", "width": 8, "heads": 2})
     encoder = build_encoder(node, "x", Modality("t", "table", (CELLS,), LEVELS), vector_width=5)
     assert isinstance(encoder, NAIM) and encoder(random_table(4), some_cells(4)).shape == (4, 1, 5)
+
+
+@pytest.mark.parametrize("method", ["ModDrop", "QMF"])
+def test_other_methods_take_it_with_its_mask(method: str) -> None:
+    """Of tokens, and of one vector a modality."""
+    encoder = "+model.encoders={tabular:{_target_:models.encoders.naim.NAIM,width:8,heads:2,hidden:16}}"
+    model = build(method, "CAD", *METHODS[method], *SMALL_ENCODERS["CAD"], encoder).eval()
+    batch = some_batch("CAD")
+    calls: list[Tensor | None] = []
+    model.encoders["tabular"].register_forward_pre_hook(  # type: ignore[union-attr, index]
+        lambda _, inputs, named: calls.append(named.get("missing")), with_kwargs=True
+    )
+    with torch.no_grad():
+        logits = [model(spoilt(model, batch, value)).logits for value in (0.0, math.nan)]
+    assert torch.equal(*logits) and torch.isfinite(logits[0]).all()
+    assert len(calls) == 2 and all(torch.equal(seen, batch.feature_missing["tabular"]) for seen in calls)  # type: ignore[arg-type]
 
 
 def test_feature_dropout_hides_one_to_all_but_two() -> None:
