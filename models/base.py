@@ -96,7 +96,11 @@ class IncompleteClassifier(pl.LightningModule):
 
     def loss(self, prediction: Prediction, batch: Batch) -> dict[str, Tensor]:
         """Named scalars; ``loss`` is the one that is minimised. Multi-label targets < 0 are unlabelled and ignored."""
-        return {"loss": classification_loss(prediction.logits, batch.target, self.task)}
+        return {"loss": self.criterion(prediction.logits, batch.target)}
+
+    def criterion(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The loss of classification, see :func:`classification_loss`."""
+        return classification_loss(logits, target, self.task)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         losses = self.loss(self(batch), batch)
@@ -116,9 +120,13 @@ class IncompleteClassifier(pl.LightningModule):
         values = {f"{stage}_{k}": v.detach() for k, v in losses.items()}
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=n, sync_dist=True)
 
+    def parameter_groups(self) -> list[Any]:
+        """What the optimiser is given: the trained parameters, or groups of them with settings of their own."""
+        return [p for p in self.parameters() if p.requires_grad]
+
     def configure_optimizers(self) -> Any:
         assert self._optimizer is not None, "this model was built without an optimiser"
-        optimizer = self._optimizer([p for p in self.parameters() if p.requires_grad])
+        optimizer = self._optimizer(self.parameter_groups())
         scheduler = None if self._scheduler is None else self._scheduler(optimizer)
         if scheduler is None:
             return optimizer

@@ -49,7 +49,7 @@ FILES = sorted(f.relative_to(CONFIGS) for f in CONFIGS.rglob("*.yaml"))
 COUNTS = {
     ".": 1,
     "dataset": 20,
-    "model": 23,
+    "model": 29,
     "imputer": 8,
     "missing": 2,
     "trainer": 4,

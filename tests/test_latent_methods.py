@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datasets.base import Batch, Modality
+from models.baselines.base import fewer_of
 from models.baselines.flex_moe import DenseMixture, routing_loss
 from models.baselines.multi_ae import decoder, reconstruction_error
 from models.baselines.online_mae import OnlineMAE, reconstruction, standardised
-from models.baselines.simmlm import fewer_of, ranking_loss
+from models.baselines.simmlm import ranking_loss
 from tests.test_baselines import METHODS, SMALL_ENCODERS, build, generator, some_batch, spoilt
 
 

@@ -158,25 +158,33 @@ class Context:
         ``model.prerequisites`` names nodes of the model, each a whole model of its own: ``once``, or
         ``each_modality``, which sets ``modality`` of the node; the labels are then ``<node>_<modality>``.
         """
+        return self._built_on(self.cfg, ())
+
+    def _built_on(self, cfg: DictConfig, path: tuple[str, ...]) -> dict[str, Context]:
+        """The runs that the node at ``path`` below the one that is trained is built on. Theirs are found before a node
+        is taken out of the configuration, which settles what in it depends on the modality."""
         found = {}
-        for key, how in (self.trainable.get("prerequisites") or {}).items():
-            modalities = list(self.cfg.dataset.modalities) if how == "each_modality" else [None]
+        for key, how in (self._in(cfg, *path).get("prerequisites") or {}).items():
+            modalities = list(cfg.dataset.modalities) if how == "each_modality" else [None]
             for modality in modalities:
-                cfg = deepcopy(self.cfg)
-                node = self._in(cfg)[key]
+                own = deepcopy(cfg)
+                node = self._in(own, *path, str(key))
                 if modality is not None:
                     node.modality = modality
-                plain = OmegaConf.to_container(node, resolve=True)
-                cfg.model = OmegaConf.create(plain)
-                OmegaConf.set_struct(cfg, True)
-                part = Context(cfg)
-                part.__dict__["data"] = self.data
+                below = self._built_on(own, (*path, str(key)))
+                own.model = OmegaConf.create(OmegaConf.to_container(node, resolve=True))
+                OmegaConf.set_struct(own, True)
+                part = Context(own)
+                part.__dict__.update(data=self.data, prerequisites=below)
                 found[str(key) if modality is None else f"{key}_{modality}"] = part
         return found
 
-    def _in(self, cfg: DictConfig) -> DictConfig:
-        """The node that is trained, in a copy of the configuration."""
-        return cfg.model.backbone if self.has_backbone else cfg.model
+    def _in(self, cfg: DictConfig, *path: str) -> DictConfig:
+        """The node that is trained, or one below it, in a copy of the configuration."""
+        node = cfg.model.backbone if self.has_backbone else cfg.model
+        for key in path:
+            node = node[key]
+        return node
 
     def build(self) -> IncompleteClassifier:
         """The model untrained, as an empty shape for weights."""

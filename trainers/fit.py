@@ -52,24 +52,6 @@ class EpochOrder(pl.Callback):
         torch.manual_seed(hash_seed(self.seed, 2, trainer.current_epoch, trainer.global_rank))
 
 
-class Late:
-    """Of a callback that judges epochs: not before the epoch ``first``."""
-
-    first = 0
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.current_epoch >= self.first:
-            super().on_train_epoch_end(trainer, pl_module)  # type: ignore[misc]
-
-
-class LateCheckpoint(Late, ModelCheckpoint):
-    """The best of the later epochs."""
-
-
-class LateStopping(Late, EarlyStopping):
-    """Early stopping that is patient with the earlier epochs."""
-
-
 def fit(
     cfg: DictConfig,
     module: pl.LightningModule,
@@ -87,7 +69,8 @@ def fit(
 
     Args:
         training: max_epochs, batch_size, patience, min_delta, and where there are any accumulate_grad_batches,
-            gradient_clip_val.
+            gradient_clip_val, and warmup_epochs, at the start, of which none can be the best and none counts for
+            patience.
         settings: what the result depends on; kept in the stage's marker.
         monitor: logged value that chooses the checkpoint (``*loss``: lower is better); None keeps the last epoch.
         noise: on the training batches; no epoch before its start is chosen as the best.
@@ -106,33 +89,30 @@ def fit(
         module.stream_seed = cfg.seed
     if cfg.trainer.compile and isinstance(module, IncompleteClassifier):
         module.compile_parts(cfg.trainer.compile)
-    first = noise.start_epoch if noise else 0
-    # Names of the classes are keys in checkpoints: the plain ones stay where nothing is asked for.
-    best_class, stopping_class = (LateCheckpoint, LateStopping) if first else (ModelCheckpoint, EarlyStopping)
-    best_epoch = best_class(
-        checkpoints,
-        "best",
-        monitor=monitor,
-        mode="min" if monitor and monitor.endswith("loss") else "max",
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
-    )
     callbacks: list[pl.Callback] = [
         *watching,
         EpochOrder(cfg.seed),
         Provenance(cfg.dataset.name),
-        best_epoch,
+        ModelCheckpoint(
+            checkpoints,
+            "best",
+            monitor=monitor,
+            mode="min" if monitor and monitor.endswith("loss") else "max",
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        ),
         # save_last of the one above would follow improvements only.
         ModelCheckpoint(checkpoints, "last", save_on_train_epoch_end=True, enable_version_counter=False),
     ]
     if training.patience and monitor:
         mode = "min" if monitor.endswith("loss") else "max"
         callbacks.append(
-            stopping_class(monitor, training.min_delta, training.patience, mode=mode, check_on_train_epoch_end=True)
+            EarlyStopping(monitor, training.min_delta, training.patience, mode=mode, check_on_train_epoch_end=True)
         )
-    for callback in callbacks:
-        if isinstance(callback, Late):
-            callback.first = first
+    if first := max(noise.start_epoch if noise else 0, training.get("warmup_epochs") or 0):
+        for callback in callbacks:
+            if isinstance(callback, EarlyStopping) or (isinstance(callback, ModelCheckpoint) and callback.monitor):
+                after_warmup(callback, first)
     if cfg.trainer.enable_progress_bar:
         callbacks.append(TQDMProgressBar(refresh_rate=10))
     own = ("accumulate_grad_batches", "gradient_clip_val")
@@ -184,6 +164,17 @@ def fit(
         )
     trainer.strategy.barrier("finished")
     return best
+
+
+def after_warmup(callback: pl.Callback, epochs: int) -> None:
+    """Keep a callback from looking at the first ``epochs``."""
+    look = callback.on_train_epoch_end
+
+    def on_train_epoch_end(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.current_epoch >= epochs:
+            look(trainer, pl_module)
+
+    callback.on_train_epoch_end = on_train_epoch_end  # type: ignore[method-assign]
 
 
 def merge_metrics(attempts: Path, target: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
@@ -61,3 +62,56 @@ def by_name(
     if name != "cosine":
         raise UserError(f"scheduler.name={name}: must be null, cosine or step")
     return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=max_epochs)
+
+
+class Plateau:
+    """Lower every learning rate when a validation loss has stopped to fall. PyTorch's own is stepped by Lightning after
+    the checkpoint is written, so that a resumed run would differ; the method steps this one before.
+
+    Args:
+        patience: epochs without improvement after which the rates fall, and fall again after as many more.
+        factor: of the rates.
+        min_delta: an improvement is lower by more than this.
+        warmup_epochs: epochs at the start that count for nothing.
+        recreate: forget the optimiser's moments at every fall.
+
+    Raises:
+        ValueError: an argument that is out of range.
+    """
+
+    def __init__(
+        self,
+        patience: int = 25,
+        factor: float = 0.1,
+        min_delta: float = 1e-3,
+        warmup_epochs: int = 0,
+        recreate: bool = False,
+    ) -> None:
+        if patience < 1 or not 0 < factor < 1 or min_delta < 0 or warmup_epochs < 0:
+            raise ValueError(
+                f"plateau: patience={patience} must be at least 1, factor={factor} between 0 and 1, "
+                f"min_delta={min_delta} and warmup_epochs={warmup_epochs} not negative"
+            )
+        self.patience, self.factor, self.min_delta = patience, factor, min_delta
+        self.warmup_epochs, self.recreate = warmup_epochs, recreate
+        self.best, self.stale = math.inf, 0
+
+    def step(self, optimizer: torch.optim.Optimizer, loss: float, epoch: int) -> None:
+        """After the validation of ``epoch``, counted from 0."""
+        if epoch < self.warmup_epochs:
+            return
+        if loss < self.best - self.min_delta:
+            self.best, self.stale = loss, 0
+            return
+        self.stale += 1
+        if self.stale % self.patience == 0:
+            for group in optimizer.param_groups:
+                group["lr"] *= self.factor
+            if self.recreate:
+                optimizer.state.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "stale": self.stale}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.best, self.stale = float(state["best"]), int(state["stale"])

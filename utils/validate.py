@@ -111,6 +111,12 @@ def uses_imputer(cfg: DictConfig) -> bool:
     return bool(cfg.model.use_imputer or get_object(cfg.model.module._target_).built_on)
 
 
+def trained_nodes(cfg: DictConfig, node: str) -> list[str]:
+    """Keys of the models that stage fit trains: ``node``, and what it is built on."""
+    parts = OmegaConf.select(cfg, f"{node}.prerequisites") or {}
+    return [node, *(key for part in parts for key in trained_nodes(cfg, f"{node}.{part}"))]
+
+
 def stages_without_use(cfg: DictConfig) -> dict[str, str]:
     """Stage -> why, of those that the model has no use for; they are skipped."""
     reasons = {}
@@ -232,6 +238,15 @@ def validate(cfg: DictConfig) -> None:
                 start < epochs,
                 f"{part}.noise.start_epoch={start}: training ends after {epochs} epochs, so that none has noise; start "
                 "earlier",
+            )
+    for part in trained_nodes(cfg, fitted):
+        number(f"{part}.training.warmup_epochs", 0, whole=True)
+        training = OmegaConf.select(cfg, f"{part}.training")
+        if training is not None and (warmup := training.get("warmup_epochs")):
+            need(
+                warmup < training.max_epochs,
+                f"{part}.training.warmup_epochs={warmup}: none of {training.max_epochs} epochs could be the best, set "
+                f"it below {part}.training.max_epochs",
             )
     if OmegaConf.select(cfg, f"{fitted}.module._target_") is not None:
         hidden = [s.name for s in named.get("test") or [] if s.kind != "none"] if "test" in stages else []

@@ -24,7 +24,7 @@ from models.tokens import TokenPipeline
 from utils.errors import UserError
 from utils.subsets import enumerate_subsets
 
-KINDS = ("none", "bernoulli", "subsets", "count", "all", "one")
+KINDS = ("none", "bernoulli", "subsets", "count", "all", "one", "fewer")
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class TrainingMasks:
     Attributes:
         kind: ``none``; ``bernoulli``: every modality with probability ``p``, independently; ``subsets``: ``k`` distinct
             non-empty subsets, uniformly; ``count``: keeps n modalities, n uniform on 1 .. M, any of them alike;
-            ``all``: each of the 2^M - 1 subsets; ``one``: nothing or one modality, by ``shares``.
+            ``all``: each of the 2^M - 1 subsets; ``one``: nothing or one modality, by ``shares``; ``fewer``: with
+            probability ``p`` keeps 1 .. n - 1 of the n that the row has, any number alike (never ``per`` batch).
         shares: of nothing, of modality 0, of modality 1, ...; they sum to 1.
         per: ``row``: every sample draws its own; ``batch``: one draw for the whole batch, as the original does.
     """
@@ -50,6 +51,8 @@ class TrainingMasks:
             raise ValueError(f"masks: kind is one of {', '.join(KINDS)} and per is row or batch, not {self}")
         if not 0 <= self.p < 1 or self.k < 1:
             raise ValueError(f"masks: p must be at least 0 and below 1 (it is {self.p}), k at least 1 (it is {self.k})")
+        if self.kind == "fewer" and self.per == "batch":
+            raise ValueError("masks: kind=fewer is drawn for every row, leave out per=batch")
         shares = self.shares
         if (self.kind == "one") != (shares is not None):
             raise ValueError("masks: kind=one needs shares, and no other kind takes them")
@@ -67,6 +70,9 @@ class TrainingMasks:
             (K, B, M) bool, True = missing: never less than ``missing``, and a row that would lose everything keeps one
             of the modalities that it has, uniformly.
         """
+        if self.kind == "fewer":
+            drops = torch.rand(len(missing), 1, generator=generator) < self.p
+            return torch.where(drops.to(missing.device), missing | fewer_of(missing, generator), missing)[None]
         b, m = missing.shape
         rows = b if self.per == "row" else 1
         if self.kind == "bernoulli":
@@ -95,6 +101,15 @@ class TrainingMasks:
         kept = torch.where(missing, -1, kept)
         last = kept == kept.amax(-1, keepdim=True)
         return torch.where(hidden.all(-1, keepdim=True), missing | ~last, hidden)
+
+
+def fewer_of(absent: Tensor, generator: torch.Generator) -> Tensor:
+    """A mask (B, M) that keeps k of the n modalities that a row has, k uniform on 1 .. n - 1; all where n is 1."""
+    n = (~absent).sum(1).cpu()
+    order = torch.where(absent.cpu(), 2.0, torch.rand(absent.shape, generator=generator)).argsort(1).argsort(1)
+    drawn = 1 + (torch.rand(len(n), generator=generator) * (n - 1)).long()
+    k = torch.minimum(drawn, (n - 1).clamp(min=1))
+    return absent | (order >= k[:, None]).to(absent.device)
 
 
 class Baseline(IncompleteClassifier):
@@ -291,6 +306,19 @@ class Completed(nn.Module):
             complete=True,
         )
         return self.method(completed)
+
+
+def take_rows(batch: Batch, rows: Tensor) -> Batch:
+    """Some rows of a batch, by their numbers or a mask (B,)."""
+    return Batch(
+        {name: x[rows] for name, x in batch.inputs.items()},
+        batch.missing[rows],
+        batch.target[rows],
+        batch.index[rows],
+        {name: cells[rows] for name, cells in batch.feature_missing.items()},
+        None if batch.noise_level is None else batch.noise_level[rows],
+        batch.complete,
+    )
 
 
 def repeat_rows(batch: Batch, k: int) -> Batch:

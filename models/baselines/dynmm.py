@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from datasets.base import Batch, Modality
 from models.base import IncompleteClassifier, Prediction
+from models.baselines.base import take_rows
 from models.baselines.concat import MultimodalConcat
 from models.baselines.decisions import OnExperts
 from models.baselines.unimodal import Unimodal
@@ -127,16 +128,3 @@ def straight_through(scores: Tensor) -> Tensor:
     soft = scores.softmax(-1)
     hard = F.one_hot(scores.argmax(-1), scores.shape[-1]).to(soft.dtype)
     return hard + (soft - soft.detach())
-
-
-def take_rows(batch: Batch, rows: Tensor) -> Batch:
-    """Some rows of a batch."""
-    return Batch(
-        {name: x[rows] for name, x in batch.inputs.items()},
-        batch.missing[rows],
-        batch.target[rows],
-        batch.index[rows],
-        {name: cells[rows] for name, cells in batch.feature_missing.items()},
-        None if batch.noise_level is None else batch.noise_level[rows],
-        batch.complete,
-    )

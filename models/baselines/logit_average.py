@@ -38,16 +38,16 @@ class LogitAverage(OnExperts):
         self.add_experts(prerequisites)
 
     def encode(self, inputs: Mapping[str, Tensor], cells: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Inputs -> (B, M, D)."""
-        experts = (self.experts[f"unimodal_{name}"] for name in self.modality_names)
-        return torch.cat([expert.encode(inputs, cells) for expert in experts], dim=1)  # type: ignore[operator]
+        """Inputs -> logits (B, M, C) of the unimodal classifiers."""
+        experts: list[Any] = [self.experts[f"unimodal_{name}"] for name in self.modality_names]
+        return torch.stack([e.classifier(e.encode(inputs, cells)[:, 0]) for e in experts], dim=1)
 
     def fuse(self, encoded: Tensor, batch: Batch) -> Prediction:
-        experts = (self.experts[f"unimodal_{name}"] for name in self.modality_names)
-        logits = torch.stack([expert.classifier(v) for expert, v in zip(experts, encoded.unbind(1))], dim=1)  # type: ignore[operator]
-        there = ~self.absent(batch)
-        total = torch.where(there[..., None], logits, 0).sum(1)
-        return Prediction(total / there.sum(1, keepdim=True), extras={"unimodal_logits": logits})
+        return Prediction(self.combine(encoded, ~self.absent(batch)), extras={"unimodal_logits": encoded})
+
+    def combine(self, logits: Tensor, there: Tensor) -> Tensor:
+        """(B, M, C) of which some count, ``there`` (B, M) bool -> (B, C)."""
+        return torch.where(there[..., None], logits, 0).sum(1) / there.sum(1, keepdim=True).clamp(min=1)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         return super().training_step(batch, batch_index).detach().requires_grad_()

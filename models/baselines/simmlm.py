@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from datasets.base import Batch, Modality
 from models.base import IncompleteClassifier, Prediction
-from models.baselines.base import VectorBaseline
+from models.baselines.base import VectorBaseline, fewer_of
 from models.baselines.decisions import row_losses
 
 
@@ -78,15 +78,6 @@ class SimMLM(VectorBaseline):
         losses["loss"] = losses["more"] + losses["fewer"] + self.ranking * losses["ranking"]
         self.log_losses("train", losses, len(batch))
         return losses["loss"]
-
-
-def fewer_of(absent: Tensor, generator: torch.Generator) -> Tensor:
-    """A mask (B, M) that keeps k of the n modalities that a row has, k uniform on 1 .. n - 1; all where n is 1."""
-    n = (~absent).sum(1).cpu()
-    order = torch.where(absent.cpu(), 2.0, torch.rand(absent.shape, generator=generator)).argsort(1).argsort(1)
-    drawn = 1 + (torch.rand(len(n), generator=generator) * (n - 1)).long()
-    k = torch.minimum(drawn, (n - 1).clamp(min=1))
-    return absent | (order >= k[:, None]).to(absent.device)
 
 
 def ranking_loss(more: Tensor, fewer: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from datasets.base import Batch, Modality
-from models.base import Prediction, classification_loss
+from models.base import Prediction
 from models.baselines.base import VectorBaseline
 
 
@@ -59,7 +59,7 @@ class Unimodal(VectorBaseline):
         """Classification of the rows that have the modality; zero where none has it."""
         there = ~self.absent(batch)[:, self.column]
         logits, target = prediction.logits[there], batch.target[there]
-        return {"loss": classification_loss(logits, target, self.task) if len(logits) else prediction.logits.sum() * 0}
+        return {"loss": self.criterion(logits, target) if len(logits) else prediction.logits.sum() * 0}
 
 
 def prior_logits(target: Tensor, num_classes: int) -> Tensor:

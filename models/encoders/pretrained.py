@@ -2,8 +2,9 @@
 
 One class for CLIP's and SigLIP's vision transformers, ViT, BERT, AST and timm's vision transformers. What they have in
 common: an embedding that ends with the positions, blocks, a norm, and one vector that stands for the input, its
-``summary`` (the class token; SigLIP has a pooling head instead). As an encoder it gives that one vector; methods that
-put tokens of their own beside the class token call :meth:`PretrainedEncoder.states` (methods 2.4, 2.6).
+``summary`` (the class token; SigLIP has a pooling head instead). As an encoder it gives that one vector, or with
+``output: tokens`` the final states of all tokens; methods that put tokens of their own beside the class token call
+:meth:`PretrainedEncoder.states` (methods 2.4, 2.6).
 
 Inputs: images (B, 3, H, W), normalised as the weights want it; video (B, T, 3, H, W), the mean over T frames; text
 (B, L) token ids, padding masked; audio (B, frames, mel bins), a log-mel spectrogram normalised as AST wants it.
@@ -170,6 +171,8 @@ class PretrainedEncoder(nn.Module):
             and ``model.safetensors``; for timm ``hub`` or a file.
         size: settings that differ from the architecture's, by the names of the library (``hidden_size``, ...; timm:
             ``embed_dim``, ``depth``, ``num_heads``, ``img_size``, ``patch_size``). The weights have to agree.
+        output: ``summary``, or ``tokens``: the final states of the class token (where there is one) and of all patches
+            of an image or spectrogram, in place of one vector.
         summary: ``class``; of AST also ``mean_class_distillation``, which its own head takes.
         frozen: nothing of the network is trained, and it stays in eval mode.
         checkpointing: keep one activation a block and compute the rest again in the backward pass.
@@ -184,10 +187,9 @@ class PretrainedEncoder(nn.Module):
 
     Raises:
         UserError: the weights cannot be had, or do not fit.
-        ValueError: an unknown architecture, or one that has no class token.
+        ValueError: an unknown architecture, one that has no class token, or the tokens of a text, whose padding the
+            receiver could not tell.
     """
-
-    tokens = 1
 
     def __init__(
         self,
@@ -195,6 +197,7 @@ class PretrainedEncoder(nn.Module):
         *,
         weights: str = "none",
         size: Mapping[str, Any] | None = None,
+        output: str = "summary",
         summary: str = "class",
         frozen: bool = False,
         checkpointing: bool = False,
@@ -209,6 +212,8 @@ class PretrainedEncoder(nn.Module):
         family, defaults = ("timm", {}) if name == "timm" else known[architecture]
         if summary not in ("class", "mean_class_distillation") or (summary != "class" and family != "ast"):
             raise ValueError(f"summary={summary}: must be class, or for AST mean_class_distillation")
+        if output not in ("summary", "tokens") or (output == "tokens" and family == "bert"):
+            raise ValueError(f"output={output}: must be summary, or for images and spectrograms tokens")
         self.architecture, self.family, self.layout = architecture, family, FAMILIES[family]
         self.summary, self.checkpointing, self.class_id = summary, checkpointing, class_id
         self.network: Any
@@ -225,6 +230,11 @@ class PretrainedEncoder(nn.Module):
         self.frozen = False
         self.width = vector_width or self.hidden
         self.proj = nn.Linear(self.hidden, self.width) if self.width != self.hidden else nn.Identity()
+        self.gives_tokens = output == "tokens" and vector_width is None
+        self.tokens = 1
+        if self.gives_tokens:
+            with torch.no_grad():
+                self.tokens = self.embed(torch.zeros(1, *self.shape)).shape[1]
         if frozen:
             self.freeze()
 
@@ -280,8 +290,13 @@ class PretrainedEncoder(nn.Module):
     # ---- forward -----------------------------------------------------------------------------------------------------
 
     def forward(self, x: Tensor) -> Tensor:
-        """Inputs (B, ...) -> (B, 1, ``width``)."""
-        return self.proj(self.states(x).summary)[:, None]
+        """Inputs (B, ...) -> (B, 1, ``width``), or (B, ``tokens``, ``width``) with ``output: tokens``."""
+        if not self.gives_tokens:
+            return self.proj(self.states(x).summary)[:, None]
+        self.check_shape(tuple(x.shape[1:]))
+        video = x.ndim == 5
+        tokens = self._run(self.embed(x.flatten(0, 1) if video else x), None)
+        return tokens.unflatten(0, x.shape[:2]).mean(1) if video else tokens
 
     def states(self, x: Tensor, proxies: Tensor | None = None, read_only: bool = False) -> States:
         """Run the network on ``[proxies, class token, content]``.
