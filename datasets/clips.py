@@ -422,6 +422,10 @@ class ClipModule(SourcedDataModule):
 
     # ---- batches -----------------------------------------------------------------------------------------------------
 
+    def pixels(self, name: str, images: Tensor) -> Tensor:
+        mean, deviation = (images.new_tensor(v)[:, None, None] for v in (self.frames.mean, self.frames.deviation))
+        return (images * deviation + mean).clamp(0, 1)
+
     def choose(self) -> Mapping[str, Choose]:
         return {"visual": self.frames.choose}
 

@@ -26,6 +26,7 @@ from tests.test_pretrained import SIZES
 from tests.test_report import write_run
 from trainers import figures, pipeline, published, report
 from utils import plotting
+from utils.build import build_data
 from utils.errors import UserError
 from utils.validate import CONFIGS, validate
 
@@ -274,3 +275,13 @@ def _renamed(run: Path) -> Path:
     frame = pd.read_csv(run / "results.csv")
     frame[~frame["scenario"].str.startswith("file:")].to_csv(run / "results.csv", index=False)
     return run
+
+
+def test_frames_are_shown_as_they_were() -> None:
+    """Before the normalisation that an encoder's weights want."""
+    cfg = configured("dataset=CREMAD", "dataset.demo=true", "dataset.form=CMPT", "model=CMPT")
+    data = build_data(cfg)
+    x = torch.rand(2, 3, 8, 8)
+    frames = cfg.dataset.frames
+    mean, deviation = (torch.tensor(list(v))[:, None, None] for v in (frames.mean, frames.deviation))
+    torch.testing.assert_close(data.pixels("visual", (x - mean) / deviation), x, atol=1e-5, rtol=1e-5)
