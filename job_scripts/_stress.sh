@@ -50,11 +50,11 @@ case $kind in
     dataset=MIMIC primary=auroc_weighted metrics=$weighted
     brief 8 5 32
     data=(dataset.demo=true dataset.side=64 dataset.stored_side=64 "${small[@]}") ;;
-  skin) # 15 % of the training rows: a method and training set takes some seconds
+  skin) # a tenth of the training rows: a method and training set takes some seconds
     dataset=SkinLesions primary=auroc metrics=auroc,recall_macro,f1_macro,mcc,gmean,accuracy
-    brief 10 6 64
+    brief 8 5 64
     data=("dataset.csv=$folder/metadata.csv" "dataset.images=$folder/images" dataset.side=48 dataset.stored_side=56
-      dataset.low=0.15 dataset.monitor=val_loss "${small[@]}") ;;
+      dataset.low=0.1 dataset.monitor=val_loss "${small[@]}") ;;
   xray)
     dataset=ChestXray primary=auroc metrics=auroc,recall_macro,f1_macro,mcc,gmean,accuracy
     brief 12 8 32
