@@ -270,11 +270,12 @@ def rows_by_class(target: Tensor) -> list[tuple[int, Tensor]]:
 
 def absent_modalities(batch: Batch, names: list[str]) -> Tensor | None:
     """(B, M) bool: modalities of which the data have nothing; None where they have something of all. A table that
-    lacks cells is there."""
+    lacks some cells is there."""
     if batch.complete:
         return None
-    columns = torch.tensor([name not in batch.feature_missing for name in names], device=batch.missing.device)
-    absent = batch.missing & columns
+    absent = batch.missing.clone()
+    for name, cells in batch.feature_missing.items():
+        absent[:, names.index(name)] &= cells.all(1)
     return absent if absent.any() else None
 
 

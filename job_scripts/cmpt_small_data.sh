@@ -34,4 +34,4 @@ python run.py --multirun "${common[@]}" "${fit[@]}" model.name=CMPT_without_prox
 python run.py --multirun "${common[@]}" 'stages=[gaussian,test]' model.select=true "$@"
 others=()
 for override in "$@"; do [[ $override == seed=* ]] || others+=("$override"); done
-python run.py "${data[@]}" 'stages=[report]' name=small_data "${others[@]}"
+python run.py "${data[@]}" model=CMPT 'stages=[report]' name=small_data "${others[@]}"

@@ -15,19 +15,23 @@
 #   figure_4, figure_8, figure_9  the same by class       figure_5, figure_10  t-SNE of the fused features
 #   figure_6, figure_11    attention of class token and proxy, over the image     (figures: MMIMDb, Food101; t-SNE Food101)
 #   dymo                   DyMo decides on each proxy (not in the paper)          Food101
-# DATA: folder with Food101/, MMIMDb/, AVE/, CREMA-D/ and KineticsSound/ (CMPT's 31 classes: dataset.lists and num_classes,
-# configs/dataset/KineticsSound.yaml); 'demo': made stand-ins and tiny random encoders, which show that a path works and nothing
-# else. Runs that another table has trained already are not trained again: on one GPU a set takes hours once.
+# DATA: folder with Food101/, MMIMDb/, AVE/, CREMA-D/ and KineticsSound/ (with my_train.txt and my_test.txt, the lists of CMPT's 31
+# classes; or KINETICS_LISTS=their folder). 'demo': made stand-ins and tiny random encoders, which show that a path works and nothing
+# else; their runs are in outputs/demo. Runs that another table has trained already are not trained again: on one GPU a set takes
+# hours once.
 set -euo pipefail
 (($# >= 2)) || { sed -n '2,3p' "${BASH_SOURCE[0]}" >&2; exit 2; }
 table=$1
-if [[ $2 == demo ]]; then demo=1 data=(dataset.demo=true); else demo= data=("paths.data=$(cd "$2" && pwd)"); fi
+demo= folder= data=(dataset.demo=true)
+if [[ $2 == demo ]]; then demo=1; else folder=$(cd "$2" && pwd) && data=("paths.data=$folder"); fi
 shift 2
 EXTRAS=
 source "$(dirname "${BASH_SOURCE[0]}")/_environment.sh"
-rest=("$@") output=outputs others=()
+rest=("$@") output=outputs others=() first=seed=0
+if [[ $demo ]]; then output=outputs/demo; fi # never among real runs
 for override in "$@"; do
   [[ $override == paths.output=* ]] && output=${override#*=}
+  [[ $override == seed=* ]] && first=${override%%,*}
   [[ $override == seed=* ]] || others+=("$override")
 done
 
@@ -39,13 +43,19 @@ settings() { # data set, experiment: what both have besides, into `common`
   small=()
   local image=clip
   [[ $2 == siglip* ]] && image=siglip
-  common=("dataset=$1" "${data[@]}")
+  common=("dataset=$1" "${data[@]}" "paths.output=$output")
   case $1 in
     Food101 | MMIMDb)
       small+=(dataset.side=32 dataset.stored_side=40 dataset.text_length=24)
       tiny image $image image_size:32,patch_size:8 && tiny text bert max_position_embeddings:24 ;;
     *)
       common+=(dataset.form=CMPT)
+      if [[ $1 == KineticsSound && ! $demo ]]; then
+        local lists=${KINETICS_LISTS:-$folder/KineticsSound}
+        [[ -f $lists/my_train.txt && -f $lists/my_test.txt ]] ||
+          die "CMPT's Kinetics-Sound has 31 classes: put my_train.txt and my_test.txt into $lists, or set KINETICS_LISTS"
+        common+=("dataset.lists=$lists" dataset.num_classes=31)
+      fi
       small+=(dataset.side=32 dataset.stored_side=32 dataset.forms.CMPT.audio.frames=48 dataset.forms.CMPT.audio.mel_bins=32)
       tiny audio ast max_length:48,num_mel_bins:32,frequency_stride:16,time_stride:16 && tiny visual $image image_size:32,patch_size:8 ;;
   esac
@@ -64,8 +74,13 @@ run() { # experiment without cmpt_, data sets, overrides
 report() { # data sets: tables and curves over all models of name=complete
   for set in $1; do
     settings "$set" complete
+    [[ $set == MMIMDb ]] && common+=(report.primary=f1_macro)
     python run.py experiment=cmpt_complete "${common[@]}" 'stages=[report]' "${others[@]}"
   done
+}
+drawn() { # data set: run directories of the three models that the figures show
+  local model
+  for model in CMPT CMPT_without_proxies CMPT_without_proxies_or_dropout; do printf '%s\n' "$output/$1/$model"/complete/seed*; done
 }
 beside() { python -m trainers.published docs/published/cmpt.csv --table "$1" --output "$output"; }
 sets_av="AVE CREMAD KineticsSound"
@@ -91,13 +106,15 @@ case $table in
   figure_4 | figure_8 | figure_9)
     controls "MMIMDb Food101"
     for set in MMIMDb Food101; do
+      mapfile -t runs < <(drawn "$set")
       for missing in whole_0 whole_1; do
-        python -m trainers.figures per_class "$output/$set/report/$table-$missing.png" "$output/$set"/CMPT*/complete/seed* --scenario $missing
+        python -m trainers.figures per_class "$output/$set/report/$table-$missing.png" "${runs[@]}" --scenario $missing
       done
     done ;;
   figure_5 | figure_10)
     controls Food101
-    for directory in "$output"/Food101/CMPT*/complete/seed*; do
+    mapfile -t runs < <(drawn Food101)
+    for directory in "${runs[@]}"; do
       model=${directory%/complete/*}
       python -m trainers.figures features "$output/Food101/report/$table-${model##*/}-${directory##*/}.png" "$directory"
     done ;;
@@ -105,7 +122,7 @@ case $table in
     run complete "MMIMDb Food101"
     for set in MMIMDb Food101; do
       settings $set complete
-      python -m trainers.figures attention "$output/$set/report/$table.png" experiment=cmpt_complete "${common[@]}" "${others[@]}"
+      python -m trainers.figures attention "$output/$set/report/$table.png" experiment=cmpt_complete "${common[@]}" "$first" "${others[@]}"
     done ;;
   dymo)
     run complete Food101

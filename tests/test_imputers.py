@@ -19,6 +19,7 @@ from models.imputers.quality import Judge, recovery_quality
 from models.imputers.simple import Mean, Oracle, Zero
 from tests import slow_twin as twin
 from tests.networks import TokenEncoder, modalities, random_masks
+from utils.errors import UserError
 from utils.noise import row_normal
 
 
@@ -205,6 +206,20 @@ def fitted_mean() -> Mean:
     mean = Mean(modalities(3))
     mean.fit([images(5, seed=11), images(2, seed=12)])
     return mean
+
+
+def test_the_mean_is_over_what_is_there() -> None:
+    whole, other = images(4, seed=1), images(3, seed=2)
+    gone = torch.tensor([[True, False, False], [False, True, False], [True, False, True]])
+    lacking = other.replace(inputs=filled(other.replace(missing=gone), torch.nan), missing=gone, complete=False)
+    mean = Mean(modalities(3))
+    mean.fit([whole, lacking])
+    for i, (name, found) in enumerate(mean.state_dict().items()):
+        there = torch.cat([whole.inputs[name], other.inputs[name][~gone[:, i]]])
+        torch.testing.assert_close(found, there.mean(0))
+    nothing = whole.replace(missing=torch.ones(4, 3, dtype=torch.bool) & torch.tensor([True, False, False]))
+    with pytest.raises(UserError, match=r"no training row has all of 'm0'"):
+        Mean(modalities(3)).fit([nothing.replace(complete=False)])
 
 
 @pytest.mark.parametrize("name", IMPUTERS)

@@ -366,12 +366,17 @@ class Context:
 
     @property
     def gaussian_settings(self) -> dict[str, Any]:
-        return {
+        split = self.cfg.gaussian.split
+        settings: dict[str, Any] = {
             "checkpoint": file_hash(self.checkpoint),
             "data": self.data_settings,
-            "split": self.cfg.gaussian.split,
+            "split": split,
             "student_t": self.cfg.gaussian.student_t,
         }
+        # Older parameters counted what the source never had as if it were there.
+        if self.data.natural_rows(split) or self.data.natural_cells(split):
+            settings["absent"] = "left out"
+        return settings
 
     @property
     def test_settings(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import logging
 from pytorch_lightning.utilities import rank_zero_only
 from torch import distributed as dist
 
+from datasets.missingness import parse_scenario
 from gaussian_parameter_generation.estimate import check_split, estimate
 from trainers.context import Context
 from utils.run_directory import file_hash
@@ -35,6 +36,7 @@ def run(context: Context) -> None:
     model = context.as_backbone(context.load_model())
     batches = context.data.loader(
         cfg.gaussian.split,
+        parse_scenario("none"),  # what the source never had is missing
         batch_size=cfg.gaussian.batch_size,
         device=context.device,
         rank=rank,

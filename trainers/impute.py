@@ -54,7 +54,7 @@ def run(context: Context) -> None:
         else:
             directory.begin("impute", settings)
             if isinstance(imputer, FittedImputer):
-                imputer.fit(context.data.loader("train"))
+                imputer.fit(context.data.loader("train", parse_scenario("none")))
                 with replacing(context.imputer_checkpoint) as file:
                     torch.save({"state_dict": imputer.state_dict(), "dataset": cfg.dataset.name}, file)
             directory.finish("impute", settings)

@@ -322,6 +322,11 @@ def _check_method(cfg: DictConfig, model: DictConfig, stages: Sequence[str], hid
         return  # _check_targets says it
     problems = []
     names = list(cfg.dataset.modalities)
+    if foreign := sorted(set(model.get("encoders") or {}) - set(names)):
+        problems.append(
+            f"model.encoders.{foreign[0]}: {cfg.dataset.name} has {', '.join(names)}; this setting, or "
+            "experiment, is for other data"
+        )
     # DyMo's own models need nothing of this, and their names may not resolve before the other checks.
     name = cfg.model.name if "use_imputer" in cfg.model else method.__name__
     unused = stages_without_use(cfg)

@@ -46,17 +46,20 @@ class Mean(FittedImputer):
         self.levels = {m.name: m.cardinalities for m in modalities if m.cardinalities}
 
     def fit(self, batches: Iterable[Batch]) -> None:
-        """One pass over complete training batches."""
+        """One pass over training batches; what is missing in them does not count."""
         sums = {n: torch.zeros(v.shape, dtype=torch.float64) for n, v in self.means.items()}
+        known = {n: torch.zeros(v.shape, dtype=torch.long) for n, v in self.means.items()}
         counts = {n: [torch.zeros(k, dtype=torch.long) for k in levels] for n, levels in self.levels.items()}
-        rows = 0
         for batch in batches:
-            rows += len(batch)
-            for name, x in batch.inputs.items():
-                sums[name] += x.double().sum(0).cpu()
+            for i, (name, x) in enumerate(batch.inputs.items()):
+                gone = missing_content(x, name, batch.missing[:, i], batch.feature_missing).expand(x.shape)
+                sums[name] += torch.where(gone, 0, x.double()).sum(0).cpu()
+                known[name] += (~gone).sum(0).cpu()
                 for j, count in enumerate(counts.get(name, ())):
-                    count += torch.bincount(x[:, j].long().cpu(), minlength=len(count))
-        self.means = {n: (v / rows).float() for n, v in sums.items()}
+                    count += torch.bincount(x[~gone[:, j], j].long().cpu(), minlength=len(count))
+        if never := [n for n, there in known.items() if not there.all()]:
+            raise UserError(f"imputer Mean: no training row has all of '{never[0]}', so that it has no mean")
+        self.means = {n: (v / known[n]).float() for n, v in sums.items()}
         for name, columns in counts.items():
             self.means[name][: len(columns)] = torch.tensor([float(c.argmax()) for c in columns])
 
