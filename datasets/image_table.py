@@ -24,6 +24,7 @@ from PIL import Image
 from datasets.base import Modality, Transform
 from datasets.csv_rows import CsvRows, counted
 from datasets.images import ImageReader, check_sides, decode_images
+from datasets.noise import AS_IT_IS, Scale
 from datasets.source import Source, SourcedDataModule, alone, sha256
 from datasets.transforms import ColumnPool, ImageTableTransform, JointAugmentation
 from utils.errors import UserError
@@ -121,8 +122,14 @@ class ImageTableModule(SourcedDataModule):
                 (len(meta["columns"]),),
                 tuple(meta["cardinalities"]),
                 tuple(meta["columns"]),
+                scale=self.number_scale,
             ),
         ]
+
+    @property
+    def number_scale(self) -> Scale:
+        """What makes z-scores of the table's numbers."""
+        return AS_IT_IS
 
     @property
     def kinds(self) -> dict[str, str]:
@@ -318,6 +325,7 @@ class ImageTable(CsvRows, ImageTableModule):
                 raise UserError(f"dataset.categorical.{column} lists '{twice[0]}' twice: every level once")
         self.continuous = [str(column) for column in continuous]
         self.unseen, self.scaling = unseen, scaling
+        self._number_scale: Scale | None = None
         columns = [*self.categorical, *self.continuous]
         if not columns:
             raise UserError("dataset.categorical and dataset.continuous are empty: name at least one column")
@@ -333,6 +341,22 @@ class ImageTable(CsvRows, ImageTableModule):
     @property
     def shares_images(self) -> bool:
         return self.fold is not None
+
+    @property
+    def number_scale(self) -> Scale:
+        """Of numbers between 0 and 1, their mean and deviation over the training rows that have them."""
+        if self.scaling == "standard" or not self.store.has_split("train"):
+            return AS_IT_IS
+        if self._number_scale is None:
+            first = len(self.packed_meta()["cardinalities"])
+            packed, gaps = self.split("train"), f"{self.table_name}_missing"
+            numbers = packed.read(self.table_name).double().numpy()[:, first:]
+            known = np.ma.masked_array(numbers, packed.read(gaps).numpy()[:, first:] if packed.has(gaps) else False)
+            mean, deviation = known.mean(0).filled(0.0), known.std(0).filled(0.0)
+            deviation = np.where(deviation > 0, deviation, 1.0)
+            # x * d + m is the z-score.
+            self._number_scale = Scale(tuple((-mean / deviation).tolist()), tuple((1 / deviation).tolist()))
+        return self._number_scale
 
     def find_source(self) -> Source:
         settings = {

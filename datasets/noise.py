@@ -66,7 +66,7 @@ class Scale:
     natural logarithm of a spectrogram, or a z-score.
 
     Attributes:
-        mean, deviation: one value, or one a channel.
+        mean, deviation: one value, or one a channel (of a table, one a number).
         time: the axis of a spectrogram (of its two) that is time.
     """
 
@@ -138,8 +138,9 @@ def _gaussian(x: Tensor, items: _Items) -> Tensor:
 def _gaussian_table(x: Tensor, items: _Items) -> Tensor:
     cardinalities, level = items.modality.cardinalities, items.level(x)
     k = len(cardinalities)
-    noise = items.normal((x.shape[1] - k,))
-    numbers = _add_or_replace(x[:, k:], noise, level / 4, 1.0, level)
+    noise, scale = items.normal((x.shape[1] - k,)), items.modality.scale
+    mean, deviation = (torch.tensor(v, dtype=x.dtype, device=x.device) for v in (scale.mean, scale.deviation))
+    numbers = (_add_or_replace(x[:, k:] * deviation + mean, noise, level / 4, 1.0, level) - mean) / deviation
     if not k:
         return numbers
     draws = items.uniform((2, k), 1)

@@ -38,8 +38,8 @@ common=("${dataset[@]}" "missing.test=[$scenarios]" "${rest[@]}")
 stages='stages=[prepare,impute,fit,gaussian,test]'
 for training in ${trained//,/ }; do
   case $training in
-    clean) noise=(name=noise_levels) ;;
-    noise) noise=(name=noise_levels_trained "model.noise={operator:$operator}") ;;
+    clean) noise=(name=noise_levels model.noise=null) ;;
+    noise) noise=(name=noise_levels_trained "model.noise={operator:$operator,start_epoch:0}") ;;
     *) die "trained=$training: must be clean, noise, or both with a comma" ;;
   esac
   python run.py --multirun "${common[@]}" model=DyMo "$stages" "${noise[@]}"

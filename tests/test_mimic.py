@@ -70,6 +70,19 @@ def read(root: Path, name: str = CLINICAL) -> pd.DataFrame:
     return pd.read_csv(root / PLACES[name] / name, dtype=str, keep_default_na=False)
 
 
+def test_the_scale_makes_z_scores_of_what_is_between_0_and_1(make: Callable[..., MIMIC]) -> None:
+    data = make()
+    data.prepare()
+    _, table = data.modalities
+    first = len(table.cardinalities)
+    numbers = data.split("train").read("table").double().numpy()[:, first:]
+    gaps = data.natural_cells("train")["table"][:, first:]
+    z = numbers * np.array(table.scale.deviation) + np.array(table.scale.mean)
+    for column in range(numbers.shape[1]):
+        known = z[~gaps[:, column], column]
+        assert abs(known.mean()) < 1e-6 and (known.std() == pytest.approx(1) or np.ptp(known) == 0)
+
+
 # ---------------------------------------------------------------------------------------------------- published tables
 
 

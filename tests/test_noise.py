@@ -7,6 +7,7 @@ import math
 import shutil
 import subprocess
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from tests.tiny_tables import TinyTables
 from trainers import pipeline
 from trainers.context import Context
 from trainers.evaluate import load_method, predict
+from utils.build import build_noise
 from utils.errors import UserError
 from utils.noise import row_normal_16bit, row_uniform
 from utils.validate import CONFIGS, check_overrides, validate
@@ -170,6 +172,10 @@ def test_gaussian_on_tables_redraws_categories_and_shakes_numbers() -> None:
             assert set(y[:, column].tolist()) == set(range(k))
             changed = float((y[:, column] != 0).float().mean())
             assert changed == pytest.approx((level - 1) / 10 * (k - 1) / k, abs=0.03)
+    # Numbers that are no z-scores: noise in their own deviations.
+    scaled = replace(TABLE, scale=Scale((-3.0, -1.0, 0.0, 2.0), (10.0, 5.0, 1.0, 2.0)))
+    y = noisy(scaled, "gaussian", 6, x)[:, 2:]
+    torch.testing.assert_close(y.std(0) * torch.tensor([10.0, 5.0, 1.0, 2.0]), torch.full((4,), 1.5), rtol=0.03, atol=0)
     vector = Modality("fourier", "table", (5,))
     assert noisy(vector, "gaussian", 4, torch.zeros(3000, 5)).std() == pytest.approx(1, rel=0.02)
 
@@ -556,6 +562,17 @@ def configure(*overrides: str) -> DictConfig:
         return compose("config", list(overrides))
 
 
+def test_what_a_method_is_built_on_is_trained_with_the_same_noise() -> None:
+    cfg = configure("dataset=Digits", "model=DynMM", "model.noise={levels:[3]}")
+    parts = Context(cfg).prerequisites
+    assert len(parts) == 6
+    for part in parts.values():
+        noise = build_noise(part.trainable)
+        assert noise is not None and noise.chosen == [3]
+    clean = Context(configure("dataset=Digits", "model=DynMM")).prerequisites
+    assert all(build_noise(part.trainable) is None for part in clean.values())
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_a_gpu_draws_the_same() -> None:
     rows, levels = torch.arange(11), torch.arange(1, 12)
@@ -587,10 +604,16 @@ def test_the_script_of_level_curves_asks_for_what_it_says(tmp_path: Path) -> Non
         for level in (4, 11)
         for pattern in ("", "+random_0.4")
     ]
-    assert [("model.noise={operator:gaussian}" in call) for call in calls[:4]] == [False, False, True, True]
+    assert [("model.noise={operator:gaussian,start_epoch:0}" in call) for call in calls[:4]] == [
+        False,
+        False,
+        True,
+        True,
+    ]
     assert (
         "report.include=['here/SpokenDigits/*/noise_levels/seed*','here/SpokenDigits/*/noise_levels_trained/seed*']"
         in (calls[4])
     )
+    assert ["model.noise=null" in call for call in calls[:4]] == [True, True, False, False], "UDML has noise by itself"
     usage = subprocess.run(["bash", "job_scripts/noise_levels.sh"], cwd=tmp_path, capture_output=True, text=True)
     assert usage.returncode == 2 and "usage:" in usage.stderr

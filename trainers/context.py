@@ -171,6 +171,9 @@ class Context:
                 node = self._in(own, *path, str(key))
                 if modality is not None:
                     node.modality = modality
+                if (noise := self._in(cfg, *path).get("noise")) is not None and node.get("noise") is None:
+                    OmegaConf.set_struct(node, False)
+                    node.noise = deepcopy(noise)
                 below = self._built_on(own, (*path, str(key)))
                 own.model = OmegaConf.create(OmegaConf.to_container(node, resolve=True))
                 OmegaConf.set_struct(own, True)
@@ -385,6 +388,8 @@ class Context:
             "data": self.data_settings,
             "missing": self._plain(self.cfg.missing, "train", "val"),
         }
+        if not self.has_backbone:  # switches of the prediction, such as a gate
+            settings["module"] = self._plain(self.trainable.module, "optimizer", "scheduler")
         if self.recovers or self.built_on_imputer:
             settings["imputer"] = self._plain(self.cfg.imputer, "checkpoint", "quality", "training")
             if self.imputer_needs_weights:

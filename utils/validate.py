@@ -232,14 +232,15 @@ def validate(cfg: DictConfig) -> None:
         number(f"{part}.training.patience", 1, whole=True)
         number(f"{part}.training.accumulate_grad_batches", 1, whole=True)
         number(f"{part}.training.gradient_clip_val", 0)
-        start, epochs = (OmegaConf.select(cfg, f"{part}.{key}") for key in ("noise.start_epoch", "training.max_epochs"))
+    start = OmegaConf.select(cfg, f"{fitted}.noise.start_epoch")
+    for part in trained_nodes(cfg, fitted):
+        epochs = OmegaConf.select(cfg, f"{part}.training.max_epochs")
         if isinstance(start, int) and isinstance(epochs, int):
             need(
                 start < epochs,
-                f"{part}.noise.start_epoch={start}: training ends after {epochs} epochs, so that none has noise; start "
-                "earlier",
+                f"{fitted}.noise.start_epoch={start}: training of {part} ends after {epochs} epochs, so that none "
+                "has noise; start earlier",
             )
-    for part in trained_nodes(cfg, fitted):
         number(f"{part}.training.warmup_epochs", 0, whole=True)
         training = OmegaConf.select(cfg, f"{part}.training")
         if training is not None and (warmup := training.get("warmup_epochs")):

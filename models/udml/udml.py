@@ -33,7 +33,9 @@ it does something that it does not intend; each has a switch, ``reference=true``
 - ``always_in_evaluation=false``: evaluation weights as the training of the same epoch does. Reference true: in full.
 
 In both the dependency is a buffer of the checkpoint (the release evaluates a reloaded model with 32 and 10), it is
-measured on rows that have everything, and the best epoch is chosen on validation data. ``max_deviation`` bounds the
+measured on rows that have everything, and the best epoch is chosen on validation data, among those whose training had
+the weights (the release: from the second noisy epoch on, on test data). The last, smaller batch of an epoch counts; the
+release drops it. ``max_deviation`` bounds the
 standard deviations: inputs at level 11 are tens of deviations away from clean ones, and exp(log variance) overflows in
 their first batch otherwise. The release has such a bound for audio, whose value it does not give; 10 is ours. Not taken
 over: a regression loss of infinity counts as 0.
@@ -41,6 +43,7 @@ over: a regression loss of infinity counts as 0.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -55,6 +58,8 @@ from models.baselines.base import Baseline
 from models.baselines.decisions import mean_where, row_losses
 from models.encoders.residual import check_rows
 from models.udml.heads import HEADS
+
+log = logging.getLogger(__name__)
 
 EPSILON = 1e-8
 
@@ -360,8 +365,10 @@ class UDML(Baseline):
         )
         distributions = self.distributions(inputs, cells)
         encoded = self.pooled(distributions)
+        fused = None
         if self.masks.kind == "none":
-            losses = self.loss(self.fuse(encoded, batch), batch)
+            prediction = self.fuse(encoded, batch)
+            fused, losses = prediction.features, self.loss(prediction, batch)
         else:
             masks = self.masks.draw(batch.missing, self.mask_generator(batch_index))
             losses = self.losses_under(encoded, batch, masks)
@@ -372,18 +379,24 @@ class UDML(Baseline):
             losses["divergence"] = mean_where(there, torch.stack(parts, dim=1)).sum()
             losses["loss"] = losses["loss"] + self.beta * losses["divergence"]
         if self.measuring is not None:
-            self.measure(encoded, there)
+            self.measure(encoded, there, fused)
         self.log_losses("train", losses, len(batch))
         return losses["loss"]
 
     @torch.no_grad()
-    def measure(self, encoded: Tensor, there: Tensor) -> None:
+    def measure(self, encoded: Tensor, there: Tensor, fused: Tensor | None = None) -> None:
         """Take a training step into the moving average of the dependency: the L1 distances of logits, means over the
-        rows that have everything; nothing where no row does."""
+        rows that have everything; nothing where no row does.
+
+        Args:
+            encoded: (B, M, 2, D), see :meth:`encode`.
+            there: (B, M) bool.
+            fused: (B, M * D), the weighted features of the step; None under modality dropout, which has several.
+        """
         assert self.measuring is not None
         features = encoded[:, :, 0]
         if self.measuring.source == "weighted":
-            features = self.weighted(encoded, there)[0]
+            features = self.weighted(encoded, there)[0] if fused is None else fused.view_as(features)
         rows = there.all(1)
         features = torch.where(rows[:, None, None], features, 0).float()
         distances = logit_distances(self.head, features, self.measuring.measure == "removal")
@@ -394,6 +407,13 @@ class UDML(Baseline):
         momentum = self.measuring.momentum or 0.0
         mixed = torch.where(self.dependency.sum() > 0, momentum * self.dependency + (1 - momentum) * found, found)
         self.dependency.copy_(torch.where(sums[-1] > 0, mixed, self.dependency))
+
+    def on_train_end(self) -> None:
+        if self.measuring is not None and self.dependency.tolist() == torch.tensor(self.measuring.init).tolist():
+            log.warning(
+                "UDML: the dependency was never measured, since no training row has every modality: its weights know "
+                "the noise levels alone, as with model.module.dependency=null"
+            )
 
     def compile_parts(self, backend: str) -> None:
         """The encoders with their heads, and what fuses, whose calls differ in size (hence dynamic)."""
