@@ -274,7 +274,8 @@ def test_the_real_process_ends_with_status_2_and_one_line_each(tmp_path: Path, p
         "[E] unknown missing scenario 'randm_0.4': did you mean 'random'? known are none, whole_12, random_0.8, "
         "random_global_0.8, random_bernoulli_0.8, table_value_0.8, table_feature_0.8, table_MI_0.8, "
         "table_LI_0.8, image_text_both_0.7, image_text_text_0.7, image_text_image_0.7, nested_0_0.25, "
-        "file:masks.csv, file:masks.npy, file:table.pt and subsets",
+        "file:masks.csv, file:masks.npy, file:table.pt, noise_gaussian_4_all, noise_gaussian_4_all+random_0.4 and "
+        "subsets",
     ]
     assert os.listdir(tmp_path) == []
 

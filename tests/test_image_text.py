@@ -545,7 +545,7 @@ def test_rare_classes_can_become_one(xrays: Path, tmp_path: Path) -> None:
         ({"text": []}, r"dataset.text is empty"),
         ({"text": "note"}, r"lacks 1 of 4 columns: note"),
         ({"mask_words": ["sars", ""]}, r"dataset.mask_words holds ''"),
-        ({"label": ["finding"], "classes": None}, r"min_groups are for one label column"),
+        ({"label": ["finding", "sex"], "classes": None}, r"min_groups are for one label column"),
         ({"leave_out": ["todo"]}, r"2 labels in column 'finding' .*'Unknown' \(2\) \(the first in row \d+\)"),
     ],
 )
