@@ -474,6 +474,18 @@ def test_late_fusion_counts_what_is_there(rule: str) -> None:
                 torch.testing.assert_close(found[row].sigmoid(), expected)
 
 
+@pytest.mark.parametrize("task", ["multiclass", "multilabel"])
+def test_late_fusion_keeps_the_order_of_confident_rows(task: str) -> None:
+    """Probabilities within 1e-12 of one another, which float32 rounds to 1."""
+    model = LateFusion(PARTS, CLASSES, {}, prerequisites=unimodals(task), task=task)
+    logits = torch.zeros(5, 2, CLASSES)
+    logits[..., 1] = torch.linspace(26, 30, 5)[:, None]
+    found = model.combine(logits, torch.ones(5, 2, dtype=torch.bool))
+    assert found.dtype == torch.float32
+    odds = found[:, 1] - found[:, 0] if task == "multiclass" else found[:, 1]
+    torch.testing.assert_close(odds, logits[:, 0, 1], atol=0.02, rtol=0)
+
+
 def test_the_majority_decides_and_the_mean_between_equals() -> None:
     p = torch.tensor([[[0.6, 0.4], [0.55, 0.45], [0.0, 1.0]]])
     three = torch.ones(1, 3, dtype=torch.bool)

@@ -207,3 +207,25 @@ def test_metrics_of_several_labels_by_name() -> None:
     assert float(found["accuracy"]) == pytest.approx(3 / 5) and float(found["accuracy_macro"]) == pytest.approx(
         (2 / 3 + 1 / 2) / 2
     )
+
+
+@pytest.mark.parametrize("scale", [30.0, 100.0])
+def test_auroc_orders_confident_rows_as_scikit_learn_orders_their_logits(scale: float) -> None:
+    generator = torch.Generator().manual_seed(6)
+    logits = scale * torch.randn(300, 4, generator=generator)
+    target = torch.randint(0, 4, (300,), generator=generator)
+    odds = [logits[:, c].double() - logits[:, [k for k in range(4) if k != c]].double().logsumexp(1) for c in range(4)]
+    expected = np.mean([roc_auc_score(target == c, odds[c]) for c in range(4)])
+    assert computed(logits, target, "auroc", classes=4)["auroc"] == pytest.approx(expected, abs=1e-6)
+    if scale == 30:  # in double few probabilities round to 1
+        rounded = roc_auc_score(target, logits.double().softmax(1), multi_class="ovr")
+        assert computed(logits, target, "auroc", classes=4)["auroc"] == pytest.approx(rounded, abs=5e-3)
+    pair, either = logits[:, :2], target % 2
+    expected = roc_auc_score(either, pair[:, 1].double() - pair[:, 0].double())
+    assert computed(pair, either, "auroc", classes=2, task="binary")["auroc"] == pytest.approx(expected, abs=1e-6)
+    labels = torch.randint(-1, 2, (300, 4), generator=generator).float()
+    found = computed(logits, labels, "auroc", "auroc_micro", classes=4, task="multilabel")
+    each = [roc_auc_score(y[y >= 0], x[y >= 0]) for y, x in zip(labels.T, logits.T)]
+    assert found["auroc"] == pytest.approx(np.mean(each), abs=1e-6)
+    there = labels >= 0
+    assert found["auroc_micro"] == pytest.approx(roc_auc_score(labels[there], logits[there]), abs=1e-6)

@@ -8,16 +8,14 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import (
-    BinaryAUROC,
     MulticlassAccuracy,
-    MulticlassAUROC,
     MulticlassCalibrationError,
     MulticlassF1Score,
     MulticlassMatthewsCorrCoef,
     MulticlassStatScores,
     MultilabelStatScores,
 )
-from torchmetrics.functional.classification import binary_auroc
+from torchmetrics.functional.classification import binary_auroc, multiclass_auroc
 from torchmetrics.utilities import dim_zero_cat
 
 # Of one label, in the order of the columns of MultilabelStatScores: tp, fp, tn, fn.
@@ -56,11 +54,46 @@ def _share(part: Tensor, whole: Tensor) -> Tensor:
     return torch.where(whole == 0, 0.0, part / torch.where(whole == 0, 1.0, whole))
 
 
-class _PositiveAUROC(BinaryAUROC):
-    """Binary AUROC that takes two-class probabilities and reads column 1."""
+class _AUROC(Metric):
+    """AUROC of what orders the rows, which probabilities no longer do where they round to 1: logits, of several classes
+    log-odds. torchmetrics makes probabilities of anything outside [0, 1]: it gets ranks.
 
-    def update(self, preds: Tensor, target: Tensor) -> None:
-        super().update(preds[:, 1], target)
+    Args:
+        num_classes: C; of two, the value of class 1, of more the mean of each against the rest.
+    """
+
+    full_state_update = False
+
+    def __init__(self, num_classes: int = 2) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.add_state("scores", [], dist_reduce_fx="cat")
+        self.add_state("target", [], dist_reduce_fx="cat")
+        self.scores: list[Tensor]
+        self.target: list[Tensor]
+
+    def update(self, logits: Tensor, target: Tensor) -> None:
+        self.scores.append(self._scores(logits.double()))
+        self.target.append(target)
+
+    def _scores(self, logits: Tensor) -> Tensor:
+        if self.num_classes == 2:
+            return logits[:, 1] - logits[:, 0]
+        own = torch.eye(self.num_classes, dtype=torch.bool, device=logits.device)
+        rest = logits[:, None].expand(-1, self.num_classes, -1).masked_fill(own, -torch.inf)
+        return logits - rest.logsumexp(-1)
+
+    def compute(self) -> Tensor:
+        scores, target = dim_zero_cat(self.scores), dim_zero_cat(self.target)
+        if self.num_classes == 2:
+            return binary_auroc(_ranks(scores), target)
+        ranks = torch.stack([_ranks(column) for column in scores.T], 1)
+        return multiclass_auroc(ranks, target, self.num_classes, average="macro")
+
+
+def _ranks(scores: Tensor) -> Tensor:
+    """(N,) -> (N,) in [0, 1), in the same order and with the same ties."""
+    return scores.unique(return_inverse=True)[1] / scores.new_tensor(max(len(scores), 1), dtype=torch.float64)
 
 
 class _CalibrationError(MulticlassCalibrationError):
@@ -93,33 +126,23 @@ class _SamplesF1(Metric):
         return (self.total / self.rows).float()
 
 
-class _LabelAUROC(Metric):
+class _LabelAUROC(_AUROC):
     """AUROC (C,) of each label over its labelled cells, and of all labels' cells together; NaN where only one class
     occurs (torchmetrics gives 0 there, and stops at a label without any cell)."""
 
-    full_state_update = False
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("preds", [], dist_reduce_fx="cat")
-        self.add_state("target", [], dist_reduce_fx="cat")
-        self.preds: list[Tensor]
-        self.target: list[Tensor]
-
-    def update(self, preds: Tensor, target: Tensor) -> None:
-        self.preds.append(preds)
-        self.target.append(target)
+    def _scores(self, logits: Tensor) -> Tensor:
+        return logits
 
     def compute(self) -> Tensor:
-        preds, target = dim_zero_cat(self.preds), dim_zero_cat(self.target)
-        columns = [*zip(preds.T, target.T), (preds.flatten(), target.flatten())]
-        return torch.stack([self._one(p[t >= 0], t[t >= 0]) for p, t in columns])
+        scores, target = dim_zero_cat(self.scores), dim_zero_cat(self.target)
+        columns = [*zip(scores.T, target.T), (scores.flatten(), target.flatten())]
+        return torch.stack([self._one(s[t >= 0], t[t >= 0]) for s, t in columns])
 
     @staticmethod
-    def _one(preds: Tensor, target: Tensor) -> Tensor:
+    def _one(scores: Tensor, target: Tensor) -> Tensor:
         if not (target == 0).any() or not (target == 1).any():
-            return preds.new_tensor(torch.nan)
-        return binary_auroc(preds, target)
+            return scores.new_tensor(torch.nan)
+        return binary_auroc(_ranks(scores), target).to(scores.dtype)
 
 
 class _GMean(MulticlassStatScores):
@@ -136,10 +159,10 @@ class _GMean(MulticlassStatScores):
 
 
 class _FromLogits(MetricCollection):
-    """Applies softmax once, in float32, before all metrics."""
+    """Applies softmax once, in float32, before all metrics but the AUROC."""
 
     def update(self, logits: Tensor, target: Tensor) -> None:  # type: ignore[override]
-        super().update(torch.softmax(logits.float(), dim=1), target)
+        super().update(preds=torch.softmax(logits.float(), dim=1), logits=logits, target=target)
 
 
 class LabelMetrics(MetricCollection):
@@ -165,7 +188,8 @@ class LabelMetrics(MetricCollection):
         self.names = [name for name in names if name in (*_SEVERAL, "f1_samples")]
 
     def update(self, logits: Tensor, target: Tensor) -> None:  # type: ignore[override]
-        super().update(torch.sigmoid(logits.float()), torch.where(target < 0, -1, target).long())
+        target = torch.where(target < 0, -1, target).long()
+        super().update(preds=torch.sigmoid(logits.float()), logits=logits, target=target)
 
     def per_label(self) -> dict[str, Tensor]:
         """Measure -> (C,), NaN of a label with one class; ``n`` labelled and ``positives`` cells of each label."""
@@ -223,10 +247,9 @@ def classification_metrics(task: str, num_classes: int, names: Sequence[str] = M
         return LabelMetrics(num_classes, names)
     if task not in ("multiclass", "binary"):
         raise ValueError(f"no metrics for task '{task}'")
-    binary = num_classes == 2
     make: dict[str, Metric] = {
         "accuracy": MulticlassAccuracy(num_classes, average="micro"),
-        "auroc": _PositiveAUROC() if binary else MulticlassAUROC(num_classes, average="macro"),
+        "auroc": _AUROC(num_classes),
         "f1_macro": MulticlassF1Score(num_classes, average="macro"),
         "ece": _CalibrationError(num_classes, n_bins=15, norm="l1"),
         "recall_macro": _GMean(num_classes, arithmetic=True),

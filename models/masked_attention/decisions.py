@@ -46,12 +46,13 @@ class LateFusion(LogitAverage):
 
     def combine(self, logits: Tensor, there: Tensor) -> Tensor:
         several = self.task == "multilabel"
-        each = logits.float().sigmoid() if several else logits.float().softmax(-1)
+        # In float32 confident probabilities round to 1, and their order is lost.
+        each = logits.double().sigmoid() if several else logits.double().softmax(-1)
         joint = pool_probabilities(each, there, self.rule, several)
         tiny = torch.finfo(joint.dtype).tiny
         if several:
-            return joint.clamp(min=tiny).log() - (1 - joint).clamp(min=tiny).log()
-        return joint.clamp(min=tiny).log()
+            return (joint.clamp(min=tiny).log() - (1 - joint).clamp(min=tiny).log()).float()
+        return joint.clamp(min=tiny).log().float()
 
 
 def pool_probabilities(each: Tensor, there: Tensor, rule: str, several: bool = False) -> Tensor:
