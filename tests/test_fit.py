@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import pytorch_lightning as pl
 import torch
 
+from datasets.base import Batch
+from models.base import Prediction
 from trainers import fit as fit_module
 from trainers import pipeline
+from trainers.evaluate import predict
 from utils.checkpoints import read_tensors
 from utils.errors import UserError
 
@@ -54,6 +58,35 @@ def test_interrupted_fit_continues_to_the_same_weights(composed, tmp_path: Path,
     pd.testing.assert_frame_equal(a, b)
     results = [json.loads((f / "stages" / "fit.json").read_text())["best"] for f in (folder, other)]
     assert results[0] == results[1]
+
+
+def test_a_model_that_diverged_from_the_start_has_no_best(composed, tmp_path: Path) -> None:
+    diverging = [*TINY, "model.training.max_epochs=2", "model.module.optimizer.lr=1e30", f"paths.output={tmp_path}"]
+    with pytest.raises(UserError, match=r"val_loss is not finite in any epoch .*lower the learning rate"):
+        pipeline.run(composed(*diverging, "dataset.monitor=val_loss"))
+    folder = tmp_path / "PolyMNIST" / "DynamicTransformer" / "default" / "seed0"
+    assert (folder / "metrics.csv").is_file() and (folder / "checkpoints" / "last.ckpt").is_file()
+    assert not (folder / "stages" / "fit.json").exists()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_logits_that_are_not_finite_are_no_result(value: float) -> None:
+    class Broken(torch.nn.Module):
+        def forward(self, batch: Batch) -> Prediction:
+            hit = batch.missing[:, 1] & (batch.index > 3)
+            return Prediction(
+                torch.where(hit[:, None] & torch.tensor([True, False]), value, torch.zeros(len(batch), 2))
+            )
+
+    index = torch.arange(8)
+    none = torch.zeros(4, 2, dtype=torch.bool)
+    batches = [Batch({"x": torch.zeros(4, 1), "y": torch.zeros(4, 1)}, none, i % 2, i) for i in (index[:4], index[4:])]
+    masks = {"none": np.zeros((8, 2), dtype=bool), "whole_1": np.tile([False, True], (8, 1))}
+    message = r"scenario 'whole_1': the logits of 4 of 8 rows are not finite \(the first is row 4\): .*learning rate"
+    with pytest.raises(UserError, match=message):
+        predict(Broken(), batches, masks, progress=False)  # type: ignore[arg-type]
+    found = predict(Broken(), batches, {"none": masks["none"]}, progress=False)  # type: ignore[arg-type]
+    assert found[""]["none"]["logits"].shape == (8, 2)
 
 
 def test_each_epoch_has_its_own_order(composed, monkeypatch) -> None:

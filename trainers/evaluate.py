@@ -23,6 +23,7 @@ from models.dymo.dymo import MAIN, Cells, DyMo, under, validate_selection
 from models.dymo.dynamic_transformer import DynamicTransformer
 from trainers.context import Context
 from utils.build import build_selection
+from utils.errors import UserError
 from utils.files import replacing, save_arrays
 from utils.metrics import METRICS, LabelMetrics, classification_metrics
 
@@ -169,6 +170,9 @@ def predict(
     Returns:
         label -> scenario -> arrays index, logits, target, missing, the method's extras and ``features`` (N, D), sorted
         by index.
+
+    Raises:
+        UserError: logits that are not finite.
     """
     collected: dict[str, dict[str, dict[str, list[Tensor]]]] = defaultdict(
         lambda: defaultdict(lambda: defaultdict(list))
@@ -195,10 +199,20 @@ def predict(
                     **({"features": prediction.features} if kept else {}),
                 }.items():
                     cell[key].append(value.cpu())
-    return {
+    found = {
         label: {s: {k: _join(v) for k, v in cell.items()} for s, cell in by_scenario.items()}
         for label, by_scenario in collected.items()
     }
+    for by_scenario in found.values():
+        for scenario, arrays in by_scenario.items():
+            broken = ~np.isfinite(arrays["logits"]).all(1)
+            if broken.any():
+                raise UserError(
+                    f"scenario '{scenario}': the logits of {int(broken.sum())} of {len(broken)} rows are not finite "
+                    f"(the first is row {arrays['index'][broken.argmax()]}): training diverged (lower the learning "
+                    "rate), or the table holds a code that training does not have"
+                )
+    return found
 
 
 def masks_of_batch(

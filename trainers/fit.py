@@ -75,6 +75,9 @@ def fit(
         monitor: logged value that chooses the checkpoint (``*loss``: lower is better); None keeps the last epoch.
         noise: on the training batches; no epoch before its start is chosen as the best.
         watching: callbacks of the method.
+
+    Raises:
+        UserError: interrupted, or no epoch has a finite value of ``monitor``.
     """
     resumable = directory.begin(stage, settings)
     checkpoints = directory / "checkpoints"
@@ -154,6 +157,11 @@ def fit(
                 merge_metrics(attempts, directory / "metrics.csv")
     best = checkpoints / "best.ckpt"
     score = trainer.checkpoint_callback.best_model_score if monitor else None  # type: ignore[union-attr]
+    if score is not None and not torch.isfinite(score):
+        raise UserError(
+            f"{monitor} is not finite in any epoch that can be the best (see {directory / 'metrics.csv'}): training "
+            "diverged (lower the learning rate), or the validation split has no such value (set dataset.monitor)"
+        )
     if trainer.is_global_zero:
         directory.finish(
             stage,
