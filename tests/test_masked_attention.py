@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -305,13 +305,12 @@ def test_dropout_hides_from_encoder_and_fusion_in_training_only() -> None:
     assert not (model.absent(batch) & ~model.absent(natural)).any() and not model.absent(natural).all(1).any()
     with torch.no_grad():
         assert torch.equal(model(batch).logits, model(batch).logits)
-    seen: list[Mapping[str, Tensor]] = []
-    encode = model.encode
-    model.encode = lambda inputs, cells=None: (seen.append(inputs), encode(inputs, cells))[1]
+    seen: list[Tensor] = []
+    model.encoders["img"].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     for reference in (False, True):  # the original drops images before their encoder
         model.reference = reference
         model.train().training_step(complete(batch), 0)
-    blank = [(x["img"] == 0).flatten(1).all(1).sum() for x in seen]
+    blank = [(x == 0).flatten(1).all(1).sum() for x in seen]
     assert blank[0] == 0 and 30 < blank[1] < 90
 
 
@@ -449,6 +448,56 @@ def test_rows_that_lack_something_do_not_train_a_model_of_complete_rows() -> Non
     assert 0 < int(whole.sum()) < 40 and torch.equal(*losses) and losses[0] > 0
     none = batch.replace(missing=torch.tensor([[True, False]]).expand(40, 2), feature_missing={})
     assert model.training_step(none, 0) == 0
+
+
+def normalisation(model: Any) -> list[Tensor]:
+    return [x for key, x in model.encoders.state_dict().items() if "running" in key or "tracked" in key]
+
+
+@pytest.mark.parametrize("there", [40, 8, 2, 1, 0])
+def test_blank_images_count_in_no_statistic_of_training(there: int) -> None:
+    batch = some_batch()
+    gone = torch.arange(40) * there % 40 >= there if there else torch.ones(40, dtype=torch.bool)
+    missing = torch.stack([gone, batch.missing[:, 1] & ~gone], 1)
+    cells = torch.where(gone[:, None], False, batch.feature_missing["tab"])
+    batch = batch.replace(missing=missing, feature_missing={"tab": cells}, complete=False)
+    assert int((~gone).sum()) == there
+    model, alone = build().train(), build().train()
+    before = [x.clone() for x in normalisation(model)]
+    found = model.encode_batch(batch)
+    assert found.shape == (40, 8, WIDTH) and not found[gone, :2].any()
+    if there:
+        expected = alone.inputs["img"](
+            alone.encoders["img"](batch.inputs["img"][~gone].repeat(2 // there or 1, 1, 1, 1))
+        )
+        torch.testing.assert_close(found[~gone, :2], expected[:there])
+    assert len(before) and all(map(torch.equal, normalisation(model), normalisation(alone)))
+    assert there == 0 or not all(map(torch.equal, normalisation(model), before))
+    model.loss(model.fuse(found, batch), batch)["loss"].backward()
+    grads = [p.grad for p in model.encoders["img"].parameters()]
+    assert all(g is not None for g in grads) and any(g.any() for g in grads) == (there > 0)
+
+
+def test_rows_that_have_everything_are_encoded_as_ever() -> None:
+    batch = some_batch()
+    batch = batch.replace(missing=torch.zeros(40, 2, dtype=torch.bool), feature_missing={})
+    grads = []
+    for complete in (True, False):
+        model, whole = build().train(), batch.replace(complete=complete)
+        model.training_step(whole, 0).backward()
+        grads.append([p.grad for p in model.parameters()])
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_batches_without_complete_rows_leave_the_encoders_alone() -> None:
+    model, batch = build(complete_rows=True).train(), some_batch()
+    before = [x.clone() for x in normalisation(model)]
+    none = batch.replace(missing=torch.tensor([[True, False]]).expand(40, 2), feature_missing={})
+    loss = model.training_step(none, 0)
+    loss.backward()
+    assert loss == 0 and all(map(torch.equal, normalisation(model), before))
+    assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
 
 
 @pytest.mark.parametrize("rule", ["mean", "max", "min", "majority"])

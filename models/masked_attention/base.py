@@ -205,6 +205,27 @@ class TokenFusion(StagedTraining):
             parts.append(self.inputs[name](self.encoders[name](inputs[name], **told)))
         return torch.cat(parts, dim=1)
 
+    def encode_batch(self, batch: Batch) -> Tensor:
+        """In training, encoders of other modalities than tables get the rows that have theirs, so that blanks count in
+        no statistic of batch normalisation; zeros elsewhere. A row alone is given twice: the statistics need two."""
+        if batch.complete or not self.training or self.reference or self.fill == "inputs":
+            return super().encode_batch(batch)
+        observed, there = batch.observed(), ~self.absent(batch)
+        cells, parts = self.cells(batch.missing, batch.feature_missing), []
+        for i, m in enumerate(self.modalities):
+            encoder, project, x = self.encoders[m.name], self.inputs[m.name], observed[m.name]
+            rows = there[:, i].nonzero()[:, 0]
+            if m.kind == "table":
+                told = {"missing": cells[m.name]} if m.name in cells and self.feature_mask else {}
+                parts.append(project(encoder(x, **told)))
+            elif len(rows) == 0:
+                blank = x.new_zeros(len(batch), self.tokens_per_modality[i], self.width)
+                parts.append(blank + without_effect(encoder, project))
+            else:
+                own = project(encoder(x[rows if len(rows) > 1 else rows.repeat(2)]))[: len(rows)]
+                parts.append(own.new_zeros(len(batch), *own.shape[1:]).index_put((rows,), own))
+        return torch.cat(parts, dim=1)
+
     def available(self, batch: Batch) -> Tensor | None:
         """(B, P) bool, True = there, None where everything is: of a table with a token a column those of its cells."""
         if batch.complete:
@@ -241,18 +262,18 @@ class TokenFusion(StagedTraining):
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         generator = self.mask_generator(batch_index)
-        counts = True
         if self.complete_rows and not batch.complete:
             rows = ~self.absent(batch).any(1)
-            counts = bool(rows.sum() > 1)  # batch normalisation needs two
-            batch = take_rows(batch, rows) if counts else batch
+            if rows.sum() < 2:  # too few for batch normalisation
+                nothing = without_effect(self)
+                self.log_losses("train", {"loss": nothing}, len(batch))
+                return nothing
+            batch = take_rows(batch, rows)
         features = self.drop_features(batch, generator)
         dropped = self.drop_modalities(features, generator)
         # Behind the encoders, batch normalisation sees no blank images; the original drops before.
         seen = dropped if self.reference or self.fill == "inputs" else features
         losses = self.loss(self.fuse(self.encode_batch(seen), dropped), dropped)
-        if not counts:
-            losses = {key: value * 0 for key, value in losses.items()}
         self.log_losses("train", losses, len(batch))
         return losses["loss"]
 
@@ -278,6 +299,12 @@ class TokenFusion(StagedTraining):
 
     def architecture(self) -> dict[str, Any]:
         return super().architecture() | {"width": self.width, "tokens": self.tokens_per_modality, "fill": self.fill}
+
+
+def without_effect(*modules: nn.Module) -> Tensor:
+    """0 whose gradient reaches every parameter that is trained, as 0: processes that train together wait for it."""
+    trained = [p for module in modules for p in module.parameters() if p.requires_grad]
+    return sum((0 * p.sum() for p in trained), torch.zeros((), device=trained[0].device if trained else None))
 
 
 def mean_of_labels(logits: Tensor, target: Tensor) -> Tensor:
