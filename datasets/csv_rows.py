@@ -195,6 +195,12 @@ class CsvRows(SourcedDataModule):
         check_columns(frame, [c for c in needed if c], self.csv)
         self._numbers = np.arange(1, len(frame) + 1)
         frame, names, left_out = self._keep(frame)
+        if self.group:
+            self.refuse(
+                frame[self.group].isin(self.missing_values),
+                f"rows have nothing in column '{self.group}', which divides the splits",
+                "fill it, remove these rows, or name another column in dataset.group",
+            )
         frame, files = self._with_images(frame, left_out)
         missing = frame.isin(self.missing_values)
         target = self._target(frame, missing, names)
@@ -416,21 +422,29 @@ def counted(values: pd.Series | Sequence[str] | np.ndarray) -> str:
     return ", ".join(f"'{v}' ({n})" for v, n in Counter(values).most_common(3))
 
 
-def read_csv(path: Path) -> pd.DataFrame:
+def read_csv(path: Path, header_only: bool = False) -> pd.DataFrame:
     """All cells as text, stripped; column names stripped.
 
     Raises:
-        UserError: it cannot be read as a table.
+        UserError: it cannot be read as a table, or names a column twice.
     """
+    how: dict[str, Any] = {"dtype": str, "keep_default_na": False, "skipinitialspace": True, "encoding": "utf-8-sig"}
     try:
-        frame = pd.read_csv(
-            path, dtype=str, keep_default_na=False, skipinitialspace=True, encoding="utf-8-sig", low_memory=False
-        )
+        # pandas would give the second of two equal names a number.
+        names = pd.read_csv(path, header=None, nrows=1, **how).iloc[0].str.strip()
+        frame = pd.read_csv(path, nrows=0 if header_only else None, low_memory=False, **how)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise UserError(
             f"{path} cannot be read as CSV ({str(error).splitlines()[0]}): give a comma-separated table"
         ) from None
+    if twice := [name for name, n in Counter(names).items() if n > 1 and name]:
+        raise UserError(
+            f"{path} has {len(twice)} column names more than once (the first is '{twice[0]}'; spaces around names do "
+            "not count): give each column a name of its own"
+        )
     frame.columns = [str(c).strip() for c in frame.columns]
+    if header_only:
+        return frame
     if not len(frame):
         raise UserError(f"{path} has a header and no rows")
     return frame.apply(lambda column: column.str.strip())

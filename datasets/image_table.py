@@ -388,12 +388,21 @@ class ImageTable(CsvRows, ImageTableModule):
         table = np.zeros((len(frame), len(self.categorical) + len(self.continuous)), dtype=np.float32)
         gaps = missing[[*self.categorical, *self.continuous]].to_numpy(bool, copy=True)
         levels: dict[str, list[str]] = {}
+        fold = "" if self.fold is None else f" of fold {self.fold}"
         for j, (name, given) in enumerate(self.categorical.items()):
             values = frame[name].to_numpy(str)
             seen = values[train][~gaps[train, j]]
             if not len(seen):
-                raise UserError(f"{self.csv}: column '{name}' has no value in the training split: leave it out")
+                raise UserError(
+                    f"{self.csv}: column '{name}' has no value in the {len(train)} rows of the training split{fold}: "
+                    "leave it out"
+                )
             levels[name] = given or sorted(set(seen))
+            if not given and len(seen) > 20 and len(levels[name]) > 0.9 * len(seen):
+                raise UserError(
+                    f"{self.csv}: column '{name}' has {len(levels[name])} values in {len(seen)} training rows: it "
+                    "names rows, take it out (of dataset.categorical, or of the table), or list its levels there"
+                )
             unseen = ~np.isin(values, levels[name]) & ~gaps[:, j]
             if self.unseen == "refuse":
                 found = counted(values[unseen])
@@ -434,7 +443,10 @@ class ImageTable(CsvRows, ImageTableModule):
             )
             seen = numbers[train][~gaps[train, j]]
             if not len(seen):
-                raise UserError(f"{self.csv}: column '{name}' has no value in the training split: leave it out")
+                raise UserError(
+                    f"{self.csv}: column '{name}' has no value in the {len(train)} rows of the training split{fold}: "
+                    "leave it out"
+                )
             if self.scaling == "min_max":
                 start, width = float(seen.min()), float(seen.max() - seen.min())
             else:

@@ -141,13 +141,20 @@ class MIMIC(ImageTable):
             self._link()
         self.csv, self.image_csv = (self._table(name) for name in (CLINICAL, IMAGES))
         self.images = self.images_given or self.image_csv.parent
-        header = [str(c).strip() for c in pd.read_csv(self.csv, nrows=0, encoding="utf-8-sig").columns]
-        frame = pd.DataFrame(columns=header)
+        frame = read_csv(self.csv, header_only=True)
+        header = list(frame.columns)
         check_columns(frame, ["ID", *NUMBERS, *FINDINGS], self.csv)
         known = {*NO_INPUTS, *NUMBERS, *FINDINGS}
         self.categorical = {column: None for column in header if column not in known}
         if self.group is None and PATIENT in header:
             self.group = PATIENT
+        if self.group is None:
+            log.warning(
+                "%s has no column %s: films of one patient may be in several splits, and scores come out too high; "
+                "add it to divide by patient",
+                self.csv,
+                PATIENT,
+            )
         source = super().find_source()
         signature = sha256([source.signature, file_digest(self.image_csv)])
         return Source("stand-in" if self.demo else "csv", signature, source.about, source.load)
@@ -208,11 +215,11 @@ class MIMIC(ImageTable):
                 images["ID"][alone].iloc[0],
             )
         images = images[~alone].set_index("ID")
-        place = (images["folder"] + "/" + images["img"]).str.strip("/")
+        place = (images["folder"] + "/" + images["img"]).str.strip("/").where(images["img"] != "", "")
         clinical["image"] = clinical["ID"].map(place).fillna("")
         shared = [finding for finding in FINDINGS if finding in images]
         both = clinical.set_index("ID").loc[images.index]
-        numbers = [frame[shared].apply(pd.to_numeric, errors="coerce") for frame in (both, images)]
+        numbers = [frame[shared].apply(pd.to_numeric, errors="coerce").replace(-1, np.nan) for frame in (both, images)]
         differ = ((numbers[0] != numbers[1]) & ~(numbers[0].isna() & numbers[1].isna())).any(axis=1)
         if differ.any():
             raise UserError(

@@ -34,7 +34,8 @@ class JointAugmentation:
         brightness, contrast, saturation: factors are drawn from [1 - v, 1 + v], in random order.
         colour_rate, grey_rate, blur_rate: share of the changed rows with colour jitter, without colour, blurred.
         blur_kernel, blur_sigma: in pixels of an image of side ``blur_side`` (both are scaled to the stored side).
-        rotation: degrees to either side; what comes from outside the image is its mirror image.
+        rotation: degrees to either side.
+        outside: what comes from outside a rotated image: its mirror image (``reflection``) or ``zeros``.
         rotation_rate: share of the changed rows that are rotated.
         crop_scale, crop_ratio: area share and aspect ratio of the crop.
         flip_rate: share flipped left to right.
@@ -53,6 +54,7 @@ class JointAugmentation:
     blur_side: int = 300
     rotation: float = 0.0
     rotation_rate: float = 1.0
+    outside: str = "reflection"
     crop_scale: tuple[float, float] = (0.6, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip_rate: float = 0.5
@@ -65,6 +67,8 @@ class JointAugmentation:
         for name in ("brightness", "contrast", "saturation"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} is outside [0, 1]")
+        if self.outside not in ("reflection", "zeros"):
+            raise ValueError(f"outside={self.outside}: must be reflection or zeros")
         low, high = self.crop_scale
         if not 0 < low <= high <= 1:
             raise ValueError(f"crop_scale={list(self.crop_scale)} must rise within (0, 1]")
@@ -202,7 +206,7 @@ def augment_images(images: Tensor, side: int, a: JointAugmentation, generator: t
         rows = blurred.nonzero()[:, 0]
         kernel = max(3, round(a.blur_kernel * scale) | 1)
         x = x.index_copy(0, rows.to(x.device), blur(x[rows.to(x.device)], sigma[rows], kernel))
-    return resample(x, boxes, side, flip, angle)
+    return resample(x, boxes, side, flip, angle, a.outside)
 
 
 def luminance(x: Tensor) -> Tensor:
@@ -283,14 +287,15 @@ def crop_boxes(
     return torch.stack([top, left, h, w], dim=1)
 
 
-def resample(x: Tensor, boxes: Tensor, side: int, flip: Tensor, angle: Tensor) -> Tensor:
+def resample(x: Tensor, boxes: Tensor, side: int, flip: Tensor, angle: Tensor, outside: str = "reflection") -> Tensor:
     """Rotate, crop, resize and flip in one bilinear resampling.
 
     Args:
         x: (B, C, H, W).
         boxes: (B, 4) top, left, height, width of the crop in the rotated image.
         flip: (B,) bool, left to right.
-        angle: (B,) degrees counter-clockwise, about the centre; outside the image is its mirror image.
+        angle: (B,) degrees counter-clockwise, about the centre.
+        outside: see :class:`JointAugmentation`.
     """
     b, _, height, width = x.shape
     top, left, h, w = boxes.float().T[:, :, None]
@@ -307,4 +312,4 @@ def resample(x: Tensor, boxes: Tensor, side: int, flip: Tensor, angle: Tensor) -
         grid_x = torch.cos(radians) * dx - torch.sin(radians) * dy + (width - 1) / 2
         grid_y = torch.sin(radians) * dx + torch.cos(radians) * dy + (height - 1) / 2
     grid = torch.stack([(2 * grid_x + 1) / width - 1, (2 * grid_y + 1) / height - 1], dim=-1)
-    return F.grid_sample(x, grid.to(x), mode="bilinear", padding_mode="reflection", align_corners=False)
+    return F.grid_sample(x, grid.to(x), mode="bilinear", padding_mode=outside, align_corners=False)

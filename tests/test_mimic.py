@@ -159,6 +159,19 @@ def test_folds_are_the_library_s_and_test_every_row_once(make: Callable[..., MIM
         (lambda f: f.assign(Edema=f["Edema"].where(f.index != 2, "2")), {}, "1 of 120 rows have other labels than in"),
         (lambda f: f.assign(sbp=f["sbp"].where(f.index != 5, "high")), {}, r"1 cells in column 'sbp' are no numbers"),
         (lambda f: f.assign(Fracture=f["Fracture"].replace("1.0", "")), {}, "have other labels"),
+        (lambda f: f.assign(**{" sbp": f["sbp"]}), {}, r"1 column names more than once \(the first is 'sbp'"),
+        (lambda f: f.iloc[:0, :0], {}, "cannot be read as CSV"),
+        (lambda f: f.assign(note=f["ID"]), {}, r"'note' has \d+ values in \d+ training rows: it names rows"),
+        (
+            lambda f: f.assign(dbp=""),
+            {"fold": 2},
+            r"'dbp' has no value in the \d+ rows of the training split of fold 2",
+        ),
+        (
+            lambda f: f.assign(subject_id=(f.index // 2).astype(str).where(f.index > 4, "")),
+            {},
+            r"5 rows have nothing in column 'subject_id'.* \(the first in row 1\)",
+        ),
     ],
 )
 def test_bad_tables_are_refused_in_one_line(
@@ -168,6 +181,35 @@ def test_bad_tables_are_refused_in_one_line(
     with pytest.raises(UserError, match=line) as error:
         make(**options).prepare()
     assert "\n" not in str(error.value)
+
+
+def test_columns_are_found_whatever_stands_around_their_names(make: Callable[..., MIMIC], root: Path) -> None:
+    plain = make()
+    plain.prepare()
+    columns = plain.modalities[1].columns
+    change(root, CLINICAL, lambda f: f.rename(columns={c: f" {c} " for c in f.columns if c != "ID"}))
+    spaced = make(store=str(root / "spaced"))
+    spaced.prepare()
+    assert spaced.modalities[1].columns == columns and "race" in columns
+
+
+def test_unknown_labels_are_alike_and_a_folder_is_no_image(
+    make: Callable[..., MIMIC], root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """-1 in one table and nothing in the other; the first three images have a folder and no file name."""
+    change(root, CLINICAL, lambda f: f.assign(Edema=f["Edema"].replace("-1.0", "")))
+    change(root, IMAGES, lambda f: f.assign(Edema=f["Edema"].replace("", "-1"), img=f["img"].where(f.index > 2, "")))
+    with pytest.raises(UserError, match="3 rows without an image name"):
+        make().prepare()
+    data = make(without_image="missing")
+    data.prepare()
+    assert sum(rows["image"].sum() for s in ("train", "val", "test") if (rows := data.natural_rows(s))) == 3
+    assert "120 rows have no image (3 without a name)" in caplog.text
+    assert "has no column subject_id: films of one patient may be in several splits" in caplog.text
+    caplog.clear()
+    change(root, CLINICAL, lambda f: f.assign(subject_id=f.index // 2))
+    make(without_image="missing", store=str(root / "grouped")).prepare()
+    assert "has no column subject_id" not in caplog.text
 
 
 def test_what_can_be_used_is_used_and_the_rest_is_counted(
@@ -591,4 +633,8 @@ def test_the_configuration_names_the_published_protocol() -> None:
         cfg = compose("config", ["dataset=MIMIC", "model=ModDrop"])
     plain = yaml.safe_load(OmegaConf.to_yaml(cfg.dataset, resolve=True))
     assert plain["num_classes"] == len(FINDINGS) == 14 and plain["folds"] == 5 and plain["fold_seed"] == 42
+    assert plain["augmentation"]["outside"] == "zeros" and plain["augmentation"]["corruption"] == 0
+    with initialize_config_dir(str(CONFIGS), version_base=None):
+        xray = compose("config", ["dataset=ChestXray", "model=ModDrop"])
+    assert xray.dataset.augmentation.corruption == 0
     assert plain["scaling"] == "min_max" and plain["side"] == 224 and len(plain["scenarios"]) == 9

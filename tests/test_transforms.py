@@ -70,13 +70,24 @@ def test_each_row_is_cropped_flipped_and_turned_as_by_torchvision() -> None:
     angles = torch.tensor([45.0, -45.0, 10.0, 0.0, 90.0, -17.5])
     whole = torch.tensor([[0, 0, 40, 40]]).expand(6, 4)
     turned = resample(x, whole, 40, torch.zeros(6, dtype=torch.bool), angles)
+    black = resample(x, whole, 40, torch.zeros(6, dtype=torch.bool), angles, "zeros")
     for i, angle in enumerate(angles.tolist()):
         expected = V.rotate(x[i], angle, interpolation=v2.InterpolationMode.BILINEAR)
+        torch.testing.assert_close(black[i], expected, atol=2e-4, rtol=1e-3)
         inside = V.rotate(torch.ones(1, 40, 40), angle, interpolation=v2.InterpolationMode.BILINEAR)[0] > 0.999
         torch.testing.assert_close(turned[i][:, inside], expected[:, inside], atol=2e-4, rtol=1e-3)
         # Outside is the mirror image: nothing dark comes in.
         mirrored = V.rotate(V.pad(x[i], [40] * 4, padding_mode="symmetric"), angle, v2.InterpolationMode.BILINEAR)
         torch.testing.assert_close(turned[i], mirrored[:, 40:80, 40:80], atol=2e-4, rtol=1e-3)
+
+
+def test_what_a_turned_image_shows_beyond_its_edge_is_an_option() -> None:
+    plain = {"rotation": 45.0, "colour_rate": 0.0, "grey_rate": 0.0, "blur_rate": 0.0, "crop_scale": (1.0, 1.0)}
+    for outside, dark in (("reflection", False), ("zeros", True)):
+        a = JointAugmentation(rate=1.0, outside=outside, crop_ratio=(1.0, 1.0), **plain)  # type: ignore[arg-type]
+        assert (augment_images(torch.ones(8, 3, 24, 24), 24, a, generator(3)) < 0.5).any() == dark
+    with pytest.raises(ValueError, match="outside=wrap: must be reflection or zeros"):
+        JointAugmentation(outside="wrap")
 
 
 def test_the_test_transform_is_the_resize_of_torchvision() -> None:
