@@ -304,6 +304,16 @@ def test_names_are_told_apart_and_the_same_rows_refused(tmp_path):
         report.gather([runs[1], copy])
 
 
+def test_runs_with_and_without_a_fold_have_no_common_mean(tmp_path):
+    whole, of_fold = (write_run(tmp_path / str(seed), "DyMo", seed) for seed in (0, 1))
+    frame = pd.read_csv(of_fold / "results.csv")
+    frame.assign(fold=1).to_csv(of_fold / "results.csv", index=False)
+    with pytest.raises(UserError, match=r"PolyMNIST, DyMo: .*seed1 is of a fold and .*seed0 is not") as error:
+        report.gather([whole, of_fold])
+    assert "\n" not in str(error.value)
+    assert len(report.gather([of_fold])[0]) == 1
+
+
 def test_runs_without_extras_and_with_several_data_sets(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "PICTURED", 1)
     runs = [write_run(tmp_path, "DyMo", 0, dataset=dataset) for dataset in ("PolyMNIST", "MST")]

@@ -123,7 +123,8 @@ def gather(run_dirs: Sequence[Path]) -> tuple[list[Run], list[str]]:
     for another missingness in training, as ``model [train ...]``. The column ``method`` keeps the plain name.
 
     Raises:
-        UserError: no finished run, a broken results.csv, or two runs with the same rows.
+        UserError: no finished run, a broken results.csv, two runs with the same rows, or runs of a model with and
+            without a fold.
     """
     runs: list[Run] = []
     skipped: list[str] = []
@@ -139,6 +140,13 @@ def gather(run_dirs: Sequence[Path]) -> tuple[list[Run], list[str]]:
     names: dict[tuple[str, str], set[tuple[str, str]]] = {}
     for run in runs:
         names.setdefault((run.dataset, run.model), set()).add((run.path.parent.name, run.train))
+    for dataset, model in names:
+        own = [run for run in runs if (run.dataset, run.model) == (dataset, model)]
+        if len(kinds := {run.fold >= 0: run.path for run in own}) > 1:
+            raise UserError(
+                f"{dataset}, {model}: {kinds[True]} is of a fold and {kinds[False]} is not, which have no common mean: "
+                "report them apart (report.include)"
+            )
     owner: dict[tuple, Path] = {}
     for run in runs:
         run.frame["method"] = run.frame["model"]
