@@ -34,11 +34,12 @@ small_image=(dataset.encoders.image._target_=models.encoders.convolutional.Convo
 small=("${small_image[@]}" "${naim[@]}" +dataset.encoders.table.width=32 +dataset.encoders.table.heads=4
   +dataset.encoders.table.hidden=64 dataset.baselines.width=32 dataset.baselines.heads=4 dataset.baselines.vector_width=64
   dataset.baselines.lr=2e-3 trainer=cpu trainer.enable_progress_bar=false)
-parts=() fused=()  # of the unimodal parts, and of what is built on them
-brief() { # epochs of the parts (and of methods without parts), epochs of what is built on them, batch size
-  small+=("dataset.baselines.max_epochs=$1" dataset.baselines.patience=null "dataset.baselines.batch_size=$3")
+parts=() fused=() scratch=()  # of the unimodal parts, of what is built on them, and of the same without parts
+brief() { # epochs of the parts, epochs of what is built on them (methods without parts get both), batch size
+  small+=("dataset.baselines.max_epochs=$(($1 + $2))" dataset.baselines.patience=null "dataset.baselines.batch_size=$3")
   parts=("training.max_epochs=$1" training.warmup_epochs=0 training.patience=null module.optimizer.lr=2e-3)
   fused=("training.max_epochs=$2" training.warmup_epochs=0 training.patience=null module.encoder_lr=1e-4)
+  scratch=("training.max_epochs=$(($1 + $2))" training.warmup_epochs=0 training.patience=null module.optimizer.lr=2e-3)
 }
 weighted=auroc_weighted,auroc,recall_weighted,f1_weighted,mcc_weighted,gmean_weighted,accuracy
 case $kind in

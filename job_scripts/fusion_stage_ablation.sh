@@ -10,6 +10,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/_stress.sh"
 trains=none
 on_parts MaskedAttention
 on_parts MaskedAttention model.name=MaskedAttention_frozen model.module.freeze_encoders=true
-run MaskedAttention model.name=MaskedAttention_scratch model.prerequisites=null "${fused[@]/#/model.}" model.module.encoder_lr=null
+run MaskedAttention model.name=MaskedAttention_scratch model.prerequisites=null "${scratch[@]/#/model.}" model.module.encoder_lr=null
 late
 report fusion_stage none MaskedAttention MaskedAttention_frozen MaskedAttention_scratch Late
