@@ -18,7 +18,7 @@ from torchmetrics.functional.classification import binary_auroc
 
 from datasets.base import Batch, Modality
 from models.base import IncompleteClassifier
-from models.baselines.base import TrainingMasks
+from models.baselines.base import TrainingMasks, take_rows
 from models.encoders.naim import NAIM
 from models.encoders.pretrained import PretrainedEncoder
 from models.masked_attention.base import TokenFusion, TokenInput, mean_of_labels
@@ -558,6 +558,19 @@ def test_model_selection_sends_every_row_to_its_model() -> None:
             assert rows.any()
             torch.testing.assert_close(found[rows], expert(batch).logits.softmax(1)[rows])
     assert not model.splits and not any(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("rows", [3, 7, 40])
+def test_the_validation_loss_of_labels_does_not_depend_on_the_batches(rows: int) -> None:
+    model, batch = build(task="multilabel"), some_batch(labels=True)
+    batch = batch.replace(target=torch.where(torch.arange(40)[:, None] % 7 > 2, -1, batch.target))
+    with torch.no_grad():
+        expected = float(model.criterion(model(batch).logits, batch.target))
+    parts = [take_rows(batch, index) for index in torch.arange(40).split(rows)]
+    trainer = pl.Trainer(logger=False, enable_progress_bar=False, accelerator="cpu", enable_checkpointing=False)
+    for _ in range(2):  # nothing is left over from the validation before
+        (found,) = trainer.validate(model, torch.utils.data.DataLoader(parts, batch_size=None), verbose=False)
+        assert found["val_loss"] == pytest.approx(expected, abs=1e-6)
 
 
 # -------------------------------------------------------------------------------------------------------- whole runs

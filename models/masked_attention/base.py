@@ -39,12 +39,31 @@ class StagedTraining(Baseline):
         if not 0 <= feature_dropout < 1:
             raise ValueError(f"feature_dropout={feature_dropout}: must be at least 0 and below 1")
         self.feature_dropout, self.plateau = feature_dropout, plateau
+        self._of_labels = torch.zeros(2, self.num_classes, dtype=torch.float64)
         if plateau is not None and self.reference:
             plateau.recreate = True
 
     def criterion(self, logits: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy; of several labels :func:`mean_of_labels`."""
         return mean_of_labels(logits, target) if self.task == "multilabel" else super().criterion(logits, target)
+
+    # Batches differ in which labels they have: the mean over labels is taken once, of the whole validation split.
+
+    def on_validation_epoch_start(self) -> None:
+        self._of_labels = torch.zeros(2, self.num_classes, dtype=torch.float64, device=self.device)
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        if self.task != "multilabel":
+            return super().validation_step(batch, batch_index)
+        logits = self(batch).logits
+        self._of_labels += torch.stack(sums_of_labels(logits, batch.target))
+        self.validation_metrics.update(logits, batch.target)
+
+    def on_validation_epoch_end(self) -> None:
+        if self.task == "multilabel":
+            sums, rows = self.trainer.strategy.reduce(self._of_labels, reduce_op="sum")
+            self.log("val_loss", over_labels(sums, rows).float())
+        super().on_validation_epoch_end()
 
     def drop_features(self, batch: Batch, generator: torch.Generator) -> Batch:
         """The batch with fewer cells of its tables."""
@@ -315,8 +334,16 @@ def mean_of_labels(logits: Tensor, target: Tensor) -> Tensor:
         logits: (B, C).
         target: (B, C) float, < 0 = not labelled.
     """
+    return over_labels(*sums_of_labels(logits, target))
+
+
+def sums_of_labels(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Binary cross-entropy of each label, summed over the rows that have it (C,), and their number (C,)."""
     labelled = target >= 0
     cells = F.binary_cross_entropy_with_logits(logits, target.clamp(min=0), reduction="none")
-    each = torch.where(labelled, cells, 0).sum(0) / labelled.sum(0).clamp(min=1)
-    seen = labelled.any(0)
-    return torch.where(seen, each, 0).sum() / seen.sum().clamp(min=1)
+    return torch.where(labelled, cells, 0).sum(0), labelled.sum(0)
+
+
+def over_labels(sums: Tensor, rows: Tensor) -> Tensor:
+    """The mean over the labels that any row has of the means over their rows."""
+    return (sums / rows.clamp(min=1)).sum() / (rows > 0).sum().clamp(min=1)
