@@ -500,8 +500,8 @@ class MultimodalDataModule(pl.LightningDataModule):
             log.info(
                 "%s, split %s: %d rows keep the only modality that they have", scenario.name, split, int(alone.sum())
             )
-            for mask in (chosen, *chosen_cells.values()):
-                mask[alone] = False
+            others = ~alone[:, None]
+            chosen, chosen_cells = chosen & others, {name: gone & others for name, gone in chosen_cells.items()}
             missing, cells = with_natural()
         if (empty := self._empty(missing, cells)).any():
             raise UserError(
