@@ -516,7 +516,7 @@ class MultimodalDataModule(pl.LightningDataModule):
         gone = missing.copy()
         for name, mask in cells.items():
             gone[:, self.modality_names.index(name)] &= mask.all(1)
-        return gone.all(1)
+        return np.asarray(gone.all(1))
 
     def corruption(self, split: str, scenario: Scenario) -> Corruption | None:
         """The noise of a scenario on a split, None = none. The same row gets the same noise, whatever else the
