@@ -66,7 +66,8 @@ class Batch:
     Attributes:
         inputs: name -> float tensor (B, *modality.shape), int64 of a text of tokens. The content of a missing modality
             is arbitrary.
-        missing: (B, M) bool, True = missing.
+        missing: (B, M) bool, True = missing. A table is also marked where only some of its cells are missing, so that a
+            row with all modalities marked may still have cells.
         target: (B,) int64, or (B, C) float for multi-label tasks.
         index: (B,) int64, the row in the split's sorted order.
         feature_missing: table modality -> (B, F) bool, True = this cell is missing. Counts where the modality is
@@ -454,13 +455,13 @@ class MultimodalDataModule(pl.LightningDataModule):
         """The mask of a scenario on a split, and the missing cells of its tables.
 
         Cells and rows that the source never had (:meth:`natural_cells`, :meth:`natural_rows`) are missing under every
-        scenario; a row that lacks a modality keeps the others where a scenario would leave it nothing. A row that keeps
-        nothing but its incomplete table keeps that as present, with the stored content (training mean, commonest level)
-        in its gaps: a mask has no other way to say 'only some cells are there'.
+        scenario. A row whose source lacks a modality keeps what else it has where the scenario would leave it nothing:
+        the scenario is not applied to it.
 
         Returns:
-            (N, M) bool, True = missing, at least one False a row; table name -> (N, F) bool, which has a True exactly
-            in rows whose table is marked (no entry: marked rows miss all cells).
+            (N, M) bool, True = missing, of a table also where only some cells are; table name -> (N, F) bool, which has
+            a True exactly in rows whose table is marked (no entry: marked rows miss all cells). All modalities of a row
+            may be marked, but then a table of it has some of its cells.
 
         Raises:
             UserError: the scenario does not fit the data, or leaves a row with nothing.
@@ -470,50 +471,52 @@ class MultimodalDataModule(pl.LightningDataModule):
         for name, rows in self.natural_rows(split).items():
             absent[:, self.modality_names.index(name)] = rows
         natural_cells = self.natural_cells(split)
-        cells: dict[str, np.ndarray] = {}
+        chosen = np.zeros((n, len(self.modalities)), dtype=bool)
+        chosen_cells: dict[str, np.ndarray] = {}
         if scenario.of_cells:
             column, table = self._the_table(scenario)
             importance = self.column_ranking(table) if scenario.needs_ranking else None
-            cells[table.name] = scenario.generate_cells(n, table.shape[0], seed, importance)
-            missing = np.zeros((n, len(self.modalities)), dtype=bool)
-            missing[:, column] = cells[table.name].any(1)
+            chosen_cells[table.name] = scenario.generate_cells(n, table.shape[0], seed, importance)
+            chosen[:, column] = chosen_cells[table.name].any(1)
         else:
             never = absent.copy()
             for name, gaps in natural_cells.items():
                 never[:, self.modality_names.index(name)] |= gaps.all(1)
             kinds = [m.kind for m in self.modalities]
-            missing = scenario.generate(n, self.modality_names, seed=seed, kinds=kinds, absent=never)
-        if (alone := (missing | absent).all(1) & ~missing.all(1)).any():
+            chosen = scenario.generate(n, self.modality_names, seed=seed, kinds=kinds, absent=never)
+
+        def with_natural() -> tuple[np.ndarray, dict[str, np.ndarray]]:
+            missing, cells = chosen | absent, {}
+            for name in natural_cells | chosen_cells:
+                column = self.modality_names.index(name)
+                hidden = chosen_cells[name] if name in chosen_cells else chosen[:, column, None]
+                cells[name] = hidden | absent[:, column, None] | natural_cells.get(name, False)
+                missing[:, column] = cells[name].any(1)
+            return missing, cells
+
+        missing, cells = with_natural()
+        alone = self._empty(missing, cells) & absent.any(1) & ~self._empty(chosen, chosen_cells)
+        if alone.any():
             log.info(
                 "%s, split %s: %d rows keep the only modality that they have", scenario.name, split, int(alone.sum())
             )
-            missing[alone] = False
-        missing |= absent
-        for name, gaps in natural_cells.items():
-            column = self.modality_names.index(name)
-            if name in cells:
-                gone = gaps | cells[name]
-            else:
-                gone = gaps | missing[:, column, None]
-            missing[:, column] = gone.any(1)
-            alone = missing.all(1) & ~gone.all(1)
-            if alone.any():
-                log.info(
-                    "%s, split %s: %d rows keep only an incomplete table: its gaps hold the training mean or commonest "
-                    "level",
-                    scenario.name,
-                    split,
-                    int(alone.sum()),
-                )
-            missing[alone, column], gone[alone] = False, False
-            cells[name] = gone
-        if (empty := missing.all(1)).any():
+            others = ~alone[:, None]
+            chosen, chosen_cells = chosen & others, {name: gone & others for name, gone in chosen_cells.items()}
+            missing, cells = with_natural()
+        if (empty := self._empty(missing, cells)).any():
             raise UserError(
                 f"missing scenario '{scenario.name}' leaves nothing in {int(empty.sum())} rows of split '{split}' (the "
                 f"first is {int(empty.argmax())}): their table has no value at all; leave the scenario out, remove "
                 "these rows from the source, or set dataset.natural_missing=fill"
             )
         return missing, cells
+
+    def _empty(self, missing: np.ndarray, cells: Mapping[str, np.ndarray]) -> np.ndarray:
+        """(N,) bool: rows of which a mask (N, M) and its cells leave nothing."""
+        gone = missing.copy()
+        for name, mask in cells.items():
+            gone[:, self.modality_names.index(name)] &= mask.all(1)
+        return np.asarray(gone.all(1))
 
     def corruption(self, split: str, scenario: Scenario) -> Corruption | None:
         """The noise of a scenario on a split, None = none. The same row gets the same noise, whatever else the

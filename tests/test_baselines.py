@@ -174,7 +174,8 @@ def empty_memory(model: IncompleteClassifier) -> None:
 
 
 def some_batch(family: str, rows: int = 12, seed: int = 0) -> Batch:
-    """Every number of missing modalities, and of tables some cells as well."""
+    """Every number of missing modalities, and of tables some cells as well; the last row has nothing but some cells
+    where there are tables."""
     generator = torch.Generator().manual_seed(seed)
     modalities, classes = SMALL[family]
     inputs, cells = {}, {}
@@ -196,6 +197,8 @@ def some_batch(family: str, rows: int = 12, seed: int = 0) -> Batch:
         if modality.name in cells:
             cells[modality.name] |= ~cells[modality.name].any(1, keepdim=True)
             cells[modality.name] &= missing[:, i, None]
+            cells[modality.name][-1] = torch.arange(modality.shape[0]) % 2 == 0
+    missing[-1] |= bool(cells)
     return Batch(inputs, missing, target, torch.arange(rows), cells)
 
 

@@ -287,6 +287,33 @@ def test_it_learns(family: str) -> None:
     assert history[-1] < 0.98 * history[0]
 
 
+def test_rows_with_nothing_but_cells_are_recovered_from_the_prior() -> None:
+    """Their cells stay as they are, as those of any table that is partly there."""
+    modalities = [Modality(view, "table", (n,)) for view, n in VIEWS.items()]
+    torch.manual_seed(0)
+    model = build_imputer(configured("MultiFeatureDigits"), data_of("MultiFeatureDigits", modalities))
+    assert isinstance(model, MoPoE)
+    generator = torch.Generator().manual_seed(1)
+    inputs = {m.name: torch.randn(4, *m.shape, generator=generator) for m in modalities}
+    missing = torch.zeros(4, 6, dtype=torch.bool)
+    missing[:2], missing[2, 0] = True, True
+    name = modalities[0].name
+    gaps = torch.arange(modalities[0].shape[0]) % 3 == 0
+    found = []
+    for value in (0.0, math.nan):
+        content = inputs | {name: torch.where(gaps & missing[:, :1], value, inputs[name])}
+        found.append(model.impute(content, missing, feature_missing={name: gaps.expand(4, -1)}))
+    with torch.no_grad():
+        prior = [model._decode(i, torch.zeros(1, model.latent), torch.arange(1)) for i in range(6)]
+    for i, m in enumerate(modalities):
+        whole = found[0][m.name]
+        assert torch.equal(whole, found[1][m.name]) and whole.isfinite().all()
+        gone = gaps if i == 0 else slice(None)
+        torch.testing.assert_close(whole[:2, gone], prior[i][:, gone].expand(2, -1))
+    assert torch.equal(found[0][name][:, ~gaps], inputs[name][:, ~gaps])
+    assert not torch.equal(found[0][name][2, gaps], prior[0][0, gaps])
+
+
 def test_vectors_are_laplacian_and_weigh_alike() -> None:
     """The recipe of six vectors: loss of one row, whose only draw is of the full set, in numpy."""
     modalities = [Modality(view, "table", (n,)) for view, n in VIEWS.items()]

@@ -22,6 +22,7 @@ from torch import Tensor
 import models.dymo.dynamic_transformer as module
 from datasets.base import Batch, hide
 from gaussian_parameter_generation.estimate import GaussianParameters, estimate
+from models.baselines.base import take_rows
 from models.dymo.dymo import DyMo, validate_selection
 from models.dymo.dynamic_transformer import DynamicTransformer
 from models.dymo.prototypes import COSINE, EUCLIDEAN
@@ -29,6 +30,7 @@ from models.dymo.selection import COMPARATORS, Scorer, SelectionRule, exhaustive
 from models.encoders.resnet import ResNetEncoder
 from models.encoders.table import TableEncoder
 from models.imputers.base import Imputer, merge, recover
+from models.imputers.iterative import IMI
 from models.imputers.simple import Mean, Zero
 from tests import slow_twin as twin
 from tests.makers import make_original_checkpoint
@@ -117,6 +119,7 @@ def evaluators(model: DynamicTransformer, batch: Batch, recovered: Tensor) -> li
 @pytest.mark.parametrize("metric", METRICS)
 def test_forward_equals_twin(metric: str) -> None:
     missing, cells = masks()
+    missing[1::7] = True  # nothing but some cells
     model, batch = table_model(distance_metric=metric), table_batch(ROWS, 1, missing, cells)
     with torch.no_grad():
         found = model(batch)
@@ -205,6 +208,8 @@ def spoilt(batch: Batch, junk: Tensor) -> Batch:
 def test_content_of_missing_cells_never_matters(values: list[float], seed: int, entry: bool) -> None:
     """Forward, DyMo with every comparator, one training step with its gradients, validation."""
     missing, cells = masks(20, seed)
+    if entry:
+        missing[1::7] = True  # nothing but some cells
     batch = table_batch(20, seed, missing, cells if entry else None)
     case, results = setting(COSINE), []
     dymo = DyMo(case.model, Zero(), case.parameters, comparators=COMPARATORS)
@@ -331,11 +336,14 @@ def judge(parameters: GaussianParameters, metric: str) -> twin.Judge:
 
 
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("entry", [True, False])
-def test_selection_equals_twin(metric: str, entry: bool) -> None:
-    """Rewards, decisions, logits and the lattice; with cell masks, and with whole tables masked."""
+@pytest.mark.parametrize("rows_with", ["cells", "whole", "alone"])
+def test_selection_equals_twin(metric: str, rows_with: str) -> None:
+    """Rewards, decisions, logits and the lattice; with cell masks, with whole tables masked, and without images."""
     case = setting(metric)
-    batch = case.batch if entry else case.batch.replace(feature_missing={})
+    batch = case.batch.replace(feature_missing={}) if rows_with == "whole" else case.batch
+    if rows_with == "alone":
+        batch = cells_alone(case)
+        assert batch.missing.all(1).sum() > 50
     dymo = DyMo(case.model, Given(case.recovered), case.parameters)
     found = dymo(batch)
     tokens, completed = dymo.complete(batch)
@@ -345,21 +353,61 @@ def test_selection_equals_twin(metric: str, entry: bool) -> None:
     lattices = exhaustive(scorer, tokens, batch.missing, dymo.partial(batch))
     rows = {int(row): (lattice, i) for lattice in lattices for i, row in enumerate(lattice.rows)}
     accepted = rejected = 0
-    for row, evaluate in enumerate(evaluators(case.model, batch, completed["tabular"])):
+    rule = judge(case.parameters, metric)
+    rule.ids[True, True] = rule.ids[True, False]  # the cells of a row that has nothing else are its table
+    seen = batch.replace(inputs={**batch.inputs, "img": completed["img"]})
+    for row, evaluate in enumerate(evaluators(case.model, seen, completed["tabular"])):
         start = tuple(batch.missing[row].tolist())
-        final, order, history, logits = twin.greedy(evaluate, start, judge(case.parameters, metric))
+        final, order, history, logits = twin.greedy(evaluate, start, rule)
         lattice, i = rows[row]
         for a, mask in enumerate(lattice.missing[i].tolist()):
             close(lattice.logits[i, a], evaluate(tuple(mask))[0], 2e-5)
-        if history:
-            assert float(found.extras["rewards"][row, 0, 1]) == pytest.approx(history[0][1], abs=5e-5)
-            if abs(history[0][1]) < 1e-4:
-                continue
+        for t, rewards in enumerate(history):
+            for u, value in rewards.items():
+                assert float(found.extras["rewards"][row, t, u]) == pytest.approx(value, abs=5e-5)
+        if any(abs(value) < 1e-4 for rewards in history for value in rewards.values()):
+            continue
         assert tuple(found.extras["final_missing"][row].tolist()) == final
         close(found.logits[row], logits, 2e-5)
         accepted += len(order)
         rejected += sum(final)
     assert accepted >= 5 and rejected >= 5, (accepted, rejected)
+
+
+def cells_alone(case: SimpleNamespace) -> Batch:
+    """The rows of a setting, those with some cells of their table without the rest and without an image."""
+    cells = case.batch.feature_missing["tabular"]
+    some = cells.any(1) & ~cells.all(1)
+    return case.batch.replace(missing=torch.where(some[:, None], True, case.missing))
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_rows_with_nothing_but_cells_are_selected_as_they_are_alone(metric: str) -> None:
+    """In a batch of one as in one of many, with every comparator; imputers of tables refuse them in one line."""
+    case = setting(metric)
+    batch = cells_alone(case)
+    mean = Mean(table_modalities())
+    mean.fit([table_batch(50, 5)])
+    dymo = DyMo(case.model, mean, case.parameters, comparators=COMPARATORS)
+    cells = {"s": batch.feature_missing}
+    many = dymo.scenarios(batch, {"s": batch.missing}, cells)
+    alone = batch.missing.all(1).nonzero()[:, 0].tolist()
+    assert len(alone) > 50
+    for row in alone[::9]:
+        one = take_rows(batch, torch.tensor([row]))
+        found = dymo.scenarios(one, {"s": one.missing}, {"s": one.feature_missing})
+        for label, by_scenario in many.items():
+            close(found[label]["s"].logits[0], by_scenario["s"].logits[row], 2e-5)
+            kept = found[label]["s"].extras["final_missing"][0]
+            assert torch.equal(kept, by_scenario["s"].extras["final_missing"][row])
+    with torch.no_grad():
+        close(many["discard"]["s"].logits, case.model(batch).logits, 2e-5)
+        complete = batch.replace(inputs=recover(mean, batch), missing=torch.zeros_like(batch.missing))
+        close(many["impute_all"]["s"].logits, case.model(complete).logits, 2e-5)
+    iterative = IMI(table_modalities(), max_iter=2, trees=2)
+    iterative.fit([table_batch(50, 5)])
+    with pytest.raises(UserError, match=f"cannot recover 'img', which is missing in {len(alone)} rows"):
+        recover(iterative, take_rows(batch, batch.missing.all(1)))
 
 
 def test_observed_cells_matter_before_and_after() -> None:

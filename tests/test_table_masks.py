@@ -186,7 +186,13 @@ class Tiny(MultimodalDataModule):
     class_names = ["no", "yes"]
     task = "binary"
 
-    def fill(self, gaps: np.ndarray | None = None, n: int = 40) -> Tiny:
+    def fill(
+        self,
+        gaps: np.ndarray | None = None,
+        n: int = 40,
+        absent: np.ndarray | None = None,
+        absent_name: str = "img",
+    ) -> Tiny:
         rng = np.random.default_rng(0)
         splits = {}
         for split in ("train", "val", "test"):
@@ -200,6 +206,8 @@ class Tiny(MultimodalDataModule):
             }
         if gaps is not None:
             splits["test"]["tab_missing"] = gaps
+        if absent is not None:
+            splits["test"][f"{absent_name}_absent"] = absent
         self.store.write(splits, {})
         return self
 
@@ -263,19 +271,65 @@ def test_natural_gaps_are_missing_under_every_scenario(tiny: Tiny) -> None:
     assert tiny.masks("val", parse_scenario("none"))[1] == {}
 
 
-def test_a_row_that_has_only_its_incomplete_table_keeps_it(tiny: Tiny, caplog: pytest.LogCaptureFixture) -> None:
-    tiny.fill(natural())
-    with caplog.at_level(logging.INFO):
-        missing, cells = tiny.masks("test", parse_scenario("whole_0"))
-    assert missing[:, 0].all() and not missing[:, 1].any() and not cells["tab"].any()
-    assert "10 rows keep only an incomplete table" in caplog.text
+def test_a_row_that_has_only_its_incomplete_table_keeps_it_with_its_gaps(tiny: Tiny) -> None:
     gaps = natural()
+    tiny.fill(gaps)
+    for name, without in (("whole_0", np.ones(40, bool)), ("nested_0_0.5", None), ("nested_0_1", np.ones(40, bool))):
+        missing, cells = tiny.masks("test", parse_scenario(name))
+        assert np.array_equal(cells["tab"], gaps) and np.array_equal(missing[:, 1], gaps.any(1)), name
+        assert missing[:, 0].sum() == 20 if without is None else np.array_equal(missing[:, 0], without)
+    assert missing.all(1).sum() == 10 and not cells["tab"][missing.all(1)].all(1).any()
     gaps[7] = True
     tiny.fill(gaps)
     tiny._splits.clear()
     with pytest.raises(UserError, match=r"'whole_0' leaves nothing in 1 rows of split 'test' \(the first is 7\)"):
         tiny.masks("test", parse_scenario("whole_0"))
     assert tiny.masks("test", parse_scenario("none"))[0][7].tolist() == [False, True]
+
+
+@pytest.mark.parametrize("with_gaps", [False, True])
+def test_a_row_that_the_source_gives_no_image_is_under_a_scenario_of_cells_too(
+    tiny: Tiny, caplog: pytest.LogCaptureFixture, with_gaps: bool
+) -> None:
+    """All its cells but where none would be left: then those of its source."""
+    gaps = natural() if with_gaps else np.zeros((40, 5), dtype=bool)
+    imageless = np.arange(40) % 3 == 0
+    tiny.fill(gaps if with_gaps else None, absent=imageless)
+    wanted = gaps | table_mask(40, 5, "value", 0.8, 2023)
+    emptied = wanted.all(1) & imageless
+    assert emptied.sum() > 2 and (wanted.all(1) & ~imageless).any()
+    with caplog.at_level(logging.INFO):
+        missing, cells = tiny.masks("test", parse_scenario("table_value_0.8"))
+    assert f"{emptied.sum()} rows keep the only modality that they have" in caplog.text
+    assert np.array_equal(cells["tab"], np.where(emptied[:, None], gaps, wanted))
+    assert np.array_equal(missing, np.stack([imageless, cells["tab"].any(1)], 1))
+    # Hidden as a whole, it is kept as a whole, with the gaps of its source.
+    missing, cells = tiny.masks("test", parse_scenario("whole_1"))
+    assert np.array_equal(missing, np.stack([imageless, ~imageless | gaps.any(1)], 1))
+    if with_gaps:
+        assert np.array_equal(cells["tab"], np.where(imageless[:, None], gaps, True))
+
+
+def test_a_table_that_the_source_never_had_has_no_cells(tiny: Tiny) -> None:
+    gaps, tableless = natural(), np.arange(40) % 4 == 0
+    tiny.fill(gaps, absent=tableless, absent_name="tab")
+    for name in ("none", "table_value_0.3"):
+        missing, cells = tiny.masks("test", parse_scenario(name))
+        assert cells["tab"][tableless].all() and missing[tableless, 1].all() and not missing[:, 0].any()
+        assert not cells["tab"][~tableless].all(1).any()
+    missing, _ = tiny.masks("test", parse_scenario("whole_0"))
+    assert np.array_equal(missing[:, 0], ~tableless)
+
+
+def test_a_table_alone_keeps_what_cells_it_has(tmp_path: Path) -> None:
+    class Alone(Tiny):
+        modalities = Tiny.modalities[1:]
+
+    data = Alone(str(tmp_path / "alone")).fill()
+    missing, cells = data.masks("test", parse_scenario("table_value_0.1"))
+    assert np.array_equal(missing[:, 0], cells["tab"].any(1)) and missing.any()
+    with pytest.raises(UserError, match="leaves nothing in"):
+        data.masks("test", parse_scenario("table_value_0.7"))
 
 
 def test_batches_carry_the_cells_of_their_rows(tiny: Tiny) -> None:

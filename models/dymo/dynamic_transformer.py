@@ -49,6 +49,11 @@ class Partial:
     visible: Tensor
     owner: Tensor
 
+    def absent(self, rows: Tensor, m: int) -> Tensor:
+        """(R, M) bool, of some rows (R,): everything but the tables with an observed cell."""
+        seen = torch.zeros(len(rows), m, dtype=torch.long, device=rows.device)
+        return seen.index_add(1, self.owner, self.visible[rows].long()) == 0
+
 
 @dataclass
 class Sequences:
@@ -206,7 +211,8 @@ class DynamicTransformer(TokenPipeline):
         Args:
             sequences: of B samples.
             rows: (R,) samples to take, repeats allowed.
-            missing: (R, M), each row with exactly ``n_visible`` False. Of masked tables, the observed cells stay.
+            missing: (R, M), each row with exactly ``n_visible`` False, 0 where there are cells alone. Of masked tables,
+                the observed cells stay.
 
         Returns:
             logits (R, C), features (R, D_p).

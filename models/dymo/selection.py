@@ -89,8 +89,12 @@ class Scorer:
         self.lookup = subset_lookup(len(model.modalities)).to(parameters.sigma.device)
 
     def __call__(self, sequences: Any, rows: Tensor, missing: Tensor, n_visible: int) -> Score:
-        """``rows`` (R,) of prepared samples under ``missing`` (R, M), each with ``n_visible`` modalities present."""
+        """``rows`` (R,) of prepared samples under ``missing`` (R, M), each with ``n_visible`` modalities present. A row
+        of which nothing is there but some cells is judged by the parameters of its tables, for the empty subset has
+        none."""
         logits, features = self.model.fuse_rows(sequences, rows, missing, n_visible)
+        if not n_visible:
+            missing = sequences.partial.absent(rows, missing.shape[1])
         p = self.parameters
         return score(
             logits,
@@ -126,7 +130,8 @@ def select(scorer: Scorer, tokens: Tensor, missing: Tensor, partial: Partial | N
         tokens: (B, P, D) of the completed inputs (observed content, recoveries where missing).
         missing: (B, M) bool, True = missing; not changed.
         partial: observed cells of masked tables, which stay visible until the recovered table takes their place. Their
-            rows count as missing the table, also where parameters of the subset are looked up (as in the original).
+            rows count as missing the table, also where parameters of the subset are looked up (as in the original),
+            unless they have nothing else.
     """
     b, m = missing.shape
     device = missing.device

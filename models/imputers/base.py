@@ -37,7 +37,7 @@ class Imputer:
         Args:
             inputs: modality name -> (B, ...), in the column order of ``missing``; the content of missing rows is never
                 read.
-            missing: (B, M) bool, True = missing, any mix of patterns, at least one False a row.
+            missing: (B, M) bool, True = missing, any mix of patterns. A row without a False has some cells of a table.
             index: (B,) row numbers in the data set; methods that draw at random draw the same for the same row,
                 whatever the batch. None = 0 .. B-1.
             feature_missing: table name -> (B, F) bool, the cells that are missing of a masked table; None, or no entry

@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datasets.base import Batch, Modality, hash_seed
+from datasets.base import Batch, Modality, hash_seed, missing_content
+from models.imputers.base import merge
 from models.imputers.generative import GenerativeImputer
 from models.imputers.likelihoods import laplace_nll, text_nll, text_probabilities
 from utils.noise import row_normal
@@ -92,13 +93,14 @@ class MoPoE(GenerativeImputer):
             missing: (..., M) bool.
 
         Returns:
-            mean and log-variance (..., L). With all modalities present the N(0, I) prior is one more expert.
+            mean and log-variance (..., L). With all modalities present the N(0, I) prior is one more expert; where none
+            is, as of a row that has nothing but some cells of a table, it is the only one.
         """
         present = (~missing).movedim(-1, 0)[..., None]
         precision = torch.where(present, 1 / (logvar.exp() + VARIANCE_FLOOR), 0)
         weighted = torch.where(present, mu * precision, 0).sum(0)
-        prior = present.all(0).to(mu.dtype) / (1 + VARIANCE_FLOOR) if len(mu) > 1 else 0.0
-        total = precision.sum(0) + prior
+        joins = ~present.any(0) if len(mu) == 1 else present.all(0) | ~present.any(0)
+        total = precision.sum(0) + joins.to(mu.dtype) / (1 + VARIANCE_FLOOR)
         return weighted / total, -total.log()
 
     def subset_posteriors(self, mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
@@ -194,7 +196,8 @@ class MoPoE(GenerativeImputer):
                 completed[name] = x
                 if len(rows):
                     recovered = self._decode(i, mean[rows], index[rows])
-                    completed[name] = x.index_put((rows,), recovered.to(x.dtype))
+                    gone = missing_content(x, name, missing[:, i], feature_missing)
+                    completed[name] = merge(x, gone, x.index_put((rows,), recovered.to(x.dtype)))
         return completed
 
     def _decode(self, i: int, z: Tensor, index: Tensor) -> Tensor:
