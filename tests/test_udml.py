@@ -149,6 +149,30 @@ def test_weights_of_the_stages() -> None:
     assert theirs(batch).extras["fusion_weights"].std(0).min() > 1e-3, "in full in evaluation"
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e6])
+def test_active_weights_do_not_see_what_is_missing_nor_other_rows(value: float) -> None:
+    model, batch = model_of(3), batch_of(3, hide=True)
+    model.dependency.copy_(torch.tensor([3.0, 1.0, 2.0]))
+    model.set_epoch(6)
+    model.eval()
+    spoilt = {}
+    for i, (name, x) in enumerate(batch.inputs.items()):
+        spoilt[name] = torch.where(batch.missing[:, i].reshape(-1, *[1] * (x.ndim - 1)), value, x)
+    with torch.no_grad():
+        clean, other = model(batch), model(batch.replace(inputs=spoilt))
+        for row in range(len(batch)):
+            alone = Batch(
+                {name: x[row : row + 1] for name, x in spoilt.items()},
+                *(x[row : row + 1] for x in (batch.missing, batch.target, batch.index)),
+            )
+            torch.testing.assert_close(model(alone).logits, clean.logits[row : row + 1], atol=1e-5, rtol=1e-5)
+    assert torch.equal(clean.logits, other.logits) and torch.isfinite(clean.logits).all()
+    weights = other.extras["fusion_weights"]
+    assert torch.equal(weights == 0, batch.missing), "the weights are in"
+    torch.testing.assert_close(weights.sum(1), (~batch.missing).sum(1).float())
+    assert not torch.allclose(weights[0], torch.ones(3), atol=0.05)
+
+
 def test_features_are_reweighted_residually() -> None:
     batch = batch_of(hide=True)
     for residual in (True, False):
