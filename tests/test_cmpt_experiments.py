@@ -159,6 +159,13 @@ def test_curves_end_with_all_rows(tmp_path: Path) -> None:
     assert report._rate_one(runs) == {("PolyMNIST", "image_text_text_"): "whole_2"}
     summary = report.summarise(runs[0].frame.query("metric == 'accuracy'"))
     styles = plotting.model_styles(["CMPT_x"])
+    long = summary.assign(model="CMPT_without_proxies_or_dropout")
+    several = pd.concat([long.assign(model=long["model"] + str(i)) for i in range(6)])
+    wide = plotting.degradation(several, "accuracy", plotting.model_styles(list(several["model"].unique())))
+    assert wide is not None
+    wide.draw_without_rendering()
+    legend = wide.legends[0].get_window_extent()
+    assert legend.x0 >= 0 and legend.x1 <= wide.bbox.x1, "long names stay inside the figure"
     drawn = plotting.degradation(summary, "accuracy", styles, report._rate_one(runs))
     assert drawn is not None
     axes = {ax.get_title(): ax for ax in drawn.axes}

@@ -81,8 +81,11 @@ def _grid(rows: int, columns: int, width: float, height: float, **kwargs: Any) -
 
 
 def _legend(figure: Figure, axes: Sequence[Axes], columns: int) -> None:
-    """One legend below all panels, for what any of them shows; the figure grows by its height."""
+    """One legend below all panels, for what any of them shows, at most ``columns`` wide; the figure grows by it."""
     shown = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels())}
+    # In inches, about: a letter of the legend, and line and gaps of an entry.
+    widest = 0.09 * max(map(len, shown), default=0) + 0.7
+    columns = max(min(columns, int(figure.get_figwidth() / widest)), 1)
     look: dict[str, Any] = {"ncols": columns, "frameon": False, "handlelength": 3}
     figure.legend(shown.values(), shown.keys(), loc="outside lower center", **look)
     figure.set_figheight(figure.get_figheight() + 0.21 * -(-len(shown) // columns))
