@@ -218,11 +218,12 @@ class TokenFusion(StagedTraining):
 
     def encode(self, inputs: Mapping[str, Tensor], cells: Mapping[str, Tensor] | None = None) -> Tensor:
         """Inputs (B, ...) per modality -> (B, P, D)."""
-        parts = []
-        for name in self.modality_names:
-            told = {"missing": cells[name]} if cells and name in cells and self.feature_mask else {}
-            parts.append(self.inputs[name](self.encoders[name](inputs[name], **told)))
-        return torch.cat(parts, dim=1)
+        return torch.cat([self.tokens_of(name, inputs[name], cells) for name in self.modality_names], dim=1)
+
+    def tokens_of(self, name: str, x: Tensor, cells: Mapping[str, Tensor] | None = None) -> Tensor:
+        """One modality (B, ...) -> (B, its tokens, D)."""
+        told = {"missing": cells[name]} if cells and name in cells and self.feature_mask else {}
+        return self.inputs[name](self.encoders[name](x, **told))
 
     def encode_batch(self, batch: Batch) -> Tensor:
         """In training, encoders of other modalities than tables get the rows that have theirs, so that blanks count in
@@ -232,16 +233,14 @@ class TokenFusion(StagedTraining):
         observed, there = batch.observed(), ~self.absent(batch)
         cells, parts = self.cells(batch.missing, batch.feature_missing), []
         for i, m in enumerate(self.modalities):
-            encoder, project, x = self.encoders[m.name], self.inputs[m.name], observed[m.name]
-            rows = there[:, i].nonzero()[:, 0]
+            x, rows = observed[m.name], there[:, i].nonzero()[:, 0]
             if m.kind == "table":
-                told = {"missing": cells[m.name]} if m.name in cells and self.feature_mask else {}
-                parts.append(project(encoder(x, **told)))
+                parts.append(self.tokens_of(m.name, x, cells))
             elif len(rows) == 0:
                 blank = x.new_zeros(len(batch), self.tokens_per_modality[i], self.width)
-                parts.append(blank + without_effect(encoder, project))
+                parts.append(blank + without_effect(self.encoders[m.name], self.inputs[m.name]))
             else:
-                own = project(encoder(x[rows if len(rows) > 1 else rows.repeat(2)]))[: len(rows)]
+                own = self.tokens_of(m.name, x[rows if len(rows) > 1 else rows.repeat(2)])[: len(rows)]
                 parts.append(own.new_zeros(len(batch), *own.shape[1:]).index_put((rows,), own))
         return torch.cat(parts, dim=1)
 
