@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from trainers.pipeline import run
 from utils.build import register_resolvers
 from utils.errors import UserError
+from utils.memory import keep_freed_memory
 from utils.validate import check_overrides
 
 register_resolvers()
@@ -20,6 +21,7 @@ register_resolvers()
 def main(cfg: DictConfig) -> None:
     """One job; with ``--multirun``, one of several."""
     try:
+        keep_freed_memory()
         run(cfg)
     except UserError as error:
         fail(error)
