@@ -21,7 +21,7 @@ from torch import Tensor
 
 from datasets.base import Batch, Modality
 from datasets.multi_feature_digits import VIEWS
-from models.base import IncompleteClassifier, classification_loss
+from models.base import IncompleteClassifier, Prediction, classification_loss
 from models.baselines.base import Completed, RowMemory, TrainingMasks
 from models.baselines.unimodal import prior_logits
 from models.imputers.simple import Zero
@@ -214,21 +214,29 @@ def spoilt(model: IncompleteClassifier, batch: Batch, value: float) -> Batch:
 # ------------------------------------------------------------------------------------------------------------- leakage
 
 
+def kept(prediction: Prediction) -> dict[str, Tensor]:
+    """Everything that stage test keeps of a prediction."""
+    features = {} if prediction.features is None else {"features": prediction.features}
+    return {"logits": prediction.logits, **features, **prediction.extras}
+
+
 def test_missing_content_reaches_no_prediction(small: tuple[IncompleteClassifier, str]) -> None:
     model, family = small
     batch = some_batch(family)
     model.eval()
     with torch.inference_mode():
-        expected = model(batch).logits
-        assert torch.isfinite(expected).all()
+        expected = kept(model(batch))
+        assert torch.isfinite(expected["logits"]).all()
         for value in (math.nan, math.inf, 1e30):
-            assert torch.equal(model(spoilt(model, batch, value)).logits, expected)
+            torch.testing.assert_close(
+                kept(model(spoilt(model, batch, value))), expected, atol=0, rtol=0, equal_nan=True
+            )
         # What stage test does: the encoders see everything, the fusion hides.
         scenario = {"s": batch.missing}
         inputs = batch.replace(missing=torch.zeros_like(batch.missing), feature_missing={}, complete=True)
         cells = {"s": batch.feature_missing} if batch.feature_missing else {}
-        together = scenario_predictions(model, inputs, scenario, cells)[""]["s"].logits
-    torch.testing.assert_close(together, expected, atol=1e-5, rtol=1e-5)
+        together = kept(scenario_predictions(model, inputs, scenario, cells)[""]["s"])
+    torch.testing.assert_close(together, expected, atol=1e-5, rtol=1e-5, equal_nan=True)
 
 
 def test_missing_content_reaches_no_loss_and_no_gradient(small: tuple[IncompleteClassifier, str]) -> None:
@@ -537,6 +545,21 @@ def test_tables_with_gaps_run(tmp_path: Path, method: str) -> None:
 def test_what_does_not_go_together_is_said(composed, overrides: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message.replace(".", r"\.")):
         validate(composed(*overrides))
+
+
+def test_a_method_of_one_mask_a_step_takes_no_several() -> None:
+    nothing = torch.zeros(4, 3, dtype=torch.bool)
+    for several in (TrainingMasks("subsets", k=2), TrainingMasks("all")):
+        with pytest.raises(UserError, match="has several masks a step"):
+            several.draw_one(nothing, generator())
+    for one in (TrainingMasks("subsets", k=1), TrainingMasks("count")):
+        assert torch.equal(one.draw_one(nothing, generator()), one.draw(nothing, generator())[0])
+
+
+def test_maps_reference_draws_for_whole_batches() -> None:
+    for reference, per in ((False, "row"), (True, "batch")):
+        model = build("MAP", "PolyMNIST", *TOKENS, f"model.module.reference={reference}")
+        assert model.masks.per == per  # type: ignore[union-attr]
 
 
 def test_a_data_set_without_defaults_for_comparison_methods_is_named(composed) -> None:

@@ -18,6 +18,7 @@ from models.baselines.multi_ae import decoder, reconstruction_error
 from models.baselines.online_mae import OnlineMAE, reconstruction, standardised
 from models.baselines.simmlm import ranking_loss
 from tests.test_baselines import METHODS, SMALL_ENCODERS, build, generator, some_batch, spoilt
+from utils.errors import UserError
 
 
 def made(method: str, family: str = "PolyMNIST", *overrides: str, part: str = "") -> Any:
@@ -41,6 +42,11 @@ def losses_of_a_step(model: Any, batch: Batch) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
+def test_texts_of_token_numbers_are_refused_by_name() -> None:
+    with pytest.raises(UserError, match="modality notes is a text of token numbers, which autoencoders"):
+        decoder(Modality("notes", "text", (12,), vocabulary=30), 8)
+
+
 def test_online_mae_takes_tokens_out_and_restores_their_order() -> None:
     """The published steps, a row at a time: the kept tokens alone are encoded, mask tokens go back between them."""
     model = made("OnlineMAE").eval()

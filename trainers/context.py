@@ -125,7 +125,10 @@ class Context:
 
     @property
     def monitor(self) -> str | None:
-        """What chooses the checkpoint: the data set's, unless the model says otherwise (null: the last epoch)."""
+        """What chooses the checkpoint: the data set's, unless the model says otherwise. Null is the last epoch, with
+        ``dataset.monitor=null`` of every model, on equal terms."""
+        if self.cfg.dataset.monitor is None:
+            return None
         return self.trainable.get("monitor") if "monitor" in self.trainable else self.cfg.dataset.monitor
 
     @property

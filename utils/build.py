@@ -47,6 +47,11 @@ def subsets_per_step(modalities: Sequence[str]) -> int:
     return 5 if len(modalities) >= 5 else min(2, 2 ** len(modalities) - 1)
 
 
+def times(factor: int, epochs: int | None) -> int | None:
+    """Epochs that grow with those of another stage; nothing of nothing, for :func:`utils.validate.validate` to name."""
+    return None if epochs is None else factor * epochs
+
+
 def modality_name(modality: str | int, modalities: Sequence[str]) -> str:
     """A modality by its name or number; what is neither stays as it is, for :func:`utils.validate.validate`."""
     number = str(modality)
@@ -58,6 +63,7 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("variant", variant, replace=True)
     OmegaConf.register_new_resolver("share", share, replace=True)
     OmegaConf.register_new_resolver("subsets_per_step", subsets_per_step, replace=True)
+    OmegaConf.register_new_resolver("times", times, replace=True)
     OmegaConf.register_new_resolver("part", lambda share, whole: math.floor(share * whole + 1e-9), replace=True)
     OmegaConf.register_new_resolver("count", lambda listed: len(listed or ()), replace=True)
 

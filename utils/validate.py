@@ -166,10 +166,10 @@ def validate(cfg: DictConfig) -> None:
         if isinstance(value, str | int | float | DictConfig):
             # Nothing else can be checked: every letter would count as an entry.
             raise UserError(f"{key}={value}: must be a list, write {key}=[{value}]")
-    if "use_imputer" in cfg.model and "baselines" not in cfg.dataset:
+    if "baselines" not in cfg.dataset:
         # Nothing else can be read: the model takes its defaults from there.
         raise UserError(
-            f"dataset={cfg.dataset.name} has no block 'baselines', from which comparison methods take their defaults: "
+            f"dataset={cfg.dataset.name} has no block 'baselines', from which models take their defaults: "
             "copy that of configs/dataset/PolyMNIST.yaml"
         )
     if "forms" in cfg.dataset and cfg.dataset.form not in cfg.dataset.forms:
@@ -206,9 +206,8 @@ def validate(cfg: DictConfig) -> None:
     one_of("dataset.residence", ("auto", "device", "host", "mmap"))
     need("/" not in str(cfg.name), f"name={cfg.name}: must not hold a slash")
     need(str(cfg.name) not in ("", ".", ".."), f"name={cfg.name}: must be the name of a folder")
-    one_of("dataset.monitor", ("val_accuracy", "val_auroc", "val_f1_macro", "val_loss"))
-    if "baselines" in cfg.dataset:
-        one_of("dataset.baselines.schedule", (None, "cosine"))
+    one_of("dataset.monitor", ("val_accuracy", "val_auroc", "val_f1_macro", "val_loss", None))
+    one_of("dataset.baselines.schedule", (None, "cosine"))
     one_of("gaussian.split", ("train", "val"))
     number("gaussian.batch_size", 1, whole=True)
 

@@ -59,6 +59,19 @@ class TrainingMasks:
         if shares is not None and (min(shares) < 0 or abs(sum(shares) - 1) > 1e-6):
             raise ValueError(f"masks: shares {list(shares)} must not be negative and sum to 1")
 
+    def draw_one(self, missing: Tensor, generator: torch.Generator) -> Tensor:
+        """The mask (B, M) of a method that draws one a step, see :meth:`draw`.
+
+        Raises:
+            UserError: there are several.
+        """
+        if self.kind == "all" or (self.kind == "subsets" and self.k > 1):
+            raise UserError(
+                f"masks.kind={self.kind} has several masks a step, of which this method takes one: set masks.kind="
+                "count, or masks.kind=subsets with masks.k=1"
+            )
+        return self.draw(missing, generator)[0]
+
     def draw(self, missing: Tensor, generator: torch.Generator) -> Tensor:
         """Masks for one training batch.
 

@@ -43,7 +43,10 @@ class LogitAverage(OnExperts):
         return torch.stack([e.classifier(e.encode(inputs, cells)[:, 0]) for e in experts], dim=1)
 
     def fuse(self, encoded: Tensor, batch: Batch) -> Prediction:
-        return Prediction(self.combine(encoded, ~self.absent(batch)), extras={"unimodal_logits": encoded})
+        there = ~self.absent(batch)
+        # Kept with the predictions: of what is hidden, nothing.
+        shown = torch.where(there[..., None], encoded, 0)
+        return Prediction(self.combine(encoded, there), extras={"unimodal_logits": shown})
 
     def combine(self, logits: Tensor, there: Tensor) -> Tensor:
         """(B, M, C) of which some count, ``there`` (B, M) bool -> (B, C)."""

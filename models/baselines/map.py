@@ -10,13 +10,14 @@ prompts, instead of a frozen ViLT.
 The paper's other kind of prompt, ``prompts=attention``, is a prefix of keys (first half) and values (second half) of
 each block; the sequence keeps its length. The original's does not run.
 
-``reference=true`` restores the modality index ``min(i, 1)``: all modalities after the first share an embedding. The
-original draws one set of patterns for a whole batch (``masks.per=batch``).
+``reference=true`` restores the modality index ``min(i, 1)``: all modalities after the first share an embedding; and one
+set of patterns for a whole batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -61,6 +62,8 @@ class MAP(TokenBaseline):
                 f"prompts is one of {', '.join(KINDS)} (not {prompts}), depth 1 to {layers} (not {depth}), length at "
                 f"least 1, and even with prompts=attention (not {length})"
             )
+        if self.reference:
+            self.masks = replace(self.masks, per="batch")
         self.kind = prompts
         self.reference_modality_index = self.reference
         self.add_tokens(encoders, width, heads, layers)

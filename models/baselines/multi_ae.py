@@ -29,6 +29,7 @@ from datasets.base import Batch, Modality
 from models.base import IncompleteClassifier, Prediction
 from models.baselines.base import VectorBaseline
 from models.imputers.mopoe_networks import ImageDecoder
+from utils.errors import UserError
 
 
 class _JointCode(VectorBaseline):
@@ -189,8 +190,17 @@ class Resized(nn.Module):
 
 def decoder(modality: Modality, width: int) -> nn.Module:
     """Images of 28 x 28: as published. Others are ours: doublings from 4 x 4 for images, a linear map after a hidden
-    layer for the rest."""
+    layer for the rest.
+
+    Raises:
+        UserError: a text of token numbers, whose vocabulary a decoder would have to know.
+    """
     shape = modality.shape
+    if modality.kind == "text" and len(shape) == 1:
+        raise UserError(
+            f"modality {modality.name} is a text of token numbers, which autoencoders (MultiAE, OnlineMAE) do not "
+            "rebuild: choose another model, or a data set whose texts are symbols (MST)"
+        )
     if modality.kind == "image" and tuple(shape[1:]) == (28, 28):
         return nn.Sequential(ImageDecoder(shape[0], width), nn.Sigmoid())
     if modality.kind == "image":

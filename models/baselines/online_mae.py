@@ -146,7 +146,7 @@ class OnlineMAE(VectorBaseline):
         """The mask of a step, (B, M)."""
         m = missing.shape[1]
         if not self.reference or m == 1:
-            return self.masks.draw(missing, generator)[0]
+            return self.masks.draw_one(missing, generator)
         n = torch.randint(1, m, (), generator=generator)
         order = torch.where(missing.cpu(), 2.0, torch.rand(missing.shape, generator=generator))
         return missing | (order.argsort(1).argsort(1) >= n).to(missing.device)

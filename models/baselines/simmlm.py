@@ -69,7 +69,7 @@ class SimMLM(VectorBaseline):
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         generator = self.mask_generator(batch_index)
         encoded = self.encode_batch(batch)
-        more = self.hide_more(batch, self.masks.draw(batch.missing, generator)[0])
+        more = self.hide_more(batch, self.masks.draw_one(batch.missing, generator))
         absent = self.absent(more)
         fewer = self.hide_more(more, more.missing | fewer_of(absent, generator))
         logits = torch.stack([self.fuse(encoded, view).logits for view in (more, fewer)], dim=1)

@@ -52,8 +52,9 @@ class Unimodal(VectorBaseline):
         return self.encode_one(name, inputs[name], cells)
 
     def fuse(self, encoded: Tensor, batch: Batch) -> Prediction:
-        logits = self.classifier(encoded[:, 0])
-        return Prediction(torch.where(self.absent(batch)[:, self.column, None], self.prior, logits), encoded[:, 0])
+        absent = self.absent(batch)[:, self.column, None]
+        features = torch.where(absent, 0, encoded[:, 0])
+        return Prediction(torch.where(absent, self.prior, self.classifier(features)), features)
 
     def loss(self, prediction: Prediction, batch: Batch) -> dict[str, Tensor]:
         """Classification of the rows that have the modality; zero where none has it."""

@@ -299,7 +299,7 @@ class TokenFusion(StagedTraining):
         """The batch under the first mask that ``masks`` draws; a dropped table loses all its cells."""
         if self.masks.kind == "none":
             return batch
-        gone = self.masks.draw(self.absent(batch), generator)[0]
+        gone = self.masks.draw_one(self.absent(batch), generator)
         cells = {
             name: hidden | gone[:, self.modality_names.index(name), None]
             for name, hidden in self.cells(batch.missing, batch.feature_missing).items()

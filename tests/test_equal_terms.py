@@ -1,0 +1,58 @@
+"""The comparison of all methods: what the commands of its script set is the same for each."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from trainers.context import Context, open_run
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def commands(tmp_path: Path) -> Iterator[list[dict[str, str]]]:
+    """Overrides of the script's runs on PolyMNIST."""
+    scripts = tmp_path / "job_scripts"
+    scripts.mkdir()
+    shutil.copy(ROOT / "job_scripts" / "polymnist_baselines.sh", scripts)
+    (scripts / "_environment.sh").write_text('python() { printf "%q " "$@"; echo; }\n')
+    command = ["bash", str(scripts / "polymnist_baselines.sh"), str(tmp_path), "schedule=short"]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    yield [dict(a.split("=", 1) for a in shlex.split(line)[1:] if "=" in a) for line in lines if "--multirun" in line]
+
+
+def parts(context: Context) -> Iterator[Context]:
+    """A run and everything that is trained before it."""
+    yield context
+    for part in context.prerequisites.values():
+        yield from parts(part)
+
+
+def check(context: Context, epochs: int, batch_size: int, patience: int | None, schedule: str | None) -> None:
+    for part in parts(context):
+        name, training = part.cfg.model.name, part.trainable.training
+        of_stage = {"MultiAE_autoencoder": 3 * epochs, "LogitAverage": 1}  # as published; nothing to train
+        found = (training.max_epochs, training.batch_size, training.patience)
+        stops = None if name == "MultiAE_autoencoder" else patience
+        assert found == (of_stage.get(name, epochs), batch_size, stops), name
+        assert part.monitor is None, name
+        scheduler = part.trainable.module.get("scheduler")
+        if scheduler is not None:
+            assert (scheduler.name, scheduler.max_epochs) == (schedule, training.max_epochs), name
+
+
+def test_all_methods_train_alike_and_keep_their_last_epoch(commands: list[dict[str, str]], tmp_path: Path) -> None:
+    models = {model: run for run in commands for model in run["model"].split(",")}
+    assert len(models) == 19
+    for model, run in models.items():
+        overrides = {**run, "model": model, "paths.output": str(tmp_path)}
+        check(open_run(*(f"{k}={v}" for k, v in overrides.items())), 15, 128, None, "cosine")
+        if model in ("DyMo", "OnlineMAE", "SimMLM"):
+            overrides |= {"schedule": "published", "dataset.baselines.batch_size": "32"}
+            check(open_run(*(f"{k}={v}" for k, v in overrides.items())), 100, 32, 20, None)
