@@ -73,6 +73,7 @@ def tiny_config(folder: Path, *overrides: str) -> DictConfig:
         "scenarios": ["none", "whole_1"],
         "validation_scenarios": ["whole_1"],
         "monitor": "val_accuracy",
+        "baselines": {"schedule": None, "max_epochs": 100, "batch_size": 256, "patience": 20},
         "test_batch_size": 512,
         "low": 1.0,
         "residence": "auto",
