@@ -388,15 +388,20 @@ class ImageTable(CsvRows, ImageTableModule):
         table = np.zeros((len(frame), len(self.categorical) + len(self.continuous)), dtype=np.float32)
         gaps = missing[[*self.categorical, *self.continuous]].to_numpy(bool, copy=True)
         levels: dict[str, list[str]] = {}
-        fold = "" if self.fold is None else f" of fold {self.fold}"
-        for j, (name, given) in enumerate(self.categorical.items()):
-            values = frame[name].to_numpy(str)
+
+        def seen_in_training(name: str, j: int, values: np.ndarray) -> np.ndarray:
             seen = values[train][~gaps[train, j]]
             if not len(seen):
+                fold = "" if self.fold is None else f" of fold {self.fold}"
                 raise UserError(
                     f"{self.csv}: column '{name}' has no value in the {len(train)} rows of the training split{fold}: "
                     "leave it out"
                 )
+            return seen
+
+        for j, (name, given) in enumerate(self.categorical.items()):
+            values = frame[name].to_numpy(str)
+            seen = seen_in_training(name, j, values)
             levels[name] = given or sorted(set(seen))
             if not given and len(seen) > 20 and len(levels[name]) > 0.9 * len(seen):
                 raise UserError(
@@ -441,12 +446,7 @@ class ImageTable(CsvRows, ImageTableModule):
                 f"cells in column '{name}' are no numbers, {found}",
                 "mend them, name them in dataset.missing_values, or make the column categorical",
             )
-            seen = numbers[train][~gaps[train, j]]
-            if not len(seen):
-                raise UserError(
-                    f"{self.csv}: column '{name}' has no value in the {len(train)} rows of the training split{fold}: "
-                    "leave it out"
-                )
+            seen = seen_in_training(name, j, numbers)
             if self.scaling == "min_max":
                 start, width = float(seen.min()), float(seen.max() - seen.min())
             else:

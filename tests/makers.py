@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gzip
 import math
+import shlex
+import shutil
+import subprocess
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +17,24 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from datasets.demo_image_text import write_vocabulary
+
+SCRIPTS = Path(__file__).parents[1] / "job_scripts"
+
+
+def multiruns_of(tmp_path: Path, script: str, *arguments: str, sourced: Sequence[str] = ()) -> list[dict[str, str]]:
+    """The overrides of each ``--multirun`` of a job script, which is run with a ``python`` that prints its arguments.
+
+    Args:
+        sourced: scripts beside it that it sources, ``_environment.sh`` apart.
+    """
+    folder = tmp_path / "job_scripts"
+    folder.mkdir()
+    for name in (script, *sourced):
+        shutil.copy(SCRIPTS / name, folder)
+    (folder / "_environment.sh").write_text('python() { printf "%q " "$@"; echo; }\n')
+    command = ["bash", str(folder / script), *arguments]
+    lines = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.splitlines()
+    return [dict(a.split("=", 1) for a in shlex.split(line)[1:] if "=" in a) for line in lines if "--multirun" in line]
 
 
 def make_polymnist_folder(

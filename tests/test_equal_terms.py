@@ -2,29 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
+from tests.makers import multiruns_of
 from trainers.context import Context, open_run
-
-ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture
-def commands(tmp_path: Path) -> Iterator[list[dict[str, str]]]:
-    """Overrides of the script's runs on PolyMNIST."""
-    scripts = tmp_path / "job_scripts"
-    scripts.mkdir()
-    shutil.copy(ROOT / "job_scripts" / "polymnist_baselines.sh", scripts)
-    (scripts / "_environment.sh").write_text('python() { printf "%q " "$@"; echo; }\n')
-    command = ["bash", str(scripts / "polymnist_baselines.sh"), str(tmp_path), "schedule=short"]
-    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    yield [dict(a.split("=", 1) for a in shlex.split(line)[1:] if "=" in a) for line in lines if "--multirun" in line]
 
 
 def parts(context: Context) -> Iterator[Context]:
@@ -47,7 +29,8 @@ def check(context: Context, epochs: int, batch_size: int, patience: int | None, 
             assert (scheduler.name, scheduler.max_epochs) == (schedule, training.max_epochs), name
 
 
-def test_all_methods_train_alike_and_keep_their_last_epoch(commands: list[dict[str, str]], tmp_path: Path) -> None:
+def test_all_methods_train_alike_and_keep_their_last_epoch(tmp_path: Path) -> None:
+    commands = multiruns_of(tmp_path, "polymnist_baselines.sh", str(tmp_path), "schedule=short")
     models = {model: run for run in commands for model in run["model"].split(",")}
     assert len(models) == 19
     for model, run in models.items():
