@@ -74,6 +74,8 @@ class Batch:
             masked in ``missing``; without an entry, a masked table hides all its cells.
         noise_level: (B, M) float, 1 = clean to 11 = destroyed (:mod:`datasets.noise`); None = all clean.
         complete: the loader knows, on the host, that nothing is missing (spares a device synchronisation).
+        sources: (B, M) int64, the row that each modality's content was taken from, where pairs are drawn anew; None =
+            ``index`` for all of them.
     """
 
     inputs: dict[str, Tensor]
@@ -83,6 +85,7 @@ class Batch:
     feature_missing: dict[str, Tensor] = field(default_factory=dict)
     noise_level: Tensor | None = None
     complete: bool = False
+    sources: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.index)
@@ -99,6 +102,7 @@ class Batch:
             {k: move(v) for k, v in self.feature_missing.items()},
             None if self.noise_level is None else move(self.noise_level),
             self.complete,
+            None if self.sources is None else move(self.sources),
         )
 
     def replace(self, **changes: Any) -> Batch:
@@ -305,8 +309,12 @@ class PackedLoader:
             self._to_device(rows),
             {name: self._to_device(mask.index_select(0, rows)) for name, mask in self.cells.items()},
             complete=self.complete,
+            sources=self._to_device(self._sources(rows, partners)) if partners else None,
         )
         return batch if self.corrupt is None else self.corrupt(batch, self.epoch)
+
+    def _sources(self, rows: Tensor, partners: Mapping[str, Tensor]) -> Tensor:
+        return torch.stack([partners[m.name][rows] if m.name in partners else rows for m in self.modalities], dim=1)
 
     def _to_device(self, x: Tensor) -> Tensor:
         if x.device == self.device:

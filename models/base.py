@@ -43,7 +43,8 @@ class IncompleteClassifier(pl.LightningModule):
         needs_imputer: it classifies complete inputs only, so that a scenario that hides something needs an imputer.
         needs_complete_training: ``missing.train`` has to be none.
         needs_index: it keeps values by ``Batch.index`` (:class:`models.baselines.base.RowMemory`), in one process.
-        batch_dependent: a prediction depends on the other rows of its batch.
+        batch_dependent: a prediction depends on the other rows of its batch; of a class, the name of the option of
+            ``model.module`` with which that is so.
         max_modalities: of the data set, None = any number.
         transformers_only: its encoders are those of :mod:`models.encoders.pretrained`.
         several_labels: it can learn a task whose labels do not exclude one another.
@@ -55,7 +56,7 @@ class IncompleteClassifier(pl.LightningModule):
     needs_imputer: ClassVar[bool] = False
     needs_complete_training: ClassVar[bool] = False
     needs_index: ClassVar[bool] = False
-    batch_dependent: ClassVar[bool] = False
+    batch_dependent: ClassVar[bool | str] = False
     max_modalities: ClassVar[int | None] = None
     transformers_only: ClassVar[bool] = False
     several_labels: ClassVar[bool] = True

@@ -75,9 +75,10 @@ class TokenPipeline(IncompleteClassifier):
 
     def replace_missing(self, tokens: Tensor, visible: Tensor, value: float | Tensor = 0.0) -> Tensor:
         """Tokens (B, P, D) of :meth:`encode`, whose content is ``value`` where ``visible`` (B, 1 + P) says so; the
-        embeddings of modality and position stay. Overwritten, so that nothing of the content is left."""
+        embeddings of modality and position stay. Overwritten, so that nothing of the content is left. ``visible`` may
+        be (K * B, 1 + P), K masks of the same rows one after the other: the result is, too, without a copy between."""
         empty = value + torch.cat([torch.add(*self.embeddings(i)) for i in range(len(self.modalities))], dim=1)
-        return torch.where(visible[:, 1:, None], tokens, empty)
+        return torch.where(visible[:, 1:].unflatten(0, (-1, len(tokens)))[..., None], tokens, empty).flatten(0, 1)
 
     def with_class_token(self, tokens: Tensor) -> Tensor:
         """(B, P, D) -> (B, 1 + P, D), the CLS token with its position first."""

@@ -237,6 +237,33 @@ def test_qmf_step_by_hand(reference: bool) -> None:
     assert torch.equal(model.memory, before)
 
 
+def test_qmf_remembers_items_not_the_rows_that_pairs_drawn_anew_put_them_in() -> None:
+    """The same items in other rows: each modality's history stays with its item, and the ranking reads it there."""
+    model = random_model("QMF", "PolyMNIST")
+    batch = some_batch("PolyMNIST").replace(index=torch.arange(12), missing=torch.zeros(12, 5, dtype=torch.bool))
+    model.memory = torch.zeros(12, 5)
+    perm = torch.stack([torch.randperm(12, generator=torch.Generator().manual_seed(i)) for i in range(5)], 1)
+    inputs = {name: x[perm[:, i]] for i, (name, x) in enumerate(batch.inputs.items())}
+    target = torch.zeros_like(batch.target)
+    same_class = batch.replace(target=target)
+    model.training_step(same_class, 0)
+    once = model.memory.clone()
+    loss = model.training_step(same_class.replace(inputs=inputs, sources=perm), 0)
+    torch.testing.assert_close(model.memory, 2 * once)
+    hardness = (once - once.amin(0)) / (once.amax(0) - once.amin(0))
+    shown = torch.stack([hardness[perm[:, i], i] for i in range(5)], 1)
+    prediction = model(same_class.replace(inputs=inputs))
+    f = prediction.extras["unimodal_logits"]
+    ce = F.cross_entropy(f.flatten(0, 1), target.repeat_interleave(5), reduction="none").view(12, 5)
+    expected = F.cross_entropy(prediction.logits, target) + ce.mean(0).sum()
+    w = f.logsumexp(-1) / 10
+    for a in range(12):
+        b = (a + 1) % 12
+        d = shown[a] - shown[b]
+        expected = expected + torch.relu(d.sign() * (w[a] - w[b]) + d.abs()).sum() / 12
+    torch.testing.assert_close(loss, expected)
+
+
 # ----------------------------------------------------------------------------------------------------------------- PDF
 
 

@@ -583,6 +583,23 @@ def test_capabilities_are_checked(composed, monkeypatch: pytest.MonkeyPatch) -> 
         assert line in str(caught.value)
 
 
+def test_a_method_made_of_trained_models_is_refused_without_them(composed) -> None:
+    for name in ("DynMM", "LogitAverage"):
+        with pytest.raises(UserError, match=f"model.prerequisites=null: {name} is made of trained models"):
+            validate(composed(f"model={name}", "model.prerequisites=null"))
+    validate(composed("model=SimMLM", "model.prerequisites=null"))
+
+
+def test_all_gpus_of_a_machine_are_several_processes(composed, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = composed("model=QMF", "trainer.devices=auto", "trainer.accelerator=auto")
+    validate(cfg)  # there is one or none
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match=r"set trainer\.devices=1"):
+        validate(cfg)
+    cfg.trainer.accelerator = "cpu"
+    validate(cfg)
+
+
 def mixture(composed: Callable[..., DictConfig], *overrides: str) -> DictConfig:
     """A method on M unimodal experts and a concatenation, written as a configuration file would compose it."""
     small = [*RUN, "model.training.max_epochs=1", *VECTOR]

@@ -44,6 +44,15 @@ def test_costs_of_methods_in_a_tiny_setting(tmp_path: Path) -> None:
     encoders = sum(128 * (f + 64) for f in features)
     assert table.multiply_adds_complete["LogitAverage"] == encoders + 6 * 64 * 10
     assert table.parameters["QMF"] == encoders + 6 * (128 + 64) + 6 * (64 + 1) * 10
+    # A network of its own for each view, each trained as long as the others; DyMo's imputer is trained too.
+    epochs = table.epochs["QMF"]
+    assert table.epochs["LogitAverage"] == 6 * epochs + 1 and table.epochs["DyMo"] > epochs
+    whole = table.whole_training_multiply_adds
+    # Backward of the first layer needs no gradient of its input.
+    parts = epochs * (3 * (encoders + 6 * 64 * 10) - 128 * sum(features))
+    assert whole["LogitAverage"] == parts + table.training_multiply_adds["LogitAverage"]
+    assert whole["QMF"] == epochs * table.training_multiply_adds["QMF"]
+    assert whole["DyMo"] > epochs * table.training_multiply_adds["DyMo"]
     # Recoveries and candidates cost what a plain transformer does not need.
     assert table.multiply_adds_incomplete["DyMo"] > 1.5 * table.multiply_adds_incomplete["ModDrop"]
 

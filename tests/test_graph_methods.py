@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -263,12 +264,28 @@ def test_predictions_depend_on_anchors_and_not_on_the_batch(method: str) -> None
 
     for reference in (False, True):
         model = made(method, f"model.module.reference={str(reference).lower()}")
-        assert model.batch_dependent is reference and len(model.anchors) == (0 if reference else 7)
+        assert bool(model.batch_dependent) is reference and len(model.anchors) == (0 if reference else 7)
         whole, part = logits(model, slice(0, 6))[:3], logits(model, slice(0, 3))
         assert torch.allclose(whole, part, atol=1e-10) is not reference
         if not reference:
             model.anchors += 1
             assert not torch.allclose(logits(model, slice(0, 3)), part, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", SMALL)
+def test_results_of_a_prediction_that_sees_its_batch_are_of_one_batch_size(composed: Any, method: str) -> None:
+    """A test with another size of batches is another test, where that moves numbers, and the same one elsewhere."""
+
+    def settings(*overrides: str) -> dict[str, Any]:
+        context = Context(composed(f"model={method}", *overrides))
+        context.__dict__["data"] = SimpleNamespace(store=SimpleNamespace(meta=dict))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("trainers.context.file_hash", str)
+            return context.test_settings
+
+    reference, smaller = "model.module.reference=true", "dataset.test_batch_size=7"
+    assert settings(reference) != settings(reference, smaller)
+    assert settings() == settings(smaller)
 
 
 @pytest.mark.parametrize("method", SMALL)

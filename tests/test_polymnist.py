@@ -824,9 +824,12 @@ class TestLoader:
                     assert multiset(pixels[got_target == digit].numpy()) == multiset(
                         stored[view][target == digit].numpy()
                     )
+                column = torch.cat([batch.sources for batch in batches])[:, VIEWS.index(view)]
+                assert torch.equal(pixels, stored[view][column]) and sorted(column.tolist()) == list(range(len(column)))
                 drawn.append(pixels[rows.argsort()])
         assert len({pixels.numpy().tobytes() for pixels in drawn}) == 10
         evaluated = next(iter(data.loader("train", batch_size=200)))
+        assert evaluated.sources is None
         assert torch.equal((evaluated.inputs["m0"] * 255).round().byte(), stored["m0"])
 
     def test_jitter_moves_each_image_by_its_own_offset(self, tmp_path: Path):

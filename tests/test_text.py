@@ -201,7 +201,9 @@ def test_named_modalities_alone_are_drawn_anew(store: PackedStore) -> None:
         loader.set_epoch(epoch)
         batch = next(iter(loader))
         assert torch.equal(batch.inputs["picture"] * 255, split.read("picture")[batch.index].float())
+        assert torch.equal(batch.sources[:, 0], batch.index)
         drawn = [row[0] for row in decode(batch.inputs["text"])]
+        assert drawn == [row[0] for row in decode(original[batch.sources[:, 1]])]
         for target, index, text in zip(batch.target, batch.index, drawn):
             same_class = {decode(original[i : i + 1])[0][0] for i in range(12) if i % 2 == target}
             assert text in same_class

@@ -393,6 +393,9 @@ class Context:
         }
         if not self.has_backbone:  # switches of the prediction, such as a gate
             settings["module"] = self._plain(self.trainable.module, "optimizer", "scheduler")
+            option = method_class(self.trainable).batch_dependent
+            if option and self.trainable.module.get(option):
+                settings["test_batch_size"] = self.cfg.dataset.test_batch_size
         if self.recovers or self.built_on_imputer:
             settings["imputer"] = self._plain(self.cfg.imputer, "checkpoint", "quality", "training")
             if self.imputer_needs_weights:

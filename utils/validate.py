@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -359,8 +360,11 @@ def _check_method(cfg: DictConfig, model: DictConfig, stages: Sequence[str], hid
         )
     if method.built_on and cfg.imputer.name not in method.built_on:
         problems.append(f"model {name} is built on imputer={' or '.join(method.built_on)}, not {cfg.imputer.name}")
-    if method.needs_index and "fit" in stages and cfg.trainer.devices not in (1, "auto"):
+    if method.needs_index and "fit" in stages and _processes(cfg) != 1:
         problems.append(f"model {name} keeps values of every training row in one process: set trainer.devices=1")
+    needed = inspect.signature(method).parameters.get("prerequisites")
+    if needed is not None and needed.default is inspect.Parameter.empty and not model.get("prerequisites"):
+        problems.append(f"model.prerequisites=null: {name} is made of trained models, leave that out")
     if method.transformers_only:
         own = model.get("encoders") or {}
         other = [n for n in names if not str((own.get(n) or cfg.dataset.encoders[n])._target_).startswith(PRETRAINED)]
@@ -376,6 +380,13 @@ def _check_method(cfg: DictConfig, model: DictConfig, stages: Sequence[str], hid
         problems.append(f"model.modality={model.modality}: {cfg.dataset.name} has {', '.join(names)}")
     if problems:
         raise UserError("\n".join(problems))
+
+
+def _processes(cfg: DictConfig) -> Any:
+    """How many ``trainer.devices`` asks for, as far as it says; of ``auto`` all GPUs, where there are any."""
+    if cfg.trainer.devices != "auto" or cfg.trainer.accelerator not in ("auto", "gpu", "cuda"):
+        return 1 if cfg.trainer.devices == "auto" else cfg.trainer.devices
+    return max(1, torch.cuda.device_count())
 
 
 def _check_targets(cfg: DictConfig, problems: list[str]) -> None:

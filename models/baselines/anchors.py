@@ -25,6 +25,7 @@ class AnchorBaseline(VectorBaseline):
     """
 
     stack_masks = False
+    batch_dependent = "reference"
     anchors: Tensor
     anchor_missing: Tensor
     _anchor_batch: Batch | None = None

@@ -136,6 +136,8 @@ class Baseline(IncompleteClassifier):
     # Whether the masks of a step go through one call of ``fuse``, all rows under each: K * B rows, in a batch without
     # ``inputs``. A method whose rows see each other, or whose loss reads inputs, says False.
     stack_masks: ClassVar[bool] = True
+    # Whether ``fuse`` then takes the B rows that were encoded, instead of K copies of them.
+    broadcasts: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -220,7 +222,8 @@ class Baseline(IncompleteClassifier):
         k = len(masks)
         if self.stack_masks:
             stacked = self.hide_more(repeat_rows(batch, k), masks.flatten(0, 1))
-            return self.loss(self.fuse(encoded.repeat(k, *[1] * (encoded.ndim - 1)), stacked), stacked)
+            copies = encoded if self.broadcasts else encoded.repeat(k, *[1] * (encoded.ndim - 1))
+            return self.loss(self.fuse(copies, stacked), stacked)
         each = []
         for mask in masks:
             masked = self.hide_more(batch, mask)
@@ -237,7 +240,10 @@ class Baseline(IncompleteClassifier):
 
 
 class TokenBaseline(TokenPipeline, Baseline):
-    """A method on the token pipeline. Constructor: :meth:`add_tokens`, own parts, :meth:`initialise_normal`."""
+    """A method on the token pipeline. Constructor: :meth:`add_tokens`, own parts, :meth:`initialise_normal`. Its
+    ``fuse`` reads what was encoded through :meth:`models.tokens.TokenPipeline.replace_missing` alone."""
+
+    broadcasts = True
 
 
 class VectorBaseline(Baseline):
@@ -270,7 +276,8 @@ class VectorBaseline(Baseline):
 
 class RowMemory(Baseline):
     """A method that keeps values of each training row across epochs: ``self.memory`` (N_train, W) float32, zeros at
-    first, row ``batch.index``. Part of the checkpoint, so that a resumed run goes on with it.
+    first, at row ``batch.index`` or, by modality, ``batch.sources``. Part of the checkpoint, so that a resumed run goes
+    on with it.
 
     Attributes:
         memory_width: W, None = one value per modality.
@@ -312,6 +319,8 @@ class Completed(nn.Module):
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> Prediction:
+        if batch.complete:
+            return self.method(batch)
         completed = batch.replace(
             inputs=recover(self._imputer[0], batch),
             missing=torch.zeros_like(batch.missing),
@@ -331,6 +340,7 @@ def take_rows(batch: Batch, rows: Tensor) -> Batch:
         {name: cells[rows] for name, cells in batch.feature_missing.items()},
         None if batch.noise_level is None else batch.noise_level[rows],
         batch.complete,
+        None if batch.sources is None else batch.sources[rows],
     )
 
 
@@ -350,4 +360,5 @@ def repeat_rows(batch: Batch, k: int) -> Batch:
         {name: copies(cells) for name, cells in batch.feature_missing.items()},
         None if batch.noise_level is None else copies(batch.noise_level),
         batch.complete,
+        None if batch.sources is None else copies(batch.sources),
     )

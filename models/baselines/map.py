@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,8 @@ class MAP(TokenBaseline):
         depth: blocks with prompts.
         others: see :class:`models.baselines.base.Baseline`.
     """
+
+    max_modalities: ClassVar[int | None] = 10  # each of the 2^M - 1 patterns has prompts of its own
 
     def __init__(
         self,

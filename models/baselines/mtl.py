@@ -12,7 +12,7 @@ the data do not have stays hidden either way; the original showed it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,8 @@ class MTL(TokenBaseline):
         encoders, width, heads, layers: see :meth:`models.tokens.TokenPipeline.add_tokens`.
         others: see :class:`models.baselines.base.Baseline`.
     """
+
+    max_modalities: ClassVar[int | None] = 8  # a step goes through all 2^M - 1 patterns
 
     def __init__(
         self,

@@ -33,7 +33,8 @@ RANKS = ("margin", "slack")
 
 
 class QMF(RowMemory, DecisionFusion):
-    """``memory``: the sum of the losses of each training row so far, by modality.
+    """``memory``: the sum of the losses so far of what each training row has of each modality, wherever pairs that are
+    drawn anew take it.
 
     Args:
         encoders: see :meth:`models.baselines.base.VectorBaseline.add_encoders`.
@@ -69,8 +70,9 @@ class QMF(RowMemory, DecisionFusion):
         assert self.memory is not None, "stage fit makes the memory"
         logits, counts = prediction.extras["unimodal_logits"], self.voters(batch)
         each = torch.where(counts, row_losses(logits, batch.target, self.task).detach(), 0)
-        self.memory.index_add_(0, batch.index, each.to(self.memory.dtype))
-        hardness = normalised(self.memory, only_visited=not self.reference)[batch.index]
+        items = batch.index[:, None].expand_as(counts) if batch.sources is None else batch.sources
+        self.memory.scatter_add_(0, items, each.to(self.memory.dtype))
+        hardness = normalised(self.memory, only_visited=not self.reference).gather(0, items)
         rank = rank_loss(confidence(logits), hardness, counts, self.rank == "margin")
         return losses | {"loss": losses["loss"] + rank, "rank": rank}
 

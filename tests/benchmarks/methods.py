@@ -4,15 +4,18 @@ What each method costs on one data set: parameters, multiply-adds a sample (coun
 convolutions, attention) and samples a second, of a training step at the method's batch size, and of inference on rows
 with all modalities and on rows of which as many miss 0, 1, ... M-1. All methods take turns in one run, medians. The
 weights are those of the runs that the overrides name (``name=baselines``), or with ``--untrained`` random ones; costs
-depend on them where a method decides row by row. Of a method on parts that are trained before it, training is its own
-step only.
+depend on them where a method decides row by row.
+
+Of a method on parts that are trained before it, training samples a second are of its own step only;
+``epochs`` and ``whole_training_multiply_adds`` (a training row, all its epochs) sum over its parts and the imputer. A
+step is forward and backward, without the optimiser's update.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from datasets.base import Batch, MultimodalDataModule
 from gaussian_parameter_generation.estimate import estimate
-from models.base import IncompleteClassifier
 from models.baselines.base import Completed, RowMemory
 from models.dymo.dymo import DyMo
 from models.dymo.dynamic_transformer import DynamicTransformer
@@ -46,14 +48,49 @@ def multiply_adds(call: Callable[[], Any]) -> float:
     return counter.get_total_flops() / 2
 
 
+class Step:
+    """Forward and backward of one training batch, in a network of its own.
+
+    Args:
+        network: of a method, or an imputer.
+        data: whose training rows it sees.
+        rows: of a batch.
+        device: of the network and its batch.
+    """
+
+    def __init__(self, network: Any, data: MultimodalDataModule, rows: int, device: torch.device) -> None:
+        network.log = network.log_dict = lambda *_, **__: None  # there is no trainer
+        if isinstance(network, RowMemory):
+            shape = len(data.split("train")), network.memory_width or len(data.modalities)
+            network.memory = torch.zeros(shape, device=device)
+        if isinstance(network, DynamicTransformer):
+            network.on_train_epoch_start()
+        self.network = network.to(device).train()
+        self.batch = data.rows("train", spread(data, "train", rows)).replace(complete=True).to(device)
+
+    def __call__(self) -> None:
+        self.network.zero_grad()
+        self.network.training_step(self.batch, 0).backward()
+
+
+def training_parts(context: Context) -> Iterator[tuple[Any, Any]]:
+    """(network, its node ``training``) of everything that is trained for a method, itself last; the imputer first."""
+    for part in context.prerequisites.values():
+        yield from training_parts(part)
+    if (context.recovers or context.built_on_imputer) and context.cfg.imputer.training.get("max_epochs"):
+        yield build_imputer(context.cfg, context.data), context.cfg.imputer.training
+    yield context.build(), context.trainable.training
+
+
 @dataclass
 class Candidate:
-    """A method ready to be measured: its classifier for a training step, the whole of it for inference."""
+    """A method ready to be measured: one training step, the whole of it for inference, what its training costs."""
 
     name: str
-    classifier: IncompleteClassifier
+    train: Step
     whole: Method
-    step: Batch
+    epochs: int
+    whole_training: float
 
     @property
     def parameters(self) -> int:
@@ -61,10 +98,6 @@ class Candidate:
         imputers = self.whole._imputer if isinstance(self.whole, Completed | DyMo) else []
         modules = [self.whole, *(part for part in imputers if isinstance(part, torch.nn.Module))]
         return sum(p.numel() for module in modules for p in module.parameters())
-
-    def train(self) -> None:
-        self.classifier.train().zero_grad()
-        self.classifier.training_step(self.step, 0).backward()
 
     def predict(self, batch: Batch) -> None:
         with torch.inference_mode():
@@ -80,25 +113,25 @@ def candidate(context: Context, data: MultimodalDataModule, untrained: bool) -> 
     torch.manual_seed(0)
     if untrained and context.imputer_needs_weights:
         imputer = build_imputer(cfg, data)
+        if isinstance(imputer, torch.nn.Module):
+            imputer.eval().to(context.device)
         context.load_imputer = lambda: imputer  # type: ignore[method-assign]
-    classifier = context.build() if untrained else context.load_model()
+    classifier = context.build().eval().to(context.device) if untrained else context.load_model()
     if not untrained:
         whole = load_method(context)
     elif isinstance(classifier, DynamicTransformer) and context.selects:
-        parameters = estimate(classifier.eval(), [data.rows("train", spread(data, "train", 128))], progress=False)
-        whole = DyMo(classifier, context.load_imputer(), parameters, build_selection(cfg))
+        rows = data.rows("train", spread(data, "train", 128)).to(context.device)
+        whole = DyMo(
+            classifier, context.load_imputer(), estimate(classifier, [rows], progress=False), build_selection(cfg)
+        )
     else:
         whole = Completed(classifier, context.load_imputer()) if context.completes else classifier
-    whole.eval()
-    # A network of its own for the training step: inference keeps its weights and its mode.
-    learner = context.build()
-    learner.log_losses = lambda *_: None  # type: ignore[method-assign]
-    if isinstance(learner, RowMemory):
-        learner.memory = torch.zeros(len(data.split("train")), learner.memory_width or len(data.modalities))
-    if isinstance(learner, DynamicTransformer):
-        learner.on_train_epoch_start()
-    step = data.rows("train", spread(data, "train", context.trainable.training.batch_size)).replace(complete=True)
-    return Candidate(cfg.model.name, learner, whole, step)
+    epochs, cost = 0, 0.0
+    for network, training in training_parts(context):
+        step = Step(network, data, training.batch_size, context.device)
+        epochs += training.max_epochs
+        cost += training.max_epochs * multiply_adds(step) / len(step.batch)
+    return Candidate(cfg.model.name, step, whole.eval().to(context.device), epochs, cost)
 
 
 def spread(data: MultimodalDataModule, split: str, rows: int) -> np.ndarray:
@@ -135,8 +168,8 @@ def main(arguments: Sequence[str] | None = None) -> pd.DataFrame:
             candidates.append(candidate(open_run(f"model={name}", *options.overrides), data, untrained))
         except UserError as error:
             log.warning("%s left out: %s", name, error)
-    whole = data.rows("test", spread(data, "test", rows)).replace(complete=True)
-    some = incomplete(data, rows)
+    whole = data.rows("test", spread(data, "test", rows)).replace(complete=True).to(first.device)
+    some = incomplete(data, rows).to(first.device)
     training = alternate(repeats, **{c.name: c.train for c in candidates})
     complete = alternate(repeats, **{c.name: (lambda c=c: c.predict(whole)) for c in candidates})
     partly = alternate(repeats, **{c.name: (lambda c=c: c.predict(some)) for c in candidates})
@@ -144,10 +177,12 @@ def main(arguments: Sequence[str] | None = None) -> pd.DataFrame:
         {
             "model": c.name,
             "parameters": c.parameters,
-            "training_multiply_adds": multiply_adds(c.train) / len(c.step),
+            "epochs": c.epochs,
+            "whole_training_multiply_adds": c.whole_training,
+            "training_multiply_adds": multiply_adds(c.train) / len(c.train.batch),
             "multiply_adds_complete": multiply_adds(lambda c=c: c.predict(whole)) / len(whole),
             "multiply_adds_incomplete": multiply_adds(lambda c=c: c.predict(some)) / len(some),
-            "training_samples_per_second": len(c.step) / training[c.name],
+            "training_samples_per_second": len(c.train.batch) / training[c.name],
             "samples_per_second_complete": len(whole) / complete[c.name],
             "samples_per_second_incomplete": len(some) / partly[c.name],
         }
