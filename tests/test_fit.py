@@ -22,6 +22,16 @@ from utils.errors import UserError
 TINY = ["model=DynamicTransformer", "model.training.batch_size=16", "stages=[fit]", "model.module.prototype_start=1"]
 
 
+@pytest.mark.parametrize(("start", "rate", "warned"), [(2, 0.1, True), (1, 0.1, False), (2, 0, False)])
+def test_a_training_too_short_for_its_prototype_loss_says_so(
+    composed, tmp_path: Path, caplog: pytest.LogCaptureFixture, start: int, rate: float, warned: bool
+) -> None:
+    settings = [f"model.module.prototype_start={start}", f"model.module.prototype_rate={rate}"]
+    with caplog.at_level("WARNING"):
+        pipeline.run(composed(*TINY, "model.training.max_epochs=2", *settings, f"paths.output={tmp_path}"))
+    assert any("prototype loss sets in at epoch 2" in record.message for record in caplog.records) is warned
+
+
 class Stop(pl.Callback):
     """Interrupts in the middle of an epoch, as a user's Ctrl-C does."""
 

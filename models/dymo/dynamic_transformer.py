@@ -307,6 +307,16 @@ class DynamicTransformer(TokenPipeline):
 
     # ---- training ----------------------------------------------------------------------------------------------------
 
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        last = self.trainer.max_epochs or 0
+        if 0 < last <= self.prototype_start and self.prototype_rate:
+            log.warning(
+                "the prototype loss sets in at epoch %d, and training ends before it, after %d: for a loss on "
+                "prototypes set module.prototype_start of the backbone lower",
+                *(self.prototype_start, last),
+            )
+
     def on_train_epoch_start(self) -> None:
         self._running = RunningPrototypes(self.num_classes, self.projection.out_features, self.device)
 
