@@ -583,6 +583,14 @@ def test_capabilities_are_checked(composed, monkeypatch: pytest.MonkeyPatch) -> 
         assert line in str(caught.value)
 
 
+def test_an_imputer_without_a_network_for_a_table_is_refused_before_the_data_are_packed(composed, tmp_path) -> None:
+    demo = ["dataset=DVM", "dataset.demo=true", f"paths.data={tmp_path}"]
+    for stages in ("[prepare,impute]", "[prepare,fit,test]"):
+        with pytest.raises(UserError, match=r"MoPoE has no encoder for modality 'tabular' \(table\).*another imputer"):
+            pipeline.run(composed("model=Multimodal_CONCAT", *demo, f"stages={stages}", tiny=False))
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_method_made_of_trained_models_is_refused_without_them(composed) -> None:
     for name in ("DynMM", "LogitAverage"):
         with pytest.raises(UserError, match=f"model.prerequisites=null: {name} is made of trained models"):

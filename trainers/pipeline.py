@@ -20,7 +20,7 @@ from trainers import evaluate, gaussian, impute
 from trainers.context import Context, resolve_metric
 from trainers.fit import fit
 from trainers.report import print_table, write_report
-from utils.build import build_model, build_modulation, build_noise
+from utils.build import build_model, build_modulation, build_noise, check_imputer_networks
 from utils.errors import UserError
 from utils.validate import stages_without_use, validate
 
@@ -41,6 +41,8 @@ def run(cfg: DictConfig) -> None:
     if stages != ["report"]:
         check_task(context)
         check_noise(context)
+        if "impute" in stages or needs_imputer(context, stages):
+            check_imputer_networks(cfg, context.data.kinds)
         context.data.prepare()
         check_artefacts(context, stages)
     for number, stage in enumerate(stages, 1):
@@ -112,6 +114,18 @@ def useful_stages(cfg: DictConfig) -> list[str]:
     return [stage for stage in cfg.stages if stage not in unused]
 
 
+def fits_on_imputer(context: Context, stages: list[str]) -> bool:
+    """Whether stage fit reads recoveries."""
+    aware = bool(context.trainable.get("recovery_aware"))
+    return (aware or context.built_on_imputer) and "fit" in stages and not context.given
+
+
+def needs_imputer(context: Context, stages: list[str]) -> bool:
+    """Whether stage fit or test reads recoveries."""
+    tests = "test" in stages and (context.recovers or context.built_on_imputer)
+    return tests or fits_on_imputer(context, stages)
+
+
 def check_artefacts(context: Context, stages: list[str]) -> None:
     """What the stages read is there or made by an earlier stage, fits, and the masks fit the data.
 
@@ -121,13 +135,10 @@ def check_artefacts(context: Context, stages: list[str]) -> None:
     cfg, data, problems = context.cfg, context.data, []
     given = context.given
     trained = given or ("fit" in stages) or context.checkpoint.is_file()
-    aware = bool(context.trainable.get("recovery_aware"))
     if {"gaussian", "test"} & set(stages) and not trained:
         problems.append(f"no trained {context.trainable.name} at {context.checkpoint}: run {context.command('fit')}")
-    in_fit = (aware or context.built_on_imputer) and "fit" in stages and not given
-    recovers = context.recovers
-    needs_imputer = in_fit or ("test" in stages and (recovers or context.built_on_imputer))
-    if needs_imputer and context.imputer_needs_weights and not context.imputer_checkpoint.is_file():
+    in_fit, imputer_needed = fits_on_imputer(context, stages), needs_imputer(context, stages)
+    if imputer_needed and context.imputer_needs_weights and not context.imputer_checkpoint.is_file():
         order = stages.index("impute") if "impute" in stages else None
         first = stages.index("fit") if in_fit else len(stages)
         if order is None or order > first:
@@ -160,7 +171,7 @@ def check_artefacts(context: Context, stages: list[str]) -> None:
             continue
         hidden = [m for i, m in enumerate(data.modalities) if mask[:, i].any()]
         kinds = get_object(cfg.imputer.module._target_).recovers
-        for m in hidden if recovers and kinds is not None else []:
+        for m in hidden if context.recovers and kinds is not None else []:
             if m.kind not in kinds:
                 problems.append(
                     f"missing scenario '{scenario.name}' hides '{m.name}', which imputer={cfg.imputer.name} cannot "
@@ -184,7 +195,7 @@ def check_artefacts(context: Context, stages: list[str]) -> None:
         model = context.load_model()
         if context.trainable.get("gaussian") and isinstance(model, DynamicTransformer):
             context.load_parameters(model)
-    if cfg.imputer.checkpoint and needs_imputer:
+    if cfg.imputer.checkpoint and imputer_needed:
         context.load_imputer()
 
 

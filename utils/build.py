@@ -243,12 +243,30 @@ def _imputer_network(cfg: DictConfig, part: str, modality: Modality) -> Any:
     if modality.name in own:
         return _make(own[modality.name], f"imputer.{part}s.{modality.name}")
     if modality.kind != "image" or modality.shape[1:] != (28, 28):
-        raise UserError(
-            f"imputer {cfg.imputer.name} has no {part} for modality '{modality.name}' ({modality.kind} of shape "
-            f"{modality.shape}): name one in imputer.{part}s.{modality.name}, see configs/recipe/MST/MoPoE.yaml, or "
-            "choose another imputer"
-        )
+        raise _no_network(cfg, part, modality.name, f"{modality.kind} of shape {modality.shape}")
     return _make(cfg.imputer[part], f"imputer.{part}", channels=modality.shape[0])
+
+
+def _no_network(cfg: DictConfig, part: str, name: str, what: str) -> UserError:
+    return UserError(
+        f"imputer {cfg.imputer.name} has no {part} for modality '{name}' ({what}): name one in imputer.{part}s.{name}, "
+        "see configs/recipe/MST/MoPoE.yaml, or choose another imputer"
+    )
+
+
+def check_imputer_networks(cfg: DictConfig, kinds: Mapping[str, str]) -> None:
+    """What is known of the networks of ``cfg.imputer`` before the data are packed.
+
+    Args:
+        kinds: modality name -> kind.
+
+    Raises:
+        UserError: a table or text for which it has none.
+    """
+    for part in ("encoder", "decoder"):
+        for name, kind in kinds.items() if part in cfg.imputer else ():
+            if kind != "image" and name not in (cfg.imputer.get(f"{part}s") or {}):
+                raise _no_network(cfg, part, name, kind)
 
 
 def build_noise(model: DictConfig) -> TrainingNoise | None:

@@ -8,6 +8,8 @@ the run, encoded with the weights of the end of each epoch, and kept in the chec
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -25,7 +27,7 @@ class AnchorBaseline(VectorBaseline):
     """
 
     stack_masks = False
-    batch_dependent = "reference"
+    batch_dependent: ClassVar[bool | str] = "reference"
     anchors: Tensor
     anchor_missing: Tensor
     _anchor_batch: Batch | None = None
