@@ -34,7 +34,7 @@ def test_multiply_adds_are_those_of_the_formula() -> None:
 
 def test_costs_of_methods_in_a_tiny_setting(tmp_path: Path) -> None:
     paths = [f"paths.data={tmp_path}", f"paths.output={tmp_path}", "dataset.demo=true"]
-    models = "DyMo,ModDrop,Multimodal_CONCAT,LogitAverage,QMF"
+    models = "DyMo,ModDrop,Multimodal_CONCAT,LogitAverage,QMF,DynMM"
     table = methods.main(
         ["--tiny", "--models", models, "--out", str(tmp_path / "c.csv"), "dataset=MultiFeatureDigits", *paths]
     ).set_index("model")
@@ -47,6 +47,8 @@ def test_costs_of_methods_in_a_tiny_setting(tmp_path: Path) -> None:
     # A network of its own for each view, each trained as long as the others; DyMo's imputer is trained too.
     epochs = table.epochs["QMF"]
     assert table.epochs["LogitAverage"] == 6 * epochs + 1 and table.epochs["DyMo"] > epochs
+    # Six views, their concatenation, the gate; the imputer once, though the concatenation would use it as well.
+    assert table.epochs["DynMM"] == 8 * epochs + table.epochs["DyMo"] - epochs
     whole = table.whole_training_multiply_adds
     # Backward of the first layer needs no gradient of its input.
     parts = epochs * (3 * (encoders + 6 * 64 * 10) - 128 * sum(features))

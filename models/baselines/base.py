@@ -319,8 +319,6 @@ class Completed(nn.Module):
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> Prediction:
-        if batch.complete:
-            return self.method(batch)
         completed = batch.replace(
             inputs=recover(self._imputer[0], batch),
             missing=torch.zeros_like(batch.missing),

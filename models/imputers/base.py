@@ -68,7 +68,9 @@ class FittedImputer(Imputer):
 
 
 def recover(imputer: Imputer, batch: Batch) -> dict[str, Tensor]:
-    """The inputs of a batch with everything filled that its masks hide."""
+    """The inputs of a batch with everything filled that its masks hide; as they are where the loader knows of none."""
+    if batch.complete:
+        return batch.inputs
     if not batch.feature_missing:
         return imputer.impute(batch.inputs, batch.missing, batch.index)
     return imputer.impute(batch.inputs, batch.missing, batch.index, feature_missing=batch.feature_missing)

@@ -74,11 +74,9 @@ class Step:
 
 
 def training_parts(context: Context) -> Iterator[tuple[Any, Any]]:
-    """(network, its node ``training``) of everything that is trained for a method, itself last; the imputer first."""
+    """(network, its node ``training``) of what stage fit trains for a method, itself last."""
     for part in context.prerequisites.values():
         yield from training_parts(part)
-    if (context.recovers or context.built_on_imputer) and context.cfg.imputer.training.get("max_epochs"):
-        yield build_imputer(context.cfg, context.data), context.cfg.imputer.training
     yield context.build(), context.trainable.training
 
 
@@ -126,8 +124,11 @@ def candidate(context: Context, data: MultimodalDataModule, untrained: bool) -> 
         )
     else:
         whole = Completed(classifier, context.load_imputer()) if context.completes else classifier
+    parts = list(training_parts(context))
+    if (context.recovers or context.built_on_imputer) and cfg.imputer.training.get("max_epochs"):
+        parts.insert(0, (build_imputer(cfg, data), cfg.imputer.training))
     epochs, cost = 0, 0.0
-    for network, training in training_parts(context):
+    for network, training in parts:
         step = Step(network, data, training.batch_size, context.device)
         epochs += training.max_epochs
         cost += training.max_epochs * multiply_adds(step) / len(step.batch)
