@@ -170,7 +170,7 @@ def small(request: pytest.FixtureRequest) -> tuple[IncompleteClassifier, str]:
 def empty_memory(model: IncompleteClassifier) -> None:
     """As at the start of training, for the rows of :func:`some_batch`."""
     if isinstance(model, RowMemory):
-        model.memory = torch.zeros(12, model.memory_width or len(model.modalities))
+        model.memory = torch.zeros(12, len(model.modalities))
 
 
 def some_batch(family: str, rows: int = 12, seed: int = 0) -> Batch:

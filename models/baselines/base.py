@@ -275,23 +275,19 @@ class VectorBaseline(Baseline):
 
 
 class RowMemory(Baseline):
-    """A method that keeps values of each training row across epochs: ``self.memory`` (N_train, W) float32, zeros at
+    """A method that keeps values of each training row across epochs: ``self.memory`` (N_train, M) float32, zeros at
     first, at row ``batch.index`` or, by modality, ``batch.sources``. Part of the checkpoint, so that a resumed run goes
     on with it.
-
-    Attributes:
-        memory_width: W, None = one value per modality.
     """
 
     needs_index = True
-    memory_width: ClassVar[int | None] = None
     memory: Tensor | None = None
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
         if self.memory is None:
             rows = len(self.trainer.datamodule.split("train"))  # type: ignore[attr-defined]
-            self.memory = torch.zeros(rows, self.memory_width or len(self.modalities))
+            self.memory = torch.zeros(rows, len(self.modalities))
         self.memory = self.memory.to(self.device)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -61,8 +61,7 @@ class Step:
     def __init__(self, network: Any, data: MultimodalDataModule, rows: int, device: torch.device) -> None:
         network.log = network.log_dict = lambda *_, **__: None  # there is no trainer
         if isinstance(network, RowMemory):
-            shape = len(data.split("train")), network.memory_width or len(data.modalities)
-            network.memory = torch.zeros(shape, device=device)
+            network.memory = torch.zeros(len(data.split("train")), len(data.modalities), device=device)
         if isinstance(network, DynamicTransformer):
             network.on_train_epoch_start()
         self.network = network.to(device).train()
