@@ -384,9 +384,9 @@ def _check_method(cfg: DictConfig, model: DictConfig, stages: Sequence[str], hid
 
 def _processes(cfg: DictConfig) -> Any:
     """How many ``trainer.devices`` asks for, as far as it says; of ``auto`` all GPUs, where there are any."""
-    if cfg.trainer.devices != "auto" or cfg.trainer.accelerator not in ("auto", "gpu", "cuda"):
-        return 1 if cfg.trainer.devices == "auto" else cfg.trainer.devices
-    return max(1, torch.cuda.device_count())
+    if cfg.trainer.devices != "auto":
+        return cfg.trainer.devices
+    return max(1, torch.cuda.device_count()) if cfg.trainer.accelerator in ("auto", "gpu", "cuda") else 1
 
 
 def _check_targets(cfg: DictConfig, problems: list[str]) -> None:

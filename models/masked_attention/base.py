@@ -296,7 +296,7 @@ class TokenFusion(StagedTraining):
         return losses["loss"]
 
     def drop_modalities(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """The batch under the first mask that ``masks`` draws; a dropped table loses all its cells."""
+        """The batch under the mask that ``masks`` draws; a dropped table loses all its cells."""
         if self.masks.kind == "none":
             return batch
         gone = self.masks.draw_one(self.absent(batch), generator)
