@@ -106,7 +106,9 @@ class Batch:
         )
 
     def replace(self, **changes: Any) -> Batch:
-        """A shallow copy with some fields replaced."""
+        """A shallow copy with some fields replaced; of other masks nothing is known that ``complete`` does not say."""
+        if "missing" in changes or "feature_missing" in changes:
+            changes.setdefault("complete", False)
         return replace(self, **changes)
 
     def observed(self) -> dict[str, Tensor]:

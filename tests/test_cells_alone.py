@@ -124,7 +124,7 @@ def test_only_the_cells_that_are_there_count(store: tuple[str, ...], method: str
     # A cell that is there says something, and its neighbours that are not say nothing.
     batch = data.rows("train", alone.numpy())
     gaps = torch.from_numpy(cells["table"])[alone]
-    batch = batch.replace(missing=torch.from_numpy(missing)[alone], feature_missing={"table": gaps}, complete=False)
+    batch = batch.replace(missing=torch.from_numpy(missing)[alone], feature_missing={"table": gaps})
     other = batch.inputs["table"].clone()
     other[:, -1] += 1
     assert not gaps[:, -1].any()

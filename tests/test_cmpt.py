@@ -447,7 +447,7 @@ def test_a_proxy_learns_the_other_modality_from_pairs_without_labels() -> None:
         return Batch({"image": image, "text": words[kind]}, torch.zeros(n, 2).bool(), target, kind, complete=True)
 
     batch, test = rows(64, 4), rows(128, 128)
-    gone = test.replace(missing=torch.tensor([[False, True]] * 128), complete=False)
+    gone = test.replace(missing=torch.tensor([[False, True]] * 128))
     right = {}
     for proxy in (Proxy(), None):
         model = build(

@@ -63,7 +63,7 @@ def trained(m: int) -> CMPT:
 def setting(m: int, metric: str) -> tuple[CMPT, GaussianParameters, Batch]:
     model = trained(m)
     parameters = estimate(ProxyBackbone(model, metric), [patterned(m, 150, 0.4, 1)], progress=False)
-    return model, parameters, patterned(m, 48, 0.4, 2).replace(missing=mixed(m, 48), complete=False)
+    return model, parameters, patterned(m, 48, 0.4, 2).replace(missing=mixed(m, 48))
 
 
 def slow_states(model: CMPT, batch: Batch, row: int) -> dict[int, tuple[Tensor, Tensor]]:
@@ -132,7 +132,7 @@ def test_proxies_are_accepted_as_one_by_one(m: int, metric: str, calibration: st
 def test_parameters_of_every_subset(metric: str) -> None:
     """From class states alone; a row counts for the subsets whose modalities it has."""
     model = build(3)
-    batch = patterned(3, 90, 0.4, 1).replace(missing=mixed(3, 90), complete=False)
+    batch = patterned(3, 90, 0.4, 1).replace(missing=mixed(3, 90))
     p = estimate(ProxyBackbone(model, metric), [batch], progress=False)
     for s, subset in enumerate(enumerate_subsets(3).tolist()):
         rows = [r for r in range(90) if not any(batch.missing[r, i] and not subset[i] for i in range(3))]

@@ -338,7 +338,7 @@ def some_batch(context: Context, n: int = 12) -> Batch:
     rng = np.random.default_rng(0)
     missing = rng.random((n, m)).argsort(1) < (np.arange(n) % m)[:, None]
     batch = context.data.rows("test", np.arange(n))
-    return batch.replace(missing=torch.from_numpy(missing), complete=False)
+    return batch.replace(missing=torch.from_numpy(missing))
 
 
 def test_training_is_finite_and_reaches_every_parameter(run: tuple[Context, Watch, list[str]]) -> None:

@@ -302,7 +302,7 @@ def test_anchors_are_training_rows_as_the_kept_weights_encode_them(composed: Any
     model: Any = context.load_model()
     rows = np.sort(np.random.default_rng(hash_seed(3, 6)).permutation(60)[:7])
     missing, _ = context.data.masks("train", context.data.missing_train)
-    batch = context.data.rows("train", rows).replace(missing=torch.from_numpy(missing[rows]), complete=False)
+    batch = context.data.rows("train", rows).replace(missing=torch.from_numpy(missing[rows]))
     assert batch.missing.any() and torch.equal(model.anchor_missing, batch.missing)
     with torch.no_grad():
         torch.testing.assert_close(model.encode_batch(batch), model.anchors)

@@ -12,7 +12,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from datasets.base import Batch
-from models.imputers.base import Imputer, merge
+from models.imputers.base import Imputer, merge, recover
 from models.imputers.mopoe import MoPoE
 from models.imputers.mopoe_networks import ImageDecoder, ImageEncoder
 from models.imputers.quality import Judge, recovery_quality
@@ -202,6 +202,20 @@ IMPUTERS = {
 }
 
 
+def test_masks_set_by_hand_on_a_complete_batch_are_recovered() -> None:
+    """A batch of :meth:`MultimodalDataModule.rows` says that it is complete: other masks end that, other fields not."""
+    batch, mean = images(4, seed=1), fitted_mean()
+    hidden = torch.tensor([[True, False, False]]).expand(4, -1)
+    assert recover(mean, batch.replace(index=batch.index + 7)) is batch.inputs
+    found = recover(mean, batch.replace(missing=hidden))
+    torch.testing.assert_close(found["m0"], mean.state_dict()["m0"].expand_as(found["m0"]))
+    assert torch.equal(found["m1"], batch.inputs["m1"])
+    assert (
+        not batch.replace(feature_missing={"m0": hidden}).complete
+        and batch.replace(missing=hidden, complete=True).complete
+    )
+
+
 def fitted_mean() -> Mean:
     mean = Mean(modalities(3))
     mean.fit([images(5, seed=11), images(2, seed=12)])
@@ -211,7 +225,7 @@ def fitted_mean() -> Mean:
 def test_the_mean_is_over_what_is_there() -> None:
     whole, other = images(4, seed=1), images(3, seed=2)
     gone = torch.tensor([[True, False, False], [False, True, False], [True, False, True]])
-    lacking = other.replace(inputs=filled(other.replace(missing=gone), torch.nan), missing=gone, complete=False)
+    lacking = other.replace(inputs=filled(other.replace(missing=gone), torch.nan), missing=gone)
     mean = Mean(modalities(3))
     mean.fit([whole, lacking])
     for i, (name, found) in enumerate(mean.state_dict().items()):
@@ -219,7 +233,7 @@ def test_the_mean_is_over_what_is_there() -> None:
         torch.testing.assert_close(found, there.mean(0))
     nothing = whole.replace(missing=torch.ones(4, 3, dtype=torch.bool) & torch.tensor([True, False, False]))
     with pytest.raises(UserError, match=r"no training row has all of 'm0'"):
-        Mean(modalities(3)).fit([nothing.replace(complete=False)])
+        Mean(modalities(3)).fit([nothing])
 
 
 @pytest.mark.parametrize("name", IMPUTERS)

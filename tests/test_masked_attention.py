@@ -460,7 +460,7 @@ def test_blank_images_count_in_no_statistic_of_training(there: int) -> None:
     gone = torch.arange(40) * there % 40 >= there if there else torch.ones(40, dtype=torch.bool)
     missing = torch.stack([gone, batch.missing[:, 1] & ~gone], 1)
     cells = torch.where(gone[:, None], False, batch.feature_missing["tab"])
-    batch = batch.replace(missing=missing, feature_missing={"tab": cells}, complete=False)
+    batch = batch.replace(missing=missing, feature_missing={"tab": cells})
     assert int((~gone).sum()) == there
     model, alone = build().train(), build().train()
     before = [x.clone() for x in normalisation(model)]
@@ -656,7 +656,7 @@ def test_training_with_dropout_bears_the_loss_of_a_view() -> None:
         order = torch.randperm(len(test), generator=generator(4))
         missing = missing[order]
         with torch.no_grad():
-            p = model(test.replace(missing=missing, complete=False)).logits.softmax(1)[:, 1]
+            p = model(test.replace(missing=missing)).logits.softmax(1)[:, 1]
         return float(binary_auroc(p, test.target))
 
     curve = [auc(ours, share) for share in (0, 0.25, 0.5, 0.75, 1)]

@@ -463,7 +463,7 @@ def test_the_backbone_alone_encodes_images_once_for_all_scenarios() -> None:
         found = scenario_predictions(model, batch, by_scenario, cells)[""]
         assert len(calls) == 1
         for name, mask in by_scenario.items():
-            single = model(batch.replace(missing=mask, feature_missing=cells.get(name, {}), complete=False))
+            single = model(batch.replace(missing=mask, feature_missing=cells.get(name, {})))
             close(found[name].logits, single.logits)
             close(found[name].features, single.features)
 

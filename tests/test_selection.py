@@ -581,7 +581,7 @@ class Given(Imputer):
 def hidden(batch: Batch, missing: Tensor, fill: float) -> Batch:
     """The batch with ``fill`` in place of what is missing."""
     inputs = {n: merge(x, missing[:, i], torch.full_like(x, fill)) for i, (n, x) in enumerate(batch.inputs.items())}
-    return batch.replace(inputs=inputs, missing=missing, complete=False)
+    return batch.replace(inputs=inputs, missing=missing)
 
 
 def test_dymo_selects_among_the_recoveries() -> None:
@@ -622,7 +622,7 @@ def test_scenarios_equal_one_call_each() -> None:
     results = dymo.scenarios(case.batch, masks)
     limited = DyMo(case.model, Given(case.batch.inputs), case.parameters, SelectionRule(threshold=0.3))
     for name, missing in masks.items():
-        batch = case.batch.replace(missing=missing, complete=False)
+        batch = case.batch.replace(missing=missing)
         for label, method in (("", dymo), ("threshold", limited)):
             expected = method(batch)
             assert torch.equal(results[label][name].extras["final_missing"], expected.extras["final_missing"])

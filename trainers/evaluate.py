@@ -322,7 +322,6 @@ def _examples(
             feature_missing={
                 table: torch.from_numpy(gone[rows]).to(context.device) for table, gone in cells[scenario.name].items()
             },
-            complete=False,
         )
         if (corruption := noise[scenario.name]) is not None:
             batch = corruption(batch)

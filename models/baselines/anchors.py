@@ -62,7 +62,6 @@ class AnchorBaseline(VectorBaseline):
             self._anchor_batch = data.rows("train", rows).replace(
                 missing=torch.from_numpy(missing[rows]),
                 feature_missing={name: torch.from_numpy(gone[rows]) for name, gone in cells.items()},
-                complete=False,
             )
 
     def on_train_epoch_start(self) -> None:

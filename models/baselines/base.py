@@ -191,7 +191,7 @@ class Baseline(IncompleteClassifier):
         cells = {
             name: gone | added[:, self.modality_names.index(name), None] for name, gone in batch.feature_missing.items()
         }
-        return batch.replace(missing=missing, feature_missing=cells, complete=False)
+        return batch.replace(missing=missing, feature_missing=cells)
 
     def mask_generator(self, batch_index: int) -> torch.Generator:
         """Source of a step's masks: the same on resume, another on every rank."""

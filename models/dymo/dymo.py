@@ -137,7 +137,7 @@ class DyMo(nn.Module):
 def under(batch: Batch, scenario: str, missing: Tensor, cells: Cells | None = None) -> Batch:
     """The batch under a scenario's masks."""
     feature_missing = dict((cells or {}).get(scenario, {}))
-    return batch.replace(missing=missing, feature_missing=feature_missing, complete=False)
+    return batch.replace(missing=missing, feature_missing=feature_missing)
 
 
 def _prediction(selection: Selection) -> Prediction:

@@ -372,7 +372,7 @@ class DynamicTransformer(TokenPipeline):
         }
         # In float32 whatever the trainer's precision: these are the recoveries that a test sees.
         with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
-            masked = batch.replace(missing=hidden, feature_missing=cells, complete=False)
+            masked = batch.replace(missing=hidden, feature_missing=cells)
             return batch.replace(inputs=recover(self.imputer, masked))
 
     def on_validation_start(self) -> None:

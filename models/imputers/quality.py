@@ -116,7 +116,7 @@ def recovery_quality(imputer: Imputer, judge: Judge, batches: Iterable[Batch], s
             gaps = lacking.get(table.name, torch.zeros_like(cells))
             missing = torch.zeros_like(batch.missing)
             missing[:, names.index(table.name)] = True
-            masked = batch.replace(missing=missing, feature_missing={table.name: cells | gaps}, complete=False)
+            masked = batch.replace(missing=missing, feature_missing={table.name: cells | gaps})
             completed = recover(imputer, masked)
             for metric, values in _errors(table, completed[table.name], batch.inputs[table.name], cells & ~gaps):
                 add(table.name, m - 1, f"{metric}_cells", values)

@@ -78,7 +78,7 @@ class StagedTraining(Baseline):
                     gone = batch.missing[:, i, None].expand(-1, modality.shape[0])
                 cells[modality.name] = drop_cells(gone, self.feature_dropout, generator)
                 missing[:, i] = cells[modality.name].any(1)
-        return batch.replace(missing=missing, feature_missing=cells, complete=False)
+        return batch.replace(missing=missing, feature_missing=cells)
 
     def on_train_epoch_end(self) -> None:
         loss = self.trainer.callback_metrics.get("val_loss")
@@ -304,7 +304,7 @@ class TokenFusion(StagedTraining):
             name: hidden | gone[:, self.modality_names.index(name), None]
             for name, hidden in self.cells(batch.missing, batch.feature_missing).items()
         }
-        return batch.replace(missing=batch.missing | gone, feature_missing=cells, complete=False)
+        return batch.replace(missing=batch.missing | gone, feature_missing=cells)
 
     def parameter_groups(self) -> list[Any]:
         """The encoders at ``encoder_lr``, and everything else."""

@@ -133,7 +133,7 @@ class Bench:
         for rate in RATES if m >= 5 else (1 / m,):
             mask = random_mask(len(inputs_batch), m, rate, "exact", 7)
             missing = torch.from_numpy(mask).to(self.device)
-            batch = inputs_batch.replace(missing=missing, complete=False)
+            batch = inputs_batch.replace(missing=missing)
             recovered = self.imputer.impute(inputs, missing)
 
             def ours() -> Any:
@@ -282,7 +282,7 @@ class Bench:
             self.add(f"Gaussian stage, {rows} rows", None, seconds, "")
             seconds = alternate(
                 min(self.repeats, 3),
-                ours=lambda k=k: [dymo(b.replace(missing=missing[: len(b)], complete=False)) for b in batches[:k]],
+                ours=lambda k=k: [dymo(b.replace(missing=missing[: len(b)])) for b in batches[:k]],
             )
             self.add(f"DyMo with imputer, {rows} rows", 0.8, seconds, "")
         subsets = enumerate_subsets(len(model.modalities))

@@ -145,7 +145,7 @@ def incomplete(data: MultimodalDataModule, rows: int) -> Batch:
     batch = data.rows("test", spread(data, "test", rows))
     m = len(data.modalities)
     order = torch.rand(len(batch), m, generator=torch.Generator().manual_seed(0)).argsort(1)
-    return batch.replace(missing=order < (torch.arange(len(batch)) % m)[:, None], complete=False)
+    return batch.replace(missing=order < (torch.arange(len(batch)) % m)[:, None])
 
 
 def main(arguments: Sequence[str] | None = None) -> pd.DataFrame:
