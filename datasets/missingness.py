@@ -713,6 +713,7 @@ def save_mask(
     mask: np.ndarray,
     scenario: Scenario,
     seed: int,
+    modalities: Sequence[str],
     cells: Mapping[str, np.ndarray] | None = None,
     corruption: Corruption | None = None,
 ) -> str:
@@ -720,6 +721,7 @@ def save_mask(
 
     Args:
         mask: (N, M) bool, stored as ``missing``.
+        modalities: their names, in the order of the columns.
         cells: table name -> (N, F) bool, stored as ``cells_<table>``; they count in the hash.
         corruption: the scenario's noise; its levels (N, M) are stored as ``noise_level``, and count in the hash.
     """
@@ -746,6 +748,7 @@ def save_mask(
         }.get(scenario.kind, scenario.kind),
         "seed": seed,
         "shape": list(mask.shape),
+        "modalities": list(modalities),
         "realised_rate": float(mask.mean()),
         "sha256_16": digest,
     }

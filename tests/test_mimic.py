@@ -23,6 +23,8 @@ from tests.conftest import Reads
 from tests.makers import make_chest_xray
 from trainers import pipeline
 from trainers.context import Context
+from trainers.report import _modalities, gather
+from utils import plotting
 from utils.build import build_data
 from utils.errors import UserError
 from utils.validate import CONFIGS
@@ -576,6 +578,10 @@ def test_a_grid_of_folds_and_training_sets_is_run_and_reported(tmp_path: Path, m
     assert {"degradation_auroc_weighted.png", "sweep_auroc_weighted.png"} <= {
         f.name for f in (report / "figures").iterdir()
     }
+    named = _modalities(gather([runs["none", 0].directory.path])[0])
+    curves = plotting.degradation(summary, "AUROC", plotting.model_styles(["ModDrop"]), modalities=named)
+    assert curves is not None
+    assert {ax.get_title() for ax in curves.axes} == {"MIMIC, image missing", "MIMIC, table missing"}
     page = (report / "report.html").read_text()
     assert "Trained on incomplete data, tested on complete data" in page and "standard error over folds" in page
 

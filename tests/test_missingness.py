@@ -315,7 +315,7 @@ def test_the_hash_tells_content_and_shape() -> None:
 def test_a_saved_mask_says_how_it_was_made(tmp_path: Path) -> None:
     scenario = parse_scenario("random_global_0.4")
     mask = scenario.generate(40, NAMES, seed=2027)
-    digest = save_mask(tmp_path / "masks" / scenario.slug, mask, scenario, 2027)
+    digest = save_mask(tmp_path / "masks" / scenario.slug, mask, scenario, 2027, NAMES)
     assert sorted(f.name for f in (tmp_path / "masks").iterdir()) == ["random_global_0.4.json", "random_global_0.4.npz"]
     assert np.array_equal(np.load(tmp_path / "masks" / "random_global_0.4.npz")["missing"], mask)
     assert json.loads((tmp_path / "masks" / "random_global_0.4.json").read_text()) == {
@@ -323,6 +323,7 @@ def test_a_saved_mask_says_how_it_was_made(tmp_path: Path) -> None:
         "generator": "global",
         "seed": 2027,
         "shape": [40, 5],
+        "modalities": NAMES,
         "realised_rate": mask.mean(),
         "sha256_16": digest,
     }

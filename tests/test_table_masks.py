@@ -388,7 +388,7 @@ def test_saved_masks_hold_the_cells(tmp_path: Path) -> None:
     cells = {"tab": table_mask(4, 5, "value", 0.4, 2023)}
     cells["tab"][0] = True
     missing = np.stack([np.zeros(4, bool), cells["tab"].any(1)], 1)
-    digest = save_mask(tmp_path / scenario.slug, missing, scenario, 2023, cells)
+    digest = save_mask(tmp_path / scenario.slug, missing, scenario, 2023, ["img", "tab"], cells)
     stored = np.load(tmp_path / "table_value_0.4.npz")
     assert np.array_equal(stored["missing"], missing) and np.array_equal(stored["cells_tab"], cells["tab"])
     about = json.loads((tmp_path / "table_value_0.4.json").read_text())
@@ -400,4 +400,4 @@ def test_saved_masks_hold_the_cells(tmp_path: Path) -> None:
         "sha256_16": mask_hash(cells["tab"]),
     }
     other = {"tab": cells["tab"] ^ np.eye(4, 5, dtype=bool)}
-    assert save_mask(tmp_path / "other", missing, scenario, 2023, other) != digest
+    assert save_mask(tmp_path / "other", missing, scenario, 2023, ["img", "tab"], other) != digest

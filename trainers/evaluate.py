@@ -62,6 +62,7 @@ def run(context: Context) -> None:
             masks[s.name],
             s,
             data.mask_seed("test", s),
+            data.modality_names,
             cells[s.name],
             noise[s.name],
         )

@@ -366,16 +366,13 @@ def _draw(
     partial = functools.partial
     jobs: list[tuple[str, str, Callable[[], Figure | None]]] = []
     styles = plotting.model_styles(list((sweep if len(sweep) else summary)["model"].unique()))
+    curves_of = partial(plotting.degradation, modalities=_modalities(runs))
     if len(sweep):
+        by_training = partial(curves_of, xlabel="missing rate in training")
         jobs = [
-            (
-                "sweep",
-                f"sweep_{slug(m)}",
-                partial(plotting.degradation, _shown(sweep, m), label(m), styles, xlabel="missing rate in training"),
-            )
-            for m in metrics
+            ("sweep", f"sweep_{slug(m)}", partial(by_training, _shown(sweep, m), label(m), styles)) for m in metrics
         ]
-    curves_of = partial(plotting.degradation, whole=_rate_one(runs))
+    curves_of = partial(curves_of, whole=_rate_one(runs))
     for metric in metrics:
         for name, draw in (
             ("degradation", curves_of),
@@ -420,6 +417,16 @@ def _rate_one(runs: Sequence[Run]) -> dict[tuple[str, str], str]:
                 # The data may lack some of the other modality besides.
                 hidden = load_arrays(file, "missing")["missing"].mean(0).argmax()
                 found[run.dataset, family] = f"whole_{hidden}"
+    return found
+
+
+def _modalities(runs: Sequence[Run]) -> dict[str, list[str]]:
+    """Data set -> the names of its modalities, by the masks of a run; runs from before masks had them say nothing."""
+    found = {}
+    for run in runs:
+        for file in [] if run.dataset in found else sorted((run.path / "masks").glob("*.json"))[:1]:
+            if names := json.loads(file.read_text()).get("modalities"):
+                found[run.dataset] = names
     return found
 
 

@@ -96,6 +96,7 @@ def degradation(
     ylabel: str,
     styles: Mapping[str, Mapping[str, Any]],
     whole: Mapping[tuple[str, str], str] | None = None,
+    modalities: Mapping[str, Sequence[str]] | None = None,
     xlabel: str = "missing rate",
 ) -> Figure | None:
     """Value against missing rate, one line a model with its SD (over folds: SE) band.
@@ -105,6 +106,7 @@ def degradation(
             for each data set, a column for each of :data:`FAMILIES` and each modality of nested ones; ``none`` is
             rate 0 in all. Where one of two modalities goes missing at a rate, the scenario that hides it in all rows is
             rate 1, if ``whole`` names it.
+        modalities: data set -> the names of its modalities, for titles.
 
     Returns:
         None where no scenario has a rate.
@@ -120,7 +122,13 @@ def degradation(
             families.setdefault(match[1], {"none": 0.0})[name] = float(match[2])
     nested = {family: f"modality {family.split('_')[1]} missing" for family in sorted(set(families) - set(FAMILIES))}
     places = {title: families[family] for family, title in (FAMILIES | nested).items() if family in families}
-    return _curves(data, places, xlabel, ylabel, styles)
+    titles = {
+        (dataset, title): f"{names[i]} missing"
+        for dataset, names in (modalities or {}).items()
+        for family, title in nested.items()
+        if (i := int(family.split("_")[1])) < len(names)
+    }
+    return _curves(data, places, xlabel, ylabel, styles, titles)
 
 
 def noise_levels(summary: pd.DataFrame, ylabel: str, styles: Mapping[str, Mapping[str, Any]]) -> Figure | None:
@@ -146,9 +154,10 @@ def _curves(
     xlabel: str,
     ylabel: str,
     styles: Mapping[str, Mapping[str, Any]],
+    titles: Mapping[tuple[str, str], str] | None = None,
 ) -> Figure | None:
     """A row of panels for each data set, a column for each of ``places``: title -> scenario -> place on the x axis, of
-    which the first is what the others start from."""
+    which the first is what the others start from. ``titles``: (data set, title) -> what it says there instead."""
     own = {scenario for panel in places.values() for scenario in list(panel)[1:]}
     datasets = summary.loc[summary["scenario"].isin(own), "dataset"].unique()
     if not len(datasets):
@@ -168,7 +177,7 @@ def _curves(
                 ax.plot(line["x"], line["mean"], label=model, markersize=5, linewidth=1.7, **look)
                 low, high = line["mean"] - line["sd"], line["mean"] + line["sd"]
                 ax.fill_between(line["x"], low, high, color=style["color"], alpha=0.15, linewidth=0)
-            ax.set_title(f"{dataset}, {title}", fontsize=10)
+            ax.set_title(f"{dataset}, {(titles or {}).get((dataset, title), title)}", fontsize=10)
             ax.set_xticks(sorted(data["x"].unique()))
             ax.set_xlabel(xlabel)
             ax.grid(alpha=0.3)
