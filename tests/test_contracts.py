@@ -60,10 +60,14 @@ COUNTS = {
 }
 # Recipes and experiments are for one data set or a few: test_cmpt_experiments.py.
 GROUPS = [group for group in COUNTS if group not in (".", "recipe", "experiment")]
-# (schedule, data set, imputer) of every schedule that changes something; what it says of models is in all of them.
-SCHEDULES = [
-    (*f.parts[1:3], f.stem) for f in FILES if f.parts[0] == "schedule" and len(f.parts) == 4 and f.stem != "baselines"
-]
+# (schedule, data set, imputer) of every schedule that changes something; what it says of all models shows with any.
+SCHEDULES = sorted(
+    {
+        (*f.parts[1:3], "MoPoE" if f.stem == "baselines" else f.stem)
+        for f in FILES
+        if f.parts[0] == "schedule" and len(f.parts) == 4
+    }
+)
 SMALL_TABLE = {
     name: [
         *("dataset.side=32", "dataset.stored_side=32", "dataset.image_weights=none"),

@@ -210,10 +210,8 @@ def test_masks_set_by_hand_on_a_complete_batch_are_recovered() -> None:
     found = recover(mean, batch.replace(missing=hidden))
     torch.testing.assert_close(found["m0"], mean.state_dict()["m0"].expand_as(found["m0"]))
     assert torch.equal(found["m1"], batch.inputs["m1"])
-    assert (
-        not batch.replace(feature_missing={"m0": hidden}).complete
-        and batch.replace(missing=hidden, complete=True).complete
-    )
+    assert not batch.replace(feature_missing={"m0": hidden}).complete
+    assert batch.replace(missing=hidden, complete=True).complete
 
 
 def fitted_mean() -> Mean:

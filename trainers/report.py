@@ -366,16 +366,16 @@ def _draw(
     partial = functools.partial
     jobs: list[tuple[str, str, Callable[[], Figure | None]]] = []
     styles = plotting.model_styles(list((sweep if len(sweep) else summary)["model"].unique()))
-    curves_of = partial(plotting.degradation, modalities=_modalities(runs))
+    degradation = partial(plotting.degradation, modalities=_modalities(runs))
     if len(sweep):
-        by_training = partial(curves_of, xlabel="missing rate in training")
+        by_training = partial(degradation, xlabel="missing rate in training")
         jobs = [
             ("sweep", f"sweep_{slug(m)}", partial(by_training, _shown(sweep, m), label(m), styles)) for m in metrics
         ]
-    curves_of = partial(curves_of, whole=_rate_one(runs))
+    by_test = partial(degradation, whole=_rate_one(runs))
     for metric in metrics:
         for name, draw in (
-            ("degradation", curves_of),
+            ("degradation", by_test),
             ("noise", plotting.noise_levels),
             ("scenarios", plotting.scenario_bars),
         ):
@@ -422,11 +422,13 @@ def _rate_one(runs: Sequence[Run]) -> dict[tuple[str, str], str]:
 
 def _modalities(runs: Sequence[Run]) -> dict[str, list[str]]:
     """Data set -> the names of its modalities, by the masks of a run; runs from before masks had them say nothing."""
-    found = {}
+    found: dict[str, list[str]] = {}
     for run in runs:
-        for file in [] if run.dataset in found else sorted((run.path / "masks").glob("*.json"))[:1]:
-            if names := json.loads(file.read_text()).get("modalities"):
-                found[run.dataset] = names
+        file = next((run.path / "masks").glob("*.json"), None)
+        if file is None or run.dataset in found:
+            continue
+        if names := json.loads(file.read_text()).get("modalities"):
+            found[run.dataset] = names
     return found
 
 
