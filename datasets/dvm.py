@@ -1,7 +1,8 @@
 """DVM: car adverts, a photograph and a table of 17 columns; which of 286 models (DVM-CAR, tables V2.0).
 
 Huang, Chen, Luo, Zhou, "DVM-CAR", 2021 (https://deepvisualmarketing.github.io); table as built by TIP (Du et al.,
-ECCV 2024, https://github.com/siyi-wind/TIP), used by DyMo, ICLR 2026. Two sources are read (datasets spec 4):
+ECCV 2024, https://github.com/siyi-wind/TIP), used by DyMo, ICLR 2026. Two sources are read
+(docs/reference/datasets.md §4):
 
 - the raw download: ``<root>/tables_V2.0/*.csv`` and ``<root>/resized_DVM/<Maker>/<Genmodel>/<Year>/<Color>/*.jpg``,
   from which the table is built here by TIP's recipe;
@@ -184,7 +185,7 @@ def split_rows(target: np.ndarray, models: list[str]) -> dict[str, np.ndarray]:
 def build_table(
     tables: dict[str, Path], published: bool = False, minimum: int = MINIMUM_ADVERTS
 ) -> tuple[pd.DataFrame, dict[str, list[str]], list[str]]:
-    """The adverts that TIP keeps (datasets spec 4.2, steps 1 to 8).
+    """The adverts that TIP keeps (docs/reference/datasets.md §4.2, steps 1 to 8).
 
     Args:
         tables: file name -> path.

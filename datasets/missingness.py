@@ -108,8 +108,8 @@ class Scenario:
     def seed(self, base: int, split: int) -> int:
         """The seed on a split (0 train, 1 val, 2 test), from ``missing.seed``.
 
-        ``base + split``; for tables TIP's (datasets spec 12.3), for image and text MAP's (12.4.1), for ``nested``
-        Resilient-VT's (12.6.1), shifted where ``base`` is not the default.
+        ``base + split``; for tables TIP's (docs/reference/datasets.md §12.3), for image and text MAP's (§12.4.1), for
+        ``nested`` Resilient-VT's (§12.6.1), shifted where ``base`` is not the default.
         """
         if self.kind in ("image_text", "nested"):
             return ((MAP_SEED if self.kind == "image_text" else NESTED_SEED) + base - DEFAULT_SEED) % 2**32
@@ -449,7 +449,7 @@ def parse_scenarios(
 
 
 def random_mask(n: int, m: int, rate: float, generator: str, seed: int) -> np.ndarray:
-    """(n, m) bool mask at a rate; True = missing, at least one False a row (datasets spec 12.2.2).
+    """(n, m) bool mask at a rate; True = missing, at least one False a row (docs/reference/datasets.md §12.2.2).
 
     ``exact``: k = round(rate m) of each row, ranks of uniform draws, so masks of rising rates are nested.
     ``global``: one guaranteed modality a row plus Bernoulli extras, redrawn until the mean is within 0.005
@@ -486,7 +486,8 @@ def random_mask(n: int, m: int, rate: float, generator: str, seed: int) -> np.nd
 def table_mask(
     n: int, features: int, strategy: str, rate: float, seed: int, ranking: Sequence[int] | None = None
 ) -> np.ndarray:
-    """(n, features) bool mask of table cells, True = missing, as TIP's notebook makes it (datasets spec 12.3).
+    """(n, features) bool mask of table cells, True = missing, as TIP's notebook makes it
+    (docs/reference/datasets.md §12.3).
 
     ``value``: int(n features rate) cells, drawn without replacement by NumPy's legacy generator. ``feature``: so
     int(features rate) columns. ``MI``, ``LI``: the first that many columns of ``ranking``, or of its reverse.
@@ -507,7 +508,7 @@ def table_mask(
 
 
 def nested_rows(absent: np.ndarray, column: int, rate: float, seed: int) -> np.ndarray:
-    """Rows that lose one modality, so that floor(rate N) are without it in all (datasets spec 12.6.1).
+    """Rows that lose one modality, so that floor(rate N) are without it in all (docs/reference/datasets.md §12.6.1).
 
     k ones before N - k zeros are shuffled by NumPy's legacy generator, as Resilient-VT does; whatever k is, the shuffle
     sends the same places to the same places, which nests the rates. A row that never had the modality counts towards
@@ -531,7 +532,7 @@ def nested_rows(absent: np.ndarray, column: int, rate: float, seed: int) -> np.n
 
 
 def map_codes(n: int, side: str, rate: float, seed: int) -> np.ndarray:
-    """A missing table of MAP (Lee et al., CVPR 2023, whose protocol CMPT follows; datasets spec 12.4.1).
+    """A missing table of MAP (Lee et al., CVPR 2023, whose protocol CMPT follows; docs/reference/datasets.md §12.4.1).
 
     int(n rate) rows lack something, drawn by Python's generator; with ``both`` one of the two, int(half) the image.
 

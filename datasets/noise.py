@@ -1,7 +1,7 @@
 """Noise as soft missingness: content that is there, and is worth less the higher its level.
 
-Levels are whole numbers from 1 (clean: the content, bit for bit) to 11, as in UDML (CVPR 2026; datasets spec 12.5).
-What a level l > 1 does:
+Levels are whole numbers from 1 (clean: the content, bit for bit) to 11, as in UDML
+(CVPR 2026; docs/reference/datasets.md §12.5). What a level l > 1 does:
 
 ===================  ======================  =========================================================================
 operator             kinds of modality       level l

@@ -1,4 +1,5 @@
-"""Image and table augmentation of the image + table data sets (datasets spec 4.5, 5.2), on whole batches.
+"""Image and table augmentation of the image + table data sets (docs/reference/datasets.md §4.5, §5.2), on whole
+batches.
 
 Every row of a batch has its own draws; torchvision's v2 transforms draw once for all the images they are given, so the
 operations are written here for a batch with one parameter a row. Each gives what torchvision's functional gives for

@@ -1,8 +1,8 @@
 """UK Biobank, cardiac MR and a table of 75 columns: coronary artery disease (CAD) and Infarction, from TIP's files.
 
 Du et al., "TIP", ECCV 2024 (https://github.com/siyi-wind/TIP); used by DyMo, ICLR 2026. The data may not be passed on:
-apply to UK Biobank, and prepare them with TIP's notebooks (datasets spec 5); the files are read as these write them.
-``demo=true`` makes a synthetic stand-in in that layout.
+apply to UK Biobank, and prepare them with TIP's notebooks (docs/reference/datasets.md §5); the files are read as these
+write them. ``demo=true`` makes a synthetic stand-in in that layout.
 """
 
 from __future__ import annotations

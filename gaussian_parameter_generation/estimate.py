@@ -1,9 +1,9 @@
 """Class-wise Gaussian parameters of the features of every modality subset, the reference of the ICS score.
 
-(dymo_core 3.) For subset s and class c: the prototype is the mean feature, and sigma is the root mean square of the
-members' distances to it, i.e. the standard deviation of the distances mirrored at zero. One pass over the data: the
-distances follow from the mean and the scatter of the features, which are accumulated in float64 by Chan's pairwise
-update, so nothing is subtracted that is nearly equal.
+(docs/reference/dymo.md §3.) For subset s and class c: the prototype is the mean feature, and sigma is the root mean
+square of the members' distances to it, i.e. the standard deviation of the distances mirrored at zero. One pass over the
+data: the distances follow from the mean and the scatter of the features, which are accumulated in float64 by Chan's
+pairwise update, so nothing is subtracted that is nearly equal.
 """
 
 from __future__ import annotations

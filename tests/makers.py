@@ -96,7 +96,8 @@ def write_idx(path: Path, array: np.ndarray, gz: bool = False) -> Path:
 def random_original_state(
     modalities: int = 5, width: int = 128, classes: int = 10, projection: int = 64, layers: int = 2, seed: int = 0
 ) -> dict[str, torch.Tensor]:
-    """Random weights of a PolyMNIST DynamicTransformer under the keys of the original repository (dymo_core 1.6).
+    """Random weights of a PolyMNIST DynamicTransformer under the keys of the original repository
+    (docs/reference/dymo.md §1.6).
 
     Of a size at which features differ between classes and subsets, yet no posterior is saturated; 80 entries at the
     default sizes.

@@ -1,5 +1,6 @@
-"""The networks of MST, CelebA and CMVAE as functions of original state dicts, written from the specification
-(dymo_core 1.4, 1.6, 5.1, 5.2), and such states with random content. Nothing here is imported from the package.
+"""The networks of MST, CelebA and CMVAE as functions of original state dicts, written from the description
+(docs/reference/dymo.md §1.4, §1.6, §5.1, §5.2), and such states with random content. Nothing here is imported from the
+package.
 """
 
 from __future__ import annotations

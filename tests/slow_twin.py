@@ -1,4 +1,4 @@
-"""Slow, obvious twins of the fast code, written from the specification alone: the oracles of the tests.
+"""Slow, obvious twins of the fast code, written from docs/reference/dymo.md alone: the oracles of the tests.
 
 One sample, one mask, one candidate at a time; every token takes part in every attention, hidden by an additive -1e9;
 nothing is cached. True in a mask means missing. Nothing here is imported from the package.
@@ -53,7 +53,8 @@ def polymnist_tokens(params: Params, name: str, image: Tensor) -> Tensor:
 def table_tokens(
     params: Params, name: str, row: Sequence[float], hidden: Sequence[bool], levels: Sequence[int], heads: int
 ) -> Tensor:
-    """One row of a table -> (1 + n, D), CLS first; the columns with ``levels`` come first (dymo_core 1.4).
+    """One row of a table -> (1 + n, D), CLS first; the columns with ``levels`` come first
+    (docs/reference/dymo.md §1.4).
 
     A hidden cell is the special token, and a key for nothing but itself.
     """
@@ -85,7 +86,7 @@ def tip_cells(
     *,
     reference: bool,
 ) -> list[float]:
-    """What TIP reads off every cell of one row; ``image`` (K, width) tokens (dymo_core 5.3)."""
+    """What TIP reads off every cell of one row; ``image`` (K, width) tokens (docs/reference/dymo.md §5.3)."""
     context = _norm(params, "encoder_multimodal.image_norm", _linear(params, "encoder_multimodal.image_proj", image))
     x = table_tokens(params, "encoder_tabular", row, hidden, levels, heads)
     for b in sorted(int(key.split(".")[-4]) for key in _blocks(params, "encoder_multimodal")):
@@ -283,7 +284,7 @@ def ics_exact(d: float, sigma: float) -> mpmath.mpf:
 
 
 def calibration_float32(p: float, p_new: float, kind: str) -> float:
-    """G of the specification, in float32 arithmetic."""
+    """G of docs/reference/dymo.md §4.1, in float32 arithmetic."""
     if kind == "none" or p_new >= p:
         return 1.0
     before, after = (torch.tensor(value, dtype=torch.float32) for value in (p, p_new))

@@ -1,4 +1,4 @@
-"""Sound and video: decoding, front ends, frames, resuming (datasets.md 6.4, 6.5, 7.2, 14.5)."""
+"""Sound and video: decoding, front ends, frames, resuming (docs/reference/datasets.md §6.4, §6.5, §7.2, §14.5)."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def slow_stft(waveform: np.ndarray, n_fft: int, hop: int) -> np.ndarray:
 
 @pytest.mark.parametrize("seconds", [1.3, 2.0, 4.0])
 def test_the_spectrum_of_crema_d(seconds: float) -> None:
-    """Three times end to end, the first 3 s, limited to [-1, 1] (6.4)."""
+    """Three times end to end, the first 3 s, limited to [-1, 1] (docs/reference/datasets.md §6.4)."""
     waveform = 4 * made_sound(1, seconds, 22_050, np.random.default_rng(2))
     ours = CREMAD.prepare(waveform)
     assert ours.shape == CREMAD.shape == (257, 188) and ours.dtype == np.float32 and np.abs(waveform).max() > 1
@@ -159,7 +159,9 @@ def test_the_spectrum_of_crema_d(seconds: float) -> None:
 
 
 def test_the_window_of_kinetics_sound() -> None:
-    """Repeated up to 10 s, of which 5 s are heard: random ones in training, the middle ones otherwise (7.2)."""
+    """Repeated up to 10 s, of which 5 s are heard: random ones in training, the middle ones otherwise
+    (docs/reference/datasets.md §7.2).
+    """
     assert KINETICS.shape == (129, 626) and KINETICS.stored == ((160_000,), np.int16)
     waveform = np.round(made_sound(2, 4, 16_000, np.random.default_rng(3)) * 2**15).clip(-(2**15), 2**15 - 1) / 2**15
     stored = KINETICS.prepare(waveform.astype(np.float32))

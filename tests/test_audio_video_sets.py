@@ -1,4 +1,6 @@
-"""CREMA-D, Kinetics-Sound, AVE and the spoken digits: sources, splits, bad clips, whole runs (datasets.md 6 to 8)."""
+"""CREMA-D, Kinetics-Sound, AVE and the spoken digits: sources, splits, bad clips, whole runs
+(docs/reference/datasets.md §6 to §8).
+"""
 
 from __future__ import annotations
 
@@ -294,7 +296,7 @@ def test_no_lists(cremad: Path, tmp_path: Path) -> None:
         built(CREMAD, root, tmp_path)
 
 
-PUBLISHED = {  # of each emotion, datasets.md 6.3
+PUBLISHED = {  # of each emotion, docs/reference/datasets.md §6.3
     "train": [973, 1148, 1131, 1138, 1142, 1166],
     "test": [114, 123, 140, 133, 129, 105],
 }
@@ -740,7 +742,9 @@ def test_demo_makes_its_files_beside_the_root(
     ],
 )
 def test_published_shapes_and_tokens(dataset: str, form: str, shapes: list[tuple[int, ...]]) -> None:
-    """datasets.md 14.5, with the frames first; the encoder of the configuration gives as many tokens as it says."""
+    """docs/reference/datasets.md §14.5, with the frames first; the encoder of the configuration gives as many tokens as
+    it says.
+    """
     from utils.build import build_data, build_encoders
 
     cfg = composed(f"dataset={dataset}", f"dataset.form={form}")

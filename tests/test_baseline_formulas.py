@@ -159,8 +159,8 @@ def test_confidence_is_the_negative_energy() -> None:
 
 
 def test_rank_loss_has_the_values_of_the_spec() -> None:
-    """baselines 2.12: hardness 1 and 0; confidence of the harder row ahead by 0, 0.5, 2. The pair counts once with each
-    sign (two rows, rolled), and the other one, t = -1, gives the same."""
+    """docs/reference/baselines.md §2.12: hardness 1 and 0; confidence of the harder row ahead by 0, 0.5, 2. The pair
+    counts once with each sign (two rows, rolled), and the other one, t = -1, gives the same."""
     hardness = torch.tensor([[1.0], [0.0]])
     both = torch.ones(2, 1, dtype=torch.bool)
     for ahead, slack, margin in ((0, 0, 1), (0.5, 0, 1.5), (2, 1, 3), (-2, 0, 0)):

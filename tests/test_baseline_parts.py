@@ -384,7 +384,8 @@ def test_multi_ae_starts_from_the_code_of_its_autoencoder() -> None:
 
 COLUMNS = ["PolyMNIST", "MST", "CelebA", "DVM", "CAD", "Infarction"]
 EPOCHS = (100, 20, 20, 300, 300, 300)
-# Settings of baselines 3.1 and 3.2, and where those are silent of 1.5, 1.6 and 2. A tuple has a value for each column.
+# Settings of docs/reference/baselines.md §3.1 and §3.2, and where those are silent of §1.5, §1.6 and §2. A tuple has a
+# value for each column.
 EVERY: dict[str, Any] = {
     "model.module.optimizer._target_": "torch.optim.Adam",
     "model.module.optimizer.lr": (1e-3, 1e-3, 1e-3, 3e-4, 3e-4, 3e-4),
@@ -475,7 +476,8 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     | {"imputer.shared": 32, "imputer.private": 32, "imputer.module.clusters": 40, "imputer.module.beta": 2.5}
     | {"imputer.module.optimizer.lr": 1e-3, "imputer.module.optimizer.amsgrad": True}
     | {"imputer.training.max_epochs": 250, "imputer.training.batch_size": 128},
-    # One batch a step, as every other method; the original's 24 (12) are an option (baselines G5).
+    # One batch a step, as every other method; the original's 24 (12) are an option
+    # (docs/reference/baselines.md §6, G5).
     "QMF": VECTOR | BATCH_200 | COMPLETE | {"model.training.accumulate_grad_batches": 1},
     "PDF": VECTOR | BATCH_200 | COMPLETE,
     "DynMM": VECTOR
@@ -506,8 +508,8 @@ def test_settings_are_the_published_ones(method: str, dataset: str) -> None:
 
 # -------------------------------------------------------------------------------------------------------- capabilities
 
-# What differs from the defaults: a method that takes complete inputs only (baselines G11), values by row (2.12),
-# rows that see each other (5.3), a table of 2^M - 1 rows or more, an imputer as a part (2.10, 2.11).
+# What differs from the defaults: a method that takes complete inputs only (docs/reference/baselines.md §6, G11), values
+# by row (§2.12), rows that see each other (§5.3), a table of 2^M - 1 rows or more, an imputer as a part (§2.10, §2.11).
 DECLARED: dict[str, dict[str, Any]] = {
     "Unimodal": {},
     "Multimodal_CONCAT": {"needs_imputer": True},

@@ -83,7 +83,7 @@ ONLY = {"MoPoE_Classification": ["PolyMNIST", "MST", "CelebA"], "CMVAE_Classific
 PARTS_OF_RUNS = ("TokenUnimodal", "Zeros_MLP", "Pooling_MLP", "Late", "ModelSelection")
 FEW: dict[str, list[str]] = {"MaskedAttention": ["MST", "CAD"], **{method: ["CAD"] for method in PARTS_OF_RUNS}}
 FEW |= {"Pooling_MLP": [], "Late": []}
-# Millions of parameters of the reference (baselines 3.3): PolyMNIST, MST, CelebA, DVM, CAD.
+# Millions of parameters of the reference (docs/reference/baselines.md §3.3): PolyMNIST, MST, CelebA, DVM, CAD.
 COUNTS: dict[str, list[float | None]] = {
     "ModDrop": [0.951, 0.733, 34.712, 38.453, 38.440],
     "Multimodal_CONCAT": [5.763, 0.709, 34.687, 37.085, 36.838],
@@ -332,7 +332,7 @@ def test_parameter_counts_of_the_reference_unimodal(family: str, millions: list[
 
 
 def test_bernoulli_masks_have_the_shares_of_the_spec() -> None:
-    """Measured on the reference (baselines 2.3): how many of 5 modalities are kept."""
+    """Measured on the reference (docs/reference/baselines.md §2.3): how many of 5 modalities are kept."""
     drawn = TrainingMasks("bernoulli", p=0.5).draw(torch.zeros(200_000, 5, dtype=torch.bool), generator())
     shares = torch.bincount((~drawn[0]).sum(1), minlength=6) / 200_000
     np.testing.assert_allclose(shares, [0, 0.187, 0.313, 0.312, 0.157, 0.031], atol=0.004)

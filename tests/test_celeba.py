@@ -1,4 +1,6 @@
-"""CelebA: joins, partitions, texts, the image transform, resumable decoding, bad input (datasets.md 3, 13.3)."""
+"""CelebA: joins, partitions, texts, the image transform, resumable decoding, bad input
+(docs/reference/datasets.md §3, §13.3).
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,9 @@ def attributes(root: Path) -> pd.DataFrame:
 
 
 def test_the_image_equals_the_published_transform(made: Path) -> None:
-    """torchvision's ToTensor, rows 35-181 and columns 15-161, ToPILImage, bicubic 64 x 64, ToTensor (3.5)."""
+    """torchvision's ToTensor, rows 35-181 and columns 15-161, ToPILImage, bicubic 64 x 64, ToTensor
+    (docs/reference/datasets.md §3.5).
+    """
     from torchvision import transforms
     from torchvision.transforms import InterpolationMode
 

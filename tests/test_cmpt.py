@@ -1,4 +1,4 @@
-"""CMPT: what methods 2.14 asks for, on tiny random transformers, against loops and published counts."""
+"""CMPT: what docs/reference/cmpt.md §2.14 asks for, on tiny random transformers, against loops and published counts."""
 
 from __future__ import annotations
 
@@ -475,7 +475,7 @@ def test_a_proxy_learns_the_other_modality_from_pairs_without_labels() -> None:
 
 BASE = {"clip_vit_base_patch16": 85_799_424, "bert_base": 109_482_240, "ast_base": 86_187_264,
         "siglip_base_patch16": 92_884_224}  # fmt: skip
-BERT_POOLER = 768 * 768 + 768  # in the specification's count, not in the network
+BERT_POOLER = 768 * 768 + 768  # in the counts of docs/reference/cmpt.md §2.6, not in the network
 
 
 @pytest.mark.parametrize("architecture", BASE)
@@ -519,7 +519,7 @@ def test_timm_has_the_same_adapters_as_transformers() -> None:
 def test_counts_of_the_published_settings(
     data_set: str, kind: str, rank: int, size: str, expected: dict[str, int]
 ) -> None:
-    """Numbers of methods 2.6.1; both readings come out as printed, to three digits."""
+    """Numbers of docs/reference/cmpt.md §2.6.1; both readings come out as printed, to three digits."""
     found = parameters.readings(data_set, kind, rank, size)
     assert {name: found[name] for name in expected} == expected
     if size == "base":

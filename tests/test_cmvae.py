@@ -57,7 +57,7 @@ def complete(inputs: dict[str, Tensor]) -> Batch:
 
 
 def scale(raw: Tensor) -> Tensor:
-    """Spec 5.2: softmax over the latent, times its width, plus 1e-6."""
+    """docs/reference/dymo.md §5.2: softmax over the latent, times its width, plus 1e-6."""
     weights = torch.exp(raw - raw.max())
     return weights / weights.sum() * raw.numel() + 1e-6
 
@@ -67,7 +67,7 @@ def laplace(x: Tensor, mu: Tensor, b: Tensor) -> Tensor:
 
 
 def slow_loss(state: slow.State, method: str, inputs: dict[str, Tensor], noise: list[Tensor], beta: float) -> Tensor:
-    """Spec 5.2, summed over the batch, one row and one modality at a time.
+    """docs/reference/dymo.md §5.2, summed over the batch, one row and one modality at a time.
 
     Args:
         noise: of u (M, B, shared), of w (M, B, private), of the strangers' w (target, source, B, private).

@@ -50,7 +50,7 @@ def packed(raw: Path) -> DVM:
 
 
 def test_columns_are_those_of_the_files() -> None:
-    """17 and 75 columns; 50 and 90 levels (datasets spec 14.6)."""
+    """17 and 75 columns; 50 and 90 levels (docs/reference/datasets.md §14.6)."""
     assert len(dvm.COLUMNS) == len(set(dvm.COLUMNS)) == 17 and dvm.COLUMNS[:5] == (*dvm.CATEGORICAL, "Wheelbase")
     assert len(ukbb.COLUMNS) == len(set(ukbb.COLUMNS)) == 75 and len(ukbb.CATEGORICAL) == 26
     levels = [2] * 13 + [3, 6, 4, 3, 3, 8, 8, 8, 3, 8, 3, 4, 3]
@@ -74,7 +74,9 @@ def test_names_of_the_prepared_files() -> None:
 
 
 def slow_adverts(root: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """The adverts that are kept, by loops over the files (datasets spec 4.2, steps 1 to 8), before standardising."""
+    """The adverts that are kept, by loops over the files (docs/reference/datasets.md §4.2, steps 1 to 8), before
+    standardising.
+    """
 
     def rows(name: str) -> list[dict[str, str]]:
         with (root / "tables_V2.0" / name).open() as stream:

@@ -118,8 +118,8 @@ def test_each_epoch_has_its_own_order(composed, monkeypatch) -> None:
 
 
 def test_prototypes_are_means_of_the_epoch_that_ends(composed, monkeypatch) -> None:
-    """Against a loop written from the spec: class means of the train-mode features of all K subsets of an epoch, set
-    before that epoch's validation."""
+    """Against a loop written from docs/reference/dymo.md §2: class means of the train-mode features of all K subsets of
+    an epoch, set before that epoch's validation."""
     from models.dymo.dynamic_transformer import DynamicTransformer
     from models.dymo.prototypes import RunningPrototypes
 

@@ -150,7 +150,9 @@ def test_m3care_normalises_observed_rows_as_a_library_does() -> None:
 
 
 def test_m3care_as_the_original_recovers_a_constant_where_nobody_has_a_modality() -> None:
-    """The finding of baselines 2.6: bias only. Ours draws masks per row, and predicts from training rows."""
+    """The finding of docs/reference/baselines.md §2.6: bias only. Ours draws masks per row, and predicts from training
+    rows.
+    """
     h, _ = vectors()
     missing = torch.zeros(6, 5, dtype=torch.bool)
     missing[:, 2] = True
@@ -215,7 +217,9 @@ def test_muse_passes_messages_along_every_edge() -> None:
 
 
 def test_muse_drops_edges_in_the_shares_of_the_spec() -> None:
-    """Measured on the reference (baselines 2.7): of five edges one to four are kept by 13 % each, five by 50 %."""
+    """Measured on the reference (docs/reference/baselines.md §2.7): of five edges one to four are kept by 13 % each,
+    five by 50 %.
+    """
     torch.manual_seed(0)
     kept = drop_edges(torch.ones(40_000, 5, dtype=torch.bool))
     shares = torch.bincount(kept.sum(1), minlength=6) / 40_000

@@ -225,7 +225,7 @@ def test_every_row_of_food_against_the_files(food: Path, tmp_path: Path, caplog:
 
 
 def test_the_published_shapes() -> None:
-    """Datasets spec 14.5: Food-101 (40,) ids, MM-IMDb (256,) ids; CLIP's 224 pixels and normalisation."""
+    """docs/reference/datasets.md §14.5: Food-101 (40,) ids, MM-IMDb (256,) ids; CLIP's 224 pixels and normalisation."""
     for name, length, classes in (("Food101", 40, 101), ("MMIMDb", 256, 23)):
         dataset = configured(f"dataset={name}").dataset
         assert (dataset.text_length, dataset.side, dataset.num_classes) == (length, 224, classes)
@@ -577,7 +577,7 @@ def test_texts_of_several_columns_are_joined(xrays: Path, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("n", "missing", "image", "text"),
-    [  # datasets spec 14.4, rate 0.7
+    [  # docs/reference/datasets.md §14.4, rate 0.7
         (15_552, 10_886, 5_443, 5_443),
         (2_608, 1_825, 912, 913),
         (7_799, 5_459, 2_729, 2_730),
@@ -594,7 +594,7 @@ def test_missing_tables_have_the_golden_counts(n: int, missing: int, image: int,
 
 
 def test_missing_tables_are_those_of_python_s_global_generator() -> None:
-    """What MAP computes, as a list, after seeding the global generator with 0 (datasets spec 12.4.1)."""
+    """What MAP computes, as a list, after seeding the global generator with 0 (docs/reference/datasets.md §12.4.1)."""
     for side in ("text", "image", "both"):
         random.seed(0)
         table = [0] * 100
@@ -671,7 +671,7 @@ def test_tables_of_the_original_are_read(food: Path, tmp_path: Path) -> None:
 
 
 def test_the_central_square_is_that_of_torchvision(tmp_path: Path) -> None:
-    """Resize of the shorter side, then CenterCrop (datasets spec 9.3)."""
+    """Resize of the shorter side, then CenterCrop (docs/reference/datasets.md §9.3)."""
     from torchvision import transforms
     from torchvision.transforms import InterpolationMode
 

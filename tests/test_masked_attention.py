@@ -1,4 +1,6 @@
-"""The masked-attention model and its baselines: leakage, dropout, loss, schedule, and a small study (methods 3.16)."""
+"""The masked-attention model and its baselines: leakage, dropout, loss, schedule, and a small study
+(docs/reference/masked-attention.md §3.16).
+"""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def generate(spec: Any, n: int, m: int = 5, seed: int = 2025) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("k", "first_row", "columns"),
-    [  # datasets spec 14.2: default_rng(2025), N = 7,000, M = 5
+    [  # docs/reference/datasets.md §14.2: default_rng(2025), N = 7,000, M = 5
         (1, "FTFFF", [1393, 1389, 1351, 1472, 1395]),
         (2, "FTTFF", [2762, 2764, 2830, 2792, 2852]),
         (3, "FTTTF", [4232, 4159, 4206, 4167, 4236]),
@@ -56,7 +56,7 @@ def test_exact_generator_gives_the_golden_masks(k: int, first_row: str, columns:
 
 
 def test_each_split_has_its_own_seed(composed) -> None:
-    """2025, 2026, 2027 for train, val, test (datasets spec 12.2.2)."""
+    """2025, 2026, 2027 for train, val, test (docs/reference/datasets.md §12.2.2)."""
     from utils.build import build_data
 
     data = build_data(composed())
@@ -104,7 +104,9 @@ def test_bernoulli_masks_never_leave_a_row_empty(n: int, m: int, rate: float, se
 
 
 def test_bernoulli_rate_is_that_of_rows_that_are_not_empty() -> None:
-    """E = (r - r^5) / (1 - r^5) = 0.702 at r = 0.8 (datasets spec 12.2.2); 100,000 rows, 5 standard errors of a row."""
+    """E = (r - r^5) / (1 - r^5) = 0.702 at r = 0.8 (docs/reference/datasets.md §12.2.2); 100,000 rows, 5 standard
+    errors of a row.
+    """
     rate = 0.8
     expected = (rate - rate**5) / (1 - rate**5)
     assert expected == pytest.approx(0.702, abs=1e-3)
@@ -346,7 +348,7 @@ def test_a_rate_that_cannot_be_had_is_remarked_on(rate: float, m: int, share: st
 
 @pytest.mark.parametrize(
     ("n", "rows"),
-    [  # datasets spec 14.3: seed 42, no natural missingness
+    [  # docs/reference/datasets.md §14.3: seed 42, no natural missingness
         (8, {0.25: [0, 2], 0.5: [0, 2, 4, 6], 0.75: [0, 1, 2, 4, 5, 6]}),
         (
             20,

@@ -1,4 +1,4 @@
-"""MNIST-SVHN-Text: pairs, sources, splits, bad input (datasets.md 2, 13.2, 14.6)."""
+"""MNIST-SVHN-Text: pairs, sources, splits, bad input (docs/reference/datasets.md §2, §13.2, §14.6)."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def built(folder: Path, **settings: object) -> MST:
 
 
 def test_the_published_number_of_pairs() -> None:
-    """Σ min of the class counts is 56,068 and 10,000, twenty times over (2.3, 14.6)."""
+    """Σ min of the class counts is 56,068 and 10,000, twenty times over (docs/reference/datasets.md §2.3, §14.6)."""
     for mnist, svhn, expected in ((MNIST_TRAIN, SVHN_TRAIN, 1_121_360), (MNIST_TEST, SVHN_TEST, 200_000)):
         assert sum(map(min, mnist, svhn)) * 20 == expected
         labels_a, labels_b = shuffled(mnist), shuffled(svhn, 1)
@@ -82,7 +82,9 @@ def test_the_published_number_of_pairs() -> None:
 
 
 def test_pairing_equals_the_description_step_by_step() -> None:
-    """Sorted labels, one seeded stream of torch permutations, first of one side and then of the other (2.3)."""
+    """Sorted labels, one seeded stream of torch permutations, first of one side and then of the other
+    (docs/reference/datasets.md §2.3).
+    """
     rng = np.random.default_rng(0)
     labels_a, labels_b = torch.from_numpy(rng.integers(0, 10, 90)), torch.from_numpy(rng.integers(0, 10, 120))
     sorted_a, order_a = labels_a.sort(stable=True)
@@ -301,7 +303,7 @@ def write_pairs(root: Path, split: str, mnist: list[int], svhn: list[int]) -> No
 
 
 def test_ten_stands_for_zero_and_axes_are_turned(prepared: Path) -> None:
-    """Against scipy's own view of the file: X (32, 32, 3, N), y in 1 to 10 (2.2)."""
+    """Against scipy's own view of the file: X (32, 32, 3, N), y in 1 to 10 (docs/reference/datasets.md §2.2)."""
     from scipy.io import loadmat
 
     file = prepared / "SVHN/train_32x32.mat"
@@ -476,7 +478,7 @@ def test_the_stand_in_is_made_once_and_the_same_each_time(tmp_path: Path) -> Non
 
 
 def test_every_modality_of_the_stand_in_tells_the_digit(tmp_path: Path) -> None:
-    """Each alone, far above the chance of 10 %, and not all alike (13.9)."""
+    """Each alone, far above the chance of 10 %, and not all alike (docs/reference/datasets.md §13.9)."""
     from sklearn.neighbors import KNeighborsClassifier
 
     data = built(tmp_path, root=str(tmp_path / "MST"), demo=True, pairings=1, disjoint_instances=True)

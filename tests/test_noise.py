@@ -1,4 +1,6 @@
-"""Noise: operators against what they say, scenarios and training with it (methods.md 1.4, 1.17; datasets.md 12.5)."""
+"""Noise: operators against what they say, scenarios and training with it (docs/reference/udml.md §1.4, §1.17;
+docs/reference/datasets.md §12.5).
+"""
 
 from __future__ import annotations
 
@@ -282,7 +284,9 @@ def test_exactly_the_clean_share_is_clean(n: int, m: int, seed: int, share: floa
 
 
 def test_levels_have_the_distribution_of_udml() -> None:
-    """P(1) = 0.545, of the others 0.0455 each, both clean 0.504, mean 3.5 (methods.md 1.4); modalities independent."""
+    """P(1) = 0.545, of the others 0.0455 each, both clean 0.504, mean 3.5 (docs/reference/udml.md §1.4); modalities
+    independent.
+    """
     noise = TrainingNoise()
     levels = noise.levels(200_000, [True, True], 0)
     shares = torch.bincount(levels[:, 0], minlength=12)[1:] / len(levels)

@@ -1,6 +1,6 @@
 """Files of the original DyMo and MoPoE repositories, from the command line to the predictions.
 
-The expected predictions come from a forward pass written here from the specification (dymo_core 1): the original's keys
+The expected predictions come from a forward pass written here from docs/reference/dymo.md §1: the original's keys
 and modality index min(i, 1), every token attended to under an additive -1e9, images read straight from the PNG files;
 and from the selection of ``slow_twin``, one sample and one candidate at a time.
 """
@@ -257,7 +257,9 @@ def test_acceptance_command(originals: Originals, composed, tmp_path: Path, capl
 
 
 def test_the_checkpoint_holds_nothing_but_the_published_entries(originals: Originals) -> None:
-    """80 entries (spec 1.5), so the runs above needed none of our own, and its hyper-parameters need executing."""
+    """80 entries (docs/reference/dymo.md §1.5), so the runs above needed none of our own, and its hyper-parameters need
+    executing.
+    """
     allowed = [ContainerMetadata, Metadata, DictConfig, ListConfig, AnyNode, defaultdict, dict, list, int, Any]
     with torch.serialization.safe_globals(allowed):
         content = torch.load(originals.checkpoint, weights_only=True)
@@ -325,7 +327,9 @@ def test_files_in_the_wrong_place_are_refused_by_name(originals: Originals, comp
 
 
 def original_mopoe(latent: int = 16) -> dict[str, Tensor]:
-    """``mm_vae`` of the original MoPoE: the bare state of its encoders and decoders, named by modality (spec 5.1)."""
+    """``mm_vae`` of the original MoPoE: the bare state of its encoders and decoders, named by modality
+    (docs/reference/dymo.md §5.1).
+    """
     generator = torch.Generator().manual_seed(3)
     state = {}
 

@@ -73,7 +73,7 @@ def evaluator(
     levels: tuple[int, ...] = LEVELS,
     min_index: bool = False,
 ) -> Callable[[twin.Mask], tuple[Tensor, Tensor]]:
-    """mask -> logits and z of one row by the specification.
+    """mask -> logits and z of one row by docs/reference/dymo.md §1.4 and §4.4.
 
     Args:
         image: (P, D) tokens as the fusion gets them, before the norm.
@@ -488,7 +488,9 @@ def test_data_without_tables_have_no_second_bank() -> None:
 def original_state(
     levels: tuple[int, ...], n_continuous: int, width: int, table_width: int, blocks: int, classes: int
 ) -> dict[str, Tensor]:
-    """Random weights of a TIPData DynamicTransformer, ResNet-18, under the keys of the original (dymo_core 1.6)."""
+    """Random weights of a TIPData DynamicTransformer, ResNet-18, under the keys of the original
+    (docs/reference/dymo.md §1.6).
+    """
     generator = torch.Generator().manual_seed(0)
     state: dict[str, Tensor] = {}
 

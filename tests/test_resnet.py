@@ -123,7 +123,7 @@ def test_spectrograms_and_clips(network: nn.Module) -> None:
         tokens = heard(sound)
         assert tokens.shape == (2, heard.tokens, 512) and heard.tokens == 3 * 2
         assert torch.equal(tokens, heard(sound[:, None]))
-    # UDML's trunk, methods 1.3: 11,697,600 less its two heads of 263,680.
+    # UDML's trunk, docs/reference/udml.md §1.3: 11,697,600 less its two heads of 263,680.
     assert sum(p.numel() for p in heard.parameters()) == 11_170_240
     seen = ResNetEncoder("resnet18", image_size=32).eval()
     clip = torch.rand(2, 3, 3, 32, 32)

@@ -37,7 +37,7 @@ def random_cells(rows: int, seed: int = 0) -> Tensor:
 def test_parameters_of_the_published_networks(
     levels: tuple[int, ...], n_continuous: int, classes: int, tokens: int, encoders: int, total: int
 ) -> None:
-    """dymo_core 1.5 and 1.6: DVM, and CAD / Infarction."""
+    """docs/reference/dymo.md §1.5 and §1.6: DVM, and CAD / Infarction."""
     assert (len(levels) + n_continuous, sum(levels)) == (tokens, {17: 50, 75: 90}[tokens])
     views = [Modality("img", "image", (3, 128, 128)), Modality("tabular", "table", (tokens,), levels)]
     with torch.device("meta"):

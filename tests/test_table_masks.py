@@ -34,7 +34,7 @@ from utils.errors import UserError
 
 @pytest.mark.parametrize(
     ("n", "features", "split", "rate", "total", "rows"),
-    [  # datasets spec 14.1
+    [  # docs/reference/datasets.md §14.1
         (88_207, 17, 2, 0.1, 149_951, {0: [4, 14, 15], 3: [6, 7, 16]}),
         (70_565, 17, 0, 0.1, 119_960, {0: [4, 6]}),
         (3_482, 75, 0, 0.1, 26_115, {0: [3, 7, 15, 22, 28, 31, 45, 51, 56]}),
@@ -81,7 +81,7 @@ def test_feature_masks_are_those_of_tip_in_every_split(features: int, rate: floa
 
 
 def test_importance_masks_take_the_first_columns_of_the_ranking_or_the_last() -> None:
-    """int(N r) columns: 1, 5, 8, 11, 15 of 17 and 7, 22, 37, 52, 67 of 75 (datasets spec 12.3)."""
+    """int(N r) columns: 1, 5, 8, 11, 15 of 17 and 7, 22, 37, 52, 67 of 75 (docs/reference/datasets.md §12.3)."""
     for features, counts in ((17, [1, 5, 8, 11, 15]), (75, [7, 22, 37, 52, 67])):
         ranking = np.random.default_rng(0).permutation(features).tolist()
         for rate, k in zip((0.1, 0.3, 0.5, 0.7, 0.9), counts):

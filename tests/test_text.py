@@ -1,4 +1,4 @@
-"""Characters, one-hot rows, digit words and attribute texts (datasets.md 2.4, 2.5, 3.3, 14.6)."""
+"""Characters, one-hot rows, digit words and attribute texts (docs/reference/datasets.md §2.4, §2.5, §3.3, §14.6)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from datasets.text import (
 )
 from utils.errors import UserError
 
-# datasets.md 2.5, place by place.
+# docs/reference/datasets.md §2.5, place by place.
 PUBLISHED = {
     **{i: chr(ord("a") + i) for i in range(26)},
     **{26 + i: str(i) for i in range(10)},
@@ -88,7 +88,9 @@ def test_another_alphabet_is_refused(tmp_path: Path) -> None:
 
 
 def test_words_start_where_the_original_puts_them() -> None:
-    """Uniformly on 0 .. 7 - letters: three letters at 0-4, four at 0-3, five at 0-2; eight ones a row (2.4, 14.6)."""
+    """Uniformly on 0 .. 7 - letters: three letters at 0-4, four at 0-3, five at 0-2; eight ones a row
+    (docs/reference/datasets.md §2.4, §14.6).
+    """
     labels = np.arange(60_000) % 10
     codes = place_digit_words(labels, 8, np.random.default_rng(0))
     assert codes.shape == (60_000, 8) and codes.dtype == np.uint8
@@ -116,7 +118,7 @@ def test_a_word_depends_on_its_row_alone() -> None:
 
 
 def test_attributes_are_written_as_published() -> None:
-    """Against the description step by step (3.3)."""
+    """Against the description step by step (docs/reference/datasets.md §3.3)."""
     assert len(CELEBA_ATTRIBUTES) == 40 and len(", ".join(CELEBA_ATTRIBUTES)) == 502
     rng = np.random.default_rng(1)
     present = rng.random((300, 40)) < rng.random((300, 1)) ** 2

@@ -71,7 +71,7 @@ def masks(rows: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     [((22, 13, 3, 12), 13, 54_032_499), ((*[2] * 13, 3, 6, 4, 3, 3, 8, 8, 8, 3, 8, 3, 4, 3), 49, 54_103_195)],
 )
 def test_parameters_of_the_published_networks(levels: tuple[int, ...], n_continuous: int, total: int) -> None:
-    """dymo_core 5.3: DVM and UK Biobank; the projection heads count apart."""
+    """docs/reference/dymo.md §5.3: DVM and UK Biobank; the projection heads count apart."""
     n = len(levels) + n_continuous
     views = [Modality("img", "image", (3, 128, 128)), Modality("tabular", "table", (n,), levels)]
     with torch.device("meta"):

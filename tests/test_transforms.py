@@ -127,7 +127,7 @@ def test_crops_are_distributed_as_those_of_torchvision() -> None:
 
 
 def test_corruption_replaces_exactly_k_cells_by_observed_training_values() -> None:
-    """DVM: 5 of 17 columns, UKBB: 22 of 75 (datasets spec 4.5, 5.2)."""
+    """DVM: 5 of 17 columns, UKBB: 22 of 75 (docs/reference/datasets.md §4.5, §5.2)."""
     assert int(17 * 0.3) == 5 and int(75 * 0.3) == 22
     n, f = 50, 17
     columns = torch.arange(n)[:, None] + 1000 * torch.arange(f)[None] + 0.5

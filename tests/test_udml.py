@@ -1,4 +1,4 @@
-"""UDML: what methods.md 1.17 demands of the model, number by number."""
+"""UDML: what docs/reference/udml.md §1.17 demands of the model, number by number."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def gradients(model: nn.Module, loss: Tensor) -> dict[str, bool]:
 
 
 def weights_by_hand(rho: Tensor, alpha: Tensor, there: Tensor) -> Tensor:
-    """Row by row, in float64, as it is written (1.15)."""
+    """Row by row, in float64, as it is written (docs/reference/udml.md §1.15)."""
     rows = []
     for r, a in zip(rho.double(), there):
         inverse = [float(1 / (x * y)) if ok else 0.0 for x, y, ok in zip(r, alpha.double(), a)]
@@ -106,7 +106,8 @@ def test_weights_are_those_of_the_formula() -> None:
     assert (weights >= 0).all() and not weights[~there].any()
     torch.testing.assert_close(weights.sum(1), there.sum(1).float())
     assert (weights[there & (there.sum(1, keepdim=True) == 1)] == 1).all()
-    # The closed form for two modalities (1.6): t_a = 2 l_v^2 / (l_a^2 + l_v^2), then divided by d and normalised.
+    # The closed form for two modalities (docs/reference/udml.md §1.6): t_a = 2 l_v^2 / (l_a^2 + l_v^2), then divided by
+    # d and normalised.
     la, lv = (torch.rand(2, 50, generator=generator(1)) * 10 + 1).unbind()
     ta, tv = 2 * lv**2 / (la**2 + lv**2), 2 * la**2 / (la**2 + lv**2)
     da, dv = 32.0, 10.0
@@ -531,7 +532,7 @@ def context_of(dataset: str, modalities: Sequence[Modality], classes: int, *over
 
 
 def test_the_released_configurations() -> None:
-    """Counts measured on the release (methods 1.3), and its schedule."""
+    """Counts measured on the release (docs/reference/udml.md §1.3), and its schedule."""
     sound = Modality("audio", "audio", (257, 188))
     with torch.device("meta"):
         context = context_of("CREMAD", [sound, Modality("visual", "video", (1, 3, 224, 224))], 6)

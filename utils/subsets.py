@@ -40,6 +40,6 @@ def mask_code(missing: Tensor) -> Tensor:
 
 
 def draw_subsets(m: int, k: int, generator: torch.Generator) -> Tensor:
-    """(k, M) bool: k distinct subsets, uniform without replacement (datasets spec 12.2.4)."""
+    """(k, M) bool: k distinct subsets, uniform without replacement (docs/reference/datasets.md §12.2.4)."""
     masks = enumerate_subsets(m)
     return masks[torch.randperm(len(masks), generator=generator)[:k]]

@@ -1,4 +1,5 @@
-"""What the comparison methods share: encode once, draw masks, fuse under each (baselines 1.2 to 1.4, 5.1).
+"""What the comparison methods share: encode once, draw masks, fuse under each
+(docs/reference/baselines.md §1.2 to §1.4, §5.1).
 
 A method implements ``fuse(encoded, batch) -> Prediction`` and, where its objective is more than classification,
 ``loss(prediction, batch)``. Everything that hides content goes through :meth:`Baseline.absent` or

@@ -1,4 +1,5 @@
-"""One vector a modality and a linear head on them: late fusion, the bound on complete data (baselines 2.2).
+"""One vector a modality and a linear head on them: late fusion, the bound on complete data
+(docs/reference/baselines.md §2.2).
 
 ``fusion``: ``concat``, one head on all vectors; ``sum``, a head for each, whose logits are added (for linear heads the
 same functions, from another start, and what is missing adds nothing, not even a bias).

@@ -1,4 +1,4 @@
-"""What the methods share that fuse the decisions of single modalities (baselines 2.12 to 2.14)."""
+"""What the methods share that fuse the decisions of single modalities (docs/reference/baselines.md §2.12 to §2.14)."""
 
 from __future__ import annotations
 

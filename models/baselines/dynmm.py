@@ -1,9 +1,9 @@
 """DynMM: Dynamic Multimodal Fusion (Xue and Marculescu, CVPR workshops 2023, arXiv 2204.00102), its modality level.
 
 A gate sends each row to one of M + 1 trained experts: a classifier on one modality, or the concatenation of all
-(baselines 2.14). It sees the experts' vectors of all modalities; its choice is hard, with the gradient of the softmax
-(straight-through). L = CE + ``resource`` * (share of rows that take the concatenation). Only the gate is trained; stage
-fit trains the experts first, in their own run directories.
+(docs/reference/baselines.md §2.14). It sees the experts' vectors of all modalities; its choice is hard, with the
+gradient of the softmax (straight-through). L = CE + ``resource`` * (share of rows that take the concatenation). Only
+the gate is trained; stage fit trains the experts first, in their own run directories.
 
 The experts know complete inputs, so scenarios that hide something need ``model.use_imputer=true`` or a training that
 hides (``model.module.masks.kind=bernoulli``, ours): the gate then sees zeros for what is missing and cannot choose its

@@ -1,4 +1,4 @@
-"""Linear classifiers on the latent of a trained generative imputer (baselines 2.10 and 2.11).
+"""Linear classifiers on the latent of a trained generative imputer (docs/reference/baselines.md §2.10 and §2.11).
 
 ``MoPoE_Classification``: the mean of the product of experts over what is there (Generalized multimodal ELBO, Sutter et
 al., ICLR 2021); as in the imputer, the prior is one more expert for the full set only. ``CMVAE_Classification``: the

@@ -1,7 +1,7 @@
 """LogitAverage, a control of ours: the mean of the logits of unimodal classifiers, over the modalities that are there.
 
-Nothing is trained but its parts, each in its own run directory (baselines 7.5); stage fit measures them in one pass and
-keeps their weights together. ``reference`` changes nothing.
+Nothing is trained but its parts, each in its own run directory (docs/reference/baselines.md §7.5); stage fit measures
+them in one pass and keeps their weights together. ``reference`` changes nothing.
 """
 
 from __future__ import annotations

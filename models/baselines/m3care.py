@@ -1,4 +1,5 @@
-"""M3Care: learning with missing modalities in multimodal healthcare data (Zhang et al., KDD 2022; baselines 2.6).
+"""M3Care: learning with missing modalities in multimodal healthcare data
+(Zhang et al., KDD 2022; docs/reference/baselines.md §2.6).
 
 Rows that look alike in the modalities they share are neighbours in a graph; graph convolutions give each row a vector
 of what it lacks out of its neighbours' vectors; a transformer over one token a modality classifies. With o = observed

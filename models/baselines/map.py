@@ -1,11 +1,11 @@
 """MAP: Multimodal Prompting with Missing Modalities for Visual Recognition (Lee et al., CVPR 2023, arXiv 2303.03369).
 
 Each of the 2^M - 1 patterns of missing modalities has learned prompts, which join the tokens of a row at the input of
-each of the first ``depth`` blocks, so that the sequence grows by ``length`` a block (baselines 2.5). The content of a
-missing modality's tokens is 1.0 (to blocks that begin with a LayerNorm, the same as 0.0), its embeddings stay, and
-nothing is hidden from attention. The class token stands first and prompts last here, first in the original: attention
-does not know the order. Unlike the paper, and like DyMo's comparison: the transformer is trained from scratch with the
-prompts, instead of a frozen ViLT.
+each of the first ``depth`` blocks, so that the sequence grows by ``length`` a block (docs/reference/baselines.md §2.5).
+The content of a missing modality's tokens is 1.0 (to blocks that begin with a LayerNorm, the same as 0.0), its
+embeddings stay, and nothing is hidden from attention. The class token stands first and prompts last here, first in the
+original: attention does not know the order. Unlike the paper, and like DyMo's comparison: the transformer is trained
+from scratch with the prompts, instead of a frozen ViLT.
 
 The paper's other kind of prompt, ``prompts=attention``, is a prefix of keys (first half) and values (second half) of
 each block; the sequence keeps its length. The original's does not run.

@@ -1,9 +1,10 @@
 """ModDrop: adaptive multi-modal gesture recognition (Neverova et al., TPAMI 2016, arXiv 1501.00102).
 
-Whole modalities are dropped at random while the fusion is trained, p = 0.5 each, at least one left (baselines 2.3). On
-the token pipeline: the content of a missing modality's tokens is zero, its embeddings of modality and position stay,
-and nothing is hidden from attention. Unlike the paper, and like DyMo's comparison: a transformer in place of the MLP,
-no staged training. Cells of a table that are missing are zeroed one by one, in training too.
+Whole modalities are dropped at random while the fusion is trained, p = 0.5 each, at least one left
+(docs/reference/baselines.md §2.3). On the token pipeline: the content of a missing modality's tokens is zero, its
+embeddings of modality and position stay, and nothing is hidden from attention. Unlike the paper, and like DyMo's
+comparison: a transformer in place of the MLP, no staged training. Cells of a table that are missing are zeroed one by
+one, in training too.
 
 ``reference=true`` restores the modality index ``min(i, 1)``: all modalities after the first share an embedding.
 """

@@ -1,9 +1,10 @@
 """MTL: Are Multimodal Transformers Robust to Missing Modality? (Ma et al., CVPR 2022, arXiv 2204.05454).
 
 One transformer is trained on every pattern of missing modalities at once, each with a class token of its own:
-L = 1 / (2^M - 1) * sum_S CE(f(x; S), y) (baselines 2.4). A missing modality counts as tokens without content, which the
-class token may not attend to; all other queries see them. Unlike the paper: no search for the layer of fusion, one
-head for all patterns. The encoders run once a step, and what is repeated for each pattern are their tokens.
+L = 1 / (2^M - 1) * sum_S CE(f(x; S), y) (docs/reference/baselines.md §2.4). A missing modality counts as tokens without
+content, which the class token may not attend to; all other queries see them. Unlike the paper: no search for the layer
+of fusion, one head for all patterns. The encoders run once a step, and what is repeated for each pattern are their
+tokens.
 
 ``reference=true`` restores the modality index ``min(i, 1)``: all modalities after the first share an embedding. What
 the data do not have stays hidden either way; the original showed it.

@@ -1,5 +1,5 @@
-"""MultiAE: the multimodal denoising autoencoder (after Ngiam et al., Multimodal deep learning, ICML 2011; baselines
-2.8).
+"""MultiAE: the multimodal denoising autoencoder (after Ngiam et al., Multimodal deep learning, ICML 2011;
+docs/reference/baselines.md §2.8).
 
 The vectors of what is there, zeros for the rest, go through a joint perceptron into one code. First the code learns to
 reconstruct all modalities, those that were hidden included (:class:`Autoencoder`, the last epoch counts); then a linear

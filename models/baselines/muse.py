@@ -1,4 +1,5 @@
-"""MUSE: multimodal patient representation learning with missing modalities (Wu et al., ICLR 2024; baselines 2.7).
+"""MUSE: multimodal patient representation learning with missing modalities
+(Wu et al., ICLR 2024; docs/reference/baselines.md §2.7).
 
 Rows and modalities are the two sides of a graph; an observed modality of a row is an edge that carries its vector. In
 each layer a node takes the mean of its messages relu(W_msg [x_neighbour, e]) and becomes relu(W_upd [mean, x]); between

@@ -1,5 +1,5 @@
 """OnlineMAE, that is ActionMAE: towards good practices for missing modality robust action recognition (Woo et al., AAAI
-2023, arXiv 2211.13916; baselines 2.9).
+2023, arXiv 2211.13916; docs/reference/baselines.md §2.9).
 
 Each modality is one token. Modalities are dropped at random while training; a small masked autoencoder with learned
 memory tokens rebuilds their tokens from the rest, and a transformer classifies all M tokens. With t a dropped token

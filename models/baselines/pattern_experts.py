@@ -2,9 +2,9 @@
 
 Each is encoders, concatenation and linear head (``Multimodal_CONCAT`` of a subset), and learns from all rows that have
 its modalities; no two share a weight (encoders begin as copies). An upper reference for what sharing costs, and what it
-saves: 80 encoders for five modalities, 1,024 for eight, the most (baselines 7.5). The mean loss of all experts chooses
-the checkpoint, ``monitor: val_loss``: validation data are complete, and would judge one expert alone. ``reference``
-changes nothing.
+saves: 80 encoders for five modalities, 1,024 for eight, the most (docs/reference/baselines.md §7.5). The mean loss of
+all experts chooses the checkpoint, ``monitor: val_loss``: validation data are complete, and would judge one expert
+alone. ``reference`` changes nothing.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
 A small network predicts each modality's probability of the true class, its mono-confidence c_m; what the others leave
 to be explained is its holo-confidence h_m = sum_{j != m} log c_j / sum_j log c_j. Their sum weights the modalities'
 logits by a softmax, in evaluation times the relative calibration
-RC_m = min(1, (M - 1) D_m / sum_{j != m} D_j), D_m = mean_c |p_m(c) - 1 / C| (baselines 2.13; for two modalities as in
-the paper). L = CE(F, y) + sum_m CE(f_m, y) + sum_m |c_m - p_m(y)|; the networks learn from the last term alone, on
-detached vectors, and have no non-linearity but the last, as in the original.
+RC_m = min(1, (M - 1) D_m / sum_{j != m} D_j), D_m = mean_c |p_m(c) - 1 / C| (docs/reference/baselines.md §2.13; for two
+modalities as in the paper). L = CE(F, y) + sum_m CE(f_m, y) + sum_m |c_m - p_m(y)|; the networks learn from the last
+term alone, on detached vectors, and have no non-linearity but the last, as in the original.
 
 Everything that runs over modalities runs over those that are there. ``reference=true`` lets missing ones vote, with a
 vector of 1.0, as the original does without an imputer.

@@ -1,8 +1,9 @@
 """QMF: Provable Dynamic Fusion for Low-Quality Multimodal Data (Zhang et al., ICML 2023, arXiv 2306.02050).
 
 A modality's logits f_m are weighted by its confidence, the negative energy w_m = log sum_c exp f_mc / 10, without
-normalisation; a ranking loss aligns confidences with how hard a training row has been so far (baselines 2.12):
-L = CE(F, y) + sum_m CE(f_m, y) + sum_m R_m with F = sum_m w_m f_m, the weights detached there.
+normalisation; a ranking loss aligns confidences with how hard a training row has been so far
+(docs/reference/baselines.md §2.12): L = CE(F, y) + sum_m CE(f_m, y) + sum_m R_m with F = sum_m w_m f_m, the weights
+detached there.
 
 ``reference=true`` restores:
 

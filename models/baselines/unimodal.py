@@ -1,4 +1,4 @@
-"""A classifier on one modality: lower bound, and expert of DynMM (baselines 2.1).
+"""A classifier on one modality: lower bound, and expert of DynMM (docs/reference/baselines.md §2.1).
 
 A row that does not have the modality gets the class frequencies of the training data, whose logarithms are its logits;
 the original reads the hidden content. Such rows take no part in the loss. ``reference`` changes nothing.

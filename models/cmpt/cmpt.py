@@ -7,12 +7,12 @@ one linear layer (Eq. 6), and
 
     L = L_task + 0.2 * L_align   (Eq. 7).
 
-Ours, where the paper leaves it open (methods 2.4 to 2.11): the alignment is the plain sum of the two errors (the
-printed fraction is ``alignment.form=printed``), its targets are not detached; modality dropout hides in the gate, so
-that the alignment sees every sample; for more than two modalities, K_k of a missing one is the mean of its proxies in
-those that are there, and the alignment sums over the ordered pairs that a sample has, divided by M - 1, which is Eq. 4
-for two. ``proxy=null`` is the same model without proxies: what is missing is left out of the sum; with ``masks.kind:
-none`` besides, the paper's first control, else its second.
+Ours, where the paper leaves it open (docs/reference/cmpt.md §2.4 to §2.11): the alignment is the plain sum of the two
+errors (the printed fraction is ``alignment.form=printed``), its targets are not detached; modality dropout hides in the
+gate, so that the alignment sees every sample; for more than two modalities, K_k of a missing one is the mean of its
+proxies in those that are there, and the alignment sums over the ordered pairs that a sample has, divided by M - 1,
+which is Eq. 4 for two. ``proxy=null`` is the same model without proxies: what is missing is left out of the sum; with
+``masks.kind: none`` besides, the paper's first control, else its second.
 
 Nothing of the frozen networks can be kept from one epoch to the next: the adapters are inside them, and even without
 adapters (``adapter.kind=none``) the proxies go through all their blocks. ``checkpointing`` trades time for memory.

@@ -1,4 +1,4 @@
-"""What CMPT trains, counted, beside the published numbers (methods 2.6.1).
+"""What CMPT trains, counted, beside the published numbers (docs/reference/cmpt.md §2.6.1).
 
 ``python -m models.cmpt.parameters`` builds the published pairs of encoders without weights and prints the table.
 """
@@ -48,7 +48,7 @@ A: adapters on the text encoder's output of the perceptron too (what the name pa
   from Food-101 with large encoders.
 B: two more vectors of the encoders' width, here positions of the proxies: gives what is printed for rank 2 and 4, DoRA,
   VeRA and Food-101 with large encoders, apart from AVE at rank 2 (0.320 for 0.319).
-What is printed for audio and video at rank 1 follows from neither (see methods 2.6.1)."""
+What is printed for audio and video at rank 1 follows from neither (see docs/reference/cmpt.md §2.6.1)."""
 
 
 @dataclass(frozen=True)

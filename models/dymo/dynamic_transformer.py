@@ -2,7 +2,7 @@
 
 Every modality becomes a few tokens, a CLS token and two pre-norm transformer blocks fuse the visible ones, a linear
 head classifies the CLS token and a linear projection of it is compared with class prototypes. Trained on K random
-modality subsets a step (dymo_core 1 and 2).
+modality subsets a step (docs/reference/dymo.md §1 and §2).
 
 What we do differently: one row of the modality embedding per modality (the original indexes with ``min(i, 1)``;
 ``reference_modality_index=true`` restores that, and loading an original checkpoint switches it on); encoders run once

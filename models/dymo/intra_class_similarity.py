@@ -1,4 +1,4 @@
-"""Intra-class similarity (ICS), its calibration and the reward of DyMo (ICLR 2026; dymo_core 4.1).
+"""Intra-class similarity (ICS), its calibration and the reward of DyMo (ICLR 2026; docs/reference/dymo.md §4.1).
 
 ICS is the two-sided tail of a zero-mean normal fitted to the distances of a class to its prototype:
 ``p = 2 (1 - Phi(d / sigma))``. Everything here works on log p, exact in the far tail, where the original's float32

@@ -1,4 +1,4 @@
-"""Class prototypes during training and the loss that pulls features to them (dymo_core 2)."""
+"""Class prototypes during training and the loss that pulls features to them (docs/reference/dymo.md §2)."""
 
 from __future__ import annotations
 

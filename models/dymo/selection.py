@@ -1,4 +1,5 @@
-"""DyMo's dynamic modality selection (ICLR 2026, Algorithm 1; dymo_core 4) and the comparators on the same backbone.
+"""DyMo's dynamic modality selection (ICLR 2026, Algorithm 1; docs/reference/dymo.md §4) and the comparators on the same
+backbone.
 
 A missing modality is recovered once, from what is observed. Then, greedily: every recovery that is still a candidate is
 scored by the reward it brings; those with a negative reward are rejected for good; the best one with a reward above the

@@ -6,10 +6,11 @@ from torch import Tensor, nn
 
 
 class PolyMNISTEncoder(nn.Module):
-    """(B, 3, 28, 28) in [0, 1] -> (B, 4, 128): three stride-2 convolutions, 1x1, max-pool (dymo_core 1.4).
+    """(B, 3, 28, 28) in [0, 1] -> (B, 4, 128): three stride-2 convolutions, 1x1, max-pool
+    (docs/reference/dymo.md §1.4).
 
     109,760 parameters at the default widths. With ``vector_width``, a linear map of the flat feature map takes the
-    place of 1x1 and max-pool: (B, 1, ``vector_width``), 1,142,336 parameters at 512 (baselines 1.2).
+    place of 1x1 and max-pool: (B, 1, ``vector_width``), 1,142,336 parameters at 512 (docs/reference/baselines.md §1.2).
     """
 
     def __init__(self, channels: int = 3, width: int = 128, vector_width: int | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Encoders of MNIST-SVHN-Text, one token each, which is their vector as well (dymo_core 1.4).
+"""Encoders of MNIST-SVHN-Text, one token each, which is their vector as well (docs/reference/dymo.md §1.4).
 
 The trunks, which the posterior networks of MoPoE share, keep the layer names of the original files.
 """

@@ -1,11 +1,11 @@
 """NAIM, "Not Another Imputation Method" (arXiv 2407.11540): a table -> one token per column, missing cells masked.
 
-Methods 3.3. A cell becomes the row of its level in a table of its column, or its value times the only row of that
-table; the last row of each is that of a missing cell: zero, without a gradient. The blocks are
-:class:`models.layers.masked_attention.MaskedBlock`. A missing cell is no key of any other and gets nothing as a query,
-so its state is a learned constant, the same in every row and column. Values enter as they are: the original scales them
-to [0, 1] with the extremes of the training rows. A value of exactly 0 has the token of a missing cell (``bias=true``,
-ours, tells them apart) but is attended to.
+docs/reference/masked-attention.md §3.3. A cell becomes the row of its level in a table of its column, or its value
+times the only row of that table; the last row of each is that of a missing cell: zero, without a gradient. The blocks
+are :class:`models.layers.masked_attention.MaskedBlock`. A missing cell is no key of any other and gets nothing as a
+query, so its state is a learned constant, the same in every row and column. Values enter as they are: the original
+scales them to [0, 1] with the extremes of the training rows. A value of exactly 0 has the token of a missing cell
+(``bias=true``, ours, tells them apart) but is attended to.
 
 Alone it is a classifier: ``vector_width=C`` is the published head, the flattened states of the last block through a
 linear layer. There, and before any head of a method, the states of missing cells are overwritten by zeros, which the
@@ -117,8 +117,8 @@ class NAIM(nn.Module):
 
 
 def drop_cells(hidden: Tensor, rate: float, generator: torch.Generator) -> Tensor:
-    """NAIM's regularisation (methods 3.3.4): hide k of the n cells that a row has, k uniform on 1 .. n - 2, with the
-    probability ``rate``; rows with n < 3 stay as they are.
+    """NAIM's regularisation (docs/reference/masked-attention.md §3.3.4): hide k of the n cells that a row has, k
+    uniform on 1 .. n - 2, with the probability ``rate``; rows with n < 3 stay as they are.
 
     Args:
         hidden: (B, F) bool, cells that are missing already.

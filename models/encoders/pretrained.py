@@ -4,7 +4,7 @@ One class for CLIP's and SigLIP's vision transformers, ViT, BERT, AST and timm's
 common: an embedding that ends with the positions, blocks, a norm, and one vector that stands for the input, its
 ``summary`` (the class token; SigLIP has a pooling head instead). As an encoder it gives that one vector, or with
 ``output: tokens`` the final states of all tokens; methods that put tokens of their own beside the class token call
-:meth:`PretrainedEncoder.states` (methods 2.4, 2.6).
+:meth:`PretrainedEncoder.states` (docs/reference/cmpt.md §2.4, §2.6).
 
 Inputs: images (B, 3, H, W), normalised as the weights want it; video (B, T, 3, H, W), the mean over T frames; text
 (B, L) token ids, padding masked; audio (B, frames, mel bins), a log-mel spectrogram normalised as AST wants it.
@@ -117,7 +117,7 @@ SETTINGS = (
 
 @dataclass(frozen=True)
 class Adapter:
-    """Low-rank adapters (methods 2.6).
+    """Low-rank adapters (docs/reference/cmpt.md §2.6).
 
     Attributes:
         kind: ``lora``, ``dora``, ``vera``; ``none``: nothing inside the network is trained.

@@ -1,4 +1,5 @@
-"""Residual encoders of CelebA, image and attribute text, one token each, which is their vector as well (dymo_core 1.4).
+"""Residual encoders of CelebA, image and attribute text, one token each, which is their vector as well
+(docs/reference/dymo.md §1.4).
 
 Pre-activation blocks with batch normalisation and dropout 0.5; the block also comes transposed, for the decoders of
 MoPoE. Layer names are those of the original files. The original encodes a batch once per subset of a training step,

@@ -1,6 +1,7 @@
 """ResNet encoder of images, spectrograms and clips: the last feature map as tokens, (B, H/32 * W/32, D).
 
-Of images (dymo_core 1.4); of spectrograms and of the frames of a clip as in UDML (methods 1.3).
+Of images (docs/reference/dymo.md §1.4); of spectrograms and of the frames of a clip as in UDML
+(docs/reference/udml.md §1.3).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """TIP's tabular transformer (ECCV 2024, arXiv 2407.07582): a table -> one token per column, with missing cells.
 
 A cell becomes an embedding of its level, or a linear map of its value (a z-score); a missing cell becomes a learned
-token instead, and is no key of any other cell (dymo_core 1.4). Names of the weights are those of the original.
+token instead, and is no key of any other cell (docs/reference/dymo.md §1.4). Names of the weights are those of the
+original.
 """
 
 from __future__ import annotations

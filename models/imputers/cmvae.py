@@ -1,5 +1,5 @@
 """CMVAE (ICLR 2024) and MMVAE+ (ICLR 2023, openreview sdQGxouELX) as recovery methods for images of 28 x 28 pixels
-(dymo_core 5.2).
+(docs/reference/dymo.md §5.2).
 
 Every modality has a private latent w, all share u. The posterior of u is the uniform mixture of the single modalities'
 posteriors; another modality than the one that u came from is decoded with a private latent drawn from a learned

@@ -1,4 +1,5 @@
-"""IMI: iterative imputation of tables (scikit-learn's IterativeImputer), as a recovery method (dymo_core 5.4).
+"""IMI: iterative imputation of tables (scikit-learn's IterativeImputer), as a recovery method
+(docs/reference/dymo.md §5.4).
 
 Every column is predicted from the others of its block: categorical ones by a random forest from the categorical ones,
 continuous ones by Bayesian ridge regression from the continuous ones. Missing cells start as the most frequent level or

@@ -1,4 +1,4 @@
-"""Likelihoods of the decoders, one value per row (dymo_core 5.1)."""
+"""Likelihoods of the decoders, one value per row (docs/reference/dymo.md §5.1)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""MoPoE-VAE: Generalized Multimodal ELBO (ICLR 2021, arXiv 2105.02470), as a recovery method (dymo_core 5.1).
+"""MoPoE-VAE: Generalized Multimodal ELBO (ICLR 2021, arXiv 2105.02470), as a recovery method
+(docs/reference/dymo.md §5.1).
 
 Posteriors of the single modalities are combined per subset by a product of experts; the joint posterior is the uniform
 mixture over all subsets. The standard normal prior joins the product for the full set only, as in the published code.

@@ -1,4 +1,5 @@
-"""Posterior and decoder networks of MoPoE on PolyMNIST, MST and CelebA (dymo_core 5.1), with the original layer names.
+"""Posterior and decoder networks of MoPoE on PolyMNIST, MST and CelebA (docs/reference/dymo.md §5.1), with the original
+layer names.
 
 A posterior maps its modality to mean and log-variance (B, latent) of the shared latent; with a style latent
 (``style`` > 0) mean and log-variance (B, style) of that follow. A decoder takes (B, latent), or (B, style + latent)

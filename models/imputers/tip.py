@@ -1,4 +1,5 @@
-"""TIP, tabular-image pre-training (ECCV 2024, arXiv 2407.07582), as a recovery method for tables (dymo_core 5.3).
+"""TIP, tabular-image pre-training (ECCV 2024, arXiv 2407.07582), as a recovery method for tables
+(docs/reference/dymo.md §5.3).
 
 A table encoder sees the observed cells, a multimodal encoder lets its tokens attend to those of the image, and linear
 heads read every cell off its token. Pre-trained on complete pairs with three losses of equal weight: image and table of

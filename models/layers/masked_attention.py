@@ -1,5 +1,5 @@
 """The transformer of NAIM, MARIA and their vision-tabular successor: tokens that are missing neither see nor are seen
-(methods 3.3 and 3.5; arXiv 2407.11540, 2412.14810, 2605.12031).
+(docs/reference/masked-attention.md §3.3 and §3.5; arXiv 2407.11540, 2412.14810, 2605.12031).
 
 A block is
 

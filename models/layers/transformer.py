@@ -54,7 +54,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """x += Attn(LN(x)); x += MLP(LN(x)). No dropout (dymo_core 1.2)."""
+    """x += Attn(LN(x)); x += MLP(LN(x)). No dropout (docs/reference/dymo.md §1.2)."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()

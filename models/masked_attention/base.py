@@ -1,4 +1,6 @@
-"""What the masked-attention model and its baselines share: training, and tokens of one width (methods 3.6 to 3.9)."""
+"""What the masked-attention model and its baselines share: training, and tokens of one width
+(docs/reference/masked-attention.md §3.6 to §3.9).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Baselines of the masked-attention model on trained models (methods 3.11): late fusion and model selection."""
+"""Baselines of the masked-attention model on trained models (docs/reference/masked-attention.md §3.11): late fusion and
+model selection.
+"""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
 """Masked attention over the tokens of an image and a table with missing cells (arXiv 2605.12031; its code of 2026).
 
-Methods 3.5 to 3.9. Encoders (a ResNet, :class:`models.encoders.naim.NAIM`), trained alone first, turn each modality
-into tokens of width D: a token a column, and the pooled vector of an image split into D-wide pieces. Each token is
-multiplied by a vector of its modality, which the paper calls a modality token. A small transformer of masked blocks
-(:mod:`models.layers.masked_attention`) hides missing tokens as keys and as queries; a linear layer on its flattened
-states gives the logits. Robustness comes from training: whole modalities (``masks``) and cells of tables
-(``feature_dropout``) are hidden at random. Any number of modalities, of any kind.
+docs/reference/masked-attention.md §3.5 to §3.9. Encoders (a ResNet, :class:`models.encoders.naim.NAIM`), trained alone
+first, turn each modality into tokens of width D: a token a column, and the pooled vector of an image split into D-wide
+pieces. Each token is multiplied by a vector of its modality, which the paper calls a modality token. A small
+transformer of masked blocks (:mod:`models.layers.masked_attention`) hides missing tokens as keys and as queries; a
+linear layer on its flattened states gives the logits. Robustness comes from training: whole modalities (``masks``) and
+cells of tables (``feature_dropout``) are hidden at random. Any number of modalities, of any kind.
 
 What the paper's figures call early fusion is ``freeze_encoders``; its "modality tokens" are ``gate: mul``.
 

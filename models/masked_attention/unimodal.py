@@ -1,5 +1,5 @@
-"""A classifier on one modality as the masked-attention model starts from (methods 3.3, 3.4, 3.9): all tokens of a
-table, side by side, or the mean of those of anything else, through a linear layer.
+"""A classifier on one modality as the masked-attention model starts from (docs/reference/masked-attention.md §3.3,
+§3.4, §3.9): all tokens of a table, side by side, or the mean of those of anything else, through a linear layer.
 
 Rows that do not have the modality take no part in training, and get the class frequencies as
 :class:`models.baselines.unimodal.Unimodal` does. ``reference`` keeps the states of missing cells in the flattened

@@ -1,4 +1,4 @@
-"""The four ways in which UDML turns the features of all modalities into logits (methods 1.7).
+"""The four ways in which UDML turns the features of all modalities into logits (docs/reference/udml.md §1.7).
 
 A head is called with the features (B, M, D) and with which of them count (B, M), so that the fused logits, those of one
 modality alone and those without one modality come from the same weights: all count, one counts, all but one count. For

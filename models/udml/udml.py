@@ -9,7 +9,7 @@ modality m is taken away (normalised to mean 1), the fusion weights are
     w_m = n (rho_m alpha_m)^-1 / sum_j (rho_j alpha_j)^-1   (n modalities that are there; they sum to n)
 
 and z_m enters the fusion head as (1 + w_m) z_m. Missing is the limit of endless noise: weight and feature 0. The
-objective (methods 1.8):
+objective (docs/reference/udml.md §1.8):
 
     L = CE + gamma sum_m CE_m + beta sum_m KL(N(mu_m, sigma_m^2) || N(0, l_m)) + 0.1 sum_m (predicted - l_m)^2
 

@@ -1,7 +1,7 @@
 """``python -m tests.benchmarks [--tiny] [--untrained] [--parts selection,...] [--out FILE] [overrides of run.py]``
 
 Each line compares, alternating in one run, our path with (a) one masked forward pass of the same network and (b) a slow
-twin written from the specification; medians. ``--tiny`` uses random weights and a few rows, ``--untrained`` random
+twin written from docs/reference/dymo.md; medians. ``--tiny`` uses random weights and a few rows, ``--untrained`` random
 weights at full size; otherwise the trained backbone and imputer of the run that the overrides name (default: those of
 ``python run.py``). The parts gaussian, training, scaling and memory are for data sets of images alone.
 """

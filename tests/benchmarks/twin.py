@@ -1,4 +1,4 @@
-"""The original pipeline as its specification describes it, batch by batch, slow places included.
+"""The original pipeline as docs/reference/dymo.md describes it, batch by batch, slow places included.
 
 Every forward encodes all modalities and processes all tokens; every candidate costs two of them; ICS is a Python loop
 over rows; the imputer encodes everything and decodes every modality from every subset; training re-encodes for each of
@@ -24,7 +24,9 @@ from utils.subsets import enumerate_subsets
 
 
 class SlowTransformer(nn.Module):
-    """All encoders, all tokens, an additive -1e9 key mask, full attention in every block (dymo_core 1.1)."""
+    """All encoders, all tokens, an additive -1e9 key mask, full attention in every block
+    (docs/reference/dymo.md §1.1).
+    """
 
     def __init__(self, model: DynamicTransformer) -> None:
         super().__init__()
@@ -68,7 +70,7 @@ def ics_loop(logits: Tensor, z: Tensor, missing: Tensor, parameters: GaussianPar
 def select(
     network: SlowTransformer, inputs: Mapping[str, Tensor], missing: Tensor, parameters: GaussianParameters
 ) -> tuple[Tensor, Tensor]:
-    """Final logits and mask of a batch (dymo_core 4.2), paper rule."""
+    """Final logits and mask of a batch (docs/reference/dymo.md §4.2), paper rule."""
     missing = missing.clone()
     bad = torch.zeros_like(missing)
     finished = torch.zeros(len(missing), dtype=torch.bool)
@@ -104,7 +106,9 @@ def select(
 
 @torch.no_grad()
 def impute(model: MoPoE, inputs: Mapping[str, Tensor], missing: Tensor) -> dict[str, Tensor]:
-    """Posterior means of all subsets, all modalities decoded from each, merged row by row (dymo_core 5.1)."""
+    """Posterior means of all subsets, all modalities decoded from each, merged row by row
+    (docs/reference/dymo.md §5.1).
+    """
     mu, logvar = model.encode_all(inputs)
     subsets = enumerate_subsets(missing.shape[1])
     decoded = []
@@ -123,7 +127,7 @@ def impute(model: MoPoE, inputs: Mapping[str, Tensor], missing: Tensor) -> dict[
 
 @torch.no_grad()
 def gaussian(network: SlowTransformer, batches: Iterable[tuple[Mapping[str, Tensor], Tensor]], metric: str) -> Tensor:
-    """Sigma (S, C): one pass over the data for each subset, all features kept (dymo_core 3)."""
+    """Sigma (S, C): one pass over the data for each subset, all features kept (docs/reference/dymo.md §3)."""
     model = network.model
     rows = []
     for mask in enumerate_subsets(len(model.modalities)):
@@ -140,7 +144,7 @@ def gaussian(network: SlowTransformer, batches: Iterable[tuple[Mapping[str, Tens
 
 
 def training_step(network: SlowTransformer, inputs: Mapping[str, Tensor], target: Tensor, subsets: Tensor) -> Tensor:
-    """Mean loss over K subsets, each a full forward (dymo_core 2, without the prototype term)."""
+    """Mean loss over K subsets, each a full forward (docs/reference/dymo.md §2, without the prototype term)."""
     losses = [F.cross_entropy(network(inputs, mask.expand(len(target), -1))[0], target) for mask in subsets]
     return torch.stack(losses).mean()
 
