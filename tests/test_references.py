@@ -152,6 +152,12 @@ def test_links_of_a_page_resolve(page: Path) -> None:
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_anchors_are_the_same_everywhere(page: Path) -> None:
+    """GitHub and Python-Markdown make the same anchor of a heading in ASCII without signs that stand alone."""
+    assert all(anchor.isascii() and "--" not in anchor for anchor in headings(page.name).values())
+
+
 @pytest.mark.parametrize(
     ("page", "last"),
     [
