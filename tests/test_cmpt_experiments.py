@@ -267,7 +267,7 @@ def test_pictures_of_a_run(food: Callable[..., list[str]], tmp_path: Path, capsy
         assert (tmp_path / f"{name}.png").stat().st_size > 5000
     with pytest.raises(UserError, match=r"has no predictions of 'whole_01' \(it has image_text"):
         figures.main(["per_class", str(tmp_path / "x.png"), str(run), "--scenario", "whole_01"])
-    with pytest.raises(UserError, match="features are those of one run"):
+    with pytest.raises(UserError, match="features draws one run"):
         figures.main(["features", str(tmp_path / "x.png"), str(run), str(run)])
     other = write_run(tmp_path / "others", "M3Care", 0)
     with pytest.raises(UserError, match=re.escape("has no features: run stage test with report.features=[none]")):

@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 from sklearn.datasets import load_digits
 
-from trainers import report
+from trainers import figures, report
 from utils import plotting
 from utils.errors import UserError
 
@@ -392,3 +392,29 @@ def test_training_curves_of_sparse_columns():
     np.testing.assert_allclose(losses.lines[0].get_xydata(), [[0, 2], [1, 1]])
     np.testing.assert_allclose(scores.lines[1].get_xydata(), [[0, 0.5], [1, 0.7]])
     assert plotting.training_curves({0: frame[["epoch"]]}, "t") is None
+
+
+def test_the_picture_of_a_selection_shows_the_rows_that_say_most(made, tmp_path, monkeypatch):
+    _, runs = made
+    drawn = []
+    samples = plotting.samples
+    monkeypatch.setattr(
+        plotting, "samples", lambda data, *args, **more: drawn.append(data) or samples(data, *args, **more)
+    )
+    stored = np.load(runs[0] / "examples" / "random_0.4.npz")
+    ranks = []
+    for k in range(len(stored["index"])):
+        missing, accepted = int(stored["missing"][k].sum()), int((stored["accepted"][k] >= 0).sum())
+        rewards = [r for r in stored["rewards"][k].flatten().tolist() if r == r]
+        is_right = stored["prediction"][k] == stored["target"][k]
+        ranks.append((0 < accepted < missing, is_right, missing, max(rewards, default=-np.inf), -k))
+    best = sorted(range(len(ranks)), key=lambda k: ranks[k], reverse=True)[:2]
+    figures.main(["selection", str(tmp_path / "a.png"), str(runs[0]), "--scenario", "random_0.4"])
+    assert (tmp_path / "a.png").stat().st_size > 5000
+    assert drawn[0]["index"].tolist() == stored["index"][best].tolist()
+    assert np.array_equal(drawn[0]["recovered_mnist_a"], stored["recovered_mnist_a"][best])
+    assert np.array_equal(drawn[0]["class_names"], stored["class_names"])
+    with pytest.raises(UserError, match=r"no examples of 'random_0\.9' \(it has .*whole_2\): give --scenario"):
+        figures.main(["selection", str(tmp_path / "b.png"), str(runs[0]), "--scenario", "random_0.9"])
+    with pytest.raises(UserError, match="selection draws one run"):
+        figures.main(["selection", str(tmp_path / "b.png"), str(runs[0]), str(runs[1])])

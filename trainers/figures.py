@@ -1,5 +1,6 @@
 """Pictures of trained models, for single figures of papers (curves and bars over all runs are drawn by stage report).
 
+``python -m trainers.figures selection OUT.png RUN_DIRECTORY --scenario random_0.8``   which recoveries DyMo accepts
 ``python -m trainers.figures per_class OUT.png RUN_DIRECTORY... --scenario whole_1``   of CMPT Figures 4, 8 and 9
 ``python -m trainers.figures features OUT.png RUN_DIRECTORY --classes 10``             Figures 5 and 10
 ``python -m trainers.figures attention OUT.png dataset=Food101 model=CMPT name=complete``   Figures 6 and 11
@@ -21,7 +22,7 @@ from omegaconf import OmegaConf
 from sklearn.manifold import TSNE
 
 from trainers.context import Context, open_run
-from trainers.report import Run, gather, load_arrays
+from trainers.report import Run, gather, load_arrays, slug
 from utils import plotting
 from utils.build import build_data
 from utils.errors import UserError
@@ -70,6 +71,34 @@ def per_class(directories: Sequence[Path], scenario: str) -> Figure:
         plotting.model_styles(list(values)),
         f"{runs[0].dataset}, {scenario}",
     )
+
+
+def selection(directory: Path, scenario: str, rows: int) -> Figure:
+    """Views, recoveries, rewards and decisions of DyMo in some rows of the stored examples.
+
+    Rows with both accepted and rejected recoveries and a correct prediction come first, and among them those with the
+    most missing modalities, then those with the highest reward.
+
+    Raises:
+        UserError: a run without stored examples of the scenario.
+    """
+    (run,), _ = gather([directory])
+    file = run.path / "examples" / f"{slug(scenario)}.npz"
+    if not file.is_file():
+        stored = ", ".join(sorted(f.stem for f in file.parent.glob("*.npz"))) or "none"
+        raise UserError(
+            f"{run.path} has no examples of '{scenario}' (it has {stored}): give --scenario one of them, or run stage "
+            "test of model=DyMo with this scenario and overwrite=true"
+        )
+    data = load_arrays(file)
+    missing, n_accepted = data["missing"].sum(1), (data["accepted"] >= 0).sum(1)
+    is_mixed = (n_accepted > 0) & (n_accepted < missing)
+    is_correct = data["prediction"] == data["target"]
+    highest = np.nan_to_num(data["rewards"], nan=-np.inf).max((1, 2))
+    order = np.lexsort((-highest, -missing, ~is_correct, ~is_mixed))[:rows]
+    shared = ("modality_names", "class_names")
+    chosen = {key: values if key in shared else values[order] for key, values in data.items()}
+    return plotting.samples(chosen, f"{run.dataset}, {run.model}, {scenario}, {run.repeat}", limit=rows)
 
 
 def _predictions(run: Run, scenario: str) -> Path:
@@ -158,19 +187,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         UserError: what cannot be drawn.
     """
     parser = argparse.ArgumentParser("python -m trainers.figures", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("kind", choices=("per_class", "features", "attention"))
+    parser.add_argument("kind", choices=("selection", "per_class", "features", "attention"))
     parser.add_argument("out", type=Path)
     parser.add_argument("runs", nargs="+", help="run directories; for attention the overrides of run.py")
-    parser.add_argument("--scenario", default="none", help="of per_class")
+    parser.add_argument("--scenario", default="none", help="of selection and per_class")
     parser.add_argument("--classes", type=int, default=10, help="of features")
-    parser.add_argument("--rows", type=int, default=None, help="of features (1000 a scenario) and attention (6)")
+    parser.add_argument(
+        "--rows", type=int, default=None, help="of selection (2), features (1000 a scenario), attention (6)"
+    )
     options = parser.parse_args(arguments)
     directories = [Path(run) for run in options.runs]
-    if options.kind == "per_class":
+    if options.kind in ("selection", "features") and len(directories) != 1:
+        raise UserError(f"{options.kind} draws one run: give one run directory")
+    if options.kind == "selection":
+        figure = selection(directories[0], options.scenario, options.rows or 2)
+    elif options.kind == "per_class":
         figure = per_class(directories, options.scenario)
     elif options.kind == "features":
-        if len(directories) != 1:
-            raise UserError("features are those of one run: give one run directory")
         figure = features(directories[0], options.classes, options.rows or 1000)
     else:
         figure = attention(open_run(*options.runs), options.rows or 6)
