@@ -292,7 +292,7 @@ def check_content(content: Content) -> None:
 
 
 class ImageTable(CsvRows, ImageTableModule):
-    """An image and a table row a sample, from one CSV file with a header; no Python needed (``docs/extending.md``).
+    """An image and a table row a sample, from one CSV file with a header; no Python needed (``docs/your-data.md``).
 
     Args:
         categorical: column -> its levels in order, or None = the values of the training split, sorted.

@@ -296,7 +296,7 @@ class PublishedImageText(ImageTextModule):
 
 
 class ImageText(CsvRows, ImageTextModule):
-    """An image and a text a sample, from one CSV file with a header; no Python needed (``docs/extending.md``).
+    """An image and a text a sample, from one CSV file with a header; no Python needed (``docs/your-data.md``).
 
     Args:
         text: column of the text, or several, which are joined by a blank.

@@ -371,8 +371,8 @@ TINY = (
 
 
 def test_the_section_of_the_manual_works_as_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The configuration and the commands of docs/extending.md, on a table with the columns that they name."""
-    text = (CONFIGS.parent / "docs" / "extending.md").read_text()
+    """The configuration and the commands of docs/your-data.md, on a table with the columns that they name."""
+    text = (CONFIGS.parent / "docs" / "your-data.md").read_text()
     section = text[text.index("## Your own images and table") :].split("\n## ")[0]
     (file,) = re.findall(r"```yaml\n(.*?)```", section, re.S)
     commands = re.findall(r"^python run\.py (.*)$", section, re.M)
@@ -404,7 +404,7 @@ def test_several_labels_are_learned_tested_and_reported(tmp_path: Path, monkeypa
     frame.to_csv("data/parts/parts.csv", index=False)
     (file,) = re.findall(
         r"```yaml\n(.*?)```",
-        (CONFIGS.parent / "docs" / "extending.md").read_text().split("## Your own images")[1].split("\n## ")[0],
+        (CONFIGS.parent / "docs" / "your-data.md").read_text().split("## Your own images")[1].split("\n## ")[0],
         re.S,
     )
     file = re.sub(r"label: .*", "label: [rusty, bent]", re.sub(r"classes: .*", "classes: ${dataset.label}", file))

@@ -1,4 +1,4 @@
-"""References to docs/reference: each names a page and sections that exist; links between the pages resolve.
+"""References to docs/reference: each names a page and sections that exist. Links of the pages: test_docs.py.
 
 A reference is spelled "docs/reference/dymo.md §4.2"; further "§..." of the same docstring, comment or paragraph belong
 to the page named last, and ", Q7" or ", G5" behind a section to a row of its table.
@@ -114,7 +114,7 @@ def test_references_resolve() -> None:
     wrong, count = [], 0
     for path in tree():
         if path.parent == PAGES[0].parent:
-            continue  # links within the pages are tested below
+            continue  # links within the pages: test_docs.py
         source = path.read_text()
         count += len(re.findall(rf"docs/reference/[\w-]+\.md[\s#]+§{NUMBER}", source))
         wrong += problems(path, source)
@@ -132,23 +132,6 @@ def test_no_reference_of_the_old_kind() -> None:
                 wrong.append(f"{path.relative_to(ROOT)}:{line}: {match[0]}")
             if path.suffix == ".py" and (text.startswith("#") or text.lstrip("rRbB").startswith('"""')):
                 wrong += [f"{path.relative_to(ROOT)}:{line}: {match[0]}" for match in BARE.finditer(text)]
-    assert not wrong, "\n".join(wrong)
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_links_of_a_page_resolve(page: Path) -> None:
-    """Relative links: the file exists, and so does the anchor in a page of docs/reference."""
-    wrong = []
-    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.S | re.M)
-    for target in re.findall(r"\]\(([^)\s]+)\)", text):
-        if re.match(r"[a-z]+:", target):
-            continue
-        name, _, anchor = target.partition("#")
-        file = (page.parent / name).resolve() if name else page
-        if not file.exists():
-            wrong.append(f"{target}: no such file")
-        elif anchor and file.parent == page.parent and anchor not in headings(file.name).values():
-            wrong.append(f"{target}: no such heading")
     assert not wrong, "\n".join(wrong)
 
 
