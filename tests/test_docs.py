@@ -13,23 +13,28 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from datasets import missingness, noise
 from datasets.base import Batch, Modality
 from models.encoders.vector import VectorEncoder
 from trainers import figures
+from trainers.context import Context
 from utils import validate as validation
+from utils.build import build_imputer
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -268,12 +273,35 @@ def test_names_of_the_api_page_exist_and_are_described() -> None:
 
 
 @pytest.fixture(scope="module")
-def classes() -> dict[str, Any]:
-    """The classes of the Python files that the pages show."""
-    spaces: dict[str, Any] = {}
+def modules() -> dict[str, ModuleType]:
+    """The Python files that the pages show, by the dotted names that they would have."""
+    modules = {}
     for path, block in examples("python"):
-        exec(compile(block, path, "exec"), spaces)
-    return spaces
+        name = path.removesuffix(".py").replace("/", ".")
+        modules[name] = ModuleType(name)
+        exec(compile(block, path, "exec"), modules[name].__dict__)
+    return modules
+
+
+@pytest.fixture(scope="module")
+def classes(modules: dict[str, ModuleType]) -> dict[str, Any]:
+    """Their classes."""
+    return {name: value for module in modules.values() for name, value in vars(module).items()}
+
+
+def test_the_configurations_of_the_page_build_its_classes(
+    modules: dict[str, ModuleType], machine: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, module in modules.items():
+        parent, _, child = name.rpartition(".")
+        monkeypatch.setitem(sys.modules, name, module)
+        monkeypatch.setattr(importlib.import_module(parent), child, module, raising=False)
+    monkeypatch.setattr(validation, "CONFIGS", machine.configs)
+    with initialize_config_dir(str(machine.configs), version_base=None):
+        cfg = compose("config", ["model=Mine", "dataset=Digits", "imputer=Constant"])
+    validation.validate(cfg)
+    assert type(Context(cfg).build()).__name__ == "Mine"
+    assert type(build_imputer(cfg, Context(cfg).data)).__name__ == "Constant"
 
 
 def test_the_classifier_of_the_page_works(classes: dict[str, Any]) -> None:
@@ -296,7 +324,7 @@ def test_the_classifier_of_the_page_works(classes: dict[str, Any]) -> None:
 def test_the_recovery_method_of_the_page_works(classes: dict[str, Any]) -> None:
     images = torch.rand(2, 3, 4, 4)
     missing = torch.tensor([[False], [True]])
-    recovered = classes["Constant"](0.25).impute({"m0": images}, missing)["m0"]
+    recovered = classes["Constant"]([Modality("m0", "image", (3, 4, 4))], 0.25).impute({"m0": images}, missing)["m0"]
     assert torch.equal(recovered[0], images[0]) and (recovered[1] == 0.25).all()
 
 
@@ -312,3 +340,45 @@ def test_the_data_module_of_the_page_works(classes: dict[str, Any], tmp_path: Pa
     batch = data.rows("test", np.array([2, 3]))
     assert batch.target.tolist() == [0, 1] and batch.inputs["sketch"].shape == (2, 1, 64, 64)
     torch.testing.assert_close(batch.inputs["photo"], torch.from_numpy(photo[2:]).float() / 255)
+
+
+# --------------------------------------------------------------------------------------------------------------- tables
+
+
+def cells(page: Path, heading: str) -> list[list[str]]:
+    """Cells of the first table below a heading, without its head."""
+    section = text_of(page).split(f"\n{heading}\n")[1]
+    (table, *_) = re.findall(r"(?:^\|.*\|\n)+", section, flags=re.M)
+    return [[cell.strip() for cell in row.strip("|").split(" | ")] for row in table.splitlines()[2:]]
+
+
+@pytest.mark.parametrize(("heading", "group"), [("## Methods", "model"), ("## Data sets", "dataset")])
+def test_the_readme_lists_every_option(heading: str, group: str) -> None:
+    listed = [name for row in cells(ROOT / "README.md", heading) for name in re.findall(r"`([^`]+)`", row[0])]
+    assert sorted(listed) == sorted(file.stem for file in (ROOT / "configs" / group).glob("*.yaml"))
+
+
+def test_the_readme_lists_every_recovery_method() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert all(f"`{file.stem}`" in text for file in (ROOT / "configs" / "imputer").glob("*.yaml"))
+
+
+def test_the_scenarios_of_the_page_are_those_of_the_code() -> None:
+    page = DOCS / "missingness.md"
+    names = [re.findall(r"`([^`]+)`", row[0])[0] for row in cells(page, "## All kinds")]
+    parsed = [missingness.parse_scenario(name) for name in names if name != "subsets"]
+    assert {scenario.kind for scenario in parsed if scenario.noise is None} | {"noise", "subsets"} == set(
+        missingness.KINDS
+    )
+    assert {s.generator for s in parsed if s.kind == "random"} == set(missingness.GENERATORS)
+    assert {s.strategy for s in parsed if s.kind == "table"} == set(missingness.STRATEGIES.values())
+    assert {s.strategy for s in parsed if s.kind == "image_text"} == set(missingness.SIDES)
+    for synonym, name in (("whole_1_2", "whole_12"), ("table_most_important_0.7", "table_MI_0.7")):
+        assert f"`{synonym}`" in page.read_text()
+        assert missingness.parse_scenario(synonym) == missingness.parse_scenario(name)
+    mappings = re.findall(r"^\| `(\{.*\})` \| `([^`]+)` \|$", page.read_text(), flags=re.M)
+    assert len(mappings) == 7
+    for mapping, name in mappings:
+        assert missingness.parse_scenario(yaml.safe_load(mapping)) == missingness.parse_scenario(name)
+    operators = {row[0].strip("`"): row[1].split(", ") for row in cells(page, "## Noise") if row[0] != "`gaussian`"}
+    assert operators == {name: list(o.kinds) for name, o in noise.OPERATORS.items() if name != "gaussian"}
