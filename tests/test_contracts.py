@@ -12,6 +12,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -509,6 +510,10 @@ def test_a_logger_logs(base, name: str, tmp_path: Path, monkeypatch: pytest.Monk
 
         wandb.finish()
         (log,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+        # A process of wandb's own writes the file, and on a busy machine it ends after `finish` has returned.
+        deadline = time.monotonic() + 60
+        while b"val_accuracy" not in log.read_bytes() and time.monotonic() < deadline:
+            time.sleep(0.1)
         content = log.read_bytes()
         assert b"val_accuracy" in content and b"train_loss" in content
     assert set(os.listdir(ROOT)) - before <= {"__pycache__"}, "nothing is written beside the sources"
