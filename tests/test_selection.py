@@ -633,6 +633,40 @@ def test_random_subsets_are_uniform_among_those_of_the_same_size() -> None:
     assert stats.chisquare(counts.numpy()).pvalue > 0.01
 
 
+def test_random_subsets_differ_between_seeds_and_scenarios() -> None:
+    """Independent draws: two agree in one of six cases, and the draw of a row does not depend on its batch."""
+    script, n = Script(dict.fromkeys(twin.subsets(5), 0.5)), 1500
+    missing = torch.tensor([[False, True, True, True, True]] * n)
+    two = torch.tensor([[1, 3, -1, -1, -1]]).expand(n, -1)
+    selection = replace(select(script, torch.zeros(n, 1, 1), missing), accepted=two)
+    lattices = exhaustive(script, torch.zeros(n, 1, 1), missing)
+    target = torch.zeros(n, dtype=torch.long)
+
+    def drawn(index: Tensor, **key: Any) -> Tensor:
+        return mask_code(compare(lattices, selection, target, ("random",), index, **key)["random"].final_missing)
+
+    rows = torch.arange(n)
+    first = drawn(rows, seed=0, scenario="random_0.8")
+    assert torch.equal(first, drawn(rows, seed=0, scenario="random_0.8"))
+    order = torch.randperm(n, generator=seeded(0))
+    assert torch.equal(first[order], drawn(order, seed=0, scenario="random_0.8"))
+    for key in ({"seed": 1, "scenario": "random_0.8"}, {"seed": 0, "scenario": "random_0.6"}):
+        agreement = (first == drawn(rows, **key)).float().mean()
+        assert abs(float(agreement) - 1 / 6) < 4 * math.sqrt(5 / 36 / n)
+
+
+def test_the_seed_and_the_scenario_reach_the_random_comparator() -> None:
+    case = setting(COSINE)
+    masks = {"random_0.8": case.missing, "random_0.6": case.missing}
+    kept = {}
+    for seed in (0, 1):
+        dymo = DyMo(case.model, Zero(), case.parameters, comparators=("random",), seed=seed)
+        for scenario, prediction in dymo.scenarios(case.batch, masks)["random"].items():
+            kept[seed, scenario] = prediction.extras["final_missing"]
+    first = kept.pop((0, "random_0.8"))
+    assert all(not torch.equal(first, other) for other in kept.values())
+
+
 def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 

@@ -343,11 +343,13 @@ def test_clips_go_through_frame_by_frame() -> None:
     torch.testing.assert_close(pooled[:, 1, 0], mean)
 
 
-def test_a_batch_of_one_row_is_refused_in_training() -> None:
+def test_a_training_batch_of_one_row_is_normalised_by_the_running_statistics() -> None:
     torch.manual_seed(0)
     single = UDML([Modality("v", "audio", (4,))], CLASSES, {"v": OneToken()}, width=4)
-    with pytest.raises(UserError, match="a training batch has 1 row"):
-        single.encode({"v": torch.randn(1, 4)})
+    x = torch.randn(1, 4)
+    mean = single.distributions({"v": x})["v"].mean
+    torch.testing.assert_close(mean, single.eval().distributions({"v": x})["v"].mean)
+    assert not torch.equal(mean, single.train().distributions({"v": torch.cat([x, x + 1])})["v"].mean[:1])
 
 
 class OneToken(nn.Module):

@@ -402,6 +402,9 @@ class Context:
                 settings["imputer"]["weights"] = file_hash(self.imputer_checkpoint)
         if self.cfg.report.features and not self.selects:
             settings["features"] = list(self.cfg.report.features)
+        if self.selects and self.has_backbone and any(m.kind == "table" for m in self.data.modalities):
+            # Results of tables with observed cells that were judged by parameters without the table are not these.
+            settings["partial_tables"] = self.cfg.model.selection.partial_tables or "by tail"
         if self.selects:
             settings["gaussian"] = file_hash(self.gaussian)
             settings["model"] = {k: self._plain(self.cfg.model)[k] for k in ("selection", "comparators", "validation")}

@@ -108,10 +108,10 @@ def load_method(context: Context) -> Method:
     backbone = context.as_backbone(model)
     rest = (context.load_parameters(backbone), build_selection(context.cfg), tuple(context.cfg.model.comparators))
     if context.has_backbone:
-        return DyMo(backbone, context.load_imputer(), *rest)
+        return DyMo(backbone, context.load_imputer(), *rest, seed=context.cfg.seed)
     from models.cmpt.selection import ProxySelection  # its import takes seconds
 
-    return ProxySelection(backbone, None, *rest)
+    return ProxySelection(backbone, None, *rest, seed=context.cfg.seed)
 
 
 def _check_on_validation(context: Context, model: DyMo) -> None:

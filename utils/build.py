@@ -65,6 +65,7 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("subsets_per_step", subsets_per_step, replace=True)
     OmegaConf.register_new_resolver("times", times, replace=True)
     OmegaConf.register_new_resolver("part", lambda share, whole: math.floor(share * whole + 1e-9), replace=True)
+    OmegaConf.register_new_resolver("when", lambda condition, value: value if condition else None, replace=True)
     OmegaConf.register_new_resolver("count", lambda listed: len(listed or ()), replace=True)
 
 

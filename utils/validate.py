@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from datasets.missingness import parse_scenario, parse_scenarios
 from models.dymo.intra_class_similarity import CALIBRATIONS, REWARDS, TAILS
 from models.dymo.prototypes import DISTANCE_METRICS
-from models.dymo.selection import COMPARATORS
+from models.dymo.selection import COMPARATORS, PARTIAL_TABLES
 from utils.build import build_modulation, build_noise
 from utils.errors import UserError
 
@@ -262,6 +262,8 @@ def validate(cfg: DictConfig) -> None:
         one_of("model.selection.calibration", ("auto", *CALIBRATIONS))
         one_of("model.selection.reward", REWARDS)
         one_of("model.selection.tail", TAILS)
+        if "partial_tables" in cfg.model.selection:  # not of CMPT, which has no tables
+            one_of("model.selection.partial_tables", (None, *PARTIAL_TABLES))
         if cfg.model.selection.threshold != "auto":
             number("model.selection.threshold", 0)
         known = (*COMPARATORS, "threshold")

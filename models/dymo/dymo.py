@@ -33,6 +33,7 @@ class DyMo(nn.Module):
         rule: how recoveries are accepted.
         comparators: names out of :data:`models.dymo.selection.COMPARATORS`, and ``threshold``, which repeats the
             selection with :attr:`validated_threshold`.
+        seed: of what the comparator ``random`` draws, together with the row and the scenario.
     """
 
     # Whether what is recovered can be drawn beside the originals.
@@ -45,12 +46,13 @@ class DyMo(nn.Module):
         parameters: GaussianParameters,
         rule: SelectionRule | None = None,
         comparators: Sequence[str] = (),
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.backbone, self.rule, self.comparators = backbone.eval(), rule or SelectionRule(), tuple(comparators)
         # Kept out of the module tree: imputers need not be modules, and their weights are their own run's.
         self._imputer = [imputer]
-        self.gaussian = parameters
+        self.gaussian, self.seed = parameters, seed
         self.validated_threshold: float | None = None
 
     @property
@@ -125,7 +127,7 @@ class DyMo(nn.Module):
             names = tuple(n for n in self.comparators if n in COMPARATORS)
             if names:
                 lattices = exhaustive(scorer, tokens, missing, partial)
-                others = compare(lattices, selection, batch.target, names, batch.index)
+                others = compare(lattices, selection, batch.target, names, batch.index, self.seed, scenario)
                 for name, other in others.items():
                     results.setdefault(name, {})[scenario] = _prediction(other)
             if "threshold" in self.comparators and self.validated_threshold is not None:

@@ -324,7 +324,7 @@ class DynamicTransformer(TokenPipeline):
         generator = torch.Generator().manual_seed(hash_seed(self.stream_seed, 1, self.global_step))
         if self.recovery_aware:
             batch = self._recovered(batch, generator)
-        inputs = batch.inputs if batch.complete else batch.observed()
+        inputs = batch.inputs if batch.complete else self.observed_inputs(batch)
         cells = {} if batch.complete else self.cells(batch.missing, batch.feature_missing)
         sequences = self.prepare(self.encode(inputs, cells))
         if self.subsets_per_step is None:

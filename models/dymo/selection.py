@@ -8,13 +8,16 @@ What we do differently: the caller's mask is not changed (the original writes in
 (``tail='float32'`` restores the original); a NaN reward rejects (the original accepts it); encoders run once per
 sample (those of tables that are partly there twice: on the observed cells, which stay visible while the table is
 masked, and on the recovered table), the score of the current set is carried over from the round that accepted it, and
-rows that are finished leave the batch. Beyond the paper, off by default: ``threshold`` > 0.
+rows that are finished leave the batch. A partly missing table with observed cells counts as present where Gaussian
+parameters are looked up (``partial_tables='missing'`` restores the original). Beyond the paper, off by default:
+``threshold`` > 0.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import Any
+from zlib import crc32
 
 import torch
 from torch import Tensor
@@ -24,10 +27,11 @@ from models.dymo.backbone import Backbone
 from models.dymo.dynamic_transformer import Partial
 from models.dymo.intra_class_similarity import Score, reward, score
 from models.dymo.prototypes import COSINE
-from utils.noise import row_uniform
+from utils.noise import hash_seed, row_uniform
 from utils.subsets import mask_code, subset_lookup
 
 NO_ACTION = -1
+PARTIAL_TABLES = ("observed", "missing")
 
 
 @dataclass
@@ -39,6 +43,9 @@ class SelectionRule:
         temperature: of the prototype posterior.
         tail: robust | float32, see ``intra_class_similarity``.
         threshold: accept only a reward above it; 0 = the paper's rule.
+        partial_tables: subset whose Gaussian parameters judge a masked table of which some cells are observed:
+            ``observed``, with the table; ``missing``, without it, as in the original; None: missing with
+            ``tail='float32'``, which reproduces the original, else observed.
     """
 
     calibration: str = "auto"
@@ -46,6 +53,18 @@ class SelectionRule:
     temperature: float = 0.1
     tail: str = "robust"
     threshold: float = 0.0
+    partial_tables: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.partial_tables not in (None, *PARTIAL_TABLES):
+            raise ValueError(f"partial_tables={self.partial_tables}: must be one of {', '.join(PARTIAL_TABLES)}")
+
+    @property
+    def counts_partial_tables(self) -> bool:
+        """Whether a table with an observed cell is part of the subset whose parameters are looked up."""
+        if self.partial_tables is None:
+            return self.tail != "float32"
+        return self.partial_tables == "observed"
 
     def calibration_for(self, metric: str) -> str:
         if self.calibration != "auto":
@@ -89,12 +108,13 @@ class Scorer:
         self.lookup = subset_lookup(len(model.modalities)).to(parameters.sigma.device)
 
     def __call__(self, sequences: Any, rows: Tensor, missing: Tensor, n_visible: int) -> Score:
-        """``rows`` (R,) of prepared samples under ``missing`` (R, M), each with ``n_visible`` modalities present. A row
-        of which nothing is there but some cells is judged by the parameters of its tables, for the empty subset has
-        none."""
+        """``rows`` (R,) of prepared samples under ``missing`` (R, M), each with ``n_visible`` modalities present. A
+        masked table with observed cells is looked up as the rule says; in a row of which nothing else is there, as
+        present, for the empty subset has no parameters."""
         logits, features = self.model.fuse_rows(sequences, rows, missing, n_visible)
-        if not n_visible:
-            missing = sequences.partial.absent(rows, missing.shape[1])
+        partial: Partial | None = getattr(sequences, "partial", None)
+        if partial is not None and (self.rule.counts_partial_tables or not n_visible):
+            missing = missing & partial.absent(rows, missing.shape[1])
         p = self.parameters
         return score(
             logits,
@@ -129,9 +149,8 @@ def select(scorer: Scorer, tokens: Tensor, missing: Tensor, partial: Partial | N
     Args:
         tokens: (B, P, D) of the completed inputs (observed content, recoveries where missing).
         missing: (B, M) bool, True = missing; not changed.
-        partial: observed cells of masked tables, which stay visible until the recovered table takes their place. Their
-            rows count as missing the table, also where parameters of the subset are looked up (as in the original),
-            unless they have nothing else.
+        partial: observed cells of masked tables, which stay visible until the recovered table takes their place. The
+            recovery of such a table is a candidate; parameters are looked up as ``SelectionRule.partial_tables`` says.
     """
     b, m = missing.shape
     device = missing.device
@@ -245,7 +264,13 @@ COMPARATORS = ("discard", "impute_all", "random", "best_subset", "oracle_subset"
 
 @torch.inference_mode()
 def compare(
-    lattices: list[Lattice], selection: Selection, target: Tensor, names: tuple[str, ...], index: Tensor
+    lattices: list[Lattice],
+    selection: Selection,
+    target: Tensor,
+    names: tuple[str, ...],
+    index: Tensor,
+    seed: int = 0,
+    scenario: str = "",
 ) -> dict[str, Selection]:
     """The comparators, all read off the same lattices.
 
@@ -255,7 +280,9 @@ def compare(
 
     Args:
         target: (B,) labels, read by ``oracle_subset`` alone.
-        index: (B,) row numbers, the key of what ``random`` draws: the same in any batch.
+        index: (B,) row numbers.
+        seed, scenario: with the row number the key of what ``random`` draws: the same in any batch, and independent
+            between the seeds of a run and between scenarios.
     """
     results = {
         name: replace(
@@ -278,7 +305,7 @@ def compare(
             elif name == "impute_all":
                 choice = torch.full_like(every, a - 1)
             elif name == "random":
-                draws = row_uniform(index[rows], a, 2025)
+                draws = row_uniform(index[rows], a, hash_seed(2025, seed, crc32(scenario.encode())))
                 choice = torch.where(size == n_accepted[rows][:, None], draws, -1.0).argmax(1)
             elif name == "best_subset":
                 choice = lattice.reward.argmax(1)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from datasets.base import Batch, Modality, missing_content
 from models.encoders.table import TableEncoder
 from models.imputers.base import Imputer
+from models.layers.batch_norm import BatchNorm1d
 from models.layers.transformer import Attention, Mlp, attention, normal_initialisation
 from utils.errors import UserError
 
@@ -98,7 +99,7 @@ class TablePredictor(nn.Module):
 
 def projector(width: int, out: int) -> nn.Sequential:
     """Linear - batch norm - ReLU - linear, of the contrastive loss."""
-    return nn.Sequential(nn.Linear(width, width, bias=False), nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, out))
+    return nn.Sequential(nn.Linear(width, width, bias=False), BatchNorm1d(width), nn.ReLU(), nn.Linear(width, out))
 
 
 class TIP(pl.LightningModule, Imputer):
