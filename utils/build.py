@@ -235,18 +235,19 @@ def build_model(
 def build_imputer(cfg: DictConfig, data: MultimodalDataModule, pretrained: bool = True) -> Imputer:
     """The recovery method of ``cfg.imputer``, untrained."""
     arguments: dict[str, Any] = {}
+    kinds = {m.name: m.kind for m in data.modalities}
     if "Zero" not in cfg.imputer.module._target_ and "Oracle" not in cfg.imputer.module._target_:
         arguments["modalities"] = data.modalities
     for part in ("encoder", "decoder"):
         if part in cfg.imputer:
-            arguments[f"{part}s"] = {m.name: _imputer_network(cfg, part, m, data.kinds) for m in data.modalities}
+            arguments[f"{part}s"] = {m.name: _imputer_network(cfg, part, m, kinds) for m in data.modalities}
     for part, kind in (("image_encoder", "image"), ("table_encoder", "table")):
         if part in cfg.imputer:
             found = [m for m in data.modalities if m.kind == kind]
             if len(found) != 1:
                 raise UserError(
                     f"imputer={cfg.imputer.name} is for one image and one table, {cfg.dataset.name} has {len(found)} "
-                    f"modalities of kind {kind}: choose one that fits, {fitting_imputers(data.kinds)}"
+                    f"modalities of kind {kind}: choose one that fits, {fitting_imputers(kinds)}"
                 )
             arguments[part] = build_encoder(cfg.imputer[part], f"imputer.{part}", found[0], pretrained)
     return _make(cfg.imputer.module, "imputer", **arguments)
