@@ -49,6 +49,8 @@ class IncompleteClassifier(pl.LightningModule):
         max_modalities: of the data set, None = any number.
         transformers_only: its encoders are those of :mod:`models.encoders.pretrained`.
         several_labels: it can learn a task whose labels do not exclude one another.
+        reports_unimodal: stage test reports each modality alone too, from ``unimodal_logits`` (B, M, C) of the extras,
+            as ``<method>/<modality>``.
         built_on: names of the imputers on which it is built; it gets the trained one as ``imputer``.
     """
 
@@ -61,6 +63,7 @@ class IncompleteClassifier(pl.LightningModule):
     max_modalities: ClassVar[int | None] = None
     transformers_only: ClassVar[bool] = False
     several_labels: ClassVar[bool] = True
+    reports_unimodal: ClassVar[bool] = False
     built_on: ClassVar[tuple[str, ...]] = ()
 
     def __init__(

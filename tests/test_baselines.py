@@ -31,7 +31,7 @@ from trainers import fit as fit_module
 from trainers import pipeline
 from trainers.context import Context
 from trainers.evaluate import scenario_predictions
-from utils.build import build_imputer, build_model
+from utils.build import build_imputer, build_model, method_class
 from utils.checkpoints import read_tensors
 from utils.errors import UserError
 from utils.subsets import enumerate_subsets
@@ -488,7 +488,9 @@ def test_the_default_stages_run_and_resume(
     results = pd.read_csv(context.directory / "results.csv")
     assert set(results["scenario"]) == set(cfg.missing.test) and np.isfinite(results["value"]).all()
     label = name + ("_Mean" if cfg.model.use_imputer else "")
-    assert set(results["model"]) == {label} and context.directory.path.parts[-3] == label
+    alone = context.data.modality_names if method_class(cfg.model).reports_unimodal else []
+    assert set(results["model"]) == {label, *(f"{label}/{modality}" for modality in alone)}
+    assert context.directory.path.parts[-3] == label
 
     original = fit_module.build_trainer
 

@@ -453,6 +453,12 @@ class Context:
                 f"{path} was trained with distance_metric {metric}, this run uses {self.distance_metric}: "
                 f"set distance_metric={metric}"
             )
+        fill = architecture.get("fill")
+        if fill and fill != self.trainable.module.get("fill", fill):
+            raise UserError(
+                f"{path} was trained with fill={fill}, this run uses fill={self.trainable.module.fill}: set "
+                f"model.module.fill={fill}, or train it again"
+            )
 
     def as_backbone(self, model: IncompleteClassifier) -> Backbone:
         """A trained model as what DyMo selects on."""

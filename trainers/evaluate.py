@@ -241,7 +241,12 @@ def _join(pieces: list[Tensor]) -> np.ndarray:
 def scenario_predictions(
     model: Method, batch: Batch, masks: Mapping[str, Tensor], cells: Cells | None = None
 ) -> dict[str, dict[str, Prediction]]:
-    """One batch under every mask; methods that split encoding from fusion encode once."""
+    """One batch under every mask; methods that split encoding from fusion encode once.
+
+    Returns:
+        label -> scenario -> prediction; label ``""`` is the method itself, a modality's name that of it alone where the
+        method reports it (``reports_unimodal``).
+    """
     if isinstance(model, DyMo):
         return model.scenarios(batch, masks, cells)
     predictions = {}
@@ -259,7 +264,11 @@ def scenario_predictions(
             predictions[scenario] = model.fuse(encoded, under(batch, scenario, mask, cells))
         else:
             predictions[scenario] = model(under(batch, scenario, mask, cells))
-    return {MAIN: predictions}
+    results = {MAIN: predictions}
+    method = model.method if isinstance(model, Completed) else model
+    for i, name in enumerate(method.modality_names if method.reports_unimodal else ()):
+        results[name] = {s: Prediction(p.extras["unimodal_logits"][:, i]) for s, p in predictions.items()}
+    return results
 
 
 def measure(arrays: Mapping[str, np.ndarray], task: str, num_classes: int) -> dict[str, float]:
@@ -269,8 +278,9 @@ def measure(arrays: Mapping[str, np.ndarray], task: str, num_classes: int) -> di
     metrics.update(torch.from_numpy(arrays["logits"]), torch.from_numpy(arrays["target"]))
     values = {k: float(v) for k, v in metrics.compute().items()}
     if "final_missing" in arrays:
-        recovered = arrays["missing"].sum()
-        accepted = recovered - arrays["final_missing"].sum()
+        unrecoverable = arrays.get("unrecoverable", np.zeros_like(arrays["missing"]))
+        recovered = (arrays["missing"] & ~unrecoverable).sum()
+        accepted = (arrays["missing"] & ~arrays["final_missing"]).sum()
         values["accepted_share"] = float(accepted / recovered) if recovered else 0.0
         values["iterations"] = float(arrays["iterations"].mean())
     return values

@@ -73,7 +73,8 @@ def fit(
             patience.
         settings: what the result depends on; kept in the stage's marker.
         monitor: logged value that chooses the checkpoint (``*loss``: lower is better); None keeps the last epoch.
-        noise: on the training batches; no epoch before its start is chosen as the best.
+        noise: on the training batches; neither a clean epoch before its start nor the first noisy one is
+            chosen as the best, see :func:`after_clean_epochs`.
         watching: callbacks of the method.
 
     Raises:
@@ -112,7 +113,7 @@ def fit(
         callbacks.append(
             EarlyStopping(monitor, training.min_delta, training.patience, mode=mode, check_on_train_epoch_end=True)
         )
-    if first := max(noise.start_epoch if noise else 0, training.get("warmup_epochs") or 0):
+    if first := max(after_clean_epochs(noise, training.max_epochs), training.get("warmup_epochs") or 0):
         for callback in callbacks:
             if isinstance(callback, EarlyStopping) or (isinstance(callback, ModelCheckpoint) and callback.monitor):
                 after_warmup(callback, first)
@@ -172,6 +173,12 @@ def fit(
         )
     trainer.strategy.barrier("finished")
     return best
+
+
+def after_clean_epochs(noise: TrainingNoise | None, epochs: int) -> int:
+    """The first epoch, counted from 0, that can be the best of a training that is clean at first and noisy then: the
+    second noisy one, as in UDML's release (noise from epoch 50 on: 51), or the last where there is one only."""
+    return min(noise.start_epoch + 1, epochs - 1) if noise is not None and noise.start_epoch else 0
 
 
 def after_warmup(callback: pl.Callback, epochs: int) -> None:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from hydra.utils import get_object
@@ -20,7 +21,14 @@ from trainers import evaluate, gaussian, impute
 from trainers.context import Context, resolve_metric
 from trainers.fit import fit
 from trainers.report import print_table, write_report
-from utils.build import build_model, build_modulation, build_noise, check_imputer_networks
+from utils.build import (
+    build_model,
+    build_modulation,
+    build_noise,
+    check_imputer_networks,
+    fitting_imputers,
+    method_class,
+)
 from utils.errors import UserError
 from utils.validate import stages_without_use, validate
 
@@ -158,6 +166,7 @@ def check_artefacts(context: Context, stages: list[str]) -> None:
         for split in need.get(stage, ()):
             if not data.has_split(split):
                 problems.append(f"stage {stage} needs the split '{split}', which {data.store.folder} does not have")
+    unrecoverable: dict[tuple[str, str], tuple[int, int]] = {}
     masked = [("test", "missing.test", s) for s in context.scenarios]
     if context.selects:
         masked += [("val", "model.validation", s) for s in parse_scenarios(cfg.model.validation, len(data.modalities))]
@@ -169,14 +178,24 @@ def check_artefacts(context: Context, stages: list[str]) -> None:
         except UserError as error:
             problems.append(str(error))
             continue
-        hidden = [m for i, m in enumerate(data.modalities) if mask[:, i].any()]
-        kinds = get_object(cfg.imputer.module._target_).recovers
-        for m in hidden if context.recovers and kinds is not None else []:
-            if m.kind not in kinds:
+        kinds, natural = get_object(cfg.imputer.module._target_).recovers, data.natural_rows(split)
+        for i, m in enumerate(data.modalities) if context.recovers and kinds is not None else []:
+            if m.kind in kinds:
+                continue
+            lacking = natural.get(m.name, np.zeros(len(mask), dtype=bool))
+            if (mask[:, i] & ~lacking).any():
                 problems.append(
                     f"missing scenario '{scenario.name}' hides '{m.name}', which imputer={cfg.imputer.name} cannot "
-                    f"recover: leave it out of {key}, or choose another imputer"
+                    f"recover: leave it out of {key}, or choose an imputer that fits, {fitting_imputers(data.kinds)}"
                 )
+            elif lacking.any():
+                unrecoverable[m.name, split] = (int(lacking.sum()), len(lacking))
+    if unrecoverable and context.completes and method_class(context.trainable).needs_imputer:
+        name = min(unrecoverable)[0]
+        problems.append(
+            f"model {context.trainable.name} classifies complete inputs only, and imputer={cfg.imputer.name} cannot "
+            f"recover '{name}', which some rows lack: choose an imputer that fits, {fitting_imputers(data.kinds)}"
+        )
     for stage, directory, skips in (
         ("impute", context.imputed, bool(cfg.imputer.checkpoint)),
         ("fit", context.trained, bool(given)),
@@ -190,6 +209,13 @@ def check_artefacts(context: Context, stages: list[str]) -> None:
                 problems.append(str(error))
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
+    if unrecoverable:
+        counts = (f"'{name}' in {k} of {n} rows of split '{split}'" for (name, split), (k, n) in unrecoverable.items())
+        log.info(
+            "imputer=%s cannot recover what the source lacks, these rows keep it missing under every scenario: %s",
+            cfg.imputer.name,
+            ", ".join(counts),
+        )
     # Files from elsewhere are tried before anything long begins.
     if given:
         model = context.load_model()

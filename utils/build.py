@@ -27,6 +27,7 @@ from utils.errors import UserError
 from utils.modulation import GradientModulation
 
 Part = TypeVar("Part")
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 SHORT_METRIC = {EUCLIDEAN: "_EU"}
 
 
@@ -52,6 +53,19 @@ def times(factor: int, epochs: int | None) -> int | None:
     return None if epochs is None else factor * epochs
 
 
+def epochs_of_share(share: float, whole: int) -> int:
+    """The whole number of epochs below a share of them."""
+    return math.floor(share * whole + 1e-9)
+
+
+def udml_warmup(reference: bool, clean_share: float, weights_share: float, epochs: int) -> int:
+    """Epochs of UDML of which none can be the best: those before its weights set in; with ``reference`` those up to and
+    including the first noisy one, as in the release (50 clean of 100: the best is searched from epoch 51 on). One epoch
+    is left."""
+    before = epochs_of_share(clean_share, epochs) + 1 if reference else epochs_of_share(weights_share, epochs)
+    return min(before, epochs - 1)
+
+
 def modality_name(modality: str | int, modalities: Sequence[str]) -> str:
     """A modality by its name or number; what is neither stays as it is, for :func:`utils.validate.validate`."""
     number = str(modality)
@@ -64,7 +78,8 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("share", share, replace=True)
     OmegaConf.register_new_resolver("subsets_per_step", subsets_per_step, replace=True)
     OmegaConf.register_new_resolver("times", times, replace=True)
-    OmegaConf.register_new_resolver("part", lambda share, whole: math.floor(share * whole + 1e-9), replace=True)
+    OmegaConf.register_new_resolver("part", epochs_of_share, replace=True)
+    OmegaConf.register_new_resolver("udml_warmup", udml_warmup, replace=True)
     OmegaConf.register_new_resolver("when", lambda condition, value: value if condition else None, replace=True)
     OmegaConf.register_new_resolver("count", lambda listed: len(listed or ()), replace=True)
 
@@ -221,38 +236,60 @@ def build_model(
 def build_imputer(cfg: DictConfig, data: MultimodalDataModule, pretrained: bool = True) -> Imputer:
     """The recovery method of ``cfg.imputer``, untrained."""
     arguments: dict[str, Any] = {}
+    kinds = {m.name: m.kind for m in data.modalities}
     if "Zero" not in cfg.imputer.module._target_ and "Oracle" not in cfg.imputer.module._target_:
         arguments["modalities"] = data.modalities
     for part in ("encoder", "decoder"):
         if part in cfg.imputer:
-            arguments[f"{part}s"] = {m.name: _imputer_network(cfg, part, m) for m in data.modalities}
+            arguments[f"{part}s"] = {m.name: _imputer_network(cfg, part, m, kinds) for m in data.modalities}
     for part, kind in (("image_encoder", "image"), ("table_encoder", "table")):
         if part in cfg.imputer:
             found = [m for m in data.modalities if m.kind == kind]
             if len(found) != 1:
                 raise UserError(
                     f"imputer={cfg.imputer.name} is for one image and one table, {cfg.dataset.name} has {len(found)} "
-                    f"modalities of kind {kind}: choose another imputer"
+                    f"modalities of kind {kind}: choose one that fits, {fitting_imputers(kinds)}"
                 )
             arguments[part] = build_encoder(cfg.imputer[part], f"imputer.{part}", found[0], pretrained)
     return _make(cfg.imputer.module, "imputer", **arguments)
 
 
-def _imputer_network(cfg: DictConfig, part: str, modality: Modality) -> Any:
+def _imputer_network(cfg: DictConfig, part: str, modality: Modality, kinds: Mapping[str, str]) -> Any:
     """A modality's own network in ``imputer.encoders`` or ``imputer.decoders``, else the one for 28 x 28 images."""
     own = cfg.imputer.get(f"{part}s") or {}
     if modality.name in own:
         return _make(own[modality.name], f"imputer.{part}s.{modality.name}")
     if modality.kind != "image" or modality.shape[1:] != (28, 28):
-        raise _no_network(cfg, part, modality.name, f"{modality.kind} of shape {modality.shape}")
+        raise _no_network(cfg, part, modality.name, f"{modality.kind} of shape {modality.shape}", kinds)
     return _make(cfg.imputer[part], f"imputer.{part}", channels=modality.shape[0])
 
 
-def _no_network(cfg: DictConfig, part: str, name: str, what: str) -> UserError:
+def _no_network(cfg: DictConfig, part: str, name: str, what: str, kinds: Mapping[str, str]) -> UserError:
     return UserError(
         f"imputer {cfg.imputer.name} has no {part} for modality '{name}' ({what}): name one in imputer.{part}s.{name}, "
-        "see configs/recipe/MST/MoPoE.yaml, or choose another imputer"
+        f"see configs/recipe/MST/MoPoE.yaml, or choose another imputer that fits, {fitting_imputers(kinds)}"
     )
+
+
+def fitting_imputers(kinds: Mapping[str, str]) -> str:
+    """The imputers that need no networks and fit a data set, for messages: ``imputer=Mean or Zero (all modalities)``.
+
+    Args:
+        kinds: modality name -> kind, of all modalities.
+    """
+    by_names: dict[tuple[str, ...], list[str]] = {}
+    for file in sorted(CONFIGS.glob("imputer/*.yaml")):
+        target = OmegaConf.select(OmegaConf.load(file), "module._target_")
+        method = get_object(target) if target else None
+        if method is None or method.needs_oracle or method.needs_networks or not method.fits(list(kinds.values())):
+            continue
+        names = tuple(name for name, kind in kinds.items() if method.recovers is None or kind in method.recovers)
+        by_names.setdefault(names, []).append(file.stem)
+    texts = []
+    for names, imputers in sorted(by_names.items(), key=lambda item: -len(item[0])):
+        scope = "all modalities" if len(names) == len(kinds) else f"{', '.join(names)} only"
+        texts.append(f"imputer={' or '.join(imputers)} ({scope})")
+    return ", ".join(texts)
 
 
 def check_imputer_networks(cfg: DictConfig, kinds: Mapping[str, str]) -> None:
@@ -267,7 +304,7 @@ def check_imputer_networks(cfg: DictConfig, kinds: Mapping[str, str]) -> None:
     for part in ("encoder", "decoder"):
         for name, kind in kinds.items() if part in cfg.imputer else ():
             if kind != "image" and name not in (cfg.imputer.get(f"{part}s") or {}):
-                raise _no_network(cfg, part, name, kind)
+                raise _no_network(cfg, part, name, kind, kinds)
 
 
 def build_noise(model: DictConfig) -> TrainingNoise | None:

@@ -419,7 +419,8 @@ def distance_histograms(
     """Distances to the own class's prototype, with the half-normal density that the ICS score assumes.
 
     Args:
-        values: (S, N) distances. target: (N,). sigma: (S, C).
+        values: (S, N) distances, NaN in rows that lack a modality of the subset, which count in no panel. target: (N,).
+            sigma: (S, C).
         titles: subset id -> title, one row of panels each.
         classes: one column each.
     """
@@ -427,8 +428,10 @@ def distance_histograms(
     for row, (s, title) in zip(axes, titles.items()):
         for ax, c in zip(row, classes):
             d, scale = values[s, target == c], float(sigma[s, c])
-            x = np.linspace(0, max(d.max(), 3 * scale), 200)
-            ax.hist(d, bins=40, density=True, color="#0072B2", alpha=0.6)
+            d = d[~np.isnan(d)]
+            x = np.linspace(0, max(d.max(initial=0), 3 * scale), 200)
+            if len(d):
+                ax.hist(d, bins=40, density=True, color="#0072B2", alpha=0.6)
             ax.plot(x, np.sqrt(2 / np.pi) / scale * np.exp(-0.5 * (x / scale) ** 2), color="#D55E00", linewidth=1.5)
             ax.set_title(f"{title}, class {c}", fontsize=8)
             ax.set_yticks([])

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from datasets.base import Batch, Modality, hash_seed
 from models.base import IncompleteClassifier, Prediction
-from models.imputers.base import Imputer, recover
+from models.imputers.base import Imputer, recover_possible
 from models.layers.batch_norm import apply_to_observed
 from models.tokens import TokenPipeline
 from utils.errors import UserError
@@ -311,7 +311,8 @@ class RowMemory(Baseline):
 
 
 class Completed(nn.Module):
-    """A method behind an imputer: inputs are completed and the masks cleared.
+    """A method behind an imputer: inputs are completed and the masks cleared, but for what the imputer cannot recover
+    in a row, which stays missing.
 
     Args:
         method: trained.
@@ -325,12 +326,15 @@ class Completed(nn.Module):
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> Prediction:
-        completed = batch.replace(
-            inputs=recover(self._imputer[0], batch),
-            missing=torch.zeros_like(batch.missing),
-            feature_missing={},
-            complete=True,
-        )
+        inputs, unrecoverable = recover_possible(self._imputer[0], self.method.modalities, batch)
+        if unrecoverable is None or not unrecoverable.any():
+            nothing = torch.zeros_like(batch.missing)
+            return self.method(batch.replace(inputs=inputs, missing=nothing, feature_missing={}, complete=True))
+        names = self.method.modality_names
+        cells = {
+            name: hidden & unrecoverable[:, names.index(name), None] for name, hidden in batch.feature_missing.items()
+        }
+        completed = batch.replace(inputs=inputs, missing=unrecoverable, feature_missing=cells)
         return self.method(completed)
 
 

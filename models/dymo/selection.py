@@ -143,7 +143,13 @@ def groups_by_missing(missing: Tensor) -> list[tuple[int, Tensor]]:
 
 
 @torch.inference_mode()
-def select(scorer: Scorer, tokens: Tensor, missing: Tensor, partial: Partial | None = None) -> Selection:
+def select(
+    scorer: Scorer,
+    tokens: Tensor,
+    missing: Tensor,
+    partial: Partial | None = None,
+    unrecoverable: Tensor | None = None,
+) -> Selection:
     """Greedy selection.
 
     Args:
@@ -151,6 +157,7 @@ def select(scorer: Scorer, tokens: Tensor, missing: Tensor, partial: Partial | N
         missing: (B, M) bool, True = missing; not changed.
         partial: observed cells of masked tables, which stay visible until the recovered table takes their place. The
             recovery of such a table is a candidate; parameters are looked up as ``SelectionRule.partial_tables`` says.
+        unrecoverable: (B, M) bool, missing modalities without a recovery, which are no candidates; None = none.
     """
     b, m = missing.shape
     device = missing.device
@@ -165,15 +172,23 @@ def select(scorer: Scorer, tokens: Tensor, missing: Tensor, partial: Partial | N
     )
     # Rows that miss equally many modalities see equally many tokens in every round, so no padding and no mask.
     for k, rows in groups:
-        _select_group(scorer, sequences, rows, m - k, k, selection)
+        _select_group(scorer, sequences, rows, m - k, k, selection, unrecoverable)
     return selection
 
 
-def _select_group(scorer: Scorer, sequences: Any, rows: Tensor, n_visible: int, k: int, selection: Selection) -> None:
+def _select_group(
+    scorer: Scorer,
+    sequences: Any,
+    rows: Tensor,
+    n_visible: int,
+    k: int,
+    selection: Selection,
+    unrecoverable: Tensor | None,
+) -> None:
     """Rows that all miss ``k`` modalities. Arrays keep the group's size; only the list of (row, candidate) pairs
     shrinks, and its emptiness is the one thing the host waits for in a round."""
     missing = selection.final_missing[rows]
-    candidate = missing
+    candidate = missing if unrecoverable is None else missing & ~unrecoverable[rows]
     current = scorer(sequences, rows, missing, n_visible)
     every = torch.arange(len(rows), device=rows.device)
     for t in range(k):
@@ -207,12 +222,14 @@ class Lattice:
         missing: (R, A, M) masks, A = 2^k; entry 0 is the observed set, the last one everything.
         score: of (R * A,) rows.
         reward: (R, A) of going from the observed set straight to this one; 0 for entry 0.
+        allowed: (R, A) bool, masks that show no modality without a recovery; entry 0 is one of them. None = all.
     """
 
     rows: Tensor
     missing: Tensor
     score: Score
     reward: Tensor
+    allowed: Tensor | None = None
 
     @property
     def logits(self) -> Tensor:
@@ -220,11 +237,18 @@ class Lattice:
 
 
 @torch.inference_mode()
-def exhaustive(scorer: Scorer, tokens: Tensor, missing: Tensor, partial: Partial | None = None) -> list[Lattice]:
+def exhaustive(
+    scorer: Scorer,
+    tokens: Tensor,
+    missing: Tensor,
+    partial: Partial | None = None,
+    unrecoverable: Tensor | None = None,
+) -> list[Lattice]:
     """All 2^k candidate subsets of every row; one :class:`Lattice` per number k of missing modalities.
 
     Args:
-        tokens: (B, P, D) of the completed inputs. missing: (B, M) bool. partial: as for :func:`select`.
+        tokens: (B, P, D) of the completed inputs. missing: (B, M) bool. partial, unrecoverable: as for
+            :func:`select`.
     """
     m = missing.shape[1]
     sequences = scorer.model.prepare(tokens, partial)
@@ -255,7 +279,8 @@ def exhaustive(scorer: Scorer, tokens: Tensor, missing: Tensor, partial: Partial
         first = torch.arange(len(rows), device=missing.device).mul(len(codes)).repeat_interleave(len(codes))
         value = scorer.reward(score_all[first], score_all).view(len(rows), -1)
         value[:, 0] = 0
-        lattices.append(Lattice(rows, masks, score_all, value))
+        allowed = None if unrecoverable is None else ~(unrecoverable[rows][:, None] & ~masks).any(-1)
+        lattices.append(Lattice(rows, masks, score_all, value, allowed))
     return lattices
 
 
@@ -273,6 +298,8 @@ def compare(
     scenario: str = "",
 ) -> dict[str, Selection]:
     """The comparators, all read off the same lattices.
+
+    Subsets that show a modality without a recovery are left out.
 
     ``discard``: observed only. ``impute_all``: every recovery. ``random``: as many recoveries as DyMo accepted, drawn
     at random. ``best_subset``: the subset with the highest reward (none if no reward is positive).
@@ -299,21 +326,24 @@ def compare(
         rows, (r, a) = lattice.rows, lattice.missing.shape[:2]
         every = torch.arange(r, device=rows.device)
         size = lattice.missing[:, :1].sum(-1) - lattice.missing.sum(-1)
+        allowed = torch.ones_like(size, dtype=torch.bool) if lattice.allowed is None else lattice.allowed
         for name in names:
             if name == "discard":
                 choice = torch.zeros_like(every)
             elif name == "impute_all":
-                choice = torch.full_like(every, a - 1)
+                choice = torch.where(allowed, size, -1).argmax(1)
             elif name == "random":
                 draws = row_uniform(index[rows], a, hash_seed(2025, seed, crc32(scenario.encode())))
-                choice = torch.where(size == n_accepted[rows][:, None], draws, -1.0).argmax(1)
+                fits = (size == n_accepted[rows][:, None]) & allowed
+                choice = torch.where(fits, draws, -1.0).argmax(1)
             elif name == "best_subset":
-                choice = lattice.reward.argmax(1)
+                choice = torch.where(allowed, lattice.reward, -torch.inf).argmax(1)
             else:
                 truth = target[rows][:, None, None].expand(-1, a, 1)
                 # Right before confident: the highest probability of the truth need not be the top one.
                 right = lattice.logits.argmax(-1) == truth[..., 0]
-                choice = (lattice.logits.softmax(-1).gather(2, truth)[..., 0] + right).argmax(1)
+                merit = lattice.logits.softmax(-1).gather(2, truth)[..., 0] + right
+                choice = torch.where(allowed, merit, -1.0).argmax(1)
             results[name].logits[rows] = lattice.logits[every, choice]
             results[name].final_missing[rows] = lattice.missing[every, choice]
     return results

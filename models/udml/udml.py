@@ -34,8 +34,8 @@ it does something that it does not intend; each has a switch, ``reference=true``
 
 In both the dependency is a buffer of the checkpoint (the release evaluates a reloaded model with 32 and 10), it is
 measured on rows that have everything, and the best epoch is chosen on validation data, among those whose training had
-the weights (the release: from the second noisy epoch on, on test data). The last, smaller batch of an epoch counts; the
-release drops it. ``max_deviation`` bounds the
+the weights (the release, and ``reference=true``: from the second noisy epoch on, 51 counted from 0; the release chooses
+it on test data). The last, smaller batch of an epoch counts; the release drops it. ``max_deviation`` bounds the
 standard deviations: inputs at level 11 are tens of deviations away from clean ones, and exp(log variance) overflows in
 their first batch otherwise. The release has such a bound for audio, whose value it does not give; 10 is ours. Not taken
 over: a regression loss of infinity counts as 0.
@@ -153,7 +153,8 @@ class UDML(Baseline):
     the noise levels and the dependency have set in.
 
     Predictions carry ``fusion_weights`` (B, M), ``predicted_level`` (B, M; NaN in evaluation where the modality is
-    missing; absent without an estimator), and ``unimodal_logits`` (B, M, C).
+    missing; absent without an estimator), and ``unimodal_logits`` (B, M, C), whose accuracies stage test reports as
+    ``UDML/<modality>``, as the release prints them: the same head with the features of the others at 0.
 
     Args:
         encoders: modality name -> module whose output is tokens (B, N, D_m), with the attribute ``width`` where D_m is
@@ -180,6 +181,7 @@ class UDML(Baseline):
         ValueError: a choice that there is not.
     """
 
+    reports_unimodal = True
     dependency: Tensor
     active: Tensor
 
