@@ -22,6 +22,7 @@ from trainers.fit import fit
 from trainers.report import print_table, write_report
 from utils.build import build_model, build_modulation, build_noise, check_imputer_networks
 from utils.errors import UserError
+from utils.files import natural_key
 from utils.validate import stages_without_use, validate
 
 log = logging.getLogger(__name__)
@@ -244,7 +245,8 @@ def run_report(context: Context) -> None:
     root = Path(cfg.paths.output) / cfg.dataset.name
     patterns = cfg.report.include or [str(root / "*" / cfg.name / "seed*")]
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
-    found = sorted({Path(p) for pattern in patterns for p in glob.glob(str(pattern)) if (Path(p) / "DONE").exists()})
+    done = {Path(p) for pattern in patterns for p in glob.glob(str(pattern)) if (Path(p) / "DONE").exists()}
+    found = sorted(done, key=natural_key)
     if not found:
         raise UserError(f"nothing to report in {', '.join(patterns)}: run stage test first ({context.command('test')})")
     metrics = None if cfg.report.metrics is None else list(cfg.report.metrics)
