@@ -18,7 +18,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from datasets.missingness import Scenario, forest_ranking
+from datasets.missingness import RUNNING, Scenario, forest_ranking
 from datasets.noise import AS_IT_IS, Corruption, Scale, TrainingNoise
 from datasets.storage import PackedSplit, PackedStore
 from datasets.text import one_hot
@@ -493,7 +493,9 @@ class MultimodalDataModule(pl.LightningDataModule):
             for name, gaps in natural_cells.items():
                 never[:, self.modality_names.index(name)] |= gaps.all(1)
             kinds = [m.kind for m in self.modalities]
-            chosen = scenario.generate(n, self.modality_names, seed=seed, kinds=kinds, absent=never)
+            before = SPLITS[: SPLITS.index(split)] if scenario.generator == RUNNING else ()
+            earlier = [len(self.split(s)) for s in before if self.has_split(s)]
+            chosen = scenario.generate(n, self.modality_names, seed=seed, kinds=kinds, absent=never, earlier=earlier)
 
         def with_natural() -> tuple[np.ndarray, dict[str, np.ndarray]]:
             missing, cells = chosen | absent, {}

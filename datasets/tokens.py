@@ -132,6 +132,22 @@ def tokenise(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: i
     return ids, cut
 
 
+def count_tokens(ids: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens of each text, without padding and the special tokens at its ends, and how many of them are unknown.
+
+    Args:
+        ids: (N, L) of :func:`tokenise`.
+
+    Returns:
+        Both (N,) int64. A text of no token has no content, however many characters it has (such as zero-width ones).
+    """
+    ends = ("cls_token_id", "sep_token_id", "bos_token_id", "eos_token_id")
+    special = [PADDING, *(int(token) for name in ends if (token := getattr(tokenizer, name, None)) is not None)]
+    is_token = ~np.isin(ids, special)
+    unknown = -1 if tokenizer.unk_token_id is None else tokenizer.unk_token_id
+    return is_token.sum(1), (is_token & (ids == unknown)).sum(1)
+
+
 class WordMask:
     """Replaces words that would give a label away.
 

@@ -50,6 +50,9 @@ NOT_OF_FIT = (
     *("select", "selection", "comparators", "validation"),
 )
 
+# In the settings of runs with temporal_blur at even levels; earlier windows began one frame too early.
+CENTRED = "even windows end one frame later"
+
 # How recoveries are drawn from what an imputer has learned: arguments that its training does not depend on.
 RECOVERY = ("sample", "draw_seed", "reference", "conditioning", "private_prior", "max_iter")
 
@@ -340,6 +343,8 @@ class Context:
             "precision": cfg.trainer.precision,
             "limits": [cfg.trainer.limit_train_batches, cfg.trainer.limit_val_batches],
         }
+        if (noise := self.trainable.get("noise")) and noise.get("operator") == "temporal_blur":
+            settings["temporal_blur"] = CENTRED
         for added in ("noise", "modulation"):  # runs from before there were these are valid
             if settings["model"].get(added) is None:
                 settings["model"].pop(added, None)
@@ -391,6 +396,10 @@ class Context:
             "data": self.data_settings,
             "missing": self._plain(self.cfg.missing, "train", "val"),
         }
+        # Results of runs that blurred even numbers of frames one frame too early are not those of now.
+        noises = [scenario.noise for scenario in self.scenarios if scenario.noise is not None]
+        if any(noise.operator == "temporal_blur" and noise.level % 2 == 0 for noise in noises):
+            settings["temporal_blur"] = CENTRED
         if not self.has_backbone:  # switches of the prediction, such as a gate
             settings["module"] = self._plain(self.trainable.module, "optimizer", "scheduler")
             option = method_class(self.trainable).batch_dependent

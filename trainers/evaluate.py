@@ -323,6 +323,10 @@ def _examples(
         return
     n = len(data.split("test"))
     rows = np.linspace(0, n - 1, min(context.cfg.report.samples, n)).astype(int)
+    # Rows without a modality in the source have some other row's content in its place, which is never shown.
+    absent = np.zeros((len(rows), len(data.modalities)), dtype=bool)
+    for name, gone in data.natural_rows("test").items():
+        absent[:, data.modality_names.index(name)] = gone[rows]
     for scenario in scenarios:
         mask = masks[scenario.name][rows]
         if not mask.any():
@@ -343,11 +347,15 @@ def _examples(
             "target": batch.target.cpu().numpy(),
             "prediction": prediction.logits.argmax(1).cpu().numpy(),
             "missing": mask,
+            "absent": absent,
             "modality_names": np.array(data.modality_names),
             "class_names": np.array(data.class_names),
             **{k: prediction.extras[k].cpu().numpy() for k in ("final_missing", "rewards", "accepted")},
         }
         for m in images:
             for kind, source in (("original", batch.inputs), ("recovered", completed)):
-                arrays[f"{kind}_{m.name}"] = (data.pixels(m.name, source[m.name]) * 255).round().byte().cpu().numpy()
+                pixels = (data.pixels(m.name, source[m.name]) * 255).round().byte().cpu().numpy()
+                if kind == "original":
+                    pixels[absent[:, data.modality_names.index(m.name)]] = 0
+                arrays[f"{kind}_{m.name}"] = pixels
         save_arrays(context.directory / "examples" / f"{scenario.slug}.npz", arrays)

@@ -115,7 +115,7 @@ def attention(context: Context, count: int) -> Figure:
     frames, a spectrogram).
 
     Raises:
-        UserError: another model, or only texts.
+        UserError: another model, only texts, or no test row with that modality.
     """
     from models.cmpt.cmpt import CMPT  # its import takes seconds
 
@@ -126,8 +126,12 @@ def attention(context: Context, count: int) -> Figure:
     if not isinstance(model, CMPT) or not drawn:
         raise UserError(f"attention maps are of CMPT on images or sound, not of {context.label}: give model=CMPT")
     i, n = drawn[0], len(data.split("test"))
-    batch = data.rows("test", np.linspace(0, n - 1, min(count, n)).astype(int), context.device)
     name, names = data.modalities[i].name, data.modality_names
+    # A row without this modality in the source has some other row's content in its place.
+    rows = np.flatnonzero(~data.natural_rows("test").get(name, np.zeros(n, dtype=bool)))
+    if not len(rows):
+        raise UserError(f"no test row of {context.cfg.dataset.name} has '{name}', whose attention is to be drawn")
+    batch = data.rows("test", rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)], context.device)
     x = batch.inputs[name]
     x = x[:, x.shape[1] // 2] if x.ndim == 5 else x  # the middle frame
     maps = model.attention(i, x).cpu().numpy()

@@ -30,6 +30,7 @@ from utils.build import (
     method_class,
 )
 from utils.errors import UserError
+from utils.files import natural_key
 from utils.validate import stages_without_use, validate
 
 log = logging.getLogger(__name__)
@@ -270,7 +271,8 @@ def run_report(context: Context) -> None:
     root = Path(cfg.paths.output) / cfg.dataset.name
     patterns = cfg.report.include or [str(root / "*" / cfg.name / "seed*")]
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
-    found = sorted({Path(p) for pattern in patterns for p in glob.glob(str(pattern)) if (Path(p) / "DONE").exists()})
+    done = {Path(p) for pattern in patterns for p in glob.glob(str(pattern)) if (Path(p) / "DONE").exists()}
+    found = sorted(done, key=natural_key)
     if not found:
         raise UserError(f"nothing to report in {', '.join(patterns)}: run stage test first ({context.command('test')})")
     metrics = None if cfg.report.metrics is None else list(cfg.report.metrics)

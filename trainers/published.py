@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from omegaconf import OmegaConf
 
 from trainers.report import read_results, to_markdown
 from utils.errors import UserError
@@ -20,6 +21,14 @@ from utils.errors import UserError
 log = logging.getLogger(__name__)
 COLUMNS = ["table", "dataset", "model", "run", "scenario", "metric", "value", "sd"]
 KEY = ["dataset", "model", "run", "scenario", "metric"]
+# Training rows where the paper has no validation split: of the paper (None = all that its lists have), ours by default.
+TRAINING_ROWS: dict[str, dict[str, tuple[int | None, str]]] = {
+    "cmpt": {
+        "Food101": (67_988, "61,142, as 6,846 are validation rows"),
+        "CREMAD": (6_698, "6,028, as 670 are validation clips"),
+        "KineticsSound": (14_739, "90 % of the listed clips, as the others are validation clips"),
+    }
+}
 
 
 def read_published(path: Path) -> pd.DataFrame:
@@ -53,6 +62,34 @@ def read_ours(output: Path) -> pd.DataFrame:
     return found.reset_index()
 
 
+def validation_of(output: Path) -> dict[str, set[str | None]]:
+    """Data set -> ``dataset.validation`` of its finished runs below ``output`` (None where it is not set)."""
+    settings: dict[str, set[str | None]] = {}
+    for path in sorted(output.glob("*/*/*/seed*/config.yaml")):
+        if (path.parent / "DONE").is_file():
+            config = OmegaConf.load(path)
+            name, value = (OmegaConf.select(config, f"dataset.{key}") for key in ("name", "validation"))
+            settings.setdefault(str(name), set()).add(None if value is None else str(value))
+    return settings
+
+
+def training_note(protocol: str, dataset: str, settings: set[str | None]) -> str:
+    """How our training rows differ from the paper's, for below a heading; '' where they are the published ones.
+
+    Args:
+        protocol: stem of the published file.
+        settings: ``dataset.validation`` of our runs.
+    """
+    paper, ours = TRAINING_ROWS.get(protocol, {}).get(dataset, (None, ""))
+    if paper is None:
+        return ""
+    note = f"The paper trains on {paper:,} rows and has no validation split"
+    if settings == {"test"}:
+        return f"{note}; so do these runs of ours (dataset.validation=test)."
+    mixed = "some of these runs use dataset.validation=test, the others train" if "test" in settings else "ours train"
+    return f"{note}; {mixed} on {ours}. For the paper's split: dataset.validation=test dataset.monitor=null."
+
+
 def join(published: pd.DataFrame, ours: pd.DataFrame) -> pd.DataFrame:
     """The published rows with ours, NaN where there are none; a difference ``A - B`` is that of our means, with the
     fewer seeds of the two and no SD."""
@@ -74,9 +111,13 @@ def _number(value: float, sd: float) -> str:
     return f"{value:.2f}" + ("" if np.isnan(sd) else f" ± {sd:.2f}")
 
 
-def render(joined: pd.DataFrame) -> str:
+def render(joined: pd.DataFrame, protocol: str = "", settings: Mapping[str, set[str | None]] | None = None) -> str:
     """Markdown, a block for each table, data set and metric: rows are models (and runs, where they differ), a column of
-    ours and one of the paper's for each scenario."""
+    ours and one of the paper's for each scenario.
+
+    Args:
+        protocol, settings: see :func:`training_note`; settings of each data set.
+    """
     blocks = []
     for (table, dataset, metric), part in joined.groupby(["table", "dataset", "metric"], sort=False):
         several = part["run"].nunique() > 1
@@ -90,7 +131,8 @@ def render(joined: pd.DataFrame) -> str:
         seeds = sorted({int(n) for n in part["seeds"].dropna()})
         note = f"ours: {' to '.join(map(str, seeds))} seeds a cell" if seeds else "no runs of ours yet"
         heading = f"### {str(table).replace('_', ' ').capitalize()}: {dataset}, {metric} (%), {note}"
-        blocks.append(f"{heading}\n\n{to_markdown(cells)}\n")
+        training = training_note(protocol, str(dataset), (settings or {}).get(str(dataset), set()))
+        blocks.append("\n\n".join(filter(None, (heading, training, to_markdown(cells)))) + "\n")
     return "\n".join(blocks)
 
 
@@ -112,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> str:
         if options.table not in known:
             raise UserError(f"{options.file} has no table '{options.table}': choose from {', '.join(known)}")
         published = published[published["table"] == options.table]
-    text = render(join(published, read_ours(options.output)))
+    text = render(join(published, read_ours(options.output)), options.file.stem, validation_of(options.output))
     if options.markdown:
         options.markdown.parent.mkdir(parents=True, exist_ok=True)
         options.markdown.write_text(text)

@@ -113,6 +113,9 @@ def store_path(cfg: DictConfig) -> Path:
     module = OmegaConf.to_container(cfg.dataset.module, resolve=True)
     assert isinstance(module, dict)
     source = {k: v for k, v in module.items() if k not in (*runtime, "_target_")}
+    for key in ("image_bits", "validation"):  # stores from before there were these are valid
+        if source.get(key) is None:
+            source.pop(key, None)
     paths = (
         "root",
         "mnist",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,12 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def natural_key(name: str | Path) -> tuple[str, str]:
+    """Sorting key that compares the numbers in a name by value: 2 before 10; otherwise as the text itself."""
+    text = str(name)
+    return re.sub(r"\d+", lambda digits: digits[0].zfill(32), text), text
 
 
 def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

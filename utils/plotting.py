@@ -336,11 +336,13 @@ def training_curves(frames: Mapping[Any, pd.DataFrame], title: str) -> Figure | 
     return figure
 
 
-def _picture(ax: Axes, images: np.ndarray | None, k: int, colour: str, heavy: bool, dim: bool) -> None:
-    """One framed cell; grey where the modality is no picture."""
+def _picture(
+    ax: Axes, images: np.ndarray | None, k: int, colour: str, heavy: bool, dim: bool, empty: str = "no picture"
+) -> None:
+    """One framed cell; grey with the words ``empty`` where the modality is no picture, or has none in this row."""
     if images is None:
         ax.set_facecolor("#eeeeee")
-        ax.text(0.5, 0.5, "no picture", ha="center", va="center", fontsize=7.5, color="#555555", transform=ax.transAxes)
+        ax.text(0.5, 0.5, empty, ha="center", va="center", fontsize=7.5, color="#555555", transform=ax.transAxes)
     else:
         image = images[k].transpose(1, 2, 0)
         image = image[..., :3] if image.shape[-1] >= 3 else image[..., 0]
@@ -355,6 +357,9 @@ def _picture(ax: Axes, images: np.ndarray | None, k: int, colour: str, heavy: bo
 def samples(data: Mapping[str, np.ndarray], title: str, limit: int = 6) -> Figure:
     """One block a sample: originals (missing ones dimmed), recoveries, and the reward of each selection step.
 
+    A modality that the source does not have in that row (``absent``, (R, M) bool, all False where it is not given) has
+    no original.
+
     Args:
         data: the arrays of ``examples/<scenario>.npz``.
         limit: samples shown.
@@ -362,6 +367,7 @@ def samples(data: Mapping[str, np.ndarray], title: str, limit: int = 6) -> Figur
     names, classes = [str(n) for n in data["modality_names"]], [str(c) for c in data["class_names"]]
     shown = range(min(len(data["index"]), limit))
     missing, accepted, rewards = data["missing"].astype(bool), data["accepted"], data["rewards"]
+    absent = data.get("absent", np.zeros_like(missing)).astype(bool)
     tried = [[t for t in range(rewards.shape[1]) if np.isfinite(rewards[k, t]).any()] for k in shown]
     cell, gap, left, line = 1.15, 0.12, 1.05, 0.18
     heights = [0.62 + cell + missing[k].any() * (cell + gap + 0.2) + line * len(tried[k]) + 0.18 for k in shown]
@@ -388,9 +394,11 @@ def samples(data: Mapping[str, np.ndarray], title: str, limit: int = 6) -> Figur
         for m, name in enumerate(names):
             centre = left + m * (cell + gap) + cell / 2
             gone = bool(missing[k, m])
-            heading = name + " – missing" * gone
+            heading = name + (" – absent" if absent[k, m] else " – missing" * gone)
             write(centre, y - 0.12, heading, 8 * min(1, 18 / len(heading)), ha="center")
-            _picture(axes(m, y), data.get(f"original_{name}"), k, VERMILLION if gone else "#999999", False, gone)
+            original = None if absent[k, m] else data.get(f"original_{name}")
+            empty = "not in the data" if absent[k, m] else "no picture"
+            _picture(axes(m, y), original, k, VERMILLION if gone else "#999999", False, gone, empty)
         if not missing[k].any():
             continue
         y += cell + gap + 0.16
