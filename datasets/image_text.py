@@ -22,7 +22,7 @@ from datasets.demo_text_image import ensure_demo
 from datasets.images import ImageReader, check_sides, decode_images
 from datasets.noise import Scale
 from datasets.source import Source, SourcedDataModule, check_classes, sha256
-from datasets.tokens import VOCABULARY, WordMask, fingerprint, load_tokenizer, tokenise
+from datasets.tokens import VOCABULARY, WordMask, fingerprint, identity, load_tokenizer, tokenise
 from datasets.transforms import ImageTransform, JointAugmentation
 from utils.errors import UserError
 
@@ -157,6 +157,11 @@ class ImageTextModule(SourcedDataModule):
     def class_names(self) -> list[str]:  # type: ignore[override]
         return list(self.packed_meta()["class_names"])
 
+    def input_settings(self) -> dict[str, dict[str, Any]]:
+        identity = self.packed_meta().get("tokenizer_identity")  # stores packed before it was kept have none
+        text = {} if identity is None else {"tokenizer": identity}
+        return {self.image_name: {"fit": self.image_fit}, self.text_name: text}
+
     def transform(self, train: bool) -> ImageTransform:
         augmentation = self.augmentation if train else None
         return ImageTransform(self.image_name, self.side, augmentation, self.mean, self.deviation)
@@ -193,6 +198,7 @@ class ImageTextModule(SourcedDataModule):
             "class_names": content.class_names,
             "vocabulary": len(tokenizer),
             "tokenizer": self.find_tokenizer(),
+            "tokenizer_identity": identity(tokenizer),
             "texts_cut": cut,
             "without_text": empty,
             "source": {"kind": source.kind, **content.about},

@@ -98,9 +98,10 @@ class MultiFeatureDigits(SourcedDataModule):
                 )
             files[view] = there[0]
         about = {"split_seed": self.split_seed, "recipe_version": RECIPE_VERSION}
-        return Source("folder", sha256([about, file_stats(files)]), about, lambda: self._read(files))
+        return Source("folder", sha256([about, file_stats(files)]), about, lambda: self._read(files, about))
 
-    def _read(self, files: dict[str, Path]) -> dict[str, Arrays]:
+    def _read(self, files: dict[str, Path], about: dict[str, Any]) -> dict[str, Arrays]:
+        """The splits; adds zero and unit of every column to ``about``."""
         content = {view: read_view(file, VIEWS[view]) for view, file in files.items()}
         first = next(iter(VIEWS))
         target = content[first][1]
@@ -113,11 +114,15 @@ class MultiFeatureDigits(SourcedDataModule):
         sizes = [round(share * len(target)) for share in SHARES.values()]
         parts = dict(zip(SHARES, stratified_split(target, tuple(sizes), self.split_seed)))
         splits: dict[str, Arrays] = {split: {"target": target[rows]} for split, rows in parts.items()}
+        scaling: dict[str, list[float]] = {}
         for view, (values, _) in content.items():
             mean, deviation = values[parts["train"]].mean(0), values[parts["train"]].std(0)
             scaled = (values - mean) / np.where(deviation > 0, deviation, 1)
             for split, rows in parts.items():
                 splits[split][view] = scaled[rows].astype(np.float32)
+            pairs = zip(mean.tolist(), np.where(deviation > 0, deviation, 1).tolist())
+            scaling |= {f"{view}{i}": list(pair) for i, pair in enumerate(pairs)}
+        about["scaling"] = scaling
         return splits
 
 

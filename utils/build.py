@@ -24,6 +24,7 @@ from models.dymo.prototypes import EUCLIDEAN
 from models.encoders.pooled import PooledEncoder
 from models.imputers.base import Imputer
 from utils.errors import UserError
+from utils.files import PLACES
 from utils.modulation import GradientModulation
 
 Part = TypeVar("Part")
@@ -47,9 +48,23 @@ def subsets_per_step(modalities: Sequence[str]) -> int:
     return 5 if len(modalities) >= 5 else min(2, 2 ** len(modalities) - 1)
 
 
+def given_epochs(published: int | None, *, _root_: Any) -> int | None:
+    """How long a method trains whose published recipe has a number of its own: ``dataset.baselines.max_epochs`` where
+    that was set, the recipe's where it is still the data set's ``usual_epochs``."""
+    node = _root_.dataset.baselines
+    usual = OmegaConf.is_interpolation(node, "max_epochs") or "max_epochs" not in node
+    return published if usual else node.max_epochs
+
+
 def times(factor: int, epochs: int | None) -> int | None:
     """Epochs that grow with those of another stage; nothing of nothing, for :func:`utils.validate.validate` to name."""
     return None if epochs is None else factor * epochs
+
+
+def part_of(share: float, whole: Any) -> int | None:
+    """``share`` of a number, rounded down; nothing of nothing, for :func:`utils.validate.validate` to name."""
+    number = isinstance(whole, int | float) and not isinstance(whole, bool)
+    return math.floor(share * whole + 1e-9) if number else None
 
 
 def modality_name(modality: str | int, modalities: Sequence[str]) -> str:
@@ -64,7 +79,8 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("share", share, replace=True)
     OmegaConf.register_new_resolver("subsets_per_step", subsets_per_step, replace=True)
     OmegaConf.register_new_resolver("times", times, replace=True)
-    OmegaConf.register_new_resolver("part", lambda share, whole: math.floor(share * whole + 1e-9), replace=True)
+    OmegaConf.register_new_resolver("given_epochs", given_epochs, replace=True)
+    OmegaConf.register_new_resolver("part", part_of, replace=True)
     OmegaConf.register_new_resolver("count", lambda listed: len(listed or ()), replace=True)
 
 
@@ -83,35 +99,13 @@ def store_path(cfg: DictConfig) -> Path:
     if cfg.dataset.store:
         return Path(cfg.dataset.store)
     runtime = (
-        "test_batch_size",
-        "low",
-        "residence",
-        "reshuffle_pairs",
-        "jitter",
-        "augmentation",
-        "natural_missing",
-        "mean",
-        "deviation",
-        "frames",
+        *("test_batch_size", "low", "residence", "reshuffle_pairs", "jitter", "augmentation"),
+        *("natural_missing", "mean", "deviation", "frames"),
     )
     module = OmegaConf.to_container(cfg.dataset.module, resolve=True)
     assert isinstance(module, dict)
     source = {k: v for k, v in module.items() if k not in (*runtime, "_target_")}
-    paths = (
-        "root",
-        "mnist",
-        "svhn",
-        "backgrounds",
-        "partition_file",
-        "csv",
-        "images",
-        "lists",
-        "recordings",
-        "cxr",
-        "iv",
-        "ed",
-    )
-    for key in (*paths, "tokenizer"):
+    for key in PLACES:
         # A tokenizer may be a name instead of a path.
         if source.get(key) and (key != "tokenizer" or Path(str(source[key])).exists()):
             source[key] = str(Path(str(source[key])).resolve())
@@ -220,7 +214,7 @@ def build_model(
 def build_imputer(cfg: DictConfig, data: MultimodalDataModule, pretrained: bool = True) -> Imputer:
     """The recovery method of ``cfg.imputer``, untrained."""
     arguments: dict[str, Any] = {}
-    if "Zero" not in cfg.imputer.module._target_ and "Oracle" not in cfg.imputer.module._target_:
+    if "modalities" in inspect.signature(get_object(cfg.imputer.module._target_)).parameters:
         arguments["modalities"] = data.modalities
     for part in ("encoder", "decoder"):
         if part in cfg.imputer:
@@ -301,9 +295,15 @@ def _optional_part(model: DictConfig, key: str, kind: type[Part]) -> Part | None
     return kind(**values)
 
 
-def build_selection(cfg: DictConfig) -> Any:
-    """The selection rule; ``threshold: auto`` starts as 0 and is set from validation data by the test stage."""
+def build_selection(cfg: DictConfig, tail: str = "robust") -> Any:
+    """The selection rule; ``threshold: auto`` starts as 0 and is set from validation data by the test stage.
+
+    Args:
+        tail: stands for ``tail: auto``.
+    """
     node = cfg.model.selection.copy()
+    if node.tail == "auto":
+        node.tail = tail
     if node.threshold == "auto":
         node.threshold = 0.0
     return _make(node, "model.selection")
