@@ -90,7 +90,7 @@ def _make(node: DictConfig, where: str, **arguments: Any) -> Any:
         return instantiate(node, _convert_="all", _partial_=True)(**arguments)
     except InstantiationException as error:
         raise UserError(f"config '{where}': {str(error.__cause__ or error).splitlines()[0]}") from error
-    except (TypeError, ValueError) as error:
+    except (ImportError, TypeError, ValueError) as error:
         raise UserError(f"config '{where}' ({node.get('_target_')}): {str(error).splitlines()[0]}") from error
 
 
