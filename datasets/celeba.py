@@ -159,6 +159,9 @@ class CelebA(SourcedDataModule):
         readable = target.replace("_", " ").lower()
         self.class_names = [f"not {readable}", readable]
 
+    def input_settings(self) -> dict[str, dict[str, Any]]:
+        return {"text": {"names_the_target": not self.drop_target_attribute}}
+
     def find_source(self) -> Source:
         """The folder with the images and tables.
 

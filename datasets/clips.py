@@ -427,6 +427,10 @@ class ClipModule(SourcedDataModule):
                 problems.setdefault(row, problem)
         return found
 
+    def input_settings(self) -> dict[str, dict[str, Any]]:
+        audio = {"front_end": {"name": type(self.audio).__name__, **asdict(self.audio)}}  # type: ignore[call-overload]
+        return {"audio": audio, "visual": {"fps": self.fps, "skip_first": self.frames.skip_first}}
+
     # ---- batches -----------------------------------------------------------------------------------------------------
 
     def pixels(self, name: str, images: Tensor) -> Tensor:
@@ -445,8 +449,14 @@ class ClipModule(SourcedDataModule):
 
 
 def _plain(clip: Clip) -> list[Any]:
-    media = [None if m is None else [str(m.path), *m.stat] for m in (clip.audio, clip.visual)]
+    media = [None if m is None else [_place(m.path), *m.stat] for m in (clip.audio, clip.visual)]
     return [clip.name, clip.label, *media, clip.start, clip.end]
+
+
+def _place(path: Path) -> str:
+    """A path as it stands in signatures: the same, whether it was given as relative or as absolute."""
+    absolute, here = Path(os.path.abspath(path)), Path.cwd()
+    return str(absolute.relative_to(here) if absolute.is_relative_to(here) else absolute)
 
 
 def _lacks(clip: Clip) -> ClipProblem | None:

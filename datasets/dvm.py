@@ -98,6 +98,11 @@ class DVM(ImageTableModule):
             raise UserError(f"dataset.standardise={standardise}: must be train or published")
         self.root, self.demo, self.classes, self.standardise = Path(root), demo, num_classes, standardise
 
+    def input_settings(self) -> dict[str, dict[str, Any]]:
+        # Of TIP's prepared files the numbers are as they are.
+        raw = (self.packed_meta().get("source") or {}).get("kind") == "raw"
+        return {self.table_name: {"standardise": self.standardise}} if raw else {}
+
     def find_source(self) -> Source:
         root = self.root
         if self.demo:
@@ -164,7 +169,14 @@ class DVM(ImageTableModule):
                 columns.append(values.astype(np.float32))
             files = [root / IMAGE_FOLDER / folder / name for folder, name in zip(part["folder"], part["Image_name"])]
             splits[split] = Coded(np.stack(columns, 1), target[rows], files, part["Image_name"].to_numpy(str))
-        about = {"root": str(root), "levels": levels, "standardise": self.standardise}
+        scaling = {}
+        if self.standardise == "train":
+            fitted = frame.iloc[train_rows]
+            for name in (*PHYSICAL, *ADVERT):
+                reference = fitted[name].to_numpy(np.float64)
+                zero, one = standardised(np.array([0.0, 1.0]), reference)
+                scaling[name] = [float(reference.mean()), 1 / float(one - zero) if one > zero else 1.0]
+        about = {"root": str(root), "levels": levels, "standardise": self.standardise, "scaling": scaling}
         return Content(list(COLUMNS), [len(levels[name]) for name in CATEGORICAL], models, splits, about)
 
 

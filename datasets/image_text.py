@@ -24,7 +24,16 @@ from datasets.images import ImageReader, check_sides, decode_images
 from datasets.noise import Scale
 from datasets.pictures import check_bits
 from datasets.source import Source, SourcedDataModule, check_classes, sha256
-from datasets.tokens import PADDING, VOCABULARY, WordMask, count_tokens, fingerprint, load_tokenizer, tokenise
+from datasets.tokens import (
+    PADDING,
+    VOCABULARY,
+    WordMask,
+    count_tokens,
+    fingerprint,
+    identity,
+    load_tokenizer,
+    tokenise,
+)
 from datasets.transforms import ImageTransform, JointAugmentation
 from utils.errors import UserError
 
@@ -176,6 +185,11 @@ class ImageTextModule(SourcedDataModule):
     def class_names(self) -> list[str]:  # type: ignore[override]
         return list(self.packed_meta()["class_names"])
 
+    def input_settings(self) -> dict[str, dict[str, Any]]:
+        identity = self.packed_meta().get("tokenizer_identity")  # stores packed before it was kept have none
+        text = {} if identity is None else {"tokenizer": identity}
+        return {self.image_name: {"fit": self.image_fit}, self.text_name: text}
+
     def transform(self, train: bool) -> ImageTransform:
         augmentation = self.augmentation if train else None
         return ImageTransform(self.image_name, self.side, augmentation, self.mean, self.deviation)
@@ -221,6 +235,7 @@ class ImageTextModule(SourcedDataModule):
             "class_names": content.class_names,
             "vocabulary": len(tokenizer),
             "tokenizer": self.find_tokenizer(),
+            "tokenizer_identity": identity(tokenizer),
             "texts_cut": cut,
             "without_text": empty,
             "reading_changes": [f"{invisible} texts without a token"] if invisible else [],

@@ -101,7 +101,7 @@ class MultiFeatureDigits(SourcedDataModule):
                 )
             files[view] = there[0]
         about = {"split_seed": self.split_seed, "recipe_version": RECIPE_VERSION}
-        return Source("folder", sha256([about, file_stats(files)]), about, lambda: self._read(files))
+        return Source("folder", sha256([about, file_stats(files)]), about, lambda: self._read(files, about))
 
     def pack(self, source: Source) -> tuple[Mapping[str, Mapping[str, Any]], dict[str, Any]]:
         splits, about = super().pack(source)
@@ -112,7 +112,8 @@ class MultiFeatureDigits(SourcedDataModule):
         training = [self.store.split("train").read(view).numpy() for view in VIEWS]
         return any(bool((is_constant(values) & (values[0] != 0)).any()) for values in training)
 
-    def _read(self, files: dict[str, Path]) -> dict[str, Arrays]:
+    def _read(self, files: dict[str, Path], about: dict[str, Any]) -> dict[str, Arrays]:
+        """The splits; adds zero and unit of every column to ``about``."""
         content = {view: read_view(file, VIEWS[view]) for view, file in files.items()}
         first = next(iter(VIEWS))
         target = content[first][1]
@@ -125,6 +126,7 @@ class MultiFeatureDigits(SourcedDataModule):
         sizes = [round(share * len(target)) for share in SHARES.values()]
         parts = dict(zip(SHARES, stratified_split(target, tuple(sizes), self.split_seed)))
         splits: dict[str, Arrays] = {split: {"target": target[rows]} for split, rows in parts.items()}
+        scaling: dict[str, list[float]] = {}
         for view, (values, _) in content.items():
             training = values[parts["train"]]
             mean, deviation = mean_and_deviation(training)
@@ -132,6 +134,9 @@ class MultiFeatureDigits(SourcedDataModule):
             self._rescaled |= bool((is_constant(training) & (training.std(0) > 0)).any())
             for split, rows in parts.items():
                 splits[split][view] = scaled[rows].astype(np.float32)
+            pairs = zip(mean.tolist(), deviation.tolist())
+            scaling |= {f"{view}{i}": list(pair) for i, pair in enumerate(pairs)}
+        about["scaling"] = scaling
         return splits
 
 

@@ -97,6 +97,17 @@ def fingerprint(source: str) -> str:
     return source
 
 
+# Upper case, accents, a contraction, a number, another script: where tokenizers of one vocabulary differ.
+PROBE = "Don't NAIVE naïve 3.14 Ärzte 漢字 @-mention"
+
+
+def identity(tokenizer: PreTrainedTokenizerBase) -> str:
+    """16 hex digits that tell which ids a tokenizer gives, wherever its files are: a digest of its vocabulary and of
+    the ids of a probe text."""
+    vocabulary = sorted((token, int(number)) for token, number in tokenizer.get_vocab().items())
+    return sha256([vocabulary, tokenizer(PROBE)["input_ids"]])[:16]
+
+
 def tokenise(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int) -> tuple[np.ndarray, int]:
     """Ids of many texts, with the special tokens of the tokenizer.
 

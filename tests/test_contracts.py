@@ -205,6 +205,90 @@ def test_variants_of_a_model_have_their_own_run_directories() -> None:
     ]
 
 
+# ---------------------------------------------------------------------------------------------------- how long to train
+
+# Passes that measure; their parts train as long as all others.
+MEASURES = ("Late", "LogitAverage", "ModelSelection")
+# Models that train for a multiple of dataset.baselines.max_epochs: published proportions, in configs/recipe.
+MULTIPLES = {
+    ("MST", "MoPoE_Classification"): 5,
+    ("CelebA", "MoPoE_Classification"): 5,
+    ("MST", "MultiAE_autoencoder"): 10,
+    ("CelebA", "MultiAE_autoencoder"): 10,
+    ("PolyMNIST", "MultiAE_autoencoder"): 3,
+}
+# Where nothing is said: the settings of the publications that differ from those of the data set.
+PUBLISHED_EPOCHS = ("MaskedAttention", "TokenUnimodal", "Zeros_MLP", "Pooling_MLP")
+USUAL_EPOCHS = {
+    "Digits": 12,
+    "PolyMNIST": 100,
+    "CREMAD": 100,
+    "KineticsSound": 100,
+    "MST": 20,
+    "CelebA": 20,
+    "SpokenDigits": 15,
+}
+
+
+def epochs_of_parts(*overrides: str) -> dict[str, int]:
+    """Name -> epochs of the model that is trained and of all that it is built on."""
+
+    def walk(context: Context) -> dict[str, int]:
+        epochs = {str(context.trainable.name): int(context.trainable.training.max_epochs)}
+        for part in context.prerequisites.values():
+            epochs |= walk(part)
+        return epochs
+
+    return walk(Context(configure(*overrides)))
+
+
+# Every model on the embedded data, and wherever a recipe has a number of epochs.
+EPOCH_RECIPES = [f for f in FILES if f.parts[0] == "recipe" and "max_epochs" in (CONFIGS / f).read_text()]
+EPOCH_PAIRS = [(model, "Digits") for model in options("model")] + [
+    (f.stem, f.parts[1]) for f in EPOCH_RECIPES if f.stem in options("model") and f.parts[1] in USUAL_EPOCHS
+]
+
+
+@pytest.mark.parametrize(("model", "dataset"), EPOCH_PAIRS)
+def test_one_setting_says_how_long_every_method_trains(model: str, dataset: str) -> None:
+    chosen = [f"dataset={dataset}", f"model={model}", *(["imputer=CMVAE"] if model == "CMVAE_Classification" else [])]
+    usual = epochs_of_parts(*chosen)
+    first = next(iter(usual))
+    if model in PUBLISHED_EPOCHS:
+        assert set(usual.values()) == {500}
+    elif model not in (*MEASURES, "CMPT", "UDML"):
+        assert usual[first] == USUAL_EPOCHS[dataset] * MULTIPLES.get((dataset, first), 1)
+    # 7 is the default of nothing; the default of the data set, said aloud, counts as well.
+    for epochs in (7, USUAL_EPOCHS[dataset])[: 2 if model == "MaskedAttention" else 1]:
+        for name, value in epochs_of_parts(*chosen, f"dataset.baselines.max_epochs={epochs}").items():
+            assert value == (1 if name in MEASURES else epochs * MULTIPLES.get((dataset, name), 1)), name
+    # And one that is for this model alone.
+    assert epochs_of_parts(*chosen, "model.training.max_epochs=7")[first] == 7
+
+
+@pytest.mark.parametrize("model", ["MaskedAttention", "TokenUnimodal", "Zeros_MLP", "Pooling_MLP", "UDML", "CMPT"])
+@pytest.mark.parametrize("epochs", [1, 3, 500])
+def test_a_short_training_has_a_warmup_that_fits_into_it(model: str, epochs: int) -> None:
+    dataset = "Digits" if model == "CMPT" else "SpokenDigits" if model == "UDML" else "CAD"
+    cfg = configure(
+        f"dataset={dataset}", f"model={model}", f"dataset.baselines.max_epochs={epochs}", "stages=[fit]", "imputer=Zero"
+    )
+    if model != "UDML" or epochs > 1:  # of one epoch none is left for its weights
+        validate(cfg)
+    if model not in ("UDML", "CMPT"):
+        assert cfg.model.training.warmup_epochs == cfg.model.module.plateau.warmup_epochs == epochs // 10
+
+
+def test_a_data_set_of_ones_own_says_how_long_by_a_plain_number() -> None:
+    cfg = configure("dataset=Digits", "model=MaskedAttention")
+    OmegaConf.set_struct(cfg, False)
+    del cfg.dataset.baselines["usual_epochs"]
+    cfg.dataset.baselines.max_epochs = 9
+    assert cfg.model.training.max_epochs == 9
+    del cfg.dataset.baselines["max_epochs"]
+    assert cfg.model.training.max_epochs == 500
+
+
 # -------------------------------------------------------------------------------------------------- model × data set
 
 
@@ -488,7 +572,7 @@ def test_an_imputer_fills_what_is_missing_and_passes_the_rest_through(base, name
 # ------------------------------------------------------------------------------------------------- loggers, experiments
 
 
-@pytest.mark.parametrize("name", options("logger"))
+@pytest.mark.parametrize("name", [*options("logger"), "[tensorboard,wandb]"])
 def test_a_logger_logs(base, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for key in ("WANDB_API_KEY", "WANDB_ENTITY"):
         monkeypatch.delenv(key, raising=False)
@@ -500,13 +584,13 @@ def test_a_logger_logs(base, name: str, tmp_path: Path, monkeypatch: pytest.Monk
     folder = context.trained.path
     losses = [np.mean(watch.losses[:3]), np.mean(watch.losses[3:])]
     assert pd.read_csv(folder / "metrics.csv")["train_loss"].tolist() == pytest.approx(losses)
-    if name == "tensorboard":
+    if "tensorboard" in name:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
         events = EventAccumulator(str(folder / "tensorboard")).Reload()
         assert [e.value for e in events.Scalars("train_loss")] == pytest.approx(losses)
         assert len(events.Scalars("val_accuracy")) == 2
-    if name == "wandb":
+    if "wandb" in name:
         import wandb
 
         wandb.finish()

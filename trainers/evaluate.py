@@ -106,7 +106,11 @@ def load_method(context: Context) -> Method:
     if not context.selects:
         return model
     backbone = context.as_backbone(model)
-    rest = (context.load_parameters(backbone), build_selection(context.cfg), tuple(context.cfg.model.comparators))
+    rest = (
+        context.load_parameters(backbone),
+        build_selection(context.cfg, context.tail),
+        tuple(context.cfg.model.comparators),
+    )
     if context.has_backbone:
         return DyMo(backbone, context.load_imputer(), *rest, seed=context.cfg.seed)
     from models.cmpt.selection import ProxySelection  # its import takes seconds

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import logging
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from utils.build import (
 )
 from utils.errors import UserError
 from utils.files import natural_key
-from utils.validate import stages_without_use, validate
+from utils.validate import check_trainer, stages_without_use, validate
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ def run(cfg: DictConfig) -> None:
         UserError: bad configuration, absent files or unusable data, before any training.
     """
     validate(cfg)
+    check_trainer(cfg)
     resolve_metric(cfg)
     context = Context(cfg)
     stages = useful_stages(cfg)
@@ -208,6 +210,7 @@ def check_artefacts(context: Context, stages: list[str]) -> None:
                     part.trained.finished("fit", part.fit_settings)
             except UserError as error:
                 problems.append(str(error))
+    problems += empty_limits(context, stages)
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
     if unrecoverable:
@@ -224,6 +227,33 @@ def check_artefacts(context: Context, stages: list[str]) -> None:
             context.load_parameters(model)
     if cfg.imputer.checkpoint and imputer_needed:
         context.load_imputer()
+
+
+def empty_limits(context: Context, stages: list[str]) -> list[str]:
+    """Shares in ``trainer.limit_train_batches`` and ``limit_val_batches`` that come to less than one batch."""
+    cfg, data = context.cfg, context.data
+    sizes: dict[str, set[int]] = {"train": set(), "val": set()}
+    trained = [context.trainable] if "fit" in stages and not context.given else []
+    for part in context.prerequisites.values() if trained else ():
+        trained.append(part.trainable)
+    if "impute" in stages and not cfg.imputer.checkpoint and cfg.imputer.training.get("max_epochs"):
+        trained.append(cfg.imputer)
+    for node in trained:
+        sizes["train"].add(int(node.training.batch_size))
+        sizes["val"].add(data.test_batch_size)
+    problems = []
+    for split, batch_sizes in sizes.items():
+        limit = cfg.trainer[f"limit_{split}_batches"]
+        if not isinstance(limit, float) or not batch_sizes or not data.has_split(split):
+            continue
+        batches = -(-len(data.split(split)) // max(batch_sizes))
+        if int(batches * limit) < 1:
+            least = math.ceil(1000 / batches) / 1000
+            problems.append(
+                f"trainer.limit_{split}_batches={limit:g}: is less than one of {batches} batches of split '{split}'; "
+                f"set it to {least:g} or more, or to a whole number of batches"
+            )
+    return problems
 
 
 def run_fit(context: Context) -> None:

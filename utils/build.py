@@ -24,6 +24,7 @@ from models.dymo.prototypes import EUCLIDEAN
 from models.encoders.pooled import PooledEncoder
 from models.imputers.base import Imputer
 from utils.errors import UserError
+from utils.files import PLACES
 from utils.modulation import GradientModulation
 
 Part = TypeVar("Part")
@@ -48,22 +49,31 @@ def subsets_per_step(modalities: Sequence[str]) -> int:
     return 5 if len(modalities) >= 5 else min(2, 2 ** len(modalities) - 1)
 
 
+def given_epochs(published: int | None, *, _root_: Any) -> int | None:
+    """How long a method trains whose published recipe has a number of its own: ``dataset.baselines.max_epochs`` where
+    that was set, the recipe's where it is still the data set's ``usual_epochs``."""
+    node = _root_.dataset.baselines
+    usual = OmegaConf.is_interpolation(node, "max_epochs") or "max_epochs" not in node
+    return published if usual else node.max_epochs
+
+
 def times(factor: int, epochs: int | None) -> int | None:
     """Epochs that grow with those of another stage; nothing of nothing, for :func:`utils.validate.validate` to name."""
     return None if epochs is None else factor * epochs
 
 
-def epochs_of_share(share: float, whole: int) -> int:
-    """The whole number of epochs below a share of them."""
-    return math.floor(share * whole + 1e-9)
+def epochs_of_share(share: float, whole: Any) -> int | None:
+    """``share`` of a number, rounded down; nothing of nothing, for :func:`utils.validate.validate` to name."""
+    number = isinstance(whole, int | float) and not isinstance(whole, bool)
+    return math.floor(share * whole + 1e-9) if number else None
 
 
-def udml_warmup(reference: bool, clean_share: float, weights_share: float, epochs: int) -> int:
+def udml_warmup(reference: bool, clean_share: float, weights_share: float, epochs: Any) -> int | None:
     """Epochs of UDML of which none can be the best: those before its weights set in; with ``reference`` those up to and
     including the first noisy one, as in the release (50 clean of 100: the best is searched from epoch 51 on). One epoch
     is left."""
-    before = epochs_of_share(clean_share, epochs) + 1 if reference else epochs_of_share(weights_share, epochs)
-    return min(before, epochs - 1)
+    before = epochs_of_share(clean_share if reference else weights_share, epochs)
+    return None if before is None else min(before + reference, epochs - 1)
 
 
 def modality_name(modality: str | int, modalities: Sequence[str]) -> str:
@@ -78,6 +88,7 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("share", share, replace=True)
     OmegaConf.register_new_resolver("subsets_per_step", subsets_per_step, replace=True)
     OmegaConf.register_new_resolver("times", times, replace=True)
+    OmegaConf.register_new_resolver("given_epochs", given_epochs, replace=True)
     OmegaConf.register_new_resolver("part", epochs_of_share, replace=True)
     OmegaConf.register_new_resolver("udml_warmup", udml_warmup, replace=True)
     OmegaConf.register_new_resolver("when", lambda condition, value: value if condition else None, replace=True)
@@ -90,7 +101,7 @@ def _make(node: DictConfig, where: str, **arguments: Any) -> Any:
         return instantiate(node, _convert_="all", _partial_=True)(**arguments)
     except InstantiationException as error:
         raise UserError(f"config '{where}': {str(error.__cause__ or error).splitlines()[0]}") from error
-    except (TypeError, ValueError) as error:
+    except (ImportError, TypeError, ValueError) as error:
         raise UserError(f"config '{where}' ({node.get('_target_')}): {str(error).splitlines()[0]}") from error
 
 
@@ -99,16 +110,8 @@ def store_path(cfg: DictConfig) -> Path:
     if cfg.dataset.store:
         return Path(cfg.dataset.store)
     runtime = (
-        "test_batch_size",
-        "low",
-        "residence",
-        "reshuffle_pairs",
-        "jitter",
-        "augmentation",
-        "natural_missing",
-        "mean",
-        "deviation",
-        "frames",
+        *("test_batch_size", "low", "residence", "reshuffle_pairs", "jitter", "augmentation"),
+        *("natural_missing", "mean", "deviation", "frames"),
     )
     module = OmegaConf.to_container(cfg.dataset.module, resolve=True)
     assert isinstance(module, dict)
@@ -116,21 +119,7 @@ def store_path(cfg: DictConfig) -> Path:
     for key in ("image_bits", "validation"):  # stores from before there were these are valid
         if source.get(key) is None:
             source.pop(key, None)
-    paths = (
-        "root",
-        "mnist",
-        "svhn",
-        "backgrounds",
-        "partition_file",
-        "csv",
-        "images",
-        "lists",
-        "recordings",
-        "cxr",
-        "iv",
-        "ed",
-    )
-    for key in (*paths, "tokenizer"):
+    for key in PLACES:
         # A tokenizer may be a name instead of a path.
         if source.get(key) and (key != "tokenizer" or Path(str(source[key])).exists()):
             source[key] = str(Path(str(source[key])).resolve())
@@ -240,7 +229,7 @@ def build_imputer(cfg: DictConfig, data: MultimodalDataModule, pretrained: bool 
     """The recovery method of ``cfg.imputer``, untrained."""
     arguments: dict[str, Any] = {}
     kinds = {m.name: m.kind for m in data.modalities}
-    if "Zero" not in cfg.imputer.module._target_ and "Oracle" not in cfg.imputer.module._target_:
+    if "modalities" in inspect.signature(get_object(cfg.imputer.module._target_)).parameters:
         arguments["modalities"] = data.modalities
     for part in ("encoder", "decoder"):
         if part in cfg.imputer:
@@ -342,9 +331,15 @@ def _optional_part(model: DictConfig, key: str, kind: type[Part]) -> Part | None
     return kind(**values)
 
 
-def build_selection(cfg: DictConfig) -> Any:
-    """The selection rule; ``threshold: auto`` starts as 0 and is set from validation data by the test stage."""
+def build_selection(cfg: DictConfig, tail: str = "robust") -> Any:
+    """The selection rule; ``threshold: auto`` starts as 0 and is set from validation data by the test stage.
+
+    Args:
+        tail: stands for ``tail: auto``.
+    """
     node = cfg.model.selection.copy()
+    if node.tail == "auto":
+        node.tail = tail
     if node.threshold == "auto":
         node.threshold = 0.0
     return _make(node, "model.selection")
