@@ -21,6 +21,7 @@ from models.base import IncompleteClassifier
 from utils.build import build_loggers, build_trainer
 from utils.errors import UserError
 from utils.files import replacing
+from utils.metrics import undefined_monitor
 from utils.run_directory import RunDirectory
 
 log = logging.getLogger(__name__)
@@ -77,8 +78,9 @@ def fit(
         watching: callbacks of the method.
 
     Raises:
-        UserError: interrupted, or no epoch has a finite value of ``monitor``.
+        UserError: interrupted, the validation split has no value of ``monitor``, or no epoch has a finite one.
     """
+    check_monitor(monitor, data, stage)
     resumable = directory.begin(stage, settings)
     checkpoints = directory / "checkpoints"
     last = checkpoints / "last.ckpt"
@@ -172,6 +174,20 @@ def fit(
         )
     trainer.strategy.barrier("finished")
     return best
+
+
+def check_monitor(monitor: str | None, data: MultimodalDataModule, stage: str) -> None:
+    """
+    Raises:
+        UserError: the validation split has no value of the metric that chooses the checkpoint, whatever is predicted.
+    """
+    if monitor is None or not data.has_split("val"):
+        return
+    if reason := undefined_monitor(monitor, data.task, data.split("val").read("target")):
+        raise UserError(
+            f"{monitor} has no value on the validation split, {reason}, and cannot choose an epoch of stage {stage}: "
+            "set dataset.monitor=val_loss (or null for the last epoch), or give a validation split with more classes"
+        )
 
 
 def after_warmup(callback: pl.Callback, epochs: int) -> None:
