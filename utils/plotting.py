@@ -139,7 +139,7 @@ def degradation(
         for family, title in nested.items()
         if (i := int(family.split("_")[1])) < len(names)
     }
-    return _curves(data, places, xlabel, ylabel, styles, titles, data.get("missing_rate"))
+    return _curves(data, places, xlabel, ylabel, styles, titles, is_missing_rate=True)
 
 
 def noise_levels(summary: pd.DataFrame, ylabel: str, styles: Mapping[str, Mapping[str, Any]]) -> Figure | None:
@@ -166,11 +166,11 @@ def _curves(
     ylabel: str,
     styles: Mapping[str, Mapping[str, Any]],
     titles: Mapping[tuple[str, str], str] | None = None,
-    realised: pd.Series | None = None,
+    is_missing_rate: bool = False,
 ) -> Figure | None:
     """A row of panels for each data set, a column for each of ``places``: title -> scenario -> place on the x axis, of
     which the first is what the others start from. ``titles``: (data set, title) -> what it says there instead.
-    ``realised``: the place of each row of ``summary`` but those of the start, NaN where it is that of ``places``."""
+    ``is_missing_rate``: the column ``missing_rate``, where it has a value, is the place of all but the start."""
     own = {scenario for panel in places.values() for scenario in list(panel)[1:]}
     datasets = summary.loc[summary["scenario"].isin(own), "dataset"].unique()
     if not len(datasets):
@@ -182,8 +182,8 @@ def _curves(
             start = next(iter(panel))
             data = summary[(summary["dataset"] == dataset) & summary["scenario"].isin(panel)]
             data = data.assign(x=data["scenario"].map(panel))
-            if realised is not None:
-                measured = realised.reindex(data.index).where(data["scenario"] != start)
+            if is_missing_rate and "missing_rate" in data:
+                measured = data["missing_rate"].where(data["scenario"] != start)
                 data = data.assign(x=measured.fillna(data["x"]))
             for model, style in styles.items():
                 line = data[data["model"] == model].sort_values("x")
