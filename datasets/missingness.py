@@ -66,6 +66,8 @@ RUNNING = "running"
 TEXT_CODE, IMAGE_CODE = 1, 2
 # Kinds of modality that stand for the one and the other.
 TEXT_KINDS, IMAGE_KINDS = ("text", "audio"), ("image", "video")
+# A scenario whose realised rate is further from its name is pointed out.
+RATE_TOLERANCE = 0.01
 # With the default missing.seed, table masks take the seeds of TIP; another one shifts them.
 DEFAULT_SEED = 2025
 TIP_VALUE_SEED = 2021  # of train; val and test add 1 and 2
@@ -122,15 +124,65 @@ class Scenario:
         tip = TIP_VALUE_SEED + split if self.strategy == "value" else TIP_FEATURE_SEED
         return (tip + base - DEFAULT_SEED) % 2**32
 
-    def remark(self, m: int) -> str | None:
-        """What a reader of the name would not expect: a rate that whole modalities of ``m`` cannot have."""
-        k = round(self.rate * m)
-        if self.kind != "random" or self.generator != "exact" or abs(k / m - self.rate) < 1e-9:
+    @property
+    def named_rate(self) -> float | None:
+        """The missing rate of which the name speaks, None where it speaks of none."""
+        return self.rate if self.kind in ("random", "table", "image_text", "nested") else None
+
+    def expected_rate(self, m: int) -> float | None:
+        """The missing rate that a ``random`` scenario has with m modalities, of which one stays in every row; of other
+        kinds :attr:`named_rate`."""
+        if self.kind != "random":
+            return self.named_rate
+        if self.generator == "exact":
+            return round(self.rate * m) / m
+        if self.generator == "global":
+            return min(self.rate, (m - 1) / m)
+        full = self.rate**m  # the share of rows that would be left empty, and are drawn again
+        return (self.rate - full) / (1 - full)
+
+    def realised_rate(
+        self, mask: np.ndarray, cells: Mapping[str, np.ndarray] | None = None, kinds: Sequence[str] | None = None
+    ) -> float:
+        """The share that is missing of what the scenario is about.
+
+        ``table_*`` and files of cells: of all cells of the table. ``nested``: of the rows, those without the modality.
+        ``image_text_text_*`` and ``image_text_image_*``: of the rows, those without the text or the image; ``both``:
+        those without either. All others: of the (row, modality) pairs.
+
+        Args:
+            mask: (N, M) bool, True = missing, with what the data never had.
+            cells: table name -> (N, F) bool, missing cells.
+            kinds: of the M modalities; without them the modality of ``image_text`` is the one that is missing most.
+        """
+        if self.of_cells and cells:
+            return float(np.concatenate([table.ravel() for table in cells.values()]).mean())
+        if self.kind == "nested":
+            return float(mask[:, self.modalities[0]].mean())
+        if self.kind == "image_text" and self.strategy == "both":
+            return float(mask.any(1).mean())
+        if self.kind == "image_text":
+            side = TEXT_KINDS if self.strategy == "text" else IMAGE_KINDS
+            columns = [i for i, kind in enumerate(kinds or ()) if kind in side] or [int(mask.mean(0).argmax())]
+            return float(mask[:, columns].mean())
+        return float(mask.mean())
+
+    def remark(self, m: int, realised: float | None = None) -> str | None:
+        """What a reader of the name would not expect: a rate that is not within :data:`RATE_TOLERANCE` of it.
+
+        Args:
+            m: number of modalities.
+            realised: :meth:`realised_rate` of the mask; None = :meth:`expected_rate`.
+        """
+        rate, named = self.expected_rate(m) if realised is None else realised, self.named_rate
+        if rate is None or named is None or abs(rate - named) <= RATE_TOLERANCE + 1e-9:
             return None
-        return (
-            f"scenario '{self.name}' hides {k} of {m} modalities in every row, a rate of {k / m:.3g}; "
-            f"random_global_{self.rate:g} comes nearer"
-        )
+        text = f"scenario '{self.name}' has a rate of {rate:.3g}"
+        if self.kind != "random":
+            return f"{text}, not {named:g}: tables and curves show that"
+        if self.generator == "exact" and named <= (m - 1) / m:
+            return f"{text}, {round(rate * m)} of {m} modalities; random_global_{named:g} comes nearer"
+        return f"{text}, as every row keeps one of {m} modalities; tables and curves show that"
 
     def same(self, other: Scenario) -> bool:
         """Whether both make the same masks; files by their place, however the path is spelled."""

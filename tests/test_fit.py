@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,11 +14,13 @@ import pytorch_lightning as pl
 import torch
 
 from datasets.base import Batch
-from models.base import Prediction
+from models.base import IncompleteClassifier, Prediction
 from trainers import fit as fit_module
 from trainers import pipeline
 from trainers.context import Context
-from trainers.evaluate import predict
+from trainers.evaluate import accuracy_table, predict
+from trainers.report import write_report
+from utils import metrics
 from utils.checkpoints import read_tensors
 from utils.errors import UserError
 
@@ -79,6 +82,74 @@ def test_a_model_that_diverged_from_the_start_has_no_best(composed, tmp_path: Pa
     folder = tmp_path / "PolyMNIST" / "DynamicTransformer" / "default" / "seed0"
     assert (folder / "metrics.csv").is_file() and (folder / "checkpoints" / "last.ckpt").is_file()
     assert not (folder / "stages" / "fit.json").exists()
+
+
+class OneClass:
+    """Data whose validation split has rows of one class."""
+
+    task, target = "multiclass", torch.ones(8, dtype=torch.int64)
+
+    def has_split(self, name: str) -> bool:
+        return True
+
+    def split(self, name: str) -> OneClass:
+        return self
+
+    def read(self, name: str) -> torch.Tensor:
+        return self.target
+
+
+def test_a_monitor_without_a_value_is_refused_before_training() -> None:
+    data: Any = OneClass()
+    with pytest.raises(UserError, match=r"^val_auroc has no value .*all of one class.*set dataset.monitor=val_loss"):
+        fit_module.check_monitor("val_auroc", data, "fit")
+    for monitor in ("val_loss", "val_accuracy", None):
+        fit_module.check_monitor(monitor, data, "fit")
+
+
+def test_fit_looks_at_the_monitor_before_it_writes_anything(composed, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(fit_module, "undefined_monitor", lambda *_: "its rows are all of one class")
+    with pytest.raises(UserError, match="has no value on the validation split"):
+        pipeline.run(composed(*TINY, "model.training.max_epochs=1", f"paths.output={tmp_path}"))
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_results_are_written_though_one_metric_fails(composed, tmp_path: Path, monkeypatch, caplog) -> None:
+    def fail(self: metrics._AUROC) -> torch.Tensor:
+        raise MemoryError("57.7 GB\nof log-odds")
+
+    settings = [s for s in TINY if not s.startswith("stages")]
+    settings += ["stages=[fit,test]", "missing.test=[none,random_0.5]", "dataset.monitor=val_loss"]
+    settings += ["model.training.max_epochs=1", f"paths.output={tmp_path}"]
+    with monkeypatch.context() as patched:
+        patched.setattr(IncompleteClassifier, "on_validation_epoch_end", lambda self: None)
+        patched.setattr(metrics._AUROC, "compute", fail)
+        pipeline.run(composed(*settings))
+    folder = next(tmp_path.rglob("results.csv")).parent
+    assert (folder / "DONE").is_file() and (folder / "predictions" / "none.npz").is_file()
+    frame = pd.read_csv(folder / "results.csv", keep_default_na=False)
+    empty = frame[frame["value"] == ""]
+    assert set(empty["metric"]) == {"auroc"} and len(empty) == frame["scenario"].nunique() == 2
+    assert "metric 'auroc'" in caplog.text and "failed (MemoryError: 57.7 GB)" in caplog.text
+    # Every scenario's realised rate, from its mask; the one that cannot have its rate was pointed out.
+    rates = frame.groupby("scenario")["missing_rate"].first().astype(float)
+    mask = np.load(folder / "masks" / "random_0.5.npz")["missing"]
+    assert rates["none"] == 0 and rates["random_0.5"] == pytest.approx(mask.mean())
+    has_remark = "'random_0.5' has a rate of" in caplog.text
+    assert has_remark == (abs(mask.mean() - 0.5) > 0.01)
+    # A metric that fails is shown as an en dash.
+    page = write_report([folder], tmp_path / "report", title="t")
+    cells = page.tables[next(key for key in page.tables if key[1] == "auroc")].iloc[0]
+    assert [cell.strip() for cell in cells] == ["–", "–"]
+
+
+def test_the_terminal_table_has_rates_and_daggers() -> None:
+    rows = [("none", "A", 0.5, 0.0), ("none", "A/oracle_subset", 1.0, 0.0), ("random_0.2", "A", 0.25, 1 / 6)]
+    rows.append(("random_0.2", "A/oracle_subset", np.nan, 1 / 6))
+    frame = pd.DataFrame(rows, columns=["scenario", "model", "value", "missing_rate"]).assign(metric="accuracy")
+    lines = [line.split() for line in accuracy_table(frame).splitlines()]
+    assert ["A", "50.00", "25.00"] in lines and ["A/oracle_subset†", "100.00", "–"] in lines
+    assert ["missing", "rate", "0", "0.167"] in lines and lines[-1][:2] == ["†", "uses"]
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])

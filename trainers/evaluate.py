@@ -25,7 +25,8 @@ from trainers.context import Context
 from utils.build import build_selection
 from utils.errors import UserError
 from utils.files import replacing, save_arrays
-from utils.metrics import METRICS, LabelMetrics, classification_metrics
+from utils.metrics import METRICS, LabelMetrics, classification_metrics, metric_names
+from utils.plotting import ORACLE_NOTE, is_oracle, with_dagger
 
 log = logging.getLogger(__name__)
 Method = IncompleteClassifier | Completed | DyMo
@@ -41,10 +42,10 @@ def run(context: Context) -> None:
         log.info("test: %s is there and valid, skipped", directory / "results.csv")
         return
     scenarios = context.scenarios
-    for remark in filter(None, (scenario.remark(len(data.modalities)) for scenario in scenarios)):
-        log.warning(remark)
     both = {s.name: data.masks("test", s) for s in scenarios}
     masks, cells = {name: pair[0] for name, pair in both.items()}, {name: pair[1] for name, pair in both.items()}
+    kinds = [m.kind for m in data.modalities]
+    rates = {s.name: s.realised_rate(masks[s.name], cells[s.name], kinds) for s in scenarios}
     noise = {s.name: data.corruption("test", s) for s in scenarios}
     nan_rows = data.split("test").nan_rows
     if nan_rows is not None:
@@ -78,14 +79,21 @@ def run(context: Context) -> None:
             folder = directory / "predictions" / label if label else directory / "predictions"
             save_arrays(folder / f"{scenario.slug}.npz", arrays)
             name = f"{context.label}/{label}" if label else context.label
-            for metric, value in measure(arrays, data.task, data.num_classes).items():
+            values, failures = measure(arrays, data.task, data.num_classes)
+            for metric, value in values.items():
                 rows.append((cfg.dataset.name, name, cfg.seed, scenario.name, metric, value, len(arrays["target"])))
-            if data.task == "multilabel":
+            for metric, reason in failures.items():
+                log.error(
+                    "test: metric '%s' of %s under scenario '%s' failed (%s): it is empty in results.csv; "
+                    "the predictions are stored",
+                    *(metric, name, scenario.name, reason),
+                )
+            if data.task == "multilabel" and not failures:
                 each_label.append(measure_labels(arrays, data.class_names).assign(model=name, scenario=scenario.name))
     _examples(context, model, scenarios, masks, cells, noise)
     frame = pd.DataFrame(rows, columns=["dataset", "model", "seed", "scenario", "metric", "value", "n"])
     trained_on = {"train": str(context.trained_scenario.name), "fold": context.fold}
-    frame = frame.assign(**trained_on)
+    frame = frame.assign(**trained_on, missing_rate=frame["scenario"].map(rates))
     if each_label:
         labels = pd.concat(each_label).assign(dataset=cfg.dataset.name, seed=cfg.seed, **trained_on)
         with replacing(directory / "results_per_class.csv") as file:
@@ -275,19 +283,38 @@ def scenario_predictions(
     return results
 
 
-def measure(arrays: Mapping[str, np.ndarray], task: str, num_classes: int) -> dict[str, float]:
+def measure(arrays: Mapping[str, np.ndarray], task: str, num_classes: int) -> tuple[dict[str, float], dict[str, str]]:
     """Metrics of one scenario: classification, and where there was a selection the share of recoveries accepted and the
-    rounds per sample."""
-    metrics = classification_metrics(task, num_classes)
-    metrics.update(torch.from_numpy(arrays["logits"]), torch.from_numpy(arrays["target"]))
-    values = {k: float(v) for k, v in metrics.compute().items()}
+    rounds per sample.
+
+    Returns:
+        metric -> value, and metric -> reason for those that could not be computed, whose value is NaN.
+    """
+    logits, target = torch.from_numpy(arrays["logits"]), torch.from_numpy(arrays["target"])
+    failures: dict[str, str] = {}
+
+    def compute(*names: str) -> dict[str, float]:
+        metrics = classification_metrics(task, num_classes, names)
+        metrics.update(logits, target)
+        return {k: float(v) for k, v in metrics.compute().items()}
+
+    try:
+        values = compute(*METRICS)
+    except Exception:  # whatever one metric raises, the others are written
+        values = {}
+        for name in metric_names(task):
+            try:
+                values |= compute(name)
+            except Exception as error:
+                values[name] = math.nan
+                failures[name] = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
     if "final_missing" in arrays:
         unrecoverable = arrays.get("unrecoverable", np.zeros_like(arrays["missing"]))
         recovered = (arrays["missing"] & ~unrecoverable).sum()
         accepted = (arrays["missing"] & ~arrays["final_missing"]).sum()
         values["accepted_share"] = float(accepted / recovered) if recovered else 0.0
         values["iterations"] = float(arrays["iterations"].mean())
-    return values
+    return values, failures
 
 
 def measure_labels(arrays: Mapping[str, np.ndarray], class_names: Sequence[str]) -> pd.DataFrame:
@@ -305,11 +332,17 @@ def measure_labels(arrays: Mapping[str, np.ndarray], class_names: Sequence[str])
 
 
 def accuracy_table(frame: pd.DataFrame) -> str:
-    """Accuracy in percent, models by scenarios, for the terminal."""
+    """Accuracy in percent, models by scenarios, and the missing rate of each scenario, for the terminal; a dagger marks
+    models that use labels."""
     accuracy = frame[frame.metric == "accuracy"]
     table = accuracy.pivot(index="model", columns="scenario", values="value") * 100
     order = list(dict.fromkeys(accuracy.scenario))
-    return table.loc[list(dict.fromkeys(accuracy.model)), order].round(2).to_string()
+    table = table.loc[list(dict.fromkeys(accuracy.model)), order].map("{:.2f}".format).replace("nan", "–")
+    has_oracle = any(map(is_oracle, table.index))
+    table.index = pd.Index([with_dagger(model) for model in table.index], name="model")
+    rates = accuracy.groupby("scenario")["missing_rate"].first()[order]
+    table.loc["missing rate"] = [f"{rate:.3g}" for rate in rates]
+    return table.to_string() + f"\n† {ORACLE_NOTE}" * has_oracle
 
 
 def _examples(

@@ -23,6 +23,7 @@ from utils.checkpoints import read_tensors
 from utils.errors import UserError
 from utils.files import replacing, unwritable
 from utils.inputs import KEY as INPUTS
+from utils.metrics import undefined_monitor
 from utils.run_directory import RunDirectory
 
 log = logging.getLogger(__name__)
@@ -145,8 +146,9 @@ def fit(
         watching: callbacks of the method.
 
     Raises:
-        UserError: interrupted, or no epoch has a finite value of ``monitor``.
+        UserError: interrupted, the validation split has no value of ``monitor``, or no epoch has a finite one.
     """
+    check_monitor(monitor, data, stage)
     resumable = directory.begin(stage, settings)
     checkpoints = directory / "checkpoints"
     last = checkpoints / "last.ckpt"
@@ -263,6 +265,20 @@ def check_checkpoint(file: Path) -> None:
             f"the stage is not finished, its checkpoint was not written ({error}): make room or correct the "
             "permissions, and run the same command again"
         ) from None
+
+
+def check_monitor(monitor: str | None, data: MultimodalDataModule, stage: str) -> None:
+    """
+    Raises:
+        UserError: the validation split has no value of the metric that chooses the checkpoint, whatever is predicted.
+    """
+    if monitor is None or not data.has_split("val"):
+        return
+    if reason := undefined_monitor(monitor, data.task, data.split("val").read("target")):
+        raise UserError(
+            f"{monitor} has no value on the validation split, {reason}, and cannot choose an epoch of stage {stage}: "
+            "set dataset.monitor=val_loss (or null for the last epoch), or give a validation split with more classes"
+        )
 
 
 def after_warmup(callback: pl.Callback, epochs: int) -> None:

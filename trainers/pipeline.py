@@ -177,10 +177,14 @@ def check_artefacts(context: Context, stages: list[str]) -> None:
         if not data.has_split(split):
             continue
         try:
-            mask = data.mask(split, scenario)
+            mask, cells = data.masks(split, scenario)
         except UserError as error:
             problems.append(str(error))
             continue
+        if split == "test":
+            realised = scenario.realised_rate(mask, cells, [m.kind for m in data.modalities])
+            if remark := scenario.remark(len(data.modalities), realised):
+                log.warning(remark)
         kinds, natural = get_object(cfg.imputer.module._target_).recovers, data.natural_rows(split)
         for i, m in enumerate(data.modalities) if context.recovers and kinds is not None else []:
             if m.kind in kinds:

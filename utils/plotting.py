@@ -32,7 +32,12 @@ FAMILIES = {
     "image_text_text_": "text or sound missing",
     "image_text_image_": "image or video missing",
     "image_text_both_": "either missing",
+    "table_value_": "cells of the table missing",
+    "table_feature_": "columns of the table missing",
+    "table_MI_": "most important columns missing",
+    "table_LI_": "least important columns missing",
 }
+ORACLE_NOTE = "uses labels: an upper bound, never marked"
 RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 10,
@@ -44,6 +49,11 @@ RC: dict[Any, Any] = {
 def is_oracle(model: str) -> bool:
     """Whether a row of a table uses labels at test time."""
     return "oracle" in model.lower()
+
+
+def with_dagger(model: str) -> str:
+    """The name, marked where the model uses labels at test time."""
+    return model + "†" * is_oracle(model)
 
 
 def model_styles(models: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -105,7 +115,8 @@ def degradation(
         summary: columns dataset, model, scenario, mean, sd of one metric, in the unit of ``ylabel``. A row of panels
             for each data set, a column for each of :data:`FAMILIES` and each modality of nested ones; ``none`` is
             rate 0 in all. Where one of two modalities goes missing at a rate, the scenario that hides it in all rows is
-            rate 1, if ``whole`` names it.
+            rate 1, if ``whole`` names it. The place on the x axis is the column ``missing_rate``, the realised rate;
+            without it, or where it is NaN, the rate in the name.
         modalities: data set -> the names of its modalities, for titles.
 
     Returns:
@@ -114,7 +125,7 @@ def degradation(
     data = summary
     for (dataset, family), scenario in (whole or {}).items():
         all_rows = data[(data["dataset"] == dataset) & (data["scenario"] == scenario)]
-        data = pd.concat([data, all_rows.assign(scenario=f"{family}1")], ignore_index=True)
+        data = pd.concat([data, all_rows.assign(scenario=f"{family}1", missing_rate=1.0)], ignore_index=True)
     families: dict[str, dict[str, float]] = {}
     known = "|".join(sorted(FAMILIES, key=len, reverse=True))
     for name in data["scenario"].unique():
@@ -128,7 +139,7 @@ def degradation(
         for family, title in nested.items()
         if (i := int(family.split("_")[1])) < len(names)
     }
-    return _curves(data, places, xlabel, ylabel, styles, titles)
+    return _curves(data, places, xlabel, ylabel, styles, titles, is_missing_rate=True)
 
 
 def noise_levels(summary: pd.DataFrame, ylabel: str, styles: Mapping[str, Mapping[str, Any]]) -> Figure | None:
@@ -155,9 +166,11 @@ def _curves(
     ylabel: str,
     styles: Mapping[str, Mapping[str, Any]],
     titles: Mapping[tuple[str, str], str] | None = None,
+    is_missing_rate: bool = False,
 ) -> Figure | None:
     """A row of panels for each data set, a column for each of ``places``: title -> scenario -> place on the x axis, of
-    which the first is what the others start from. ``titles``: (data set, title) -> what it says there instead."""
+    which the first is what the others start from. ``titles``: (data set, title) -> what it says there instead.
+    ``is_missing_rate``: the column ``missing_rate``, where it has a value, is the place of all but the start."""
     own = {scenario for panel in places.values() for scenario in list(panel)[1:]}
     datasets = summary.loc[summary["scenario"].isin(own), "dataset"].unique()
     if not len(datasets):
@@ -169,6 +182,9 @@ def _curves(
             start = next(iter(panel))
             data = summary[(summary["dataset"] == dataset) & summary["scenario"].isin(panel)]
             data = data.assign(x=data["scenario"].map(panel))
+            if is_missing_rate and "missing_rate" in data:
+                measured = data["missing_rate"].where(data["scenario"] != start)
+                data = data.assign(x=measured.fillna(data["x"]))
             for model, style in styles.items():
                 line = data[data["model"] == model].sort_values("x")
                 if line.empty or (line["scenario"] == start).all():
@@ -178,7 +194,7 @@ def _curves(
                 low, high = line["mean"] - line["sd"], line["mean"] + line["sd"]
                 ax.fill_between(line["x"], low, high, color=style["color"], alpha=0.15, linewidth=0)
             ax.set_title(f"{dataset}, {(titles or {}).get((dataset, title), title)}", fontsize=10)
-            ax.set_xticks(sorted(data["x"].unique()))
+            ax.set_xticks(sorted(data["x"].round(3).unique()))
             ax.set_xlabel(xlabel)
             ax.grid(alpha=0.3)
         row[0].set_ylabel(ylabel)
