@@ -252,7 +252,8 @@ def features(
     labels = {int(c): f"{names[c]} ({100 * gain[c]:+.1f})" for c in chosen}
     words = "largest" if order == "gain" else "smallest"
     title = f"{run.dataset}, {scenario_title(run, scenario)}, {run.repeat}"
-    return plotting.embedding(points, target[picked], labels, title, f"the {len(chosen)} classes with the {words} gain")
+    subtitle = f"the {len(chosen)} classes with the {words} gain (percentage points in brackets)"
+    return plotting.embedding(points, target[picked], labels, title, subtitle)
 
 
 def is_right(logits: np.ndarray, target: np.ndarray) -> np.ndarray:
