@@ -3,9 +3,9 @@
     python -m tests.frozen record FOLDER          # about half an hour on one core; continues where it was interrupted
     python -m tests.frozen compare OLD NEW        # prints every difference; the exit status is 1 if there is one
 
-A record holds the resolved configuration of every model, imputer, experiment and schedule with every data set; for every
-model × data set (demo data, tiny networks) the state-dict shapes and the predictions after two training steps; and
-``results.csv`` of one epoch of six methods on Digits. Everything goes through configurations and stages, as a user's
+A record holds the resolved configuration of every model, imputer, experiment and schedule with every data set; for
+every model × data set (demo data, tiny networks) the state-dict shapes and the predictions after two training steps;
+and ``results.csv`` of one epoch of six methods on Digits. Everything goes through configurations and stages, as a user's
 command does, so that it does not matter where the code lives. :data:`RENAMED` maps names that were changed on purpose.
 """
 

@@ -1,5 +1,8 @@
 """Our results beside published ones: ``python -m trainers.published docs/published/cmpt.csv --table table_8``.
 
+``--compare CMPT CMPT_without_proxies`` prints our models beside each other instead, under every scenario that all of
+them have, for figures that are curves and print no numbers.
+
 A published file has the columns table, dataset, model, run, scenario, metric, value and sd (in percent). ``model`` is a
 model of ours or one that only the paper has; ``A - B`` is a difference. ``run`` is the ``name`` of our runs.
 """
@@ -105,6 +108,37 @@ def join(published: pd.DataFrame, ours: pd.DataFrame) -> pd.DataFrame:
     return joined
 
 
+def compare(ours: pd.DataFrame, models: Sequence[str], run: str, metrics: pd.DataFrame) -> str:
+    """Markdown, one block per data set and metric: a row per scenario, a column per model, and the first model minus
+    each other one (of means, in percentage points).
+
+    Args:
+        ours: of :func:`read_ours`.
+        models: at least two; a data set is left out unless all of them have results.
+        run: ``name`` of the runs.
+        metrics: columns dataset and metric; only these pairs are printed.
+    """
+    wanted = set(metrics[["dataset", "metric"]].itertuples(index=False, name=None))
+    rows = ours[(ours["run"] == run) & ours["model"].isin(models)]
+    blocks = []
+    for (dataset, metric), part in rows.groupby(["dataset", "metric"], sort=False):
+        shared = part.groupby("scenario")["model"].nunique() == len(models)
+        scenarios = [s for s in part["scenario"].unique() if shared[s]]
+        if (dataset, metric) not in wanted or not scenarios:
+            continue
+        cells = pd.DataFrame(index=pd.Index(scenarios, name="scenario"))
+        by_model = {model: part[part["model"] == model].set_index("scenario").loc[scenarios] for model in models}
+        for model, frame in by_model.items():
+            cells[model] = [_number(value, sd) for value, sd in zip(frame["ours"], frame["ours_sd"])]
+        for model in models[1:]:
+            difference = by_model[models[0]]["ours"] - by_model[model]["ours"]
+            cells[f"{models[0]} - {model}"] = [f"{value:+.2f}" for value in difference]
+        seeds = sorted({int(n) for frame in by_model.values() for n in frame["seeds"]})
+        heading = f"### {dataset}, {metric} (%), ours: {' to '.join(map(str, seeds))} seeds a cell"
+        blocks.append(f"{heading}\n\n{to_markdown(cells)}\n")
+    return "\n".join(blocks) or f"No data set has finished runs of {', '.join(models)} yet.\n"
+
+
 def _number(value: float, sd: float) -> str:
     if np.isnan(value):
         return "–"
@@ -145,16 +179,26 @@ def main(arguments: Sequence[str] | None = None) -> str:
     parser = argparse.ArgumentParser("python -m trainers.published", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("file", type=Path, help="published numbers, docs/published/<method>.csv")
     parser.add_argument("--table", help="for example table_8; default: all")
+    parser.add_argument("--compare", nargs="+", metavar="MODEL", help="our models beside each other, at least two")
+    parser.add_argument("--run", default="complete", help="with --compare: name of our runs")
     parser.add_argument("--output", type=Path, default=Path("outputs"), help="paths.output of our runs")
     parser.add_argument("--markdown", type=Path, help="write here instead of printing")
     options = parser.parse_args(arguments)
     published = read_published(options.file)
+    if options.compare and (options.table or len(set(options.compare)) < 2):
+        raise UserError(
+            "--compare takes at least two models and no --table: leave one of them out or name another model"
+        )
     if options.table:
         known = list(dict.fromkeys(published["table"]))
         if options.table not in known:
             raise UserError(f"{options.file} has no table '{options.table}': choose from {', '.join(known)}")
         published = published[published["table"] == options.table]
-    text = render(join(published, read_ours(options.output)), options.file.stem, validation_of(options.output))
+    ours = read_ours(options.output)
+    if options.compare:
+        text = compare(ours, options.compare, options.run, published)
+    else:
+        text = render(join(published, ours), options.file.stem, validation_of(options.output))
     if options.markdown:
         options.markdown.parent.mkdir(parents=True, exist_ok=True)
         options.markdown.write_text(text)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import base64
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib import rc_context
+from matplotlib import patheffects, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -24,6 +25,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "h")
 LINES = ("-", "--", "-.", (0, (3, 1, 1, 1, 1, 1)))
 HATCHES = ("", "///", "...", "xxx")
 BLUE, VERMILLION, GREEN = COLOURS[:3]
+CLASSES_PER_PANEL = 36
 # Scenarios with a rate, by what stands before it, in words.
 FAMILIES = {
     "random_": "random (exact)",
@@ -467,74 +469,129 @@ def distance_histograms(
 
 
 @rc_context(RC)
-def per_class(values: pd.DataFrame, xlabel: str, styles: Mapping[str, Mapping[str, Any]], title: str) -> Figure:
-    """A row for each class, a mark for each model.
+def per_class(
+    values: pd.DataFrame,
+    xlabel: str,
+    styles: Mapping[str, Mapping[str, Any]],
+    title: str,
+    gain: pd.Series | None = None,
+) -> Figure:
+    """A row for each class, in the order of the index, a mark for each column; many classes go into several panels.
 
     Args:
-        values: index class names, columns models; NaN where a class has no rows.
+        values: index class names, columns models (or scenarios); NaN where a class has no rows.
+        gain: class name -> number that is printed beside its row, in percentage points; None = nothing.
     """
-    figure, axes = _grid(1, 1, 6.4, 0.22 * len(values) + 1.4)
-    ax, places = axes[0, 0], np.arange(len(values))
-    ax.hlines(places, values.min(axis=1), values.max(axis=1), color="#bbbbbb", linewidth=1, zorder=0)
-    for model, style in styles.items():
-        if model in values:
-            look = {"color": style["color"], "marker": style["marker"]}
-            ax.scatter(values[model], places, s=26, label=model, **look)
-    ax.set_yticks(places, values.index, fontsize=8)
-    ax.set_ylim(len(values) - 0.4, -0.6)
-    ax.set_xlabel(xlabel)
-    ax.set_title(title, fontsize=10)
-    ax.grid(axis="x", alpha=0.3)
-    _legend(figure, [ax], 2)
+    panels = -(-len(values) // CLASSES_PER_PANEL)
+    rows = -(-len(values) // panels)
+    figure, axes = _grid(1, panels, 6.4 if panels == 1 else 5.0 * panels, 0.22 * rows + 1.4, sharex=True)
+    for k, ax in enumerate(axes[0]):
+        part = values.iloc[k * rows : (k + 1) * rows]
+        places = np.arange(len(part))
+        ax.hlines(places, part.min(axis=1), part.max(axis=1), color="#bbbbbb", linewidth=1, zorder=0)
+        for i, (model, style) in enumerate((m, style) for m, style in styles.items() if m in part):
+            # Smaller one after the other, so that equal scores hide none.
+            look = {"color": style["color"], "marker": style["marker"], "s": max(60 - 18 * i, 12)}
+            ax.scatter(part[model], places, label=model, zorder=2 + i, **look)
+        ax.set_yticks(places, part.index, fontsize=8)
+        ax.set_ylim(rows - 0.4, -0.6)
+        ax.set_xlabel(xlabel)
+        ax.grid(axis="x", alpha=0.3)
+        if gain is not None:
+            texts = [
+                "–" if np.isnan(gain[name]) else f"{round(gain[name], 1) + 0:+.1f}".replace("-", "−")
+                for name in part.index
+            ]
+            right = ax.secondary_yaxis("right")
+            right.set_yticks(places, texts, fontsize=8)
+            right.tick_params(length=0)
+            right.spines["right"].set_visible(False)
+            ax.text(1.02, 1.0, "gain", fontsize=8, va="bottom", transform=ax.transAxes)
+    figure.suptitle(title, fontsize=10)
+    _legend(figure, [axes[0, 0]], 3)
     return figure
 
 
 @rc_context(RC)
 def embedding(
-    panels: Mapping[str, tuple[np.ndarray, np.ndarray]], classes: Mapping[int, str], title: str, unit: str = "t-SNE"
+    points: Mapping[str, np.ndarray],
+    target: np.ndarray,
+    classes: Mapping[int, str],
+    title: str,
+    subtitle: str = "",
+    unit: str = "t-SNE",
 ) -> Figure:
-    """Points in the plane, one panel a title.
+    """Sets of points in one map; colour and number tell the class, the marker tells the set.
+
+    The number of a class stands at the median of its points of the first set.
 
     Args:
-        panels: title -> positions (N, 2), targets (N,). Rows of other ``classes`` are not drawn.
-        classes: number -> name.
+        points: name of a set -> positions (N, 2), the same rows in each.
+        target: (N,) class of each row. Rows of other ``classes`` are not drawn.
+        classes: number of a class -> name.
     """
-    figure, axes = _grid(1, len(panels), 3.6 * len(panels), 3.6, sharex=True, sharey=True)
-    for ax, (name, (xy, target)) in zip(axes[0], panels.items()):
-        for i, (c, label) in enumerate(classes.items()):
-            rows = target == c
-            look = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
-            ax.scatter(*xy[rows].T, s=12, alpha=0.8, linewidths=0.8, label=label, **look)
-        ax.set_title(name, fontsize=10)
-        ax.set_xticks([])
-        ax.set_yticks([])
-        ax.set_xlabel(f"{unit} 1")
-    axes[0, 0].set_ylabel(f"{unit} 2")
+    figure, axes = _grid(1, 1, 8.0, 6.2)
+    ax = axes[0, 0]
+    markers = dict(zip(points, ("o", "x", "^", "s", "D")))
+    colours = (*COLOURS, "#999999", "#882255", "#B8A400")
+    for name, marker in markers.items():
+        ax.scatter([], [], s=30, color="#444444", marker=marker, label=name)
+    for i, (c, label) in enumerate(classes.items()):
+        colour = colours[i % len(colours)]
+        for name, xy in points.items():
+            ax.scatter(*xy[target == c].T, s=16, alpha=0.6, linewidths=0.8, color=colour, marker=markers[name])
+        ax.scatter([], [], s=40, color=colour, marker="s", label=f"{i + 1}  {label}")
+        first = next(iter(points.values()))[target == c]
+        if len(first):
+            edge = [patheffects.withStroke(linewidth=3, foreground="white")]
+            look: dict[str, Any] = {"color": colour, "weight": "bold", "path_effects": edge, "zorder": 5}
+            ax.text(*np.median(first, axis=0), str(i + 1), fontsize=12, ha="center", va="center", **look)
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.set_xlabel(f"{unit} 1")
+    ax.set_ylabel(f"{unit} 2")
+    ax.set_title(subtitle, fontsize=10)
     figure.suptitle(title, fontsize=11)
-    _legend(figure, list(axes.flat), 4)
+    _legend(figure, [ax], 3)
     return figure
 
 
 @rc_context(RC)
-def attention_maps(rows: Sequence[tuple[np.ndarray, Mapping[str, np.ndarray], str]], title: str) -> Figure:
-    """A row for each sample: the image, then every map over it, each scaled by its own maximum.
+def attention_maps(
+    groups: Mapping[str, Sequence[tuple[np.ndarray, Mapping[str, np.ndarray], str]]], title: str
+) -> Figure:
+    """A block for each group of samples, a line for each sample: its label, the image, and every map over it, each
+    scaled by its own maximum.
 
     Args:
-        rows: image (H, W, 3) or (H, W) in [0, 1], name -> map (rows, columns) of attention to the patches, label.
+        groups: heading -> samples: image (H, W, 3) or (H, W) in [0, 1], name -> map (rows, columns) of attention to
+            the patches, label (lines separated by a line feed).
     """
-    names = list(rows[0][1])
-    figure, axes = _grid(len(rows), 1 + len(names), 1.9 * (1 + len(names)), 1.9 * len(rows) + 0.5)
-    figure.suptitle(title, fontsize=11)
-    for line, (image, maps, label) in zip(axes, rows):
-        height, width = image.shape[:2]
-        for ax, name in zip(line, ("input", *names)):
-            ax.imshow(image, cmap="gray", vmin=0, vmax=1, extent=(0, width, height, 0), aspect="auto")
-            if name != "input":
-                look = {"cmap": "inferno", "alpha": 0.6, "extent": (0, width, height, 0), "aspect": "auto"}
-                ax.imshow(maps[name], vmin=0, interpolation="bilinear", **look)
-            ax.set_xticks([])
-            ax.set_yticks([])
-        line[0].set_ylabel(label, fontsize=8)
-    for ax, name in zip(axes[0], ("input", *names)):
-        ax.set_title(name, fontsize=9)
+    names = next((list(sample[1]) for samples in groups.values() for sample in samples), [])
+    lines = [max(len(samples), 1) for samples in groups.values()]
+    heights = [0.35 + (1.8 * len(samples) or 0.4) for samples in groups.values()]
+    width = max(1.8 + 1.9 * (1 + len(names)), 7.0)
+    figure = Figure(figsize=(width, sum(heights) + 0.6), layout="constrained")
+    figure.suptitle("\n".join(textwrap.wrap(title, int(11 * width))), fontsize=11)
+    parts = figure.subfigures(len(groups), 1, squeeze=False, height_ratios=heights)[:, 0]
+    widths = [0.9] + [1] * (1 + len(names))
+    for part, (heading, samples), count in zip(parts, groups.items(), lines):
+        part.suptitle(heading, fontsize=10, weight="bold", ha="left", x=0.02)
+        axes = part.subplots(count, 2 + len(names), squeeze=False, width_ratios=widths)
+        for ax in axes.flat:
+            ax.set_axis_off()
+        if not samples:
+            axes[0, 0].text(0, 0.5, "no such row", fontsize=8, va="center")
+        for line, (image, maps, label) in zip(axes, samples):
+            wrapped = "\n".join(textwrap.fill(text, 22, subsequent_indent="   ") for text in label.split("\n"))
+            line[0].text(0, 0.5, wrapped, fontsize=8, va="center", transform=line[0].transAxes)
+            # Grey below a map, so that its colours are those of the attention alone.
+            grey = image.mean(-1) if image.ndim == 3 else image
+            place: dict[str, Any] = {"extent": (0, image.shape[1], image.shape[0], 0), "aspect": "auto"}
+            for ax, name in zip(line[1:], ("input", *names)):
+                ax.imshow(image if name == "input" else grey, cmap="gray", vmin=0, vmax=1, **place)
+                if name != "input":
+                    ax.imshow(maps[name], cmap="inferno", alpha=0.55, vmin=0, interpolation="bilinear", **place)
+        for ax, name in zip(axes[0, 1:] if samples else (), ("input", *names)):
+            ax.set_title(name, fontsize=9)
     return figure
