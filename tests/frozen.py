@@ -5,8 +5,9 @@
 
 A record holds the resolved configuration of every model, imputer, experiment and schedule with every data set; for
 every model × data set (demo data, tiny networks) the state-dict shapes and the predictions after two training steps;
-and ``results.csv`` of one epoch of six methods on Digits. Everything goes through configurations and stages, as a user's
-command does, so that it does not matter where the code lives. :data:`RENAMED` maps names that were changed on purpose.
+and ``results.csv`` of one epoch of six methods on Digits. Everything goes through configurations and stages, as a
+user's command does, so that it does not matter where the code lives. :data:`RENAMED` maps names that were changed on
+purpose.
 """
 
 from __future__ import annotations
