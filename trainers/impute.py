@@ -38,6 +38,7 @@ def run(context: Context) -> None:
     else:
         pl.seed_everything(cfg.seed, verbose=False)
         imputer = build_imputer(cfg, context.data)
+        imputer.check_training_rows(context.data.mask("train", parse_scenario("none")))
         directory.describe(cfg)
         if isinstance(imputer, pl.LightningModule):
             has_val = context.data.has_split("val")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -49,6 +50,13 @@ class Imputer:
         is_fixed = torch.tensor([m.name not in names for m in modalities], device=missing.device)
         unrecoverable = missing & is_fixed
         return unrecoverable | (missing & unrecoverable.any(1, keepdim=True)) if self.reads_others else unrecoverable
+
+    def check_training_rows(self, missing: np.ndarray) -> None:
+        """Check that training rows (N, M), True = missing, leave something to learn from.
+
+        Raises:
+            UserError: they do not.
+        """
 
     def impute(
         self,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from datasets.base import Batch, Modality
 from models.baselines.base import take_rows
 from models.imputers.base import Imputer
+from utils.errors import UserError
 
 
 class GenerativeImputer(pl.LightningModule, Imputer):
@@ -55,6 +57,13 @@ class GenerativeImputer(pl.LightningModule, Imputer):
         """The rows of a batch that have every modality, since the objective is that of complete rows. A table with
         missing cells counts as missing."""
         return batch if batch.complete else take_rows(batch, ~batch.missing.any(1))
+
+    def check_training_rows(self, missing: np.ndarray) -> None:
+        if missing.any(1).all():
+            raise UserError(
+                f"imputer {type(self).__name__} learns from rows that have every modality with all its cells, and no "
+                f"training row of {len(missing)} has: choose imputer=IMI or Mean, or set dataset.natural_missing=fill"
+            )
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Means over the rows of the batch; ``loss`` is the objective."""

@@ -28,7 +28,8 @@ class Judge(IncompleteClassifier):
         self.encoders = nn.ModuleDict(dict(encoders))
         self.heads = nn.ModuleDict({m.name: nn.LazyLinear(num_classes) for m in modalities})
         with torch.no_grad():
-            self.eval().read({m.name: torch.zeros(1, *m.shape) for m in modalities})
+            ids = {m.name: torch.long if m.vocabulary else torch.float for m in modalities}
+            self.eval().read({m.name: torch.zeros(1, *m.shape, dtype=ids[m.name]) for m in modalities})
         self.train()
 
     def read(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -47,6 +48,9 @@ def _errors(
     modality: Modality, recovered: Tensor, truth: Tensor, cells: Tensor | None = None
 ) -> Iterator[tuple[str, Tensor]]:
     """Name and values of each measure of error, one a row, or one a missing cell where there are ``cells`` (R, F)."""
+    if modality.vocabulary:  # ids have no distances
+        yield "token_accuracy", (recovered == truth).float().mean(1)
+        return
     if cells is None and not modality.cardinalities:
         error = (recovered - truth).flatten(1)
         yield "mse", error.square().mean(1)
@@ -80,9 +84,10 @@ def recovery_quality(imputer: Imputer, judge: Judge, batches: Iterable[Batch], s
 
     Returns:
         columns modality, observed, metric, value, n. Metrics: ``mse`` and ``mae`` of the content, for tables of the
-        continuous columns (z-scores), and ``level_accuracy`` of the categorical ones; ``coherence``, share of
-        recoveries that the judge reads as the true class; ``judge_accuracy`` (observed = M), the same on true content.
-        Those that end in ``_cells`` are of tables with half of the cells missing, over the missing cells.
+        continuous columns (z-scores), and ``level_accuracy`` of the categorical ones; ``token_accuracy``, share of the
+        right ids of a text; ``coherence``, share of recoveries that the judge reads as the true class;
+        ``judge_accuracy`` (observed = M), the same on true content. Those that end in
+        ``_cells`` are of tables with half of the cells missing, over the missing cells.
     """
     m = len(judge.modalities)
     names = [x.name for x in judge.modalities]
