@@ -18,7 +18,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from datasets.missingness import Scenario, forest_ranking
+from datasets.missingness import RUNNING, Scenario, forest_ranking
 from datasets.noise import AS_IT_IS, Corruption, Scale, TrainingNoise
 from datasets.storage import PackedSplit, PackedStore
 from datasets.text import one_hot
@@ -345,6 +345,27 @@ class PackedLoader:
         return x[b_index[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
+def _describe_columns(
+    table: Modality, levels: Mapping[str, Sequence[str]], scaling: Mapping[str, Sequence[float]]
+) -> list[dict[str, Any]]:
+    """Columns of a table for :meth:`MultimodalDataModule.describe_inputs`.
+
+    Args:
+        levels: categorical column -> names of its levels, as far as the source has names.
+        scaling: continuous column -> zero and unit, as far as the data set standardised it itself.
+    """
+    names = table.columns or tuple(str(i) for i in range(table.shape[0]))
+    columns: list[dict[str, Any]] = []
+    for name, count in zip(names, (*table.cardinalities, *[None] * (len(names) - len(table.cardinalities)))):
+        column: dict[str, Any] = {"name": name}
+        if count is not None:
+            column["levels"] = list(levels[name]) if name in levels else count
+        elif name in scaling:
+            column["scaling"] = [float(value) for value in scaling[name]]
+        columns.append(column)
+    return columns
+
+
 def check_rows_without_nan(nan_rows: np.ndarray, missing: np.ndarray, modalities: Sequence[Modality]) -> None:
     """Refuse NaN in content that is observed.
 
@@ -453,6 +474,44 @@ class MultimodalDataModule(pl.LightningDataModule):
     def has_split(self, name: str) -> bool:
         return self.store.has_split(name)
 
+    def input_settings(self) -> dict[str, dict[str, Any]]:
+        """Settings beyond kind, shape and columns that give the values of a modality their meaning.
+
+        Returns:
+            Modality name -> plain values, such as the front end of a sound or the tokenizer of a text; modalities
+            without such settings are left out.
+        """
+        return {}
+
+    def describe_inputs(self) -> dict[str, Any]:
+        """Describe what classes and inputs mean, in plain values that every trained file carries.
+
+        Returns:
+            ``version``; ``task``; ``classes``, the names in their order; ``modalities``, one mapping each in the order
+            of the columns of a mask: ``name``, ``kind``, ``shape``; of a table ``columns``, each with ``name``, and
+            where they are known ``levels`` (names in the order of their codes, or their number) or ``scaling``
+            (zero and unit, in units of the source: value = (source - zero) / unit); of pictures, sound and clips
+            ``normalisation``; and what :meth:`input_settings` adds. :mod:`utils.inputs` compares two of them.
+
+        Raises:
+            UserError: the data must be packed to know it, and are not.
+        """
+        source = (self.store.meta() or {}).get("source") or {}
+        settings = self.input_settings()
+        described = []
+        for m in self.modalities:
+            about: dict[str, Any] = {"name": m.name, "kind": m.kind, "shape": list(m.shape)}
+            if m.kind == "table":
+                about["columns"] = _describe_columns(m, source.get("levels") or {}, source.get("scaling") or {})
+            elif m.kind != "text":
+                about["normalisation"] = {"mean": list(m.scale.mean), "deviation": list(m.scale.deviation)}
+            if m.vocabulary:
+                about["vocabulary"] = m.vocabulary
+            described.append(about | settings.get(m.name, {}))
+        plain = {"version": 1, "task": self.task, "classes": list(self.class_names), "modalities": described}
+        # As JSON gives it back, so that a stored and a new description compare equal.
+        return dict(json.loads(json.dumps(plain)))
+
     def mask_seed(self, split: str, scenario: Scenario) -> int:
         """The seed that a scenario takes on a split."""
         return scenario.seed(self.missing_seed, SPLITS.index(split))
@@ -493,7 +552,9 @@ class MultimodalDataModule(pl.LightningDataModule):
             for name, gaps in natural_cells.items():
                 never[:, self.modality_names.index(name)] |= gaps.all(1)
             kinds = [m.kind for m in self.modalities]
-            chosen = scenario.generate(n, self.modality_names, seed=seed, kinds=kinds, absent=never)
+            before = SPLITS[: SPLITS.index(split)] if scenario.generator == RUNNING else ()
+            earlier = [len(self.split(s)) for s in before if self.has_split(s)]
+            chosen = scenario.generate(n, self.modality_names, seed=seed, kinds=kinds, absent=never, earlier=earlier)
 
         def with_natural() -> tuple[np.ndarray, dict[str, np.ndarray]]:
             missing, cells = chosen | absent, {}

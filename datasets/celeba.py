@@ -159,6 +159,9 @@ class CelebA(SourcedDataModule):
         readable = target.replace("_", " ").lower()
         self.class_names = [f"not {readable}", readable]
 
+    def input_settings(self) -> dict[str, dict[str, Any]]:
+        return {"text": {"names_the_target": not self.drop_target_attribute}}
+
     def find_source(self) -> Source:
         """The folder with the images and tables.
 
@@ -195,7 +198,8 @@ class CelebA(SourcedDataModule):
         }
         signature = sha256([settings, file_stats(tables), sorted(images.items())])
         about = settings | {"texts": "read" if "texts" in tables else "written by the published rule"}
-        return Source("folder", signature, about, lambda: self._load(folder, tables, set(images)))
+        pictures = [folder / name for name in images]
+        return Source("folder", signature, about, lambda: self._load(folder, tables, set(images)), lambda: pictures)
 
     def _load(self, folder: Path, tables: Mapping[str, Path], images: set[str]) -> dict[str, dict[str, Any]]:
         if "alphabet" in tables:

@@ -27,10 +27,12 @@ from datasets.base import Choose, Modality, Transform
 from datasets.demo_text_image import ensure_demo
 from datasets.images import decode_rows, reason
 from datasets.noise import Scale
+from datasets.pictures import FRAME_SUFFIXES
 from datasets.polymnist import stratified_split
 from datasets.source import Source, SourcedDataModule, check_classes, sha256
-from datasets.video import FRAME_SUFFIXES, VIDEO_SUFFIXES, ClipReader, Frames
+from datasets.video import VIDEO_SUFFIXES, ClipReader, Frames
 from utils.errors import UserError
+from utils.files import natural_key
 
 log = logging.getLogger(__name__)
 
@@ -111,11 +113,13 @@ class MediaFolder:
         self.sounds: dict[str, Media] = {}
         self.videos: dict[str, Media] = {}
         self.frames: dict[str, Media] = {}
-        ranks: dict[tuple[int, str], tuple[int, str]] = {}
+        ranks: dict[tuple[int, str], tuple[int, tuple[str, str]]] = {}
         suffixes = {suffix: (0, i) for i, suffix in enumerate(SOUND_SUFFIXES)}
         suffixes |= {suffix: (1, i) for i, suffix in enumerate(VIDEO_SUFFIXES)}
         for folder, names, files in os.walk(root, followlinks=True):
-            names[:] = sorted(n for n in names if not (m := _FPS_FOLDER.match(n)) or int(m[1]) == fps)
+            names[:] = sorted(
+                (n for n in names if not (m := _FPS_FOLDER.match(n)) or int(m[1]) == fps), key=natural_key
+            )
             pictures = []
             for file in files:
                 stem, suffix = os.path.splitext(file)
@@ -127,8 +131,9 @@ class MediaFolder:
                 elif suffix in suffixes:
                     kind, rank = suffixes[suffix]
                     path = os.path.join(folder, file)
-                    if (kind, stem) not in ranks or (rank, path) < ranks[kind, stem]:
-                        ranks[kind, stem] = rank, path
+                    order = rank, natural_key(path)
+                    if (kind, stem) not in ranks or order < ranks[kind, stem]:
+                        ranks[kind, stem] = order
                         (self.sounds, self.videos)[kind][stem] = Media(Path(path), _stat(path))
             # An empty folder of frames is a clip without frames; an empty folder elsewhere is never asked for.
             if (pictures or not files) and not names:
@@ -324,7 +329,9 @@ class ClipModule(SourcedDataModule):
         }
         rows = {split: [_plain(clip) for clip in clips] for split, clips in listing.clips.items()}
         signature = sha256([listing.kind, listing.class_names, settings, rows])
-        return Source(listing.kind, signature, {**settings, **listing.about}, lambda: self._with_validation(listing))
+        folders = [m.path for part in listing.clips.values() for c in part if (m := c.visual) and m.path.is_dir()]
+        about = {**settings, **listing.about}
+        return Source(listing.kind, signature, about, lambda: self._with_validation(listing), lambda: folders)
 
     def _with_validation(self, listing: Listing) -> Listing:
         clips = listing.clips
@@ -420,6 +427,10 @@ class ClipModule(SourcedDataModule):
                 problems.setdefault(row, problem)
         return found
 
+    def input_settings(self) -> dict[str, dict[str, Any]]:
+        audio = {"front_end": {"name": type(self.audio).__name__, **asdict(self.audio)}}  # type: ignore[call-overload]
+        return {"audio": audio, "visual": {"fps": self.fps, "skip_first": self.frames.skip_first}}
+
     # ---- batches -----------------------------------------------------------------------------------------------------
 
     def pixels(self, name: str, images: Tensor) -> Tensor:
@@ -438,8 +449,14 @@ class ClipModule(SourcedDataModule):
 
 
 def _plain(clip: Clip) -> list[Any]:
-    media = [None if m is None else [str(m.path), *m.stat] for m in (clip.audio, clip.visual)]
+    media = [None if m is None else [_place(m.path), *m.stat] for m in (clip.audio, clip.visual)]
     return [clip.name, clip.label, *media, clip.start, clip.end]
+
+
+def _place(path: Path) -> str:
+    """A path as it stands in signatures: the same, whether it was given as relative or as absolute."""
+    absolute, here = Path(os.path.abspath(path)), Path.cwd()
+    return str(absolute.relative_to(here) if absolute.is_relative_to(here) else absolute)
 
 
 def _lacks(clip: Clip) -> ClipProblem | None:

@@ -115,18 +115,14 @@ class CsvRows(SourcedDataModule):
         self.images = Path(images) if images else self.csv.parent
         self.labels = [label] if isinstance(label, str) else [str(column) for column in label]
         self.class_values: dict[str, list[str]] = {}
+        self._unquoted: list[Any] = []
         if isinstance(label, str):
             if not classes:
                 raise UserError(
                     f"dataset.classes is empty: list the values of column '{label}' in the order of classes"
                 )
-            given = classes if isinstance(classes, Mapping) else {c: c for c in classes}
-            if not isinstance(classes, Mapping) and len(given) < len(classes):
-                raise UserError(f"dataset.classes names a class twice: {', '.join(map(str, classes))}")
-            self.class_values = {str(c): _listed(values) for c, values in given.items()}
-            values = Counter(value for listed in self.class_values.values() for value in listed)
-            if double := [value for value, n in values.items() if n > 1]:
-                raise UserError(f"dataset.classes: the label '{double[0]}' stands in two classes, it belongs to one")
+            self.class_values = spellings(classes, "classes", "class")
+            self._unquoted = unquoted(classes)
             self.classes = list(self.class_values)
             self.task = "binary" if len(self.classes) == 2 and not min_groups else "multiclass"
         else:
@@ -138,7 +134,7 @@ class CsvRows(SourcedDataModule):
             if leave_out or min_groups:
                 raise UserError("dataset.leave_out and dataset.min_groups are for one label column: leave them out")
         self.leave_out, self.min_groups, self.rare_class = _listed(leave_out), min_groups, rare_class
-        self.missing_values = ["", *map(str, missing_values)]
+        self.missing_values = ["", *_listed(missing_values)]
         self.split_column, self.group = split, group
         self.split_values = {str(key): _listed(value) for key, value in (split_values or {}).items()}
         self.fractions, self.stratify, self.split_seed = [float(f) for f in fractions], stratify, split_seed
@@ -307,6 +303,7 @@ class CsvRows(SourcedDataModule):
         if self.task == "multilabel":
             return frame, names, left_out
         column = frame[self.labels[0]]
+        check_quoted(self._unquoted, column, "dataset.classes", self.csv)
         gone = column.isin(self.leave_out)
         left_out |= {f"label '{value}'": int((column == value).sum()) for value in self.leave_out}
         of_value = {value: name for name, values in self.class_values.items() for value in values}
@@ -413,8 +410,67 @@ class CsvRows(SourcedDataModule):
 
 
 def _listed(value: Any) -> list[str]:
-    """One value, or several, as text."""
-    return [str(value)] if isinstance(value, str | int) else [str(v) for v in value]
+    """One value, or several, as text, stripped as cells are."""
+    return [str(v).strip() for v in ([value] if isinstance(value, str | int | float) else value)]
+
+
+def spellings(given: Sequence[Any] | Mapping[Any, Any], key: str, what: str) -> dict[str, list[str]]:
+    """Name -> the cell values that stand for it, in the given order.
+
+    Args:
+        given: names, each standing for itself, or a mapping name -> one value or several.
+        key: of the configuration, below ``dataset``, for messages.
+        what: a name is, for messages.
+
+    Raises:
+        UserError: a name or a value that stands twice.
+    """
+    pairs = list(given.items()) if isinstance(given, Mapping) else [(name, name) for name in given]
+    names = [str(name).strip() for name, _ in pairs]
+    if twice := [name for name, n in Counter(names).items() if n > 1]:
+        raise UserError(f"dataset.{key} lists '{twice[0]}' twice: every {what} once")
+    values = {name: _listed(value) for name, (_, value) in zip(names, pairs)}
+    counts = Counter(value for listed in values.values() for value in dict.fromkeys(listed))
+    if double := [value for value, n in counts.items() if n > 1]:
+        noun, plural = ("label", "classes") if what == "class" else ("value", f"{what}s")
+        raise UserError(f"dataset.{key}: the {noun} '{double[0]}' stands in two {plural}, it belongs to one")
+    return values
+
+
+def unquoted(given: Sequence[Any] | Mapping[Any, Any] | None) -> list[Any]:
+    """Values that YAML did not read as text: booleans and decimal numbers."""
+    values = list(given.values()) if isinstance(given, Mapping) else list(given or ())
+    flat = [v for value in values for v in (value if isinstance(value, Sequence) and value != str(value) else [value])]
+    return [value for value in flat if isinstance(value, bool | float)]
+
+
+def check_quoted(values: Sequence[Any], column: pd.Series, key: str, where: object) -> None:
+    """
+    Args:
+        values: of :func:`unquoted`.
+        column: the cells, as text.
+        key: of the configuration that holds the values.
+        where: the table, for the message.
+
+    Raises:
+        UserError: a value that no cell has as it is written here: YAML changed it.
+    """
+    if absent := [value for value in values if str(value) not in set(column)]:
+        cells = ", ".join(f'"{cell}"' for cell in list(dict.fromkeys(column))[:3])
+        raise UserError(
+            f"{key} holds {absent[0]}, which no cell of column '{column.name}' in {where} is: YAML reads unquoted "
+            f"yes, no, on, off and decimal numbers as something else than text, write the values in quotes ({cells})"
+        )
+
+
+def similar_spellings(values: Sequence[str] | np.ndarray) -> list[str]:
+    """Values that differ only in case or blanks, with their counts: a line such as ``'F' (12), 'f' (3)`` per set."""
+    groups: dict[str, Counter[str]] = {}
+    for value, n in Counter(map(str, values)).items():
+        groups.setdefault("".join(value.casefold().split()), Counter())[value] = n
+    return [
+        ", ".join(f"'{value}' ({n})" for value, n in group.most_common()) for group in groups.values() if len(group) > 1
+    ]
 
 
 def counted(values: pd.Series | Sequence[str] | np.ndarray) -> str:
@@ -523,7 +579,9 @@ def draw_folds(
 
     One label: scikit-learn's stratified folds (with groups: its stratified group folds), inside each the same split for
     validation. Several labels: iterative stratification (Sechidis et al., 2011) of the positives, of groups by
-    whether any of their rows has the label; an unlabelled cell counts as not positive.
+    whether any of their rows has the label; an unlabelled cell counts as not positive. (The vision-tabular release
+    counts its unlabelled cells, -100, as positives in the stratification, so that its folds differ from ours where
+    labels have gaps.)
 
     Args:
         target: (N,) classes, or (N, C) labels with 1 for a positive.

@@ -26,6 +26,7 @@ import pandas as pd
 from datasets.base import SPLITS
 from datasets.csv_rows import check_columns, read_csv
 from datasets.image_table import Coded, Content, ImageTableModule, read_cardinalities, read_prepared
+from datasets.scaling import mean_and_deviation, was_divided_by_rounding_error
 from datasets.source import Source, file_digest
 from utils.errors import UserError
 
@@ -98,6 +99,11 @@ class DVM(ImageTableModule):
             raise UserError(f"dataset.standardise={standardise}: must be train or published")
         self.root, self.demo, self.classes, self.standardise = Path(root), demo, num_classes, standardise
 
+    def input_settings(self) -> dict[str, dict[str, Any]]:
+        # Of TIP's prepared files the numbers are as they are.
+        raw = (self.packed_meta().get("source") or {}).get("kind") == "raw"
+        return {self.table_name: {"standardise": self.standardise}} if raw else {}
+
     def find_source(self) -> Source:
         root = self.root
         if self.demo:
@@ -148,6 +154,7 @@ class DVM(ImageTableModule):
         target = frame["class"].to_numpy(np.int64)
         parts = split_rows(target, models)
         splits = {}
+        self.rescaled = []
         train_rows = parts["train"]
         for split, rows in parts.items():
             part = frame.iloc[rows]
@@ -156,18 +163,28 @@ class DVM(ImageTableModule):
             for name in (*PHYSICAL, *ADVERT):
                 values = part[name].to_numpy(np.float64)
                 if name in PHYSICAL or self.standardise == "train":
-                    values = standardised(values, fitted[name].to_numpy(np.float64))
+                    reference = fitted[name].to_numpy(np.float64)
+                    values = standardised(values, reference)
+                    if was_divided_by_rounding_error(reference, ddof=1) and name not in self.rescaled:
+                        self.rescaled.append(name)
                 columns.append(values.astype(np.float32))
             files = [root / IMAGE_FOLDER / folder / name for folder, name in zip(part["folder"], part["Image_name"])]
             splits[split] = Coded(np.stack(columns, 1), target[rows], files, part["Image_name"].to_numpy(str))
-        about = {"root": str(root), "levels": levels, "standardise": self.standardise}
+        scaling = {}
+        if self.standardise == "train":
+            fitted = frame.iloc[train_rows]
+            for name in (*PHYSICAL, *ADVERT):
+                reference = fitted[name].to_numpy(np.float64)
+                zero, one = standardised(np.array([0.0, 1.0]), reference)
+                scaling[name] = [float(reference.mean()), 1 / float(one - zero) if one > zero else 1.0]
+        about = {"root": str(root), "levels": levels, "standardise": self.standardise, "scaling": scaling}
         return Content(list(COLUMNS), [len(levels[name]) for name in CATEGORICAL], models, splits, about)
 
 
 def standardised(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """z-scores with mean and sample standard deviation (ddof 1) of ``reference``; a constant becomes 0."""
-    deviation = reference.std(ddof=1) if len(reference) > 1 else 0.0
-    return (values - reference.mean()) / (deviation or 1.0)
+    mean, deviation = mean_and_deviation(reference, ddof=1)
+    return (values - mean) / deviation
 
 
 def split_rows(target: np.ndarray, models: list[str]) -> dict[str, np.ndarray]:

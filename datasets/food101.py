@@ -135,7 +135,12 @@ class Food101(PublishedImageText):
             )
         digests = {name: file_digest(root / name) for name in there}
         settings = [digests, str(root.resolve()), self.split_seed, RECIPE_VERSION]
+        settings += [] if self.validation is None else [self.validation]
         return self._source("demo" if self.demo else "files", settings, lambda: self._load(root))
+
+    def wanted_counts(self) -> dict[str, int]:
+        counts = super().wanted_counts()
+        return counts | ({"train": PUBLISHED["train"] + PUBLISHED["val"]} if self.validation == "test" else {})
 
     def _load(self, root: Path) -> Content:
         listed = {part: read_titles(root / file) for part, file in TITLES.items() if (root / file).is_file()}
@@ -156,6 +161,8 @@ class Food101(PublishedImageText):
             target = np.array([classes[_class(name)] for name in names], dtype=np.int64)
             files = [folder / _class(name) / name for name in names]
             splits[split] = Items(files, [titles.get(name, "") for name in names], target, names)
+        if self.validation == "test":
+            splits = self.validated_on_test(splits, has_drawn_validation=True)
         return Content(list(classes), splits, {"root": str(root), "split.json": (root / "split.json").is_file()})
 
     def _draw(self, listed: dict[str, dict[str, str]], classes: dict[str, int]) -> dict[str, list[str]]:

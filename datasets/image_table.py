@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ import pandas as pd
 from PIL import Image
 
 from datasets.base import Modality, Transform
-from datasets.csv_rows import CsvRows, counted
+from datasets.csv_rows import CsvRows, check_quoted, counted, similar_spellings, spellings, unquoted
 from datasets.images import ImageReader, check_sides, decode_images
 from datasets.noise import AS_IT_IS, Scale
+from datasets.pictures import check_bits
+from datasets.scaling import is_constant, mean_and_deviation, was_divided_by_rounding_error
 from datasets.source import Source, SourcedDataModule, alone, sha256
 from datasets.transforms import ColumnPool, ImageTableTransform, JointAugmentation
 from utils.errors import UserError
@@ -75,6 +78,7 @@ class ImageTableModule(SourcedDataModule):
         augmentation: of training batches, None = none.
         natural_missing: ``keep`` marks cells that the source does not have as missing; ``fill`` lets their stored
             content (training mean, commonest level) count as present.
+        image_bits: in use of 16-bit images, None = 16 (see :func:`datasets.pictures.open_picture`).
         **kwargs: see :class:`MultimodalDataModule`.
 
     Raises:
@@ -94,21 +98,30 @@ class ImageTableModule(SourcedDataModule):
         channels: int = 3,
         augmentation: JointAugmentation | None = None,
         natural_missing: str = "keep",
+        image_bits: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(store, **kwargs)
         self.side, self.stored_side, self.channels = side, stored_side or side, channels
         self.augmentation, self.natural_missing = augmentation, natural_missing
+        self.image_bits = image_bits
         check_sides(side, self.stored_side)
+        check_bits(image_bits)
         if channels not in (1, 3):
             raise UserError(f"dataset.channels={channels}: must be 3 or 1")
         if natural_missing not in ("keep", "fill"):
             raise UserError(f"dataset.natural_missing={natural_missing}: must be keep or fill")
         self._pool: ColumnPool | None = None
+        self.rescaled: list[str] = []  # columns that READING_RULES 1 divided by a rounding error
 
     def _source(self, kind: str, settings: Any, load: Callable[[], Content]) -> Source:
-        signature = sha256([PACKING_VERSION, kind, settings, self.stored_side, self.channels])
-        return Source(kind, signature, {}, load)
+        packing = [self.stored_side, self.channels] + ([] if self.image_bits is None else [self.image_bits])
+        load_once = cache(load)
+
+        def pictures() -> list[Path]:
+            return [path for coded in load_once().splits.values() for path in coded.images if path]
+
+        return Source(kind, sha256([PACKING_VERSION, kind, settings, *packing]), {}, load_once, pictures)
 
     @property
     def modalities(self) -> list[Modality]:  # type: ignore[override]
@@ -170,13 +183,24 @@ class ImageTableModule(SourcedDataModule):
             if coded.gaps is not None and coded.gaps.any():
                 splits[split][f"{self.table_name}_missing"] = coded.gaps
                 missing_cells[split] = dict(zip(content.columns, coded.gaps.sum(0).tolist()))
+        changes = [f"constant columns {', '.join(self.rescaled)}"] if self.rescaled else []
         return splits, {
+            "reading_changes": changes,
             "columns": content.columns,
             "cardinalities": content.cardinalities,
             "class_names": content.class_names,
             "missing_cells": missing_cells,
             "source": {"kind": source.kind, **content.about},
         }
+
+    def may_read_differently(self) -> bool:
+        """A column that was divided by a rounding error is constant in training, and not 0."""
+        packed, gaps = self.store.split("train"), f"{self.table_name}_missing"
+        first = len(self.packed_meta()["cardinalities"])
+        numbers = packed.read(self.table_name).numpy()[:, first:]
+        known = np.ma.masked_array(numbers, packed.read(gaps).numpy()[:, first:] if packed.has(gaps) else False)
+        lowest = known.min(0)
+        return bool(((lowest == known.max(0)) & (lowest != 0)).filled(False).any()) if numbers.size else False
 
     @property
     def shares_images(self) -> bool:
@@ -185,7 +209,7 @@ class ImageTableModule(SourcedDataModule):
 
     def _decode(self, content: Content) -> dict[str, dict[str, Any]]:
         """Split -> arrays of its images."""
-        reader = ImageReader(self.stored_side, self.channels, resample=self.resample)
+        reader = ImageReader(self.stored_side, self.channels, resample=self.resample, bits=self.image_bits)
         name = self.image_name
         lists = {split: list(coded.images) for split, coded in content.splits.items()}
         given: dict[str, list[Path]] = {split: [p for p in paths if p] for split, paths in lists.items()}
@@ -295,7 +319,8 @@ class ImageTable(CsvRows, ImageTableModule):
     """An image and a table row a sample, from one CSV file with a header; no Python needed (``docs/your-data.md``).
 
     Args:
-        categorical: column -> its levels in order, or None = the values of the training split, sorted.
+        categorical: column -> its levels in order, or a mapping level -> the cell values that stand for it, or None =
+            the values of the training split, sorted.
         continuous: columns of numbers, standardised with mean and standard deviation of the training split.
         unseen: a categorical value that is no level is refused (``refuse``) or counts as missing (``missing``).
         scaling: of the continuous columns, fitted on the training split: ``standard`` (mean 0, deviation 1) or
@@ -308,21 +333,22 @@ class ImageTable(CsvRows, ImageTableModule):
     def __init__(
         self,
         *,
-        categorical: Mapping[str, Sequence[Any] | None] | None = None,
+        categorical: Mapping[str, Sequence[Any] | Mapping[str, Any] | None] | None = None,
         continuous: Sequence[str] = (),
         unseen: str = "refuse",
         scaling: str = "standard",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.categorical = {
-            str(column): None if levels is None else [str(level) for level in levels]
-            for column, levels in (categorical or {}).items()
-        }
-        for column, given in self.categorical.items():
-            twice = [level for level, n in Counter(given or []).items() if n > 1]
-            if twice:
-                raise UserError(f"dataset.categorical.{column} lists '{twice[0]}' twice: every level once")
+        self.categorical: dict[str, list[str] | None] = {}
+        self.level_values: dict[str, dict[str, list[str]]] = {}  # of the columns whose levels stand for several values
+        self._unquoted_levels: dict[str, list[Any]] = {}
+        for column, given in (categorical or {}).items():
+            values = None if given is None else spellings(given, f"categorical.{column}", "level")
+            self.categorical[str(column)] = None if values is None else list(values)
+            self._unquoted_levels[str(column)] = unquoted(given)
+            if isinstance(given, Mapping) and values is not None:
+                self.level_values[str(column)] = values
         self.continuous = [str(column) for column in continuous]
         self.unseen, self.scaling = unseen, scaling
         self._number_scale: Scale | None = None
@@ -353,7 +379,8 @@ class ImageTable(CsvRows, ImageTableModule):
             numbers = packed.read(self.table_name).double().numpy()[:, first:]
             known = np.ma.masked_array(numbers, packed.read(gaps).numpy()[:, first:] if packed.has(gaps) else False)
             mean, deviation = known.mean(0).filled(0.0), known.std(0).filled(0.0)
-            deviation = np.where(deviation > 0, deviation, 1.0)
+            # A constant column is not divided, whatever the rounding error of its deviation.
+            deviation = np.where((known.max(0) > known.min(0)).filled(False) & (deviation > 0), deviation, 1.0)
             # x * d + m is the z-score.
             self._number_scale = Scale(tuple((-mean / deviation).tolist()), tuple((1 / deviation).tolist()))
         return self._number_scale
@@ -362,6 +389,7 @@ class ImageTable(CsvRows, ImageTableModule):
         settings = {
             **self.row_settings(),
             "categorical": list(self.categorical.items()),
+            **({"levels": list(self.level_values.items())} if self.level_values else {}),
             "continuous": self.continuous,
             "unseen": self.unseen,
             "scaling": self.scaling,
@@ -388,6 +416,7 @@ class ImageTable(CsvRows, ImageTableModule):
         table = np.zeros((len(frame), len(self.categorical) + len(self.continuous)), dtype=np.float32)
         gaps = missing[[*self.categorical, *self.continuous]].to_numpy(bool, copy=True)
         levels: dict[str, list[str]] = {}
+        self.rescaled = []
 
         def seen_in_training(name: str, j: int, values: np.ndarray) -> np.ndarray:
             seen = values[train][~gaps[train, j]]
@@ -400,7 +429,21 @@ class ImageTable(CsvRows, ImageTableModule):
             return seen
 
         for j, (name, given) in enumerate(self.categorical.items()):
-            values = frame[name].to_numpy(str)
+            check_quoted(self._unquoted_levels.get(name, []), frame[name], f"dataset.categorical.{name}", self.csv)
+            cells = frame[name]
+            if name in self.level_values:
+                level_of = {value: level for level, listed in self.level_values[name].items() for value in listed}
+                cells = cells.map(lambda cell, level_of=level_of: level_of.get(cell, cell))
+            elif similar := similar_spellings(frame[name][~gaps[:, j]]):
+                log.warning(
+                    "%s: values in column '%s' differ only in case or blanks: %s; to merge them, list the values of "
+                    "each level: dataset.categorical.%s={level: [value, value]}",
+                    self.csv,
+                    name,
+                    "; ".join(similar),
+                    name,
+                )
+            values = cells.to_numpy(str)
             seen = seen_in_training(name, j, values)
             levels[name] = given or sorted(set(seen))
             if not given and len(seen) > 20 and len(levels[name]) > 0.9 * len(seen):
@@ -450,10 +493,13 @@ class ImageTable(CsvRows, ImageTableModule):
             if self.scaling == "min_max":
                 start, width = float(seen.min()), float(seen.max() - seen.min())
             else:
-                start, width = float(seen.mean()), float(seen.std(ddof=1)) if len(seen) > 1 else 0.0
+                start, width = map(float, mean_and_deviation(seen, ddof=1))
             scaling[name] = [start, width or 1.0]
             # A gap holds the mean of training, whatever the scale.
-            table[:, j] = (np.where(gaps[:, j], seen.mean(), numbers) - start) / (width or 1.0)
+            mean = start if is_constant(seen) else seen.mean()
+            table[:, j] = (np.where(gaps[:, j], mean, numbers) - start) / (width or 1.0)
+            if self.scaling == "standard" and was_divided_by_rounding_error(seen, ddof=1):
+                self.rescaled.append(name)
         return table, gaps, levels, scaling
 
 

@@ -9,22 +9,36 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from datasets.base import Modality
+from datasets.base import SPLITS, Modality
 from datasets.csv_rows import CsvRows
 from datasets.demo_text_image import ensure_demo
 from datasets.images import ImageReader, check_sides, decode_images
 from datasets.noise import Scale
+from datasets.pictures import check_bits
 from datasets.source import Source, SourcedDataModule, check_classes, sha256
-from datasets.tokens import VOCABULARY, WordMask, fingerprint, load_tokenizer, tokenise
+from datasets.tokens import (
+    PADDING,
+    VOCABULARY,
+    WordMask,
+    count_tokens,
+    fingerprint,
+    identity,
+    load_tokenizer,
+    tokenise,
+)
 from datasets.transforms import ImageTransform, JointAugmentation
 from utils.errors import UserError
+
+if TYPE_CHECKING:  # slow to import, and not needed once the texts are packed
+    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -78,10 +92,11 @@ class ImageTextModule(SourcedDataModule):
         side: of the images that a model gets.
         stored_side: of the images in the store, from which training crops are cut; None = ``side``.
         image_fit: ``crop`` takes the central square of an image, ``stretch`` all of it.
+        image_bits: in use of 16-bit images, None = 16 (see :func:`datasets.pictures.open_picture`).
         augmentation: of training images, None = none.
         mean, deviation: of each channel, by which images are normalised; None = pixels in [0, 1].
-        without_text: rows without text are left out (``leave_out``), have a missing text under every scenario
-            (``missing``), or are refused (``refuse``).
+        without_text: rows without text, that is without any token, are left out (``leave_out``), have a missing text
+            under every scenario (``missing``), or are refused (``refuse``).
         **kwargs: see :class:`MultimodalDataModule`.
 
     Raises:
@@ -99,6 +114,7 @@ class ImageTextModule(SourcedDataModule):
         side: int = 224,
         stored_side: int | None = None,
         image_fit: str = "crop",
+        image_bits: int | None = None,
         augmentation: JointAugmentation | None = None,
         mean: Sequence[float] | None = None,
         deviation: Sequence[float] | None = None,
@@ -109,6 +125,8 @@ class ImageTextModule(SourcedDataModule):
         self.tokenizer, self.text_length = tokenizer, text_length
         self.side, self.stored_side, self.image_fit = side, stored_side or side, image_fit
         self.augmentation, self.mean, self.deviation = augmentation, mean, deviation
+        self.image_bits = image_bits
+        check_bits(image_bits)
         self.without_text = without_text
         check_sides(side, self.stored_side)
         for key, value, known in (
@@ -130,9 +148,19 @@ class ImageTextModule(SourcedDataModule):
         """Whether the numbers of rows of the splits are what they should be."""
 
     def _source(self, kind: str, settings: Any, load: Callable[[], Content]) -> Source:
-        packing = [self.text_length, self.stored_side, self.image_fit, self.without_text]
+        packing: list[Any] = [self.text_length, self.stored_side, self.image_fit, self.without_text]
+        if self.image_bits is not None:
+            packing.append(self.image_bits)
         tokenizer = fingerprint(self.find_tokenizer())
-        return Source(kind, sha256([PACKING_VERSION, kind, settings, tokenizer, packing]), {}, load)
+        signature = sha256([PACKING_VERSION, kind, settings, tokenizer, packing])
+        load_once = cache(load)
+        return Source(
+            kind,
+            signature,
+            {},
+            load_once,
+            lambda: [image for items in load_once().splits.values() for image in items.images],
+        )
 
     @property
     def modalities(self) -> list[Modality]:  # type: ignore[override]
@@ -157,6 +185,11 @@ class ImageTextModule(SourcedDataModule):
     def class_names(self) -> list[str]:  # type: ignore[override]
         return list(self.packed_meta()["class_names"])
 
+    def input_settings(self) -> dict[str, dict[str, Any]]:
+        identity = self.packed_meta().get("tokenizer_identity")  # stores packed before it was kept have none
+        text = {} if identity is None else {"tokenizer": identity}
+        return {self.image_name: {"fit": self.image_fit}, self.text_name: text}
+
     def transform(self, train: bool) -> ImageTransform:
         augmentation = self.augmentation if train else None
         return ImageTransform(self.image_name, self.side, augmentation, self.mean, self.deviation)
@@ -170,22 +203,31 @@ class ImageTextModule(SourcedDataModule):
         splits = {split: items for split, items in content.splits.items() if len(items.names)}
         if "train" not in splits:
             raise UserError(f"{self.name} has no row for training (only {', '.join(splits) or 'nothing'})")
-        splits, empty = self._without_text(splits)
+        tokens, cut = {}, {}
+        for split, items in splits.items():
+            tokens[split], cut[split] = tokenise(items.texts, tokenizer, self.text_length)
+        blank = {split: count_tokens(ids, tokenizer)[0] == 0 for split, ids in tokens.items()}
+        invisible = 0
+        for split, items in splits.items():
+            invisible += sum(bool(items.texts[i].strip()) for i in np.flatnonzero(blank[split]))
+        empty = self._check_texts(splits, blank, invisible)
+        if self.without_text == "leave_out":
+            splits = {split: items.keep(np.flatnonzero(~blank[split])) for split, items in splits.items()}
+            tokens = {split: ids[~blank[split]] for split, ids in tokens.items()}
+        self._note_unknown(tokens, tokenizer)
         self.check_counts({split: len(items.names) for split, items in splits.items()})
         for split, items in splits.items():
             self._check_target(split, items.target, content.class_names)
         packed: dict[str, dict[str, Any]] = {}
-        cut = {}
         for split, items in splits.items():
-            ids, cut[split] = tokenise(items.texts, tokenizer, self.text_length)
-            packed[split] = {self.text_name: ids, "target": items.target, "name": np.array(items.names)}
-            absent = np.array([not text for text in items.texts])
-            if absent.any():
-                packed[split][f"{self.text_name}_absent"] = absent
+            packed[split] = {self.text_name: tokens[split], "target": items.target, "name": np.array(items.names)}
+            if self.without_text == "missing" and blank[split].any():
+                packed[split][f"{self.text_name}_absent"] = blank[split]
         if any(cut.values()):
             total = sum(len(items.names) for items in splits.values())
             log.info("%s: %d of %d texts are cut at %d tokens", self.name, sum(cut.values()), total, self.text_length)
-        read = ImageReader(self.stored_side, resample=Image.Resampling.BICUBIC, fit=self.image_fit)
+        resample = Image.Resampling.BICUBIC
+        read = ImageReader(self.stored_side, resample=resample, fit=self.image_fit, bits=self.image_bits)
         pixels = decode_images({split: items.images for split, items in splits.items()}, self.scratch, read)
         for split, arrays in packed.items():
             arrays[self.image_name] = pixels[split]
@@ -193,20 +235,59 @@ class ImageTextModule(SourcedDataModule):
             "class_names": content.class_names,
             "vocabulary": len(tokenizer),
             "tokenizer": self.find_tokenizer(),
+            "tokenizer_identity": identity(tokenizer),
             "texts_cut": cut,
             "without_text": empty,
+            "reading_changes": [f"{invisible} texts without a token"] if invisible else [],
             "source": {"kind": source.kind, **content.about},
         }
 
-    def _without_text(self, splits: dict[str, Items]) -> tuple[dict[str, Items], dict[str, int]]:
-        """The splits with what is to become of rows without text, and how many there are in each."""
-        empty = {split: np.array([not text.strip() for text in items.texts]) for split, items in splits.items()}
+    def may_read_differently(self) -> bool:
+        """A text of nothing but special tokens (at most two) that counts as present."""
+        for split in self.packed_meta()["counts"]:
+            packed, name = self.store.split(split), f"{self.text_name}_absent"
+            few = (packed.read(self.text_name) != PADDING).sum(1) <= 2
+            if (few & ~packed.read(name) if packed.has(name) else few).any():
+                return True
+        return False
+
+    def _note_unknown(self, tokens: Mapping[str, np.ndarray], tokenizer: PreTrainedTokenizerBase) -> None:
+        """Log the share of unknown tokens; warn above a half."""
+        counts = [[int(part.sum()) for part in count_tokens(ids, tokenizer)] for ids in tokens.values()]
+        total, unknown = (sum(column) for column in zip(*counts))
+        share = unknown / max(total, 1)
+        log.info("%s: %.1f %% of %d tokens are unknown (%s)", self.name, 100 * share, total, tokenizer.unk_token)
+        if share > 0.5:
+            log.warning(
+                "%s: the tokenizer %s knows less than half of the words (%.1f %% of the tokens are %s): models see "
+                "hardly any text, set dataset.tokenizer to one of the language of these texts",
+                self.name,
+                self.find_tokenizer(),
+                100 * share,
+                tokenizer.unk_token,
+            )
+
+    def _check_texts(self, splits: dict[str, Items], empty: Mapping[str, np.ndarray], invisible: int) -> dict[str, int]:
+        """Say what becomes of rows without text.
+
+        Args:
+            empty: split -> (N,) bool.
+            invisible: how many of these rows have characters, of which the tokenizer makes nothing.
+
+        Returns:
+            How many there are in each split.
+
+        Raises:
+            UserError: there are some, and they are to be refused.
+        """
         counts = {split: int(rows.sum()) for split, rows in empty.items()}
         if not any(counts.values()):
-            return splits, counts
+            return counts
         first = next(splits[split].names[rows.argmax()] for split, rows in empty.items() if rows.any())
         found = ", ".join(f"{n} of {len(empty[split])} in {split}" for split, n in counts.items() if n)
         found = f"{self.name}: rows without text: {found}, the first is {first}"
+        if invisible:
+            found += f" ({invisible} of them have characters of which the tokenizer makes no token)"
         if self.without_text == "refuse":
             raise UserError(
                 f"{found}: add their texts, or set dataset.without_text=leave_out, or =missing to keep them with a "
@@ -214,11 +295,9 @@ class ImageTextModule(SourcedDataModule):
             )
         if self.without_text == "leave_out":
             log.warning("%s; they are left out", found)
-            return {split: items.keep(np.flatnonzero(~empty[split])) for split, items in splits.items()}, counts
-        log.warning("%s; their text is missing under every scenario", found)
-        for split, items in splits.items():
-            items.texts = ["" if gone else text for text, gone in zip(items.texts, empty[split])]
-        return splits, counts
+        else:
+            log.warning("%s; their text is missing under every scenario", found)
+        return counts
 
     def _check_target(self, split: str, target: np.ndarray, names: Sequence[str]) -> None:
         """
@@ -246,6 +325,9 @@ class PublishedImageText(ImageTextModule):
         root: folder with the raw files.
         demo: make and use a small stand-in beside ``root``, with its own vocabulary.
         statistics: what happens where the numbers of rows are not the published ones: ``refuse`` or ``warn``.
+        validation: ``test`` = the published split without validation rows (CMPT): all training rows train, and the
+            test rows stand in as the validation split, to which the original works look when they choose a checkpoint;
+            with ``dataset.monitor=null`` the last epoch counts instead. None = the validation rows of the data set.
         **kwargs: see :class:`ImageTextModule`.
 
     Attributes:
@@ -257,9 +339,19 @@ class PublishedImageText(ImageTextModule):
     make_demo: ClassVar[Callable[[Path], None]]
 
     def __init__(
-        self, *, store: str, root: str | None, demo: bool = False, statistics: str = "refuse", **kwargs: Any
+        self,
+        *,
+        store: str,
+        root: str | None,
+        demo: bool = False,
+        statistics: str = "refuse",
+        validation: str | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(store, **kwargs)
+        self.validation = validation
+        if validation not in (None, "test"):
+            raise UserError(f"dataset.validation={validation}: must be test, or null for the rows of {self.name}")
         self.root, self.demo, self.statistics = None if root is None else Path(root), demo, statistics
         if statistics not in ("refuse", "warn"):
             raise UserError(f"dataset.statistics={statistics}: must be refuse or warn")
@@ -272,6 +364,27 @@ class PublishedImageText(ImageTextModule):
     def find_tokenizer(self) -> str:
         return str(self.folder / VOCABULARY) if self.demo and self.folder else super().find_tokenizer()
 
+    def wanted_counts(self) -> dict[str, int]:
+        """Split -> rows, as published, with the chosen validation rows."""
+        return self.published | ({"val": self.published["test"]} if self.validation == "test" else {})
+
+    def validated_on_test(self, splits: dict[str, Items], has_drawn_validation: bool) -> dict[str, Items]:
+        """The splits of ``validation=test``.
+
+        Args:
+            has_drawn_validation: the validation rows were drawn from the training rows, and go back to them.
+        """
+        log.warning(
+            "%s: validation=test uses the test rows as validation rows, as the original works do: a checkpoint that is "
+            "chosen on them has no score for unseen rows (dataset.monitor=null keeps the last epoch)",
+            self.name,
+        )
+        train, val, test = (splits[split] for split in SPLITS)
+        if has_drawn_validation:
+            target = np.concatenate([train.target, val.target])
+            train = Items(train.images + val.images, train.texts + val.texts, target, train.names + val.names)
+        return {"train": train, "val": test, "test": test}
+
     def check_counts(self, counts: Mapping[str, int]) -> None:
         """
         Raises:
@@ -279,7 +392,7 @@ class PublishedImageText(ImageTextModule):
         """
         other = [
             f"{split} has {counts.get(split, 0):,} rows, {n:,} were published"
-            for split, n in self.published.items()
+            for split, n in self.wanted_counts().items()
             if counts.get(split, 0) != n
         ]
         if not other or self.demo:

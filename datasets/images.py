@@ -13,11 +13,11 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from datasets.pictures import PICTURE_RULES, UNREADABLE, open_picture
 from datasets.source import sha256
 from utils.errors import UserError
 from utils.files import replacing
 
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 CHUNK = 512  # images between two notes of progress
 
 Bad = dict[int, Exception]  # row -> why it could not be decoded
@@ -28,7 +28,7 @@ class ImageReader:
     """Image file -> (channels, side, side) uint8.
 
     ``.npy`` files hold (H, W, channels) or (H, W), uint8 or floats in [0, 1]; all others are opened with Pillow, as
-    grey (1 channel) or RGB (3).
+    grey (1 channel) or RGB (3), by the rules of :func:`datasets.pictures.open_picture`.
 
     Attributes:
         side, channels: of the array.
@@ -36,6 +36,7 @@ class ImageReader:
         resample: how it is brought to its size.
         fit: ``stretch`` takes all of it, whatever its aspect ratio; ``crop`` the central square, as scaling the shorter
             side and cropping the centre do.
+        bits: in use of 16-bit files, see :func:`datasets.pictures.open_picture`.
 
     Raises:
         any of UNREADABLE: when called, on a file that cannot be read or is smaller than the box.
@@ -46,13 +47,13 @@ class ImageReader:
     box: tuple[int, int, int, int] | None = None
     resample: Image.Resampling = Image.Resampling.BILINEAR
     fit: str = "stretch"
+    bits: int | None = None
 
     def __call__(self, path: Path) -> np.ndarray:
         if path.suffix == ".npy":
             planes = self._planes(np.load(path, allow_pickle=False))
         else:
-            with Image.open(path) as image:
-                planes = image.convert({1: "L", 3: "RGB"}[self.channels]).split()
+            planes = open_picture(path, self.channels, self.bits).split()
         width, height = planes[0].size
         box = self.box or (0, 0, width, height)
         if width < box[2] or height < box[3]:
@@ -183,7 +184,7 @@ def decode_rows(
     Returns:
         suffix -> file; and row -> error of the bad ones, whose content is arbitrary.
     """
-    content = sha256(key)[:16]
+    content = sha256([PICTURE_RULES, key])[:16]
     targets = {suffix: folder / f"{split}.{content}{suffix}.npy" for suffix in arrays}
     state = folder / f"{split}.{content}.done.npy"
     if not (state.exists() and all(target.exists() for target in targets.values())):

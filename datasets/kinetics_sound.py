@@ -31,6 +31,7 @@ from datasets.clips import (
 )
 from datasets.demo_audio_video import make_kinetics_sound
 from utils.errors import UserError
+from utils.files import natural_key
 
 # fmt: off
 UDML_CLASSES = (
@@ -146,6 +147,6 @@ class KineticsSound(ClipModule):
                     if other:
                         clip = Clip(name, clip.label, other.audio or clip.audio, other.visual or clip.visual)
                     found[name] = clip
-            clips[split] = sorted(found.values(), key=lambda clip: (clip.label, clip.name))
+            clips[split] = sorted(found.values(), key=lambda clip: (clip.label, natural_key(clip.name)))
         refuse_repeated(clips, f"the folders below {root}")
         return Listing("folders", names, clips, {"root": str(root)})

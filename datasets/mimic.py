@@ -26,6 +26,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +158,7 @@ class MIMIC(ImageTable):
             )
         source = super().find_source()
         signature = sha256([source.signature, file_digest(self.image_csv)])
-        return Source("stand-in" if self.demo else "csv", signature, source.about, source.load)
+        return replace(source, kind="stand-in" if self.demo else "csv", signature=signature)
 
     def _table(self, name: str) -> Path:
         places = [self.root / name, self.root / PLACES[name] / name]

@@ -13,7 +13,9 @@ A scenario has a name that can stand in a table, a file name and a command line:
 ``table_MI_0.7``       the most important 70 % of its columns by a random forest (``table_most_important_0.7`` reads the
                        same); ``table_LI_0.7`` the least important
 ``image_text_both_0.7``  35 % of the rows lack the text, 35 % the image (MAP's generator, bit for bit)
-``image_text_text_0.7``  70 % lack the text; ``image_text_image_0.7`` the image. Audio and video count as these two
+``image_text_text_0.7``  70 % lack the text; ``image_text_image_0.7`` the image. Audio and video count as these
+                       two. Every split starts from the seed; ``image_text_running_both_0.7`` draws train, val and
+                       test one after the other from one generator, as MAP does
 ``nested_0_0.25``      modality 0 is missing in exactly floor(0.25 N) rows, those that never had it among them (stress
                        tests of Resilient-VT, bit for bit); rows missing at a lower rate are so at a higher one
 ``file:masks.csv``     a mask file of the original DyMo repository: no header, one row a sample, True / False
@@ -59,9 +61,13 @@ STRATEGIES = {
 }
 # What the rows of scenario image_text lack. The codes are those of MAP's missing tables.
 SIDES = ("text", "image", "both")
+# With this generator, val and test go on with the random numbers of the splits before them.
+RUNNING = "running"
 TEXT_CODE, IMAGE_CODE = 1, 2
 # Kinds of modality that stand for the one and the other.
 TEXT_KINDS, IMAGE_KINDS = ("text", "audio"), ("image", "video")
+# A scenario whose realised rate is further from its name is pointed out.
+RATE_TOLERANCE = 0.01
 # With the default missing.seed, table masks take the seeds of TIP; another one shifts them.
 DEFAULT_SEED = 2025
 TIP_VALUE_SEED = 2021  # of train; val and test add 1 and 2
@@ -118,15 +124,65 @@ class Scenario:
         tip = TIP_VALUE_SEED + split if self.strategy == "value" else TIP_FEATURE_SEED
         return (tip + base - DEFAULT_SEED) % 2**32
 
-    def remark(self, m: int) -> str | None:
-        """What a reader of the name would not expect: a rate that whole modalities of ``m`` cannot have."""
-        k = round(self.rate * m)
-        if self.kind != "random" or self.generator != "exact" or abs(k / m - self.rate) < 1e-9:
+    @property
+    def named_rate(self) -> float | None:
+        """The missing rate of which the name speaks, None where it speaks of none."""
+        return self.rate if self.kind in ("random", "table", "image_text", "nested") else None
+
+    def expected_rate(self, m: int) -> float | None:
+        """The missing rate that a ``random`` scenario has with m modalities, of which one stays in every row; of other
+        kinds :attr:`named_rate`."""
+        if self.kind != "random":
+            return self.named_rate
+        if self.generator == "exact":
+            return round(self.rate * m) / m
+        if self.generator == "global":
+            return min(self.rate, (m - 1) / m)
+        full = self.rate**m  # the share of rows that would be left empty, and are drawn again
+        return (self.rate - full) / (1 - full)
+
+    def realised_rate(
+        self, mask: np.ndarray, cells: Mapping[str, np.ndarray] | None = None, kinds: Sequence[str] | None = None
+    ) -> float:
+        """The share that is missing of what the scenario is about.
+
+        ``table_*`` and files of cells: of all cells of the table. ``nested``: of the rows, those without the modality.
+        ``image_text_text_*`` and ``image_text_image_*``: of the rows, those without the text or the image; ``both``:
+        those without either. All others: of the (row, modality) pairs.
+
+        Args:
+            mask: (N, M) bool, True = missing, with what the data never had.
+            cells: table name -> (N, F) bool, missing cells.
+            kinds: of the M modalities; without them the modality of ``image_text`` is the one that is missing most.
+        """
+        if self.of_cells and cells:
+            return float(np.concatenate([table.ravel() for table in cells.values()]).mean())
+        if self.kind == "nested":
+            return float(mask[:, self.modalities[0]].mean())
+        if self.kind == "image_text" and self.strategy == "both":
+            return float(mask.any(1).mean())
+        if self.kind == "image_text":
+            side = TEXT_KINDS if self.strategy == "text" else IMAGE_KINDS
+            columns = [i for i, kind in enumerate(kinds or ()) if kind in side] or [int(mask.mean(0).argmax())]
+            return float(mask[:, columns].mean())
+        return float(mask.mean())
+
+    def remark(self, m: int, realised: float | None = None) -> str | None:
+        """What a reader of the name would not expect: a rate that is not within :data:`RATE_TOLERANCE` of it.
+
+        Args:
+            m: number of modalities.
+            realised: :meth:`realised_rate` of the mask; None = :meth:`expected_rate`.
+        """
+        rate, named = self.expected_rate(m) if realised is None else realised, self.named_rate
+        if rate is None or named is None or abs(rate - named) <= RATE_TOLERANCE + 1e-9:
             return None
-        return (
-            f"scenario '{self.name}' hides {k} of {m} modalities in every row, a rate of {k / m:.3g}; "
-            f"random_global_{self.rate:g} comes nearer"
-        )
+        text = f"scenario '{self.name}' has a rate of {rate:.3g}"
+        if self.kind != "random":
+            return f"{text}, not {named:g}: tables and curves show that"
+        if self.generator == "exact" and named <= (m - 1) / m:
+            return f"{text}, {round(rate * m)} of {m} modalities; random_global_{named:g} comes nearer"
+        return f"{text}, as every row keeps one of {m} modalities; tables and curves show that"
 
     def same(self, other: Scenario) -> bool:
         """Whether both make the same masks; files by their place, however the path is spelled."""
@@ -147,6 +203,7 @@ class Scenario:
         seed: int,
         kinds: Sequence[str] | None = None,
         absent: np.ndarray | None = None,
+        earlier: Sequence[int] = (),
     ) -> np.ndarray:
         """The mask.
 
@@ -156,6 +213,8 @@ class Scenario:
             seed: of the random kinds.
             kinds: of the M modalities, for those scenarios that tell image from text.
             absent: (n, M) bool, what the source never had; ``nested`` counts it towards its rate. None = nothing.
+            earlier: rows of the splits before this one (train, val, test), from whose draws ``image_text_running_*``
+                goes on.
 
         Returns:
             (n, M) bool, True = missing, at least one False a row.
@@ -173,7 +232,11 @@ class Scenario:
             mask = random_mask(n, m, self.rate, self.generator, seed)
         elif self.kind == "image_text":
             self.check(m)
-            mask = mask_of_codes(map_codes(n, self.strategy, self.rate, seed), kinds or (), self.name)
+            rng = random.Random(seed)
+            if self.generator == RUNNING:
+                for rows in earlier:
+                    map_codes(rows, self.strategy, self.rate, rng)
+            mask = mask_of_codes(map_codes(n, self.strategy, self.rate, rng), kinds or (), self.name)
         elif self.kind == "nested":
             self.check(m)
             column = self.modalities[0]
@@ -290,7 +353,9 @@ def parse_scenario(spec: str | Mapping[str, Any]) -> Scenario:
         return _table(_rate(rate, text, cells=True), strategy, text)
     if text.startswith("image_text_"):
         side, _, rate = text.removeprefix("image_text_").rpartition("_")
-        return _image_text(_rate(rate, text, cells=True, example="image_text_both_0.7"), side, text)
+        order = RUNNING if side.startswith(f"{RUNNING}_") else "exact"
+        side = side.removeprefix(f"{RUNNING}_")
+        return _image_text(_rate(rate, text, cells=True, example="image_text_both_0.7"), side, text, order)
     if text.startswith("nested_"):
         column, _, rate = text.removeprefix("nested_").partition("_")
         return _nested(_rate(rate, text, cells=True, example="nested_0_0.25"), column, text)
@@ -299,7 +364,8 @@ def parse_scenario(spec: str | Mapping[str, Any]) -> Scenario:
     raise UserError(
         f"unknown missing scenario '{text}': {hint}known are none, whole_12, random_0.8, random_global_0.8, "
         "random_bernoulli_0.8, table_value_0.8, table_feature_0.8, table_MI_0.8, table_LI_0.8, "
-        "image_text_both_0.7, image_text_text_0.7, image_text_image_0.7, nested_0_0.25, file:masks.csv, "
+        "image_text_both_0.7, image_text_text_0.7, image_text_image_0.7, image_text_running_both_0.7, nested_0_0.25, "
+        "file:masks.csv, "
         "file:masks.npy, file:table.pt, noise_gaussian_4_all, noise_gaussian_4_all+random_0.4 and subsets"
     )
 
@@ -335,12 +401,16 @@ def _table(rate: float, strategy: str, spec: object) -> Scenario:
     return Scenario(f"table_{short}_{_short(rate)}", "table", rate=rate, strategy=short)
 
 
-def _image_text(rate: float, side: str, spec: object) -> Scenario:
+def _image_text(rate: float, side: str, spec: object, order: str = "exact") -> Scenario:
     if side not in SIDES:
         raise UserError(
             f"missing scenario '{spec}': '{side}' cannot be missing, known are {', '.join(SIDES)} (image_text_both_0.7)"
         )
-    return Scenario(f"image_text_{side}_{_short(rate)}", "image_text", rate=rate, strategy=side)
+    if order not in ("exact", RUNNING):
+        raise UserError(f"missing scenario '{spec}': unknown order '{order}', leave it out or write {RUNNING}")
+    infix = f"{RUNNING}_" if order == RUNNING else ""
+    name = f"image_text_{infix}{side}_{_short(rate)}"
+    return Scenario(name, "image_text", rate=rate, strategy=side, generator=order)
 
 
 def _nested(rate: float, column: str, spec: object) -> Scenario:
@@ -362,7 +432,7 @@ def _from_mapping(spec: Mapping[str, Any]) -> Scenario:
         "whole": {"modalities"},
         "random": {"rate", "generator"},
         "table": {"strategy", "rate"},
-        "image_text": {"strategy", "rate"},
+        "image_text": {"strategy", "rate", "order"},
         "nested": {"modality", "rate"},
         "file": {"path"},
         "noise": {"operator", "level", "modalities", "missing"},
@@ -389,7 +459,7 @@ def _from_mapping(spec: Mapping[str, Any]) -> Scenario:
         return _table(rate, str(values.get("strategy", "value")), dict(spec))
     if kind == "image_text":
         rate = _rate(str(values.get("rate")), dict(spec), cells=True, example="0.7")
-        return _image_text(rate, str(values.get("strategy", "both")), dict(spec))
+        return _image_text(rate, str(values.get("strategy", "both")), dict(spec), str(values.get("order", "exact")))
     if kind == "noise":
         where = values.get("modalities", "all")
         where = where if isinstance(where, str | int) else "-".join(map(str, where))
@@ -531,15 +601,18 @@ def nested_rows(absent: np.ndarray, column: int, rate: float, seed: int) -> np.n
     return order[free[order]][: max(wanted - int(gone.sum()), 0)]
 
 
-def map_codes(n: int, side: str, rate: float, seed: int) -> np.ndarray:
+def map_codes(n: int, side: str, rate: float, seed: int | random.Random) -> np.ndarray:
     """A missing table of MAP (Lee et al., CVPR 2023, whose protocol CMPT follows; docs/reference/datasets.md §12.4.1).
 
     int(n rate) rows lack something, drawn by Python's generator; with ``both`` one of the two, int(half) the image.
 
+    Args:
+        seed: or the generator to go on with: MAP seeds it once and draws the tables of all splits one after the other.
+
     Returns:
         (n,) int64: 0 complete, 1 text missing, 2 image missing; never both.
     """
-    rng = random.Random(seed)
+    rng = seed if isinstance(seed, random.Random) else random.Random(seed)
     k = int(n * rate)
     codes = np.zeros(n, dtype=np.int64)
     picked = rng.sample(range(n), k)

@@ -65,6 +65,7 @@ class MMIMDb(PublishedImageText):
             )
         stats = file_stats({name: labels / f"{name}.json" for name in ids})
         settings = [file_digest(root / "split.json"), stats, str(images.resolve()), RECIPE_VERSION]
+        settings += [] if self.validation is None else [self.validation]
         return self._source("demo" if self.demo else "files", settings, lambda: self._load(root, labels, images, rows))
 
     def _load(self, root: Path, labels: Path, images: Path, rows: dict[str, list[str]]) -> Content:
@@ -86,6 +87,8 @@ class MMIMDb(PublishedImageText):
             log.warning("%s: genres outside the %d are left out: %s", self.name, len(GENRES), found)
         if without:
             log.warning("%s: %d films have none of the %d genres", self.name, without, len(GENRES))
+        if self.validation == "test":
+            splits = self.validated_on_test(splits, has_drawn_validation=False)
         about = {"root": str(root), "genres_left_out": dict(outside), "films_without_genre": without}
         return Content(list(GENRES), splits, about)
 

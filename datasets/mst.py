@@ -21,6 +21,7 @@ included.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from datasets.polymnist import CLASSES, VAL_SHARE, mnist_files, read_mnist, stra
 from datasets.source import Arrays, Source, SourcedDataModule, check_classes, file_stats, sha256
 from datasets.text import WIDTH, check_alphabet, place_digit_words
 from utils.errors import UserError
+from utils.files import natural_key
 
 RECIPE_VERSION = 1
 TEXT_LENGTH = 8
@@ -134,7 +136,7 @@ def read_mnist_pt(path: Path) -> Items:
 
 
 def photo_files(folder: Path) -> list[tuple[int, Path]]:
-    """(digit, file) of the photographs in ``<folder>/{0..9}/``, sorted by digit and name.
+    """(digit, file) of the photographs in ``<folder>/{0..9}/``, sorted by digit and by name (2 before 10).
 
     Raises:
         UserError: a class folder is absent or holds no photograph.
@@ -142,8 +144,9 @@ def photo_files(folder: Path) -> list[tuple[int, Path]]:
     found: list[tuple[int, Path]] = []
     for digit in range(CLASSES):
         place = folder / str(digit)
-        files = sorted(f for f in place.iterdir() if f.suffix.lower() in _PHOTO_SUFFIXES) if place.is_dir() else []
-        files = [f for f in files if not f.name.startswith(".")]
+        names = place.iterdir() if place.is_dir() else ()
+        files = [f for f in names if f.suffix.lower() in _PHOTO_SUFFIXES and not f.name.startswith(".")]
+        files.sort(key=lambda file: natural_key(file.name))
         if not files:
             raise UserError(
                 f"{place} holds no photograph (.jpg or .png) of the digit {digit}: put some there; each of 0 to 9 "
@@ -350,7 +353,8 @@ class MST(SourcedDataModule):
             )
         photos = photo_files(svhn)
         named = {**files, **{f"{digit}/{file.name}": file for digit, file in photos}}
-        return self._source("mnist+photographs", named, lambda: self._build(files, photos))
+        source = self._source("mnist+photographs", named, lambda: self._build(files, photos))
+        return replace(source, pictures=lambda: [svhn / str(digit) for digit in range(CLASSES)])
 
     def _build(self, files: Mapping[str, Path], svhn: Mapping[str, Path] | list[tuple[int, Path]]) -> dict[str, Arrays]:
         mnist = {}

@@ -8,6 +8,7 @@ order. A view is a table of continuous columns, standardised by the training spl
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pandas as pd
 from datasets.base import Modality
 from datasets.demo_text_image import ensure_demo
 from datasets.polymnist import CLASSES, stratified_split
+from datasets.scaling import is_constant, mean_and_deviation
 from datasets.source import Arrays, Source, SourcedDataModule, file_stats, sha256
 from utils.errors import UserError
 
@@ -80,6 +82,7 @@ class MultiFeatureDigits(SourcedDataModule):
         super().__init__(store, **kwargs)
         self.root = None if root is None else Path(root)
         self.split_seed, self.demo = split_seed, demo
+        self._rescaled = False  # whether READING_RULES 1 divided a constant column by a rounding error
 
     def find_source(self) -> Source:
         """
@@ -98,9 +101,19 @@ class MultiFeatureDigits(SourcedDataModule):
                 )
             files[view] = there[0]
         about = {"split_seed": self.split_seed, "recipe_version": RECIPE_VERSION}
-        return Source("folder", sha256([about, file_stats(files)]), about, lambda: self._read(files))
+        return Source("folder", sha256([about, file_stats(files)]), about, lambda: self._read(files, about))
 
-    def _read(self, files: dict[str, Path]) -> dict[str, Arrays]:
+    def pack(self, source: Source) -> tuple[Mapping[str, Mapping[str, Any]], dict[str, Any]]:
+        splits, about = super().pack(source)
+        return splits, about | {"reading_changes": ["constant columns"] if self._rescaled else []}
+
+    def may_read_differently(self) -> bool:
+        """A column that was divided by a rounding error is constant in training, and not 0."""
+        training = [self.store.split("train").read(view).numpy() for view in VIEWS]
+        return any(bool((is_constant(values) & (values[0] != 0)).any()) for values in training)
+
+    def _read(self, files: dict[str, Path], about: dict[str, Any]) -> dict[str, Arrays]:
+        """The splits; adds zero and unit of every column to ``about``."""
         content = {view: read_view(file, VIEWS[view]) for view, file in files.items()}
         first = next(iter(VIEWS))
         target = content[first][1]
@@ -113,11 +126,17 @@ class MultiFeatureDigits(SourcedDataModule):
         sizes = [round(share * len(target)) for share in SHARES.values()]
         parts = dict(zip(SHARES, stratified_split(target, tuple(sizes), self.split_seed)))
         splits: dict[str, Arrays] = {split: {"target": target[rows]} for split, rows in parts.items()}
+        scaling: dict[str, list[float]] = {}
         for view, (values, _) in content.items():
-            mean, deviation = values[parts["train"]].mean(0), values[parts["train"]].std(0)
-            scaled = (values - mean) / np.where(deviation > 0, deviation, 1)
+            training = values[parts["train"]]
+            mean, deviation = mean_and_deviation(training)
+            scaled = (values - mean) / deviation
+            self._rescaled |= bool((is_constant(training) & (training.std(0) > 0)).any())
             for split, rows in parts.items():
                 splits[split][view] = scaled[rows].astype(np.float32)
+            pairs = zip(mean.tolist(), deviation.tolist())
+            scaling |= {f"{view}{i}": list(pair) for i, pair in enumerate(pairs)}
+        about["scaling"] = scaling
         return splits
 
 

@@ -14,7 +14,7 @@ operator             kinds of modality       level l
                                              categories: drawn anew with probability (l - 1) / 10
 ``salt_and_pepper``  image, video            a share f of the pixels is black or white, all channels alike
 ``motion_blur``      image, video            mean over l pixels in a random direction
-``temporal_blur``    audio                   mean over l frames of the spectrogram
+``temporal_blur``    audio                   mean over l frames of the spectrogram (even l: one more after it)
 ``time_mask``        audio                   a share f of the frames, one after the other, is 0
 ``occlusion``        image, video, audio     a rectangle of a share f of each side is black (audio: 0)
 ===================  ======================  =========================================================================
@@ -183,7 +183,8 @@ def _temporal_blur(x: Tensor, items: _Items) -> Tensor:
     level, total = items.level(x), torch.zeros_like(x)
     for offset in range(-(WORST // 2), WORST // 2 + 1):
         shifted = x.index_select(axis, (frames + offset).clamp(0, x.shape[axis] - 1))
-        inside = (offset >= -(level // 2)) & (offset <= level - 1 - level // 2)
+        # Of an even number of frames, one more follows the frame than precedes it, as in UDML's convolution.
+        inside = (offset >= -((level - 1) // 2)) & (offset <= level // 2)
         total = total + torch.where(inside, shifted, 0)
     return total / level
 

@@ -31,8 +31,10 @@ from tqdm import tqdm
 
 from datasets.base import SPLITS, Modality
 from datasets.missingness import Scenario, mask_hash, write_dymo_csv
+from datasets.pictures import open_picture, upright
 from datasets.source import Arrays, Source, SourcedDataModule, check_classes, sha256
 from utils.errors import UserError
+from utils.files import natural_key
 
 SIDE = 28
 CLASSES = 10
@@ -129,8 +131,8 @@ def load_backgrounds(folder: str | Path | None) -> dict[str, np.ndarray]:
     """Five photographs, name -> (H, W, 3) uint8, in the order of the views.
 
     Args:
-        folder: the first five image files by name; None = photographs that scikit-image and scikit-learn bring along
-            (chosen so that the views differ in how well a digit can be read).
+        folder: the first five image files by name (2 before 10); None = photographs that scikit-image and scikit-learn
+            bring along (chosen so that the views differ in how well a digit can be read).
 
     Raises:
         UserError: no folder, fewer than five images, an unreadable one, or one not larger than 28 x 28.
@@ -151,9 +153,8 @@ def load_backgrounds(folder: str | Path | None) -> dict[str, np.ndarray]:
         raise UserError(
             f"background folder {folder} does not exist: name an existing one, or null for bundled pictures"
         )
-    files = sorted(
-        f for f in folder.iterdir() if f.suffix.lower() in _BACKGROUND_SUFFIXES and not f.name.startswith(".")
-    )
+    files = [f for f in folder.iterdir() if f.suffix.lower() in _BACKGROUND_SUFFIXES and not f.name.startswith(".")]
+    files.sort(key=lambda file: natural_key(file.name))
     if len(files) < len(VIEWS):
         raise UserError(
             f"background folder {folder} holds {len(files)} images, {len(VIEWS)} are needed (one for each view): "
@@ -162,8 +163,7 @@ def load_backgrounds(folder: str | Path | None) -> dict[str, np.ndarray]:
     pictures = {}
     for file in files[: len(VIEWS)]:
         try:
-            with Image.open(file) as image:
-                picture = np.asarray(image.convert("RGB"))
+            picture = np.asarray(open_picture(file, 3))
         except _UNREADABLE as error:
             raise UserError(f"background {file} cannot be read ({error}): restore or remove it") from None
         if min(picture.shape[:2]) <= SIDE:
@@ -325,7 +325,7 @@ def read_png(path: Path) -> np.ndarray:
                     f"{path} is a {image.size[0]}x{image.size[1]} {image.mode} image, expected 28x28 RGB: restore it "
                     "from the archive"
                 )
-            return np.asarray(image).transpose(2, 0, 1)
+            return np.asarray(upright(image)).transpose(2, 0, 1)
     except _UNREADABLE as error:
         raise UserError(f"{path} cannot be read ({error}): restore it from the archive, or download it again") from None
 

@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +16,16 @@ from typing import Any
 import numpy as np
 
 from datasets.base import MultimodalDataModule
+from datasets.pictures import changed_pictures
 from datasets.storage import check_replaceable
 from utils.errors import UserError
 
 log = logging.getLogger(__name__)
+
+# Version of the rules by which raw content becomes packed content. A store of an earlier version is used as it is where
+# the versions agree on its content, and packed again otherwise. 2: deep images, EXIF orientation, natural order of
+# frame files, constant columns, texts without tokens.
+READING_RULES = 2
 
 Arrays = dict[str, np.ndarray]
 
@@ -33,12 +39,14 @@ class Source:
         signature: changes whenever the packed arrays would.
         about: plain values for ``meta.json``.
         load: reads or builds what :meth:`SourcedDataModule.pack` makes arrays of.
+        pictures: image files, and folders of frames, that are read with :func:`datasets.pictures.open_picture`.
     """
 
     kind: str
     signature: str
     about: dict[str, Any]
     load: Callable[[], Any]
+    pictures: Callable[[], Iterable[Path]] = tuple
 
 
 class SourcedDataModule(MultimodalDataModule):
@@ -93,11 +101,39 @@ class SourcedDataModule(MultimodalDataModule):
                 self._prepare(source)
             shutil.rmtree(self.scratch, ignore_errors=True)
 
+    def may_read_differently(self) -> bool:
+        """Whether the store, packed under earlier READING_RULES, may hold content that the current rules change."""
+        return False
+
     def _is_packed(self, source: Source) -> bool:
         meta = self.store.meta()
-        if meta is None or meta.get("signature") != source.signature:
+        if meta is None:
+            return False
+        if meta.get("reading_rules") == READING_RULES:
+            if meta.get("source_signature") != source.signature:
+                return False
+        elif meta.get("signature") != source.signature or not self._is_read_alike(source):
             return False
         log.info("%s: packed store %s is up to date (%s)", self.name, self.store.folder, meta["counts"])
+        return True
+
+    def _is_read_alike(self, source: Source) -> bool:
+        """Whether a store that earlier rules packed from ``source`` has the content of READING_RULES, noted there."""
+        folder = self.store.folder
+        try:
+            changes = _picture_changes(source)
+        except UserError as error:  # the raw files are needed for packing only, and may be gone
+            log.warning("%s: the pictures of %s cannot be checked, it is used as it is: %s", self.name, folder, error)
+            return True
+        if self.may_read_differently():
+            changes.append("table cells or texts")
+        if changes:
+            found = "; ".join(changes)
+            log.warning(
+                "%s: rules that read some content wrongly packed %s (%s): packing it again", self.name, folder, found
+            )
+            return False
+        self.store.note(reading_rules=READING_RULES, source_signature=source.signature)
         return True
 
     def _prepare(self, source: Source) -> None:
@@ -105,13 +141,29 @@ class SourcedDataModule(MultimodalDataModule):
         changed = "" if self.store.meta() is None else " again: the source or its settings changed"
         log.info("%s: packing (source: %s) into %s%s", self.name, source.kind, self.store.folder, changed)
         splits, about = self.pack(source)
+        changes = [*_picture_changes(source), *about.pop("reading_changes", [])]
         names = about["class_names"]
         class_counts = {split: _class_counts(arrays["target"], names) for split, arrays in splits.items()}
         counts = {split: len(arrays["target"]) for split, arrays in splits.items()}
         self._splits.clear()
-        meta = {"dataset": self.name, "class_counts": class_counts, "signature": source.signature, **about}
+        meta = {
+            "dataset": self.name,
+            "class_counts": class_counts,
+            # Outputs of a store that earlier rules packed with other content are not continued.
+            "signature": sha256([READING_RULES, source.signature]) if changes else source.signature,
+            "source_signature": source.signature,
+            "reading_rules": READING_RULES,
+            **({"reading_changes": changes} if changes else {}),
+            **about,
+        }
         self.store.write(splits, meta)
         log.info("%s: packed %s", self.name, counts)
+
+
+def _picture_changes(source: Source) -> list[str]:
+    """What version 1 of the rules for pictures read wrongly, with counts and the first file."""
+    changed = changed_pictures(source.pictures())
+    return [f"{len(changed)} pictures or folders of frames, first {changed[0].name}"] if changed else []
 
 
 def _class_counts(target: np.ndarray, names: Sequence[str]) -> dict[str, int]:

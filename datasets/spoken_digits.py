@@ -223,6 +223,9 @@ class SpokenDigits(SourcedDataModule):
             lambda: (files, [(r, split) for r in recordings if (split := split_of(r))]),
         )
 
+    def input_settings(self) -> dict[str, dict[str, Any]]:
+        return {"audio": {"front_end": {"name": type(self.audio).__name__, **asdict(self.audio)}}}  # type: ignore[call-overload]
+
     def _division(self, recordings: Sequence[Recording]) -> Any:
         """Recording -> its split, or None."""
         if self.protocol == "speakers":

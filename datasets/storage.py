@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from utils.errors import UserError
+from utils.files import replacing
 
 FORMAT_VERSION = 1
 
@@ -182,6 +183,13 @@ class PackedStore:
                         shutil.move(array, folder / split / f"{name}.npy")
                     else:
                         np.save(folder / split / f"{name}.npy", array)
+
+    def note(self, **values: Any) -> None:
+        """Add plain values to ``meta.json`` of a complete store."""
+        meta = self.meta()
+        assert meta is not None, f"no packed store in {self.folder}"
+        with replacing(self.folder / "meta.json") as file:
+            file.write_text(json.dumps(meta | values, indent=2) + "\n")
 
     def writing(self, meta: Mapping[str, Any]) -> _Writing:
         """Context manager that yields a temporary folder; on success it becomes the store."""

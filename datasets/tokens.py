@@ -97,6 +97,17 @@ def fingerprint(source: str) -> str:
     return source
 
 
+# Upper case, accents, a contraction, a number, another script: where tokenizers of one vocabulary differ.
+PROBE = "Don't NAIVE naïve 3.14 Ärzte 漢字 @-mention"
+
+
+def identity(tokenizer: PreTrainedTokenizerBase) -> str:
+    """16 hex digits that tell which ids a tokenizer gives, wherever its files are: a digest of its vocabulary and of
+    the ids of a probe text."""
+    vocabulary = sorted((token, int(number)) for token, number in tokenizer.get_vocab().items())
+    return sha256([vocabulary, tokenizer(PROBE)["input_ids"]])[:16]
+
+
 def tokenise(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int) -> tuple[np.ndarray, int]:
     """Ids of many texts, with the special tokens of the tokenizer.
 
@@ -130,6 +141,22 @@ def tokenise(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: i
         for row, tokens in enumerate(full, start):
             ids[row, : len(tokens)] = tokens
     return ids, cut
+
+
+def count_tokens(ids: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens of each text, without padding and the special tokens at its ends, and how many of them are unknown.
+
+    Args:
+        ids: (N, L) of :func:`tokenise`.
+
+    Returns:
+        Both (N,) int64. A text of no token has no content, however many characters it has (such as zero-width ones).
+    """
+    ends = ("cls_token_id", "sep_token_id", "bos_token_id", "eos_token_id")
+    special = [PADDING, *(int(token) for name in ends if (token := getattr(tokenizer, name, None)) is not None)]
+    is_token = ~np.isin(ids, special)
+    unknown = -1 if tokenizer.unk_token_id is None else tokenizer.unk_token_id
+    return is_token.sum(1), (is_token & (ids == unknown)).sum(1)
 
 
 class WordMask:

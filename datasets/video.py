@@ -18,11 +18,11 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as V
 
 from datasets.audio import ClipProblem
-from datasets.images import UNREADABLE, ImageReader, reason
+from datasets.images import ImageReader, reason
+from datasets.pictures import UNREADABLE, frame_files
 from datasets.transforms import crop_boxes, resample, resize
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".flv", ".mov")  # in the order in which a clip's file is looked for
-FRAME_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 def extract_frames(
@@ -73,11 +73,6 @@ def extract_frames(
     if not pictures:
         raise ClipProblem("no_frames", f"no frame in it at {fps:g} a second")
     return pictures
-
-
-def frame_files(folder: Path) -> list[Path]:
-    """The pictures in a folder, by name."""
-    return sorted(f for f in folder.iterdir() if f.suffix.lower() in FRAME_SUFFIXES and not f.name.startswith("."))
 
 
 def spread(n: int, wanted: int) -> np.ndarray:

@@ -77,7 +77,8 @@ class GaussianParameters:
             tensors["student_t"] = self.student_t
         header = {"metric": self.metric, "about": json.dumps(self.about or {})}
         with replacing(path) as temporary:
-            safetensors.torch.save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, temporary, header)
+            content = safetensors.torch.save({k: v.contiguous().cpu() for k, v in tensors.items()}, header)
+            temporary.write_bytes(content)  # not save_file, whose errors are not those of the system
 
     def save_reference(self, path: Path) -> None:
         """Write the original repository's ``subset_gaussian.pt``; ``student_t`` is NaN where it was not fitted."""

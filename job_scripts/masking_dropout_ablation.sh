@@ -8,7 +8,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_stress.sh"
 
 trains=none
-unmasked=(model.module.mask_mode=none model.module.fill=inputs model.module.feature_mask=false)
+unmasked=(model.module.mask_mode=none model.module.fill=mixed model.module.feature_mask=false)
 without_dropout=(model.module.masks.kind=none model.module.feature_dropout=0)
 on_parts MaskedAttention
 on_parts MaskedAttention model.name=MaskedAttention_without_dropout "${without_dropout[@]}"

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # UDML against the same model without its parts, and against concatenation, sum, OGM-GE, QMF, PDF and DynMM on the same encoders,
 # schedule and noisy training data: clean, at every second noise level of either modality, and with blur that no model was
-# trained on. Ends with the clean and noisy table, level curves, and for UDML weights and predicted levels against the level.
+# trained on. Ends with the clean and noisy table (of UDML also each modality alone, UDML/<modality>), level curves, and for UDML
+# weights and predicted levels against the level.
 #   bash job_scripts/udml_tables.sh digits RECORDINGS MNIST | cremad FOLDER|demo | kinetics FOLDER|demo [Hydra overrides, e.g. seed=0,1,2]
 # RECORDINGS: {digit}_{speaker}_{take}.wav; MNIST: the four idx files; FOLDER: the download (configs/dataset/CREMAD.yaml,
 # KineticsSound.yaml), for which a GPU is wanted. Digits: some minutes a run on two CPU cores. MODELS="UDML QMF" runs some only.

@@ -13,6 +13,7 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 
 from datasets.base import Batch, Modality
+from models.layers.batch_norm import ObservedInputs
 from utils.metrics import classification_metrics
 
 
@@ -48,6 +49,8 @@ class IncompleteClassifier(pl.LightningModule):
         max_modalities: of the data set, None = any number.
         transformers_only: its encoders are those of :mod:`models.encoders.pretrained`.
         several_labels: it can learn a task whose labels do not exclude one another.
+        reports_unimodal: stage test reports each modality alone too, from ``unimodal_logits`` (B, M, C) of the extras,
+            as ``<method>/<modality>``.
         built_on: names of the imputers on which it is built; it gets the trained one as ``imputer``.
     """
 
@@ -60,6 +63,7 @@ class IncompleteClassifier(pl.LightningModule):
     max_modalities: ClassVar[int | None] = None
     transformers_only: ClassVar[bool] = False
     several_labels: ClassVar[bool] = True
+    reports_unimodal: ClassVar[bool] = False
     built_on: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
@@ -91,6 +95,22 @@ class IncompleteClassifier(pl.LightningModule):
         mark in ``feature_missing`` of one that is masked. Tables without an entry are hidden as a whole."""
         columns = {name: missing[:, i, None] for i, name in enumerate(self.modality_names)}
         return {name: columns[name] & cells for name, cells in feature_missing.items()}
+
+    def unobserved(self, batch: Batch) -> Tensor:
+        """(B, M) bool: modalities of which nothing is observed. A table with an observed cell is not among them."""
+        columns = list(batch.missing.unbind(1))
+        for name, cells in batch.feature_missing.items():
+            i = self.modality_names.index(name)
+            columns[i] = columns[i] & cells.all(1)
+        return torch.stack(columns, 1)
+
+    def observed_inputs(self, batch: Batch) -> dict[str, Tensor]:
+        """Inputs for the encoders, missing content overwritten by zeros. In training, encoders with batch statistics
+        then skip rows without content (:mod:`models.layers.batch_norm`)."""
+        if not self.training:
+            return batch.observed()
+        is_observed = ~self.unobserved(batch)
+        return ObservedInputs(batch.observed(), dict(zip(self.modality_names, is_observed.unbind(1), strict=True)))
 
     def before_prediction(self) -> None:
         """What makes a trained model faster without another result; it is neither trained nor saved afterwards."""

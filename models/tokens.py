@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.base import IncompleteClassifier
+from models.layers.batch_norm import apply_to_observed
 from models.layers.transformer import Block, normal_initialisation, visible_tokens
 
 
@@ -53,7 +54,7 @@ class TokenPipeline(IncompleteClassifier):
             cells: as :meth:`cells` gives them; hidden ones are no part of any other token.
         """
         parts = [
-            self.encode_one(i, inputs[name], cells.get(name) if cells else None)
+            self._place(i, apply_to_observed(self.encoders[name], inputs, name, cells))
             for i, name in enumerate(self.modality_names)
         ]
         return torch.cat(parts, dim=1)
@@ -61,7 +62,11 @@ class TokenPipeline(IncompleteClassifier):
     def encode_one(self, i: int, x: Tensor, cells: Tensor | None = None) -> Tensor:
         """Modality ``i`` (R, ...) -> its tokens (R, N, D) as they stand in :meth:`encode`; ``cells`` (R, N) hidden."""
         name = self.modality_names[i]
-        tokens = self.encoders[name](x) if cells is None else self.encoders[name](x, missing=cells)
+        return self._place(i, self.encoders[name](x) if cells is None else self.encoders[name](x, missing=cells))
+
+    def _place(self, i: int, tokens: Tensor) -> Tensor:
+        """Output of encoder ``i`` -> tokens (R, N, D) as they stand in :meth:`encode`."""
+        name = self.modality_names[i]
         if name in self.m_projection:
             tokens = self.m_projection[name](tokens)
         modality, position = self.embeddings(i)

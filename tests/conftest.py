@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,21 @@ from tests.makers import make_polymnist_folder
 from utils.build import register_resolvers
 from utils.validate import CONFIGS
 
-# One: two spin against each other where several processes share the cores.
-torch.set_num_threads(1)
+# DYMO_TEST_THREADS sets the number of threads of PyTorch. One by default: threads of several test processes that share
+# the cores wait for each other.
+torch.set_num_threads(int(os.environ.get("DYMO_TEST_THREADS", "1")))
 register_resolvers()
 
 Composer = Callable[..., DictConfig]
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """Networks and random numbers in float64: the bounds of `assert_close` (1e-7) are then 10^8 times the rounding, so
+    that two orders of summation agree on every processor and a wrong formula does not."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 class Reads:

@@ -20,6 +20,7 @@ from models.dymo.selection import COMPARATORS
 from models.imputers.simple import Mean
 from tests.makers import make_image_table
 from tests.test_baselines import METHODS, configure
+from tests.tolerances import summation_bound
 from trainers.evaluate import predict
 from utils.build import build_data, build_model
 
@@ -103,7 +104,12 @@ def test_who_reads_the_table_alone_gives_the_same_whatever_becomes_of_the_image(
     alone = found["whole_0"]["missing"].all(1)
     assert 3 < alone.sum() < len(alone)
     for scenario in SCENARIOS[1:4]:
-        np.testing.assert_allclose(found[scenario]["logits"], found["none"]["logits"], atol=1e-6)
+        expected = found["none"]["logits"]
+        # Rows are grouped by what is missing, and kernels sum in another order for another number of rows. What the
+        # image would change is above 1e-3.
+        np.testing.assert_allclose(
+            found[scenario]["logits"], expected, rtol=0, atol=summation_bound(64, 1 + np.abs(expected).max())
+        )
     assert np.ptp(found["none"]["logits"][alone], axis=0).max() > 1e-3
 
 
@@ -118,7 +124,10 @@ def test_only_the_cells_that_are_there_count(store: tuple[str, ...], method: str
                 here = expected[label][scenario]["logits"]
                 assert np.isfinite(here).all()
                 np.testing.assert_array_equal(arrays["logits"], here, err_msg=f"{label} {scenario}")
-                np.testing.assert_allclose(single[label][scenario]["logits"], here, atol=2e-5)
+                alone_in_batch = single[label][scenario]["logits"]
+                np.testing.assert_allclose(
+                    alone_in_batch, here, rtol=0, atol=summation_bound(128, 1 + np.abs(here).max())
+                )
     missing, cells = data.masks("train", parse_scenario("whole_0"))
     alone = torch.from_numpy(missing.all(1).nonzero()[0])
     # A cell that is there says something, and its neighbours that are not say nothing.

@@ -162,6 +162,24 @@ def refused(result: Result, *messages: str) -> None:
         ("model.recovery_aware=much", "model.recovery_aware=much: must be a number from 0 to 1"),
         ("schedule=shrt", "schedule=shrt: there is no such option; did you mean 'short'?"),
         ("imputer=Oracle", "imputer=Oracle reads the content that is missing: add imputer.allow_oracle=true"),
+        ("imputer=Oracle imputer.name=Foo", "imputer=Foo reads the content that is missing: add imputer.allow_oracle"),
+        (
+            "imputer=Zero imputer.name=Foo imputer.module._target_=models.imputers.simple.Oracle",
+            "imputer=Foo reads the content that is missing: add imputer.allow_oracle=true",
+        ),
+        (
+            "imputer=Zero imputer.name=MoPoE model=MoPoE_Classification",
+            "model MoPoE_Classification is built on imputer=MoPoE, not MoPoE (Zero)",
+        ),
+        ("trainer.limit_train_batches=0.0", "trainer.limit_train_batches=0.0: must be null, a whole number of batches"),
+        ("trainer.limit_val_batches=1.5", "trainer.limit_val_batches=1.5: must be null, a whole number of batches"),
+        ("trainer.precision=17", "config 'trainer': Precision 17 is invalid"),
+        ("trainer.strategy=fast", "config 'trainer': You selected an invalid strategy name"),
+        ("hydra/launcher=slurm --multirun", "hydra/launcher=slurm: there is no such launcher, known are basic"),
+        ("hydra/sweeper=optuna --multirun", "hydra/sweeper=optuna: there is no such sweeper, known are basic"),
+        ("hydra.sweeper.trials=3", "hydra.sweeper.trials=3: Could not override 'hydra.sweeper.trials'."),
+        ("logger=[tensorboard,wandbb]", "logger=wandbb: there is no such option; did you mean 'wandb'?"),
+        ("dataset=[Digits,MST]", "dataset=[Digits,MST]: takes one option, choose one of AVE, "),
         ("stages=[report]", "PolyMNIST/*/default/seed*: run stage test first"),
     ],
 )
@@ -169,6 +187,29 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     command: Command, tmp_path: Path, arguments: str, message: str
 ) -> None:
     refused(command(*arguments.split(" ")), message)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+@pytest.mark.parametrize("stage", ["fit", "impute", "gaussian", "test"])
+def test_a_gpu_that_is_not_there_is_refused_before_packing(command: Command, tmp_path: Path, stage: str) -> None:
+    result = command(
+        "trainer.accelerator=gpu", "imputer=Mean", f"stages=[prepare,{stage}]", f"dataset.store={tmp_path}/S"
+    )
+    refused(
+        result, "trainer.accelerator=gpu: PyTorch finds no GPU on this machine; set trainer=cpu, or trainer=default"
+    )
+    assert not (tmp_path / "S").exists() and not (tmp_path / "out").exists()
+
+
+def test_a_logger_whose_package_is_lacking_is_refused_before_packing(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lacking(*_: object, **__: object) -> None:
+        raise ModuleNotFoundError("No module named 'tensorboard'")
+
+    monkeypatch.setattr("pytorch_lightning.loggers.TensorBoardLogger.__init__", lacking)
+    refused(command("logger=[csv,tensorboard]"), "TensorBoardLogger): No module named 'tensorboard'")
     assert not (tmp_path / "out").exists()
 
 

@@ -536,9 +536,31 @@ def test_the_report_prints_the_published_numbers(
 ) -> None:
     row = parameters.table([("vera", 1, "base")])
     monkeypatch.setattr(parameters, "table", lambda: row)
-    parameters.main()
+    parameters.main([])
     out = capsys.readouterr().out
     assert "0.153029" in out and "0.154565" in out and "0.155000" in out and "output.dense" in out
+
+
+def test_totals_of_tables_3_and_4(capsys: pytest.CaptureFixture[str]) -> None:
+    """Total parameters are the two encoders, BERT with its pooler (:data:`BASE`), and what is learned."""
+    totals = parameters.totals().set_index("data set")
+    image = BASE["clip_vit_base_patch16"]
+    for name, other, learned in (
+        ("Food-101", "bert_base", 226_661),
+        ("MM-IMDb", "bert_base", 166_679),
+        ("KS", "ast_base", 172_831),
+        ("AVE", "ast_base", 170_524),
+        ("CREMA-D", "ast_base", 153_606),
+    ):
+        assert round(totals.loc[name, "with pooler"] * 1e6) == image + BASE[other] + learned
+        assert round(totals.loc[name, "learned"] * 1e6) == learned
+        pooler = BERT_POOLER if other == "bert_base" else 0
+        assert round((totals.loc[name, "with pooler"] - totals.loc[name, "total"]) * 1e6) == pooler
+    printed = {"Food-101": 195.51, "KS": 172.16, "AVE": 172.16}
+    assert totals["with pooler"].round(2)[list(printed)].to_dict() == printed
+    parameters.main(["--totals"])
+    out = capsys.readouterr().out
+    assert "195.508" in out and "194.918" in out and "172.160" in out and "printed total" in out
 
 
 def test_a_line_says_what_is_trained() -> None:

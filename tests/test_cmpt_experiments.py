@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import itertools
-import re
 import shlex
 import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -34,7 +35,7 @@ ROOT = CONFIGS.parent
 PUBLISHED = ROOT / "docs" / "published" / "cmpt.csv"
 EXPERIMENTS = sorted(file.stem for file in (CONFIGS / "experiment").glob("cmpt_*.yaml"))
 TABLES = [f"table_{n}" for n in (1, 2, 3, 4, 5, 7, 8, 9, 10, 11)]
-FIGURES = [f"figure_{n}" for n in (3, 4, 5, 6)]  # the others share their branches
+FIGURES = [f"figure_{n}" for n in (3, 4, 5, 6, 7, 10, 11, 12, 13)]  # the others share their branches
 
 
 @functools.cache
@@ -81,9 +82,23 @@ def test_the_script_runs_what_a_table_needs(table: str, tmp_path: Path) -> None:
     ours = rows[(rows["table"] == table) & rows["model"].str.startswith("CMPT") & ~rows["model"].str.contains(" - ")]
     assert (len(ours) > 0) is table.startswith("table")
     assert not {tuple(row) for row in ours[["dataset", "model", "run", "scenario"]].itertuples(index=False)} - made
-    drawn = {a[2] for a in commands if a[:2] == ["-m", "trainers.figures"]}
-    expected = {"figure_4": "per_class", "figure_5": "features", "figure_6": "attention"}
-    assert drawn == ({expected[table]} if table in expected else set())
+    drawn = [a[2:] for a in commands if a[:2] == ["-m", "trainers.figures"]]
+    kinds = {"figure_4": "per_class", "figure_5": "features", "figure_10": "features", "figure_6": "attention"}
+    kinds |= {"figure_11": "attention", "figure_12": "one_model", "figure_13": "one_model"}
+    assert {a[0] for a in drawn} == ({kinds[table]} if table in kinds else set())
+    # A map is of one run with and one without proxies; the classes of Figure 5 gain, those of Figure 10 do not.
+    if kinds.get(table) == "features":
+        assert {a[a.index("--order") + 1] for a in drawn} == {"gain" if table == "figure_5" else "no_gain"}
+        assert all("/CMPT/" in a[2] and "/CMPT_without_proxies/" in a[3] for a in drawn)
+    if kinds.get(table) == "attention":
+        assert all("CMPT_without_proxies" in a[a.index("--without") + 1] for a in drawn)
+    if kinds.get(table) == "one_model":
+        assert ["MMIMDb" in drawn[0][1], "Food101" in drawn[0][1]] == [table == "figure_12", table == "figure_13"]
+        assert drawn[0][-4:] == ["--scenarios", "none", "whole_0", "whole_1"] and len(drawn) == 1
+    printed = [a for a in commands if a[:2] == ["-m", "trainers.published"] and "--compare" in a]
+    assert len(printed) == (table in ("figure_3", "figure_7"))
+    totals = [a for a in commands if a[:2] == ["-m", "models.cmpt.parameters"]]
+    assert len(totals) == (table in ("table_3", "table_4"))
 
 
 def test_an_unknown_table_is_said(tmp_path: Path) -> None:
@@ -142,6 +157,33 @@ def test_ours_stand_beside_the_papers(tmp_path: Path, capsys: pytest.CaptureFixt
         published.main([str(PUBLISHED_COPY)])
 
 
+def test_models_beside_each_other_at_every_rate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Figure 7: the numbers of the curves, for the metrics that the paper prints of a data set."""
+    values = {"CMPT": (0.74, 0.78), "CMPT_without_proxies": (0.70, 0.72)}
+    for (model, found), seed in itertools.product(values.items(), range(2)):
+        run = tmp_path / "Food101" / model / "complete" / f"seed{seed}"
+        run.mkdir(parents=True)
+        scenarios = {"whole_0": 0.0, "image_text_text_0.5": 0.1} | ({"whole_1": 0.2} if model == "CMPT" else {})
+        rows = [("Food101", model, seed, s, "accuracy", found[seed] + more, 100) for s, more in scenarios.items()]
+        rows.append(("Food101", model, seed, "whole_0", "ece", 0.1, 100))
+        pd.DataFrame(rows, columns=report.COLUMNS).to_csv(run / "results.csv", index=False)
+        (run / "DONE").touch()
+    arguments = [str(PUBLISHED), "--output", str(tmp_path), "--compare", "CMPT", "CMPT_without_proxies"]
+    text = published.main(arguments)
+    assert text in capsys.readouterr().out and "Food101, accuracy (%), ours: 2 seeds a cell" in text
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
+    assert table[0] == ["scenario", "CMPT", "CMPT_without_proxies", "CMPT - CMPT_without_proxies"]
+    assert table[-2:] == [
+        ["whole_0", "76.00 ± 2.83", "71.00 ± 1.41", "+5.00"],
+        ["image_text_text_0.5", "86.00 ± 2.83", "81.00 ± 1.41", "+5.00"],
+    ], "without whole_1, which one of the two lacks"
+    assert "ece" not in text
+    assert "No data set has finished runs of CMPT, none yet" in published.main([*arguments[:4], "CMPT", "none"])
+    for wrong in (["--compare", "CMPT"], ["--compare", "CMPT", "B", "--table", "table_2"]):
+        with pytest.raises(UserError, match="--compare takes at least two models and no --table"):
+            published.main([str(PUBLISHED), *wrong])
+
+
 # -------------------------------------------------------------------------------------------------------------- figures
 
 
@@ -157,7 +199,7 @@ def test_curves_end_with_all_rows(tmp_path: Path) -> None:
     np.savez_compressed(run / "predictions" / "image_text_text_0.9.npz", **data)
     runs, _ = report.gather([run])
     assert report._rate_one(runs) == {("PolyMNIST", "image_text_text_"): "whole_2"}
-    summary = report.summarise(runs[0].frame.query("metric == 'accuracy'"))
+    summary = report.summarise(runs[0].frame.query("metric == 'accuracy'")).drop(columns="missing_rate")
     styles = plotting.model_styles(["CMPT_x"])
     long = summary.assign(model="CMPT_without_proxies_or_dropout")
     several = pd.concat([long.assign(model=long["model"] + str(i)) for i in range(6)])
@@ -260,28 +302,209 @@ def test_pictures_of_a_run(food: Callable[..., list[str]], tmp_path: Path, capsy
     assert "features" not in np.load(run / "predictions" / "image_text_text_0.5.npz")
     pictures = tmp_path / "out" / "Food101" / "report" / "complete" / "figures"
     assert (pictures / "degradation_accuracy.png").stat().st_size > 5000
-    figures.main(["per_class", str(tmp_path / "classes.png"), str(run), "--scenario", "whole_1"])
-    figures.main(["features", str(tmp_path / "features.png"), str(run), "--classes", "4", "--rows", "20"])
-    figures.main(["attention", str(tmp_path / "attention.png"), *food(), "--rows", "2"])
-    for name in ("classes", "features", "attention"):
+    control = run.parents[2] / "CMPT_without_proxies" / "complete" / "seed0"
+    shutil.copytree(run, control)
+    frame = pd.read_csv(control / "results.csv").assign(model="CMPT_without_proxies")
+    frame.to_csv(control / "results.csv", index=False)
+    figures.main(["per_class", str(tmp_path / "classes.png"), str(run), str(control), "--scenario", "whole_1"])
+    figures.main(["one_model", str(tmp_path / "one.png"), str(run)])
+    figures.main(["features", str(tmp_path / "features.png"), str(run), str(control), "--classes", "4", "--rows", "20"])
+    capsys.readouterr()
+    figures.main(["attention", str(tmp_path / "attention.png"), *food(), "--rows", "2", "--without", str(control)])
+    shares = capsys.readouterr().out.splitlines()
+    # The same predictions on both sides: no row changes its outcome.
+    assert [line.split("%")[0].split()[-1] for line in (shares[0], shares[2])] == ["0.00", "0.00"]
+    assert all("of 70 rows" in line and "paper" not in line for line in shares[:4]), (
+        "demo data have no published shares"
+    )
+    for name in ("classes", "one", "features", "attention"):
         assert (tmp_path / f"{name}.png").stat().st_size > 5000
     with pytest.raises(UserError, match=r"has no predictions of 'whole_01' \(it has image_text"):
         figures.main(["per_class", str(tmp_path / "x.png"), str(run), "--scenario", "whole_01"])
-    with pytest.raises(UserError, match="features draws one run"):
-        figures.main(["features", str(tmp_path / "x.png"), str(run), str(run)])
+    with pytest.raises(UserError, match="features compares two runs"):
+        figures.main(["features", str(tmp_path / "x.png"), str(run)])
+    with pytest.raises(UserError, match="give --without RUN_DIRECTORY"):
+        figures.main(["attention", str(tmp_path / "x.png"), *food()])
     other = write_run(tmp_path / "others", "M3Care", 0)
-    with pytest.raises(UserError, match=re.escape("has no features: run stage test with report.features=[none]")):
-        (other / "predictions" / "file-masks.csv.npz").touch()
-        figures.features(_renamed(other), 3, 10)
     with pytest.raises(UserError, match="give runs of one"):
         figures.per_class([run, other], "none")
+    with pytest.raises(UserError, match="one_model draws one model, not CMPT, CMPT_without_proxies"):
+        figures.one_model([run, control], ["none"])
 
 
-def _renamed(run: Path) -> Path:
-    """Without the scenario whose file name differs from its name."""
-    frame = pd.read_csv(run / "results.csv")
-    frame[~frame["scenario"].str.startswith("file:")].to_csv(run / "results.csv", index=False)
-    return run
+SCENARIOS = ("none", "whole_0", "whole_1")
+
+
+@pytest.fixture
+def made_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Writes a finished run whose predictions are given: scenario -> (N,) predicted class, or (N, C) labels."""
+    about = SimpleNamespace(class_names=[], modality_names=["image", "text"])
+    monkeypatch.setattr(figures, "data_module", lambda _: about)
+
+    def write(model: str, target: np.ndarray, predicted: dict[str, np.ndarray], seed: int = 0, **more: Any) -> Path:
+        run = tmp_path / "Food101" / model / "complete" / f"seed{seed}"
+        (run / "predictions").mkdir(parents=True)
+        classes_of_set = target.shape[1] if target.ndim == 2 else int(target.max()) + 1
+        about.class_names = [f"dish {c}" for c in range(classes_of_set)]
+        rng, rows = np.random.default_rng([seed, len(model)]), []
+        for scenario, classes in predicted.items():
+            logits = 2.0 * classes - 1 if classes.ndim == 2 else np.eye(classes_of_set)[classes]
+            hidden = np.arange(2)[None] == np.full((len(target), 1), SCENARIOS.index(scenario) - 1)
+            arrays = {"index": np.arange(len(target)), "logits": logits, "target": target, "missing": hidden}
+            if scenario in more.get("features", {}):
+                arrays["features"] = more["features"][scenario]
+            order = rng.permutation(len(target))  # rows are paired by their index, not by their place in the file
+            np.savez(run / "predictions" / f"{scenario}.npz", **{k: v[order] for k, v in arrays.items()})
+            rows.append(("Food101", model, seed, scenario, "accuracy", 0.5, len(target)))
+        pd.DataFrame(rows, columns=report.COLUMNS).to_csv(run / "results.csv", index=False)
+        (run / "DONE").touch()
+        return run
+
+    return write
+
+
+def with_accuracy(target: np.ndarray, right: list[int], wrong: int) -> np.ndarray:
+    """Predictions with so many right rows of each class, the others of class ``wrong`` (or the next one)."""
+    predicted = target.copy()
+    for c, number in enumerate(right):
+        predicted[np.flatnonzero(target == c)[number:]] = wrong if wrong != c else (c + 1) % len(right)
+    return predicted
+
+
+def test_classes_are_sorted_by_gain(made_run: Callable[..., Path]) -> None:
+    """Figures 4, 8 and 9, with gains that follow from the counts: seeds averaged, ties in the order of the classes."""
+    target = np.repeat(np.arange(4), 10)
+    runs = [
+        made_run("CMPT", target, {"whole_1": with_accuracy(target, [5, 9, 4, 6], 0)}, seed=0),
+        made_run("CMPT", target, {"whole_1": with_accuracy(target, [7, 9, 4, 6], 0)}, seed=1),
+        made_run("CMPT_without_proxies", target, {"whole_1": with_accuracy(target, [6, 4, 8, 6], 0)}),
+    ]
+    figure = figures.per_class(runs, "whole_1")
+    (ax,) = figure.axes
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["dish 1", "dish 0", "dish 3", "dish 2"]
+    (right,) = ax.child_axes
+    assert [label.get_text() for label in right.get_yticklabels()] == ["+50.0", "+0.0", "+0.0", "−40.0"]
+    first = ax.collections[1]  # after the lines that join the marks of a class
+    np.testing.assert_allclose(first.get_offsets()[:, 0], [90, 60, 60, 40])
+    assert "text missing" in figure.get_suptitle() and "CMPT minus CMPT_without_proxies" in figure.get_suptitle()
+
+
+def test_many_classes_go_into_panels_and_nothing_overlaps() -> None:
+    rng = np.random.default_rng(0)
+    names = [f"grilled_cheese_sandwich_{c}" for c in range(101)]
+    values = pd.DataFrame(rng.uniform(0, 100, (101, 3)), columns=["CMPT", "A", "B"], index=names)
+    figure = plotting.per_class(values, "right (%)", plotting.model_styles(list(values)), "x", values["CMPT"])
+    labels = [label.get_text() for ax in figure.axes for label in ax.get_yticklabels()]
+    assert len(figure.axes) == 3 and labels == names
+    figure.draw_without_rendering()
+    boxes = [ax.get_tightbbox() for ax in figure.axes]
+    assert all(left.x1 <= right.x0 for left, right in itertools.pairwise(boxes)), "panels do not overlap"
+    heights = [label.get_window_extent() for label in figure.axes[0].get_yticklabels()]
+    assert all(above.y0 >= below.y1 for above, below in itertools.pairwise(heights)), "names do not overlap"
+
+
+def test_one_model_complete_text_only_and_image_only(made_run: Callable[..., Path]) -> None:
+    """Figures 12 and 13: sorted by the score on complete data; ``whole_0`` leaves the text, ``whole_1`` the image."""
+    target = np.repeat(np.arange(3), 10)
+    counts = {"none": [7, 9, 8], "whole_0": [5, 2, 3], "whole_1": [1, 6, 4]}
+    run = made_run("CMPT", target, {s: with_accuracy(target, right, 0) for s, right in counts.items()})
+    (ax,) = figures.one_model([run], ["none", "whole_0", "whole_1"]).axes
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["dish 1", "dish 2", "dish 0"]
+    marks = {c.get_label(): list(c.get_offsets()[:, 0]) for c in ax.collections if not c.get_label().startswith("_")}
+    assert marks == {"complete": [90, 80, 70], "text only": [20, 30, 50], "image only": [60, 40, 10]}
+    # Several labels: F1 of scikit-learn.
+    rng = np.random.default_rng(0)
+    labels, said = rng.integers(2, size=(2, 50, 3))
+    several = made_run("CMPT_labels", labels.astype(float), {"none": said})
+    (ax,) = figures.one_model([several], ["none"]).axes
+    expected = np.sort(100 * f1_score(labels, said, average=None))[::-1]
+    np.testing.assert_allclose(ax.collections[1].get_offsets()[:, 0], expected)
+    assert ax.get_xlabel() == "F1 (%)"
+
+
+def test_classes_are_chosen_by_gain_or_lack_of_it() -> None:
+    gain = np.array([0.1, np.nan, -0.3, 0.4, 0.0, 0.4])
+    assert figures.choose_classes(gain, "gain", 3).tolist() == [3, 5, 0]
+    assert figures.choose_classes(gain, "no_gain", 2).tolist() == [2, 4]
+    assert figures.choose_classes(gain, "gain", 10).tolist() == [3, 5, 0, 4, 2], "a class without rows is never chosen"
+
+
+@pytest.mark.parametrize(("order", "expected"), [("gain", [1, 0]), ("no_gain", [2, 3])])
+def test_one_map_of_three_point_sets(made_run: Callable[..., Path], order: str, expected: list[int]) -> None:
+    """Figures 5 and 10: complete, missing without and missing with proxies of the same rows, in one map."""
+    target = np.tile(np.arange(4), 10)
+    rng = np.random.default_rng(0)
+    # Points of a set lie together, far from the other sets: a map of another file or row would show.
+    sets = {name: 100 * i + rng.normal(size=(40, 8)) for i, name in enumerate(("complete", "without", "with"))}
+    run = made_run(
+        "CMPT",
+        target,
+        {"none": target, "whole_1": with_accuracy(target, [8, 9, 3, 5], 0)},
+        features={"none": sets["complete"], "whole_1": sets["with"]},
+    )
+    control = made_run(
+        "CMPT_without_proxies",
+        target,
+        {"whole_1": with_accuracy(target, [6, 2, 9, 5], 0)},
+        features={"whole_1": sets["without"]},
+    )
+    figure = figures.features(run, control, "whole_1", order, classes=2, rows=100)
+    (ax,) = figure.axes
+    points = [c.get_offsets() for c in ax.collections if len(c.get_offsets())]
+    assert [len(p) for p in points] == [10] * 6, "three sets of two classes with ten rows each"
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names[:3] == ["complete", "missing, without proxies", "missing, with proxies"]
+    assert [int(name.split("dish ")[1].split(" ")[0]) for name in names[3:]] == expected
+    centres = [np.concatenate([points[i], points[i + 3]]).mean(0) for i in range(3)]
+    spread = max(np.concatenate([points[i], points[i + 3]]).std(0).max() for i in range(3))
+    distances = [np.linalg.norm(a - b) for a, b in itertools.combinations(centres, 2)]
+    assert min(distances) > 1.5 * spread
+    # What cannot be drawn is refused by name.
+    bare = made_run("CMPT_bare", target, {"none": target, "whole_1": target})
+    for pair in ((run, bare), (bare, control)):
+        with pytest.raises(
+            UserError, match=r"CMPT_bare/complete/seed0 has no features: .*report.features=\[none,whole_1\]"
+        ):
+            figures.features(*pair, "whole_1", order, 2, 100)
+    wide = made_run("CMPT_wide", target, {"whole_1": target}, features={"whole_1": np.zeros((40, 9))})
+    with pytest.raises(UserError, match=r"widths \[8, 9\] have no common map"):
+        figures.features(run, wide, "whole_1", order, 2, 100)
+    labels = made_run("CMPT_labels", np.eye(4)[target], {"none": np.eye(4)[target], "whole_1": np.eye(4)[target]})
+    with pytest.raises(UserError, match="differ in the target of the test rows"):
+        figures.features(run, labels, "whole_1", order, 2, 100)
+    with pytest.raises(UserError, match="has several labels"):
+        figures.features(labels, labels, "whole_1", order, 2, 100)
+
+
+def test_samples_by_outcome_and_their_shares(made_run: Callable[..., Path]) -> None:
+    """Figures 6 and 11, against a loop over the rows."""
+    target = np.random.default_rng(0).integers(3, size=200)
+    predicted = [np.random.default_rng(seed).integers(3, size=200) for seed in (1, 2)]
+    runs = [
+        made_run(name, target, {"whole_1": p})
+        for name, p in zip(("CMPT", "CMPT_without_proxies"), predicted, strict=True)
+    ]
+    _, (data, without) = figures.load_pair(*runs, "whole_1")
+    outcomes = [figures.is_right(d["logits"], d["target"]) for d in (data, without)]
+    expected: dict[str, list[int]] = {name: [] for name in figures.OUTCOMES}
+    for row, (y, new, old) in enumerate(zip(target, *predicted, strict=True)):
+        name = {
+            (False, True): "wrong without proxies, right with",
+            (True, True): "right with and without proxies",
+            (True, False): "right without proxies, wrong with",
+            (False, False): "wrong with and without proxies",
+        }[bool(old == y), bool(new == y)]
+        expected[name].append(row)
+    groups = figures.rows_by_outcome(*outcomes)
+    assert {name: rows.tolist() for name, rows in groups.items()} == expected
+    lines = figures.describe_shares(groups, figures.PUBLISHED_SHARES).splitlines()
+    for (name, rows), line in zip(expected.items(), lines, strict=True):
+        assert line.startswith(name) and f"{len(rows) / 2:.2f} % of 200 rows ({len(rows)})" in line
+    published_shares = [line.partition("paper: about ")[2] for line in lines]
+    assert published_shares == ["15 %)", "60 %)", "3 %)", ""]
+    # Of several labels a row is right where every labelled one is.
+    logits = np.array([[1.0, -1], [1, 1], [-1, 1]])
+    assert figures.is_right(logits, np.array([[1, 0], [1, 0], [-1, 1]])).tolist() == [True, False, True]
 
 
 def test_frames_are_shown_as_they_were() -> None:

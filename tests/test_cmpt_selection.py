@@ -24,6 +24,7 @@ from models.dymo.selection import SelectionRule
 from models.encoders.pretrained import Adapter
 from tests import slow_twin as twin
 from tests.test_cmpt import CLASSES, MODALITIES, build, mixed
+from tests.tolerances import batch_bound
 from trainers import pipeline
 from trainers.context import Context
 from trainers.evaluate import load_method
@@ -118,12 +119,13 @@ def test_proxies_are_accepted_as_one_by_one(m: int, metric: str, calibration: st
     close_calls = 0
     for row, mask in enumerate(batch.missing.tolist()):
         final, order, history, logits = twin.greedy(evaluator(model, batch, row, metric), tuple(mask), judge)
-        if any(abs(value) < 1e-5 for step in history for value in step.values()):
+        # A softmax of scores up to 10 / temperature, which float32 leaves four digits.
+        if any(abs(value) < 1e-4 for step in history for value in step.values()):
             close_calls += 1  # rounding could turn it
             continue
         assert tuple(found.extras["final_missing"][row].tolist()) == final
         assert [u for u in found.extras["accepted"][row].tolist() if u >= 0] == order
-        torch.testing.assert_close(found.logits[row], logits, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(found.logits[row], logits, atol=batch_bound(found.logits), rtol=0)
     assert close_calls <= 3
 
 

@@ -12,6 +12,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,7 @@ from gaussian_parameter_generation.estimate import GaussianParameters, estimate
 from models.imputers.simple import Oracle
 from tests.makers import make_image_table
 from tests.test_baselines import METHODS
+from tests.tolerances import batch_bound
 from trainers import fit as fit_module
 from trainers import pipeline
 from trainers.context import Context, resolve_metric
@@ -201,6 +203,90 @@ def test_variants_of_a_model_have_their_own_run_directories() -> None:
         ("DyMo" + tail, "DynamicTransformer" + tail)
         for tail in ("", "_aware0.25", "_aware", "_EU", "_EU_aware0.25", "_EU_aware")
     ]
+
+
+# ---------------------------------------------------------------------------------------------------- how long to train
+
+# Passes that measure; their parts train as long as all others.
+MEASURES = ("Late", "LogitAverage", "ModelSelection")
+# Models that train for a multiple of dataset.baselines.max_epochs: published proportions, in configs/recipe.
+MULTIPLES = {
+    ("MST", "MoPoE_Classification"): 5,
+    ("CelebA", "MoPoE_Classification"): 5,
+    ("MST", "MultiAE_autoencoder"): 10,
+    ("CelebA", "MultiAE_autoencoder"): 10,
+    ("PolyMNIST", "MultiAE_autoencoder"): 3,
+}
+# Where nothing is said: the settings of the publications that differ from those of the data set.
+PUBLISHED_EPOCHS = ("MaskedAttention", "TokenUnimodal", "Zeros_MLP", "Pooling_MLP")
+USUAL_EPOCHS = {
+    "Digits": 12,
+    "PolyMNIST": 100,
+    "CREMAD": 100,
+    "KineticsSound": 100,
+    "MST": 20,
+    "CelebA": 20,
+    "SpokenDigits": 15,
+}
+
+
+def epochs_of_parts(*overrides: str) -> dict[str, int]:
+    """Name -> epochs of the model that is trained and of all that it is built on."""
+
+    def walk(context: Context) -> dict[str, int]:
+        epochs = {str(context.trainable.name): int(context.trainable.training.max_epochs)}
+        for part in context.prerequisites.values():
+            epochs |= walk(part)
+        return epochs
+
+    return walk(Context(configure(*overrides)))
+
+
+# Every model on the embedded data, and wherever a recipe has a number of epochs.
+EPOCH_RECIPES = [f for f in FILES if f.parts[0] == "recipe" and "max_epochs" in (CONFIGS / f).read_text()]
+EPOCH_PAIRS = [(model, "Digits") for model in options("model")] + [
+    (f.stem, f.parts[1]) for f in EPOCH_RECIPES if f.stem in options("model") and f.parts[1] in USUAL_EPOCHS
+]
+
+
+@pytest.mark.parametrize(("model", "dataset"), EPOCH_PAIRS)
+def test_one_setting_says_how_long_every_method_trains(model: str, dataset: str) -> None:
+    chosen = [f"dataset={dataset}", f"model={model}", *(["imputer=CMVAE"] if model == "CMVAE_Classification" else [])]
+    usual = epochs_of_parts(*chosen)
+    first = next(iter(usual))
+    if model in PUBLISHED_EPOCHS:
+        assert set(usual.values()) == {500}
+    elif model not in (*MEASURES, "CMPT", "UDML"):
+        assert usual[first] == USUAL_EPOCHS[dataset] * MULTIPLES.get((dataset, first), 1)
+    # 7 is the default of nothing; the default of the data set, said aloud, counts as well.
+    for epochs in (7, USUAL_EPOCHS[dataset])[: 2 if model == "MaskedAttention" else 1]:
+        for name, value in epochs_of_parts(*chosen, f"dataset.baselines.max_epochs={epochs}").items():
+            assert value == (1 if name in MEASURES else epochs * MULTIPLES.get((dataset, name), 1)), name
+    # And one that is for this model alone.
+    assert epochs_of_parts(*chosen, "model.training.max_epochs=7")[first] == 7
+
+
+@pytest.mark.parametrize("model", ["MaskedAttention", "TokenUnimodal", "Zeros_MLP", "Pooling_MLP", "UDML", "CMPT"])
+@pytest.mark.parametrize("epochs", [1, 3, 500])
+def test_a_short_training_has_a_warmup_that_fits_into_it(model: str, epochs: int) -> None:
+    dataset = "Digits" if model == "CMPT" else "SpokenDigits" if model == "UDML" else "CAD"
+    cfg = configure(
+        f"dataset={dataset}", f"model={model}", f"dataset.baselines.max_epochs={epochs}", "stages=[fit]", "imputer=Zero"
+    )
+    if model != "UDML" or epochs > 1:  # of one epoch none is left for its weights
+        validate(cfg)
+    if model not in ("UDML", "CMPT"):
+        assert cfg.model.training.warmup_epochs == cfg.model.module.plateau.warmup_epochs == epochs // 10
+
+
+def test_a_data_set_of_ones_own_says_how_long_by_a_plain_number() -> None:
+    cfg = configure("dataset=Digits", "model=MaskedAttention")
+    OmegaConf.set_struct(cfg, False)
+    del cfg.dataset.baselines["usual_epochs"]
+    cfg.dataset.baselines.max_epochs = 9
+    assert cfg.model.training.max_epochs == 9
+    del cfg.dataset.baselines["max_epochs"]
+    assert cfg.model.training.max_epochs == 500
 
 
 # -------------------------------------------------------------------------------------------------- model × data set
@@ -381,7 +467,7 @@ def test_content_of_what_is_missing_changes_nothing(run: tuple[Context, Watch, l
     for pair in outputs:
         for logits, reference in zip(pair, outputs[0]):
             assert torch.isfinite(logits).all() and torch.equal(logits, reference)
-    torch.testing.assert_close(*outputs[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(*outputs[0], atol=batch_bound(outputs[0][0]), rtol=0)
 
 
 def test_a_batch_of_one_gives_what_a_batch_of_many_gives(run: tuple[Context, Watch, list[str]]) -> None:
@@ -397,7 +483,7 @@ def test_a_batch_of_one_gives_what_a_batch_of_many_gives(run: tuple[Context, Wat
                 batch.index[row : row + 1],
             )
             single = method(one)
-            torch.testing.assert_close(single.logits, many.logits[row : row + 1], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(single.logits, many.logits[row : row + 1], atol=batch_bound(many.logits), rtol=0)
             if "final_missing" in many.extras:
                 assert torch.equal(single.extras["final_missing"][0], many.extras["final_missing"][row])
 
@@ -476,7 +562,7 @@ def test_an_imputer_fills_what_is_missing_and_passes_the_rest_through(base, name
         one = {view: x[row : row + 1] for view, x in spoilt.items()}
         single = imputer.impute(one, batch.missing[row : row + 1], batch.index[row : row + 1])
         for view, x in single.items():
-            torch.testing.assert_close(x, recovered[view][row : row + 1], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(x, recovered[view][row : row + 1], atol=batch_bound(recovered[view]), rtol=0)
     if name == "Mean":  # against the packed pixels
         for view, mean in imputer.state_dict().items():
             pixels = context.data.split("train").read(view).double() / 255
@@ -486,7 +572,7 @@ def test_an_imputer_fills_what_is_missing_and_passes_the_rest_through(base, name
 # ------------------------------------------------------------------------------------------------- loggers, experiments
 
 
-@pytest.mark.parametrize("name", options("logger"))
+@pytest.mark.parametrize("name", [*options("logger"), "[tensorboard,wandb]"])
 def test_a_logger_logs(base, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for key in ("WANDB_API_KEY", "WANDB_ENTITY"):
         monkeypatch.delenv(key, raising=False)
@@ -498,17 +584,21 @@ def test_a_logger_logs(base, name: str, tmp_path: Path, monkeypatch: pytest.Monk
     folder = context.trained.path
     losses = [np.mean(watch.losses[:3]), np.mean(watch.losses[3:])]
     assert pd.read_csv(folder / "metrics.csv")["train_loss"].tolist() == pytest.approx(losses)
-    if name == "tensorboard":
+    if "tensorboard" in name:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
         events = EventAccumulator(str(folder / "tensorboard")).Reload()
         assert [e.value for e in events.Scalars("train_loss")] == pytest.approx(losses)
         assert len(events.Scalars("val_accuracy")) == 2
-    if name == "wandb":
+    if "wandb" in name:
         import wandb
 
         wandb.finish()
         (log,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+        # A process of wandb's own writes the file, and on a busy machine it ends after `finish` has returned.
+        deadline = time.monotonic() + 60
+        while b"val_accuracy" not in log.read_bytes() and time.monotonic() < deadline:
+            time.sleep(0.1)
         content = log.read_bytes()
         assert b"val_accuracy" in content and b"train_loss" in content
     assert set(os.listdir(ROOT)) - before <= {"__pycache__"}, "nothing is written beside the sources"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,10 +14,13 @@ import pytorch_lightning as pl
 import torch
 
 from datasets.base import Batch
-from models.base import Prediction
+from models.base import IncompleteClassifier, Prediction
 from trainers import fit as fit_module
 from trainers import pipeline
-from trainers.evaluate import predict
+from trainers.context import Context
+from trainers.evaluate import accuracy_table, predict
+from trainers.report import write_report
+from utils import metrics
 from utils.checkpoints import read_tensors
 from utils.errors import UserError
 
@@ -77,6 +82,74 @@ def test_a_model_that_diverged_from_the_start_has_no_best(composed, tmp_path: Pa
     folder = tmp_path / "PolyMNIST" / "DynamicTransformer" / "default" / "seed0"
     assert (folder / "metrics.csv").is_file() and (folder / "checkpoints" / "last.ckpt").is_file()
     assert not (folder / "stages" / "fit.json").exists()
+
+
+class OneClass:
+    """Data whose validation split has rows of one class."""
+
+    task, target = "multiclass", torch.ones(8, dtype=torch.int64)
+
+    def has_split(self, name: str) -> bool:
+        return True
+
+    def split(self, name: str) -> OneClass:
+        return self
+
+    def read(self, name: str) -> torch.Tensor:
+        return self.target
+
+
+def test_a_monitor_without_a_value_is_refused_before_training() -> None:
+    data: Any = OneClass()
+    with pytest.raises(UserError, match=r"^val_auroc has no value .*all of one class.*set dataset.monitor=val_loss"):
+        fit_module.check_monitor("val_auroc", data, "fit")
+    for monitor in ("val_loss", "val_accuracy", None):
+        fit_module.check_monitor(monitor, data, "fit")
+
+
+def test_fit_looks_at_the_monitor_before_it_writes_anything(composed, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(fit_module, "undefined_monitor", lambda *_: "its rows are all of one class")
+    with pytest.raises(UserError, match="has no value on the validation split"):
+        pipeline.run(composed(*TINY, "model.training.max_epochs=1", f"paths.output={tmp_path}"))
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_results_are_written_though_one_metric_fails(composed, tmp_path: Path, monkeypatch, caplog) -> None:
+    def fail(self: metrics._AUROC) -> torch.Tensor:
+        raise MemoryError("57.7 GB\nof log-odds")
+
+    settings = [s for s in TINY if not s.startswith("stages")]
+    settings += ["stages=[fit,test]", "missing.test=[none,random_0.5]", "dataset.monitor=val_loss"]
+    settings += ["model.training.max_epochs=1", f"paths.output={tmp_path}"]
+    with monkeypatch.context() as patched:
+        patched.setattr(IncompleteClassifier, "on_validation_epoch_end", lambda self: None)
+        patched.setattr(metrics._AUROC, "compute", fail)
+        pipeline.run(composed(*settings))
+    folder = next(tmp_path.rglob("results.csv")).parent
+    assert (folder / "DONE").is_file() and (folder / "predictions" / "none.npz").is_file()
+    frame = pd.read_csv(folder / "results.csv", keep_default_na=False)
+    empty = frame[frame["value"] == ""]
+    assert set(empty["metric"]) == {"auroc"} and len(empty) == frame["scenario"].nunique() == 2
+    assert "metric 'auroc'" in caplog.text and "failed (MemoryError: 57.7 GB)" in caplog.text
+    # Every scenario's realised rate, from its mask; the one that cannot have its rate was pointed out.
+    rates = frame.groupby("scenario")["missing_rate"].first().astype(float)
+    mask = np.load(folder / "masks" / "random_0.5.npz")["missing"]
+    assert rates["none"] == 0 and rates["random_0.5"] == pytest.approx(mask.mean())
+    has_remark = "'random_0.5' has a rate of" in caplog.text
+    assert has_remark == (abs(mask.mean() - 0.5) > 0.01)
+    # A metric that fails is shown as an en dash.
+    page = write_report([folder], tmp_path / "report", title="t")
+    cells = page.tables[next(key for key in page.tables if key[1] == "auroc")].iloc[0]
+    assert [cell.strip() for cell in cells] == ["–", "–"]
+
+
+def test_the_terminal_table_has_rates_and_daggers() -> None:
+    rows = [("none", "A", 0.5, 0.0), ("none", "A/oracle_subset", 1.0, 0.0), ("random_0.2", "A", 0.25, 1 / 6)]
+    rows.append(("random_0.2", "A/oracle_subset", np.nan, 1 / 6))
+    frame = pd.DataFrame(rows, columns=["scenario", "model", "value", "missing_rate"]).assign(metric="accuracy")
+    lines = [line.split() for line in accuracy_table(frame).splitlines()]
+    assert ["A", "50.00", "25.00"] in lines and ["A/oracle_subset†", "100.00", "–"] in lines
+    assert ["missing", "rate", "0", "0.167"] in lines and lines[-1][:2] == ["†", "uses"]
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
@@ -183,3 +256,158 @@ def test_speed_options_keep_the_loss_of_20_steps(
     assert not torch.equal(curves[1], curves[0]) or "aot_eager" in option, "the option did nothing"
     assert list(states[0]) == list(states[1]), "names of the weights stay"
     assert {v.dtype for v in states[1].values()} == {v.dtype for v in states[0].values()}
+
+
+# ------------------------------------------------------------------------------------- run directories that move
+
+
+def interrupted(composed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch: int) -> tuple[list[str], Path]:
+    """Overrides of a fit of four epochs that was interrupted in ``epoch``, and its run directory."""
+    cut = [*TINY, "model.training.max_epochs=4", "dataset.monitor=val_loss", f"paths.output={tmp_path / 'cut'}"]
+    original = fit_module.build_trainer
+
+    def interrupting(cfg, **arguments):  # type: ignore[no-untyped-def]
+        return original(cfg, **{**arguments, "callbacks": [*arguments["callbacks"], Stop(epoch)]})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fit_module, "build_trainer", interrupting)
+        with pytest.raises(UserError, match="run the same command"):
+            pipeline.run(composed(*cut))
+    return cut, tmp_path / "cut" / "PolyMNIST" / "DynamicTransformer" / "default" / "seed0"
+
+
+def test_a_run_directory_that_moved_keeps_its_best_epoch(composed, tmp_path: Path, monkeypatch) -> None:
+    """No epoch after the move reaches the score that last.ckpt remembers, so that best.ckpt has to stay as it is."""
+    cut, folder = interrupted(composed, tmp_path, monkeypatch, 2)
+    last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    (state,) = (s for key, s in last["callbacks"].items() if "ModelCheckpoint" in key and "val_loss" in key)
+    score = torch.tensor(1e-3)
+    for key in ("best_model_score", "kth_value", "current_score"):
+        state[key] = score
+    state["best_k_models"] = dict.fromkeys(state["best_k_models"], score)
+    torch.save(last, folder / "checkpoints" / "last.ckpt")
+    before = (folder / "checkpoints" / "best.ckpt").read_bytes()
+    moved = tmp_path / "elsewhere" / "runs"
+    moved.parent.mkdir()
+    (tmp_path / "cut").rename(moved)
+    pipeline.run(composed(*cut, f"paths.output={moved}"))
+    folder = moved / folder.relative_to(tmp_path / "cut")
+    assert read_tensors(folder / "checkpoints" / "last.ckpt")["epoch"] == 3
+    assert (folder / "checkpoints" / "best.ckpt").read_bytes() == before
+    assert json.loads((folder / "stages" / "fit.json").read_text())["best"] == pytest.approx(1e-3)
+
+
+def test_a_copy_without_its_best_epoch_is_not_continued(composed, tmp_path: Path, monkeypatch) -> None:
+    cut, folder = interrupted(composed, tmp_path, monkeypatch, 1)
+    best = folder / "checkpoints" / "best.ckpt"
+    best.write_bytes(best.read_bytes()[:3000])
+    with pytest.raises(UserError, match=r"cannot go on from last\.ckpt without the best epoch .*cut off or damaged"):
+        pipeline.run(composed(*cut))
+    best.unlink()
+    with pytest.raises(UserError, match=r"there is no checkpoint .*copy best\.ckpt into"):
+        pipeline.run(composed(*cut))
+
+
+def test_runs_begun_with_the_checkpoints_of_lightning_can_be_continued(tmp_path: Path) -> None:
+    theirs = pl.callbacks.ModelCheckpoint(tmp_path, "best", monitor="val_loss", mode="min")
+    ours = fit_module.RunCheckpoint(tmp_path / "moved", "best", monitor="val_loss", mode="min")
+    assert ours.state_key == theirs.state_key
+    # Without a best epoch so far, as during a warm-up, there is no file to look for.
+    ours.load_state_dict(theirs.state_dict())
+    assert ours.best_model_path == "" and ours.best_model_score is None
+
+
+# ------------------------------------------------------------------------------------------- what is not on disk
+
+
+def refusing(error: OSError | None):  # type: ignore[no-untyped-def]
+    """``commit`` of fsspec's files, which Lightning writes with: it fails for best.ckpt."""
+    from fsspec.implementations.local import LocalFileOpener
+
+    commit = LocalFileOpener.commit
+
+    def commit_or_not(self) -> None:  # type: ignore[no-untyped-def]
+        if not str(self.path).endswith("best.ckpt"):
+            commit(self)
+        elif error is not None:
+            raise error
+
+    return LocalFileOpener, "commit", commit_or_not
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (PermissionError(13, "Permission denied"), "the system refused it"),  # swallowed by Lightning
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (None, "the system refused it"),  # reported by nobody
+    ],
+)
+def test_a_checkpoint_that_cannot_be_written_ends_the_run(
+    composed, tmp_path: Path, monkeypatch, error: OSError | None, reason: str
+) -> None:
+    monkeypatch.setattr(*refusing(error))
+    with pytest.raises(UserError, match=rf"best\.ckpt cannot be written \({reason}\): make room or correct the perm"):
+        pipeline.run(composed(*TINY, "model.training.max_epochs=2", f"paths.output={tmp_path}"))
+    folder = tmp_path / "PolyMNIST" / "DynamicTransformer" / "default" / "seed0"
+    assert not (folder / "stages" / "fit.json").exists()
+    assert not (folder / "checkpoints" / "best.ckpt").exists()
+
+
+def test_a_later_epoch_that_cannot_be_written_is_no_success_of_the_earlier_one(tmp_path: Path, monkeypatch) -> None:
+    """An older best.ckpt stays on disk where the new one is refused."""
+    (tmp_path / "best.ckpt").write_bytes(b"the file of an earlier epoch")
+    checkpoint = fit_module.RunCheckpoint(tmp_path, "best")
+    trainer = pl.Trainer(logger=False, accelerator="cpu", enable_progress_bar=False, barebones=False)
+    monkeypatch.setattr(trainer, "save_checkpoint", lambda *arguments: None)
+    with pytest.raises(UserError, match="cannot be written"):
+        checkpoint._save_checkpoint(trainer, str(tmp_path / "best.ckpt"))
+
+
+@pytest.mark.parametrize("name", ["best.ckpt", "last.ckpt"])
+def test_a_checkpoint_that_cannot_be_read_does_not_finish_its_stage(
+    composed, tmp_path: Path, monkeypatch, name: str
+) -> None:
+    save = pl.Trainer.save_checkpoint
+
+    def truncating(self, filepath, *arguments):  # type: ignore[no-untyped-def]
+        save(self, filepath, *arguments)
+        if str(filepath).endswith(name):
+            Path(filepath).write_bytes(Path(filepath).read_bytes()[:2000])
+
+    monkeypatch.setattr(pl.Trainer, "save_checkpoint", truncating)
+    with pytest.raises(UserError, match=rf"the stage is not finished, .*{name} is cut off or damaged"):
+        pipeline.run(composed(*TINY, "model.training.max_epochs=1", f"paths.output={tmp_path}"))
+    folder = tmp_path / "PolyMNIST" / "DynamicTransformer" / "default" / "seed0"
+    assert not (folder / "stages" / "fit.json").exists()
+
+
+def test_an_imputer_whose_weights_are_lost_is_made_again(composed, tmp_path: Path) -> None:
+    mean = ["imputer=Mean", "stages=[prepare,impute]", f"paths.output={tmp_path}", "imputer.quality.judge_epochs=1"]
+    pipeline.run(composed(*mean))
+    weights = tmp_path / "PolyMNIST" / "imputer_Mean" / "default" / "seed0" / "checkpoints" / "best.ckpt"
+    before = read_tensors(weights)["state_dict"]
+    weights.unlink()
+    pipeline.run(composed(*mean))
+    after = read_tensors(weights)["state_dict"]
+    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_a_copied_imputer_is_not_judged_again(composed, tmp_path: Path, monkeypatch) -> None:
+    mean = ["imputer=Mean", "stages=[prepare,impute]", "imputer.quality.judge_epochs=1"]
+    pipeline.run(composed(*mean, f"paths.output={tmp_path / 'a'}"))
+    shutil.copytree(tmp_path / "a", tmp_path / "b", copy_function=shutil.copyfile)  # with another time of change
+    monkeypatch.setattr("trainers.impute.Judge", None)
+    pipeline.run(composed(*mean, f"paths.output={tmp_path / 'b'}"))
+
+
+@pytest.mark.parametrize("limit", ["trainer.limit_train_batches=0.2", "trainer.limit_val_batches=0.5"])
+def test_a_share_of_less_than_one_batch_is_refused_before_training(composed, tmp_path: Path, limit: str) -> None:
+    """60 training rows in batches of 16 are 4 batches, 30 validation rows one."""
+    key, _, value = limit.partition("=")
+    message = rf"{key}={value}: is less than one of (4|1) batches of split '(train|val)'; set it to (0\.25|1) or more"
+    with pytest.raises(UserError, match=message):
+        pipeline.run(composed(*TINY, "model.training.max_epochs=1", limit, f"paths.output={tmp_path / 'out'}"))
+    assert not (tmp_path / "out").exists()
+    enough = composed(*TINY, f"{key}={'0.25' if 'train' in key else '1.0'}")
+    assert not pipeline.empty_limits(Context(enough), ["fit"])

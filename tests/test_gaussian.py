@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,7 @@ from models.dymo.prototypes import COSINE, EUCLIDEAN
 from tests import slow_twin as twin
 from tests.networks import toy_batch, toy_model, twin_evaluator
 from utils.errors import UserError
+from utils.plotting import distance_histograms
 from utils.subsets import enumerate_subsets
 
 METRICS = (COSINE, EUCLIDEAN)
@@ -177,6 +179,27 @@ def test_student_t_equals_scipy() -> None:
     values, target = distances(model, [batch], found, progress=False)
     d = values[0, target == 2].astype(float)
     assert found.student_t[0, 2].tolist() == pytest.approx(stats.t.fit([*d, *-d]), rel=1e-3, abs=1e-4)
+
+
+def test_histograms_leave_out_rows_that_lack_a_modality() -> None:
+    """As on data with natural gaps: every panel keeps its density, and its histogram is of the other rows."""
+    rng = np.random.default_rng(0)
+    target = np.arange(60) % 2
+    values = np.abs(rng.normal(size=(2, 60))).astype(np.float32)
+    values[0, ::4] = np.nan  # half of the rows of class 0
+    values[1, 1::2] = np.nan  # all of class 1
+    sigma = np.array([[0.9, 1.1], [1.0, 1.2]])
+    figure = distance_histograms(values, target, sigma, {0: "some", 1: "none"}, [0, 1])
+    for i, ax in enumerate(figure.axes):
+        s, c = divmod(i, 2)
+        x, density = ax.lines[0].get_data()
+        assert np.isfinite(x).all() and x[-1] >= 3 * sigma[s, c] - 1e-6
+        np.testing.assert_allclose(density, stats.halfnorm(scale=sigma[s, c]).pdf(x), rtol=1e-6)
+        known = values[s, target == c]
+        known = known[~np.isnan(known)]
+        counts = np.array([bar.get_height() * bar.get_width() for bar in ax.patches]) * len(known)
+        assert len(ax.patches) == (40 if len(known) else 0)
+        np.testing.assert_allclose(counts, np.histogram(known, 40)[0] if len(known) else [], atol=1e-3)
 
 
 def test_test_split_is_refused() -> None:

@@ -328,3 +328,26 @@ def test_what_is_missing_counts_for_nothing_in_the_original_either(method: str) 
         model.load_state_dict(made(method, "model.module.reference=true").float().state_dict())
     assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
     assert torch.isfinite(found[0][1])
+
+
+@torch.no_grad()
+def test_the_reference_of_m3care_updates_its_shared_statistic_modality_by_modality() -> None:
+    """Projected, raw, projected, raw ...: the last update weighs most, so that the order shows."""
+    model = made("M3Care", "model.module.reference=true").train()
+    norm = model.kernel_norms[0]
+    h, missing = vectors()
+    hm = h.transpose(0, 1)
+    projected = model.project(hm)
+    mean, variance = norm.running_mean.clone(), norm.running_var.clone()
+    for m in range(5):
+        for x in (projected[m], hm[m]):
+            mean = 0.9 * mean + 0.1 * x.mean(0)
+            variance = 0.9 * variance + 0.1 * x.var(0)
+    nodes = model.normalise(hm, projected, ~missing)
+    torch.testing.assert_close(norm.running_mean, mean)
+    torch.testing.assert_close(norm.running_var, variance)
+    for kind, parts in enumerate((projected, hm)):
+        for m in range(5):
+            x = parts[m]
+            expected = (x - x.mean(0)) / (x.var(0, correction=0) + norm.eps).sqrt() * model.kernel_scale
+            torch.testing.assert_close(nodes[kind, m], expected)

@@ -31,6 +31,7 @@ from models.masked_attention.unimodal import TokenUnimodal
 from tests.networks import CELLS, LEVELS, N_CONTINUOUS, random_table
 from tests.test_baselines import configure, generator, vectors  # noqa: F401
 from tests.test_naim import jolted, some_cells
+from tests.tolerances import summation_bound
 from trainers import pipeline
 from trainers.context import Context
 from utils.checkpoints import read_tensors
@@ -156,6 +157,8 @@ VARIANTS: list[dict[str, Any]] = [
     {"mask_mode": "key_only", "gate": "add"},
     {"mask_mode": "none"},
     {"mask_mode": "none", "fill": "inputs", "feature_mask": False},
+    {"mask_mode": "none", "fill": "mixed", "feature_mask": False},
+    {"mask_mode": "none", "fill": "mixed", "reference": True},
     {"reference": True},
     {"tokens": {"img": "all"}, "gate": "none"},
 ]
@@ -166,7 +169,7 @@ def test_content_of_what_is_missing_reaches_nothing(options: dict[str, Any]) -> 
     model, batch = build(masks=TrainingMasks("fewer", p=0.3), feature_dropout=0.3, **options), some_batch()
     state = {k: v.clone() for k, v in model.state_dict().items()}
     found = []
-    for value in (0.0, 1e6, math.nan):
+    for value in (0.0, 1e6, 1e30, math.nan):
         model.load_state_dict(state)
         with torch.no_grad():
             logits = model.eval()(filled(batch, value)).logits
@@ -410,6 +413,8 @@ def test_what_does_not_go_together_is_said(composed: Callable[..., DictConfig]) 
         ({"mask_mode": "both"}, "mask_mode=both"),
         ({"pooling": "max"}, "pooling=max"),
         ({"fill": "inputs"}, "set mask_mode=none"),
+        ({"fill": "mixed"}, "set mask_mode=none"),
+        ({"fill": "zeros"}, "fill=zeros: must be one of tokens, inputs, mixed"),
         ({"tokens": "some"}, "tokens=some"),
         ({"tokens": {"im": "all"}}, "tokens names 'im'"),
         ({"feature_dropout": 1.0}, "feature_dropout=1.0"),
@@ -440,6 +445,95 @@ def test_perceptrons_read_tokens_of_zeros() -> None:
             x = {"concat": tokens.flatten(1), "max": tokens.max(1).values, "sum": tokens.sum(1)}[combine]
             expected = model.classifier(F.relu(model.perceptron[0](x)))
             torch.testing.assert_close(model(batch).logits, expected)
+
+
+def released_tokens(model: Any, batch: Batch) -> Tensor:
+    """The tokens (B, P, D) of the released baselines without a mask, row by row: a missing image is a black image, the
+    features of a table without a single cell are zeros, and a missing cell is a zero."""
+    rows = []
+    for i in range(len(batch)):
+        has_image, has_table = (~model.absent(batch)[i]).tolist()
+        image = batch.inputs["img"][i : i + 1] if has_image else torch.zeros(1, 3, 8, 8)
+        image = model.encoders["img"](image).mean(1).reshape(1, 2, WIDTH)
+        hidden = batch.missing[i, 1] & batch.feature_missing["tab"][i : i + 1]
+        table = torch.zeros(1, CELLS, WIDTH)
+        if has_table:
+            table = model.encoders["tab"](torch.where(hidden, 0, batch.inputs["tab"][i : i + 1]))
+        rows.append(torch.cat([image, table], dim=1))
+    return torch.cat(rows)
+
+
+@pytest.mark.parametrize("reference", [False, True])
+@pytest.mark.parametrize("hidden_content", [0.0, 1e30, math.nan])
+def test_a_missing_table_gives_zero_features_as_published(reference: bool, hidden_content: float) -> None:
+    batch = some_batch()
+    absent = build().absent(batch)
+    assert absent[:, 1].any() and absent[:, 0].any() and (batch.missing[:, 1] & ~absent[:, 1]).any()
+    for combine in ("concat", "max", "sum"):
+        options: dict[str, Any] = {"fill": "mixed", "feature_mask": False, "reference": reference}
+        model = build(TokenPerceptron, combine=combine, hidden=(5,), **options)
+        assert not model.splits
+        with torch.no_grad():
+            tokens = released_tokens(model, batch)
+            x = {"concat": tokens.flatten(1), "max": tokens.max(1).values, "sum": tokens.sum(1)}[combine]
+            expected = model.classifier(F.relu(model.perceptron[0](x)))
+            torch.testing.assert_close(model(filled(batch, hidden_content)).logits, expected)
+            torch.testing.assert_close(
+                model(complete(batch)).logits, model.fuse(model.encode(batch.inputs), complete(batch)).logits
+            )
+    model = build(mask_mode="none", **options)
+    with torch.no_grad():
+        expected = model.classify(released_tokens(model, batch), None).logits
+        torch.testing.assert_close(model(filled(batch, hidden_content)).logits, expected)
+
+
+def test_a_missing_table_trains_nothing_of_its_encoder() -> None:
+    batch = some_batch()
+    missing = torch.zeros(40, 2, dtype=torch.bool)
+    missing[:, 1] = True
+    batch = batch.replace(missing=missing, feature_missing={})
+    for kind, options in ((TokenPerceptron, {}), (MaskedAttention, {"mask_mode": "none"})):
+        model = build(kind, fill="mixed", feature_mask=False, **options).train()
+        model.training_step(batch, 0).backward()
+        assert not any(p.grad is not None and p.grad.any() for p in model.encoders["tab"].parameters())
+        assert any(p.grad.any() for p in model.encoders["img"].parameters())
+        # A missing image is a black image, which the encoder and its batch normalisation see, in training too.
+        seen: list[Tensor] = []
+        model.encoders["img"].register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0]))
+        model.training_step(batch.replace(missing=missing.flip(1)), 0)
+        assert len(seen[0]) == 40 and not seen[0].any()
+
+
+def test_defaults_of_the_baselines_are_the_published_ones(composed: Callable[..., DictConfig]) -> None:
+    for name in ("Zeros_MLP", "Pooling_MLP"):
+        cfg = composed(f"model={name}")
+        assert (cfg.model.module.fill, cfg.model.module.feature_mask) == ("mixed", False)
+        assert cfg.model.unimodal.module.feature_dropout == 0.5
+    late = composed("model=Late").model
+    assert late.unimodal.module.feature_dropout == 0.3
+    shared = composed("model=MaskedAttention").model.unimodal
+    assert shared.module.feature_dropout == 0.5 and late.unimodal.name != shared.name
+    selection = composed("model=ModelSelection").model
+    for part in (selection.unimodal, selection.mlp.unimodal, selection.fusion.unimodal):
+        assert (part.name, part.module.feature_dropout) == (shared.name, 0.5)
+    assert (selection.mlp.module.fill, selection.fusion.module.fill) == ("mixed", "mixed")
+
+
+def test_weights_of_another_fill_are_refused(vectors: Callable[..., DictConfig]) -> None:  # noqa: F811
+    small = ["model=Zeros_MLP", "model.module.width=8", "dataset.low=0.1", "model.prerequisites=null"]
+    small += ["model.training.max_epochs=1", "model.training.warmup_epochs=0", "model.training.batch_size=16"]
+    cfg = vectors(*small, "model.module.fill=inputs", "stages=[prepare,fit]")
+    pipeline.run(cfg)
+    checkpoint = Context(cfg).checkpoint
+    other = vectors(*small, f"model.checkpoint={checkpoint}", "name=other")
+    with pytest.raises(
+        UserError, match=r"trained with fill=inputs, this run uses fill=mixed: set model\.module\.fill=inputs"
+    ):
+        Context(other).load_model()
+    assert (
+        Context(vectors(*small, "model.module.fill=inputs", f"model.checkpoint={checkpoint}")).load_model().fill
+        == "inputs"
+    )
 
 
 def test_rows_that_lack_something_do_not_train_a_model_of_complete_rows() -> None:
@@ -572,7 +666,7 @@ def test_the_validation_loss_of_labels_does_not_depend_on_the_batches(rows: int)
     trainer = pl.Trainer(logger=False, enable_progress_bar=False, accelerator="cpu", enable_checkpointing=False)
     for _ in range(2):  # nothing is left over from the validation before
         (found,) = trainer.validate(model, torch.utils.data.DataLoader(parts, batch_size=None), verbose=False)
-        assert found["val_loss"] == pytest.approx(expected, abs=1e-6)
+        assert found["val_loss"] == pytest.approx(expected, abs=summation_bound(batch.target.numel(), expected))
 
 
 # -------------------------------------------------------------------------------------------------------- whole runs

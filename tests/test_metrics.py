@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import resource
+import warnings
 
 import numpy as np
 import pytest
@@ -21,7 +23,15 @@ from sklearn.metrics import (
 from torch import Tensor
 
 from tests import slow_twin as twin
-from utils.metrics import METRICS, LabelMetrics, classification_metrics
+from utils.metrics import (
+    METRICS,
+    LabelMetrics,
+    binary_auroc,
+    classification_metrics,
+    log_odds,
+    metric_names,
+    undefined_monitor,
+)
 
 
 def predictions(n: int, classes: int, seed: int, scale: float = 2.0) -> tuple[Tensor, Tensor]:
@@ -140,8 +150,9 @@ def test_several_labels_equal_scikit_learn_on_the_labelled_cells() -> None:
     rows = []
     for said, true in zip((logits > 0).tolist(), target.tolist()):
         cells = [(s, t) for s, t in zip(said, true) if t >= 0]
-        rows.append(f1_score([t for _, t in cells], [float(s) for s, _ in cells], zero_division=0) if cells else 0.0)
-    assert found["f1_samples"] == pytest.approx(sum(rows) / 120, abs=1e-6)
+        if cells:  # a row without a labelled cell says nothing
+            rows.append(f1_score([t for _, t in cells], [float(s) for s, _ in cells], zero_division=0))
+    assert len(rows) < 120 and found["f1_samples"] == pytest.approx(np.mean(rows), abs=1e-6)
 
 
 MEASURES = {
@@ -229,3 +240,150 @@ def test_auroc_orders_confident_rows_as_scikit_learn_orders_their_logits(scale: 
     assert found["auroc"] == pytest.approx(np.mean(each), abs=1e-6)
     there = labels >= 0
     assert found["auroc_micro"] == pytest.approx(roc_auc_score(labels[there], logits[there]), abs=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------- degenerate input
+
+
+def of_scikit_learn(logits: Tensor, target: Tensor) -> dict[str, float]:
+    """Every metric of one label but ece, from scikit-learn; NaN where it defines none."""
+    guess, truth = logits.argmax(1).numpy(), target.numpy()
+    odds = logits.double().numpy()
+    classes = [1] if odds.shape[1] == 2 else range(odds.shape[1])
+    scores = [odds[:, c] - np.log(np.exp(np.delete(odds, c, axis=1)).sum(1)) for c in classes]
+    pairs = [(truth == c, score) for c, score in zip(classes, scores) if 0 < (truth == c).sum() < len(truth)]
+    recalls = recall_score(truth, guess, labels=np.unique(truth), average=None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return {
+            "accuracy": accuracy_score(truth, guess),
+            "auroc": np.mean([roc_auc_score(y, x) for y, x in pairs]) if pairs else np.nan,
+            "f1_macro": f1_score(truth, guess, average="macro"),
+            "recall_macro": balanced_accuracy_score(truth, guess),
+            "mcc": matthews_corrcoef(truth, guess),
+            "gmean": np.prod(recalls) ** (1 / len(recalls)),
+        }
+
+
+def degenerate(case: str, classes: int) -> tuple[Tensor, Tensor]:
+    logits, target = predictions(60, classes, 11)
+    last = classes - 1
+    if case in ("absent from target", "absent from both"):
+        target = torch.where(target == last, 0, target)
+    if case in ("absent from prediction", "absent from both"):
+        logits[:, last] -= 100
+    if case == "one class, right":
+        target, logits = torch.zeros_like(target), logits + 100 * torch.eye(classes)[0]
+    if case == "one class, predicted never":
+        target, logits = torch.zeros_like(target), logits - 100 * torch.eye(classes)[0]
+    if case == "one class, predicted at times":
+        target = torch.full_like(target, last)
+    if case == "constant":
+        logits = logits[:1].expand(60, -1)
+    if case == "ties":
+        logits = logits.round()
+        logits[:, 0] += 0.25  # no tie within a row, whose first class would depend on the library
+        logits[:, 1] -= 0.25
+        logits = logits + 2.0**-10 * torch.arange(classes)
+    return (logits[:1], target[:1]) if case == "one row" else (logits, target)
+
+
+DEGENERATE = (
+    *("absent from target", "absent from prediction", "absent from both", "one class, right", "constant", "ties"),
+    *("one class, predicted never", "one class, predicted at times", "one row"),
+)
+
+
+@pytest.mark.parametrize("case", DEGENERATE)
+@pytest.mark.parametrize("classes", [2, 3, 5])
+def test_degenerate_input_equals_scikit_learn(case: str, classes: int) -> None:
+    logits, target = degenerate(case, classes)
+    values = computed(logits, target, classes=classes, task="binary" if classes == 2 else "multiclass")
+    expected = of_scikit_learn(logits, target)
+    assert {name: values[name] for name in expected} == pytest.approx(expected, abs=1e-6, nan_ok=True)
+    confidences = logits.double().softmax(1)
+    error = twin.calibration_error(confidences.tolist(), target.tolist(), 15)
+    assert values["ece"] == pytest.approx(error, abs=1e-5)
+
+
+def test_auroc_leaves_out_a_class_that_the_split_does_not_have() -> None:
+    """Class c is in the training split alone (the classes that occur order their rows perfectly, then 3 of 4 pairs)."""
+    target = torch.tensor([0, 0, 1, 1])
+    perfect = torch.tensor([[4.0, 0, 1], [3.0, 0, 2], [0, 3.0, 0], [0, 4.0, 2]])
+    assert computed(perfect, target, "auroc", classes=3)["auroc"] == 1.0
+    three_of_four = torch.tensor([[4.0, 0, -9], [1.0, 2, -9], [2.0, 1.5, -9], [0, 4.0, -9]])
+    assert computed(three_of_four, target, "auroc", classes=3)["auroc"] == 0.75
+    assert math.isnan(computed(perfect, torch.zeros_like(target), "auroc", classes=3)["auroc"])
+
+
+def test_all_labels_unlabelled_or_of_one_class() -> None:
+    logits = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    nothing = computed(logits, torch.full((5, 3), -1.0), classes=3, task="multilabel")
+    assert len(nothing) > 15 and all(math.isnan(value) for value in nothing.values())
+    one = computed(logits, torch.ones(5, 3), classes=3, task="multilabel")
+    said = (logits > 0).numpy()
+    assert one["accuracy"] == pytest.approx(said.mean()) and math.isnan(one["auroc"]) and math.isnan(one["f1_macro"])
+    assert one["f1_micro"] == pytest.approx(f1_score(np.ones(15), said.ravel()))
+    assert one["f1_samples"] == pytest.approx(f1_score(np.ones((5, 3)), said, average="samples", zero_division=0))
+    assert one["mcc_micro"] == matthews_corrcoef(np.ones(15), said.ravel()) == 0
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 8), st.floats(0, 1), st.integers(0, 2**32 - 1))
+def test_binary_auroc_with_ties_equals_scikit_learn(n: int, levels: int, rate: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    scores, positive = rng.integers(levels, size=n).astype(float), rng.random(n) < rate
+    value = float(binary_auroc(torch.from_numpy(scores), torch.from_numpy(positive)))
+    if 0 < positive.sum() < n:
+        assert value == pytest.approx(roc_auc_score(positive, scores), abs=1e-12)
+    else:
+        assert math.isnan(value)
+
+
+def test_log_odds_equal_the_logsumexp_of_the_others() -> None:
+    generator = torch.Generator().manual_seed(3)
+    logits = 30 * torch.randn(50, 7, generator=generator, dtype=torch.float64)
+    logits[:5] = 2000 * torch.randn(5, 7, generator=generator, dtype=torch.float64)
+    others = [torch.cat([logits[:, :c], logits[:, c + 1 :]], 1).logsumexp(1) for c in range(7)]
+    expected = logits - torch.stack(others, 1)
+    for cells in (1, 70, 2**20):
+        torch.testing.assert_close(log_odds(logits, cells), expected, rtol=1e-13, atol=1e-13)
+    swapped = log_odds(logits[:, [0, 3, 2, 1, 6, 5, 4]])[:, [0, 3, 2, 1, 6, 5, 4]]
+    assert torch.equal(swapped, log_odds(logits))  # the same others in another order are a tie
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 12), st.integers(2, 3), st.floats(0, 1), st.floats(0, 1), st.integers(0, 2**32 - 1))
+def test_a_monitor_is_undefined_exactly_where_its_metric_is(
+    n: int, labels: int, unlabelled: float, rate: float, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    target = (rng.random((n, labels)) < rate).astype(np.float32)
+    target[rng.random((n, labels)) < unlabelled] = -1
+    one_label = torch.from_numpy(rng.integers(3, size=n) * (rng.random(n) < rate))
+    for task, classes, truth in (("multilabel", labels, torch.from_numpy(target)), ("multiclass", 3, one_label)):
+        logits = torch.from_numpy(rng.normal(size=(n, classes)).astype(np.float32))
+        values = computed(logits, truth, classes=classes, task=task)
+        assert set(values) == set(metric_names(task))
+        for name, value in values.items():
+            assert (undefined_monitor(f"val_{name}", task, truth) is not None) == math.isnan(value), name
+    assert undefined_monitor("val_loss", "multiclass", one_label[:0]) is None
+
+
+# N and C of the test split: DVM has the most of both; MIMIC-CXR has the most rows of several labels.
+@pytest.mark.parametrize(("task", "rows", "classes"), [("multiclass", 88_207, 286), ("multilabel", 377_110, 14)])
+def test_every_metric_runs_at_the_published_size_in_bounded_memory(task: str, rows: int, classes: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(rows, classes, generator=generator)
+    target = torch.randint(0, classes, (rows,), generator=generator)
+    if task == "multilabel":
+        target = torch.randint(-1, 2, (rows, classes), generator=generator).float()
+    metrics = classification_metrics(task, classes)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    metrics.update(logits, target)
+    values = {name: float(value) for name, value in metrics.compute().items()}
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20  # GiB
+    assert grown < 2 and all(math.isfinite(value) for value in values.values())
+    assert values["auroc"] == pytest.approx(0.5, abs=0.01)
+    chance = 0.5 if task == "multilabel" else 1 / classes
+    assert values["accuracy"] == pytest.approx(chance, abs=0.005)

@@ -339,8 +339,51 @@ def test_a_rate_that_cannot_be_had_is_remarked_on(rate: float, m: int, share: st
     assert (remark is None) == (share is None)
     mask = scenario.generate(50, [str(i) for i in range(m)], 1)
     assert mask.mean() == pytest.approx(float(share or rate), abs=1e-3)
-    assert share is None or f"a rate of {share};" in str(remark)
+    assert share is None or f"a rate of {share}," in str(remark)
     assert parse_scenario(f"random_global_{rate}").remark(m) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "m", "rate"),
+    [
+        ("random_0.2", 6, 1 / 6),
+        ("random_global_0.8", 2, 0.5),
+        ("random_global_0.8", 6, 0.8),
+        ("random_bernoulli_0.8", 2, (0.8 - 0.64) / (1 - 0.64)),
+        ("random_bernoulli_0.3", 5, (0.3 - 0.3**5) / (1 - 0.3**5)),
+    ],
+)
+def test_the_realised_rate_is_the_one_expected_of_so_many_modalities(name: str, m: int, rate: float) -> None:
+    scenario = parse_scenario(name)
+    mask = scenario.generate(20_000, [str(i) for i in range(m)], 5)
+    assert scenario.expected_rate(m) == pytest.approx(rate)
+    assert scenario.realised_rate(mask) == pytest.approx(mask.mean()) == pytest.approx(rate, abs=0.006)
+    has_remark = abs(rate - scenario.rate) > 0.01
+    assert (scenario.remark(m) is not None) == has_remark
+    assert (scenario.remark(m, scenario.realised_rate(mask)) is not None) == has_remark
+    assert not has_remark or f"'{name}' has a rate of {rate:.3g}" in str(scenario.remark(m))
+
+
+def test_the_realised_rate_is_of_what_the_name_speaks_of() -> None:
+    names, kinds = ("image", "text"), ("image", "text")
+    for name, rate in (("image_text_text_0.6", 0.6), ("image_text_image_0.6", 0.6), ("image_text_both_0.6", 0.6)):
+        scenario = parse_scenario(name)
+        mask = scenario.generate(100, names, 0, kinds)
+        assert scenario.realised_rate(mask, kinds=kinds) == scenario.realised_rate(mask) == pytest.approx(rate)
+    # The data lack more images than the scenario hides texts: the kinds say which column is meant.
+    mask = np.zeros((10, 2), dtype=bool)
+    mask[:5, 0], mask[5:7, 1] = True, True
+    assert parse_scenario("image_text_text_0.2").realised_rate(mask, kinds=kinds) == pytest.approx(0.2)
+    assert parse_scenario("nested_1_0.2").realised_rate(mask) == pytest.approx(0.2)
+    assert "rate of 0.5, not 0.2" in str(parse_scenario("nested_0_0.2").remark(2, 0.5))
+    table = parse_scenario("table_feature_0.4")
+    cells = {"table": table.generate_cells(10, 13, 0)}
+    mask = np.stack([np.zeros(10, bool), cells["table"].any(1)], 1)
+    assert table.realised_rate(mask, cells) == pytest.approx(5 / 13)  # int(0.4 * 13) columns
+    assert "rate of 0.385, not 0.4" in str(table.remark(2, 5 / 13))
+    noisy = parse_scenario("noise_gaussian_4_all+random_0.2")
+    assert noisy.named_rate == 0.2 and noisy.expected_rate(6) == pytest.approx(1 / 6)
+    assert parse_scenario("none").remark(3) is None and parse_scenario("whole_0").remark(3) is None
 
 
 # -------------------------------------------------------------------------------------------- nested (stress tests)

@@ -7,6 +7,7 @@ and from the selection of ``slow_twin``, one sample and one candidate at a time.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import subprocess
@@ -29,6 +30,8 @@ from torch import Tensor
 from tests import slow_twin
 from tests.makers import make_original_checkpoint, random_original_state
 from trainers import pipeline
+from trainers.context import Context
+from utils.build import build_selection
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -212,7 +215,7 @@ def test_acceptance_command(originals: Originals, composed, tmp_path: Path, capl
         *originals.parameters[metric],
         metric=metric,
         calibration="log_ratio" if metric == COSINE else "ratio",
-        tail="exact",
+        tail="float32",  # which an original checkpoint brings
     )
     compared = accepted = rejected = 0
     for scenario, slug in SCENARIOS.items():
@@ -254,6 +257,28 @@ def test_acceptance_command(originals: Originals, composed, tmp_path: Path, capl
         got = np.load(run / "predictions" / f"{slug}.npz")
         share = np.mean(got["logits"].argmax(1) == got["target"])
         assert results[run.parent.parent.name, scenario] == pytest.approx(share, abs=1e-6)
+
+
+@pytest.mark.parametrize(("asked", "used"), [("auto", "float32"), ("robust", "robust"), ("float32", "float32")])
+def test_an_original_checkpoint_brings_the_tail_of_the_original(
+    originals: Originals, composed, tmp_path: Path, caplog, asked: str, used: str
+) -> None:
+    caplog.set_level("INFO")
+    overrides = originals.overrides(COSINE, tmp_path / "O", **{"model.selection.tail": asked, "missing.test": "[none]"})
+    pipeline.run(composed(*overrides, tiny=False))
+    lines = [r.getMessage() for r in caplog.records]
+    said = f"{originals.checkpoint} is a checkpoint of the original repository: its tail=float32 is used"
+    assert any(line.startswith(said) for line in lines) is (asked == "auto")
+    (marker,) = (tmp_path / "O").glob("PolyMNIST/DyMo/default/seed0/stages/test.json")
+    assert json.loads(marker.read_text())["settings"]["model"]["selection"]["tail"] == used
+    assert any(line.startswith(f"{originals.checkpoint} does not say what its inputs mean") for line in lines)
+
+
+def test_a_checkpoint_of_ours_keeps_the_robust_tail(composed) -> None:
+    context = Context(composed("model=DyMo"))
+    assert context.tail == "robust" and build_selection(context.cfg, context.tail).tail == "robust"
+    # Settings of older runs hold the word robust, which the default stands for: they stay valid.
+    assert context.cfg.model.selection.tail == "auto"
 
 
 def test_the_checkpoint_holds_nothing_but_the_published_entries(originals: Originals) -> None:

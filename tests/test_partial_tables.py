@@ -337,27 +337,34 @@ def judge(parameters: GaussianParameters, metric: str) -> twin.Judge:
 
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("rows_with", ["cells", "whole", "alone"])
-def test_selection_equals_twin(metric: str, rows_with: str) -> None:
-    """Rewards, decisions, logits and the lattice; with cell masks, with whole tables masked, and without images."""
+@pytest.mark.parametrize("counted", ["observed", "missing"])
+def test_selection_equals_twin(metric: str, rows_with: str, counted: str) -> None:
+    """Rewards, decisions, logits and the lattice; with cell masks, with whole tables masked, and without images. A
+    table with observed cells is judged by the parameters of the subset with it, in the original without it."""
     case = setting(metric)
     batch = case.batch.replace(feature_missing={}) if rows_with == "whole" else case.batch
     if rows_with == "alone":
         batch = cells_alone(case)
         assert batch.missing.all(1).sum() > 50
-    dymo = DyMo(case.model, Given(case.recovered), case.parameters)
+    selection_rule = SelectionRule(partial_tables=counted)
+    dymo = DyMo(case.model, Given(case.recovered), case.parameters, selection_rule)
     found = dymo(batch)
     tokens, completed = dymo.complete(batch)
     gone = batch.missing[:, 1:] & batch.feature_missing.get("tabular", torch.tensor(True))
     assert torch.equal(completed["tabular"], torch.where(gone, case.recovered, batch.inputs["tabular"]))
-    scorer = Scorer(case.model, case.parameters, SelectionRule())
+    scorer = Scorer(case.model, case.parameters, selection_rule)
     lattices = exhaustive(scorer, tokens, batch.missing, dymo.partial(batch))
     rows = {int(row): (lattice, i) for lattice in lattices for i, row in enumerate(lattice.rows)}
     accepted = rejected = 0
     rule = judge(case.parameters, metric)
+    ids = dict(rule.ids)
     rule.ids[True, True] = rule.ids[True, False]  # the cells of a row that has nothing else are its table
     seen = batch.replace(inputs={**batch.inputs, "img": completed["img"]})
     for row, evaluate in enumerate(evaluators(case.model, seen, completed["tabular"])):
         start = tuple(batch.missing[row].tolist())
+        cells = batch.feature_missing.get("tabular")
+        has_cells = cells is not None and not bool(cells[row].all())
+        rule.ids[False, True] = ids[False, False] if counted == "observed" and has_cells else ids[False, True]
         final, order, history, logits = twin.greedy(evaluate, start, rule)
         lattice, i = rows[row]
         for a, mask in enumerate(lattice.missing[i].tolist()):

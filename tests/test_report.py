@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from matplotlib.figure import Figure
 from scipy import stats
 from sklearn.datasets import load_digits
+from sklearn.metrics import roc_auc_score
 
-from trainers import figures, report
+from datasets import missingness
+from trainers import bootstrap, figures, report
 from utils import plotting
 from utils.errors import UserError
+from utils.metrics import classification_metrics, metric_names
 
 SCENARIOS = ("none", "random_0.2", "random_0.4", "random_global_0.4", "whole_01", "whole_2", "file:masks.csv")
 NAMES = ("mnist_a", "mnist_b", "text")
@@ -23,7 +29,14 @@ QUALITY = {"DyMo": 0.9, "DyMo/discard": 0.8, "DyMo/oracle_subset": 0.97, "M3Care
 
 
 def write_run(
-    root: Path, model: str, seed: int, *, dataset: str = "PolyMNIST", name: str = "default", n: int = 60
+    root: Path,
+    model: str,
+    seed: int,
+    *,
+    dataset: str = "PolyMNIST",
+    name: str = "default",
+    n: int = 60,
+    scenarios: Sequence[str] = SCENARIOS,
 ) -> Path:
     """A finished run; models of QUALITY that start with ``model/`` are its comparators."""
     run = root / dataset / model / name / f"seed{seed}"
@@ -31,7 +44,7 @@ def write_run(
     rng = np.random.default_rng([seed, len(model)])
     rows = []
     for member in [m for m in QUALITY if m.partition("/")[0] == model]:
-        for position, scenario in enumerate(SCENARIOS):
+        for position, scenario in enumerate(scenarios):
             folder = run / "predictions" / member.partition("/")[2]
             folder.mkdir(parents=True, exist_ok=True)
             slug = report.slug(scenario)
@@ -167,20 +180,158 @@ def test_html_is_self_contained(made):
     assert "git_commit" in text and "abc123" in text and f"{2:016x}" in text
 
 
-def test_tests_of_a_report_agree_with_scipy(made):
+def outcomes(runs: list[Path], model: str, scenario: str) -> np.ndarray:
+    """(seeds, N) bool, whether a prediction is right, rows in order."""
+    files = [np.load(run / "predictions" / f"{scenario}.npz") for run in runs if f"/{model}/" in str(run)]
+    return np.stack([(f["logits"].argmax(1) == f["target"])[np.argsort(f["index"])] for f in files])
+
+
+def test_tests_of_a_report_agree_with_scipy(made, tmp_path):
     result, runs = made
     row = result.tests.set_index(["scenario", "model"]).loc[("random_0.4", "M3Care")]
-    assert row["best"] == "DyMo" and row["n_seeds"] == 3 and row["n_rows"] == 180 and row["same_masks"]
-    files = [
-        [np.load(run / "predictions" / "random_0.4.npz") for run in runs if f"/{m}/" in str(run)]
-        for m in ("DyMo", "M3Care")
-    ]
-    right = [np.stack([(f["logits"].argmax(1) == f["target"])[np.argsort(f["index"])] for f in fs]) for fs in files]
+    # The rows of three seeds are the same 60 test rows: no test counts them thrice.
+    assert row["best"] == "DyMo" and row["n_seeds"] == 3 and row["n_rows"] == 60 and row["same_masks"]
+    right = [outcomes(runs, model, "random_0.4") for model in ("DyMo", "M3Care")]
     expected = stats.ttest_rel(right[0].mean(axis=1), right[1].mean(axis=1))
     np.testing.assert_allclose([row["t"], row["p_t"]], [expected.statistic, expected.pvalue])
-    first, second = (right[0] & ~right[1]).sum(), (~right[0] & right[1]).sum()
+    assert row["unit"] == "row, all seeds together" and np.isnan(row["p_mcnemar"])
+    # By the normal approximation: a row's difference is its mean over the seeds.
+    differences = (right[0].astype(float) - right[1]).mean(axis=0)
+    error = differences.std() / 60**0.5
+    assert row["low"] == pytest.approx(row["difference"] - 1.96 * error, abs=0.015)
+    assert row["high"] == pytest.approx(row["difference"] + 1.96 * error, abs=0.015)
+    assert row["p_bootstrap"] == pytest.approx(2 * stats.norm.sf(row["difference"] / error), abs=0.02)
+    one = report.write_report(
+        [run for run in runs if run.name == "seed1"], tmp_path / "one", title="t", metrics=["ece"]
+    ).tests
+    row = one.set_index(["scenario", "model"]).loc[("random_0.4", "M3Care")]
+    first, second = (right[0][1] & ~right[1][1]).sum(), (~right[0][1] & right[1][1]).sum()
+    assert (row["unit"], row["n_rows"]) == ("row", 60) and np.isnan(row["p_bootstrap"])
     assert (row["best_only_right"], row["model_only_right"]) == (first, second)
     assert row["p_mcnemar"] == pytest.approx(stats.binomtest(int(first), int(first + second)).pvalue)
+
+
+def test_an_oracle_is_listed_with_its_dagger_and_never_tested(made):
+    tests = made[0].tests
+    oracles = tests[tests["model"] == "DyMo/oracle_subset†"]
+    assert len(oracles) == len(SCENARIOS) and oracles["difference"].notna().all()
+    assert oracles[["t", "p_t", "p_mcnemar", "p_bootstrap", "low", "high", "unit"]].isna().all(axis=None)
+    assert "DyMo/oracle_subset" not in {*tests["best"], *tests["model"]}
+    assert "DyMo/oracle_subset†" in report.print_table(made[0].summary, "accuracy")
+
+
+def test_mcnemar_is_of_accuracy_alone(tmp_path):
+    """Ranking and decisions disagree: A orders all rows rightly but says class 0 of all, B decides better."""
+    target = np.arange(60) % 2
+    scores = {"A": np.linspace(-2, -1, 60)[np.argsort(np.argsort(target, kind="stable"))], "B": target - 0.5}
+    scores["B"][:6] *= -1
+    metrics = {"A": (0.5, 1.0), "B": (0.9, roc_auc_score(target, scores["B"]))}
+    runs = []
+    for model, score in scores.items():
+        runs.append(tmp_path / "D" / model / "default" / "seed0")
+        (runs[-1] / "predictions").mkdir(parents=True)
+        rows = [("D", model, 0, "none", name, v, 60) for name, v in zip(("accuracy", "auroc"), metrics[model])]
+        pd.DataFrame(rows, columns=report.COLUMNS).to_csv(runs[-1] / "results.csv", index=False)
+        arrays = {"index": np.arange(60), "target": target, "missing": np.zeros((60, 2), bool)}
+        np.savez(runs[-1] / "predictions" / "none.npz", logits=np.stack([-score / 2, score / 2], 1), **arrays)
+        (runs[-1] / "DONE").touch()
+    for primary, best in (("accuracy", "B"), ("auroc", "A")):
+        (row,) = report.write_report(
+            runs, tmp_path / primary, title="t", metrics=[primary], primary=primary
+        ).tests.to_dict("records")
+        assert row["best"] == best and row["unit"] == "row"
+        if primary == "accuracy":
+            assert row["p_mcnemar"] == report.mcnemar(27, 3) and np.isnan(row["p_bootstrap"])
+        else:
+            assert np.isnan(row["p_mcnemar"]) and row["low"] < row["difference"] < row["high"]
+            assert 0 < row["p_bootstrap"] < 0.05
+
+
+@pytest.mark.parametrize("task", ["binary", "multiclass", "multilabel"])
+def test_resampled_metrics_are_those_of_the_resampled_rows(task, monkeypatch):
+    """Against the metrics themselves on repeated rows, with ties, an absent class and unlabelled cells."""
+    monkeypatch.setattr(bootstrap, "DRAWS", 6)
+    rng = np.random.default_rng(4)
+    classes = 2 if task == "binary" else 4
+    logits, target = rng.normal(size=(40, classes)).round(1).astype(np.float32), rng.integers(classes - 1, size=40)
+    logits += np.arange(classes, dtype=np.float32) / 1024  # no tie within a row
+    if task == "binary":
+        target = rng.integers(2, size=40)
+    if task == "multilabel":
+        target = rng.integers(-1, 2, size=(40, classes)).astype(np.float32)
+        target[:3] = -1
+    counts = np.concatenate(list(bootstrap.row_counts(40)))
+    assert counts.shape == (6, 40) and (counts.sum(1) == 40).all()
+    for name in metric_names(task):
+        values = bootstrap.resampled({"logits": logits, "target": target}, name)
+        for value, count in zip(values, counts):
+            rows = np.repeat(np.arange(40), count.astype(int))
+            metrics = classification_metrics(task, classes, [name])
+            metrics.update(torch.from_numpy(logits[rows]), torch.from_numpy(target[rows]))
+            assert value == pytest.approx(float(metrics.compute()[name]), abs=1e-5, nan_ok=True), name
+    assert bootstrap.resampled({"logits": logits, "target": target}, "accepted_share") is None
+
+
+def test_tables_show_the_realised_rate_and_curves_lie_at_it():
+    frame = frame_of({("A", "none"): [0.9], ("A", "random_0.2"): [0.7], ("A", "random_0.5"): [0.5]})
+    frame["missing_rate"] = frame["scenario"].map({"none": 0.0, "random_0.2": 1 / 6, "random_0.5": 0.5})
+    summary = report.summarise(frame)
+    cells = report.with_rates(report.table(summary, "accuracy"), summary)
+    assert cells.loc["missing rate"].tolist() == ["0", "0.167", "0.5"]
+    note = "random_0.2 has a realised missing rate of 0.167, not 0.2"
+    assert report.rate_notes(summary) == [note] and note in report.print_table(summary, "accuracy")
+    (axes,) = plotting.degradation(summary, "accuracy", plotting.model_styles(["A"])).axes
+    np.testing.assert_allclose(axes.lines[0].get_xdata(), [0, 1 / 6, 0.5])
+
+
+@pytest.mark.parametrize("family", [*plotting.FAMILIES, "nested_1_"])
+def test_every_family_with_a_rate_has_a_curve_from_complete_data(family):
+    assert report.scenario_of(f"{family}0.4").named_rate == 0.4
+    cells = {("A", "none"): [0.9], ("A", f"{family}0.6"): [0.5], ("A", f"{family}0.4"): [0.7]}
+    (axes,) = plotting.degradation(report.summarise(frame_of(cells)), "", plotting.model_styles(["A"])).axes
+    np.testing.assert_allclose(axes.lines[0].get_xydata(), [[0, 0.9], [0.4, 0.7], [0.6, 0.5]])
+
+
+def test_families_with_a_rate_are_those_of_the_scenarios():
+    families = {f"image_text_{side}_" for side in missingness.SIDES} | {
+        f"table_{strategy}_" for strategy in missingness.STRATEGIES.values()
+    }
+    families |= {"random_" if g == "exact" else f"random_{g}_" for g in missingness.GENERATORS}
+    assert set(plotting.FAMILIES) == families
+
+
+def test_old_results_take_the_rate_from_masks_then_predictions_then_the_name(tmp_path, caplog):
+    run = write_run(tmp_path, "M3Care", 0)
+    ((found,), _) = report.gather([run])
+    rates = found.frame.groupby("scenario")["missing_rate"].first()
+    arrays = np.load(run / "predictions" / "random_0.4.npz")
+    assert rates["random_0.4"] == pytest.approx(arrays["missing"].mean())
+    (run / "masks").mkdir()
+    np.savez(run / "masks" / "random_0.4.npz", missing=np.eye(3, dtype=bool))
+    (run / "predictions" / "random_0.2.npz").unlink()
+    (run / "predictions" / "whole_2.npz").unlink()
+    ((found,), _) = report.gather([run])
+    rates = found.frame.groupby("scenario")["missing_rate"].first()
+    assert rates["random_0.4"] == pytest.approx(1 / 3) and rates["random_0.2"] == 0.2 and np.isnan(rates["whole_2"])
+    assert "no mask of 'random_0.2'" in caplog.text
+
+
+@pytest.mark.parametrize("models", [["DyMo"], ["M3Care"], ["M3Care", "CMPT_x"]])
+@pytest.mark.parametrize("seeds", [1, 2])
+@pytest.mark.parametrize("scenarios", [["none"], ["random_0.4"], ["none", "random_0.4"]])
+def test_every_combination_of_models_seeds_and_scenarios_makes_a_report(
+    tmp_path, monkeypatch, models, seeds, scenarios
+):
+    def write_nothing(figure: Figure, path: Path, pdf: bool = False) -> None:  # drawing is slow
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+
+    monkeypatch.setattr(plotting, "save", write_nothing)
+    runs = [write_run(tmp_path, model, seed, scenarios=scenarios, n=12) for model in models for seed in range(seeds)]
+    result = report.write_report(runs, tmp_path / "report", title="t")
+    assert {"accuracy", "auroc", "ece"} <= {metric for _, metric in result.tables}
+    assert "missing rate" in result.html.read_text() and report.print_table(result.summary, "accuracy")
+    assert len(result.tests) == len(scenarios) * (2 if models == ["DyMo"] else len(models) - 1)
 
 
 def test_mcnemar_by_hand():

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import os
 import re
 import subprocess
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from datasets.clips import MediaFolder, _plain
+from trainers.context import Context
+from utils.build import register_resolvers, store_path
 from utils.errors import UserError
-from utils.files import replacing
+from utils.files import PLACES, replacing
 from utils.run_directory import RunDirectory, environment, file_hash, first_difference, write_json
+from utils.validate import CONFIGS
 
 SETTINGS = {"seed": 0, "model": {"width": 128, "layers": 2}, "rates": [0.2, 0.4]}
 
@@ -183,3 +190,83 @@ def test_write_json_keeps_the_old_file_when_the_new_cannot_be_written(tmp_path: 
     with pytest.raises(TypeError):
         write_json(tmp_path / "a.json", {"x": object()})
     assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1} and os.listdir(tmp_path) == ["a.json"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), PermissionError(13, "Permission denied")])
+def test_a_file_that_the_system_refuses_is_one_line(tmp_path: Path, error: OSError) -> None:
+    message = rf"results\.csv cannot be written \({error.strerror}\): make room or correct"
+    with pytest.raises(UserError, match=message), replacing(tmp_path / "results.csv"):
+        raise error
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"a\.csv cannot be written \("), replacing(tmp_path / "file" / "a.csv"):
+        pass
+
+
+# ------------------------------------------------------------------------------------------------------------- places
+
+
+def test_markers_that_hold_paths_of_raw_files_stay_valid(run: RunDirectory) -> None:
+    """Older markers hold ``lists``, ``recordings`` and ``tokenizer``, as the command of that time wrote them."""
+    data = {"pairings": 20, "signature": "abc"}
+    old = {"data": data | {"lists": "data/AVE", "recordings": None}, "prerequisites": {"a": {"data": data}}}
+    run.finish("fit", old)
+    new = {"data": data, "prerequisites": {"a": {"data": data | {"tokenizer": "/vocab.txt"}}}}
+    assert run.finished("fit", new)
+    with pytest.raises(UserError, match=r"data\.signature: abc -> abd"):
+        run.finished("fit", new | {"data": {"pairings": 20, "signature": "abd"}})
+    run.begin("gaussian", old)
+    assert run.begin("gaussian", new)
+    # Of what is no data, such a key is a setting like any other.
+    run.finish("test", {"model": {"root": 1}})
+    with pytest.raises(UserError, match=r"model\.root: 1 -> 2"):
+        run.finished("test", {"model": {"root": 2}})
+
+
+def test_every_path_of_a_data_module_is_declared_once() -> None:
+    """Whatever a data module turns into a Path is in PLACES: read from the source of every data module."""
+    converted = set()
+    for file in (Path(__file__).parents[1] / "datasets").glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if not isinstance(node, ast.FunctionDef) or node.name != "__init__":
+                continue
+            parameters = {a.arg for a in (*node.args.args, *node.args.kwonlyargs)}
+            calls = [c for c in ast.walk(node) if isinstance(c, ast.Call) and getattr(c.func, "id", None) == "Path"]
+            converted |= {a.id for c in calls for a in c.args if isinstance(a, ast.Name) and a.id in parameters}
+    assert {"root", "lists", "recordings", "csv"} <= converted, "the data modules are where they were"
+    # `store` is where the packed store is, not what it is made of.
+    assert converted - {"store"} <= set(PLACES)
+
+
+@pytest.mark.parametrize("dataset", sorted(f.stem for f in (CONFIGS / "dataset").glob("*.yaml")))
+def test_relative_and_absolute_paths_are_the_same_data(dataset: str, tmp_path: Path) -> None:
+    register_resolvers()
+
+    def context(make: Callable[[str], str]) -> Context:
+        given = ["dataset.label=kind", "dataset.classes=[a,b]"] if dataset.startswith(("Image", "Skin")) else []
+        given += ["dataset.continuous=[x]"] if dataset == "ImageTable" else []
+        with initialize_config_dir(str(CONFIGS), version_base=None):
+            cfg = compose("config", [f"dataset={dataset}", f"paths.cache={tmp_path}", *given])
+        OmegaConf.set_struct(cfg, False)
+        places = [key for key in PLACES if key in cfg.dataset.module]
+        for key in places:
+            cfg.dataset.module[key] = make(f"raw/{key}")
+        return Context(cfg)
+
+    relative, absolute = context(str), context(lambda path: str(Path(path).resolve()))
+    assert relative.data_settings == absolute.data_settings
+    assert not set(relative.data_settings) & set(PLACES)
+    # A tokenizer that is no file is a name.
+    for ctx in (relative, absolute):
+        ctx.cfg.dataset.module.pop("tokenizer", None)
+    assert store_path(relative.cfg) == store_path(absolute.cfg)
+
+
+def test_clips_of_a_relative_and_an_absolute_folder_have_one_signature(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "a.wav").write_bytes(b"")
+    outside = MediaFolder(tmp_path / "clips")
+    listed = [MediaFolder(Path("clips")).clip("a", 0), outside.clip("a", 0)]
+    assert _plain(listed[0]) == _plain(listed[1]) and _plain(listed[0])[2][0] == "clips/a.wav"
+    monkeypatch.chdir(tmp_path / "clips")
+    assert _plain(outside.clip("a", 0))[2][0] == "a.wav"

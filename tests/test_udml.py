@@ -15,12 +15,15 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from scipy.stats import spearmanr
+from sklearn.metrics import accuracy_score
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
 from datasets.base import Batch, Modality
+from datasets.noise import TrainingNoise
 from models.baselines.base import TrainingMasks
 from models.encoders.resnet import ResNetEncoder
 from models.udml import curves
@@ -29,9 +32,11 @@ from models.udml.udml import UDML, Dependency, Gaussian, divergence, fusion_weig
 from tests.test_baselines import configure
 from trainers import pipeline
 from trainers.context import Context
+from trainers.fit import after_clean_epochs
+from utils.build import build_noise
 from utils.errors import UserError
 from utils.files import save_arrays
-from utils.validate import validate
+from utils.validate import CONFIGS, validate
 
 CLASSES = 4
 
@@ -344,11 +349,13 @@ def test_clips_go_through_frame_by_frame() -> None:
     torch.testing.assert_close(pooled[:, 1, 0], mean)
 
 
-def test_a_batch_of_one_row_is_refused_in_training() -> None:
+def test_a_training_batch_of_one_row_is_normalised_by_the_running_statistics() -> None:
     torch.manual_seed(0)
     single = UDML([Modality("v", "audio", (4,))], CLASSES, {"v": OneToken()}, width=4)
-    with pytest.raises(UserError, match="a training batch has 1 row"):
-        single.encode({"v": torch.randn(1, 4)})
+    x = torch.randn(1, 4)
+    mean = single.distributions({"v": x})["v"].mean
+    torch.testing.assert_close(mean, single.eval().distributions({"v": x})["v"].mean)
+    assert not torch.equal(mean, single.train().distributions({"v": torch.cat([x, x + 1])})["v"].mean[:1])
 
 
 class OneToken(nn.Module):
@@ -601,9 +608,44 @@ def test_stages_and_checkpoint(composed, tmp_path: Path, monkeypatch: pytest.Mon
     with np.load(context.directory / "predictions" / "none.npz") as tested, torch.no_grad():
         again = model.eval()(batch).logits.numpy()
         np.testing.assert_allclose(again, tested["logits"][batch.index], rtol=1e-5, atol=1e-5)
+    # Each modality alone, as the release prints it beside the fused accuracy.
+    results = pd.read_csv(context.directory / "results.csv").query("metric == 'accuracy'").set_index("model")["value"]
+    assert list(results.index) == ["UDML", *(f"UDML/{name}" for name in context.data.modality_names)]
+    for i, name in enumerate(context.data.modality_names):
+        unimodal = again_unimodal(model, context, i)
+        assert results[f"UDML/{name}"] == pytest.approx(unimodal)
+        with np.load(context.directory / "predictions" / name / "none.npz") as alone:
+            assert accuracy_score(alone["target"], alone["logits"].argmax(1)) == pytest.approx(unimodal)
     del last["dependency"]
     with pytest.raises(RuntimeError, match="dependency"):
         model.load_state_dict(last)
+
+
+def again_unimodal(model: Any, context: Context, column: int) -> float:
+    """Accuracy of the head on complete test data with the features of all modalities but one at 0."""
+    right = rows = 0
+    for batch in context.data.loader("test"):
+        with torch.no_grad():
+            encoded = model.encode(batch.inputs)
+            _, weights, _ = model.weighted(encoded, torch.ones(encoded.shape[:2], dtype=torch.bool))
+            features = torch.zeros_like(encoded[:, :, 0])
+            features[:, column] = (1 + weights[:, column, None]) * encoded[:, column, 0]
+            predicted = model.head.linear(features.flatten(1)).argmax(1)
+        right, rows = right + int((predicted == batch.target).sum()), rows + len(batch)
+    return right / rows
+
+
+@pytest.mark.parametrize(("reference", "first"), [(False, 60), (True, 51)])
+def test_the_first_epoch_that_can_be_the_best(reference: bool, first: int) -> None:
+    """Release: clean epochs 0 to 49, and the best one is searched for epoch > 50."""
+    with initialize_config_dir(str(CONFIGS), version_base=None):
+        cfg = compose("config", ["model=UDML", "dataset=CREMAD", f"model.module.reference={str(reference).lower()}"])
+    assert cfg.model.training.warmup_epochs == first and cfg.model.noise.start_epoch == 50
+    noise = build_noise(cfg.model)
+    assert max(after_clean_epochs(noise, 100), cfg.model.training.warmup_epochs) == first
+    # Any other method on the same noisy data, of which the first noisy epoch is the last where there is one only.
+    assert [after_clean_epochs(noise, epochs) for epochs in (100, 52, 51)] == [51, 51, 50]
+    assert after_clean_epochs(None, 100) == after_clean_epochs(TrainingNoise(), 100) == 0
 
 
 def test_no_complete_row_is_said(composed, caplog: pytest.LogCaptureFixture) -> None:

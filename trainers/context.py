@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import re
@@ -40,6 +42,9 @@ from utils.build import (
     register_resolvers,
 )
 from utils.errors import UserError
+from utils.files import PLACES
+from utils.inputs import KEY as INPUTS
+from utils.inputs import from_architecture, input_differences
 from utils.run_directory import RunDirectory, file_hash
 from utils.validate import CONFIGS, validate
 
@@ -49,6 +54,9 @@ NOT_OF_FIT = (
     *("transformer_checkpoint", "checkpoint", "gaussian", "use_imputer", "modality", "prerequisites"),
     *("select", "selection", "comparators", "validation"),
 )
+
+# In the settings of runs with temporal_blur at even levels; earlier windows began one frame too early.
+CENTRED = "even windows end one frame later"
 
 # How recoveries are drawn from what an imputer has learned: arguments that its training does not depend on.
 RECOVERY = ("sample", "draw_seed", "reference", "conditioning", "private_prior", "max_iter")
@@ -90,10 +98,11 @@ class Context:
 
     Args:
         cfg: composed and resolved configuration.
+        part_of: keys below the model that is trained, of a model on which it is built; () = the model itself.
     """
 
-    def __init__(self, cfg: DictConfig) -> None:
-        self.cfg = cfg
+    def __init__(self, cfg: DictConfig, part_of: tuple[str, ...] = ()) -> None:
+        self.cfg, self.part_of = cfg, part_of
 
     # ---- configuration -----------------------------------------------------------------------------------------------
 
@@ -180,7 +189,7 @@ class Context:
                 below = self._built_on(own, (*path, str(key)))
                 own.model = OmegaConf.create(OmegaConf.to_container(node, resolve=True))
                 OmegaConf.set_struct(own, True)
-                part = Context(own)
+                part = Context(own, (*path, str(key)))
                 part.__dict__.update(data=self.data, prerequisites=below)
                 found[str(key) if modality is None else f"{key}_{modality}"] = part
         return found
@@ -211,8 +220,22 @@ class Context:
 
     @cached_property
     def trained(self) -> RunDirectory:
-        """Of the model that is trained."""
-        return self._directory(self.trainable.name)
+        """Of the model that is trained. A part of other models shares that of the same model by itself, unless that
+        holds one with other options: then it has one of its own, so that no option replaces or blocks another."""
+        plain = self._directory(self.trainable.name)
+        if not self.part_of:
+            return plain
+        model = self.fit_settings["model"]
+        differences = [plain.difference("fit", model, "model"), plain.difference("fit.begun", model, "model")]
+        difference = next(filter(None, differences), None)
+        if difference is None:
+            return plain
+        digest = hashlib.sha256(json.dumps(model, sort_keys=True, default=str).encode()).hexdigest()[:8]
+        directory = self._directory(f"{self.trainable.name}-{digest}")
+        log.info(
+            "%s holds %s with another option (%s): %s", plain.path, self.trainable.name, difference, directory.path
+        )
+        return directory
 
     @cached_property
     def imputed(self) -> RunDirectory:
@@ -311,19 +334,7 @@ class Context:
         plain = self._plain(self.cfg.dataset.module, *runtime)
         # A folder may move; the packed store says what is in it.
         meta = self.data.store.meta() or {}
-        for key in (
-            "root",
-            "mnist",
-            "svhn",
-            "backgrounds",
-            "partition_file",
-            "download",
-            "csv",
-            "images",
-            "cxr",
-            "iv",
-            "ed",
-        ):
+        for key in (*PLACES, "download"):
             plain.pop(key, None)
         return plain | {"signature": meta.get("signature")}
 
@@ -340,6 +351,8 @@ class Context:
             "precision": cfg.trainer.precision,
             "limits": [cfg.trainer.limit_train_batches, cfg.trainer.limit_val_batches],
         }
+        if (noise := self.trainable.get("noise")) and noise.get("operator") == "temporal_blur":
+            settings["temporal_blur"] = CENTRED
         for added in ("noise", "modulation"):  # runs from before there were these are valid
             if settings["model"].get(added) is None:
                 settings["model"].pop(added, None)
@@ -391,6 +404,10 @@ class Context:
             "data": self.data_settings,
             "missing": self._plain(self.cfg.missing, "train", "val"),
         }
+        # Results of runs that blurred even numbers of frames one frame too early are not those of now.
+        noises = [scenario.noise for scenario in self.scenarios if scenario.noise is not None]
+        if any(noise.operator == "temporal_blur" and noise.level % 2 == 0 for noise in noises):
+            settings["temporal_blur"] = CENTRED
         if not self.has_backbone:  # switches of the prediction, such as a gate
             settings["module"] = self._plain(self.trainable.module, "optimizer", "scheduler")
             option = method_class(self.trainable).batch_dependent
@@ -402,10 +419,30 @@ class Context:
                 settings["imputer"]["weights"] = file_hash(self.imputer_checkpoint)
         if self.cfg.report.features and not self.selects:
             settings["features"] = list(self.cfg.report.features)
+        if self.selects and self.has_backbone and any(m.kind == "table" for m in self.data.modalities):
+            # Results of tables with observed cells that were judged by parameters without the table are not these.
+            settings["partial_tables"] = self.cfg.model.selection.partial_tables or "by tail"
         if self.selects:
             settings["gaussian"] = file_hash(self.gaussian)
             settings["model"] = {k: self._plain(self.cfg.model)[k] for k in ("selection", "comparators", "validation")}
+            settings["model"]["selection"]["tail"] = self.tail
         return settings
+
+    @cached_property
+    def tail(self) -> str:
+        """``model.selection.tail``, where ``auto`` restores the original's with an original checkpoint."""
+        tail = str(self.cfg.model.selection.tail)
+        if tail != "auto":
+            return tail
+        kind = checkpoints.checkpoint_kind(checkpoints.read_tensors(self.checkpoint)) if self.given else None
+        if kind != "reference_dynamic_transformer":
+            return "robust"
+        log.info(
+            "%s is a checkpoint of the original repository: its tail=float32 is used (to keep ours, set "
+            "model.selection.tail=robust)",
+            self.checkpoint,
+        )
+        return "float32"
 
     # ---- trained parts -----------------------------------------------------------------------------------------------
 
@@ -418,16 +455,50 @@ class Context:
         if kind == "lightning":
             self._check_dataset(content, path)
             self._check_architecture(content.get("architecture") or {}, path)
+            self.check_inputs(content, path)
             state = content["state_dict"]
         elif kind == "reference_dynamic_transformer":
+            self.check_inputs({}, path)
             state = checkpoints.convert_dynamic_transformer(content["state_dict"], self.data.modality_names)
             if isinstance(model, DynamicTransformer) and not model.reference_modality_index:
                 model.reference_modality_index = True
                 log.info("%s is a checkpoint of the original repository: its modality index min(i, 1) is used", path)
         elif kind != "unknown":
             raise UserError(f"{path} is a {kind.replace('_', ' ')} file: give a trained {self.trainable.name}")
+        else:
+            self.check_inputs({}, path)
         checkpoints.load_strict(model, state, path, str(self.trainable.name))
         return model.eval().to(self.device)
+
+    @cached_property
+    def inputs(self) -> dict[str, Any]:
+        """What the inputs of this run mean, see ``MultimodalDataModule.describe_inputs``."""
+        return self.data.describe_inputs()
+
+    def check_inputs(
+        self, content: Mapping[str, Any], path: Path, *, classes: bool = True, kinds: Sequence[str] | None = None
+    ) -> None:
+        """Compare what the inputs of a file mean with those of this run; log what is assumed where it does not say.
+
+        Args:
+            content: of the file: its description under ``inputs``, or (older files) ``architecture``.
+            classes, kinds: see :func:`utils.inputs.input_differences`.
+
+        Raises:
+            UserError: they mean something else, with both values; one line each.
+        """
+        stored = content.get(INPUTS) or from_architecture(content.get("architecture") or {})
+        if problems := input_differences(stored, self.inputs, classes=classes, kinds=kinds):
+            raise UserError("\n".join(f"{path} was made with {problem}" for problem in problems))
+        if not content.get(INPUTS):
+            log.info(
+                "%s does not say what its inputs mean: assumed are those of %s as this run has them (%sthe modalities "
+                "%s in this order, with these columns, levels, scaling and normalisation)",
+                path,
+                self.cfg.dataset.name,
+                f"the classes {_short(self.inputs['classes'])} and " if classes else "",
+                ", ".join(self.data.modality_names),
+            )
 
     def _check_dataset(self, content: Mapping[str, Any], path: Path) -> None:
         dataset = content.get("dataset")
@@ -440,15 +511,22 @@ class Context:
     def _check_architecture(self, architecture: dict[str, Any], path: Path) -> None:
         there = [m[0] for m in architecture.get("modalities", [])]
         if there and there != self.data.modality_names:
+            order = " (the same in another order)" if sorted(there) == sorted(self.data.modality_names) else ""
             raise UserError(
-                f"{path} was trained on modalities {there}, {self.cfg.dataset.name} has {self.data.modality_names}: "
-                "give a checkpoint of this data set"
+                f"{path} was trained on modalities {there}, {self.cfg.dataset.name} has {self.data.modality_names}"
+                f"{order}: give a checkpoint of this data set"
             )
         metric = architecture.get("distance_metric")
         if metric and metric != self.distance_metric:
             raise UserError(
                 f"{path} was trained with distance_metric {metric}, this run uses {self.distance_metric}: "
                 f"set distance_metric={metric}"
+            )
+        fill = architecture.get("fill")
+        if fill and fill != self.trainable.module.get("fill", fill):
+            raise UserError(
+                f"{path} was trained with fill={fill}, this run uses fill={self.trainable.module.fill}: set "
+                f"model.module.fill={fill}, or train it again"
             )
 
     def as_backbone(self, model: IncompleteClassifier) -> Backbone:
@@ -464,6 +542,7 @@ class Context:
     def load_parameters(self, model: Backbone) -> GaussianParameters:
         parameters = GaussianParameters.load(self.gaussian, self.distance_metric)
         parameters.check_fits(model, str(self.gaussian))
+        self.check_inputs(parameters.about or {}, self.gaussian)
         made_from = (parameters.about or {}).get("checkpoint")
         if made_from and made_from != file_hash(self.checkpoint):
             raise UserError(
@@ -479,6 +558,9 @@ class Context:
             path = self.imputer_checkpoint
             content = checkpoints.read_tensors(path)
             self._check_dataset(content, path)
+            # Recoveries depend on the modalities that the method reads, and not on the classes.
+            read = imputer.recovers if isinstance(imputer, FittedImputer) else None
+            self.check_inputs(content, path, classes=False, kinds=read)
             state, kind = content.get("state_dict", content), checkpoints.checkpoint_kind(content)
             if kind == "reference_mopoe":
                 state = _numbered(state, self.data.modality_names)
@@ -499,6 +581,10 @@ class Context:
         if isinstance(imputer, nn.Module):
             imputer.eval().to(self.device)
         return imputer
+
+
+def _short(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= 8 else f"{', '.join(names[:8])}, ... ({len(names)})"
 
 
 def _numbered(state: Mapping[str, Any], modality_names: Sequence[str]) -> dict[str, Any]:

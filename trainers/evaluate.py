@@ -25,7 +25,8 @@ from trainers.context import Context
 from utils.build import build_selection
 from utils.errors import UserError
 from utils.files import replacing, save_arrays
-from utils.metrics import METRICS, LabelMetrics, classification_metrics
+from utils.metrics import METRICS, LabelMetrics, classification_metrics, metric_names
+from utils.plotting import ORACLE_NOTE, is_oracle, with_dagger
 
 log = logging.getLogger(__name__)
 Method = IncompleteClassifier | Completed | DyMo
@@ -41,10 +42,10 @@ def run(context: Context) -> None:
         log.info("test: %s is there and valid, skipped", directory / "results.csv")
         return
     scenarios = context.scenarios
-    for remark in filter(None, (scenario.remark(len(data.modalities)) for scenario in scenarios)):
-        log.warning(remark)
     both = {s.name: data.masks("test", s) for s in scenarios}
     masks, cells = {name: pair[0] for name, pair in both.items()}, {name: pair[1] for name, pair in both.items()}
+    kinds = [m.kind for m in data.modalities]
+    rates = {s.name: s.realised_rate(masks[s.name], cells[s.name], kinds) for s in scenarios}
     noise = {s.name: data.corruption("test", s) for s in scenarios}
     nan_rows = data.split("test").nan_rows
     if nan_rows is not None:
@@ -78,14 +79,21 @@ def run(context: Context) -> None:
             folder = directory / "predictions" / label if label else directory / "predictions"
             save_arrays(folder / f"{scenario.slug}.npz", arrays)
             name = f"{context.label}/{label}" if label else context.label
-            for metric, value in measure(arrays, data.task, data.num_classes).items():
+            values, failures = measure(arrays, data.task, data.num_classes)
+            for metric, value in values.items():
                 rows.append((cfg.dataset.name, name, cfg.seed, scenario.name, metric, value, len(arrays["target"])))
-            if data.task == "multilabel":
+            for metric, reason in failures.items():
+                log.error(
+                    "test: metric '%s' of %s under scenario '%s' failed (%s): it is empty in results.csv; "
+                    "the predictions are stored",
+                    *(metric, name, scenario.name, reason),
+                )
+            if data.task == "multilabel" and not failures:
                 each_label.append(measure_labels(arrays, data.class_names).assign(model=name, scenario=scenario.name))
     _examples(context, model, scenarios, masks, cells, noise)
     frame = pd.DataFrame(rows, columns=["dataset", "model", "seed", "scenario", "metric", "value", "n"])
     trained_on = {"train": str(context.trained_scenario.name), "fold": context.fold}
-    frame = frame.assign(**trained_on)
+    frame = frame.assign(**trained_on, missing_rate=frame["scenario"].map(rates))
     if each_label:
         labels = pd.concat(each_label).assign(dataset=cfg.dataset.name, seed=cfg.seed, **trained_on)
         with replacing(directory / "results_per_class.csv") as file:
@@ -106,12 +114,16 @@ def load_method(context: Context) -> Method:
     if not context.selects:
         return model
     backbone = context.as_backbone(model)
-    rest = (context.load_parameters(backbone), build_selection(context.cfg), tuple(context.cfg.model.comparators))
+    rest = (
+        context.load_parameters(backbone),
+        build_selection(context.cfg, context.tail),
+        tuple(context.cfg.model.comparators),
+    )
     if context.has_backbone:
-        return DyMo(backbone, context.load_imputer(), *rest)
+        return DyMo(backbone, context.load_imputer(), *rest, seed=context.cfg.seed)
     from models.cmpt.selection import ProxySelection  # its import takes seconds
 
-    return ProxySelection(backbone, None, *rest)
+    return ProxySelection(backbone, None, *rest, seed=context.cfg.seed)
 
 
 def _check_on_validation(context: Context, model: DyMo) -> None:
@@ -241,7 +253,12 @@ def _join(pieces: list[Tensor]) -> np.ndarray:
 def scenario_predictions(
     model: Method, batch: Batch, masks: Mapping[str, Tensor], cells: Cells | None = None
 ) -> dict[str, dict[str, Prediction]]:
-    """One batch under every mask; methods that split encoding from fusion encode once."""
+    """One batch under every mask; methods that split encoding from fusion encode once.
+
+    Returns:
+        label -> scenario -> prediction; label ``""`` is the method itself, a modality's name that of it alone where the
+        method reports it (``reports_unimodal``).
+    """
     if isinstance(model, DyMo):
         return model.scenarios(batch, masks, cells)
     predictions = {}
@@ -259,21 +276,45 @@ def scenario_predictions(
             predictions[scenario] = model.fuse(encoded, under(batch, scenario, mask, cells))
         else:
             predictions[scenario] = model(under(batch, scenario, mask, cells))
-    return {MAIN: predictions}
+    results = {MAIN: predictions}
+    method = model.method if isinstance(model, Completed) else model
+    for i, name in enumerate(method.modality_names if method.reports_unimodal else ()):
+        results[name] = {s: Prediction(p.extras["unimodal_logits"][:, i]) for s, p in predictions.items()}
+    return results
 
 
-def measure(arrays: Mapping[str, np.ndarray], task: str, num_classes: int) -> dict[str, float]:
+def measure(arrays: Mapping[str, np.ndarray], task: str, num_classes: int) -> tuple[dict[str, float], dict[str, str]]:
     """Metrics of one scenario: classification, and where there was a selection the share of recoveries accepted and the
-    rounds per sample."""
-    metrics = classification_metrics(task, num_classes)
-    metrics.update(torch.from_numpy(arrays["logits"]), torch.from_numpy(arrays["target"]))
-    values = {k: float(v) for k, v in metrics.compute().items()}
+    rounds per sample.
+
+    Returns:
+        metric -> value, and metric -> reason for those that could not be computed, whose value is NaN.
+    """
+    logits, target = torch.from_numpy(arrays["logits"]), torch.from_numpy(arrays["target"])
+    failures: dict[str, str] = {}
+
+    def compute(*names: str) -> dict[str, float]:
+        metrics = classification_metrics(task, num_classes, names)
+        metrics.update(logits, target)
+        return {k: float(v) for k, v in metrics.compute().items()}
+
+    try:
+        values = compute(*METRICS)
+    except Exception:  # whatever one metric raises, the others are written
+        values = {}
+        for name in metric_names(task):
+            try:
+                values |= compute(name)
+            except Exception as error:
+                values[name] = math.nan
+                failures[name] = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
     if "final_missing" in arrays:
-        recovered = arrays["missing"].sum()
-        accepted = recovered - arrays["final_missing"].sum()
+        unrecoverable = arrays.get("unrecoverable", np.zeros_like(arrays["missing"]))
+        recovered = (arrays["missing"] & ~unrecoverable).sum()
+        accepted = (arrays["missing"] & ~arrays["final_missing"]).sum()
         values["accepted_share"] = float(accepted / recovered) if recovered else 0.0
         values["iterations"] = float(arrays["iterations"].mean())
-    return values
+    return values, failures
 
 
 def measure_labels(arrays: Mapping[str, np.ndarray], class_names: Sequence[str]) -> pd.DataFrame:
@@ -291,11 +332,17 @@ def measure_labels(arrays: Mapping[str, np.ndarray], class_names: Sequence[str])
 
 
 def accuracy_table(frame: pd.DataFrame) -> str:
-    """Accuracy in percent, models by scenarios, for the terminal."""
+    """Accuracy in percent, models by scenarios, and the missing rate of each scenario, for the terminal; a dagger marks
+    models that use labels."""
     accuracy = frame[frame.metric == "accuracy"]
     table = accuracy.pivot(index="model", columns="scenario", values="value") * 100
     order = list(dict.fromkeys(accuracy.scenario))
-    return table.loc[list(dict.fromkeys(accuracy.model)), order].round(2).to_string()
+    table = table.loc[list(dict.fromkeys(accuracy.model)), order].map("{:.2f}".format).replace("nan", "–")
+    has_oracle = any(map(is_oracle, table.index))
+    table.index = pd.Index([with_dagger(model) for model in table.index], name="model")
+    rates = accuracy.groupby("scenario")["missing_rate"].first()[order]
+    table.loc["missing rate"] = [f"{rate:.3g}" for rate in rates]
+    return table.to_string() + f"\n† {ORACLE_NOTE}" * has_oracle
 
 
 def _examples(
@@ -313,6 +360,10 @@ def _examples(
         return
     n = len(data.split("test"))
     rows = np.linspace(0, n - 1, min(context.cfg.report.samples, n)).astype(int)
+    # Rows without a modality in the source have some other row's content in its place, which is never shown.
+    absent = np.zeros((len(rows), len(data.modalities)), dtype=bool)
+    for name, gone in data.natural_rows("test").items():
+        absent[:, data.modality_names.index(name)] = gone[rows]
     for scenario in scenarios:
         mask = masks[scenario.name][rows]
         if not mask.any():
@@ -333,11 +384,15 @@ def _examples(
             "target": batch.target.cpu().numpy(),
             "prediction": prediction.logits.argmax(1).cpu().numpy(),
             "missing": mask,
+            "absent": absent,
             "modality_names": np.array(data.modality_names),
             "class_names": np.array(data.class_names),
             **{k: prediction.extras[k].cpu().numpy() for k in ("final_missing", "rewards", "accepted")},
         }
         for m in images:
             for kind, source in (("original", batch.inputs), ("recovered", completed)):
-                arrays[f"{kind}_{m.name}"] = (data.pixels(m.name, source[m.name]) * 255).round().byte().cpu().numpy()
+                pixels = (data.pixels(m.name, source[m.name]) * 255).round().byte().cpu().numpy()
+                if kind == "original":
+                    pixels[absent[:, data.modality_names.index(m.name)]] = 0
+                arrays[f"{kind}_{m.name}"] = pixels
         save_arrays(context.directory / "examples" / f"{scenario.slug}.npz", arrays)

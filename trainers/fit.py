@@ -19,23 +19,91 @@ from datasets.base import MultimodalDataModule, PackedLoader, hash_seed
 from datasets.noise import TrainingNoise
 from models.base import IncompleteClassifier
 from utils.build import build_loggers, build_trainer
+from utils.checkpoints import read_tensors
 from utils.errors import UserError
-from utils.files import replacing
+from utils.files import replacing, unwritable
+from utils.inputs import KEY as INPUTS
+from utils.metrics import undefined_monitor
 from utils.run_directory import RunDirectory
 
 log = logging.getLogger(__name__)
 
 
 class Provenance(pl.Callback):
-    """Writes into every checkpoint which data set it was trained on."""
+    """Writes into every checkpoint which data set it was trained on, and what its inputs mean.
 
-    def __init__(self, dataset: str) -> None:
-        self.dataset = dataset
+    Args:
+        dataset: name of the data set.
+        inputs: description of its inputs, see ``MultimodalDataModule.describe_inputs``.
+    """
+
+    def __init__(self, dataset: str, inputs: Mapping[str, Any]) -> None:
+        self.dataset, self.inputs = dataset, dict(inputs)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         checkpoint["dataset"] = self.dataset
+        checkpoint[INPUTS] = self.inputs
+
+
+class RunCheckpoint(ModelCheckpoint):
+    """Checkpoints of a run directory that may be moved, each of which is on disk when training goes on.
+
+    Lightning ties the best score to the absolute path of its folder and forgets it elsewhere, and goes on silently
+    where a file cannot be written.
+    """
+
+    @property
+    def state_key(self) -> str:
+        # As Lightning's own class has it, so that runs begun with that one can be continued.
+        return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the state, with every path in the folder where the run directory is now.
+
+        Raises:
+            UserError: the state names a best epoch, and its file is not here or is damaged.
+        """
+        assert self.dirpath is not None
+
+        def moved(path: str) -> str:
+            return str(Path(self.dirpath or "") / Path(path).name) if path else path
+
+        state = dict(state_dict)
+        for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
+            state[key] = moved(state.get(key) or "")
+        state["best_k_models"] = {moved(path): score for path, score in (state.get("best_k_models") or {}).items()}
+        state["dirpath"] = self.dirpath
+        super().load_state_dict(state)
+        if self.monitor and self.best_model_path:
+            best = Path(self.best_model_path)
+            try:
+                read_tensors(best)
+            except UserError as error:
+                raise UserError(
+                    f"training cannot go on from last.ckpt without the best epoch so far ({error}): copy {best.name} "
+                    f"into {best.parent}, or delete that folder to train from the start"
+                ) from None
+
+    def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
+        file = Path(filepath)
+        before = _stamp(file)
+        try:
+            super()._save_checkpoint(trainer, filepath)
+        except (OSError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not isinstance(error.__cause__, OSError):
+                raise
+            raise unwritable(file, error) from error
+        if trainer.is_global_zero and _stamp(file) in (None, before):
+            raise unwritable(file, PermissionError(0, "the system refused it"))
+
+
+def _stamp(file: Path) -> tuple[int, int, int] | None:
+    """What changes whenever a file is replaced; None where there is none, or an empty one."""
+    if not file.is_file() or not (status := file.stat()).st_size:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 class EpochOrder(pl.Callback):
@@ -73,12 +141,14 @@ def fit(
             patience.
         settings: what the result depends on; kept in the stage's marker.
         monitor: logged value that chooses the checkpoint (``*loss``: lower is better); None keeps the last epoch.
-        noise: on the training batches; no epoch before its start is chosen as the best.
+        noise: on the training batches; neither a clean epoch before its start nor the first noisy one is
+            chosen as the best, see :func:`after_clean_epochs`.
         watching: callbacks of the method.
 
     Raises:
-        UserError: interrupted, or no epoch has a finite value of ``monitor``.
+        UserError: interrupted, the validation split has no value of ``monitor``, or no epoch has a finite one.
     """
+    check_monitor(monitor, data, stage)
     resumable = directory.begin(stage, settings)
     checkpoints = directory / "checkpoints"
     last = checkpoints / "last.ckpt"
@@ -95,8 +165,8 @@ def fit(
     callbacks: list[pl.Callback] = [
         *watching,
         EpochOrder(cfg.seed),
-        Provenance(cfg.dataset.name),
-        ModelCheckpoint(
+        Provenance(cfg.dataset.name, data.describe_inputs()),
+        RunCheckpoint(
             checkpoints,
             "best",
             monitor=monitor,
@@ -105,14 +175,14 @@ def fit(
             enable_version_counter=False,
         ),
         # save_last of the one above would follow improvements only.
-        ModelCheckpoint(checkpoints, "last", save_on_train_epoch_end=True, enable_version_counter=False),
+        RunCheckpoint(checkpoints, "last", save_on_train_epoch_end=True, enable_version_counter=False),
     ]
     if training.patience and monitor:
         mode = "min" if monitor.endswith("loss") else "max"
         callbacks.append(
             EarlyStopping(monitor, training.min_delta, training.patience, mode=mode, check_on_train_epoch_end=True)
         )
-    if first := max(noise.start_epoch if noise else 0, training.get("warmup_epochs") or 0):
+    if first := max(after_clean_epochs(noise, training.max_epochs), training.get("warmup_epochs") or 0):
         for callback in callbacks:
             if isinstance(callback, EarlyStopping) or (isinstance(callback, ModelCheckpoint) and callback.monitor):
                 after_warmup(callback, first)
@@ -163,6 +233,8 @@ def fit(
             "diverged (lower the learning rate), or the validation split has no such value (set dataset.monitor)"
         )
     if trainer.is_global_zero:
+        for file in (best, last):
+            check_checkpoint(file)
         directory.finish(
             stage,
             settings,
@@ -172,6 +244,41 @@ def fit(
         )
     trainer.strategy.barrier("finished")
     return best
+
+
+def after_clean_epochs(noise: TrainingNoise | None, epochs: int) -> int:
+    """The first epoch, counted from 0, that can be the best of a training that is clean at first and noisy then: the
+    second noisy one, as in UDML's release (noise from epoch 50 on: 51), or the last where there is one only."""
+    return min(noise.start_epoch + 1, epochs - 1) if noise is not None and noise.start_epoch else 0
+
+
+def check_checkpoint(file: Path) -> None:
+    """Read a checkpoint that has just been written, before its stage is marked as finished.
+
+    Raises:
+        UserError: it is not on disk, or cannot be read.
+    """
+    try:
+        read_tensors(file)
+    except UserError as error:
+        raise UserError(
+            f"the stage is not finished, its checkpoint was not written ({error}): make room or correct the "
+            "permissions, and run the same command again"
+        ) from None
+
+
+def check_monitor(monitor: str | None, data: MultimodalDataModule, stage: str) -> None:
+    """
+    Raises:
+        UserError: the validation split has no value of the metric that chooses the checkpoint, whatever is predicted.
+    """
+    if monitor is None or not data.has_split("val"):
+        return
+    if reason := undefined_monitor(monitor, data.task, data.split("val").read("target")):
+        raise UserError(
+            f"{monitor} has no value on the validation split, {reason}, and cannot choose an epoch of stage {stage}: "
+            "set dataset.monitor=val_loss (or null for the last epoch), or give a validation split with more classes"
+        )
 
 
 def after_warmup(callback: pl.Callback, epochs: int) -> None:

@@ -8,8 +8,9 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch import distributed as dist
 
 from datasets.missingness import parse_scenario
-from gaussian_parameter_generation.estimate import check_split, estimate
+from gaussian_parameter_generation.estimate import GaussianParameters, check_split, estimate
 from trainers.context import Context
+from utils.inputs import KEY as INPUTS
 from utils.run_directory import file_hash
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,8 @@ def run(context: Context) -> None:
     )
     if rank:
         return
-    parameters.about = (parameters.about or {}) | {"checkpoint": file_hash(context.checkpoint)}
+    parameters.about = (parameters.about or {}) | {"checkpoint": file_hash(context.checkpoint), INPUTS: context.inputs}
     parameters.save(context.gaussian)
+    GaussianParameters.load(context.gaussian)  # nothing is marked as finished that cannot be read
     directory.finish("gaussian", settings)
     log.info("gaussian: %s", context.gaussian)

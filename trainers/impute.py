@@ -17,10 +17,11 @@ from datasets.missingness import parse_scenario
 from models.imputers.base import FittedImputer
 from models.imputers.quality import Judge, recovery_quality
 from trainers.context import Context
-from trainers.fit import EpochOrder, fit
+from trainers.fit import EpochOrder, check_checkpoint, fit
 from utils.build import build_encoders, build_imputer, build_trainer
 from utils.files import replacing
-from utils.run_directory import RunDirectory
+from utils.inputs import KEY as INPUTS
+from utils.run_directory import RunDirectory, file_hash
 
 log = logging.getLogger(__name__)
 
@@ -32,11 +33,12 @@ def run(context: Context) -> None:
     if cfg.imputer.checkpoint:
         log.info("impute: using %s", cfg.imputer.checkpoint)
         context.load_imputer()
-    elif directory.finished("impute", settings):
+    elif directory.finished("impute", settings, context.imputer_checkpoint if context.imputer_needs_weights else None):
         log.info("impute: %s is there and valid, skipped", directory.path)
     else:
         pl.seed_everything(cfg.seed, verbose=False)
         imputer = build_imputer(cfg, context.data)
+        imputer.check_training_rows(context.data.mask("train", parse_scenario("none")))
         directory.describe(cfg)
         if isinstance(imputer, pl.LightningModule):
             has_val = context.data.has_split("val")
@@ -55,8 +57,10 @@ def run(context: Context) -> None:
             directory.begin("impute", settings)
             if isinstance(imputer, FittedImputer):
                 imputer.fit(context.data.loader("train", parse_scenario("none")))
-                with replacing(context.imputer_checkpoint) as file:
-                    torch.save({"state_dict": imputer.state_dict(), "dataset": cfg.dataset.name}, file)
+                content = {"state_dict": imputer.state_dict(), "dataset": cfg.dataset.name, INPUTS: context.inputs}
+                with replacing(context.imputer_checkpoint) as file, file.open("wb") as stream:
+                    torch.save(content, stream)
+                check_checkpoint(context.imputer_checkpoint)
             directory.finish("impute", settings)
     if context.data.has_split("val") and context.data.has_split("train"):
         _quality(context)
@@ -89,7 +93,7 @@ def _quality(context: Context) -> None:
     settings = {
         "imputer": context.recovery_settings,
         "quality": OmegaConf.to_container(cfg.imputer.quality),
-        "weights": str(weights and weights.stat().st_mtime_ns),
+        "weights": weights and file_hash(weights),
     }
     # A by-product that nothing else reads: measured again where it was measured otherwise.
     directory = RunDirectory(directory.path, overwrite=True)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import glob
 import logging
+import math
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from hydra.utils import get_object
@@ -20,9 +22,17 @@ from trainers import evaluate, gaussian, impute
 from trainers.context import Context, resolve_metric
 from trainers.fit import fit
 from trainers.report import print_table, write_report
-from utils.build import build_model, build_modulation, build_noise, check_imputer_networks
+from utils.build import (
+    build_model,
+    build_modulation,
+    build_noise,
+    check_imputer_networks,
+    fitting_imputers,
+    method_class,
+)
 from utils.errors import UserError
-from utils.validate import stages_without_use, validate
+from utils.files import natural_key
+from utils.validate import check_trainer, stages_without_use, validate
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +45,7 @@ def run(cfg: DictConfig) -> None:
         UserError: bad configuration, absent files or unusable data, before any training.
     """
     validate(cfg)
+    check_trainer(cfg)
     resolve_metric(cfg)
     context = Context(cfg)
     stages = useful_stages(cfg)
@@ -158,6 +169,7 @@ def check_artefacts(context: Context, stages: list[str]) -> None:
         for split in need.get(stage, ()):
             if not data.has_split(split):
                 problems.append(f"stage {stage} needs the split '{split}', which {data.store.folder} does not have")
+    unrecoverable: dict[tuple[str, str], tuple[int, int]] = {}
     masked = [("test", "missing.test", s) for s in context.scenarios]
     if context.selects:
         masked += [("val", "model.validation", s) for s in parse_scenarios(cfg.model.validation, len(data.modalities))]
@@ -165,18 +177,32 @@ def check_artefacts(context: Context, stages: list[str]) -> None:
         if not data.has_split(split):
             continue
         try:
-            mask = data.mask(split, scenario)
+            mask, cells = data.masks(split, scenario)
         except UserError as error:
             problems.append(str(error))
             continue
-        hidden = [m for i, m in enumerate(data.modalities) if mask[:, i].any()]
-        kinds = get_object(cfg.imputer.module._target_).recovers
-        for m in hidden if context.recovers and kinds is not None else []:
-            if m.kind not in kinds:
+        if split == "test":
+            realised = scenario.realised_rate(mask, cells, [m.kind for m in data.modalities])
+            if remark := scenario.remark(len(data.modalities), realised):
+                log.warning(remark)
+        kinds, natural = get_object(cfg.imputer.module._target_).recovers, data.natural_rows(split)
+        for i, m in enumerate(data.modalities) if context.recovers and kinds is not None else []:
+            if m.kind in kinds:
+                continue
+            lacking = natural.get(m.name, np.zeros(len(mask), dtype=bool))
+            if (mask[:, i] & ~lacking).any():
                 problems.append(
                     f"missing scenario '{scenario.name}' hides '{m.name}', which imputer={cfg.imputer.name} cannot "
-                    f"recover: leave it out of {key}, or choose another imputer"
+                    f"recover: leave it out of {key}, or choose an imputer that fits, {fitting_imputers(data.kinds)}"
                 )
+            elif lacking.any():
+                unrecoverable[m.name, split] = (int(lacking.sum()), len(lacking))
+    if unrecoverable and context.completes and method_class(context.trainable).needs_imputer:
+        name = min(unrecoverable)[0]
+        problems.append(
+            f"model {context.trainable.name} classifies complete inputs only, and imputer={cfg.imputer.name} cannot "
+            f"recover '{name}', which some rows lack: choose an imputer that fits, {fitting_imputers(data.kinds)}"
+        )
     for stage, directory, skips in (
         ("impute", context.imputed, bool(cfg.imputer.checkpoint)),
         ("fit", context.trained, bool(given)),
@@ -188,8 +214,16 @@ def check_artefacts(context: Context, stages: list[str]) -> None:
                     part.trained.finished("fit", part.fit_settings)
             except UserError as error:
                 problems.append(str(error))
+    problems += empty_limits(context, stages)
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
+    if unrecoverable:
+        counts = (f"'{name}' in {k} of {n} rows of split '{split}'" for (name, split), (k, n) in unrecoverable.items())
+        log.info(
+            "imputer=%s cannot recover what the source lacks, these rows keep it missing under every scenario: %s",
+            cfg.imputer.name,
+            ", ".join(counts),
+        )
     # Files from elsewhere are tried before anything long begins.
     if given:
         model = context.load_model()
@@ -197,6 +231,33 @@ def check_artefacts(context: Context, stages: list[str]) -> None:
             context.load_parameters(model)
     if cfg.imputer.checkpoint and imputer_needed:
         context.load_imputer()
+
+
+def empty_limits(context: Context, stages: list[str]) -> list[str]:
+    """Shares in ``trainer.limit_train_batches`` and ``limit_val_batches`` that come to less than one batch."""
+    cfg, data = context.cfg, context.data
+    sizes: dict[str, set[int]] = {"train": set(), "val": set()}
+    trained = [context.trainable] if "fit" in stages and not context.given else []
+    for part in context.prerequisites.values() if trained else ():
+        trained.append(part.trainable)
+    if "impute" in stages and not cfg.imputer.checkpoint and cfg.imputer.training.get("max_epochs"):
+        trained.append(cfg.imputer)
+    for node in trained:
+        sizes["train"].add(int(node.training.batch_size))
+        sizes["val"].add(data.test_batch_size)
+    problems = []
+    for split, batch_sizes in sizes.items():
+        limit = cfg.trainer[f"limit_{split}_batches"]
+        if not isinstance(limit, float) or not batch_sizes or not data.has_split(split):
+            continue
+        batches = -(-len(data.split(split)) // max(batch_sizes))
+        if int(batches * limit) < 1:
+            least = math.ceil(1000 / batches) / 1000
+            problems.append(
+                f"trainer.limit_{split}_batches={limit:g}: is less than one of {batches} batches of split '{split}'; "
+                f"set it to {least:g} or more, or to a whole number of batches"
+            )
+    return problems
 
 
 def run_fit(context: Context) -> None:
@@ -244,7 +305,8 @@ def run_report(context: Context) -> None:
     root = Path(cfg.paths.output) / cfg.dataset.name
     patterns = cfg.report.include or [str(root / "*" / cfg.name / "seed*")]
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
-    found = sorted({Path(p) for pattern in patterns for p in glob.glob(str(pattern)) if (Path(p) / "DONE").exists()})
+    done = {Path(p) for pattern in patterns for p in glob.glob(str(pattern)) if (Path(p) / "DONE").exists()}
+    found = sorted(done, key=natural_key)
     if not found:
         raise UserError(f"nothing to report in {', '.join(patterns)}: run stage test first ({context.command('test')})")
     metrics = None if cfg.report.metrics is None else list(cfg.report.metrics)

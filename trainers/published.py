@@ -1,5 +1,8 @@
 """Our results beside published ones: ``python -m trainers.published docs/published/cmpt.csv --table table_8``.
 
+``--compare CMPT CMPT_without_proxies`` prints our models beside each other instead, under every scenario that all of
+them have, for figures that are curves and print no numbers.
+
 A published file has the columns table, dataset, model, run, scenario, metric, value and sd (in percent). ``model`` is a
 model of ours or one that only the paper has; ``A - B`` is a difference. ``run`` is the ``name`` of our runs.
 """
@@ -8,11 +11,12 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from omegaconf import OmegaConf
 
 from trainers.report import read_results, to_markdown
 from utils.errors import UserError
@@ -20,6 +24,14 @@ from utils.errors import UserError
 log = logging.getLogger(__name__)
 COLUMNS = ["table", "dataset", "model", "run", "scenario", "metric", "value", "sd"]
 KEY = ["dataset", "model", "run", "scenario", "metric"]
+# Training rows where the paper has no validation split: of the paper (None = all that its lists have), ours by default.
+TRAINING_ROWS: dict[str, dict[str, tuple[int | None, str]]] = {
+    "cmpt": {
+        "Food101": (67_988, "61,142, as 6,846 are validation rows"),
+        "CREMAD": (6_698, "6,028, as 670 are validation clips"),
+        "KineticsSound": (14_739, "90 % of the listed clips, as the others are validation clips"),
+    }
+}
 
 
 def read_published(path: Path) -> pd.DataFrame:
@@ -53,6 +65,34 @@ def read_ours(output: Path) -> pd.DataFrame:
     return found.reset_index()
 
 
+def validation_of(output: Path) -> dict[str, set[str | None]]:
+    """Data set -> ``dataset.validation`` of its finished runs below ``output`` (None where it is not set)."""
+    settings: dict[str, set[str | None]] = {}
+    for path in sorted(output.glob("*/*/*/seed*/config.yaml")):
+        if (path.parent / "DONE").is_file():
+            config = OmegaConf.load(path)
+            name, value = (OmegaConf.select(config, f"dataset.{key}") for key in ("name", "validation"))
+            settings.setdefault(str(name), set()).add(None if value is None else str(value))
+    return settings
+
+
+def training_note(protocol: str, dataset: str, settings: set[str | None]) -> str:
+    """How our training rows differ from the paper's, for below a heading; '' where they are the published ones.
+
+    Args:
+        protocol: stem of the published file.
+        settings: ``dataset.validation`` of our runs.
+    """
+    paper, ours = TRAINING_ROWS.get(protocol, {}).get(dataset, (None, ""))
+    if paper is None:
+        return ""
+    note = f"The paper trains on {paper:,} rows and has no validation split"
+    if settings == {"test"}:
+        return f"{note}; so do these runs of ours (dataset.validation=test)."
+    mixed = "some of these runs use dataset.validation=test, the others train" if "test" in settings else "ours train"
+    return f"{note}; {mixed} on {ours}. For the paper's split: dataset.validation=test dataset.monitor=null."
+
+
 def join(published: pd.DataFrame, ours: pd.DataFrame) -> pd.DataFrame:
     """The published rows with ours, NaN where there are none; a difference ``A - B`` is that of our means, with the
     fewer seeds of the two and no SD."""
@@ -68,15 +108,50 @@ def join(published: pd.DataFrame, ours: pd.DataFrame) -> pd.DataFrame:
     return joined
 
 
+def compare(ours: pd.DataFrame, models: Sequence[str], run: str, metrics: pd.DataFrame) -> str:
+    """Markdown, one block per data set and metric: a row per scenario, a column per model, and the first model minus
+    each other one (of means, in percentage points).
+
+    Args:
+        ours: of :func:`read_ours`.
+        models: at least two; a data set is left out unless all of them have results.
+        run: ``name`` of the runs.
+        metrics: columns dataset and metric; only these pairs are printed.
+    """
+    wanted = set(metrics[["dataset", "metric"]].itertuples(index=False, name=None))
+    rows = ours[(ours["run"] == run) & ours["model"].isin(models)]
+    blocks = []
+    for (dataset, metric), part in rows.groupby(["dataset", "metric"], sort=False):
+        shared = part.groupby("scenario")["model"].nunique() == len(models)
+        scenarios = [s for s in part["scenario"].unique() if shared[s]]
+        if (dataset, metric) not in wanted or not scenarios:
+            continue
+        cells = pd.DataFrame(index=pd.Index(scenarios, name="scenario"))
+        by_model = {model: part[part["model"] == model].set_index("scenario").loc[scenarios] for model in models}
+        for model, frame in by_model.items():
+            cells[model] = [_number(value, sd) for value, sd in zip(frame["ours"], frame["ours_sd"])]
+        for model in models[1:]:
+            difference = by_model[models[0]]["ours"] - by_model[model]["ours"]
+            cells[f"{models[0]} - {model}"] = [f"{value:+.2f}" for value in difference]
+        seeds = sorted({int(n) for frame in by_model.values() for n in frame["seeds"]})
+        heading = f"### {dataset}, {metric} (%), ours: {' to '.join(map(str, seeds))} seeds a cell"
+        blocks.append(f"{heading}\n\n{to_markdown(cells)}\n")
+    return "\n".join(blocks) or f"No data set has finished runs of {', '.join(models)} yet.\n"
+
+
 def _number(value: float, sd: float) -> str:
     if np.isnan(value):
         return "–"
     return f"{value:.2f}" + ("" if np.isnan(sd) else f" ± {sd:.2f}")
 
 
-def render(joined: pd.DataFrame) -> str:
+def render(joined: pd.DataFrame, protocol: str = "", settings: Mapping[str, set[str | None]] | None = None) -> str:
     """Markdown, a block for each table, data set and metric: rows are models (and runs, where they differ), a column of
-    ours and one of the paper's for each scenario."""
+    ours and one of the paper's for each scenario.
+
+    Args:
+        protocol, settings: see :func:`training_note`; settings of each data set.
+    """
     blocks = []
     for (table, dataset, metric), part in joined.groupby(["table", "dataset", "metric"], sort=False):
         several = part["run"].nunique() > 1
@@ -90,7 +165,8 @@ def render(joined: pd.DataFrame) -> str:
         seeds = sorted({int(n) for n in part["seeds"].dropna()})
         note = f"ours: {' to '.join(map(str, seeds))} seeds a cell" if seeds else "no runs of ours yet"
         heading = f"### {str(table).replace('_', ' ').capitalize()}: {dataset}, {metric} (%), {note}"
-        blocks.append(f"{heading}\n\n{to_markdown(cells)}\n")
+        training = training_note(protocol, str(dataset), (settings or {}).get(str(dataset), set()))
+        blocks.append("\n\n".join(filter(None, (heading, training, to_markdown(cells)))) + "\n")
     return "\n".join(blocks)
 
 
@@ -103,16 +179,26 @@ def main(arguments: Sequence[str] | None = None) -> str:
     parser = argparse.ArgumentParser("python -m trainers.published", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("file", type=Path, help="published numbers, docs/published/<method>.csv")
     parser.add_argument("--table", help="for example table_8; default: all")
+    parser.add_argument("--compare", nargs="+", metavar="MODEL", help="our models beside each other, at least two")
+    parser.add_argument("--run", default="complete", help="with --compare: name of our runs")
     parser.add_argument("--output", type=Path, default=Path("outputs"), help="paths.output of our runs")
     parser.add_argument("--markdown", type=Path, help="write here instead of printing")
     options = parser.parse_args(arguments)
     published = read_published(options.file)
+    if options.compare and (options.table or len(set(options.compare)) < 2):
+        raise UserError(
+            "--compare takes at least two models and no --table: leave one of them out or name another model"
+        )
     if options.table:
         known = list(dict.fromkeys(published["table"]))
         if options.table not in known:
             raise UserError(f"{options.file} has no table '{options.table}': choose from {', '.join(known)}")
         published = published[published["table"] == options.table]
-    text = render(join(published, read_ours(options.output)))
+    ours = read_ours(options.output)
+    if options.compare:
+        text = compare(ours, options.compare, options.run, published)
+    else:
+        text = render(join(published, ours), options.file.stem, validation_of(options.output))
     if options.markdown:
         options.markdown.parent.mkdir(parents=True, exist_ok=True)
         options.markdown.write_text(text)

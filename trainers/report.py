@@ -11,9 +11,10 @@ import re
 import shutil
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import numpy as np
@@ -23,24 +24,25 @@ from matplotlib.figure import Figure
 from scipy import stats
 from tqdm import tqdm
 
-from datasets.missingness import Scenario, mask_hash
+from datasets.missingness import RATE_TOLERANCE, Scenario, mask_hash, parse_scenario
+from trainers.bootstrap import DRAWS, resampled
 from utils import plotting
 from utils.errors import UserError
 from utils.metrics import LOWER_IS_BETTER, METRICS
-from utils.plotting import is_oracle
+from utils.plotting import ORACLE_NOTE, is_oracle, with_dagger
 
 log = logging.getLogger(__name__)
 
 COLUMNS = ("dataset", "model", "seed", "scenario", "metric", "value", "n")
 TESTS = (
     *("dataset", "scenario", "metric", "best", "model", "difference", "n_seeds", "t", "p_t"),
-    *("n_rows", "best_only_right", "model_only_right", "p_mcnemar", "same_masks"),
+    *("unit", "n_rows", "best_only_right", "model_only_right", "p_mcnemar", "low", "high", "p_bootstrap"),
+    "same_masks",
 )
 KEY = ["dataset", "model", "scenario", "metric"]
 REPEAT = ["seed", "fold"]  # what is averaged over
 MEND = "delete it and run stages=[test] again"
 PICTURED = 6  # scenarios of one model that get pictures and histograms
-ORACLE_NOTE = "uses labels: an upper bound, never marked"
 # style: best, second best, other, dagger
 MARKS = {
     "plain": ("{}*", "{}+", "{} ", "†"),
@@ -87,6 +89,32 @@ class Run:
         return self.path / "predictions" / model.removeprefix(self.model).lstrip("/") / f"{slug(scenario)}.npz"
 
 
+def scenario_of(name: str) -> Scenario | None:
+    """The scenario of a name in a results file, None where it is of a file or not known here."""
+    try:
+        return parse_scenario(name)
+    except UserError:
+        return None
+
+
+def stored_rate(run: Run, name: str) -> float:
+    """Realised missing rate of a scenario, from the run's masks or predictions; without these the rate in the name, or
+    NaN where it names none."""
+    scenario = scenario_of(name) or Scenario(name, "file")
+    for file in (run.path / "masks" / f"{slug(name)}.npz", run.predictions(run.model, name)):
+        arrays = load_arrays(file) if file.is_file() else {}
+        if "missing" in arrays and arrays["missing"].size:
+            cells = {key: value for key, value in arrays.items() if key.startswith("cells_")}
+            if scenario.kind == "table" and not cells:
+                continue  # the marks of rows do not say how many cells are missing
+            scenario = replace(scenario, path=".npy") if scenario.kind == "file" and cells else scenario
+            if max(scenario.modalities, default=0) < arrays["missing"].shape[1]:
+                return scenario.realised_rate(arrays["missing"].astype(bool), cells)
+    log.warning("report: %s stores no mask of '%s', its missing rate is that of the name", run.path, name)
+    rate = 0.0 if scenario.kind == "none" else scenario.named_rate
+    return np.nan if rate is None else rate
+
+
 def slug(name: str) -> str:
     """A name as a file stem, spelled as :class:`Scenario` does."""
     return Scenario(name, "").slug
@@ -104,9 +132,11 @@ def read_results(path: Path) -> pd.DataFrame:
             raise ValueError(f"no column {', '.join(absent)}")
         if frame.empty:
             raise ValueError("no rows")
-        frame["value"] = pd.to_numeric(frame["value"].replace("", "nan"))
+        frame["value"] = pd.to_numeric(frame["value"].replace("", np.nan))
         frame["seed"] = pd.to_numeric(frame["seed"]).astype(int)
         frame["fold"] = pd.to_numeric(frame.get("fold", pd.Series("", frame.index)).replace("", "-1")).astype(int)
+        if "missing_rate" in frame:
+            frame["missing_rate"] = pd.to_numeric(frame["missing_rate"].replace("", np.nan))
         frame["train"] = frame["train"].astype(str) if "train" in frame else "none"
         frame = frame.astype(dict.fromkeys(KEY, str))
         if (twice := frame.duplicated([*KEY, *REPEAT])).any():
@@ -133,7 +163,11 @@ def gather(run_dirs: Sequence[Path]) -> tuple[list[Run], list[str]]:
             skipped.append(f"{path}: no {absent[0]}" if path.is_dir() else f"{path}: no such folder")
             log.warning("report: skipped %s", skipped[-1])
         else:
-            runs.append(Run(path, read_results(path / "results.csv")))
+            run = Run(path, read_results(path / "results.csv"))
+            if "missing_rate" not in run.frame:  # written before results.csv had it
+                rates = {name: stored_rate(run, name) for name in run.frame["scenario"].unique()}
+                run.frame["missing_rate"] = run.frame["scenario"].map(rates)
+            runs.append(run)
     if not runs:
         tried = ", ".join(map(str, run_dirs)) or "an empty list"
         raise UserError(f"no finished run (with results.csv and DONE) in {tried}: run stages=[test] first")
@@ -168,6 +202,8 @@ def gather(run_dirs: Sequence[Path]) -> tuple[list[Run], list[str]]:
 def summarise(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean, SD (n - 1; empty for one run) and number of runs of every dataset, model, scenario and metric.
 
+    ``missing_rate`` is the mean realised rate, where ``frame`` has it.
+
     Under cross-validation a fold is what is repeated: its seeds are averaged first, and ``error``, which is shown, is
     the standard error SD / sqrt(folds). Else ``error`` is the SD, over ``n_seeds``, and ``n_folds`` is 0.
     """
@@ -182,6 +218,8 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
     found["n_seeds"] = seeds.reindex(found.index, fill_value=0)
     found["n_folds"] = folds
     found["error"] = found["sd"] / np.sqrt(folds.where(folds > 0, 1))
+    if "missing_rate" in frame:
+        found["missing_rate"] = frame.groupby(KEY, sort=False)["missing_rate"].mean().reindex(found.index)
     return found.reset_index()
 
 
@@ -243,6 +281,39 @@ def _escape(text: str, style: str) -> str:
     return html.escape(text) if style == "html" else text
 
 
+def with_rates(cells: pd.DataFrame, summary: pd.DataFrame, style: str = "plain") -> pd.DataFrame:
+    """A :func:`table` with the realised missing rate of every scenario in a last row.
+
+    Args:
+        summary: of :func:`summarise`, what the table was made of.
+    """
+    rates = _rates(summary)
+    if not rates:
+        return cells
+    names = {_escape(name, style): rate for name, rate in rates.items()}
+    texts = [_escape("–", style) if np.isnan(rate := names[name]) else f"{rate:.3g}" for name in cells.columns]
+    row = pd.DataFrame([texts], index=pd.Index(["missing rate"], name="model"), columns=cells.columns)
+    return pd.concat([cells, row])
+
+
+def _rates(summary: pd.DataFrame) -> dict[str, float]:
+    """Scenario -> realised missing rate; empty where the summary has none."""
+    if "missing_rate" not in summary:
+        return {}
+    return dict(summary.groupby("scenario", sort=False)["missing_rate"].mean())
+
+
+def rate_notes(summary: pd.DataFrame) -> list[str]:
+    """A sentence for each scenario whose realised missing rate is not the one in its name."""
+    notes = []
+    for name, rate in _rates(summary).items():
+        scenario = scenario_of(name)
+        named = None if scenario is None else scenario.named_rate
+        if named is not None and abs(rate - named) > RATE_TOLERANCE + 1e-9:
+            notes.append(f"{name} has a realised missing rate of {rate:.3g}, not {named:g}")
+    return notes
+
+
 def to_markdown(cells: pd.DataFrame) -> str:
     """A table of strings as Markdown."""
     return cells.reset_index().to_markdown(index=False, disable_numparse=True)
@@ -259,9 +330,9 @@ def print_table(summary: pd.DataFrame, metric: str, models: Sequence[str] | None
     rows = summary[(summary["metric"] == metric) & (summary["model"].isin(models or summary["model"]))]
     blocks = []
     for dataset, part in rows.groupby("dataset", sort=False):
-        text = table(part, metric).rename_axis(None).to_string()
+        text = with_rates(table(part, metric), part).rename_axis(None).to_string()
         notes = ["* best, + second best"] * (metric in METRICS) + [f"† {ORACLE_NOTE}"] * ("†" in text)
-        notes += [spread(part)] * bool((part["n_folds"] > 0).any())
+        notes += rate_notes(part) + [spread(part)] * bool((part["n_folds"] > 0).any())
         blocks.append("\n".join([f"{dataset}, {label(metric)}", text, *notes]))
     return "\n\n".join(blocks)
 
@@ -303,47 +374,95 @@ def _right(data: Mapping[str, np.ndarray]) -> np.ndarray:
     return (((logits > 0) == (target > 0)) | (target < 0)).all(1) if target.ndim == 2 else logits.argmax(1) == target
 
 
-def _outcome(path: Path) -> tuple[np.ndarray, np.ndarray, str]:
-    """Row numbers in order, whether each was right, and the hash of the masks."""
+def _outcome(path: Path) -> dict[str, np.ndarray]:
+    """The predictions of a file, in the order of the rows."""
     data = load_arrays(path, "index", "logits", "target", "missing")
     order = np.argsort(data["index"], kind="stable")
-    right = _right(data)
-    return data["index"][order], right[order], mask_hash(data["missing"][order].astype(bool))
+    return {key: values[order] for key, values in data.items()}
+
+
+def _resampled(metric: str, path: Path) -> np.ndarray | None:
+    return resampled(_outcome(path), metric)
 
 
 def compare(runs: Sequence[Run], frame: pd.DataFrame, primary: str) -> pd.DataFrame:
-    """Best model of each scenario (upper bounds aside) against every other: paired t-test and exact McNemar.
+    """Best model of each scenario against every other.
 
-    The t-test pairs common seeds (and folds); McNemar pools the rows of the common runs whose predictions both models
-    saved.
+    ``p_t`` is of the paired t-test over common seeds (and folds). The tests over test rows take the predictions that
+    both models saved, and ``unit`` says what of:
+
+    - accuracy of one label, one common seed: McNemar's exact test (``unit`` is ``row``).
+    - else the paired bootstrap over rows: ``low`` and ``high`` bound the 95 % interval of the difference, and
+      ``p_bootstrap`` is two-sided. Several seeds share their test rows: a row is drawn with the predictions of all of
+      them (``row, all seeds together``), and ``n_rows`` counts it once. Folds have different rows, and no such test.
+
+    Upper bounds (``†``) are listed with their difference and never tested, nor best.
     """
     rows = frame[(frame["metric"] == primary) & frame["value"].notna()]
     owner = {(run.dataset, m, run.seed, run.fold): run for run in runs for m in run.frame["model"].unique()}
-    outcome, found = functools.cache(_outcome), []
+    found = []
     for (dataset, scenario), part in rows.groupby(["dataset", "scenario"], sort=False):
         values = {str(model): group.set_index(REPEAT)["value"] for model, group in part.groupby("model", sort=False)}
         sign = -1 if primary in LOWER_IS_BETTER else 1
         score = {model: sign * value.mean() for model, value in values.items() if not is_oracle(model)}
         best = max(score, key=lambda model: score[model], default="")
+        outcome = functools.cache(_outcome)  # of one scenario at a time
+        draws = functools.cache(functools.partial(_resampled, primary))
         for model in (m for m in values if best and m != best):
             seeds = sorted(set(values[best].index) & set(values[model].index))
             a, b = values[best].loc[seeds].to_numpy(), values[model].loc[seeds].to_numpy()
-            counts, same_masks = np.zeros(3, dtype=int), True
-            for seed in seeds:
-                files = [owner[dataset, name, *seed].predictions(name, scenario) for name in (best, model)]
-                if not all(file.is_file() for file in files):
-                    continue
-                (index, right, mask), (other_index, other_right, other_mask) = map(outcome, files)
-                if np.array_equal(index, other_index):
-                    counts += [len(index), (right & ~other_right).sum(), (~right & other_right).sum()]
-                    same_masks &= mask == other_mask
-            n, first, second = map(int, counts)
-            pooled = (n, first, second, mcnemar(first, second), same_masks) if n else (0, *[None] * 4)
             difference = (a - b).mean() if seeds else np.nan
-            found.append((dataset, scenario, primary, best, model, difference, len(seeds), *paired_t(a, b), *pooled))
-            if not same_masks:
+            pairs = [
+                (owner[dataset, best, *seed].predictions(best, scenario), file)
+                for seed in seeds
+                if (file := owner[dataset, model, *seed].predictions(model, scenario)).is_file()
+            ]
+            pairs = [pair for pair in pairs if pair[0].is_file()]
+            entry = dict.fromkeys(TESTS) | {"dataset": dataset, "scenario": scenario, "metric": primary, "best": best}
+            entry |= {"model": with_dagger(model), "difference": difference, "n_seeds": len(seeds), "n_rows": 0}
+            if not is_oracle(model):
+                entry["t"], entry["p_t"] = paired_t(a, b)
+            is_fold = any(fold >= 0 for _, fold in seeds)
+            if pairs and not is_fold and not is_oracle(model):
+                entry |= _over_rows([(outcome(x), outcome(y)) for x, y in pairs], pairs, primary, draws)
+            if entry["same_masks"] is False:
                 log.warning("report: %s and %s have different masks for %s, %s", best, model, dataset, scenario)
-    return pd.DataFrame(found, columns=list(TESTS))
+            found.append(entry)
+    numbers = [column for column in TESTS[5:] if column not in ("unit", "same_masks")]
+    tests = pd.DataFrame(found, columns=list(TESTS)).astype(dict.fromkeys(numbers, float))
+    return tests.where(tests.notna(), np.nan)
+
+
+def _over_rows(
+    outcomes: Sequence[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]],
+    files: Sequence[tuple[Path, Path]],
+    primary: str,
+    draws: Callable[[Path], np.ndarray | None],
+) -> dict[str, Any]:
+    """The entries of :func:`compare` that come from test rows: a pair of predictions and files for each common seed."""
+    index = outcomes[0][0]["index"]
+    if not all(np.array_equal(index, data["index"]) for pair in outcomes for data in pair):
+        return {}
+    same = all(mask_hash(a["missing"].astype(bool)) == mask_hash(b["missing"].astype(bool)) for a, b in outcomes)
+    entry: dict[str, Any] = {"n_rows": len(index), "same_masks": same}
+    one_label = outcomes[0][0]["target"].ndim == 1
+    if primary == "accuracy" and one_label and len(outcomes) == 1:
+        first, second = map(_right, outcomes[0])
+        only = int((first & ~second).sum()), int((~first & second).sum())
+        names = ("unit", "best_only_right", "model_only_right", "p_mcnemar")
+        return entry | dict(zip(names, ("row", *only, mcnemar(*only))))
+    samples = [(draws(a), draws(b)) for a, b in files]
+    if any(a is None or b is None for a, b in samples):
+        return entry
+    entry["unit"] = "row" if len(outcomes) == 1 else "row, all seeds together"
+    difference = np.mean([a - b for a, b in samples], axis=0)  # type: ignore[operator]
+    difference = difference[np.isfinite(difference)]
+    if len(difference) >= DRAWS / 2:
+        entry["low"], entry["high"] = np.quantile(difference, (0.025, 0.975))
+        # A difference of rounding alone is none.
+        side = min((difference <= 1e-12).sum(), (difference >= -1e-12).sum())
+        entry["p_bootstrap"] = min(2 * (1 + side) / (1 + len(difference)), 1.0)
+    return entry
 
 
 def training_sweep(frame: pd.DataFrame) -> pd.DataFrame:
@@ -351,6 +470,7 @@ def training_sweep(frame: pd.DataFrame) -> pd.DataFrame:
     the one of training; empty where there are no several, or a method has two runs of one."""
     rows = frame[frame["scenario"] == "none"]
     rows = rows.assign(model=rows["method"], scenario=rows["train"])
+    rows = rows.drop(columns="missing_rate", errors="ignore")  # that of the test
     several = rows["train"].nunique() > 1 and not rows.duplicated([*KEY, *REPEAT]).any()
     return rows.sort_values("train", key=lambda train: train != "none", kind="stable") if several else rows[:0]
 
@@ -468,11 +588,12 @@ summary { cursor: pointer; padding: .3em 0 }
 {% for s in skipped %}<p class="note">Skipped {{ s }}</p>{% endfor %}
 <h2>How to read this</h2>
 <p>A row is a model, a column a way of being incomplete: <i>none</i> is complete data, <i>random_0.4</i> hides 40 % of
-the modalities, <i>whole_12</i> hides modalities 1 and 2 (counted from 0) of every sample, <i>nested_0_0.25</i> hides
-modality 0 of 25 % of them, <i>noise_gaussian_4_m0</i> adds noise of level 4 (of 11) to modality m0, and what follows a
-plus is hidden besides. Cells are the {{ spread }}; without ± there is one run. <b>Bold</b> is best and
-<u>underlined</u> second best in a column, equal values alike; for {{ lower }} lower is better. A name after a slash is
-another way of using the same trained model.{% if oracle %} <sup>†</sup> {{ oracle }}.{% endif %}</p>
+the modalities (the last row of a table has the realised rate), <i>whole_12</i> hides modalities 1 and 2 (counted from
+0) of every sample, <i>nested_0_0.25</i> hides modality 0 of 25 % of them, <i>noise_gaussian_4_m0</i> adds noise of
+level 4 (of 11) to modality m0, and what follows a plus is hidden besides. Cells are the {{ spread }}; without ± there
+is one run. <b>Bold</b> is best and <u>underlined</u> second best in a column, equal values alike; for {{ lower }}
+lower is better. A name after a slash is another way of using the same trained model.{% if oracle %} <sup>†</sup> {{
+oracle }}.{% endif %}</p>
 {% for metric, tables, figures in metrics %}<details{% if loop.first %} open{% endif %}>
 <summary><b>{{ metric }}</b></summary>
 {% for dataset, cells in tables %}<h3>{{ dataset }}</h3><div class="wide">{{ cells }}</div>{% endfor %}
@@ -484,10 +605,12 @@ another way of using the same trained model.{% if oracle %} <sup>†</sup> {{ or
 {% if tests %}<h2>Paired tests, {{ primary }}</h2>
 <details><summary>Best model of each scenario against the others</summary>
 <p class="note">p_t: paired t-test over common seeds; few seeds see only large differences, and it is empty where the
-difference never varies. p_mcnemar: exact McNemar test on the predictions of all seeds together; seeds share test
-samples, so with several seeds it comes out too small. {% if folds %}The training rows of folds overlap, so over folds
-p_t comes out too small. {% endif %}Neither is corrected for the number of comparisons, nor for calling the best one
-best after seeing the results.</p>
+difference never varies. p_mcnemar: exact McNemar test, for the accuracy of one label and one seed. p_bootstrap, low and
+high: paired bootstrap over test rows with the 95 % interval of the difference, for everything else; seeds share their
+test rows, so a row is drawn with the predictions of all seeds. The tests over rows speak of these trained models, not
+of training anew. The column unit says what is drawn or counted. {% if folds %}The training rows of folds overlap, so
+over folds p_t comes out too small. {% endif %}Nothing is corrected for the number of comparisons, nor for calling the
+best one best after seeing the results.{% if oracle %} <sup>†</sup> {{ oracle }}, and not tested.{% endif %}</p>
 <div class="wide">{{ tests }}</div></details>{% endif %}
 {% for heading, note, figures in sections if figures %}<h2>{{ heading }}</h2><p class="note">{{ note }}</p>
 {% for name, uri in figures %}<details><summary>{{ name }}</summary><img alt="{{ name }}" src="{{ uri }}"></details>
@@ -507,7 +630,9 @@ SECTIONS = {
 
 
 def _html(summary: pd.DataFrame, metric: str) -> str:
-    return table(summary, metric, "html").reset_index().to_html(index=False, border=0, escape=False)
+    cells = with_rates(table(summary, metric, "html"), summary, "html").reset_index()
+    notes = "".join(f'<p class="note">{_escape(text, "html")}</p>' for text in rate_notes(summary))
+    return cells.to_html(index=False, border=0, escape=False) + notes
 
 
 def _environment(runs: Sequence[Run]) -> list[Markup]:
@@ -539,7 +664,7 @@ def _page(
             (name, Markup(_html(part, metric)))
             for name, part in summary[summary["metric"] == metric].groupby("dataset", sort=False)
         ]
-        blocks.append((label(metric), tables, figures.get(metric)))
+        blocks.append((label(metric), tables, figures.get(metric, [])))
     page = jinja2.Environment(autoescape=True).from_string(PAGE)
     return page.render(
         runs=runs,
@@ -610,9 +735,14 @@ def write_report(
             for dataset, part in summary[summary["metric"] == metric].groupby("dataset", sort=False):
                 tables[str(dataset), metric] = table(part, metric)
                 note = bool(part["model"].map(is_oracle).any())
-                markdown += [f"## {dataset}, {label(metric)}\n", to_markdown(table(part, metric, "markdown")) + "\n"]
+                notes, of_style = rate_notes(part), {}
+                for style in ("markdown", "latex"):
+                    of_style[style] = with_rates(table(part, metric, style), part, style)
+                markdown += [f"## {dataset}, {label(metric)}\n", to_markdown(of_style["markdown"]) + "\n"]
+                markdown += [f"{text}\n" for text in notes]
                 markdown += [f"† {ORACLE_NOTE}\n"] * note + [f"{spread(part)}\n"] * bool(part["n_folds"].any())
-                latex += [f"% {dataset}, {label(metric)}", to_latex(table(part, metric, "latex"))]
+                latex += [f"% {dataset}, {label(metric)}", to_latex(of_style["latex"])]
+                latex += [rf"\par{{\footnotesize {_escape(text, 'latex')}}}" for text in notes]
                 latex += [rf"\par{{\footnotesize $^\dagger$ {ORACLE_NOTE}}}"] * note
             (draft / f"summary_{slug(metric)}.md").write_text("\n".join(markdown))
             (draft / f"summary_{slug(metric)}.tex").write_text("\n".join(latex) + "\n")

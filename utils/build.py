@@ -24,9 +24,11 @@ from models.dymo.prototypes import EUCLIDEAN
 from models.encoders.pooled import PooledEncoder
 from models.imputers.base import Imputer
 from utils.errors import UserError
+from utils.files import PLACES
 from utils.modulation import GradientModulation
 
 Part = TypeVar("Part")
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 SHORT_METRIC = {EUCLIDEAN: "_EU"}
 
 
@@ -47,9 +49,31 @@ def subsets_per_step(modalities: Sequence[str]) -> int:
     return 5 if len(modalities) >= 5 else min(2, 2 ** len(modalities) - 1)
 
 
+def given_epochs(published: int | None, *, _root_: Any) -> int | None:
+    """How long a method trains whose published recipe has a number of its own: ``dataset.baselines.max_epochs`` where
+    that was set, the recipe's where it is still the data set's ``usual_epochs``."""
+    node = _root_.dataset.baselines
+    usual = OmegaConf.is_interpolation(node, "max_epochs") or "max_epochs" not in node
+    return published if usual else node.max_epochs
+
+
 def times(factor: int, epochs: int | None) -> int | None:
     """Epochs that grow with those of another stage; nothing of nothing, for :func:`utils.validate.validate` to name."""
     return None if epochs is None else factor * epochs
+
+
+def epochs_of_share(share: float, whole: Any) -> int | None:
+    """``share`` of a number, rounded down; nothing of nothing, for :func:`utils.validate.validate` to name."""
+    number = isinstance(whole, int | float) and not isinstance(whole, bool)
+    return math.floor(share * whole + 1e-9) if number else None
+
+
+def udml_warmup(reference: bool, clean_share: float, weights_share: float, epochs: Any) -> int | None:
+    """Epochs of UDML of which none can be the best: those before its weights set in; with ``reference`` those up to and
+    including the first noisy one, as in the release (50 clean of 100: the best is searched from epoch 51 on). One epoch
+    is left."""
+    before = epochs_of_share(clean_share if reference else weights_share, epochs)
+    return None if before is None else min(before + reference, epochs - 1)
 
 
 def modality_name(modality: str | int, modalities: Sequence[str]) -> str:
@@ -64,7 +88,10 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("share", share, replace=True)
     OmegaConf.register_new_resolver("subsets_per_step", subsets_per_step, replace=True)
     OmegaConf.register_new_resolver("times", times, replace=True)
-    OmegaConf.register_new_resolver("part", lambda share, whole: math.floor(share * whole + 1e-9), replace=True)
+    OmegaConf.register_new_resolver("given_epochs", given_epochs, replace=True)
+    OmegaConf.register_new_resolver("part", epochs_of_share, replace=True)
+    OmegaConf.register_new_resolver("udml_warmup", udml_warmup, replace=True)
+    OmegaConf.register_new_resolver("when", lambda condition, value: value if condition else None, replace=True)
     OmegaConf.register_new_resolver("count", lambda listed: len(listed or ()), replace=True)
 
 
@@ -74,7 +101,7 @@ def _make(node: DictConfig, where: str, **arguments: Any) -> Any:
         return instantiate(node, _convert_="all", _partial_=True)(**arguments)
     except InstantiationException as error:
         raise UserError(f"config '{where}': {str(error.__cause__ or error).splitlines()[0]}") from error
-    except (TypeError, ValueError) as error:
+    except (ImportError, TypeError, ValueError) as error:
         raise UserError(f"config '{where}' ({node.get('_target_')}): {str(error).splitlines()[0]}") from error
 
 
@@ -83,35 +110,16 @@ def store_path(cfg: DictConfig) -> Path:
     if cfg.dataset.store:
         return Path(cfg.dataset.store)
     runtime = (
-        "test_batch_size",
-        "low",
-        "residence",
-        "reshuffle_pairs",
-        "jitter",
-        "augmentation",
-        "natural_missing",
-        "mean",
-        "deviation",
-        "frames",
+        *("test_batch_size", "low", "residence", "reshuffle_pairs", "jitter", "augmentation"),
+        *("natural_missing", "mean", "deviation", "frames"),
     )
     module = OmegaConf.to_container(cfg.dataset.module, resolve=True)
     assert isinstance(module, dict)
     source = {k: v for k, v in module.items() if k not in (*runtime, "_target_")}
-    paths = (
-        "root",
-        "mnist",
-        "svhn",
-        "backgrounds",
-        "partition_file",
-        "csv",
-        "images",
-        "lists",
-        "recordings",
-        "cxr",
-        "iv",
-        "ed",
-    )
-    for key in (*paths, "tokenizer"):
+    for key in ("image_bits", "validation"):  # stores from before there were these are valid
+        if source.get(key) is None:
+            source.pop(key, None)
+    for key in PLACES:
         # A tokenizer may be a name instead of a path.
         if source.get(key) and (key != "tokenizer" or Path(str(source[key])).exists()):
             source[key] = str(Path(str(source[key])).resolve())
@@ -220,38 +228,60 @@ def build_model(
 def build_imputer(cfg: DictConfig, data: MultimodalDataModule, pretrained: bool = True) -> Imputer:
     """The recovery method of ``cfg.imputer``, untrained."""
     arguments: dict[str, Any] = {}
-    if "Zero" not in cfg.imputer.module._target_ and "Oracle" not in cfg.imputer.module._target_:
+    kinds = {m.name: m.kind for m in data.modalities}
+    if "modalities" in inspect.signature(get_object(cfg.imputer.module._target_)).parameters:
         arguments["modalities"] = data.modalities
     for part in ("encoder", "decoder"):
         if part in cfg.imputer:
-            arguments[f"{part}s"] = {m.name: _imputer_network(cfg, part, m) for m in data.modalities}
+            arguments[f"{part}s"] = {m.name: _imputer_network(cfg, part, m, kinds) for m in data.modalities}
     for part, kind in (("image_encoder", "image"), ("table_encoder", "table")):
         if part in cfg.imputer:
             found = [m for m in data.modalities if m.kind == kind]
             if len(found) != 1:
                 raise UserError(
                     f"imputer={cfg.imputer.name} is for one image and one table, {cfg.dataset.name} has {len(found)} "
-                    f"modalities of kind {kind}: choose another imputer"
+                    f"modalities of kind {kind}: choose one that fits, {fitting_imputers(kinds)}"
                 )
             arguments[part] = build_encoder(cfg.imputer[part], f"imputer.{part}", found[0], pretrained)
     return _make(cfg.imputer.module, "imputer", **arguments)
 
 
-def _imputer_network(cfg: DictConfig, part: str, modality: Modality) -> Any:
+def _imputer_network(cfg: DictConfig, part: str, modality: Modality, kinds: Mapping[str, str]) -> Any:
     """A modality's own network in ``imputer.encoders`` or ``imputer.decoders``, else the one for 28 x 28 images."""
     own = cfg.imputer.get(f"{part}s") or {}
     if modality.name in own:
         return _make(own[modality.name], f"imputer.{part}s.{modality.name}")
     if modality.kind != "image" or modality.shape[1:] != (28, 28):
-        raise _no_network(cfg, part, modality.name, f"{modality.kind} of shape {modality.shape}")
+        raise _no_network(cfg, part, modality.name, f"{modality.kind} of shape {modality.shape}", kinds)
     return _make(cfg.imputer[part], f"imputer.{part}", channels=modality.shape[0])
 
 
-def _no_network(cfg: DictConfig, part: str, name: str, what: str) -> UserError:
+def _no_network(cfg: DictConfig, part: str, name: str, what: str, kinds: Mapping[str, str]) -> UserError:
     return UserError(
         f"imputer {cfg.imputer.name} has no {part} for modality '{name}' ({what}): name one in imputer.{part}s.{name}, "
-        "see configs/recipe/MST/MoPoE.yaml, or choose another imputer"
+        f"see configs/recipe/MST/MoPoE.yaml, or choose another imputer that fits, {fitting_imputers(kinds)}"
     )
+
+
+def fitting_imputers(kinds: Mapping[str, str]) -> str:
+    """The imputers that need no networks and fit a data set, for messages: ``imputer=Mean or Zero (all modalities)``.
+
+    Args:
+        kinds: modality name -> kind, of all modalities.
+    """
+    by_names: dict[tuple[str, ...], list[str]] = {}
+    for file in sorted(CONFIGS.glob("imputer/*.yaml")):
+        target = OmegaConf.select(OmegaConf.load(file), "module._target_")
+        method = get_object(target) if target else None
+        if method is None or method.needs_oracle or method.needs_networks or not method.fits(list(kinds.values())):
+            continue
+        names = tuple(name for name, kind in kinds.items() if method.recovers is None or kind in method.recovers)
+        by_names.setdefault(names, []).append(file.stem)
+    texts = []
+    for names, imputers in sorted(by_names.items(), key=lambda item: -len(item[0])):
+        scope = "all modalities" if len(names) == len(kinds) else f"{', '.join(names)} only"
+        texts.append(f"imputer={' or '.join(imputers)} ({scope})")
+    return ", ".join(texts)
 
 
 def check_imputer_networks(cfg: DictConfig, kinds: Mapping[str, str]) -> None:
@@ -266,7 +296,7 @@ def check_imputer_networks(cfg: DictConfig, kinds: Mapping[str, str]) -> None:
     for part in ("encoder", "decoder"):
         for name, kind in kinds.items() if part in cfg.imputer else ():
             if kind != "image" and name not in (cfg.imputer.get(f"{part}s") or {}):
-                raise _no_network(cfg, part, name, kind)
+                raise _no_network(cfg, part, name, kind, kinds)
 
 
 def build_noise(model: DictConfig) -> TrainingNoise | None:
@@ -301,9 +331,15 @@ def _optional_part(model: DictConfig, key: str, kind: type[Part]) -> Part | None
     return kind(**values)
 
 
-def build_selection(cfg: DictConfig) -> Any:
-    """The selection rule; ``threshold: auto`` starts as 0 and is set from validation data by the test stage."""
+def build_selection(cfg: DictConfig, tail: str = "robust") -> Any:
+    """The selection rule; ``threshold: auto`` starts as 0 and is set from validation data by the test stage.
+
+    Args:
+        tail: stands for ``tail: auto``.
+    """
     node = cfg.model.selection.copy()
+    if node.tail == "auto":
+        node.tail = tail
     if node.threshold == "auto":
         node.threshold = 0.0
     return _make(node, "model.selection")

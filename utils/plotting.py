@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import base64
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib import rc_context
+from matplotlib import patheffects, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -24,6 +25,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "h")
 LINES = ("-", "--", "-.", (0, (3, 1, 1, 1, 1, 1)))
 HATCHES = ("", "///", "...", "xxx")
 BLUE, VERMILLION, GREEN = COLOURS[:3]
+CLASSES_PER_PANEL = 36
 # Scenarios with a rate, by what stands before it, in words.
 FAMILIES = {
     "random_": "random (exact)",
@@ -32,7 +34,12 @@ FAMILIES = {
     "image_text_text_": "text or sound missing",
     "image_text_image_": "image or video missing",
     "image_text_both_": "either missing",
+    "table_value_": "cells of the table missing",
+    "table_feature_": "columns of the table missing",
+    "table_MI_": "most important columns missing",
+    "table_LI_": "least important columns missing",
 }
+ORACLE_NOTE = "uses labels: an upper bound, never marked"
 RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 10,
@@ -44,6 +51,11 @@ RC: dict[Any, Any] = {
 def is_oracle(model: str) -> bool:
     """Whether a row of a table uses labels at test time."""
     return "oracle" in model.lower()
+
+
+def with_dagger(model: str) -> str:
+    """The name, marked where the model uses labels at test time."""
+    return model + "†" * is_oracle(model)
 
 
 def model_styles(models: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -105,7 +117,8 @@ def degradation(
         summary: columns dataset, model, scenario, mean, sd of one metric, in the unit of ``ylabel``. A row of panels
             for each data set, a column for each of :data:`FAMILIES` and each modality of nested ones; ``none`` is
             rate 0 in all. Where one of two modalities goes missing at a rate, the scenario that hides it in all rows is
-            rate 1, if ``whole`` names it.
+            rate 1, if ``whole`` names it. The place on the x axis is the column ``missing_rate``, the realised rate;
+            without it, or where it is NaN, the rate in the name.
         modalities: data set -> the names of its modalities, for titles.
 
     Returns:
@@ -114,7 +127,7 @@ def degradation(
     data = summary
     for (dataset, family), scenario in (whole or {}).items():
         all_rows = data[(data["dataset"] == dataset) & (data["scenario"] == scenario)]
-        data = pd.concat([data, all_rows.assign(scenario=f"{family}1")], ignore_index=True)
+        data = pd.concat([data, all_rows.assign(scenario=f"{family}1", missing_rate=1.0)], ignore_index=True)
     families: dict[str, dict[str, float]] = {}
     known = "|".join(sorted(FAMILIES, key=len, reverse=True))
     for name in data["scenario"].unique():
@@ -128,7 +141,7 @@ def degradation(
         for family, title in nested.items()
         if (i := int(family.split("_")[1])) < len(names)
     }
-    return _curves(data, places, xlabel, ylabel, styles, titles)
+    return _curves(data, places, xlabel, ylabel, styles, titles, is_missing_rate=True)
 
 
 def noise_levels(summary: pd.DataFrame, ylabel: str, styles: Mapping[str, Mapping[str, Any]]) -> Figure | None:
@@ -155,9 +168,11 @@ def _curves(
     ylabel: str,
     styles: Mapping[str, Mapping[str, Any]],
     titles: Mapping[tuple[str, str], str] | None = None,
+    is_missing_rate: bool = False,
 ) -> Figure | None:
     """A row of panels for each data set, a column for each of ``places``: title -> scenario -> place on the x axis, of
-    which the first is what the others start from. ``titles``: (data set, title) -> what it says there instead."""
+    which the first is what the others start from. ``titles``: (data set, title) -> what it says there instead.
+    ``is_missing_rate``: the column ``missing_rate``, where it has a value, is the place of all but the start."""
     own = {scenario for panel in places.values() for scenario in list(panel)[1:]}
     datasets = summary.loc[summary["scenario"].isin(own), "dataset"].unique()
     if not len(datasets):
@@ -169,6 +184,9 @@ def _curves(
             start = next(iter(panel))
             data = summary[(summary["dataset"] == dataset) & summary["scenario"].isin(panel)]
             data = data.assign(x=data["scenario"].map(panel))
+            if is_missing_rate and "missing_rate" in data:
+                measured = data["missing_rate"].where(data["scenario"] != start)
+                data = data.assign(x=measured.fillna(data["x"]))
             for model, style in styles.items():
                 line = data[data["model"] == model].sort_values("x")
                 if line.empty or (line["scenario"] == start).all():
@@ -178,7 +196,7 @@ def _curves(
                 low, high = line["mean"] - line["sd"], line["mean"] + line["sd"]
                 ax.fill_between(line["x"], low, high, color=style["color"], alpha=0.15, linewidth=0)
             ax.set_title(f"{dataset}, {(titles or {}).get((dataset, title), title)}", fontsize=10)
-            ax.set_xticks(sorted(data["x"].unique()))
+            ax.set_xticks(sorted(data["x"].round(3).unique()))
             ax.set_xlabel(xlabel)
             ax.grid(alpha=0.3)
         row[0].set_ylabel(ylabel)
@@ -336,11 +354,13 @@ def training_curves(frames: Mapping[Any, pd.DataFrame], title: str) -> Figure | 
     return figure
 
 
-def _picture(ax: Axes, images: np.ndarray | None, k: int, colour: str, heavy: bool, dim: bool) -> None:
-    """One framed cell; grey where the modality is no picture."""
+def _picture(
+    ax: Axes, images: np.ndarray | None, k: int, colour: str, heavy: bool, dim: bool, empty: str = "no picture"
+) -> None:
+    """One framed cell; grey with the words ``empty`` where the modality is no picture, or has none in this row."""
     if images is None:
         ax.set_facecolor("#eeeeee")
-        ax.text(0.5, 0.5, "no picture", ha="center", va="center", fontsize=7.5, color="#555555", transform=ax.transAxes)
+        ax.text(0.5, 0.5, empty, ha="center", va="center", fontsize=7.5, color="#555555", transform=ax.transAxes)
     else:
         image = images[k].transpose(1, 2, 0)
         image = image[..., :3] if image.shape[-1] >= 3 else image[..., 0]
@@ -355,6 +375,9 @@ def _picture(ax: Axes, images: np.ndarray | None, k: int, colour: str, heavy: bo
 def samples(data: Mapping[str, np.ndarray], title: str, limit: int = 6) -> Figure:
     """One block a sample: originals (missing ones dimmed), recoveries, and the reward of each selection step.
 
+    A modality that the source does not have in that row (``absent``, (R, M) bool, all False where it is not given) has
+    no original.
+
     Args:
         data: the arrays of ``examples/<scenario>.npz``.
         limit: samples shown.
@@ -362,6 +385,7 @@ def samples(data: Mapping[str, np.ndarray], title: str, limit: int = 6) -> Figur
     names, classes = [str(n) for n in data["modality_names"]], [str(c) for c in data["class_names"]]
     shown = range(min(len(data["index"]), limit))
     missing, accepted, rewards = data["missing"].astype(bool), data["accepted"], data["rewards"]
+    absent = data.get("absent", np.zeros_like(missing)).astype(bool)
     tried = [[t for t in range(rewards.shape[1]) if np.isfinite(rewards[k, t]).any()] for k in shown]
     cell, gap, left, line = 1.15, 0.12, 1.05, 0.18
     heights = [0.62 + cell + missing[k].any() * (cell + gap + 0.2) + line * len(tried[k]) + 0.18 for k in shown]
@@ -388,9 +412,11 @@ def samples(data: Mapping[str, np.ndarray], title: str, limit: int = 6) -> Figur
         for m, name in enumerate(names):
             centre = left + m * (cell + gap) + cell / 2
             gone = bool(missing[k, m])
-            heading = name + " – missing" * gone
+            heading = name + (" – absent" if absent[k, m] else " – missing" * gone)
             write(centre, y - 0.12, heading, 8 * min(1, 18 / len(heading)), ha="center")
-            _picture(axes(m, y), data.get(f"original_{name}"), k, VERMILLION if gone else "#999999", False, gone)
+            original = None if absent[k, m] else data.get(f"original_{name}")
+            empty = "not in the data" if absent[k, m] else "no picture"
+            _picture(axes(m, y), original, k, VERMILLION if gone else "#999999", False, gone, empty)
         if not missing[k].any():
             continue
         y += cell + gap + 0.16
@@ -419,7 +445,8 @@ def distance_histograms(
     """Distances to the own class's prototype, with the half-normal density that the ICS score assumes.
 
     Args:
-        values: (S, N) distances. target: (N,). sigma: (S, C).
+        values: (S, N) distances, NaN in rows that lack a modality of the subset, which count in no panel. target: (N,).
+            sigma: (S, C).
         titles: subset id -> title, one row of panels each.
         classes: one column each.
     """
@@ -427,8 +454,10 @@ def distance_histograms(
     for row, (s, title) in zip(axes, titles.items()):
         for ax, c in zip(row, classes):
             d, scale = values[s, target == c], float(sigma[s, c])
-            x = np.linspace(0, max(d.max(), 3 * scale), 200)
-            ax.hist(d, bins=40, density=True, color="#0072B2", alpha=0.6)
+            d = d[~np.isnan(d)]
+            x = np.linspace(0, max(d.max(initial=0), 3 * scale), 200)
+            if len(d):
+                ax.hist(d, bins=40, density=True, color="#0072B2", alpha=0.6)
             ax.plot(x, np.sqrt(2 / np.pi) / scale * np.exp(-0.5 * (x / scale) ** 2), color="#D55E00", linewidth=1.5)
             ax.set_title(f"{title}, class {c}", fontsize=8)
             ax.set_yticks([])
@@ -440,74 +469,129 @@ def distance_histograms(
 
 
 @rc_context(RC)
-def per_class(values: pd.DataFrame, xlabel: str, styles: Mapping[str, Mapping[str, Any]], title: str) -> Figure:
-    """A row for each class, a mark for each model.
+def per_class(
+    values: pd.DataFrame,
+    xlabel: str,
+    styles: Mapping[str, Mapping[str, Any]],
+    title: str,
+    gain: pd.Series | None = None,
+) -> Figure:
+    """A row for each class, in the order of the index, a mark for each column; many classes go into several panels.
 
     Args:
-        values: index class names, columns models; NaN where a class has no rows.
+        values: index class names, columns models (or scenarios); NaN where a class has no rows.
+        gain: class name -> number that is printed beside its row, in percentage points; None = nothing.
     """
-    figure, axes = _grid(1, 1, 6.4, 0.22 * len(values) + 1.4)
-    ax, places = axes[0, 0], np.arange(len(values))
-    ax.hlines(places, values.min(axis=1), values.max(axis=1), color="#bbbbbb", linewidth=1, zorder=0)
-    for model, style in styles.items():
-        if model in values:
-            look = {"color": style["color"], "marker": style["marker"]}
-            ax.scatter(values[model], places, s=26, label=model, **look)
-    ax.set_yticks(places, values.index, fontsize=8)
-    ax.set_ylim(len(values) - 0.4, -0.6)
-    ax.set_xlabel(xlabel)
-    ax.set_title(title, fontsize=10)
-    ax.grid(axis="x", alpha=0.3)
-    _legend(figure, [ax], 2)
+    panels = -(-len(values) // CLASSES_PER_PANEL)
+    rows = -(-len(values) // panels)
+    figure, axes = _grid(1, panels, 6.4 if panels == 1 else 5.0 * panels, 0.22 * rows + 1.4, sharex=True)
+    for k, ax in enumerate(axes[0]):
+        part = values.iloc[k * rows : (k + 1) * rows]
+        places = np.arange(len(part))
+        ax.hlines(places, part.min(axis=1), part.max(axis=1), color="#bbbbbb", linewidth=1, zorder=0)
+        for i, (model, style) in enumerate((m, style) for m, style in styles.items() if m in part):
+            # Smaller one after the other, so that equal scores hide none.
+            look = {"color": style["color"], "marker": style["marker"], "s": max(60 - 18 * i, 12)}
+            ax.scatter(part[model], places, label=model, zorder=2 + i, **look)
+        ax.set_yticks(places, part.index, fontsize=8)
+        ax.set_ylim(rows - 0.4, -0.6)
+        ax.set_xlabel(xlabel)
+        ax.grid(axis="x", alpha=0.3)
+        if gain is not None:
+            texts = [
+                "–" if np.isnan(gain[name]) else f"{round(gain[name], 1) + 0:+.1f}".replace("-", "−")
+                for name in part.index
+            ]
+            right = ax.secondary_yaxis("right")
+            right.set_yticks(places, texts, fontsize=8)
+            right.tick_params(length=0)
+            right.spines["right"].set_visible(False)
+            ax.text(1.02, 1.0, "gain", fontsize=8, va="bottom", transform=ax.transAxes)
+    figure.suptitle(title, fontsize=10)
+    _legend(figure, [axes[0, 0]], 3)
     return figure
 
 
 @rc_context(RC)
 def embedding(
-    panels: Mapping[str, tuple[np.ndarray, np.ndarray]], classes: Mapping[int, str], title: str, unit: str = "t-SNE"
+    points: Mapping[str, np.ndarray],
+    target: np.ndarray,
+    classes: Mapping[int, str],
+    title: str,
+    subtitle: str = "",
+    unit: str = "t-SNE",
 ) -> Figure:
-    """Points in the plane, one panel a title.
+    """Sets of points in one map; colour and number tell the class, the marker tells the set.
+
+    The number of a class stands at the median of its points of the first set.
 
     Args:
-        panels: title -> positions (N, 2), targets (N,). Rows of other ``classes`` are not drawn.
-        classes: number -> name.
+        points: name of a set -> positions (N, 2), the same rows in each.
+        target: (N,) class of each row. Rows of other ``classes`` are not drawn.
+        classes: number of a class -> name.
     """
-    figure, axes = _grid(1, len(panels), 3.6 * len(panels), 3.6, sharex=True, sharey=True)
-    for ax, (name, (xy, target)) in zip(axes[0], panels.items()):
-        for i, (c, label) in enumerate(classes.items()):
-            rows = target == c
-            look = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
-            ax.scatter(*xy[rows].T, s=12, alpha=0.8, linewidths=0.8, label=label, **look)
-        ax.set_title(name, fontsize=10)
-        ax.set_xticks([])
-        ax.set_yticks([])
-        ax.set_xlabel(f"{unit} 1")
-    axes[0, 0].set_ylabel(f"{unit} 2")
+    figure, axes = _grid(1, 1, 8.0, 6.2)
+    ax = axes[0, 0]
+    markers = dict(zip(points, ("o", "x", "^", "s", "D")))
+    colours = (*COLOURS, "#999999", "#882255", "#B8A400")
+    for name, marker in markers.items():
+        ax.scatter([], [], s=30, color="#444444", marker=marker, label=name)
+    for i, (c, label) in enumerate(classes.items()):
+        colour = colours[i % len(colours)]
+        for name, xy in points.items():
+            ax.scatter(*xy[target == c].T, s=16, alpha=0.6, linewidths=0.8, color=colour, marker=markers[name])
+        ax.scatter([], [], s=40, color=colour, marker="s", label=f"{i + 1}  {label}")
+        first = next(iter(points.values()))[target == c]
+        if len(first):
+            edge = [patheffects.withStroke(linewidth=3, foreground="white")]
+            look: dict[str, Any] = {"color": colour, "weight": "bold", "path_effects": edge, "zorder": 5}
+            ax.text(*np.median(first, axis=0), str(i + 1), fontsize=12, ha="center", va="center", **look)
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.set_xlabel(f"{unit} 1")
+    ax.set_ylabel(f"{unit} 2")
+    ax.set_title(subtitle, fontsize=10)
     figure.suptitle(title, fontsize=11)
-    _legend(figure, list(axes.flat), 4)
+    _legend(figure, [ax], 3)
     return figure
 
 
 @rc_context(RC)
-def attention_maps(rows: Sequence[tuple[np.ndarray, Mapping[str, np.ndarray], str]], title: str) -> Figure:
-    """A row for each sample: the image, then every map over it, each scaled by its own maximum.
+def attention_maps(
+    groups: Mapping[str, Sequence[tuple[np.ndarray, Mapping[str, np.ndarray], str]]], title: str
+) -> Figure:
+    """A block for each group of samples, a line for each sample: its label, the image, and every map over it, each
+    scaled by its own maximum.
 
     Args:
-        rows: image (H, W, 3) or (H, W) in [0, 1], name -> map (rows, columns) of attention to the patches, label.
+        groups: heading -> samples: image (H, W, 3) or (H, W) in [0, 1], name -> map (rows, columns) of attention to
+            the patches, label (lines separated by a line feed).
     """
-    names = list(rows[0][1])
-    figure, axes = _grid(len(rows), 1 + len(names), 1.9 * (1 + len(names)), 1.9 * len(rows) + 0.5)
-    figure.suptitle(title, fontsize=11)
-    for line, (image, maps, label) in zip(axes, rows):
-        height, width = image.shape[:2]
-        for ax, name in zip(line, ("input", *names)):
-            ax.imshow(image, cmap="gray", vmin=0, vmax=1, extent=(0, width, height, 0), aspect="auto")
-            if name != "input":
-                look = {"cmap": "inferno", "alpha": 0.6, "extent": (0, width, height, 0), "aspect": "auto"}
-                ax.imshow(maps[name], vmin=0, interpolation="bilinear", **look)
-            ax.set_xticks([])
-            ax.set_yticks([])
-        line[0].set_ylabel(label, fontsize=8)
-    for ax, name in zip(axes[0], ("input", *names)):
-        ax.set_title(name, fontsize=9)
+    names = next((list(sample[1]) for samples in groups.values() for sample in samples), [])
+    lines = [max(len(samples), 1) for samples in groups.values()]
+    heights = [0.35 + (1.8 * len(samples) or 0.4) for samples in groups.values()]
+    width = max(1.8 + 1.9 * (1 + len(names)), 7.0)
+    figure = Figure(figsize=(width, sum(heights) + 0.6), layout="constrained")
+    figure.suptitle("\n".join(textwrap.wrap(title, int(11 * width))), fontsize=11)
+    parts = figure.subfigures(len(groups), 1, squeeze=False, height_ratios=heights)[:, 0]
+    widths = [0.9] + [1] * (1 + len(names))
+    for part, (heading, samples), count in zip(parts, groups.items(), lines):
+        part.suptitle(heading, fontsize=10, weight="bold", ha="left", x=0.02)
+        axes = part.subplots(count, 2 + len(names), squeeze=False, width_ratios=widths)
+        for ax in axes.flat:
+            ax.set_axis_off()
+        if not samples:
+            axes[0, 0].text(0, 0.5, "no such row", fontsize=8, va="center")
+        for line, (image, maps, label) in zip(axes, samples):
+            wrapped = "\n".join(textwrap.fill(text, 22, subsequent_indent="   ") for text in label.split("\n"))
+            line[0].text(0, 0.5, wrapped, fontsize=8, va="center", transform=line[0].transAxes)
+            # Grey below a map, so that its colours are those of the attention alone.
+            grey = image.mean(-1) if image.ndim == 3 else image
+            place: dict[str, Any] = {"extent": (0, image.shape[1], image.shape[0], 0), "aspect": "auto"}
+            for ax, name in zip(line[1:], ("input", *names)):
+                ax.imshow(image if name == "input" else grey, cmap="gray", vmin=0, vmax=1, **place)
+                if name != "input":
+                    ax.imshow(maps[name], cmap="inferno", alpha=0.55, vmin=0, interpolation="bilinear", **place)
+        for ax, name in zip(axes[0, 1:] if samples else (), ("input", *names)):
+            ax.set_title(name, fontsize=9)
     return figure

@@ -15,7 +15,7 @@ import torch
 from omegaconf import OmegaConf
 
 from utils.errors import UserError
-from utils.files import replacing
+from utils.files import PLACES, replacing
 
 SOURCE_ROOT = Path(__file__).resolve().parent.parent
 
@@ -50,7 +50,7 @@ class RunDirectory:
             if not marker.exists():
                 continue
             old = self._read(marker)["settings"]
-            difference = first_difference(old, _plain(settings))
+            difference = first_difference(*map(_without_places, (old, _plain(settings))))
             if difference is None:
                 if marker == self.marker(stage):
                     return output is None or output.is_file()
@@ -64,6 +64,20 @@ class RunDirectory:
             return False
         return False
 
+    def difference(self, marker: str, settings: Any, key: str) -> str | None:
+        """Compare a part of the settings that a marker holds.
+
+        Args:
+            marker: name of a stage, or ``<stage>.begun``.
+            settings: of the part.
+            key: of the part in the settings.
+
+        Returns:
+            ``key: old -> new`` of the first leaf that differs; None where all agree, or where there is no such marker.
+        """
+        file = self.marker(marker)
+        return first_difference(self._read(file)["settings"].get(key), _plain(settings)) if file.exists() else None
+
     def begin(self, stage: str, settings: Mapping[str, Any]) -> bool:
         """Note what a stage is going to run with.
 
@@ -71,7 +85,10 @@ class RunDirectory:
             True if the same stage was begun with the same settings and may be continued.
         """
         begun = self.marker(f"{stage}.begun")
-        same = begun.exists() and first_difference(self._read(begun)["settings"], _plain(settings)) is None
+        same = begun.exists()
+        if same:
+            old = self._read(begun)["settings"]
+            same = first_difference(*map(_without_places, (old, _plain(settings)))) is None
         self.marker(stage).unlink(missing_ok=True)
         write_json(begun, {"settings": _plain(settings)})
         return same
@@ -116,6 +133,14 @@ def _plain(settings: Any) -> Any:
     if OmegaConf.is_config(settings):
         settings = OmegaConf.to_container(settings, resolve=True)
     return json.loads(json.dumps(settings, default=str))
+
+
+def _without_places(settings: Any) -> Any:
+    """Settings without the paths of raw files, which older markers hold beside the signature of the packed store."""
+    if isinstance(settings, dict):
+        left_out = PLACES if "signature" in settings else ()
+        return {key: _without_places(value) for key, value in settings.items() if key not in left_out}
+    return [_without_places(value) for value in settings] if isinstance(settings, list) else settings
 
 
 def first_difference(old: Any, new: Any, key: str = "") -> str | None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import inspect
+import logging
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.utils import get_object
@@ -21,13 +26,14 @@ from omegaconf.errors import OmegaConfBaseException
 from datasets.missingness import parse_scenario, parse_scenarios
 from models.dymo.intra_class_similarity import CALIBRATIONS, REWARDS, TAILS
 from models.dymo.prototypes import DISTANCE_METRICS
-from models.dymo.selection import COMPARATORS
-from utils.build import build_modulation, build_noise
+from models.dymo.selection import COMPARATORS, PARTIAL_TABLES
+from utils.build import build_loggers, build_modulation, build_noise, build_trainer
 from utils.errors import UserError
 
 STAGES = ("prepare", "impute", "fit", "gaussian", "test", "report")
 # Encoders whose weights may come from a hub, and into which methods can put tokens.
 PRETRAINED = "models.encoders.pretrained."
+LISTED_GROUPS = ("logger",)  # groups that take several options at once
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
@@ -47,6 +53,8 @@ def check_overrides(arguments: Sequence[str]) -> None:
     problems: list[str] = []
     chosen: list[str] = []
     values: list[Any] = []
+    of_hydra = [text for text, override in zip(texts, overrides) if override.key_or_group.startswith("hydra")]
+    problems += _hydra_problems(of_hydra)
     for override in overrides:
         key = override.key_or_group
         if key.startswith("hydra"):
@@ -56,8 +64,14 @@ def check_overrides(arguments: Sequence[str]) -> None:
             values.append(override)
             continue
         options = sorted(p.stem for p in folder.glob("*.yaml"))
-        swept = override.is_sweep_override()
-        names = [str(c) for c in getattr(override.value(), "list", [])] if swept else [str(override.value())]
+        value = override.value()
+        if override.is_sweep_override():
+            names = [str(c) for c in getattr(value, "list", [])]
+        else:
+            names = [str(c) for c in value] if isinstance(value, list) else [str(value)]
+        if isinstance(value, list) and key not in LISTED_GROUPS:
+            problems.append(f"{key}={text_of(override)}: takes one option, choose one of {', '.join(options)}")
+            continue
         for name in names:
             if name == "None":
                 problems.append(f"{key}=null: leave it out, or choose one of {', '.join(options)}")
@@ -71,6 +85,35 @@ def check_overrides(arguments: Sequence[str]) -> None:
         problems = [p for o in values if (p := _unknown_key(cfg, o))]
     if problems:
         raise UserError("\n".join(problems))
+
+
+def _hydra_problems(texts: Sequence[str]) -> list[str]:
+    """Overrides of Hydra's own configuration (launcher, sweeper, folders) that it would refuse with a traceback."""
+    problems = []
+    chosen: list[str] = []  # the options that the values of others may depend on
+    for text in sorted(texts, key=lambda text: "/" not in text.partition("=")[0]):
+        group, _, name = text.partition("=")
+        with initialize_config_dir(str(CONFIGS), version_base=None):
+            try:
+                compose("config", [*chosen, text], return_hydra_config=True)
+            except HydraException as error:
+                known = GlobalHydra.instance().config_loader().get_group_options(group.lstrip("+~"))
+                what = group.rpartition("/")[2]
+                problems.append(
+                    f"{text}: there is no such {what}, known are {', '.join(known)}; install the plugin that has it "
+                    f"(for example pip install hydra-{name.replace('_', '-')}-{what}), or leave it out"
+                    if known
+                    else f"{text}: {str(error).splitlines()[0]} python run.py --cfg hydra prints the known keys."
+                )
+                continue
+        if "/" in group:
+            chosen.append(text)
+    return problems
+
+
+def text_of(override: Any) -> str:
+    """The value of an override as it was written."""
+    return str(override.input_line).partition("=")[2]
 
 
 def _unknown_key(cfg: DictConfig, override: Any) -> str | None:
@@ -219,6 +262,14 @@ def validate(cfg: DictConfig) -> None:
             cfg.trainer.compile in list_backends(exclude_tags=()),
             f"trainer.compile={cfg.trainer.compile}: must be null or one of {', '.join(list_backends())}",
         )
+    for split in ("train", "val"):
+        value = cfg.trainer[f"limit_{split}_batches"]
+        number_of_batches = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        need(
+            value is None or number_of_batches or (isinstance(value, float) and 0 < value <= 1),
+            f"trainer.limit_{split}_batches={value}: must be null, a whole number of batches (1 or more), or a share "
+            "of them (above 0.0, up to 1.0)",
+        )
     fitted = "model.backbone" if "backbone" in cfg.model else "model"
     for part in (fitted, "imputer"):
         need(
@@ -256,12 +307,13 @@ def validate(cfg: DictConfig) -> None:
         attempt(build_modulation, OmegaConf.select(cfg, fitted))
     if not isinstance(cfg.model.get("recovery_aware"), bool):
         number("model.recovery_aware", 0, 1)
-    if f"{fitted}.module.subsets_per_step" and OmegaConf.select(cfg, f"{fitted}.module.subsets_per_step") is not None:
-        number(f"{fitted}.module.subsets_per_step", 1, 2**m - 1, whole=True)
+    number(f"{fitted}.module.subsets_per_step", 1, 2**m - 1, whole=True)
     if "selection" in cfg.model:
         one_of("model.selection.calibration", ("auto", *CALIBRATIONS))
         one_of("model.selection.reward", REWARDS)
-        one_of("model.selection.tail", TAILS)
+        one_of("model.selection.tail", ("auto", *TAILS))
+        if "partial_tables" in cfg.model.selection:  # not of CMPT, which has no tables
+            one_of("model.selection.partial_tables", (None, *PARTIAL_TABLES))
         if cfg.model.selection.threshold != "auto":
             number("model.selection.threshold", 0)
         known = (*COMPARATORS, "threshold")
@@ -269,11 +321,12 @@ def validate(cfg: DictConfig) -> None:
             need(name in known, f"model.comparators: unknown '{name}'{_nearest(str(name), known)}")
         for scenario in attempt(parse_scenarios, list(cfg.model.validation), m) or []:
             need(scenario.noise is None, f"model.validation: {scenario.name} has noise, which missing.test alone takes")
-    if ("backbone" in cfg.model or cfg.model.get("use_imputer")) and cfg.imputer.name == "Oracle" and "test" in stages:
+    uses_recoveries = "backbone" in cfg.model or cfg.model.get("use_imputer")
+    if uses_recoveries and "test" in stages and getattr(_target(cfg.imputer), "needs_oracle", False):
         need(
-            bool(cfg.imputer.allow_oracle),
-            "imputer=Oracle reads the content that is missing: add imputer.allow_oracle=true if this is a study of "
-            "the selection rule",
+            bool(cfg.imputer.get("allow_oracle")),
+            f"imputer={cfg.imputer.name} reads the content that is missing: add imputer.allow_oracle=true if this is "
+            "a study of the selection rule",
         )
     for key in ("model.transformer_checkpoint", "model.checkpoint", "model.gaussian", "imputer.checkpoint"):
         path = OmegaConf.select(cfg, key)
@@ -358,8 +411,11 @@ def _check_method(cfg: DictConfig, model: DictConfig, stages: Sequence[str], hid
             f"model {name} classifies complete inputs only, but missing.test has {hidden[0]}: add "
             "model.use_imputer=true, or set missing.test=[none]"
         )
-    if method.built_on and cfg.imputer.name not in method.built_on:
-        problems.append(f"model {name} is built on imputer={' or '.join(method.built_on)}, not {cfg.imputer.name}")
+    if method.built_on and (kind := getattr(_target(cfg.imputer), "__name__", None)) not in method.built_on:
+        problems.append(
+            f"model {name} is built on imputer={' or '.join(method.built_on)}, not {cfg.imputer.name}"
+            f"{'' if kind in (None, cfg.imputer.name) else f' ({kind})'}"
+        )
     if method.needs_index and "fit" in stages and _processes(cfg) != 1:
         problems.append(f"model {name} keeps values of every training row in one process: set trainer.devices=1")
     needed = inspect.signature(method).parameters.get("prerequisites")
@@ -380,6 +436,57 @@ def _check_method(cfg: DictConfig, model: DictConfig, stages: Sequence[str], hid
         problems.append(f"model.modality={model.modality}: {cfg.dataset.name} has {', '.join(names)}")
     if problems:
         raise UserError("\n".join(problems))
+
+
+def _target(node: DictConfig) -> Any:
+    """What ``module._target_`` of a node names; None where there is no such thing, which ``_check_targets`` reports."""
+    module, _, name = str(OmegaConf.select(node, "module._target_")).rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name, None)  # Hydra's would log the error a second time
+    except (ImportError, ValueError):
+        return None
+
+
+def check_trainer(cfg: DictConfig) -> None:
+    """Find what Lightning would refuse on this machine once the data are packed: the device, the trainer, the loggers.
+
+    Raises:
+        UserError: all problems, one line each.
+    """
+    if not {"impute", "fit", "gaussian", "test"} & set(cfg.stages):
+        return
+    if cfg.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise UserError(
+            f"trainer.accelerator={cfg.trainer.accelerator}: PyTorch finds no GPU on this machine; set trainer=cpu, or "
+            "trainer=default to use a GPU where there is one"
+        )
+    problems = []
+    try:
+        # Neither starts processes nor writes; Lightning's remarks on the device come once, when a stage begins.
+        with _quiet():
+            build_trainer(cfg, logger=False, enable_checkpointing=False, enable_model_summary=False)
+    except UserError as error:
+        problems.append(str(error))
+    if {"impute", "fit"} & set(cfg.stages):
+        try:
+            build_loggers(cfg, Path(cfg.paths.output))
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    logger = logging.getLogger("pytorch_lightning.utilities.rank_zero")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _processes(cfg: DictConfig) -> Any:

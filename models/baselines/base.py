@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from datasets.base import Batch, Modality, hash_seed
 from models.base import IncompleteClassifier, Prediction
-from models.imputers.base import Imputer, recover
+from models.imputers.base import Imputer, recover_possible
+from models.layers.batch_norm import apply_to_observed
 from models.tokens import TokenPipeline
 from utils.errors import UserError
 from utils.subsets import enumerate_subsets
@@ -139,6 +140,8 @@ class Baseline(IncompleteClassifier):
     stack_masks: ClassVar[bool] = True
     # Whether ``fuse`` then takes the B rows that were encoded, instead of K copies of them.
     broadcasts: ClassVar[bool] = False
+    # Whether the original implementation counts a table with any missing cell as missing; ``reference`` restores that.
+    reference_hides_partial_tables: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -173,26 +176,34 @@ class Baseline(IncompleteClassifier):
     # ---- what it gets ------------------------------------------------------------------------------------------------
 
     def encode_batch(self, batch: Batch) -> Tensor:
-        """Encode what a batch has; content that is missing is overwritten before it meets any arithmetic."""
+        """Encode what a batch has; content that is missing is overwritten before it meets any arithmetic. With
+        ``reference``, rows of zeros enter batch statistics."""
         if batch.complete:
             return self.encode(batch.inputs)
-        return self.encode(batch.observed(), self.cells(batch.missing, batch.feature_missing))
+        inputs = batch.observed() if self.reference else self.observed_inputs(batch)
+        return self.encode(inputs, self.cells(batch.missing, batch.feature_missing))
 
     def absent(self, batch: Batch) -> Tensor:
-        """(B, M) bool: modalities of which nothing is there. A table with some cells is not among them."""
-        columns = list(batch.missing.unbind(1))
-        for name, cells in batch.feature_missing.items():
-            i = self.modality_names.index(name)
-            columns[i] = columns[i] & cells.all(1)
-        return torch.stack(columns, 1)
+        """(B, M) bool: modalities that count as missing.
+
+        Those of which nothing is observed (:meth:`unobserved`): a table with an observed cell counts as present. With
+        ``reference``, in methods with ``reference_hides_partial_tables``, also tables with any missing cell, except in
+        rows of which nothing else would be left.
+        """
+        unobserved = self.unobserved(batch)
+        if not (self.reference and self.reference_hides_partial_tables):
+            return unobserved
+        return torch.where(batch.missing.all(1, keepdim=True), unobserved, batch.missing)
 
     def hide_more(self, batch: Batch, missing: Tensor) -> Batch:
-        """A batch under a mask (B, M) that hides more than its own. A table that the mask adds loses all its cells."""
-        added = missing & ~batch.missing
+        """A batch of which a mask (B, M) hides more. A table that the mask adds to :meth:`absent` loses all its
+        cells."""
+        added = missing & ~self.absent(batch)
         cells = {
-            name: gone | added[:, self.modality_names.index(name), None] for name, gone in batch.feature_missing.items()
+            name: hidden | added[:, self.modality_names.index(name), None]
+            for name, hidden in batch.feature_missing.items()
         }
-        return batch.replace(missing=missing, feature_missing=cells)
+        return batch.replace(missing=batch.missing | missing, feature_missing=cells)
 
     def mask_generator(self, batch_index: int) -> torch.Generator:
         """Source of a step's masks: the same on resume, another on every rank."""
@@ -213,7 +224,7 @@ class Baseline(IncompleteClassifier):
         if self.masks.kind == "none":
             losses = self.loss(self.fuse(encoded, batch), batch)
         else:
-            masks = self.masks.draw(batch.missing, self.mask_generator(batch_index))
+            masks = self.masks.draw(self.absent(batch), self.mask_generator(batch_index))
             losses = self.losses_under(encoded, batch, masks)
         self.log_losses("train", losses, len(batch))
         return losses["loss"]
@@ -262,12 +273,11 @@ class VectorBaseline(Baseline):
 
     def encode(self, inputs: Mapping[str, Tensor], cells: Mapping[str, Tensor] | None = None) -> Tensor:
         """Inputs -> (B, M, D)."""
-        return torch.cat([self.encode_one(name, inputs[name], cells) for name in self.modality_names], dim=1)
+        return torch.cat([self.encode_one(name, inputs, cells) for name in self.modality_names], dim=1)
 
-    def encode_one(self, name: str, x: Tensor, cells: Mapping[str, Tensor] | None = None) -> Tensor:
-        """One modality -> (B, 1, D)."""
-        encoder = self.encoders[name]
-        return encoder(x, missing=cells[name]) if cells and name in cells else encoder(x)
+    def encode_one(self, name: str, inputs: Mapping[str, Tensor], cells: Mapping[str, Tensor] | None = None) -> Tensor:
+        """One modality of the inputs -> (B, 1, D)."""
+        return apply_to_observed(self.encoders[name], inputs, name, cells)
 
     def replace_missing(self, vectors: Tensor, batch: Batch, value: float | Tensor = 0.0) -> Tensor:
         """Vectors (B, M, D) with ``value`` (a number, or broadcast against them) in place of absent modalities."""
@@ -302,7 +312,8 @@ class RowMemory(Baseline):
 
 
 class Completed(nn.Module):
-    """A method behind an imputer: inputs are completed and the masks cleared.
+    """A method behind an imputer: inputs are completed and the masks cleared, but for what the imputer cannot recover
+    in a row, which stays missing.
 
     Args:
         method: trained.
@@ -316,12 +327,15 @@ class Completed(nn.Module):
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> Prediction:
-        completed = batch.replace(
-            inputs=recover(self._imputer[0], batch),
-            missing=torch.zeros_like(batch.missing),
-            feature_missing={},
-            complete=True,
-        )
+        inputs, unrecoverable = recover_possible(self._imputer[0], self.method.modalities, batch)
+        if unrecoverable is None or not unrecoverable.any():
+            nothing = torch.zeros_like(batch.missing)
+            return self.method(batch.replace(inputs=inputs, missing=nothing, feature_missing={}, complete=True))
+        names = self.method.modality_names
+        cells = {
+            name: hidden & unrecoverable[:, names.index(name), None] for name, hidden in batch.feature_missing.items()
+        }
+        completed = batch.replace(inputs=inputs, missing=unrecoverable, feature_missing=cells)
         return self.method(completed)
 
 

@@ -19,12 +19,15 @@ class DecisionFusion(VectorBaseline):
     count in the loss.
 
     A method implements ``fuse``, whose extras hold ``unimodal_logits`` (B, M, C) and ``fusion_weights`` (B, M).
-    ``reference=true`` lets missing modalities vote, as the original does: their vector is 1.0 then.
+    ``reference=true`` lets missing modalities vote, as the original does: their vector is 1.0 then. Tables with any
+    missing cell count as missing there.
 
     Args:
         encoders: see :meth:`models.baselines.base.VectorBaseline.add_encoders`.
         others: see :class:`models.baselines.base.Baseline`.
     """
+
+    reference_hides_partial_tables = True
 
     def __init__(
         self, modalities: Sequence[Modality], num_classes: int, encoders: Mapping[str, nn.Module], **others: Any

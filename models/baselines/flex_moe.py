@@ -146,7 +146,8 @@ class FlexMoE(VectorBaseline):
         return Prediction(self.classifier(features), features, extras)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        masks = torch.cat([batch.missing[None], self.masks.draw(batch.missing, self.mask_generator(batch_index))])
+        absent = self.absent(batch)
+        masks = torch.cat([absent[None], self.masks.draw(absent, self.mask_generator(batch_index))])
         losses = self.losses_under(self.encode_batch(batch), batch, masks)
         self.log_losses("train", losses, len(batch))
         return losses["loss"]

@@ -19,7 +19,9 @@ its own vector. The loss adds 1e-8 sum_m | |phi_m(h_m)|_F - |h_m|_F |.
   each other, a test row sees them and itself, and b is theirs;
 - rows without a modality take part in its normalisation and in b as zeros, and one running statistic serves the raw and
   the projected vectors of all modalities; ours are of observed rows, each with its own. The learned scale is shared in
-  both (a shift cancels in distances, so there is none);
+  both (a shift cancels in distances, so there is none); the shared statistic is updated by the projected, then the raw
+  vectors of each modality in turn;
+- a table with a missing cell counts as missing (the original refuses such tables);
 - the modality index min(i, 1).
 """
 
@@ -51,6 +53,8 @@ class M3Care(AnchorBaseline):
         anchors: training rows that predictions learn from.
         others: see :class:`models.baselines.base.Baseline`.
     """
+
+    reference_hides_partial_tables = True
 
     def __init__(
         self,
@@ -139,12 +143,14 @@ class M3Care(AnchorBaseline):
             h, projected: (M, R, D).
             there: (R, M) bool; rows that take part in the statistics.
         """
-        parts = []
-        for k, x in enumerate([*projected, *h]):
-            norm = self.kernel_norms[0 if self.reference else k]
-            rows = torch.ones_like(there[:, 0]) if self.reference else there[:, k % len(h)]
-            parts.append(masked_batch_norm(x, rows, norm) * self.kernel_scale)  # type: ignore[arg-type]
-        return torch.stack(parts).unflatten(0, (2, len(h)))
+        kinds: tuple[list[Tensor], list[Tensor]] = ([], [])
+        # Modality by modality: with one shared norm, the running statistics depend on the order.
+        for i, vectors in enumerate(zip(projected, h, strict=True)):
+            rows = torch.ones_like(there[:, i]) if self.reference else there[:, i]
+            for kind, x in enumerate(vectors):
+                norm = self.kernel_norms[0 if self.reference else kind * len(h) + i]
+                kinds[kind].append(masked_batch_norm(x, rows, norm) * self.kernel_scale)  # type: ignore[arg-type]
+        return torch.stack([torch.stack(parts) for parts in kinds])
 
     def bandwidth(self, squared: Tensor, there: Tensor) -> Tensor:
         """b of each kernel, (2, M, 1, 1): the mean of ``squared`` (2, M, R, R) over pairs of two rows that have the

@@ -10,8 +10,9 @@ from scratch with the prompts, instead of a frozen ViLT.
 The paper's other kind of prompt, ``prompts=attention``, is a prefix of keys (first half) and values (second half) of
 each block; the sequence keeps its length. The original's does not run.
 
-``reference=true`` restores the modality index ``min(i, 1)``: all modalities after the first share an embedding; and one
-set of patterns for a whole batch.
+A table with an observed cell counts as present. ``reference=true`` restores the prompts of the original, in which any
+missing cell makes the table missing, while the observed cells still feed its tokens; the modality index ``min(i, 1)``:
+all modalities after the first share an embedding; and one set of patterns for a whole batch.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class MAP(TokenBaseline):
         others: see :class:`models.baselines.base.Baseline`.
     """
 
+    reference_hides_partial_tables = True
     max_modalities: ClassVar[int | None] = 10  # each of the 2^M - 1 patterns has prompts of its own
 
     def __init__(

@@ -6,8 +6,10 @@ content, which the class token may not attend to; all other queries see them. Un
 of fusion, one head for all patterns. The encoders run once a step, and what is repeated for each pattern are their
 tokens.
 
-``reference=true`` restores the modality index ``min(i, 1)``: all modalities after the first share an embedding. What
-the data do not have stays hidden either way; the original showed it.
+A table with an observed cell counts as present. ``reference=true`` restores the class token of the original, for which
+any missing cell makes the table missing, while the observed cells still feed its tokens; and the modality index
+``min(i, 1)``: all modalities after the first share an embedding. What the data do not have stays hidden either way; the
+original showed it.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ class MTL(TokenBaseline):
         others: see :class:`models.baselines.base.Baseline`.
     """
 
+    reference_hides_partial_tables = True
     max_modalities: ClassVar[int | None] = 8  # a step goes through all 2^M - 1 patterns
 
     def __init__(

@@ -97,13 +97,13 @@ class Autoencoder(_JointCode):
         return {"loss": torch.stack(each).mean()}
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        losses = self.losses(batch, self.masks.draw(batch.missing, self.mask_generator(batch_index)))
+        losses = self.losses(batch, self.masks.draw(self.absent(batch), self.mask_generator(batch_index)))
         self.log_losses("train", losses, len(batch))
         return losses["loss"]
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         """Reconstruction from everything that is there; there is nothing to classify."""
-        self.log_losses("val", self.losses(batch, batch.missing[None]), len(batch))
+        self.log_losses("val", self.losses(batch, self.absent(batch)[None]), len(batch))
 
     def on_validation_epoch_end(self) -> None:
         pass

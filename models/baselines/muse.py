@@ -10,7 +10,8 @@ with labels:  L = CE + 0.5 L_unsupervised + 0.5 L_supervised.
 With every edge in one matrix (B, M), a layer is two dense steps; no graph library is needed. The state of a modality
 after a layer is a mean over rows. In prediction the rows are those of the training data
 (:mod:`models.baselines.anchors`), so that a test row only reads it; with ``reference=true`` they are the test batch's,
-as in the original, and predictions change with it.
+as in the original, and predictions change with it. A table with an observed cell has an edge; with ``reference=true``,
+one with a missing cell has none.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ class MUSE(AnchorBaseline):
         anchors: training rows that predictions take the states of the modalities from.
         others: see :class:`models.baselines.base.Baseline`.
     """
+
+    reference_hides_partial_tables = True
 
     def __init__(
         self,

@@ -18,7 +18,8 @@ MultiAE.
 - what is classified is the autoencoder's output for observed modalities too; ours puts their own tokens back, as the
   paper draws it;
 - the gradient of the reconstruction flows into its target too;
-- the initialisation overwrites the linear layers of the encoders that were just loaded.
+- the initialisation overwrites the linear layers of the encoders that were just loaded;
+- a table with a missing cell counts as missing (the original refuses such tables).
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ class OnlineMAE(VectorBaseline):
         prerequisites: ``multiae``, whose encoders are the start; None = as initialised.
         others: see :class:`models.baselines.base.Baseline`.
     """
+
+    reference_hides_partial_tables = True
 
     def __init__(
         self,
@@ -131,7 +134,7 @@ class OnlineMAE(VectorBaseline):
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         encoded = self.encode_batch(batch)
-        hidden = self.hide_more(batch, self.draw(batch.missing, self.mask_generator(batch_index)))
+        hidden = self.hide_more(batch, self.draw(self.absent(batch), self.mask_generator(batch_index)))
         prediction = self.fuse(encoded, hidden)
         losses = self.loss(prediction, hidden)
         losses["classification"] = losses["loss"]

@@ -21,6 +21,7 @@ from datasets.base import Batch, Modality
 from models.base import Prediction
 from models.baselines.base import VectorBaseline
 from models.baselines.decisions import mean_where, row_losses
+from models.layers.batch_norm import apply_to_observed
 from utils.subsets import enumerate_subsets, mask_code, subset_lookup
 
 
@@ -55,8 +56,7 @@ class PatternExperts(VectorBaseline):
         vectors = []
         for expert in self.experts:
             for name, encoder in expert.items():  # type: ignore[operator]
-                x = inputs[name]
-                vectors.append(encoder(x, missing=cells[name]) if cells and name in cells else encoder(x))
+                vectors.append(apply_to_observed(encoder, inputs, name, cells))
         return torch.cat(vectors, dim=1)
 
     def decide(self, encoded: Tensor) -> Tensor:

@@ -11,10 +11,12 @@ detached there.
 - ``rank=slack``: the ranking loss is zero until the harder row is the more confident one by more than the difference of
   the histories, which the official code has too; ``rank=margin``, ours, wants the easier one ahead by it, as in the
   loss on which it is modelled (Moon et al., ICML 2020) and as the paper says;
-- rows without a history yet count as the easiest.
+- rows without a history yet count as the easiest;
+- a table with a missing cell counts as missing;
+- one step of the optimiser in 24 batches (12 on CAD and Infarction), taken over from batches of 16: ``accumulation``. A
+  group that the end of an epoch leaves incomplete goes on in the next epoch, and is lost at the end of training.
 
-The original steps its optimiser once in 24 batches (12 on CAD and Infarction), taken over from batches of 16:
-``training.accumulate_grad_batches=24``. Its ``QMF_ML`` is ``model.use_imputer=true imputer=IMI``.
+Its ``QMF_ML`` is ``model.use_imputer=true imputer=IMI``.
 """
 
 from __future__ import annotations
@@ -29,8 +31,10 @@ from datasets.base import Batch, Modality
 from models.base import Prediction
 from models.baselines.base import RowMemory
 from models.baselines.decisions import DecisionFusion, mean_where, row_losses
+from utils.errors import UserError
 
 RANKS = ("margin", "slack")
+REFERENCE_ACCUMULATION = 24
 
 
 class QMF(RowMemory, DecisionFusion):
@@ -40,6 +44,7 @@ class QMF(RowMemory, DecisionFusion):
     Args:
         encoders: see :meth:`models.baselines.base.VectorBaseline.add_encoders`.
         rank: ``margin`` or ``slack``; None = slack with ``reference``, else margin.
+        accumulation: batches per step of the optimiser with ``reference``, None = 24; the loss is divided by it.
         others: see :class:`models.baselines.base.Baseline`.
     """
 
@@ -50,9 +55,18 @@ class QMF(RowMemory, DecisionFusion):
         encoders: Mapping[str, nn.Module],
         *,
         rank: str | None = None,
+        accumulation: int | None = None,
         **others: Any,
     ) -> None:
         super().__init__(modalities, num_classes, encoders, **others)
+        if accumulation is not None and (accumulation < 1 or not self.reference):
+            raise ValueError(
+                f"accumulation={accumulation}: must be at least 1, and is for reference=true; without, set "
+                "training.accumulate_grad_batches"
+            )
+        self.accumulation = (accumulation or REFERENCE_ACCUMULATION) if self.reference else 1
+        self.accumulated = 0  # batches of the present group so far
+        self._pending: dict[str, Tensor] = {}  # gradients of an incomplete group, out of a checkpoint
         self.rank = rank or ("slack" if self.reference else "margin")
         if self.rank not in RANKS:
             raise ValueError(f"rank is one of {', '.join(RANKS)}, not {rank}")
@@ -76,6 +90,56 @@ class QMF(RowMemory, DecisionFusion):
         hardness = normalised(self.memory, only_visited=not self.reference).gather(0, items)
         rank = rank_loss(confidence(logits), hardness, counts, self.rank == "margin")
         return losses | {"loss": losses["loss"] + rank, "rank": rank}
+
+    # ---- accumulation that goes on over the end of an epoch, where that of the trainer steps -------------------------
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        if self.accumulation > 1 and self.trainer.accumulate_grad_batches > 1:
+            raise UserError(
+                f"training.accumulate_grad_batches={self.trainer.accumulate_grad_batches} and reference=true both "
+                "accumulate gradients: set model.training.accumulate_grad_batches=1, the number of batches per step is "
+                "model.module.accumulation"
+            )
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        batches = self.trainer.num_training_batches * (self.trainer.max_epochs or 1)
+        if batches < self.accumulation:
+            raise UserError(
+                f"QMF with reference=true takes a step every {self.accumulation} batches, and training has "
+                f"{batches:g}: set model.module.accumulation lower, or train longer (model.training.max_epochs)"
+            )
+        for name, parameter in self.named_parameters():
+            if name in self._pending:
+                parameter.grad = self._pending[name].to(parameter.device)
+        self._pending = {}
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        super().backward(loss if self.accumulation == 1 else loss / self.accumulation, *args, **kwargs)
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        self.accumulated += 1
+        if self.accumulated < self.accumulation:
+            optimizer_closure()
+            return
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.accumulated = 0
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
+        if self.accumulated <= 1:  # the first batch of a group
+            super().optimizer_zero_grad(epoch, batch_idx, optimizer)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        if self.accumulated:
+            gradients = {name: p.grad.cpu() for name, p in self.named_parameters() if p.grad is not None}
+            checkpoint["accumulated"] = {"batches": self.accumulated, "gradients": gradients}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        group = checkpoint.get("accumulated", {"batches": 0, "gradients": {}})
+        self.accumulated, self._pending = group["batches"], group["gradients"]
 
 
 def confidence(logits: Tensor) -> Tensor:

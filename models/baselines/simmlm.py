@@ -69,9 +69,9 @@ class SimMLM(VectorBaseline):
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         generator = self.mask_generator(batch_index)
         encoded = self.encode_batch(batch)
-        more = self.hide_more(batch, self.masks.draw_one(batch.missing, generator))
+        more = self.hide_more(batch, self.masks.draw_one(self.absent(batch), generator))
         absent = self.absent(more)
-        fewer = self.hide_more(more, more.missing | fewer_of(absent, generator))
+        fewer = self.hide_more(more, fewer_of(absent, generator))
         logits = torch.stack([self.fuse(encoded, view).logits for view in (more, fewer)], dim=1)
         each = row_losses(logits, batch.target, self.task).unbind(1)
         losses = {"more": each[0].mean(), "fewer": each[1].mean(), "ranking": ranking_loss(*each)}

@@ -49,7 +49,7 @@ class Unimodal(VectorBaseline):
     def encode(self, inputs: Mapping[str, Tensor], cells: Mapping[str, Tensor] | None = None) -> Tensor:
         """Inputs -> (B, 1, D) of the modality."""
         name = self.modality_names[self.column]
-        return self.encode_one(name, inputs[name], cells)
+        return self.encode_one(name, inputs, cells)
 
     def fuse(self, encoded: Tensor, batch: Batch) -> Prediction:
         absent = self.absent(batch)[:, self.column, None]

@@ -16,7 +16,7 @@ from models.base import Prediction
 from models.dymo.backbone import Backbone
 from models.dymo.dynamic_transformer import DynamicTransformer, Partial
 from models.dymo.selection import COMPARATORS, Scorer, Selection, SelectionRule, compare, exhaustive, select
-from models.imputers.base import Imputer, recover
+from models.imputers.base import Imputer, recover_possible
 
 log = logging.getLogger(__name__)
 MAIN = ""
@@ -33,6 +33,7 @@ class DyMo(nn.Module):
         rule: how recoveries are accepted.
         comparators: names out of :data:`models.dymo.selection.COMPARATORS`, and ``threshold``, which repeats the
             selection with :attr:`validated_threshold`.
+        seed: of what the comparator ``random`` draws, together with the row and the scenario.
     """
 
     # Whether what is recovered can be drawn beside the originals.
@@ -45,12 +46,13 @@ class DyMo(nn.Module):
         parameters: GaussianParameters,
         rule: SelectionRule | None = None,
         comparators: Sequence[str] = (),
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.backbone, self.rule, self.comparators = backbone.eval(), rule or SelectionRule(), tuple(comparators)
         # Kept out of the module tree: imputers need not be modules, and their weights are their own run's.
         self._imputer = [imputer]
-        self.gaussian = parameters
+        self.gaussian, self.seed = parameters, seed
         self.validated_threshold: float | None = None
 
     @property
@@ -64,7 +66,7 @@ class DyMo(nn.Module):
 
     @torch.inference_mode()
     def complete(self, batch: Batch, tokens: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Recover what is missing and encode it.
+        """Recover what is missing and encode it; zeros where :meth:`unrecoverable`.
 
         Args:
             tokens: (B, P, D) of the batch's true content, where the caller has them already; only recoveries are
@@ -73,7 +75,8 @@ class DyMo(nn.Module):
         Returns:
             tokens (B, P, D) of the completed inputs, and those inputs.
         """
-        completed, backbone = recover(self.imputer, batch), self.backbone
+        backbone = self.backbone
+        completed, _ = recover_possible(self.imputer, backbone.modalities, batch)
         assert isinstance(backbone, DynamicTransformer)
         if tokens is None:
             return backbone.encode(completed), completed
@@ -83,6 +86,12 @@ class DyMo(nn.Module):
             if len(rows):
                 tokens[rows, backbone.token_columns(i)] = backbone.encode_one(i, completed[name][rows])
         return tokens, completed
+
+    def unrecoverable(self, batch: Batch) -> Tensor | None:
+        """(B, M) bool, True = missing and without a recovery in this row, so that no selection takes it; None where
+        everything can be recovered."""
+        imputer = self._imputer[0]
+        return None if imputer is None else imputer.unrecoverable(self.backbone.modalities, batch.missing)
 
     @torch.inference_mode()
     def partial(self, batch: Batch) -> Partial | None:
@@ -98,7 +107,9 @@ class DyMo(nn.Module):
         """Paper rule (or the configured threshold) on one batch; extras hold ``final_missing``, ``accepted``,
         ``rewards``."""
         tokens, _ = self.complete(batch)
-        return _prediction(select(self.scorer(), tokens, batch.missing, self.partial(batch)))
+        unrecoverable = self.unrecoverable(batch)
+        selection = select(self.scorer(), tokens, batch.missing, self.partial(batch), unrecoverable)
+        return _prediction(selection, unrecoverable)
 
     @torch.inference_mode()
     def scenarios(
@@ -119,18 +130,18 @@ class DyMo(nn.Module):
             masked = under(batch, scenario, missing, cells)
             tokens, _ = self.complete(masked, observed)
             partial = self.partial(masked)
-            scorer = self.scorer()
-            selection = select(scorer, tokens, missing, partial)
-            results.setdefault(MAIN, {})[scenario] = _prediction(selection)
+            scorer, unrecoverable = self.scorer(), self.unrecoverable(masked)
+            selection = select(scorer, tokens, missing, partial, unrecoverable)
+            results.setdefault(MAIN, {})[scenario] = _prediction(selection, unrecoverable)
             names = tuple(n for n in self.comparators if n in COMPARATORS)
             if names:
-                lattices = exhaustive(scorer, tokens, missing, partial)
-                others = compare(lattices, selection, batch.target, names, batch.index)
+                lattices = exhaustive(scorer, tokens, missing, partial, unrecoverable)
+                others = compare(lattices, selection, batch.target, names, batch.index, self.seed, scenario)
                 for name, other in others.items():
-                    results.setdefault(name, {})[scenario] = _prediction(other)
+                    results.setdefault(name, {})[scenario] = _prediction(other, unrecoverable)
             if "threshold" in self.comparators and self.validated_threshold is not None:
-                limited = select(self.scorer(self.validated_threshold), tokens, missing, partial)
-                results.setdefault("threshold", {})[scenario] = _prediction(limited)
+                limited = select(self.scorer(self.validated_threshold), tokens, missing, partial, unrecoverable)
+                results.setdefault("threshold", {})[scenario] = _prediction(limited, unrecoverable)
         return results
 
 
@@ -140,7 +151,7 @@ def under(batch: Batch, scenario: str, missing: Tensor, cells: Cells | None = No
     return batch.replace(missing=missing, feature_missing=feature_missing)
 
 
-def _prediction(selection: Selection) -> Prediction:
+def _prediction(selection: Selection, unrecoverable: Tensor | None) -> Prediction:
     return Prediction(
         selection.logits,
         extras={
@@ -148,6 +159,7 @@ def _prediction(selection: Selection) -> Prediction:
             "accepted": selection.accepted,
             "rewards": selection.rewards,
             "iterations": selection.iterations,
+            **({} if unrecoverable is None else {"unrecoverable": unrecoverable}),
         },
     )
 
@@ -181,14 +193,14 @@ def validate_selection(
         for scenario, missing in masks.items():
             masked = under(batch, scenario, missing, cells)
             tokens, _ = dymo.complete(masked, observed)
-            partial = dymo.partial(masked)
+            partial, unrecoverable = dymo.partial(masked), dymo.unrecoverable(masked)
             hidden = dymo.backbone.cells(missing, masked.feature_missing)
             seen = dymo.backbone.encode_again(observed, batch.inputs, hidden)
             discard = dymo.backbone.fuse(seen, missing, hidden)[0].argmax(1)
             baseline[scenario] = baseline.get(scenario, 0) + int((discard == batch.target).sum())
             counts = right.setdefault(scenario, dict.fromkeys(thresholds, 0))
             for threshold in thresholds:
-                logits = select(dymo.scorer(threshold), tokens, missing, partial).logits
+                logits = select(dymo.scorer(threshold), tokens, missing, partial, unrecoverable).logits
                 counts[threshold] += int((logits.argmax(1) == batch.target).sum())
     feasible = [t for t in thresholds if all(right[s][t] >= baseline[s] for s in right)]
     best = max(feasible, key=lambda t: (sum(c[t] for c in right.values()), t), default=float("inf"))

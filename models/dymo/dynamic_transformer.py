@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from datasets.base import Batch, Modality, hash_seed
 from models.base import Prediction, classification_loss
 from models.dymo.prototypes import COSINE, DISTANCE_METRICS, RunningPrototypes, prototype_loss
-from models.imputers.base import Imputer, recover
+from models.imputers.base import Imputer, recover_possible
 from models.layers.transformer import visible_tokens
 from models.tokens import TokenPipeline
 from utils.errors import UserError
@@ -324,7 +324,7 @@ class DynamicTransformer(TokenPipeline):
         generator = torch.Generator().manual_seed(hash_seed(self.stream_seed, 1, self.global_step))
         if self.recovery_aware:
             batch = self._recovered(batch, generator)
-        inputs = batch.inputs if batch.complete else batch.observed()
+        inputs = batch.inputs if batch.complete else self.observed_inputs(batch)
         cells = {} if batch.complete else self.cells(batch.missing, batch.feature_missing)
         sequences = self.prepare(self.encode(inputs, cells))
         if self.subsets_per_step is None:
@@ -364,6 +364,9 @@ class DynamicTransformer(TokenPipeline):
         rows = torch.randint(len(subsets), (len(batch),), generator=generator)
         hidden = subsets[rows].to(batch.missing.device) | batch.missing
         hidden = torch.where(hidden.all(1, keepdim=True), batch.missing, hidden)
+        unrecoverable = self.imputer.unrecoverable(self.modalities, hidden)
+        if unrecoverable is not None:  # content that is there and would not come back stays
+            hidden = hidden & ~(unrecoverable & ~batch.missing)
         # Of a table that the subset hides, all cells are recovered.
         cells = {
             name: batch.feature_missing[name] | ~batch.missing[:, i, None]
@@ -373,7 +376,7 @@ class DynamicTransformer(TokenPipeline):
         # In float32 whatever the trainer's precision: these are the recoveries that a test sees.
         with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
             masked = batch.replace(missing=hidden, feature_missing=cells)
-            return batch.replace(inputs=recover(self.imputer, masked))
+            return batch.replace(inputs=recover_possible(self.imputer, self.modalities, masked)[0])
 
     def on_validation_start(self) -> None:
         """Prototypes of the epoch that ends, before its validation."""

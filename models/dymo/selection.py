@@ -9,13 +9,16 @@ What we do differently: the caller's mask is not changed (the original writes in
 (``tail='float32'`` restores the original); a NaN reward rejects (the original accepts it); encoders run once per
 sample (those of tables that are partly there twice: on the observed cells, which stay visible while the table is
 masked, and on the recovered table), the score of the current set is carried over from the round that accepted it, and
-rows that are finished leave the batch. Beyond the paper, off by default: ``threshold`` > 0.
+rows that are finished leave the batch. A partly missing table with observed cells counts as present where Gaussian
+parameters are looked up (``partial_tables='missing'`` restores the original). Beyond the paper, off by default:
+``threshold`` > 0.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import Any
+from zlib import crc32
 
 import torch
 from torch import Tensor
@@ -25,10 +28,11 @@ from models.dymo.backbone import Backbone
 from models.dymo.dynamic_transformer import Partial
 from models.dymo.intra_class_similarity import Score, reward, score
 from models.dymo.prototypes import COSINE
-from utils.noise import row_uniform
+from utils.noise import hash_seed, row_uniform
 from utils.subsets import mask_code, subset_lookup
 
 NO_ACTION = -1
+PARTIAL_TABLES = ("observed", "missing")
 
 
 @dataclass
@@ -40,6 +44,9 @@ class SelectionRule:
         temperature: of the prototype posterior.
         tail: robust | float32, see ``intra_class_similarity``.
         threshold: accept only a reward above it; 0 = the paper's rule.
+        partial_tables: subset whose Gaussian parameters judge a masked table of which some cells are observed:
+            ``observed``, with the table; ``missing``, without it, as in the original; None: missing with
+            ``tail='float32'``, which reproduces the original, else observed.
     """
 
     calibration: str = "auto"
@@ -47,6 +54,18 @@ class SelectionRule:
     temperature: float = 0.1
     tail: str = "robust"
     threshold: float = 0.0
+    partial_tables: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.partial_tables not in (None, *PARTIAL_TABLES):
+            raise ValueError(f"partial_tables={self.partial_tables}: must be one of {', '.join(PARTIAL_TABLES)}")
+
+    @property
+    def counts_partial_tables(self) -> bool:
+        """Whether a table with an observed cell is part of the subset whose parameters are looked up."""
+        if self.partial_tables is None:
+            return self.tail != "float32"
+        return self.partial_tables == "observed"
 
     def calibration_for(self, metric: str) -> str:
         if self.calibration != "auto":
@@ -90,12 +109,13 @@ class Scorer:
         self.lookup = subset_lookup(len(model.modalities)).to(parameters.sigma.device)
 
     def __call__(self, sequences: Any, rows: Tensor, missing: Tensor, n_visible: int) -> Score:
-        """``rows`` (R,) of prepared samples under ``missing`` (R, M), each with ``n_visible`` modalities present. A row
-        of which nothing is there but some cells is judged by the parameters of its tables, for the empty subset has
-        none."""
+        """``rows`` (R,) of prepared samples under ``missing`` (R, M), each with ``n_visible`` modalities present. A
+        masked table with observed cells is looked up as the rule says; in a row of which nothing else is there, as
+        present, for the empty subset has no parameters."""
         logits, features = self.model.fuse_rows(sequences, rows, missing, n_visible)
-        if not n_visible:
-            missing = sequences.partial.absent(rows, missing.shape[1])
+        partial: Partial | None = getattr(sequences, "partial", None)
+        if partial is not None and (self.rule.counts_partial_tables or not n_visible):
+            missing = missing & partial.absent(rows, missing.shape[1])
         p = self.parameters
         return score(
             logits,
@@ -124,15 +144,21 @@ def groups_by_missing(missing: Tensor) -> list[tuple[int, Tensor]]:
 
 
 @torch.inference_mode()
-def select(scorer: Scorer, tokens: Tensor, missing: Tensor, partial: Partial | None = None) -> Selection:
+def select(
+    scorer: Scorer,
+    tokens: Tensor,
+    missing: Tensor,
+    partial: Partial | None = None,
+    unrecoverable: Tensor | None = None,
+) -> Selection:
     """Greedy selection.
 
     Args:
         tokens: (B, P, D) of the completed inputs (observed content, recoveries where missing).
         missing: (B, M) bool, True = missing; not changed.
-        partial: observed cells of masked tables, which stay visible until the recovered table takes their place. Their
-            rows count as missing the table, also where parameters of the subset are looked up (as in the original),
-            unless they have nothing else.
+        partial: observed cells of masked tables, which stay visible until the recovered table takes their place. The
+            recovery of such a table is a candidate; parameters are looked up as ``SelectionRule.partial_tables`` says.
+        unrecoverable: (B, M) bool, missing modalities without a recovery, which are no candidates; None = none.
     """
     b, m = missing.shape
     device = missing.device
@@ -147,15 +173,23 @@ def select(scorer: Scorer, tokens: Tensor, missing: Tensor, partial: Partial | N
     )
     # Rows that miss equally many modalities see equally many tokens in every round, so no padding and no mask.
     for k, rows in groups:
-        _select_group(scorer, sequences, rows, m - k, k, selection)
+        _select_group(scorer, sequences, rows, m - k, k, selection, unrecoverable)
     return selection
 
 
-def _select_group(scorer: Scorer, sequences: Any, rows: Tensor, n_visible: int, k: int, selection: Selection) -> None:
+def _select_group(
+    scorer: Scorer,
+    sequences: Any,
+    rows: Tensor,
+    n_visible: int,
+    k: int,
+    selection: Selection,
+    unrecoverable: Tensor | None,
+) -> None:
     """Rows that all miss ``k`` modalities. Arrays keep the group's size; only the list of (row, candidate) pairs
     shrinks, and its emptiness is the one thing the host waits for in a round."""
     missing = selection.final_missing[rows]
-    candidate = missing
+    candidate = missing if unrecoverable is None else missing & ~unrecoverable[rows]
     current = scorer(sequences, rows, missing, n_visible)
     every = torch.arange(len(rows), device=rows.device)
     for t in range(k):
@@ -189,12 +223,14 @@ class Lattice:
         missing: (R, A, M) masks, A = 2^k; entry 0 is the observed set, the last one everything.
         score: of (R * A,) rows.
         reward: (R, A) of going from the observed set straight to this one; 0 for entry 0.
+        allowed: (R, A) bool, masks that show no modality without a recovery; entry 0 is one of them. None = all.
     """
 
     rows: Tensor
     missing: Tensor
     score: Score
     reward: Tensor
+    allowed: Tensor | None = None
 
     @property
     def logits(self) -> Tensor:
@@ -202,11 +238,18 @@ class Lattice:
 
 
 @torch.inference_mode()
-def exhaustive(scorer: Scorer, tokens: Tensor, missing: Tensor, partial: Partial | None = None) -> list[Lattice]:
+def exhaustive(
+    scorer: Scorer,
+    tokens: Tensor,
+    missing: Tensor,
+    partial: Partial | None = None,
+    unrecoverable: Tensor | None = None,
+) -> list[Lattice]:
     """All 2^k candidate subsets of every row; one :class:`Lattice` per number k of missing modalities.
 
     Args:
-        tokens: (B, P, D) of the completed inputs. missing: (B, M) bool. partial: as for :func:`select`.
+        tokens: (B, P, D) of the completed inputs. missing: (B, M) bool. partial, unrecoverable: as for
+            :func:`select`.
     """
     m = missing.shape[1]
     sequences = scorer.model.prepare(tokens, partial)
@@ -237,7 +280,8 @@ def exhaustive(scorer: Scorer, tokens: Tensor, missing: Tensor, partial: Partial
         first = torch.arange(len(rows), device=missing.device).mul(len(codes)).repeat_interleave(len(codes))
         value = scorer.reward(score_all[first], score_all).view(len(rows), -1)
         value[:, 0] = 0
-        lattices.append(Lattice(rows, masks, score_all, value))
+        allowed = None if unrecoverable is None else ~(unrecoverable[rows][:, None] & ~masks).any(-1)
+        lattices.append(Lattice(rows, masks, score_all, value, allowed))
     return lattices
 
 
@@ -246,9 +290,17 @@ COMPARATORS = ("discard", "impute_all", "random", "best_subset", "oracle_subset"
 
 @torch.inference_mode()
 def compare(
-    lattices: list[Lattice], selection: Selection, target: Tensor, names: tuple[str, ...], index: Tensor
+    lattices: list[Lattice],
+    selection: Selection,
+    target: Tensor,
+    names: tuple[str, ...],
+    index: Tensor,
+    seed: int = 0,
+    scenario: str = "",
 ) -> dict[str, Selection]:
     """The comparators, all read off the same lattices.
+
+    Subsets that show a modality without a recovery are left out.
 
     ``discard``: observed only. ``impute_all``: every recovery. ``random``: as many recoveries as DyMo accepted, drawn
     at random. ``best_subset``: the subset with the highest reward (none if no reward is positive).
@@ -256,7 +308,9 @@ def compare(
 
     Args:
         target: (B,) labels, read by ``oracle_subset`` alone.
-        index: (B,) row numbers, the key of what ``random`` draws: the same in any batch.
+        index: (B,) row numbers.
+        seed, scenario: with the row number the key of what ``random`` draws: the same in any batch, and independent
+            between the seeds of a run and between scenarios.
     """
     results = {
         name: replace(
@@ -273,21 +327,24 @@ def compare(
         rows, (r, a) = lattice.rows, lattice.missing.shape[:2]
         every = torch.arange(r, device=rows.device)
         size = lattice.missing[:, :1].sum(-1) - lattice.missing.sum(-1)
+        allowed = torch.ones_like(size, dtype=torch.bool) if lattice.allowed is None else lattice.allowed
         for name in names:
             if name == "discard":
                 choice = torch.zeros_like(every)
             elif name == "impute_all":
-                choice = torch.full_like(every, a - 1)
+                choice = torch.where(allowed, size, -1).argmax(1)
             elif name == "random":
-                draws = row_uniform(index[rows], a, 2025)
-                choice = torch.where(size == n_accepted[rows][:, None], draws, -1.0).argmax(1)
+                draws = row_uniform(index[rows], a, hash_seed(2025, seed, crc32(scenario.encode())))
+                fits = (size == n_accepted[rows][:, None]) & allowed
+                choice = torch.where(fits, draws, -1.0).argmax(1)
             elif name == "best_subset":
-                choice = lattice.reward.argmax(1)
+                choice = torch.where(allowed, lattice.reward, -torch.inf).argmax(1)
             else:
                 truth = target[rows][:, None, None].expand(-1, a, 1)
                 # Right before confident: the highest probability of the truth need not be the top one.
                 right = lattice.logits.argmax(-1) == truth[..., 0]
-                choice = (lattice.logits.softmax(-1).gather(2, truth)[..., 0] + right).argmax(1)
+                merit = lattice.logits.softmax(-1).gather(2, truth)[..., 0] + right
+                choice = torch.where(allowed, merit, -1.0).argmax(1)
             results[name].logits[rows] = lattice.logits[every, choice]
             results[name].final_missing[rows] = lattice.missing[every, choice]
     return results

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from models.layers.batch_norm import BatchNorm2d
+
 
 class PolyMNISTEncoder(nn.Module):
     """(B, 3, 28, 28) in [0, 1] -> (B, 4, 128): three stride-2 convolutions, 1x1, max-pool
@@ -50,7 +52,7 @@ class ConvolutionalEncoder(nn.Module):
         for channels_in, channels_out in ((channels, 16), (16, 32), (32, 64), (64, width)):
             layers += [
                 nn.Conv2d(channels_in, channels_out, 3, 2, 1, bias=False),
-                nn.BatchNorm2d(channels_out),
+                BatchNorm2d(channels_out),
                 nn.ReLU(),
             ]
         self.network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2))

@@ -4,14 +4,14 @@
 Pre-activation blocks with batch normalisation and dropout 0.5; the block also comes transposed, for the decoders of
 MoPoE. Layer names are those of the original files. The original encodes a batch once per subset of a training step,
 we once: running statistics then move by 0.1 a step where the original's move by 1 - 0.9^K, and the subsets of a step
-share their dropout.
+share their dropout. A training batch of one row passes layers of one value per channel by their running statistics.
 """
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from utils.errors import UserError
+from models.layers.batch_norm import BatchNorm1d, BatchNorm2d
 
 SHORTCUT, BRANCH = 2.0, 0.3
 DROPOUT = 0.5
@@ -40,7 +40,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         plain, up = (nn.Conv1d, nn.ConvTranspose1d) if dims == 1 else (nn.Conv2d, nn.ConvTranspose2d)
         conv = up if transposed else plain
-        norm, dropout = (nn.BatchNorm1d, nn.Dropout) if dims == 1 else (nn.BatchNorm2d, nn.Dropout2d)
+        norm, dropout = (BatchNorm1d, nn.Dropout) if dims == 1 else (BatchNorm2d, nn.Dropout2d)
         self.conv1 = conv(channels_in, channels_in, 1, bias=dims == 1)
         self.bn1, self.bn2 = norm(channels_in), norm(channels_in)
         self.conv2 = conv(channels_in, channels_out, 4, stride, padding, bias=dims == 1)
@@ -68,7 +68,6 @@ class ResidualImageTrunk(nn.Module):
         self.feature_extractor = nn.ModuleDict(layers)
 
     def trunk(self, x: Tensor) -> Tensor:
-        check_rows(self, x)
         for layer in self.feature_extractor.values():
             x = layer(x)
         return x.flatten(1)
@@ -87,24 +86,10 @@ class ResidualTextTrunk(nn.Module):
         self.feature_extractor = nn.ModuleDict(layers)
 
     def trunk(self, x: Tensor) -> Tensor:
-        check_rows(self, x)
         x = x.transpose(1, 2)
         for layer in self.feature_extractor.values():
             x = layer(x)
         return x.flatten(1)
-
-
-def check_rows(module: nn.Module, x: Tensor) -> None:
-    """Refuse to train on one row.
-
-    Raises:
-        UserError: batch normalisation has no variance to estimate.
-    """
-    if module.training and len(x) == 1:
-        raise UserError(
-            "a training batch has 1 row, batch normalisation needs 2 or more: choose another training.batch_size, one "
-            "that does not leave a single row for the last batch"
-        )
 
 
 class ResidualImageEncoder(ResidualImageTrunk):

@@ -13,6 +13,7 @@ from urllib.error import URLError
 import torchvision
 from torch import Tensor, nn
 
+from models.layers.batch_norm import accept_single_values
 from utils.checkpoints import load_part
 from utils.errors import UserError
 
@@ -65,7 +66,7 @@ class ResNetEncoder(nn.Module):
             network.conv1 = nn.Conv2d(channels, 64, 7, 2, 3, bias=False)
             nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
         for name in LAYERS:
-            setattr(self, name, getattr(network, name))
+            setattr(self, name, accept_single_values(getattr(network, name)))
         self.width = network.fc.in_features
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         self.tokens = -(-height // 32) * -(-width // 32)

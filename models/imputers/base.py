@@ -5,25 +5,58 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.base import Batch, Modality
+from datasets.base import Batch, Modality, missing_content
 
 
 class Imputer:
     """Interface of a recovery method: fills what is missing, passes what is there through unchanged.
 
     ``needs_oracle`` marks methods that read the content of missing modalities; they are refused outside evaluation
-    studies. ``recovers`` names the kinds of modality that a method can fill, None = all.
+    studies. ``recovers`` names the kinds of modality that a method can fill, None = all; ``reads_others`` says that it
+    fills them only in rows that have all others. ``needs_networks`` marks methods with a network for each modality.
     """
 
     needs_oracle = False
     recovers: tuple[str, ...] | None = None
+    reads_others = False
+    needs_networks = False
+
+    @classmethod
+    def fits(cls, kinds: Sequence[str]) -> bool:
+        """Whether the method is made for a data set with modalities of these kinds."""
+        return True
 
     def recoverable(self, modalities: Sequence[Modality]) -> list[str]:
         """Names of the modalities that may be missing."""
         return [m.name for m in modalities if self.recovers is None or m.kind in self.recovers]
+
+    def unrecoverable(self, modalities: Sequence[Modality], missing: Tensor) -> Tensor | None:
+        """What stays missing behind this method.
+
+        Args:
+            modalities: of the data set, in the column order of ``missing``.
+            missing: (B, M) bool, True = missing.
+
+        Returns:
+            (B, M) bool, True = missing and not recoverable in this row; None where the method can fill everything.
+        """
+        names = self.recoverable(modalities)
+        if len(names) == len(modalities):
+            return None
+        is_fixed = torch.tensor([m.name not in names for m in modalities], device=missing.device)
+        unrecoverable = missing & is_fixed
+        return unrecoverable | (missing & unrecoverable.any(1, keepdim=True)) if self.reads_others else unrecoverable
+
+    def check_training_rows(self, missing: np.ndarray) -> None:
+        """Check that training rows (N, M), True = missing, leave something to learn from.
+
+        Raises:
+            UserError: they do not.
+        """
 
     def impute(
         self,
@@ -74,6 +107,30 @@ def recover(imputer: Imputer, batch: Batch) -> dict[str, Tensor]:
     if not batch.feature_missing:
         return imputer.impute(batch.inputs, batch.missing, batch.index)
     return imputer.impute(batch.inputs, batch.missing, batch.index, feature_missing=batch.feature_missing)
+
+
+def recover_possible(
+    imputer: Imputer, modalities: Sequence[Modality], batch: Batch
+) -> tuple[dict[str, Tensor], Tensor | None]:
+    """:func:`recover`, except that what the method cannot recover in a row stays missing.
+
+    Args:
+        modalities: of the data set, in the column order of ``batch.missing``.
+
+    Returns:
+        name -> (B, ...) inputs, zeros where content stays missing (of a partly missing table, in its missing cells);
+        and (B, M) bool, True = stays missing, None where the method can fill everything.
+    """
+    if batch.complete:
+        return batch.inputs, None
+    unrecoverable = imputer.unrecoverable(modalities, batch.missing)
+    if unrecoverable is None:
+        return recover(imputer, batch), None
+    completed = recover(imputer, batch.replace(missing=batch.missing & ~unrecoverable))
+    for i, (name, x) in enumerate(completed.items()):
+        is_missing = missing_content(x, name, unrecoverable[:, i], batch.feature_missing)
+        completed[name] = torch.where(is_missing, torch.zeros_like(x), x)
+    return completed, unrecoverable
 
 
 def merge(x: Tensor, missing: Tensor, recovered: Tensor) -> Tensor:

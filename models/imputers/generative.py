@@ -6,13 +6,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datasets.base import Batch, Modality
+from models.baselines.base import take_rows
 from models.imputers.base import Imputer
+from utils.errors import UserError
 
 
 class GenerativeImputer(pl.LightningModule, Imputer):
@@ -30,6 +33,7 @@ class GenerativeImputer(pl.LightningModule, Imputer):
         optimizer, scheduler: partials.
     """
 
+    needs_networks = True
     sums_over_batch = False  # what is minimised: the sum over the rows instead of the mean
 
     def __init__(
@@ -49,6 +53,18 @@ class GenerativeImputer(pl.LightningModule, Imputer):
         self.class_weight = class_weight
         self.class_head = nn.Linear(latent, num_classes) if class_weight else None
 
+    def complete_rows(self, batch: Batch) -> Batch:
+        """The rows of a batch that have every modality, since the objective is that of complete rows. A table with
+        missing cells counts as missing."""
+        return batch if batch.complete else take_rows(batch, ~batch.missing.any(1))
+
+    def check_training_rows(self, missing: np.ndarray) -> None:
+        if missing.any(1).all():
+            raise UserError(
+                f"imputer {type(self).__name__} learns from rows that have every modality with all its cells, and no "
+                f"training row of {len(missing)} has: choose imputer=IMI or Mean, or set dataset.natural_missing=fill"
+            )
+
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Means over the rows of the batch; ``loss`` is the objective."""
         raise AssertionError("a generative imputer implements losses()")
@@ -62,13 +78,19 @@ class GenerativeImputer(pl.LightningModule, Imputer):
             losses["loss"] = losses["loss"] + self.class_weight * losses["classification"]
         return losses
 
-    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor | None:
+        batch = self.complete_rows(batch)
+        if not len(batch):
+            return None
         losses = self.losses(batch)
         values = {f"train_{k}": v.detach() for k, v in losses.items()}
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(batch), sync_dist=True)
         return losses["loss"] * len(batch) if self.sums_over_batch else losses["loss"]
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
+        batch = self.complete_rows(batch)
+        if not len(batch):
+            return
         losses = self.losses(batch)
         self.log("val_loss", losses["loss"], batch_size=len(batch), sync_dist=True, prog_bar=True)
 

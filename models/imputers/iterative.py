@@ -94,6 +94,10 @@ class IMI(FittedImputer):
 
     recovers = ("table",)
 
+    @classmethod
+    def fits(cls, kinds: Sequence[str]) -> bool:
+        return "table" in kinds
+
     def __init__(
         self,
         modalities: Sequence[Modality],
@@ -104,7 +108,10 @@ class IMI(FittedImputer):
     ) -> None:
         self.tables = [m for m in modalities if m.kind == "table"]
         if not self.tables:
-            raise UserError("IMI fills tables and the data set has none: choose another imputer")
+            raise UserError(
+                "IMI fills tables and the data set has none: choose another imputer that fits, for example "
+                "imputer=Mean or imputer=Zero"
+            )
         self.max_iter, self.trees, self.seed, self.max_rows = max_iter, trees, seed, max_rows
         self.start: dict[str, np.ndarray] = {}
         self.models: dict[str, list[Forest | Line]] = {}
@@ -198,7 +205,8 @@ class IMI(FittedImputer):
                 if missing[:, i].any():
                     raise UserError(
                         f"IMI cannot recover '{name}', which is missing in {int(missing[:, i].sum())} rows: "
-                        "name scenarios in missing.test that leave it there"
+                        "name scenarios in missing.test that leave it there, or choose an imputer that recovers every "
+                        "modality, for example imputer=Mean or imputer=Zero"
                     )
                 continue
             gone = missing_content(x, name, missing[:, i], feature_missing).expand_as(x)

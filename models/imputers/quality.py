@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from datasets.base import Batch, Modality
 from datasets.missingness import random_mask
 from models.base import IncompleteClassifier, Prediction
-from models.imputers.base import Imputer, recover
+from models.imputers.base import Imputer, recover_possible
 
 
 class Judge(IncompleteClassifier):
@@ -28,7 +28,8 @@ class Judge(IncompleteClassifier):
         self.encoders = nn.ModuleDict(dict(encoders))
         self.heads = nn.ModuleDict({m.name: nn.LazyLinear(num_classes) for m in modalities})
         with torch.no_grad():
-            self.eval().read({m.name: torch.zeros(1, *m.shape) for m in modalities})
+            ids = {m.name: torch.long if m.vocabulary else torch.float for m in modalities}
+            self.eval().read({m.name: torch.zeros(1, *m.shape, dtype=ids[m.name]) for m in modalities})
         self.train()
 
     def read(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -47,6 +48,9 @@ def _errors(
     modality: Modality, recovered: Tensor, truth: Tensor, cells: Tensor | None = None
 ) -> Iterator[tuple[str, Tensor]]:
     """Name and values of each measure of error, one a row, or one a missing cell where there are ``cells`` (R, F)."""
+    if modality.vocabulary:  # ids have no distances
+        yield "token_accuracy", (recovered == truth).float().mean(1)
+        return
     if cells is None and not modality.cardinalities:
         error = (recovered - truth).flatten(1)
         yield "mse", error.square().mean(1)
@@ -61,19 +65,29 @@ def _errors(
         yield "level_accuracy", (recovered == truth)[:, :n][cells[:, :n]].float()
 
 
+def lacking_modalities(batch: Batch, names: list[str]) -> Tensor:
+    """(B, M) bool: modalities of which the data have nothing; a table that lacks some cells is not among them."""
+    lacks = batch.missing.clone()
+    for name, cells in batch.feature_missing.items():
+        lacks[:, names.index(name)] &= cells.all(1)
+    return lacks
+
+
 @torch.inference_mode()
 def recovery_quality(imputer: Imputer, judge: Judge, batches: Iterable[Batch], seed: int = 2025) -> pd.DataFrame:
     """Quality of recoveries of each modality, by how many modalities are observed.
 
     Each row of each batch gets, for every number of missing modalities from 1 to M-1, one random pattern among those
-    that the method can recover; tables besides one in which half of the cells are missing. Cells that the data lack
-    (``feature_missing`` of the batch) are in no error.
+    that the method can recover; tables besides one in which half of the cells are missing. Modalities and cells that
+    the data lack (``missing`` and ``feature_missing`` of the batch) stay missing and are in no error; neither are
+    modalities that the method cannot recover in a row because of them.
 
     Returns:
         columns modality, observed, metric, value, n. Metrics: ``mse`` and ``mae`` of the content, for tables of the
-        continuous columns (z-scores), and ``level_accuracy`` of the categorical ones; ``coherence``, share of
-        recoveries that the judge reads as the true class; ``judge_accuracy`` (observed = M), the same on true content.
-        Those that end in ``_cells`` are of tables with half of the cells missing, over the missing cells.
+        continuous columns (z-scores), and ``level_accuracy`` of the categorical ones; ``token_accuracy``, share of the
+        right ids of a text; ``coherence``, share of recoveries that the judge reads as the true class;
+        ``judge_accuracy`` (observed = M), the same on true content. Those that end in
+        ``_cells`` are of tables with half of the cells missing, over the missing cells.
     """
     m = len(judge.modalities)
     names = [x.name for x in judge.modalities]
@@ -88,8 +102,9 @@ def recovery_quality(imputer: Imputer, judge: Judge, batches: Iterable[Batch], s
 
     judge.eval()
     for batch in batches:
-        for name, logits in judge.read(batch.inputs).items():
-            add(name, m, "judge_accuracy", (logits.argmax(1) == batch.target).float())
+        lacks = lacking_modalities(batch, names)
+        for i, (name, logits) in enumerate(judge.read(batch.observed()).items()):
+            add(name, m, "judge_accuracy", (logits.argmax(1) == batch.target)[~lacks[:, i]].float())
         lacking = {
             name: gaps & batch.missing[:, names.index(name), None] for name, gaps in batch.feature_missing.items()
         }
@@ -101,9 +116,14 @@ def recovery_quality(imputer: Imputer, judge: Judge, batches: Iterable[Batch], s
                 drawn = np.zeros_like(drawn)
                 drawn[:, columns] = ranks.argsort(1).argsort(1) < k
             missing = torch.from_numpy(drawn).to(batch.missing.device)
-            completed = imputer.impute(batch.inputs, missing, batch.index)
+            hidden = missing | lacks
+            hidden = torch.where(hidden.all(1, keepdim=True), lacks, hidden)  # a row keeps the only one that it has
+            completed, unrecoverable = recover_possible(
+                imputer, judge.modalities, batch.replace(missing=hidden, feature_missing={}, complete=False)
+            )
+            recovered = hidden & ~lacks if unrecoverable is None else hidden & ~lacks & ~unrecoverable
             for i, (name, logits) in enumerate(judge.read(completed).items()):
-                gone = missing[:, i]
+                gone = recovered[:, i]
                 known = ~lacking[name][gone] if name in lacking else None
                 truth = batch.inputs[name][gone]
                 for metric, values in _errors(judge.modalities[i], completed[name][gone], truth, known):
@@ -117,8 +137,13 @@ def recovery_quality(imputer: Imputer, judge: Judge, batches: Iterable[Batch], s
             missing = torch.zeros_like(batch.missing)
             missing[:, names.index(table.name)] = True
             masked = batch.replace(missing=missing, feature_missing={table.name: cells | gaps})
-            completed = recover(imputer, masked)
-            for metric, values in _errors(table, completed[table.name], batch.inputs[table.name], cells & ~gaps):
+            column = names.index(table.name)
+            masked = masked.replace(missing=missing | lacks, complete=False)
+            completed, unrecoverable = recover_possible(imputer, judge.modalities, masked)
+            known = cells & ~gaps & ~lacks[:, column, None]
+            if unrecoverable is not None:
+                known = known & ~unrecoverable[:, column, None]
+            for metric, values in _errors(table, completed[table.name], batch.inputs[table.name], known):
                 add(table.name, m - 1, f"{metric}_cells", values)
     rows = [(*key, total / n, n) for key, (total, n) in sums.items() if n]
     frame = pd.DataFrame(rows, columns=["modality", "observed", "metric", "value", "n"])

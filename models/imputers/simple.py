@@ -39,6 +39,10 @@ class Mean(FittedImputer):
         UserError: a text of token ids among them.
     """
 
+    @classmethod
+    def fits(cls, kinds: Sequence[str]) -> bool:
+        return "text" not in kinds  # of token ids, that is
+
     def __init__(self, modalities: Sequence[Modality]) -> None:
         if tokens := [m.name for m in modalities if m.vocabulary]:
             raise UserError(f"imputer Mean: the ids of text '{tokens[0]}' have no mean, choose imputer=Zero")

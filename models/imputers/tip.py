@@ -23,8 +23,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datasets.base import Batch, Modality, missing_content
+from models.baselines.base import take_rows
 from models.encoders.table import TableEncoder
 from models.imputers.base import Imputer
+from models.layers.batch_norm import BatchNorm1d
 from models.layers.transformer import Attention, Mlp, attention, normal_initialisation
 from utils.errors import UserError
 
@@ -99,7 +101,7 @@ class TablePredictor(nn.Module):
 
 def projector(width: int, out: int) -> nn.Sequential:
     """Linear - batch norm - ReLU - linear, of the contrastive loss."""
-    return nn.Sequential(nn.Linear(width, width, bias=False), nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, out))
+    return nn.Sequential(nn.Linear(width, width, bias=False), BatchNorm1d(width), nn.ReLU(), nn.Linear(width, out))
 
 
 class TIP(pl.LightningModule, Imputer):
@@ -117,6 +119,11 @@ class TIP(pl.LightningModule, Imputer):
     """
 
     recovers = ("table",)
+    reads_others = True
+
+    @classmethod
+    def fits(cls, kinds: Sequence[str]) -> bool:
+        return sorted(kinds) == ["image", "table"]
 
     def __init__(
         self,
@@ -137,7 +144,10 @@ class TIP(pl.LightningModule, Imputer):
         super().__init__()
         self.modalities = list(modalities)
         if sorted(m.kind for m in modalities) != ["image", "table"]:
-            raise UserError("TIP recovers a table from an image: the data set must have one of each and nothing else")
+            raise UserError(
+                "TIP recovers a table from an image: the data set must have one of each and nothing else; "
+                "choose one that fits, for example imputer=Mean or imputer=Zero"
+            )
         self.image, self.table = (next(m for m in modalities if m.kind == kind) for kind in ("image", "table"))
         self.reference, self.mask_rate, self.corruption = reference, mask_rate, corruption
         self.temperature = temperature
@@ -191,7 +201,8 @@ class TIP(pl.LightningModule, Imputer):
         if missing[:, image].any():
             raise UserError(
                 f"TIP cannot recover '{self.image.name}', which is missing in {int(missing[:, image].sum())} rows: "
-                f"name scenarios in missing.test that leave it there, for example whole_{column}"
+                f"name scenarios in missing.test that leave it there, for example whole_{column}, or choose an imputer "
+                "that recovers every modality, for example imputer=Mean or imputer=Zero"
             )
         x = inputs[self.table.name]
         rows = missing[:, column].nonzero()[:, 0]
@@ -208,7 +219,9 @@ class TIP(pl.LightningModule, Imputer):
     # ---- pre-training ------------------------------------------------------------------------------------------------
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """The three losses and their mean. Cells that the data lack stay hidden, and nothing is asked of them."""
+        """The three losses and their mean. Cells that the data lack stay hidden, and nothing is asked of them; nor of a
+        row without an image."""
+        batch = self._with_image(batch)
         original, gone = batch.inputs[self.table.name], None
         if not batch.complete:
             column = list(batch.inputs).index(self.table.name)
@@ -233,6 +246,12 @@ class TIP(pl.LightningModule, Imputer):
             "matching": matching,
             "reconstruction": reconstruction,
         }
+
+    def _with_image(self, batch: Batch) -> Batch:
+        """The rows of a batch that have an image."""
+        if batch.complete:
+            return batch
+        return take_rows(batch, ~batch.missing[:, [m.name for m in self.modalities].index(self.image.name)])
 
     def _matching(self, image: Tensor, table: Tensor, logits: Tensor) -> Tensor:
         """True pairs against, for every image and every table, a partner drawn by how alike the wrong pair looks."""
@@ -261,6 +280,7 @@ class TIP(pl.LightningModule, Imputer):
         return total / 2
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor | None:
+        batch = self._with_image(batch)
         if len(batch) < 2:  # a pair alone has nothing to be told from
             return None
         losses = self.losses(batch)
@@ -269,6 +289,9 @@ class TIP(pl.LightningModule, Imputer):
         return losses["loss"]
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
+        batch = self._with_image(batch)
+        if not len(batch):
+            return
         values = {f"val_{k}": v for k, v in self.losses(batch).items()}
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(batch), sync_dist=True)
 

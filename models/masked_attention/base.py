@@ -21,6 +21,7 @@ from models.layers.masked_attention import xavier_initialisation
 from utils.schedule import Plateau
 
 log = logging.getLogger(__name__)
+FILLS = ("tokens", "inputs", "mixed")
 
 
 class StagedTraining(Baseline):
@@ -136,7 +137,8 @@ class TokenFusion(StagedTraining):
         tokens: what becomes of the tokens of images, texts and sound: ``pooled`` into one vector, or ``all``; or
             modality name -> one of these. Those of tables are all kept: one a column.
         fill: what stands for a missing modality: zeros in place of its ``tokens``, or of its ``inputs``, whatever its
-            encoder makes of them.
+            encoder makes of them; ``mixed``: of the tokens of a table and of the inputs of any other modality, as the
+            released code does for its baselines without a mask. A table with some cells is not missing.
         feature_mask: tell the encoders of tables which cells are missing; without, these are zeros to them.
         freeze_encoders: train nothing of the encoders; batch normalisation stays as it is.
         encoder_lr: learning rate of the encoders; None = that of the optimiser.
@@ -169,8 +171,8 @@ class TokenFusion(StagedTraining):
         how = {name: tokens if isinstance(tokens, str) else tokens.get(name, "pooled") for name in names}
         if bad := set(how.values()) - {"pooled", "all"}:
             raise ValueError(f"tokens={min(bad)}: must be pooled or all")
-        if fill not in ("tokens", "inputs"):
-            raise ValueError(f"fill={fill}: must be tokens or inputs")
+        if fill not in FILLS:
+            raise ValueError(f"fill={fill}: must be one of {', '.join(FILLS)}")
         self.fill, self.feature_mask = fill, feature_mask and not self.reference
         self.freeze_encoders, self.encoder_lr, self.complete_rows = freeze_encoders, encoder_lr, complete_rows
         self.encoders = nn.ModuleDict({name: encoders[name] for name in names})
@@ -230,7 +232,7 @@ class TokenFusion(StagedTraining):
     def encode_batch(self, batch: Batch) -> Tensor:
         """In training, encoders of other modalities than tables get the rows that have theirs, so that blanks count in
         no statistic of batch normalisation; zeros elsewhere. A row alone is given twice: the statistics need two."""
-        if batch.complete or not self.training or self.reference or self.fill == "inputs":
+        if batch.complete or not self.training or self.reference or self.fill != "tokens":
             return super().encode_batch(batch)
         observed, there = batch.observed(), ~self.absent(batch)
         cells, parts = self.cells(batch.missing, batch.feature_missing), []
@@ -266,7 +268,17 @@ class TokenFusion(StagedTraining):
             if self.reference:  # tokens of single cells stay: their encoder saw zeros there
                 hidden = self.available(batch.replace(missing=self.absent(batch), feature_missing={}))  # type: ignore[assignment]
             encoded = torch.where(hidden[..., None], encoded, 0)
+        elif available is not None and self.fill == "mixed":
+            encoded = torch.where(self.tokens_of_missing_tables(batch)[..., None], 0, encoded)
         return self.classify(encoded, available)
+
+    def tokens_of_missing_tables(self, batch: Batch) -> Tensor:
+        """(B, P) bool: tokens of tables without a single cell."""
+        absent, tokens = self.absent(batch), []
+        for i, (modality, count) in enumerate(zip(self.modalities, self.tokens_per_modality, strict=True)):
+            is_missing = absent[:, i] if modality.kind == "table" else torch.zeros_like(absent[:, i])
+            tokens.append(is_missing[:, None].expand(-1, count))
+        return torch.cat(tokens, dim=1)
 
     # ---- training ----------------------------------------------------------------------------------------------------
 
@@ -292,7 +304,7 @@ class TokenFusion(StagedTraining):
         features = self.drop_features(batch, generator)
         dropped = self.drop_modalities(features, generator)
         # Behind the encoders, batch normalisation sees no blank images; the original drops before.
-        seen = dropped if self.reference or self.fill == "inputs" else features
+        seen = dropped if self.reference or self.fill != "tokens" else features
         losses = self.loss(self.fuse(self.encode_batch(seen), dropped), dropped)
         self.log_losses("train", losses, len(batch))
         return losses["loss"]

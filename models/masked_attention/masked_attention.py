@@ -51,7 +51,7 @@ class MaskedAttention(TokenFusion):
         others: see :class:`models.masked_attention.base.TokenFusion`.
 
     Raises:
-        ValueError: an argument that is out of range, or ``fill=inputs`` with a mask.
+        ValueError: an argument that is out of range, or ``fill=inputs`` or ``fill=mixed`` with a mask.
     """
 
     def __init__(
@@ -72,8 +72,8 @@ class MaskedAttention(TokenFusion):
         super().__init__(modalities, num_classes, encoders, width=width, **others)
         if gate not in GATES:
             raise ValueError(f"gate={gate}: must be one of {', '.join(GATES)}")
-        if self.fill == "inputs" and mask_mode != "none":
-            raise ValueError(f"fill=inputs: nothing is left to mask, set mask_mode=none instead of {mask_mode}")
+        if self.fill != "tokens" and mask_mode != "none":
+            raise ValueError(f"fill={self.fill}: nothing is left to mask, set mask_mode=none instead of {mask_mode}")
         self.mask_mode, self.gate = mask_mode, gate
         modality = [i for i, count in enumerate(self.tokens_per_modality) for _ in range(count)]
         self.register_buffer("modality_of_token", torch.tensor(modality), persistent=False)

@@ -1,6 +1,6 @@
 """Baselines of the masked-attention model without attention (docs/reference/masked-attention.md §3.11): a perceptron on
-the tokens of all modalities, side by side ("Zeros") or their maximum or sum. What is missing enters the encoders as
-zeros.
+the tokens of all modalities, side by side ("Zeros") or their maximum or sum. As published (``fill=mixed``), a missing
+image enters its encoder as zeros, and the tokens of a missing table are zeros.
 
 ``reference`` is that of :class:`models.masked_attention.base.TokenFusion`.
 """

@@ -42,7 +42,7 @@ class TokenUnimodal(StagedTraining, Unimodal):
     def encode(self, inputs: Mapping[str, Tensor], cells: Mapping[str, Tensor] | None = None) -> Tensor:
         """Inputs -> (B, 1, N * W) of a table, (B, 1, W) of another modality."""
         name = self.modality.name
-        tokens = self.encode_one(name, inputs[name], cells)
+        tokens = self.encode_one(name, inputs, cells)
         if not self.flattens:
             return tokens.mean(1, keepdim=True)
         if cells and name in cells and cells[name].shape[1] == tokens.shape[1] and not self.reference:

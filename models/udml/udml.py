@@ -34,8 +34,8 @@ it does something that it does not intend; each has a switch, ``reference=true``
 
 In both the dependency is a buffer of the checkpoint (the release evaluates a reloaded model with 32 and 10), it is
 measured on rows that have everything, and the best epoch is chosen on validation data, among those whose training had
-the weights (the release: from the second noisy epoch on, on test data). The last, smaller batch of an epoch counts; the
-release drops it. ``max_deviation`` bounds the
+the weights (the release, and ``reference=true``: from the second noisy epoch on, 51 counted from 0; the release chooses
+it on test data). The last, smaller batch of an epoch counts; the release drops it. ``max_deviation`` bounds the
 standard deviations: inputs at level 11 are tens of deviations away from clean ones, and exp(log variance) overflows in
 their first batch otherwise. The release has such a bound for audio, whose value it does not give; 10 is ours. Not taken
 over: a regression loss of infinity counts as 0.
@@ -47,6 +47,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -56,7 +57,7 @@ from datasets.base import Batch, Modality
 from models.base import Prediction, classification_loss
 from models.baselines.base import Baseline
 from models.baselines.decisions import mean_where, row_losses
-from models.encoders.residual import check_rows
+from models.layers.batch_norm import BatchNorm1d, apply_to_observed
 from models.udml.heads import HEADS
 
 log = logging.getLogger(__name__)
@@ -132,7 +133,7 @@ class ProbabilisticHead(nn.Module):
         super().__init__()
         names = ("mean", "log_variance") if probabilistic else ("mean",)
         self.linears = nn.ModuleDict({name: nn.Linear(width_in, width) for name in names})
-        self.norms = nn.ModuleDict({name: nn.BatchNorm1d(width) for name in names})
+        self.norms = nn.ModuleDict({name: BatchNorm1d(width) for name in names})
         self.bound = None if max_deviation is None else 2 * math.log(max_deviation)
         for linear in self.linears.values():
             assert isinstance(linear, nn.Linear)
@@ -140,7 +141,6 @@ class ProbabilisticHead(nn.Module):
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
         flat = tokens.flatten(0, 1)
-        check_rows(self, flat)
         found = {name: self.norms[name](f(flat)).unflatten(0, tokens.shape[:2]) for name, f in self.linears.items()}
         log_variance = found.get("log_variance")
         if log_variance is not None and self.bound is not None:
@@ -153,7 +153,8 @@ class UDML(Baseline):
     the noise levels and the dependency have set in.
 
     Predictions carry ``fusion_weights`` (B, M), ``predicted_level`` (B, M; NaN in evaluation where the modality is
-    missing; absent without an estimator), and ``unimodal_logits`` (B, M, C).
+    missing; absent without an estimator), and ``unimodal_logits`` (B, M, C), whose accuracies stage test reports as
+    ``UDML/<modality>``, as the release prints them: the same head with the features of the others at 0.
 
     Args:
         encoders: modality name -> module whose output is tokens (B, N, D_m), with the attribute ``width`` where D_m is
@@ -180,6 +181,7 @@ class UDML(Baseline):
         ValueError: a choice that there is not.
     """
 
+    reports_unimodal = True
     dependency: Tensor
     active: Tensor
 
@@ -267,18 +269,22 @@ class UDML(Baseline):
         """Inputs (B, ...) per modality -> its tokens as Gaussians."""
         found = {}
         for name, encoder in self.encoders.items():
-            x = inputs[name]
-            frames = x.shape[1] if x.ndim == 5 else 1
-            if cells and name in cells:
-                tokens = encoder(x, missing=cells[name])
-            else:
-                tokens = encoder(x.flatten(0, 1) if x.ndim == 5 else x)
-            mean, log_variance = self.gaussians[name](tokens)
-            shape = (len(x), frames)
-            found[name] = Gaussian(
-                mean.unflatten(0, shape), None if log_variance is None else log_variance.unflatten(0, shape)
-            )
+            function = partial(self._mean_and_log_variance, name)
+            mean, *log_variance = apply_to_observed(
+                function, inputs, name, cells, (encoder, self.gaussians[name])
+            ).unbind(1)
+            found[name] = Gaussian(mean, log_variance[0] if log_variance else None)
         return found
+
+    def _mean_and_log_variance(self, name: str, x: Tensor, missing: Tensor | None = None) -> Tensor:
+        """One modality (R, ...) -> (R, 2, T, N, D), or (R, 1, T, N, D) without variances."""
+        encoder, shape = self.encoders[name], (len(x), x.shape[1] if x.ndim == 5 else 1)
+        if missing is not None:
+            tokens = encoder(x, missing=missing)
+        else:
+            tokens = encoder(x.flatten(0, 1) if x.ndim == 5 else x)
+        parts = [part.unflatten(0, shape) for part in self.gaussians[name](tokens) if part is not None]
+        return torch.stack(parts, dim=1)
 
     def pooled(self, distributions: Mapping[str, Gaussian]) -> Tensor:
         """Samples (in evaluation means) and deviations, averaged over frames and tokens: (B, M, 2, D). Without
@@ -361,7 +367,7 @@ class UDML(Baseline):
         inputs, cells = (
             (batch.inputs, None)
             if batch.complete
-            else (batch.observed(), self.cells(batch.missing, batch.feature_missing))
+            else (self.observed_inputs(batch), self.cells(batch.missing, batch.feature_missing))
         )
         distributions = self.distributions(inputs, cells)
         encoded = self.pooled(distributions)
@@ -370,7 +376,7 @@ class UDML(Baseline):
             prediction = self.fuse(encoded, batch)
             fused, losses = prediction.features, self.loss(prediction, batch)
         else:
-            masks = self.masks.draw(batch.missing, self.mask_generator(batch_index))
+            masks = self.masks.draw(self.absent(batch), self.mask_generator(batch_index))
             losses = self.losses_under(encoded, batch, masks)
         there = ~self.absent(batch)
         if self.probabilistic and self.beta:

@@ -1,0 +1,120 @@
+"""Batch normalisation that neither missing content nor the size of the last batch can break.
+
+Two rules, for every encoder with batch statistics and every method that trains one:
+
+- rows whose modality is missing are not encoded, so that no blanks enter the statistics (:func:`apply_to_observed`);
+- where training gives a layer one value per channel, which has no variance, the layer uses its running statistics and
+  leaves them as they are (:class:`BatchNorm1d`, :class:`BatchNorm2d`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def _has_one_value_per_channel(x: Tensor) -> bool:
+    return x.numel() == x.shape[1]
+
+
+def _by_running_statistics(norm: _BatchNorm, x: Tensor) -> Tensor:
+    return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
+
+
+class BatchNorm1d(nn.BatchNorm1d):
+    """:class:`torch.nn.BatchNorm1d` that accepts one value per channel in training, see the module."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.training and self.running_mean is not None and _has_one_value_per_channel(input):
+            return _by_running_statistics(self, input)
+        return super().forward(input)
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """:class:`torch.nn.BatchNorm2d` that accepts one value per channel in training, see the module."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.training and self.running_mean is not None and _has_one_value_per_channel(input):
+            return _by_running_statistics(self, input)
+        return super().forward(input)
+
+
+def accept_single_values(module: nn.Module) -> nn.Module:
+    """Give every plain PyTorch batch normalisation of a network, in place, the rule for one value per channel.
+
+    Weights, their names and all other results stay. Use it for networks that are built elsewhere.
+    """
+    for part in module.modules():
+        if type(part) is nn.BatchNorm1d:
+            part.__class__ = BatchNorm1d
+        elif type(part) is nn.BatchNorm2d:
+            part.__class__ = BatchNorm2d
+    return module
+
+
+class ObservedInputs(dict[str, Tensor]):
+    """Inputs of a training batch of which some rows are missing, overwritten by zeros.
+
+    Attributes:
+        is_observed: modality name -> (B,) bool, True where the row has content.
+    """
+
+    def __init__(self, inputs: Mapping[str, Tensor], is_observed: Mapping[str, Tensor]) -> None:
+        super().__init__(inputs)
+        self.is_observed = dict(is_observed)
+
+
+def has_batch_statistics(*modules: nn.Module) -> bool:
+    """Whether the output for a row depends, in the present mode, on the other rows of its batch."""
+    return any(isinstance(part, _BatchNorm) and part.training for module in modules for part in module.modules())
+
+
+@contextmanager
+def frozen_statistics(*modules: nn.Module) -> Iterator[None]:
+    """Normalise by the running statistics, which stay as they are."""
+    norms = [m for module in modules for m in module.modules() if isinstance(m, _BatchNorm) and m.training]
+    for norm in norms:
+        norm.eval()
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.train()
+
+
+def apply_to_observed(
+    function: Callable[..., Tensor],
+    inputs: Mapping[str, Tensor],
+    name: str,
+    cells: Mapping[str, Tensor] | None = None,
+    modules: tuple[nn.Module, ...] = (),
+) -> Tensor:
+    """Encode one modality; with batch statistics, only the rows that have it.
+
+    Args:
+        function: content (R, ...) of the modality, and ``missing`` (R, F) where ``cells`` has an entry -> (R, ...).
+        inputs: modality name -> (B, ...); rows are left out only of :class:`ObservedInputs`.
+        name: of the modality.
+        cells: table name -> (B, F) bool, cells that are hidden from the encoder.
+        modules: networks that ``function`` runs; none = it is a module itself.
+
+    Returns:
+        (B, ...). Rows without content hold zeros where they were left out, and no gradient; a batch in which no row
+        has the modality is normalised by the running statistics.
+    """
+    x, missing = inputs[name], None if cells is None else cells.get(name)
+    networks = modules or (function,)
+    if not isinstance(inputs, ObservedInputs) or not has_batch_statistics(*networks):
+        return function(x) if missing is None else function(x, missing=missing)
+    rows = inputs.is_observed[name].nonzero()[:, 0]
+    if len(rows) == len(x):
+        return function(x) if missing is None else function(x, missing=missing)
+    if not len(rows):
+        with frozen_statistics(*networks):
+            return function(x) if missing is None else function(x, missing=missing)
+    encoded = function(x[rows]) if missing is None else function(x[rows], missing=missing[rows])
+    return encoded.new_zeros(len(x), *encoded.shape[1:]).index_put((rows,), encoded)

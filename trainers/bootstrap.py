@@ -1,0 +1,143 @@
+"""Paired bootstrap over test rows: metrics of many resamples of the rows of one set of predictions."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from utils.metrics import METRICS, RATIOS, log_odds, metric_names
+
+log = logging.getLogger(__name__)
+
+DRAWS = 1000
+SEED = 0
+# Rows x classes of which an AUROC is resampled: above, the 1000 resamples of one file take minutes.
+AUROC_CELLS = 400_000
+CHUNK_CELLS = 2**24
+
+
+def row_counts(rows: int) -> Iterator[np.ndarray]:
+    """How often each resample holds each row, some resamples at a time; equal for equal ``rows``, which pairs models.
+
+    Yields:
+        (B, N) float64; the B add up to :data:`DRAWS`.
+    """
+    rng = np.random.default_rng([SEED, rows])
+    size = min(max(CHUNK_CELLS // rows, 1), DRAWS)
+    for start in range(0, DRAWS, size):
+        drawn = rng.integers(rows, size=(min(size, DRAWS - start), rows))
+        yield np.stack([np.bincount(draw, minlength=rows) for draw in drawn]).astype(np.float64)
+
+
+def resampled(data: Mapping[str, np.ndarray], metric: str) -> np.ndarray | None:
+    """A metric on every resample of the rows.
+
+    Args:
+        data: ``logits`` (N, C) and ``target`` (N,), or (N, C) of several labels (< 0 = not labelled).
+        metric: of :data:`utils.metrics.METRICS`.
+
+    Returns:
+        (DRAWS,) values, NaN where a resample defines none; None for other metrics, and for an AUROC of so many rows
+        and classes that it would take too long, which is logged.
+    """
+    logits, target = torch.from_numpy(data["logits"]), torch.from_numpy(data["target"])
+    task = "multilabel" if target.ndim == 2 else "multiclass"
+    if metric not in METRICS or metric not in metric_names(task) or not len(target):
+        return None
+    if metric.startswith("auroc") and logits.numel() > AUROC_CELLS:
+        log.warning(
+            "report: no bootstrap of %s on %d rows and %d classes, which would take too long: tests.csv is empty there",
+            *(metric, *logits.shape),
+        )
+        return None
+    value = _of_labels(logits, target, metric) if target.ndim == 2 else _of_classes(logits, target, metric)
+    return np.concatenate([value(torch.from_numpy(counts)).numpy() for counts in row_counts(len(target))])
+
+
+def _auroc(scores: Tensor, is_positive: Tensor, row: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+    """Counts (B, N) -> AUROC (B,); ties count one half.
+
+    Args:
+        scores, is_positive: (K,). row: (K,) the row of each, by default all rows in order.
+    """
+    _, group = scores.double().unique(return_inverse=True)
+    groups = int(group.max()) + 1 if len(group) else 1
+
+    def value(counts: Tensor) -> Tensor:
+        weights = counts if row is None else counts[:, row]
+        zeros = counts.new_zeros(len(counts), groups)
+        positive = zeros.index_add(1, group[is_positive], weights[:, is_positive])
+        negative = zeros.index_add(1, group[~is_positive], weights[:, ~is_positive])
+        below = negative.cumsum(1) - negative / 2
+        return (positive * below).sum(1) / (positive.sum(1) * negative.sum(1))
+
+    return value
+
+
+def _of_classes(logits: Tensor, target: Tensor, metric: str) -> Callable[[Tensor], Tensor]:
+    classes = logits.shape[1]
+    if metric == "auroc":
+        scores = log_odds(logits)
+        chosen = [1] if classes == 2 else range(classes)
+        parts = [_auroc(scores[:, c], target == c) for c in chosen]
+        return lambda counts: torch.stack([part(counts) for part in parts]).nanmean(0)
+    if metric == "ece":
+        confidence, guess = logits.float().softmax(1).clamp(max=1 - 2.0**-24).max(1)
+        bins = torch.nn.functional.one_hot((confidence * 15).long().clamp(max=14), 15).double()
+        gap = bins * (confidence.double() - (guess == target).double())[:, None]
+        return lambda counts: (counts @ gap).abs().sum(1) / counts.sum(1)
+    hot = torch.nn.functional.one_hot
+    guess_hot, true_hot = (hot(part, classes).double() for part in (logits.argmax(1), target))
+
+    def value(counts: Tensor) -> Tensor:
+        right, guessed, true = counts @ (guess_hot * true_hot), counts @ guess_hot, counts @ true_hot
+        n = counts.sum(1)
+        if metric == "accuracy":
+            return right.sum(1) / n
+        if metric == "f1_macro":
+            return (2 * right / (guessed + true)).nanmean(1)
+        if metric == "mcc":
+            over = ((n**2 - guessed.square().sum(1)) * (n**2 - true.square().sum(1))).sqrt()
+            value = (right.sum(1) * n - (guessed * true).sum(1)) / over
+            return torch.where(over > 0, value, 0.0)
+        recall = right / true
+        return recall.nanmean(1) if metric == "recall_macro" else recall.log().nanmean(1).exp()
+
+    return value
+
+
+def _of_labels(logits: Tensor, target: Tensor, metric: str) -> Callable[[Tensor], Tensor]:
+    labelled, true, guess = target >= 0, target > 0, logits > 0
+    if metric == "f1_samples":
+        guess &= labelled
+        each = 2 * (guess & true).sum(1) / (guess.sum(1) + true.sum(1)).clamp(min=1)
+        has_label = labelled.any(1).double()
+        return lambda counts: (counts @ (each * has_label)) / (counts @ has_label)
+    kinds = (guess & true, guess & ~true & labelled, ~guess & ~true & labelled, ~guess & true)
+    cells = [kind.double() for kind in kinds]  # tp, fp, tn, fn, (N, C) each
+    measure, _, average = metric.partition("_")
+    average = average or ("macro" if measure == "auroc" else "micro")
+    areas = []
+    if measure == "auroc":
+        columns = [labelled[:, c].nonzero()[:, 0] for c in range(logits.shape[1])]
+        areas = [_auroc(logits[rows, c], true[rows, c], rows) for c, rows in enumerate(columns)]
+        rows, column = labelled.nonzero(as_tuple=True)
+        if average == "micro":
+            return _auroc(logits[rows, column], true[rows, column], rows)
+
+    def value(counts: Tensor) -> Tensor:
+        tp, fp, tn, fn = (counts @ cell for cell in cells)
+        if average == "micro":
+            return RATIOS[measure](*(part.sum(1) for part in (tp, fp, tn, fn)))
+        values = torch.stack([area(counts) for area in areas], 1) if areas else RATIOS[measure](tp, fp, tn, fn)
+        values = torch.where((tp + fn == 0) | (fp + tn == 0), torch.nan, values)
+        if average == "macro":
+            return values.nanmean(1)
+        weights = torch.where(values.isnan(), 0.0, tp + fn)
+        return (weights * values.nan_to_num()).sum(1) / weights.sum(1)
+
+    return value
