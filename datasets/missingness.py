@@ -365,8 +365,8 @@ def parse_scenario(spec: str | Mapping[str, Any]) -> Scenario:
         f"unknown missing scenario '{text}': {hint}known are none, whole_12, random_0.8, random_global_0.8, "
         "random_bernoulli_0.8, table_value_0.8, table_feature_0.8, table_MI_0.8, table_LI_0.8, "
         "image_text_both_0.7, image_text_text_0.7, image_text_image_0.7, image_text_running_both_0.7, nested_0_0.25, "
-        "file:masks.csv, "
-        "file:masks.npy, file:table.pt, noise_gaussian_4_all, noise_gaussian_4_all+random_0.4 and subsets"
+        "file:masks.csv, file:masks.npy, file:table.pt, noise_gaussian_4_all, noise_gaussian_4_all+random_0.4 and "
+        "subsets"
     )
 
 

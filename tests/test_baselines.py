@@ -634,26 +634,26 @@ def mixture(composed: Callable[..., DictConfig], *overrides: str) -> DictConfig:
 
 
 def test_parts_with_another_option_have_run_directories_of_their_own(composed) -> None:
-    """Late fusion of parts with little feature dropout beside one of parts with more: neither is refused, and neither
+    """Late fusion of parts with more feature dropout beside one of parts with less: neither is refused, and neither
     loses its parts to the other, with overwrite or without."""
 
     def context(*overrides: str) -> Context:
         return Context(composed("model=Late", *RUN, *PARTS, WARM[0], "stages=[fit]", *overrides))
 
     pipeline.run(context().cfg)
-    changed = ["model.unimodal.module.feature_dropout=0.3", "overwrite=true"]
+    changed = ["model.unimodal.module.feature_dropout=0.5", "overwrite=true"]
     pipeline.run(context("model.name=Late_other", *changed).cfg)
     usual, other, third = context(), context(*changed), context("model.name=Late_third", *changed)
     for label, part in other.prerequisites.items():
         same, different = usual.prerequisites[label].trained.path, part.trained.path
-        assert same.parent.parent.name == f"TokenUnimodal_{label.removeprefix('unimodal_')}"
+        assert same.parent.parent.name == f"TokenUnimodal_Late_{label.removeprefix('unimodal_')}"
         assert re.fullmatch(rf"{same.parent.parent.name}-[0-9a-f]{{8}}", different.parent.parent.name)
         assert different.parent.parent.parent == same.parent.parent.parent
         rates = [
             json.loads((path / "stages" / "fit.json").read_text())["settings"]["model"]["module"]["feature_dropout"]
             for path in (same, different)
         ]
-        assert rates == [0.5, 0.3]
+        assert rates == [0.3, 0.5]
         assert third.prerequisites[label].trained.path == different, "the same option finds its parts again"
 
 

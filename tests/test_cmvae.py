@@ -135,7 +135,9 @@ def test_published_networks_and_an_original_file(method: str, parameters: int, e
     cfg.imputer = imputer
     cfg.imputer.checkpoint = str(tmp_path / "model.pt")
     context = Context(cfg)
-    context.__dict__["data"] = SimpleNamespace(modalities=modalities(5), modality_names=[f"m{i}" for i in range(5)])
+    context.__dict__["data"] = SimpleNamespace(
+        modalities=modalities(5), modality_names=[f"m{i}" for i in range(5)], describe_inputs=lambda: {"classes": []}
+    )
     found = context.load_imputer()
     assert type(found) is METHODS[method] and sum(p.numel() for p in found.parameters()) == parameters
     assert len(found.state_dict()) == len(state) == entries

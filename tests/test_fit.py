@@ -155,6 +155,8 @@ def test_the_terminal_table_has_rates_and_daggers() -> None:
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_logits_that_are_not_finite_are_no_result(value: float) -> None:
     class Broken(torch.nn.Module):
+        reports_unimodal = False
+
         def forward(self, batch: Batch) -> Prediction:
             hit = batch.missing[:, 1] & (batch.index > 3)
             return Prediction(
@@ -409,5 +411,5 @@ def test_a_share_of_less_than_one_batch_is_refused_before_training(composed, tmp
     with pytest.raises(UserError, match=message):
         pipeline.run(composed(*TINY, "model.training.max_epochs=1", limit, f"paths.output={tmp_path / 'out'}"))
     assert not (tmp_path / "out").exists()
-    enough = composed(*TINY, f"{key}={'0.25' if 'train' in key else '1.0'}")
+    enough = composed(*TINY, f"{key}={'0.25' if 'limit_train' in key else '1.0'}")
     assert not pipeline.empty_limits(Context(enough), ["fit"])

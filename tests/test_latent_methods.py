@@ -17,6 +17,7 @@ from models.baselines.flex_moe import DenseMixture, routing_loss
 from models.baselines.multi_ae import decoder, reconstruction_error
 from models.baselines.online_mae import OnlineMAE, reconstruction, standardised
 from models.baselines.simmlm import ranking_loss
+from models.imputers.mopoe import VARIANCE_FLOOR
 from tests.test_baselines import METHODS, SMALL_ENCODERS, build, generator, some_batch, spoilt
 from tests.tolerances import batch_bound
 from utils.errors import UserError
@@ -184,7 +185,7 @@ def test_mopoe_classification_reads_the_product_of_gaussians(family: str) -> Non
             if not batch.missing[row, i]:
                 mu, logvar = model.imputer.encoders[i](batch.inputs[name][row : row + 1])[:2]
                 means.append(mu[0])
-                precisions.append((-logvar[0]).exp())
+                precisions.append(1 / (logvar[0].exp() + VARIANCE_FLOOR))
         if not batch.missing[row].any():
             means.append(torch.zeros_like(means[0]))
             precisions.append(torch.ones_like(means[0]))

@@ -428,7 +428,13 @@ def test_what_does_not_go_together_is_said(composed: Callable[..., DictConfig]) 
     with pytest.raises(ValueError, match="rule=median"):
         LateFusion(PARTS, CLASSES, {}, prerequisites={}, rule="median")
     with pytest.raises(UserError, match=r"model\.unimodal\.training\.warmup_epochs=50: none of 5 epochs"):
-        validate(composed("model=MaskedAttention", "model.unimodal.training.max_epochs=5"))
+        validate(
+            composed(
+                "model=MaskedAttention",
+                "model.unimodal.training.max_epochs=5",
+                "model.unimodal.training.warmup_epochs=50",
+            )
+        )
 
 
 # ----------------------------------------------------------------------------------------------------------- baselines

@@ -44,7 +44,12 @@ def configured(family: str, recipe: str = "", **module: Any) -> DictConfig:
 
 def data_of(family: str, modalities: list[Modality] | None = None) -> Any:
     modalities = modalities or FAMILIES[family]
-    return SimpleNamespace(modalities=modalities, modality_names=[m.name for m in modalities])
+    names = [m.name for m in modalities]
+    inputs = {
+        "classes": [],
+        "modalities": [{"name": m.name, "kind": m.kind, "shape": list(m.shape)} for m in modalities],
+    }
+    return SimpleNamespace(modalities=modalities, modality_names=names, describe_inputs=lambda: inputs)
 
 
 def narrow(family: str, cfg: DictConfig, base: int) -> DictConfig:

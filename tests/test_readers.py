@@ -446,10 +446,17 @@ def test_attention_is_drawn_over_photographs_that_exist(tmp_path: Path, monkeypa
     asked: list[int] = []
     rows = data.rows
     monkeypatch.setattr(data, "rows", lambda split, r, device: (asked.extend(r.tolist()), rows(split, r, device))[1])
-    context = SimpleNamespace(
-        data=data, device="cpu", label="CMPT", load_model=PlainCMPT, cfg=OmegaConf.create({"dataset": {"name": "A"}})
-    )
-    figures.attention(context, 6)  # type: ignore[arg-type]
+    mask, _ = data.masks("test", parse_scenario("none"))
+    n = len(mask)
+    arrays = {"index": np.arange(n), "target": np.zeros(n, dtype=int), "logits": np.eye(2)[np.zeros(n, dtype=int)]}
+    run = SimpleNamespace(dataset="A")
+    monkeypatch.setattr(figures, "load_pair", lambda *_: (run, [arrays, arrays]))
+    monkeypatch.setattr(figures, "sorted_predictions", lambda *_: {"missing": mask})
+    monkeypatch.setattr(figures, "hidden_modalities", lambda *_: [])
+    cfg = OmegaConf.create({"dataset": {"name": "A"}})
+    directory = SimpleNamespace(path=tmp_path)
+    context = SimpleNamespace(data=data, device="cpu", label="CMPT", load_model=PlainCMPT, cfg=cfg, directory=directory)
+    figures.attention(context, tmp_path, "none", 6)  # type: ignore[arg-type]
     assert asked == [0, 2, 4]
     plt.close("all")
 

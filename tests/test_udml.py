@@ -439,8 +439,8 @@ def test_the_loss_is_the_sum_of_its_terms(task: str) -> None:
     loss = model.training_step(batch, 0)
     model.dependency.copy_(torch.tensor([1.0, 2, 3]))
     torch.manual_seed(4)
-    # Missing content is 0 for the batch normalisation, as for every encoder that has one.
-    distributions = model.distributions(batch.observed())
+    # Missing content takes no part in the batch normalisation.
+    distributions = model.distributions(model.observed_inputs(batch), model.cells(batch.missing, batch.feature_missing))
     prediction = model.fuse(model.pooled(distributions), batch)
     assert batch.noise_level is not None
 
