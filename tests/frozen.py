@@ -1,6 +1,6 @@
 """Record what the code computes, and compare two records: for changes that must not change a number.
 
-    python -m tests.frozen record FOLDER          # about half an hour on one core; continues where it was interrupted
+    python -m tests.frozen record FOLDER [PATTERN]  # runs whose name matches; continues where it was interrupted
     python -m tests.frozen compare OLD NEW        # prints every difference; the exit status is 1 if there is one
 
 A record holds the resolved configuration of every model, imputer, experiment and schedule with every data set; for
@@ -19,12 +19,12 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from tests.makers import make_image_table, make_polymnist_folder
 from tests.test_baselines import METHODS, ONLY
@@ -35,6 +35,8 @@ from utils.build import register_resolvers
 
 # Old spelling -> new spelling: regular expressions for flattened configuration keys, values and state-dict keys.
 RENAMED: dict[str, str] = {}
+# Keys of a resolved configuration that only the new record has.
+ADDED: tuple[str, ...] = ()
 DIGITS_METHODS = ("DyMo", "ModDrop", "MAP", "QMF", "MUSE", "LogitAverage")
 IMPUTERS = {"Digits": ("MoPoE", "CMVAE", "MMVAEPlus", "Mean"), "CAD": ("TIP", "IMI")}
 SMALL_IMPUTERS = {
@@ -64,10 +66,18 @@ def compositions() -> Iterator[list[str]]:
         yield [f"+experiment={experiment}", "dataset=Food101", "model=CMPT"]
 
 
+def data_module(cfg: DictConfig) -> dict[str, Any]:
+    """Class and arguments of the data module, without those that the program sets itself."""
+    return cast(dict[str, Any], OmegaConf.to_container(cfg.dataset.module, resolve=True))
+
+
 def resolved(overrides: list[str]) -> dict[str, Any]:
-    """The values of a composed configuration, or the message of the error where it does not compose."""
+    """The values of a composed configuration, or the error where it does not compose."""
     try:
-        return flat(OmegaConf.to_container(configure(*overrides), resolve=True))
+        cfg = configure(*overrides)
+        values = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
+        values["dataset"]["module"] = data_module(cfg)
+        return flat(values)
     except Exception as error:  # experiments for other data sets do not compose
         return {"error": type(error).__name__}
 
@@ -133,8 +143,12 @@ def record_run(overrides: list[str], target: Path) -> None:
     np.savez_compressed(target, **arrays)
 
 
-def record(folder: Path) -> None:
-    """Everything into ``folder``; what is there already is kept."""
+def record(folder: Path, pattern: str = "") -> None:
+    """Record into ``folder``; what is there already is kept.
+
+    Args:
+        pattern: regular expression of the runs to make, for example ``PolyMNIST-`` or ``-ModDrop$``; empty = all.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "configurations.json").exists():
         values = {" ".join(overrides): resolved(overrides) for overrides in compositions()}
@@ -142,7 +156,7 @@ def record(folder: Path) -> None:
     failures = {}
     for name, overrides in runs(folder):
         target = folder / f"{name}.npz"
-        if target.exists():
+        if target.exists() or not re.search(pattern, name):
             continue
         try:
             record_run(overrides, target)
@@ -152,7 +166,7 @@ def record(folder: Path) -> None:
         print(name, failures.get(name, ""), flush=True)
     for model in DIGITS_METHODS:
         target = folder / f"digits_{model}.csv"
-        if not target.exists():
+        if not target.exists() and re.search(pattern, target.stem):
             small = ["dataset.train_pairings=1", "imputer=Mean", "name=digits", "trainer=cpu"]
             small += [f"paths.output={folder / 'runs'}", "dataset.baselines.max_epochs=1"]
             small += [f"paths.cache={folder.parent / 'frozen_data' / 'cache'}", "trainer.enable_progress_bar=false"]
@@ -181,7 +195,7 @@ def compare(old: Path, new: Path) -> list[str]:
         expected = {renamed(key): renamed(json.dumps(value)) for key, value in values.items()}
         actual = {key: json.dumps(value) for key, value in after[name].items()}
         for key in sorted(expected.keys() | actual.keys()):
-            if expected.get(key) != actual.get(key):
+            if expected.get(key) != actual.get(key) and key not in ADDED:
                 differences.append(f"configuration {name}: {key}: {expected.get(key)} -> {actual.get(key)}")
     for file in sorted([*old.glob("*.npz"), *old.glob("*.error")]):
         other = new / file.name
@@ -210,15 +224,16 @@ def compare(old: Path, new: Path) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["record", "compare"])
-    parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("arguments", nargs="+", help="FOLDER [PATTERN], or OLD NEW")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     register_resolvers()
     logging.disable(logging.WARNING)
     if arguments.command == "record":
-        record(arguments.folders[0].resolve())
+        folder, *pattern = arguments.arguments
+        record(Path(folder).resolve(), *pattern)
         return 0
-    differences = compare(*arguments.folders)
+    differences = compare(*map(Path, arguments.arguments))
     print("\n".join(differences) or "no difference")
     return int(bool(differences))
 
