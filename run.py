@@ -8,11 +8,11 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from trainers.pipeline import run
-from utils.build import register_resolvers
+from trainers.config.resolvers import register_resolvers
+from trainers.config.validate import check_overrides
+from trainers.run import run
 from utils.errors import UserError
 from utils.memory import keep_freed_memory
-from utils.validate import check_overrides
 
 register_resolvers()
 

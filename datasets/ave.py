@@ -16,7 +16,6 @@ import logging
 from pathlib import Path
 
 from datasets.clips import ClipModule, Listing, MediaFolder, find_file, note_counts, read_lines
-from datasets.demo_audio_video import make_ave
 from utils.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -55,7 +54,7 @@ class AVE(ClipModule):
         store: folder of the packed store; not the folder of the raw files.
         root: folder with the videos, or with sounds and frames.
         lists: folder with the three lists, None = ``root``.
-        demo: make and use a small stand-in beside ``root``.
+        demo: ``root`` holds demo data, whose counts are not those of the real ones.
         **kwargs: see :class:`ClipModule`.
     """
 
@@ -63,7 +62,7 @@ class AVE(ClipModule):
     class_names = []
 
     def find_clips(self) -> Listing:
-        root, places = self.places(make_ave)
+        root, places = self.places()
         media = MediaFolder(root, self.fps) if root else None
         if not media:
             raise UserError(

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,331 +17,16 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from datasets.batch import Batch, Modality
+from datasets.loader import Choose, Corrupt, PackedLoader, Transform
 from datasets.missingness import RUNNING, Scenario, forest_ranking
-from datasets.noise import AS_IT_IS, Corruption, Scale, TrainingNoise
+from datasets.noise import Corruption, TrainingNoise
 from datasets.storage import PackedSplit, PackedStore
-from datasets.text import one_hot
 from utils.errors import UserError
 from utils.files import replacing
-from utils.noise import hash_seed
 
 log = logging.getLogger(__name__)
-
-Kind = Literal["image", "text", "table", "audio", "video"]
 SPLITS = ("train", "val", "test")
-Transform = Callable[[dict[str, Tensor], torch.Generator | None], dict[str, Tensor]]
-Choose = Callable[[Tensor, torch.Generator | None], Tensor]
-Corrupt = Callable[["Batch", int], "Batch"]  # batch and epoch -> the batch with noise
-
-
-@dataclass(frozen=True)
-class Modality:
-    """One input of a data set. Its position in the data set's list is its column in ``missing``.
-
-    A text of characters has the shape (L, symbols): stored as uint8 codes (N, L), one-hot rows in a batch. A text of
-    tokens has the shape (L,): stored as int32 ids (N, L), int64 in a batch, padding and nothing else is 0
-    (``datasets/tokens.py``).
-
-    Attributes:
-        cardinalities: levels of the leading, categorical columns of a table; the rest is continuous.
-        columns: names of the columns of a table.
-        vocabulary: number of ids of a text of tokens.
-        scale: what the values mean, for noise.
-    """
-
-    name: str
-    kind: Kind
-    shape: tuple[int, ...]
-    cardinalities: tuple[int, ...] = ()
-    columns: tuple[str, ...] = ()
-    vocabulary: int | None = None
-    scale: Scale = AS_IT_IS
-
-
-@dataclass
-class Batch:
-    """A mini-batch.
-
-    Attributes:
-        inputs: name -> float tensor (B, *modality.shape), int64 of a text of tokens. The content of a missing modality
-            is arbitrary.
-        missing: (B, M) bool, True = missing. A table is also marked where only some of its cells are missing, so that a
-            row with all modalities marked may still have cells.
-        target: (B,) int64, or (B, C) float for multi-label tasks.
-        index: (B,) int64, the row in the split's sorted order.
-        feature_missing: table modality -> (B, F) bool, True = this cell is missing. Counts where the modality is
-            masked in ``missing``; without an entry, a masked table hides all its cells.
-        noise_level: (B, M) float, 1 = clean to 11 = destroyed (:mod:`datasets.noise`); None = all clean.
-        complete: the loader knows, on the host, that nothing is missing (spares a device synchronisation).
-        sources: (B, M) int64, the row that each modality's content was taken from, where pairs are drawn anew; None =
-            ``index`` for all of them.
-    """
-
-    inputs: dict[str, Tensor]
-    missing: Tensor
-    target: Tensor
-    index: Tensor
-    feature_missing: dict[str, Tensor] = field(default_factory=dict)
-    noise_level: Tensor | None = None
-    complete: bool = False
-    sources: Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        def move(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=non_blocking)
-
-        return Batch(
-            {k: move(v) for k, v in self.inputs.items()},
-            move(self.missing),
-            move(self.target),
-            move(self.index),
-            {k: move(v) for k, v in self.feature_missing.items()},
-            None if self.noise_level is None else move(self.noise_level),
-            self.complete,
-            None if self.sources is None else move(self.sources),
-        )
-
-    def replace(self, **changes: Any) -> Batch:
-        """A shallow copy with some fields replaced; of other masks nothing is known that ``complete`` does not say."""
-        if "missing" in changes or "feature_missing" in changes:
-            changes.setdefault("complete", False)
-        return replace(self, **changes)
-
-    def observed(self) -> dict[str, Tensor]:
-        """Inputs with every missing modality and cell overwritten by zeros (never multiplied: NaN * 0 is NaN)."""
-        return hide(self.inputs, self.missing, self.feature_missing)
-
-
-def hide(
-    inputs: Mapping[str, Tensor], missing: Tensor, feature_missing: Mapping[str, Tensor] | None = None
-) -> dict[str, Tensor]:
-    """Overwrite missing content by zeros.
-
-    Args:
-        inputs: name -> (B, ...), in the column order of ``missing``.
-        missing: (B, M) bool, True = missing.
-        feature_missing: table name -> (B, F) bool, see :class:`Batch`.
-    """
-    hidden = {}
-    for column, (name, x) in enumerate(inputs.items()):
-        zero = torch.zeros((), dtype=x.dtype, device=x.device)
-        hidden[name] = torch.where(missing_content(x, name, missing[:, column], feature_missing), zero, x)
-    return hidden
-
-
-def missing_content(
-    x: Tensor, name: str, missing: Tensor, feature_missing: Mapping[str, Tensor] | None = None
-) -> Tensor:
-    """What of one modality is missing, as a mask that broadcasts against its content.
-
-    Args:
-        x: (B, ...) of the modality ``name``.
-        missing: (B,) bool, its column of the mask.
-        feature_missing: table name -> (B, F) bool, see :class:`Batch`.
-
-    Returns:
-        (B, 1, ...) bool, or (B, F) for a table whose cells have a mask of their own.
-    """
-    gone = missing.reshape(-1, *[1] * (x.ndim - 1))
-    if feature_missing and name in feature_missing:
-        gone = gone & feature_missing[name]
-    return gone
-
-
-def _residence(wanted: str, split: PackedSplit, device: torch.device) -> str:
-    """Where the arrays of a split live: on the ``device``, in ``host`` memory, or on disk (``mmap``)."""
-    if wanted != "auto":
-        return wanted
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return "device" if split.nbytes < 0.5 * free else "mmap"
-    return "host" if split.nbytes < 4 * 2**30 else "mmap"
-
-
-class PackedLoader:
-    """Batches of a packed split by index look-up; the stored dtype is converted after the gather, on the device.
-
-    No worker processes: a batch is one ``index_select`` per modality. Arrays that do not fit the device stay
-    memory-mapped; their batches go through pinned memory and are copied asynchronously.
-
-    Args:
-        split: the packed arrays.
-        missing: (N, M) bool mask of the split; None = nothing is missing, and NaN are the caller's to hide.
-        batch_size: rows per batch; the last one may be smaller unless ``drop_last``.
-        shuffle: reshuffle each epoch, from ``seed`` and the epoch set by :meth:`set_epoch` alone (so that a resumed
-            run sees the order that it would have seen).
-        reshuffle_pairs: draw, for each modality and epoch, another item of the same class; a list of names does so for
-            these modalities. Only for data whose modalities share nothing but the label (PolyMNIST, MST): it multiplies
-            the training tuples.
-        jitter: shift each image by up to this many pixels (replicated edges), drawn per row and modality.
-        cells: table name -> (N, F) bool, the missing cells of rows whose table is marked in ``missing``.
-        choose: modality whose items have parts (frames of a clip) -> function of how many parts each row has (R,) and a
-            generator, None in evaluation, which gives the places (R, T) of those to take: the input is (R, T, ...).
-        transform: (inputs, generator) -> inputs, applied to gathered batches; the generator is None in evaluation.
-        corrupt: (batch, epoch) -> batch with noise, applied last.
-        rank, world_size: under DDP each rank sees every ``world_size``-th row.
-        pad: repeat rows so that all ranks have as many; without it every row is seen once.
-    """
-
-    def __init__(
-        self,
-        split: PackedSplit,
-        modalities: Sequence[Modality],
-        missing: np.ndarray | None,
-        batch_size: int,
-        *,
-        shuffle: bool = False,
-        drop_last: bool = False,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-        residence: str = "auto",
-        reshuffle_pairs: bool | Sequence[str] = False,
-        jitter: int = 0,
-        cells: Mapping[str, np.ndarray] | None = None,
-        choose: Mapping[str, Choose] | None = None,
-        transform: Transform | None = None,
-        corrupt: Corrupt | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-        pad: bool = True,
-    ) -> None:
-        self.split, self.modalities, self.batch_size = split, list(modalities), batch_size
-        self.shuffle, self.drop_last, self.seed = shuffle, drop_last, seed
-        self.reshuffle_pairs, self.jitter, self.pad = reshuffle_pairs, jitter, pad
-        self.rank, self.world_size = rank, world_size
-        self.device = torch.device(device)
-        self.residence = _residence(residence, split, self.device)
-        self.epoch = 0
-        store_device = self.device if self.residence == "device" else torch.device("cpu")
-        self.arrays: dict[str, Tensor] = {}
-        self.pointers: dict[str, Tensor] = {}  # which item each row shows, where rows share items
-        self.counts: dict[str, Tensor] = {}  # how many parts each row has, where items have parts ...
-        self.parts: dict[str, int] = {}  # ... and how many there is room for
-        self.choose = dict(choose or {})
-        for m in self.modalities:
-            items, pointers = split.pool(m.name, in_memory=self.residence != "mmap")
-            if (counts := split.counts(m.name)) is not None:
-                self.counts[m.name], self.parts[m.name] = counts.to(store_device), items.shape[1]
-                items = items.flatten(0, 1)
-            self.arrays[m.name] = items.to(store_device)
-            if pointers is not None:
-                self.pointers[m.name] = pointers.to(store_device)
-        self.target = split.read("target").to(store_device)
-        if missing is None:
-            missing = np.zeros((len(split), len(self.modalities)), dtype=bool)
-        elif split.nan_rows is not None:
-            check_rows_without_nan(split.nan_rows, missing, self.modalities)
-        self.complete = not missing.any()
-        self.missing = torch.from_numpy(np.ascontiguousarray(missing)).to(store_device)
-        self.cells = {name: torch.from_numpy(mask).to(store_device) for name, mask in (cells or {}).items()}
-        self.transform, self.corrupt = transform, corrupt
-        if len(self.missing) != len(split):
-            raise ValueError(f"mask has {len(self.missing)} rows, split has {len(split)}")
-
-    def set_epoch(self, epoch: int) -> None:
-        """The epoch whose order the next iteration takes."""
-        self.epoch = epoch
-
-    @property
-    def n_rows(self) -> int:
-        """Rows this rank sees in one epoch."""
-        if self.pad:
-            return -(-len(self.split) // self.world_size)
-        return len(range(self.rank, len(self.split), self.world_size))
-
-    def __len__(self) -> int:
-        return self.n_rows // self.batch_size if self.drop_last else -(-self.n_rows // self.batch_size)
-
-    def __iter__(self) -> Iterator[Batch]:
-        generator = torch.Generator().manual_seed(hash_seed(self.seed, self.epoch))
-        n = len(self.split)
-        order = torch.randperm(n, generator=generator) if self.shuffle else torch.arange(n)
-        if self.world_size > 1:
-            extra = self.n_rows * self.world_size - n if self.pad else 0
-            order = torch.cat([order, order[:extra]])[self.rank :: self.world_size]
-        partners = self._same_class_partners(generator) if self.reshuffle_pairs else None
-        order = order.to(self.target.device)
-        # A stream of its own: what is drawn for augmentation never changes the order, and differs between ranks.
-        augmenting = torch.Generator().manual_seed(hash_seed(self.seed, self.epoch, 3, self.rank))
-        for step in range(len(self)):
-            rows = order[step * self.batch_size : (step + 1) * self.batch_size]
-            yield self.gather(rows, partners, generator, augmenting if self.shuffle else None)
-
-    def gather(
-        self,
-        rows: Tensor,
-        partners: dict[str, Tensor] | None = None,
-        generator: torch.Generator | None = None,
-        augmenting: torch.Generator | None = None,
-    ) -> Batch:
-        """The batch of some rows (R,); with a generator, images are jittered, and ``augmenting`` goes to the
-        transform."""
-        inputs = {}
-        for m in self.modalities:
-            source = partners[m.name][rows] if partners and m.name in partners else rows
-            counts = self.counts[m.name][source] if m.name in self.counts else None
-            if m.name in self.pointers:
-                source = self.pointers[m.name][source]
-            if counts is not None:
-                source = source[:, None] * self.parts[m.name] + self.choose[m.name](counts, augmenting).to(
-                    source.device
-                )
-            x = self._to_device(self.arrays[m.name].index_select(0, source.flatten()))
-            x = x.unflatten(0, source.shape)
-            if m.kind == "text" and x.dtype == torch.uint8:
-                x = one_hot(x, m.shape[-1])
-            elif m.kind == "text" and not x.is_floating_point():
-                x = x.long()
-            x = x.float().div_(255) if x.dtype == torch.uint8 else x
-            if m.kind == "image" and self.device.type == "cpu":
-                x = x.contiguous(memory_format=torch.channels_last)  # convolutions on the CPU are faster so
-            if self.jitter and m.kind == "image" and generator is not None:
-                x = self._shift(x, generator)
-            inputs[m.name] = x
-        if self.transform is not None:
-            inputs = self.transform(inputs, augmenting)
-        batch = Batch(
-            inputs,
-            self._to_device(self.missing.index_select(0, rows)),
-            self._to_device(self.target.index_select(0, rows)),
-            self._to_device(rows),
-            {name: self._to_device(mask.index_select(0, rows)) for name, mask in self.cells.items()},
-            complete=self.complete,
-            sources=self._to_device(self._sources(rows, partners)) if partners else None,
-        )
-        return batch if self.corrupt is None else self.corrupt(batch, self.epoch)
-
-    def _sources(self, rows: Tensor, partners: Mapping[str, Tensor]) -> Tensor:
-        return torch.stack([partners[m.name][rows] if m.name in partners else rows for m in self.modalities], dim=1)
-
-    def _to_device(self, x: Tensor) -> Tensor:
-        if x.device == self.device:
-            return x
-        return (x.pin_memory() if self.device.type == "cuda" else x).to(self.device, non_blocking=True)
-
-    def _same_class_partners(self, generator: torch.Generator) -> dict[str, Tensor]:
-        target = self.target.cpu()
-        by_class = [torch.nonzero(target == c).flatten() for c in range(int(target.max()) + 1)]
-        partners = {}
-        for m in self.modalities:
-            if not isinstance(self.reshuffle_pairs, bool) and m.name not in self.reshuffle_pairs:
-                continue
-            partner = torch.empty(len(target), dtype=torch.long)
-            for rows in by_class:
-                partner[rows] = rows[torch.randperm(len(rows), generator=generator)]
-            partners[m.name] = partner.to(self.target.device)
-        return partners
-
-    def _shift(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        b, _, h, w = x.shape
-        dy, dx = torch.randint(-self.jitter, self.jitter + 1, (2, b), generator=generator).to(x.device)
-        rows = (torch.arange(h, device=x.device) + dy[:, None]).clamp_(0, h - 1)
-        columns = (torch.arange(w, device=x.device) + dx[:, None]).clamp_(0, w - 1)
-        b_index = torch.arange(b, device=x.device)
-        return x[b_index[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 def _describe_columns(
@@ -364,25 +48,6 @@ def _describe_columns(
             column["scaling"] = [float(value) for value in scaling[name]]
         columns.append(column)
     return columns
-
-
-def check_rows_without_nan(nan_rows: np.ndarray, missing: np.ndarray, modalities: Sequence[Modality]) -> None:
-    """Refuse NaN in content that is observed.
-
-    Args:
-        nan_rows: (N, M) bool, True where the stored content holds a NaN.
-        missing: (N, M) bool.
-
-    Raises:
-        UserError: names the first row and modality.
-    """
-    bad = np.argwhere(nan_rows & ~missing)
-    if len(bad):
-        row, column = bad[0]
-        raise UserError(
-            f"row {row} of modality '{modalities[column].name}' holds NaN but is marked as observed "
-            f"({len(bad)} such cells): mark it missing in the mask, or mend the source file and prepare again"
-        )
 
 
 class MultimodalDataModule(pl.LightningDataModule):
@@ -677,7 +342,9 @@ class MultimodalDataModule(pl.LightningDataModule):
         """
         corrupt: Corrupt | None = None if scenario is None else self.corruption(split, scenario)
         if noise is not None:
-            assert corrupt is None, "noise of a scenario and of the training: utils.validate refuses both at once"
+            assert corrupt is None, (
+                "noise of a scenario and of the training: trainers.config.validate refuses both at once"
+            )
             corrupt = noise.bind(self.modalities, len(self.split(split)), self.seed)
         missing, cells = (None, None) if scenario is None else self.masks(split, scenario)
         return PackedLoader(

@@ -27,11 +27,11 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from datasets.base import SPLITS, Modality
-from datasets.demo_text_image import ensure_demo, make_celeba
-from datasets.images import ImageReader, decode_images
+from datasets.base import SPLITS
+from datasets.batch import Modality
+from datasets.readers.images import ImageReader, decode_images
+from datasets.readers.text import WIDTH, attribute_texts, check_alphabet, encode_all
 from datasets.source import Source, SourcedDataModule, check_classes, file_stats, sha256
-from datasets.text import WIDTH, attribute_texts, check_alphabet, encode_all
 from utils.errors import UserError
 
 SIDE = 64
@@ -127,7 +127,7 @@ class CelebA(SourcedDataModule):
         partition_file: another table image name -> 0, 1, 2 in place of ``list_eval_partition``.
         balance_seed: of the rows that ``balanced`` keeps.
         text_seed: of the start columns of the texts, where they are not read.
-        demo: make and use a small stand-in beside ``root``.
+        demo: ``root`` holds demo data, whose counts are not those of the real ones.
         **kwargs: see :class:`MultimodalDataModule`.
     """
 
@@ -168,7 +168,7 @@ class CelebA(SourcedDataModule):
         Raises:
             UserError: there is none, or a table is absent.
         """
-        root = ensure_demo(self.root, make_celeba) if self.demo else self.root
+        root = self.root
         folder = root and root / "img_align_celeba"
         if not (root and folder and folder.is_dir()):
             raise UserError(

@@ -1,9 +1,9 @@
 """Clips with sound and pictures: what CREMA-D, Kinetics-Sound and AVE have in common.
 
 A data set lists its clips; here the files that hold their sound and frames are found and decoded once into the packed
-store (:mod:`datasets.audio`, :mod:`datasets.video`), resumably, and clips that cannot be used are counted, named, and
-refused or left out as the configuration says. Batches hold ``audio`` as the front end gives it and ``visual``,
-(B, T, 3, side, side).
+store (:mod:`datasets.readers.audio`, :mod:`datasets.readers.video`), resumably, and clips that cannot be used are
+counted, named, and refused or left out as the configuration says. Batches hold ``audio`` as the front end gives it and
+``visual``, (B, T, 3, side, side).
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.audio import SOUND_SUFFIXES, ClipProblem, FrontEnd, hear
-from datasets.base import Choose, Modality, Transform
-from datasets.demo_text_image import ensure_demo
-from datasets.images import decode_rows, reason
-from datasets.noise import Scale
-from datasets.pictures import FRAME_SUFFIXES
-from datasets.polymnist import stratified_split
+from datasets.batch import Modality
+from datasets.loader import Choose, Transform
+from datasets.readers.audio import SOUND_SUFFIXES, ClipProblem, FrontEnd, hear
+from datasets.readers.images import decode_rows, reason
+from datasets.readers.pictures import FRAME_SUFFIXES
+from datasets.readers.video import VIDEO_SUFFIXES, ClipReader, Frames
+from datasets.scale import Scale
 from datasets.source import Source, SourcedDataModule, check_classes, sha256
-from datasets.video import VIDEO_SUFFIXES, ClipReader, Frames
+from datasets.splits import stratified_split
 from utils.errors import UserError
 from utils.files import natural_key
 
@@ -247,8 +247,8 @@ class ClipModule(SourcedDataModule):
         store: folder of the packed store; not the folder of the raw files.
         root: folder with the clips.
         lists: folder with the published lists, None = ``root``.
-        demo: make and use a small stand-in beside ``root``.
-        audio: the front end, see :mod:`datasets.audio`.
+        demo: ``root`` holds demo data, whose counts are not those of the real ones.
+        audio: the front end, see :mod:`datasets.readers.audio`.
         frames: which frames a batch gets, and how.
         stored_side: of the frames in the store, in pixels, from which training crops are cut.
         stored_frames: most frames to keep of a clip.
@@ -300,10 +300,9 @@ class ClipModule(SourcedDataModule):
             Modality("visual", "video", shape, scale=Scale(tuple(frames.mean), tuple(frames.deviation))),
         ]
 
-    def places(self, make: Callable[[Path], None]) -> tuple[Path | None, list[Path]]:
-        """The folder with the clips (the stand-in by ``make``, where that is wanted), and where to look for lists."""
-        root = ensure_demo(self.root, make) if self.demo else self.root
-        return root, [place for place in (None if self.demo else self.lists, root) if place]
+    def places(self) -> tuple[Path | None, list[Path]]:
+        """The folder with the clips, and the folders to look for lists in."""
+        return self.root, [place for place in (None if self.demo else self.lists, self.root) if place]
 
     # ---- what subclasses do ------------------------------------------------------------------------------------------
 

@@ -20,7 +20,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from datasets.clips import ClipModule, Listing, MediaFolder, find_file, note_counts, read_lines, refuse_repeated
-from datasets.demo_audio_video import make_cremad
 from utils.errors import UserError
 
 EMOTIONS = ("NEU", "HAP", "SAD", "FEA", "DIS", "ANG")
@@ -53,7 +52,7 @@ class CREMAD(ClipModule):
         store: folder of the packed store; not the folder of the raw files.
         root: folder with the sounds, and videos or frames.
         lists: folder with ``train.csv`` and ``test.csv``, None = ``root``.
-        demo: make and use a small stand-in beside ``root``.
+        demo: ``root`` holds demo data, whose counts are not those of the real ones.
         **kwargs: see :class:`ClipModule`.
     """
 
@@ -61,7 +60,7 @@ class CREMAD(ClipModule):
     class_names = list(EMOTIONS)
 
     def find_clips(self) -> Listing:
-        root, places = self.places(make_cremad)
+        root, places = self.places()
         media = MediaFolder(root, self.fps) if root else None
         if not media:
             raise UserError(

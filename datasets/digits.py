@@ -13,7 +13,10 @@ import numpy as np
 from PIL import Image
 
 from datasets.base import SPLITS
-from datasets.polymnist import SIDE, Arrays, PolyMNIST, Source, build_tuples, pack, sha256, stratified_split
+from datasets.polymnist import PolyMNIST, build_tuples, pack
+from datasets.readers.mnist import SIDE
+from datasets.source import Arrays, Source, sha256
+from datasets.splits import stratified_split
 from utils.errors import UserError
 
 SIZES = {"train": 1257, "val": 180, "test": 360}

@@ -24,8 +24,9 @@ import numpy as np
 import pandas as pd
 
 from datasets.base import SPLITS
-from datasets.csv_rows import check_columns, read_csv
-from datasets.image_table import Coded, Content, ImageTableModule, read_cardinalities, read_prepared
+from datasets.image_table import Coded, Content, ImageTableModule
+from datasets.readers.csv_rows import check_columns, read_csv
+from datasets.readers.tip_files import read_cardinalities, read_prepared
 from datasets.scaling import mean_and_deviation, was_divided_by_rounding_error
 from datasets.source import Source, file_digest
 from utils.errors import UserError
@@ -73,7 +74,7 @@ class DVM(ImageTableModule):
     Args:
         store: folder of the packed store.
         root: folder of the source.
-        demo: use a small seeded stand-in beside ``root`` (``<root>-demo``), made where it is not there yet.
+        demo: ``root`` holds demo data, whose counts are not those of the real ones.
         num_classes: of the prepared files.
         standardise: train | published.
         **kwargs: see :class:`ImageTableModule`.
@@ -106,10 +107,6 @@ class DVM(ImageTableModule):
 
     def find_source(self) -> Source:
         root = self.root
-        if self.demo:
-            from datasets.demo_tables import make_dvm
-
-            root = make_dvm(root.with_name(f"{root.name}-demo"))
         features = root / "features"
         if (features / PREPARED_LENGTHS).is_file():
             files = [

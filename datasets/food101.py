@@ -24,10 +24,9 @@ from typing import Any
 import numpy as np
 
 from datasets.base import SPLITS
-from datasets.csv_rows import draw_split
-from datasets.demo_image_text import make_food101
 from datasets.image_text import Content, Items, PublishedImageText
 from datasets.source import Source, file_digest
+from datasets.splits import draw_split
 from utils.errors import UserError
 
 RECIPE_VERSION = 1
@@ -116,14 +115,13 @@ class Food101(PublishedImageText):
 
     name = "Food101"
     published = PUBLISHED
-    make_demo = make_food101
 
     def __init__(self, *, split_seed: int = 2025, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.split_seed = split_seed
 
     def find_source(self) -> Source:
-        root = self.folder
+        root = self.root
         known = ["split.json", "text.json", "class_idx.json", *TITLES.values()]
         there = [] if root is None else [name for name in known if (root / name).is_file()]
         titles = "text.json" in there or set(TITLES.values()) <= set(there)

@@ -1,7 +1,7 @@
 """Image + text data sets: the base of all of them, and `ImageText`, a user's own CSV file.
 
-A text is tokenised once (``datasets/tokens.py``), an image decoded once, cropped to its central square and stored at
-one size. Training crops and flips, and the normalisation, are applied to whole batches.
+A text is tokenised once (``datasets/readers/tokens.py``), an image decoded once, cropped to its central square and
+stored at one size. Training crops and flips, and the normalisation, are applied to whole batches.
 """
 
 from __future__ import annotations
@@ -17,14 +17,12 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from datasets.base import SPLITS, Modality
-from datasets.csv_rows import CsvRows
-from datasets.demo_text_image import ensure_demo
-from datasets.images import ImageReader, check_sides, decode_images
-from datasets.noise import Scale
-from datasets.pictures import check_bits
-from datasets.source import Source, SourcedDataModule, check_classes, sha256
-from datasets.tokens import (
+from datasets.base import SPLITS
+from datasets.batch import Modality
+from datasets.readers.csv_rows import CsvRows
+from datasets.readers.images import ImageReader, check_sides, decode_images
+from datasets.readers.pictures import check_bits
+from datasets.readers.tokens import (
     PADDING,
     VOCABULARY,
     WordMask,
@@ -34,6 +32,8 @@ from datasets.tokens import (
     load_tokenizer,
     tokenise,
 )
+from datasets.scale import Scale
+from datasets.source import Source, SourcedDataModule, check_classes, sha256
 from datasets.transforms import ImageTransform, JointAugmentation
 from utils.errors import UserError
 
@@ -87,12 +87,12 @@ class ImageTextModule(SourcedDataModule):
 
     Args:
         store: folder of the packed store.
-        tokenizer: see :func:`datasets.tokens.load_tokenizer`.
+        tokenizer: see :func:`datasets.readers.tokens.load_tokenizer`.
         text_length: tokens of a text; longer ones are cut, shorter ones padded.
         side: of the images that a model gets.
         stored_side: of the images in the store, from which training crops are cut; None = ``side``.
         image_fit: ``crop`` takes the central square of an image, ``stretch`` all of it.
-        image_bits: in use of 16-bit images, None = 16 (see :func:`datasets.pictures.open_picture`).
+        image_bits: in use of 16-bit images, None = 16 (see :func:`datasets.readers.pictures.open_picture`).
         augmentation: of training images, None = none.
         mean, deviation: of each channel, by which images are normalised; None = pixels in [0, 1].
         without_text: rows without text, that is without any token, are left out (``leave_out``), have a missing text
@@ -141,7 +141,7 @@ class ImageTextModule(SourcedDataModule):
             raise UserError(f"dataset.deviation={list(deviation)}: must be positive")
 
     def find_tokenizer(self) -> str:
-        """Where the tokenizer is, for :func:`datasets.tokens.load_tokenizer`."""
+        """Where the tokenizer is, for :func:`datasets.readers.tokens.load_tokenizer`."""
         return str(self.tokenizer)
 
     def check_counts(self, counts: Mapping[str, int]) -> None:
@@ -323,7 +323,7 @@ class PublishedImageText(ImageTextModule):
     Args:
         store: folder of the packed store; not the folder of the raw files.
         root: folder with the raw files.
-        demo: make and use a small stand-in beside ``root``, with its own vocabulary.
+        demo: ``root`` holds demo data with a vocabulary of its own, whose counts are not those of the real ones.
         statistics: what happens where the numbers of rows are not the published ones: ``refuse`` or ``warn``.
         validation: ``test`` = the published split without validation rows (CMPT): all training rows train, and the
             test rows stand in as the validation split, to which the original works look when they choose a checkpoint;
@@ -332,11 +332,9 @@ class PublishedImageText(ImageTextModule):
 
     Attributes:
         published: split -> rows.
-        make_demo: writes the stand-in into a folder.
     """
 
     published: ClassVar[dict[str, int]]
-    make_demo: ClassVar[Callable[[Path], None]]
 
     def __init__(
         self,
@@ -356,13 +354,8 @@ class PublishedImageText(ImageTextModule):
         if statistics not in ("refuse", "warn"):
             raise UserError(f"dataset.statistics={statistics}: must be refuse or warn")
 
-    @property
-    def folder(self) -> Path | None:
-        """Of the raw files, or of the stand-in."""
-        return ensure_demo(self.root, type(self).make_demo) if self.demo else self.root
-
     def find_tokenizer(self) -> str:
-        return str(self.folder / VOCABULARY) if self.demo and self.folder else super().find_tokenizer()
+        return str(self.root / VOCABULARY) if self.demo and self.root else super().find_tokenizer()
 
     def wanted_counts(self) -> dict[str, int]:
         """Split -> rows, as published, with the chosen validation rows."""
@@ -413,7 +406,8 @@ class ImageText(CsvRows, ImageTextModule):
 
     Args:
         text: column of the text, or several, which are joined by a blank.
-        mask_words: beginnings of words that would give the label away (:class:`datasets.tokens.WordMask`); the mask
+        mask_words: beginnings of words that would give the label away (:class:`datasets.readers.tokens.WordMask`); the
+        mask
             token stands in their place.
         **kwargs: see :class:`CsvRows` and :class:`ImageTextModule`.
     """

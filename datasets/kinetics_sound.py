@@ -29,7 +29,6 @@ from datasets.clips import (
     read_lines,
     refuse_repeated,
 )
-from datasets.demo_audio_video import make_kinetics_sound
 from utils.errors import UserError
 from utils.files import natural_key
 
@@ -91,7 +90,7 @@ class KineticsSound(ClipModule):
         store: folder of the packed store; not the folder of the raw files.
         root: folder with the clips.
         lists: folder with ``my_train.txt`` and ``my_test.txt``, or with ``class.txt``; None = ``root``.
-        demo: make and use a small stand-in beside ``root``, in UDML's layout.
+        demo: ``root`` holds demo data, whose counts are not those of the real ones.
         **kwargs: see :class:`ClipModule`.
     """
 
@@ -99,7 +98,7 @@ class KineticsSound(ClipModule):
     class_names = list(UDML_CLASSES)
 
     def find_clips(self) -> Listing:
-        root, places = self.places(make_kinetics_sound)
+        root, places = self.places()
         if root and any((place / LISTS["train"]).is_file() for place in places):
             return self._listed(root, places)
         folders = {

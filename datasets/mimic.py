@@ -34,9 +34,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from datasets.csv_rows import check_columns, read_csv
-from datasets.demo_mimic import make_mimic
 from datasets.image_table import ImageTable
+from datasets.readers.csv_rows import check_columns, read_csv
 from datasets.source import Source, file_digest, file_stats, sha256
 from utils.errors import UserError
 from utils.files import replacing
@@ -83,7 +82,7 @@ class MIMIC(ImageTable):
     """
     Args:
         root: folder of the two tables; with ``cxr``, ``iv`` and ``ed`` they are made there.
-        demo: use a small made stand-in beside ``root`` instead.
+        demo: ``root`` holds demo data, whose counts are not those of the real ones.
         cxr, iv, ed: folders of MIMIC-CXR-JPG, MIMIC-IV and MIMIC-IV-ED, all or none.
         images: folder that ``folder/img`` start from; None = that of the table of images (with ``cxr`` that one).
         flags: number of DRG descriptions that become columns.
@@ -110,8 +109,6 @@ class MIMIC(ImageTable):
         **kwargs: Any,
     ) -> None:
         self.root = Path(root)
-        if demo:
-            self.root = self.root.with_name(f"{self.root.name}-demo")
         self.demo, self.studies, self.flags = demo, studies, flags
         self.raw = {key: Path(folder) for key, folder in (("cxr", cxr), ("iv", iv), ("ed", ed)) if folder}
         if studies not in STUDIES:
@@ -136,9 +133,7 @@ class MIMIC(ImageTable):
         Raises:
             UserError: there are no tables, or columns are absent.
         """
-        if self.demo:
-            make_mimic(self.root)
-        elif self.raw:
+        if self.raw and not self.demo:
             self._link()
         self.csv, self.image_csv = (self._table(name) for name in (CLINICAL, IMAGES))
         self.images = self.images_given or self.image_csv.parent

@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from datasets.demo_image_text import make_mmimdb
 from datasets.food101 import read_json, read_split
 from datasets.image_text import Content, Items, PublishedImageText
 from datasets.source import Source, file_digest, file_stats
@@ -45,10 +44,9 @@ class MMIMDb(PublishedImageText):
     name = "MMIMDb"
     task = "multilabel"
     published = {"train": 15_552, "val": 2_608, "test": 7_799}
-    make_demo = make_mmimdb
 
     def find_source(self) -> Source:
-        root = self.folder
+        root = self.root
         if root is None or not (root / "split.json").is_file():
             raise UserError(
                 f"no MM-IMDb in {root}: looked for split.json, beside labels and images, or dataset "

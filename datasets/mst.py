@@ -29,12 +29,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from datasets.base import SPLITS, Modality
-from datasets.demo_text_image import ensure_demo, make_mst
-from datasets.images import ImageReader, load_images
-from datasets.polymnist import CLASSES, VAL_SHARE, mnist_files, read_mnist, stratified_split
+from datasets.base import SPLITS
+from datasets.batch import Modality
+from datasets.polymnist import VAL_SHARE
+from datasets.readers.images import ImageReader, load_images
+from datasets.readers.mnist import CLASSES, mnist_files, read_mnist
+from datasets.readers.text import WIDTH, check_alphabet, place_digit_words
 from datasets.source import Arrays, Source, SourcedDataModule, check_classes, file_stats, sha256
-from datasets.text import WIDTH, check_alphabet, place_digit_words
+from datasets.splits import stratified_split
 from utils.errors import UserError
 from utils.files import natural_key
 
@@ -170,7 +172,7 @@ class MST(SourcedDataModule):
         text_seed: of the start columns of the words.
         disjoint_instances: divide the test images before they are paired, so that no image is both in validation and
             test (in the published pairs it is).
-        demo: make and use a small stand-in beside ``root``.
+        demo: ``root`` holds demo data, whose counts are not those of the real ones.
         **kwargs: see :class:`MultimodalDataModule`.
     """
 
@@ -218,7 +220,8 @@ class MST(SourcedDataModule):
             UserError: neither is there; names what was looked for.
         """
         if self.demo:
-            return self._folder_source(ensure_demo(self.root, make_mst))
+            assert self.root is not None, "the folder of the demo data is handed over as root"
+            return self._folder_source(self.root)
         if self.root and any((self.root / part).is_dir() for part in ("MNIST/processed", "SVHN", "MNIST_SVHN")):
             return self._folder_source(self.root)
         mnist, svhn = self.mnist, self.svhn

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from datasets.base import Modality
-from datasets.demo_text_image import ensure_demo
-from datasets.polymnist import CLASSES, stratified_split
+from datasets.batch import Modality
+from datasets.readers.mnist import CLASSES
 from datasets.scaling import is_constant, mean_and_deviation
 from datasets.source import Arrays, Source, SourcedDataModule, file_stats, sha256
+from datasets.splits import stratified_split
 from utils.errors import UserError
 
 # view -> features: profile correlations, Fourier coefficients, Karhunen-Loeve coefficients, morphology, pixel averages,
@@ -65,7 +65,7 @@ class MultiFeatureDigits(SourcedDataModule):
         store: folder of the packed store.
         root: folder with the six files.
         split_seed: of the division of the digits, stratified by class.
-        demo: make and use a small stand-in beside ``root``.
+        demo: ``root`` holds demo data, whose counts are not those of the real ones.
         **kwargs: see :class:`MultimodalDataModule`.
     """
 
@@ -89,7 +89,7 @@ class MultiFeatureDigits(SourcedDataModule):
         Raises:
             UserError: a file is absent; names it.
         """
-        root = ensure_demo(self.root, make_views) if self.demo else self.root
+        root = self.root
         files = {}
         for view in VIEWS:
             wanted = [] if root is None else [root / f"mfeat-{view}", root / f"mfeat-{view}.csv"]
@@ -138,12 +138,3 @@ class MultiFeatureDigits(SourcedDataModule):
             scaling |= {f"{view}{i}": list(pair) for i, pair in enumerate(pairs)}
         about["scaling"] = scaling
         return splits
-
-
-def make_views(folder: Path) -> None:
-    """A stand-in in the layout of the download: 20 vectors of each class around a random centre."""
-    rng = np.random.default_rng(0)
-    for view, features in VIEWS.items():
-        centres = rng.normal(size=(CLASSES, features))
-        values = np.repeat(centres, 20, axis=0) + rng.normal(size=(20 * CLASSES, features))
-        np.savetxt(folder / f"mfeat-{view}", values, fmt="%.5f")

@@ -51,43 +51,13 @@ from utils.errors import UserError
 from utils.noise import hash_seed, row_normal_16bit, row_uniform
 
 if TYPE_CHECKING:
-    from datasets.base import Batch, Modality
+    from datasets.batch import Batch, Modality
 
 CLEAN, WORST = 1, 11
 WHITE = 255.0
 PIXELS = ("image", "video")
 # What level 11 multiplies its noise with in place of content, as the reference does: / 10 * 255.
 REPLACING = WHITE / 10
-
-
-@dataclass(frozen=True)
-class Scale:
-    """What the values x of a modality mean, as a model gets them: x * deviation + mean is a pixel in [0, 1], the
-    natural logarithm of a spectrogram, or a z-score.
-
-    Attributes:
-        mean, deviation: one value, or one a channel (of a table, one a number).
-        time: the axis of a spectrogram (of its two) that is time.
-    """
-
-    mean: tuple[float, ...] = (0.0,)
-    deviation: tuple[float, ...] = (1.0,)
-    time: int = 1
-
-    def _as(self, values: tuple[float, ...], x: Tensor) -> Tensor:
-        tensor = torch.tensor(values, dtype=x.dtype, device=x.device)
-        return tensor[0] if len(values) == 1 else tensor[:, None, None]
-
-    def read(self, x: Tensor) -> Tensor:
-        """Values of a batch -> what they mean; the channel is the third axis from the end."""
-        return x * self._as(self.deviation, x) + self._as(self.mean, x)
-
-    def write(self, meaning: Tensor) -> Tensor:
-        """The inverse of :meth:`read`."""
-        return (meaning - self._as(self.mean, meaning)) / self._as(self.deviation, meaning)
-
-
-AS_IT_IS = Scale()
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,9 @@ order of the file system and compares the last seven characters.
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import shutil
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,15 +27,16 @@ from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 from tqdm import tqdm
 
-from datasets.base import SPLITS, Modality
+from datasets.base import SPLITS
+from datasets.batch import Modality
 from datasets.missingness import Scenario, mask_hash, write_dymo_csv
-from datasets.pictures import open_picture, upright
+from datasets.readers.mnist import CLASSES, SIDE, _download_mnist, mnist_files, read_mnist
+from datasets.readers.pictures import open_picture, upright
 from datasets.source import Arrays, Source, SourcedDataModule, check_classes, sha256
+from datasets.splits import stratified_split
 from utils.errors import UserError
 from utils.files import natural_key
 
-SIDE = 28
-CLASSES = 10
 VIEWS = tuple(f"m{i}" for i in range(5))
 VAL_SHARE = 0.3
 RECIPE_VERSION = 1
@@ -100,33 +99,6 @@ def build_tuples(
     return arrays, np.concatenate(target), np.array(names)
 
 
-def stratified_split(labels: np.ndarray, sizes: Sequence[int], seed: int) -> list[np.ndarray]:
-    """Row numbers of disjoint parts with the class shares of the whole, each part sorted.
-
-    Args:
-        labels: (N,).
-        sizes: rows of each part; they add up to N.
-
-    Raises:
-        UserError: a part is smaller than the number of classes, or a class has fewer rows than there are parts.
-    """
-    from sklearn.model_selection import train_test_split
-
-    rest, parts = np.arange(len(labels)), []
-    for size in sizes[:-1]:
-        try:
-            part, rest = train_test_split(
-                rest, train_size=size, test_size=len(rest) - size, stratify=labels[rest], random_state=seed
-            )
-        except ValueError as error:
-            raise UserError(
-                f"cannot divide {len(labels)} items into parts of {' and '.join(map(str, sizes))} by class: {error}; "
-                "give more items of each class"
-            ) from None
-        parts.append(np.sort(part))
-    return [*parts, np.sort(rest)]
-
-
 def load_backgrounds(folder: str | Path | None) -> dict[str, np.ndarray]:
     """Five photographs, name -> (H, W, 3) uint8, in the order of the views.
 
@@ -173,81 +145,6 @@ def load_backgrounds(folder: str | Path | None) -> dict[str, np.ndarray]:
             )
         pictures[file.name] = picture
     return pictures
-
-
-def read_idx(path: Path, ndim: int) -> np.ndarray:
-    """A file of the MNIST format: two zero bytes, type 8 (uint8), the number of dimensions, big-endian sizes, data.
-
-    Args:
-        path: plain or gzip, told apart by content.
-        ndim: 3 for images, 1 for labels.
-
-    Raises:
-        UserError: wrong magic number, or more or fewer bytes than the header promises.
-    """
-    raw = path.read_bytes()
-    unpacker = None
-    if raw[:2] == b"\x1f\x8b":
-        unpacker = zlib.decompressobj(wbits=31)
-        try:
-            raw = unpacker.decompress(raw)
-        except zlib.error as error:
-            raise UserError(f"{path} is damaged ({error}): download it again") from None
-    magic, header = bytes([0, 0, 8, ndim]), 4 + 4 * ndim
-    if raw[:4] != magic[: len(raw)]:
-        raise UserError(
-            f"{path} starts with the bytes {raw[:4].hex()}, an MNIST file of {ndim} dimension(s) with {magic.hex()}: "
-            "download it again"
-        )
-    shape = tuple(np.frombuffer(raw[4:header], dtype=">u4").tolist()) if len(raw) >= header else ()
-    expected = header + math.prod(shape) if shape else header
-    if len(raw) != expected:
-        promise = f"sizes {'x'.join(map(str, shape))}" if shape else "the header alone"
-        raise UserError(
-            f"{path} holds {len(raw)} bytes (unpacked), {expected} are expected for {promise}: download it again"
-        )
-    if unpacker and not unpacker.eof:
-        raise UserError(f"{path} ends before its checksum: download it again")
-    return np.frombuffer(raw, dtype=np.uint8, offset=header).reshape(shape)
-
-
-def mnist_files(folder: Path) -> dict[str, Path]:
-    """The four files of MNIST: ``train images``, ``train labels``, ``test images``, ``test labels`` -> path.
-
-    Raises:
-        UserError: names the first that is absent.
-    """
-    files = {}
-    for part, prefix in (("train", "train"), ("test", "t10k")):
-        for content, ndim in (("images", 3), ("labels", 1)):
-            stem = f"{prefix}-{content}-idx{ndim}-ubyte"
-            there = [f for f in (folder / stem, folder / f"{stem}.gz") if f.is_file()]
-            if not there:
-                raise UserError(
-                    f"no {stem} or {stem}.gz in {folder}: put the four MNIST files there, or set dataset.download=true "
-                    "and dataset.mnist=null"
-                )
-            files[f"{part} {content}"] = there[0]
-    return files
-
-
-def read_mnist(files: Mapping[str, Path], part: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images (N, 28, 28) uint8 and labels (N,) of ``train`` or ``test``.
-
-    Raises:
-        UserError: a damaged file, images of another size, a label above 9, unequal counts.
-    """
-    image_file, label_file = files[f"{part} images"], files[f"{part} labels"]
-    images, labels = read_idx(image_file, 3), read_idx(label_file, 1)
-    if images.shape[1:] != (SIDE, SIDE):
-        raise UserError(f"{image_file} holds images of {images.shape[1:]}, expected 28x28: is it MNIST?")
-    if len(images) != len(labels):
-        raise UserError(
-            f"{image_file} holds {len(images)} images but {label_file} {len(labels)} labels: take both from one source"
-        )
-    if len(labels) and labels.max() >= CLASSES:
-        raise UserError(f"{label_file} holds the label {labels.max()}, expected 0 to 9: is it MNIST?")
-    return images, labels
 
 
 def scan_layout(root: Path) -> Listing:
@@ -528,16 +425,3 @@ class PolyMNIST(SourcedDataModule):
 def pack(views: Arrays, target: np.ndarray, names: np.ndarray) -> Arrays:
     """The result of :func:`build_tuples` under the names of the packed store."""
     return {**views, "target": target, "name": names}
-
-
-def _download_mnist(root: Path) -> Path:
-    import torchvision
-
-    try:
-        torchvision.datasets.MNIST(str(root), train=True, download=True)
-    except (OSError, RuntimeError) as error:
-        raise UserError(
-            f"MNIST could not be downloaded into {root} ({error}): fetch the four files by other means and set "
-            "dataset.mnist to their folder"
-        ) from None
-    return root / "MNIST" / "raw"

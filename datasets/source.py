@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from datasets.base import MultimodalDataModule
-from datasets.pictures import changed_pictures
+from datasets.readers.pictures import changed_pictures
 from datasets.storage import check_replaceable
 from utils.errors import UserError
 
@@ -39,7 +39,7 @@ class Source:
         signature: changes whenever the packed arrays would.
         about: plain values for ``meta.json``.
         load: reads or builds what :meth:`SourcedDataModule.pack` makes arrays of.
-        pictures: image files, and folders of frames, that are read with :func:`datasets.pictures.open_picture`.
+        pictures: image files, and folders of frames, that are read with :func:`datasets.readers.pictures.open_picture`.
     """
 
     kind: str

@@ -20,14 +20,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.audio import ClipProblem, FrontEnd, hear
-from datasets.base import SPLITS, Modality, Transform
+from datasets.base import SPLITS
+from datasets.batch import Modality
 from datasets.clips import BadClips
-from datasets.demo_audio_video import make_spoken_digits
-from datasets.demo_text_image import ensure_demo
-from datasets.images import decode_rows, reason
-from datasets.polymnist import CLASSES, SIDE, mnist_files, read_mnist, stratified_split
+from datasets.loader import Transform
+from datasets.readers.audio import ClipProblem, FrontEnd, hear
+from datasets.readers.images import decode_rows, reason
+from datasets.readers.mnist import CLASSES, SIDE, mnist_files, read_mnist
 from datasets.source import Arrays, Source, SourcedDataModule, check_classes, file_stats, sha256
+from datasets.splits import stratified_split
 from utils.errors import UserError
 
 RECIPE_VERSION = 1
@@ -138,7 +139,7 @@ class SpokenDigits(SourcedDataModule):
 
     Args:
         store: folder of the packed store; not the folder of the raw files.
-        audio: the front end, see :mod:`datasets.audio`.
+        audio: the front end, see :mod:`datasets.readers.audio`.
         recordings: folder with the wav files.
         mnist: folder with the four idx files, plain or .gz.
         root: the stand-in is made beside it.
@@ -196,8 +197,8 @@ class SpokenDigits(SourcedDataModule):
         """
         recordings_folder, mnist = self.recordings, self.mnist
         if self.demo:
-            made = ensure_demo(self.root, make_spoken_digits)
-            recordings_folder, mnist = made / "recordings", made / "mnist"
+            assert self.root is not None
+            recordings_folder, mnist = self.root / "recordings", self.root / "mnist"
         if recordings_folder is None or mnist is None:
             raise UserError(
                 "no spoken digits: set dataset.recordings to the folder with {digit}_{speaker}_{take}.wav of the Free "

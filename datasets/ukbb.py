@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from datasets.base import SPLITS
-from datasets.image_table import Coded, Content, ImageTableModule, read_cardinalities, read_prepared
+from datasets.image_table import Coded, Content, ImageTableModule
+from datasets.readers.tip_files import read_cardinalities, read_prepared
 from datasets.source import Source, file_digest
 from utils.errors import UserError
 
@@ -112,7 +113,7 @@ class UKBB(ImageTableModule):
         store: folder of the packed store.
         root: folder with TIP's files; ``subjects/`` is looked for in it where the stored paths do not exist.
         target: CAD | Infarction.
-        demo: use a small seeded stand-in beside ``root`` (``<root>-demo``), made where it is not there yet.
+        demo: ``root`` holds demo data, whose counts are not those of the real ones.
         balanced: train on all positives and as many negatives, from TIP's balanced files or, without them, drawn from
             the full ones (seed 2022); false = the full training split.
         **kwargs: see :class:`ImageTableModule`.
@@ -133,10 +134,6 @@ class UKBB(ImageTableModule):
 
     def find_source(self) -> Source:
         root = self.root
-        if self.demo:
-            from datasets.demo_tables import make_ukbb
-
-            root = make_ukbb(root.with_name(f"{root.name}-demo"))
         if not (root / LENGTHS).is_file():
             raise UserError(
                 f"no UK Biobank files in {root}: looked for {LENGTHS} and {file_names(self.target, 'test', True)[0]}; "

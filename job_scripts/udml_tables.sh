@@ -63,6 +63,6 @@ for model in ${MODELS:-$all}; do
 done
 for model in ${MODELS:-$all}; do
   [[ $model == UDML* ]] || continue
-  python -m models.udml.curves "$output/$dataset/curves/$model" "$output/$dataset/$model/udml/"seed*
+  python -m trainers.udml_curves "$output/$dataset/curves/$model" "$output/$dataset/$model/udml/"seed*
 done
 python run.py "dataset=$dataset" dataset.form=UDML "${data[@]}" 'stages=[report]' name=udml "${others[@]}"

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import MetricCollection
 
-from datasets.base import Batch, Modality
+from datasets.batch import Batch, Modality
 from models.layers.batch_norm import ObservedInputs
 from utils.metrics import classification_metrics
 
@@ -36,7 +36,7 @@ class IncompleteClassifier(pl.LightningModule):
         optimizer: partial that takes the parameters.
         scheduler: partial that takes the optimiser (stepped once an epoch; it may give None), or None.
 
-    What a method needs or can do is said by class attributes, which :func:`utils.validate.validate` checks:
+    What a method needs or can do is said by class attributes, which :func:`trainers.config.validate.validate` checks:
 
     Attributes:
         encoder_view: ``tokens``: encoders give (B, N, D); ``vector``: (B, 1, D) of the width ``model.vector_width``.

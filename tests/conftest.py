@@ -12,10 +12,10 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from datasets.images import ImageReader
+from datasets.readers.images import ImageReader
 from tests.makers import make_polymnist_folder
-from utils.build import register_resolvers
-from utils.validate import CONFIGS
+from trainers.config.build import CONFIGS
+from trainers.config.resolvers import register_resolvers
 
 # DYMO_TEST_THREADS sets the number of threads of PyTorch. One by default: threads of several test processes that share
 # the cores wait for each other.

@@ -29,14 +29,15 @@ from omegaconf import DictConfig, OmegaConf
 from tests.makers import make_image_table, make_polymnist_folder
 from tests.test_baselines import METHODS, ONLY
 from tests.test_contracts import PAIRS, SMALL_DATA, SMALL_METHODS, configure, options
-from trainers import pipeline
+from trainers import run as pipeline
+from trainers.config.build import data_arguments
+from trainers.config.resolvers import register_resolvers
 from trainers.context import Context
-from utils.build import register_resolvers
 
 # Old spelling -> new spelling: regular expressions for flattened configuration keys, values and state-dict keys.
-RENAMED: dict[str, str] = {}
+RENAMED: dict[str, str] = {r"\bdatasets\.(audio|video)\.": r"datasets.readers.\1."}
 # Keys of a resolved configuration that only the new record has.
-ADDED: tuple[str, ...] = ()
+ADDED: tuple[str, ...] = ("dataset.demo_maker",)
 DIGITS_METHODS = ("DyMo", "ModDrop", "MAP", "QMF", "MUSE", "LogitAverage")
 IMPUTERS = {"Digits": ("MoPoE", "CMVAE", "MMVAEPlus", "Mean"), "CAD": ("TIP", "IMI")}
 SMALL_IMPUTERS = {
@@ -68,7 +69,7 @@ def compositions() -> Iterator[list[str]]:
 
 def data_module(cfg: DictConfig) -> dict[str, Any]:
     """Class and arguments of the data module, without those that the program sets itself."""
-    return cast(dict[str, Any], OmegaConf.to_container(cfg.dataset.module, resolve=True))
+    return {"_target_": str(cfg.dataset.module._target_), **data_arguments(cfg)}
 
 
 def resolved(overrides: list[str]) -> dict[str, Any]:
@@ -116,7 +117,7 @@ def runs(folder: Path) -> Iterator[tuple[str, list[str]]]:
             yield f"{dataset}-{model}", overrides(dataset, model, *imputer, *small, "name=small")
     for dataset, imputers in IMPUTERS.items():
         for imputer in imputers:
-            small = [*SMALL_IMPUTERS.get(imputer, []), "name=imputers", "imputer.quality.judge_epochs=1"]
+            small = [*SMALL_IMPUTERS.get(imputer, []), f"name=imputer_{imputer}", "imputer.quality.judge_epochs=1"]
             epochs = [] if imputer in ("Mean", "IMI") else ["imputer.training.max_epochs=1"]
             yield f"{dataset}-imputer-{imputer}", overrides(dataset, "DyMo", f"imputer={imputer}", *small, *epochs)
 

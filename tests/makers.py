@@ -16,7 +16,7 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from datasets.demo_image_text import write_vocabulary
+from datasets.demo.vocabulary import write_vocabulary
 
 SCRIPTS = Path(__file__).parents[1] / "job_scripts"
 

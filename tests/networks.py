@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datasets.base import Batch, Modality
+from datasets.batch import Batch, Modality
 from models.dymo.dynamic_transformer import DynamicTransformer
 from models.encoders.convolutional import PolyMNISTEncoder
 from models.encoders.table import TableEncoder

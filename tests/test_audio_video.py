@@ -11,9 +11,10 @@ import soundfile
 import torch
 from PIL import Image
 
-from datasets.audio import ClipProblem, LogMel, LogSTFT, hear, read_audio, resample
-from datasets.demo_audio_video import made_frames, made_sound, write_frames, write_video, write_wav
-from datasets.video import ClipReader, Frames, extract_frames, frame_files, spread
+from datasets.demo.media import made_frames, made_sound, write_frames, write_video, write_wav
+from datasets.readers.audio import ClipProblem, LogMel, LogSTFT, hear, read_audio, resample
+from datasets.readers.pictures import frame_files
+from datasets.readers.video import ClipReader, Frames, extract_frames, spread
 
 CREMAD = LogSTFT(22_050, 3.0, 512, 353, repeat=3)
 KINETICS = LogSTFT(16_000, 5.0, 256, 128, longer=10.0)

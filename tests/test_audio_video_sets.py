@@ -18,31 +18,25 @@ from hydra import compose, initialize_config_dir
 
 from datasets import clips as clips_module
 from datasets import cremad as cremad_module
-from datasets.audio import FrontEnd, LogMel, LogSTFT, hear, read_audio
 from datasets.ave import AVE, read_events
 from datasets.clips import ClipModule, MediaFolder
 from datasets.cremad import CREMAD, EMOTIONS, read_emotions
-from datasets.demo_audio_video import (
-    made_frames,
-    made_sound,
-    make_ave,
-    make_cremad,
-    make_kinetics_sound,
-    make_spoken_digits,
-    write_frames,
-    write_video,
-    write_wav,
-)
-from datasets.demo_text_image import ensure_demo
+from datasets.demo.ave import make_ave
+from datasets.demo.cremad import make_cremad
+from datasets.demo.folders import ensure_demo
+from datasets.demo.kinetics_sound import make_kinetics_sound
+from datasets.demo.media import made_frames, made_sound, write_frames, write_video, write_wav
+from datasets.demo.spoken_digits import make_spoken_digits
 from datasets.kinetics_sound import KineticsSound, read_class_names, read_labels
 from datasets.missingness import parse_scenario
+from datasets.readers.audio import FrontEnd, LogMel, LogSTFT, hear, read_audio
+from datasets.readers.video import ClipReader, Frames
 from datasets.spoken_digits import SpokenDigits, find_recordings, pair_with_images, speakers_of
-from datasets.video import ClipReader, Frames
-from trainers import pipeline
+from trainers import run as pipeline
+from trainers.config.build import CONFIGS, store_path
+from trainers.config.validate import validate
 from trainers.context import Context
-from utils.build import store_path
 from utils.errors import UserError
-from utils.validate import CONFIGS, validate
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 SPLITS = ("train", "val", "test")
@@ -659,7 +653,7 @@ def test_both_modalities_of_the_stand_in_tell_more_than_one(tmp_path: Path) -> N
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 
-    root = ensure_demo(tmp_path / "CREMA-D", make_cremad)
+    root = ensure_demo(tmp_path / "CREMA-D-demo", make_cremad)
     data = built(CREMAD, root, tmp_path, validation="test", audio=LogMel(160, 32))
     features = {}
     for split in ("train", "test"):
@@ -717,15 +711,12 @@ def test_a_whole_run(dataset: str, form: str, model: str, tmp_path: Path, reques
 
 
 @pytest.mark.parametrize(("kind", "make"), list(zip((CREMAD, KineticsSound, AVE), MAKERS)))
-def test_demo_makes_its_files_beside_the_root(
-    kind: type[ClipModule], make: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_demo_data_are_read_whatever_the_lists(
+    kind: type[ClipModule], make: Callable[..., None], tmp_path: Path
 ) -> None:
-    def small(root: Path) -> None:
-        make(root, per_class=(2, 1, 1)[: 3 if make is make_ave else 2])
-
-    monkeypatch.setattr(f"{kind.__module__}.{make.__name__}", small)
-    data = built(kind, tmp_path / "root", tmp_path, demo=True, lists="/nowhere", validation="test")
-    assert (tmp_path / "root-demo/demo.json").is_file() and len(data.split("train")) == 2 * data.num_classes
+    folder = ensure_demo(tmp_path / "demo", make, per_class=(2, 1, 1)[: 3 if make is make_ave else 2])
+    data = built(kind, folder, tmp_path, demo=True, lists="/nowhere", validation="test")
+    assert (folder / "demo.json").is_file() and len(data.split("train")) == 2 * data.num_classes
 
 
 @pytest.mark.parametrize(
@@ -745,7 +736,7 @@ def test_published_shapes_and_tokens(dataset: str, form: str, shapes: list[tuple
     """docs/reference/datasets.md §14.5, with the frames first; the encoder of the configuration gives as many tokens as
     it says.
     """
-    from utils.build import build_data, build_encoders
+    from trainers.config.build import build_data, build_encoders
 
     cfg = composed(f"dataset={dataset}", f"dataset.form={form}")
     data = build_data(cfg)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor
 
-from datasets.base import Batch
+from datasets.batch import Batch
 from models.base import IncompleteClassifier
 from models.baselines.base import Completed
 from models.baselines.concat import MultimodalConcat
@@ -24,8 +24,8 @@ from models.baselines.pdf import holo_confidence, relative_calibration
 from models.baselines.qmf import confidence, normalised, rank_loss
 from models.imputers.simple import Zero
 from tests.test_baselines import FAMILIES, SMALL_ENCODERS, TOKENS, VECTOR, build, some_batch
+from trainers.config.validate import validate
 from utils.subsets import enumerate_subsets, mask_code
-from utils.validate import validate
 
 # The random networks have logits up to 10^5, and the slow versions sum in other orders than the kernels.
 pytestmark = pytest.mark.usefixtures("float64")

@@ -14,15 +14,15 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from datasets.base import Batch
+from datasets.batch import Batch
 from models.base import IncompleteClassifier, Prediction
 from models.baselines.simmlm import ranking_loss
 from tests.test_baseline_formulas import attend, random_model
 from tests.test_baselines import METHODS, SMALL, SMALL_ENCODERS, configure, some_batch
+from trainers.config.build import CONFIGS, build_model
+from trainers.config.validate import validate
 from trainers.context import Context
-from utils.build import build_model
 from utils.errors import UserError
-from utils.validate import CONFIGS, validate
 
 REFERENCE = pytest.mark.parametrize("reference", [False, True])
 

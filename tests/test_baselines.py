@@ -21,7 +21,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from datasets.base import Batch, Modality
+from datasets.batch import Batch, Modality
 from datasets.multi_feature_digits import VIEWS
 from models.base import IncompleteClassifier, Prediction, classification_loss
 from models.baselines.base import Completed, RowMemory, TrainingMasks
@@ -30,14 +30,14 @@ from models.imputers.simple import Zero
 from tests.makers import make_image_table
 from tests.tolerances import batch_bound
 from trainers import fit as fit_module
-from trainers import pipeline
+from trainers import run as pipeline
+from trainers.config.build import CONFIGS, build_imputer, build_model, method_class
+from trainers.config.validate import validate
 from trainers.context import Context
 from trainers.evaluate import scenario_predictions
-from utils.build import build_imputer, build_model, method_class
-from utils.checkpoints import read_tensors
 from utils.errors import UserError
+from utils.safe_pickle import read_tensors
 from utils.subsets import enumerate_subsets
-from utils.validate import CONFIGS, validate
 
 # Method -> what makes it small enough for a test.
 VECTOR, TOKENS = ["model.vector_width=8"], ["model.module.width=8", "model.module.heads=2"]

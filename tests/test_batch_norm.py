@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from datasets.base import Batch, Modality
+from datasets.batch import Batch, Modality
 from models.baselines.base import take_rows
 from models.dymo.dynamic_transformer import DynamicTransformer
 from models.encoders.convolutional import ConvolutionalEncoder, SpectrogramEncoder

@@ -14,11 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
-from datasets import images
 from datasets.celeba import BOX, CelebA, read_face, read_table
-from datasets.demo_text_image import CELEBA_ATTRIBUTES, make_celeba
-from datasets.images import ImageReader, decode_images, load_images
-from datasets.text import attribute_texts, decode
+from datasets.demo.celeba import CELEBA_ATTRIBUTES, make_celeba
+from datasets.readers import images
+from datasets.readers.images import ImageReader, decode_images, load_images
+from datasets.readers.text import attribute_texts, decode
 from tests.conftest import Reads
 from utils.errors import UserError
 
@@ -427,7 +427,8 @@ def test_the_stand_in_is_what_it_promises(tmp_path: Path) -> None:
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
 
-    root = str(tmp_path / "CelebA")
+    root = str(tmp_path / "CelebA-demo")
+    make_celeba(tmp_path / "CelebA-demo")
     data = CelebA(store=str(tmp_path / "store"), root=root, demo=True, drop_target_attribute=True)
     data.prepare()
     assert [len(data.split(s)) for s in SPLITS] == [420, 80, 100]

@@ -11,18 +11,19 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.base import Batch, MultimodalDataModule
+from datasets.base import MultimodalDataModule
+from datasets.batch import Batch
 from datasets.missingness import parse_scenario
 from gaussian_parameter_generation.estimate import estimate
 from models.baselines.base import Completed
-from models.dymo.dymo import DyMo
+from models.dymo.method import DyMo
 from models.dymo.selection import COMPARATORS
 from models.imputers.simple import Mean
 from tests.makers import make_image_table
 from tests.test_baselines import METHODS, configure
 from tests.tolerances import summation_bound
+from trainers.config.build import build_data, build_model
 from trainers.evaluate import predict
-from utils.build import build_data, build_model
 
 SCENARIOS = ("none", "nested_0_0.5", "nested_0_1", "whole_0", "table_value_0.5")
 TABLE_ONLY = {"TokenUnimodal": "table", "Unimodal": "table"}

@@ -19,18 +19,16 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from utils import checkpoints
-from utils.checkpoints import (
-    checkpoint_kind,
+from models.dymo.original import (
     convert_dynamic_transformer,
     guess_metric,
-    load_strict,
     read_reference_gaussian,
-    read_tensors,
     reference_gaussian_metric,
     write_reference_gaussian,
 )
 from utils.errors import UserError
+from utils.safe_pickle import _Reader, _tensor, read_tensors
+from utils.weights import checkpoint_kind, load_strict
 
 NAMES = ("m0", "m1", "m2", "m3", "m4")
 
@@ -230,12 +228,12 @@ INSTRUCTIONS = {
 @pytest.mark.parametrize("instruction", INSTRUCTIONS)
 def test_no_instruction_calls_or_changes_anything(tmp_path: Path, instruction: str, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
-    environment, defaults = dict(os.environ), checkpoints._tensor.__defaults__
+    environment, defaults = dict(os.environ), _tensor.__defaults__
     Path("evil.pt").write_bytes(stream(b"\x80\x04}Vk\n" + INSTRUCTIONS[instruction] + b"s."))
     got = read_tensors(Path("evil.pt"))
-    assert got == {"k": checkpoints._tensor if instruction == "slots on a function" else None}
+    assert got == {"k": _tensor if instruction == "slots on a function" else None}
     assert [p.name for p in tmp_path.iterdir()] == ["evil.pt"]
-    assert dict(os.environ) == environment and checkpoints._tensor.__defaults__ == defaults
+    assert dict(os.environ) == environment and _tensor.__defaults__ == defaults
 
 
 def test_extension_codes_are_refused(tmp_path: Path) -> None:
@@ -319,9 +317,7 @@ def test_reader_keeps_within_the_storage(tmp_path: Path) -> None:
     def read(value: Any) -> Any:
         file = io.BytesIO()
         Storage(file, 2).dump(value)
-        return checkpoints._Reader(
-            io.BytesIO(file.getvalue()), lambda _, dtype, numel: torch.arange(numel).to(dtype)
-        ).load()
+        return _Reader(io.BytesIO(file.getvalue()), lambda _, dtype, numel: torch.arange(numel).to(dtype)).load()
 
     rest: tuple[Any, ...] = (False, collections.OrderedDict())
     rebuild, good = torch._utils._rebuild_tensor_v2, Reference("storage", torch.FloatStorage, "0", "cuda:0", 6)

@@ -14,20 +14,20 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from datasets.base import Batch, Modality
+from datasets.batch import Batch, Modality
 from models.baselines.base import TrainingMasks
 from models.baselines.unimodal import Unimodal
 from models.cmpt import parameters
-from models.cmpt.cmpt import CMPT, Alignment, Proxy, alignment_loss
+from models.cmpt.cmpt import CMPT, Alignment, Count, Proxy, alignment_loss, count, describe
 from models.encoders.convolutional import PolyMNISTEncoder
 from models.encoders.pretrained import Adapter, PretrainedEncoder
 from tests.test_pretrained import SIZES, with_heads
-from trainers import pipeline
+from trainers import run as pipeline
+from trainers.config.validate import validate
 from trainers.context import Context
-from utils.checkpoints import read_tensors
 from utils.errors import UserError
+from utils.safe_pickle import read_tensors
 from utils.schedule import warmup_polynomial
-from utils.validate import validate
 
 MODALITIES = [
     Modality("image", "image", (3, 12, 12)),
@@ -565,19 +565,15 @@ def test_totals_of_tables_3_and_4(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_line_says_what_is_trained() -> None:
     model = build()
-    found = parameters.count(model)
-    assert found == parameters.Count(
-        2 * 2 * 4 * 32, 2 * 16, 17 * CLASSES, 0, sum(p.numel() for p in model.parameters())
-    )
-    assert parameters.describe(found).startswith("trains 629 of ") and "adapters 512, proxies 32, head 85" in (
-        parameters.describe(found)
-    )
+    found = count(model)
+    assert found == Count(2 * 2 * 4 * 32, 2 * 16, 17 * CLASSES, 0, sum(p.numel() for p in model.parameters()))
+    assert describe(found).startswith("trains 629 of ") and "adapters 512, proxies 32, head 85" in (describe(found))
     model.encoder(0).network.embeddings.requires_grad_(True)
-    found = parameters.count(model)
+    found = count(model)
     assert found.adapters > 512
     model.extra = nn.Linear(2, 2)
     with pytest.raises(AssertionError, match="neither adapter, proxy nor head"):
-        parameters.count(model)
+        count(model)
 
 
 # ------------------------------------------------------------------------------------------------------------- schedule

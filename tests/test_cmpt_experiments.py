@@ -25,11 +25,15 @@ from tests.test_cmpt import build, some_batch
 from tests.test_contracts import tiny_transformer
 from tests.test_pretrained import SIZES
 from tests.test_report import write_run
-from trainers import figures, pipeline, published, report
-from utils import plotting
-from utils.build import build_data
+from trainers import figures, published
+from trainers import run as pipeline
+from trainers.config.build import CONFIGS, build_data
+from trainers.config.validate import validate
+from trainers.report import plots as plotting
+from trainers.report.figures import _rate_one
+from trainers.report.runs import COLUMNS, gather
+from trainers.report.tables import summarise
 from utils.errors import UserError
-from utils.validate import CONFIGS, validate
 
 ROOT = CONFIGS.parent
 PUBLISHED = ROOT / "docs" / "published" / "cmpt.csv"
@@ -132,7 +136,7 @@ def test_ours_stand_beside_the_papers(tmp_path: Path, capsys: pytest.CaptureFixt
         run = tmp_path / "Food101" / model / "complete" / f"seed{seed}"
         run.mkdir(parents=True)
         row = ("Food101", model, seed, "whole_0", "accuracy", found[seed], 100)
-        pd.DataFrame([row], columns=report.COLUMNS).to_csv(run / "results.csv", index=False)
+        pd.DataFrame([row], columns=COLUMNS).to_csv(run / "results.csv", index=False)
         (run / "DONE").touch()
     unfinished = tmp_path / "Food101" / "CMPT" / "complete" / "seed2"
     unfinished.mkdir()
@@ -166,7 +170,7 @@ def test_models_beside_each_other_at_every_rate(tmp_path: Path, capsys: pytest.C
         scenarios = {"whole_0": 0.0, "image_text_text_0.5": 0.1} | ({"whole_1": 0.2} if model == "CMPT" else {})
         rows = [("Food101", model, seed, s, "accuracy", found[seed] + more, 100) for s, more in scenarios.items()]
         rows.append(("Food101", model, seed, "whole_0", "ece", 0.1, 100))
-        pd.DataFrame(rows, columns=report.COLUMNS).to_csv(run / "results.csv", index=False)
+        pd.DataFrame(rows, columns=COLUMNS).to_csv(run / "results.csv", index=False)
         (run / "DONE").touch()
     arguments = [str(PUBLISHED), "--output", str(tmp_path), "--compare", "CMPT", "CMPT_without_proxies"]
     text = published.main(arguments)
@@ -197,9 +201,9 @@ def test_curves_end_with_all_rows(tmp_path: Path) -> None:
     data = dict(np.load(run / "predictions" / "random_0.4.npz"))
     data["missing"] = np.arange(3)[None] == np.full((60, 1), 2)
     np.savez_compressed(run / "predictions" / "image_text_text_0.9.npz", **data)
-    runs, _ = report.gather([run])
-    assert report._rate_one(runs) == {("PolyMNIST", "image_text_text_"): "whole_2"}
-    summary = report.summarise(runs[0].frame.query("metric == 'accuracy'")).drop(columns="missing_rate")
+    runs, _ = gather([run])
+    assert _rate_one(runs) == {("PolyMNIST", "image_text_text_"): "whole_2"}
+    summary = summarise(runs[0].frame.query("metric == 'accuracy'")).drop(columns="missing_rate")
     styles = plotting.model_styles(["CMPT_x"])
     long = summary.assign(model="CMPT_without_proxies_or_dropout")
     several = pd.concat([long.assign(model=long["model"] + str(i)) for i in range(6)])
@@ -208,7 +212,7 @@ def test_curves_end_with_all_rows(tmp_path: Path) -> None:
     wide.draw_without_rendering()
     legend = wide.legends[0].get_window_extent()
     assert legend.x0 >= 0 and legend.x1 <= wide.bbox.x1, "long names stay inside the figure"
-    drawn = plotting.degradation(summary, "accuracy", styles, report._rate_one(runs))
+    drawn = plotting.degradation(summary, "accuracy", styles, _rate_one(runs))
     assert drawn is not None
     axes = {ax.get_title(): ax for ax in drawn.axes}
     line = axes["PolyMNIST, text or sound missing"].lines[0]
@@ -356,7 +360,7 @@ def made_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., P
             order = rng.permutation(len(target))  # rows are paired by their index, not by their place in the file
             np.savez(run / "predictions" / f"{scenario}.npz", **{k: v[order] for k, v in arrays.items()})
             rows.append(("Food101", model, seed, scenario, "accuracy", 0.5, len(target)))
-        pd.DataFrame(rows, columns=report.COLUMNS).to_csv(run / "results.csv", index=False)
+        pd.DataFrame(rows, columns=COLUMNS).to_csv(run / "results.csv", index=False)
         (run / "DONE").touch()
         return run
 

@@ -14,23 +14,24 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor
 
-from datasets.base import Batch
-from gaussian_parameter_generation.estimate import GaussianParameters, estimate
+from datasets.batch import Batch
+from gaussian_parameter_generation.estimate import estimate
 from models.cmpt.cmpt import CMPT, Alignment
 from models.cmpt.selection import ProxyBackbone, ProxySelection
-from models.dymo.dymo import validate_selection
+from models.dymo.gaussian import GaussianParameters
+from models.dymo.method import validate_selection
 from models.dymo.prototypes import COSINE, EUCLIDEAN
 from models.dymo.selection import SelectionRule
 from models.encoders.pretrained import Adapter
 from tests import slow_twin as twin
 from tests.test_cmpt import CLASSES, MODALITIES, build, mixed
 from tests.tolerances import batch_bound
-from trainers import pipeline
+from trainers import run as pipeline
+from trainers.config.validate import validate
 from trainers.context import Context
 from trainers.evaluate import load_method
 from utils.errors import UserError
 from utils.subsets import enumerate_subsets
-from utils.validate import validate
 
 
 def patterned(m: int, rows: int, noise: float, seed: int) -> Batch:

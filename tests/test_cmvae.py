@@ -13,17 +13,17 @@ from omegaconf import OmegaConf
 from scipy import stats
 from torch import Tensor
 
-from datasets.base import Batch, Modality, hash_seed
+from datasets.batch import Batch, Modality
 from models.imputers import cmvae
 from models.imputers.base import merge
 from models.imputers.cmvae import CMVAE, MMVAEPlus, ResNetDecoder, ResNetEncoder
 from tests import slow_networks as slow
 from tests.networks import modalities, random_masks
+from trainers.config.build import CONFIGS
 from trainers.context import Context
-from utils.checkpoints import checkpoint_kind
 from utils.errors import UserError
-from utils.noise import row_laplace, row_normal, row_uniform
-from utils.validate import CONFIGS
+from utils.noise import hash_seed, row_laplace, row_normal, row_uniform
+from utils.weights import checkpoint_kind
 
 METHODS = {"CMVAE": CMVAE, "MMVAEPlus": MMVAEPlus}
 SHARED, PRIVATE, CLUSTERS, WIDTH = 5, 3, 4, 2

@@ -29,12 +29,12 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from datasets import missingness, noise
-from datasets.base import Batch, Modality
+from datasets.batch import Batch, Modality
 from models.encoders.vector import VectorEncoder
 from trainers import figures
+from trainers.config import validate as validation
+from trainers.config.build import build_imputer
 from trainers.context import Context
-from utils import validate as validation
-from utils.build import build_imputer
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"

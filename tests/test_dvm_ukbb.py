@@ -19,24 +19,32 @@ from PIL import Image
 from sklearn.model_selection import train_test_split
 
 from datasets import dvm, ukbb
-from datasets.demo_tables import make_dvm, make_ukbb
+from datasets.demo.dvm import make_dvm
+from datasets.demo.folders import ensure_demo
+from datasets.demo.ukbb import make_ukbb
 from datasets.dvm import DVM, build_table
-from datasets.image_table import Coded, read_list
+from datasets.image_table import Coded
 from datasets.missingness import parse_scenario, table_mask
+from datasets.readers.tip_files import read_list
 from datasets.ukbb import UKBB
-from utils.build import build_data
+from trainers.config import build as build_module
+from trainers.config.build import CONFIGS, build_data
+from trainers.config.validate import check_overrides
 from utils.errors import UserError
-from utils.validate import CONFIGS, check_overrides
 
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_dvm(tmp_path_factory.mktemp("dvm") / "DVM")
+    root = tmp_path_factory.mktemp("dvm")
+    make_dvm(root)
+    return root
 
 
 @pytest.fixture(scope="module")
 def heart(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_ukbb(tmp_path_factory.mktemp("ukbb") / "UKBB", n=(400, 40, 60), side=24)
+    root = tmp_path_factory.mktemp("ukbb")
+    make_ukbb(root, n=(400, 40, 60), side=24)
+    return root
 
 
 @pytest.fixture(scope="module")
@@ -337,52 +345,58 @@ def digest(folder: Path) -> dict[str, bytes]:
     return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
 
 
-def test_stand_ins_depend_on_their_seed_alone(tmp_path: Path) -> None:
-    small: dict[str, Callable[[str, int], Path]] = {
-        "dvm": lambda name, seed: make_dvm(tmp_path / name, seed=seed, n=2),
-        "ukbb": lambda name, seed: make_ukbb(tmp_path / name, seed=seed, n=(60, 5, 5), side=8),
-    }
-    for kind, make in small.items():
-        first = make(f"{kind}a", 0)
-        stamp = (first / "meta.json").stat().st_mtime_ns
-        assert make(f"{kind}a", 0) == first and (first / "meta.json").stat().st_mtime_ns == stamp, "made once"
-        again, other = digest(make(f"{kind}b", 0)), digest(make(f"{kind}c", 1))
-        assert digest(first) == again
-        images = [[f for path, f in files.items() if path.endswith((".jpg", "_mm.npy"))] for files in (again, other)]
-        assert len(images[0]) > 10 and not set(images[0]) & set(images[1])
-        assert [p for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+DEMO_DATA: dict[str, tuple[Callable[..., None], dict[str, Any]]] = {
+    "dvm": (make_dvm, {"n": 2}),
+    "ukbb": (make_ukbb, {"n": [60, 5, 5], "side": 8}),
+}
 
 
-def test_a_stand_in_replaces_nothing_but_a_stand_in(tmp_path: Path) -> None:
-    for make in (lambda root: make_dvm(root, n=2), lambda root: make_ukbb(root, n=(60, 5, 5), side=8)):
-        root = tmp_path / "mine"
-        root.mkdir()
-        (root / "precious.csv").write_text("1")
-        for meta in (None, "no json", '{"dataset": "mine"}'):
-            if meta:
-                (root / "meta.json").write_text(meta)
-            with pytest.raises(UserError, match=r"mine is no stand-in made by dataset\.demo=true: move it away"):
-                make(root)
-        assert (root / "precious.csv").read_text() == "1" and [p.name for p in tmp_path.iterdir()] == ["mine"]
-        shutil.rmtree(root)
-    make_dvm(tmp_path / "made", n=2)
-    again = make_dvm(tmp_path / "made", n=1)
-    assert '"n": 1' in (again / "meta.json").read_text()
+@pytest.mark.parametrize("kind", DEMO_DATA)
+def test_demo_data_depend_on_their_seed_alone(kind: str, tmp_path: Path) -> None:
+    make, size = DEMO_DATA[kind]
+    first = ensure_demo(tmp_path / "a", make, seed=0, **size)
+    stamp = (first / "demo.json").stat().st_mtime_ns
+    assert ensure_demo(tmp_path / "a", make, seed=0, **size) == first
+    assert (first / "demo.json").stat().st_mtime_ns == stamp, "made once"
+    again = digest(ensure_demo(tmp_path / "b", make, seed=0, **size))
+    other = digest(ensure_demo(tmp_path / "c", make, seed=1, **size))
+    assert digest(first) == again
+    images = [[f for path, f in files.items() if path.endswith((".jpg", "_mm.npy"))] for files in (again, other)]
+    assert len(images[0]) > 10 and not set(images[0]) & set(images[1])
+    assert [p for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def test_demo_data_replace_nothing_but_demo_data(tmp_path: Path) -> None:
+    root = tmp_path / "mine"
+    root.mkdir()
+    (root / "precious.csv").write_text("1")
+    with pytest.raises(UserError, match=r"mine holds no demo data made by dataset\.demo=true: move it away"):
+        ensure_demo(root, make_dvm, n=2)
+    assert (root / "precious.csv").read_text() == "1" and [p.name for p in tmp_path.iterdir()] == ["mine"]
+    ensure_demo(tmp_path / "made", make_dvm, n=2)
+    again = ensure_demo(tmp_path / "made", make_dvm, n=1)
+    assert '"n": 1' in (again / "demo.json").read_text()
 
 
 @pytest.mark.parametrize("name", ["DVM", "CAD", "Infarction"])
 def test_the_demo_is_made_beside_the_root_and_read_by_the_real_reader(
     composed, tmp_path: Path, raw: Path, heart: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = raw if name == "DVM" else heart
-    asked: list[Path] = []
-    monkeypatch.setattr(
-        f"datasets.demo_tables.make_{'dvm' if name == 'DVM' else 'ukbb'}", lambda r: asked.append(r) or made
-    )
+    source = raw if name == "DVM" else heart
+    folder = tmp_path / ("DVM-demo" if name == "DVM" else "UKBB-demo")
+    asked: list[Any] = []
+
+    def linked(path: Path, make: Callable[..., None]) -> None:
+        asked.append((path, make))
+        path.symlink_to(source)
+
+    monkeypatch.setattr(build_module, "ensure_demo", linked)
     places = [f"paths.data={tmp_path}", f"paths.cache={tmp_path / 'cache'}"]
-    data = build_data(composed(f"dataset={name}", "dataset.demo=true", *places, tiny=False))
+    cfg = composed(f"dataset={name}", "dataset.demo=true", *places, tiny=False)
+    build_module.make_demo_data(cfg)
+    assert asked == [(folder, make_dvm if name == "DVM" else make_ukbb)]
+    data = build_data(cfg)
     data.prepare()
-    assert asked == [tmp_path / ("DVM-demo" if name == "DVM" else "UKBB-demo")]
     batch = next(iter(data.loader("train", parse_scenario("none"), train=True, batch_size=16)))
     n = 17 if name == "DVM" else 75
     assert batch.inputs["img"].shape == (16, 3, 128, 128) and batch.inputs["tabular"].shape == (16, n)

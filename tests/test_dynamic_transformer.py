@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import models.dymo.dynamic_transformer as module
-from datasets.base import Batch
+from datasets.batch import Batch
 from models.dymo.dynamic_transformer import DynamicTransformer
 from models.dymo.prototypes import COSINE, EUCLIDEAN, RunningPrototypes, prototype_logits
 from models.encoders.convolutional import PolyMNISTEncoder

@@ -10,16 +10,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datasets.base import Batch, Modality
+from datasets.batch import Batch, Modality
 from models.dymo.dynamic_transformer import DynamicTransformer
+from models.dymo.original import convert_dynamic_transformer
 from models.encoders.mst import MNISTEncoder, SVHNEncoder, TextEncoder
 from models.encoders.residual import ResidualBlock, ResidualImageEncoder, ResidualTextEncoder
 from models.imputers.quality import Judge
 from tests import slow_networks as slow
 from tests import slow_twin as twin
 from tests.makers import make_original_checkpoint
-from utils.checkpoints import checkpoint_kind, convert_dynamic_transformer, load_strict, read_tensors
 from utils.errors import UserError
+from utils.safe_pickle import read_tensors
+from utils.weights import checkpoint_kind, load_strict
 
 MST = [
     Modality("mnist", "image", (1, 28, 28)),

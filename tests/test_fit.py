@@ -13,16 +13,16 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from datasets.base import Batch
+from datasets.batch import Batch
 from models.base import IncompleteClassifier, Prediction
 from trainers import fit as fit_module
-from trainers import pipeline
+from trainers import run as pipeline
 from trainers.context import Context
 from trainers.evaluate import accuracy_table, predict
-from trainers.report import write_report
+from trainers.report.page import write_report
 from utils import metrics
-from utils.checkpoints import read_tensors
 from utils.errors import UserError
+from utils.safe_pickle import read_tensors
 
 TINY = ["model=DynamicTransformer", "model.training.batch_size=16", "stages=[fit]", "model.module.prototype_start=1"]
 
@@ -175,7 +175,7 @@ def test_logits_that_are_not_finite_are_no_result(value: float) -> None:
 
 
 def test_each_epoch_has_its_own_order(composed, monkeypatch) -> None:
-    from datasets.base import PackedLoader
+    from datasets.loader import PackedLoader
 
     seen: dict[int, list[int]] = {}
     original = PackedLoader.gather

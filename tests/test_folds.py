@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-from datasets.csv_rows import draw_folds
+from datasets.splits import draw_folds
 from utils.errors import UserError
 
 quick = settings(max_examples=15, deadline=None)

@@ -16,21 +16,15 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from datasets.base import Batch
-from gaussian_parameter_generation.estimate import (
-    GaussianParameters,
-    GaussianStatistics,
-    check_split,
-    distances,
-    estimate,
-    rows_by_class,
-)
+from datasets.batch import Batch
+from gaussian_parameter_generation.estimate import GaussianStatistics, check_split, distances, estimate, rows_by_class
 from models.dymo.dynamic_transformer import DynamicTransformer
+from models.dymo.gaussian import GaussianParameters
 from models.dymo.prototypes import COSINE, EUCLIDEAN
 from tests import slow_twin as twin
 from tests.networks import toy_batch, toy_model, twin_evaluator
+from trainers.report.plots import distance_histograms
 from utils.errors import UserError
-from utils.plotting import distance_histograms
 from utils.subsets import enumerate_subsets
 
 METRICS = (COSINE, EUCLIDEAN)

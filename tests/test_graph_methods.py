@@ -12,14 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datasets.base import hash_seed
 from models.base import IncompleteClassifier
 from models.baselines.m3care import masked_batch_norm
 from models.baselines.muse import drop_edges, supervised_contrast, unsupervised_contrast
 from tests.test_baselines import VECTOR, build, some_batch, spoilt
-from trainers import pipeline
+from trainers import run as pipeline
 from trainers.context import Context
-from utils.checkpoints import read_tensors
+from utils.noise import hash_seed
+from utils.safe_pickle import read_tensors
 
 SMALL = {
     "M3Care": [*VECTOR, "model.module.heads=2", "model.module.anchors=7"],

@@ -19,18 +19,18 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from datasets import images
-from datasets.csv_rows import draw_split
 from datasets.image_table import ImageTable
-from datasets.images import ImageReader
 from datasets.missingness import parse_scenario
+from datasets.readers import images
+from datasets.readers.images import ImageReader
+from datasets.splits import draw_split
 from tests.conftest import Reads
 from tests.makers import make_image_table
-from trainers import pipeline
+from trainers import run as pipeline
+from trainers.config.build import CONFIGS, build_data, store_path
+from trainers.config.validate import validate
 from trainers.context import Context
-from utils.build import build_data, store_path
 from utils.errors import UserError
-from utils.validate import CONFIGS, validate
 
 CLASSES = ["nut", "bolt", "screw"]
 

@@ -23,27 +23,31 @@ from omegaconf import DictConfig
 from PIL import Image
 from sklearn.metrics import f1_score
 
-from datasets import food101, images
-from datasets.base import Batch, Modality
-from datasets.demo_image_text import make_food101, make_mmimdb, write_vocabulary
+from datasets import food101
+from datasets.batch import Batch, Modality
+from datasets.demo.food101 import make_food101
+from datasets.demo.mmimdb import make_mmimdb
+from datasets.demo.vocabulary import write_vocabulary
 from datasets.food101 import Food101
 from datasets.image_text import ImageText, ImageTextModule
-from datasets.images import ImageReader
 from datasets.missingness import map_codes, map_table_name, parse_scenario, parse_scenarios
 from datasets.mmimdb import GENRES, MMIMDb
-from datasets.tokens import WordMask, load_tokenizer, tokenise
+from datasets.readers import images
+from datasets.readers.images import ImageReader
+from datasets.readers.tokens import WordMask, load_tokenizer, tokenise
 from datasets.transforms import ImageTransform, JointAugmentation
 from gaussian_parameter_generation.estimate import absent_modalities, estimate
 from models.encoders.token_text import TokenTextEncoder
 from models.imputers.simple import Mean
 from tests.conftest import Reads
 from tests.makers import make_chest_xray
-from trainers import gaussian, pipeline
+from trainers import gaussian
+from trainers import run as pipeline
+from trainers.config.build import CONFIGS, build_data, build_encoder
+from trainers.config.validate import validate
 from trainers.context import Context
-from utils.build import build_data, build_encoder
 from utils.errors import UserError
 from utils.metrics import METRICS, classification_metrics
-from utils.validate import CONFIGS, validate
 
 SPLITS = ("train", "val", "test")
 SHARED = Path(os.environ.get("DYMO_DATA", CONFIGS.parent / "data"))

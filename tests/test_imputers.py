@@ -12,7 +12,7 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from datasets.base import Batch, Modality
+from datasets.batch import Batch, Modality
 from models.imputers.base import Imputer, merge, recover
 from models.imputers.mopoe import MoPoE
 from models.imputers.mopoe_networks import ImageDecoder, ImageEncoder

@@ -16,16 +16,17 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
+from datasets.demo.multi_feature_digits import make_views
 from datasets.image_table import ImageTableModule
 from datasets.missingness import parse_scenario
 from datasets.multi_feature_digits import MultiFeatureDigits
-from datasets.tokens import identity, load_tokenizer
+from datasets.readers.tokens import identity, load_tokenizer
 from tests.makers import make_image_table
-from trainers import pipeline
+from trainers import run as pipeline
+from trainers.config.build import CONFIGS
 from trainers.context import Context
 from utils.errors import UserError
 from utils.inputs import KEY, from_architecture, input_differences
-from utils.validate import CONFIGS
 
 IMAGE = {"_target_": "models.encoders.convolutional.PolyMNISTEncoder", "width": 16}
 TABLE = {"_target_": "models.encoders.table.TableEncoder", "width": 16, "blocks": 1, "heads": 2}
@@ -332,6 +333,8 @@ def test_zero_and_unit_lead_from_the_source_to_the_stored_values(trained) -> Non
 
 
 def test_the_six_views_of_digits_say_how_they_were_scaled(tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    make_views(tmp_path / "raw")
     data = MultiFeatureDigits(store=str(tmp_path / "store"), root=str(tmp_path / "raw"), demo=True)
     data.prepare()
     (folder,) = (p for p in tmp_path.rglob("mfeat-mor") if p.is_file())

@@ -17,11 +17,11 @@ from sklearn.experimental import enable_iterative_imputer  # noqa: F401
 from sklearn.impute import IterativeImputer
 from torch import Tensor
 
-from datasets.base import Batch, Modality
+from datasets.batch import Batch, Modality
 from models.imputers.iterative import IMI, Forest
 from tests.networks import CELLS, LEVELS, random_table
 from tests.tiny_tables import content, tiny_config
-from trainers import pipeline
+from trainers import run as pipeline
 from trainers.context import Context
 from utils.errors import UserError
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datasets.base import Batch, Modality
+from datasets.batch import Batch, Modality
 from models.baselines.base import fewer_of
 from models.baselines.flex_moe import DenseMixture, routing_loss
 from models.baselines.multi_ae import decoder, reconstruction_error

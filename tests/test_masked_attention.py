@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torchmetrics.functional.classification import binary_auroc
 
-from datasets.base import Batch, Modality
+from datasets.batch import Batch, Modality
 from models.base import IncompleteClassifier
 from models.baselines.base import TrainingMasks, take_rows
 from models.encoders.naim import NAIM
@@ -32,11 +32,11 @@ from tests.networks import CELLS, LEVELS, N_CONTINUOUS, random_table
 from tests.test_baselines import configure, generator, vectors  # noqa: F401
 from tests.test_naim import jolted, some_cells
 from tests.tolerances import summation_bound
-from trainers import pipeline
+from trainers import run as pipeline
+from trainers.config.validate import validate
 from trainers.context import Context
-from utils.checkpoints import read_tensors
 from utils.errors import UserError
-from utils.validate import validate
+from utils.safe_pickle import read_tensors
 
 PARTS = [Modality("img", "image", (3, 8, 8)), Modality("tab", "table", (CELLS,), LEVELS)]
 CLASSES, WIDTH = 4, 8

@@ -17,24 +17,26 @@ from iterstrat.ml_stratifiers import MultilabelStratifiedKFold, MultilabelStrati
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from datasets.demo_mimic import make_mimic
+from datasets.demo.mimic import make_mimic
 from datasets.mimic import CLINICAL, FINDINGS, IMAGES, MIMIC, NUMBERS, PLACES, RAW, VITALS, link
 from tests.conftest import Reads
 from tests.makers import make_chest_xray
-from trainers import pipeline
+from trainers import run as pipeline
+from trainers.config.build import CONFIGS, build_data
 from trainers.context import Context
-from trainers.report import _modalities, gather
-from utils import plotting
-from utils.build import build_data
+from trainers.report import plots as plotting
+from trainers.report.figures import _modalities
+from trainers.report.runs import gather
 from utils.errors import UserError
-from utils.validate import CONFIGS
 
 N = 120
 
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_mimic(tmp_path_factory.mktemp("mimic") / "MIMIC", n=N, side=16)
+    root = tmp_path_factory.mktemp("mimic")
+    make_mimic(root, n=N, side=16)
+    return root
 
 
 @pytest.fixture
@@ -512,7 +514,10 @@ def configured(tmp_path: Path, *overrides: str) -> DictConfig:
 
 
 def test_a_grid_of_folds_and_training_sets_is_run_and_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datasets.mimic.make_mimic", lambda root: make_mimic(root, n=N, side=32))
+    def small(folder: Path) -> None:
+        make_mimic(folder, n=N, side=32)
+
+    monkeypatch.setattr("datasets.demo.mimic.make_mimic", small)
     trains, tests = ("none", "nested_1_0.5"), "[none,nested_0_0.5,nested_0_1,nested_1_1]"
     runs = {}
     for train in trains:

@@ -57,7 +57,7 @@ def test_exact_generator_gives_the_golden_masks(k: int, first_row: str, columns:
 
 def test_each_split_has_its_own_seed(composed) -> None:
     """2025, 2026, 2027 for train, val, test (docs/reference/datasets.md §12.2.2)."""
-    from utils.build import build_data
+    from trainers.config.build import build_data
 
     data = build_data(composed())
     data.prepare()

@@ -12,14 +12,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from datasets.base import Batch, Modality
+from datasets.batch import Batch, Modality
 from models.baselines.concat import MultimodalConcat
-from trainers import pipeline
+from models.baselines.modulation import GradientModulation, coefficients, modulate, unimodal_scores
+from trainers import run as pipeline
+from trainers.config.validate import validate
 from trainers.context import Context
-from utils.checkpoints import read_tensors
 from utils.errors import UserError
-from utils.modulation import GradientModulation, coefficients, modulate, unimodal_scores
-from utils.validate import validate
+from utils.safe_pickle import read_tensors
 
 quick = settings(max_examples=30, deadline=None)
 VIEWS = [Modality(name, "table", (5,)) for name in ("a", "b", "c")]

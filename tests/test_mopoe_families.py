@@ -14,7 +14,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from datasets.base import Batch, Modality, hash_seed
+from datasets.batch import Batch, Modality
 from datasets.multi_feature_digits import VIEWS
 from models.imputers.base import merge
 from models.imputers.mopoe import MoPoE
@@ -22,11 +22,10 @@ from tests import slow_networks as slow
 from tests import slow_twin as twin
 from tests.networks import modalities, random_masks
 from tests.test_encoders import CELEBA, KINDS, MST, inputs_of
+from trainers.config.build import CONFIGS, build_imputer
 from trainers.context import Context
-from utils.build import build_imputer
 from utils.errors import UserError
-from utils.noise import row_normal
-from utils.validate import CONFIGS
+from utils.noise import hash_seed, row_normal
 
 FAMILIES = {"MST": MST, "CelebA": CELEBA}
 

@@ -13,10 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-from datasets.demo_text_image import ensure_demo, make_mst, write_mat
+from datasets.demo.folders import demo_folder, ensure_demo
+from datasets.demo.mst import make_mst, write_mat
 from datasets.mst import MST, pair_by_class, photo_files, read_mat, read_mnist_pt
-from datasets.polymnist import mnist_files, read_mnist
-from datasets.text import DIGIT_WORDS, decode
+from datasets.readers.mnist import mnist_files, read_mnist
+from datasets.readers.text import DIGIT_WORDS, decode
 from tests.makers import make_mnist_idx, write_idx
 from utils.errors import UserError
 
@@ -458,12 +459,13 @@ def test_download_fetches_what_is_not_given(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_the_stand_in_is_made_once_and_the_same_each_time(tmp_path: Path) -> None:
-    data = built(tmp_path, root=str(tmp_path / "MST"), demo=True, pairings=2)
+    root = ensure_demo(tmp_path / "MST-demo", make_mst)
+    data = built(tmp_path, root=str(root), demo=True, pairings=2)
     counts = [len(data.split(s)) for s in SPLITS]
     assert counts[0] > 2000 and counts[1] == round(0.3 * (counts[1] + counts[2]))
     assert not (tmp_path / "MST").exists()
     stamps = {f: f.stat().st_mtime_ns for f in (tmp_path / "MST-demo").rglob("*")}
-    data.prepare()
+    assert ensure_demo(tmp_path / "MST-demo", make_mst) == root
     assert {f: f.stat().st_mtime_ns for f in (tmp_path / "MST-demo").rglob("*")} == stamps
     make_mst(tmp_path / "one", per_class=8)
     make_mst(tmp_path / "two", per_class=8)
@@ -471,17 +473,19 @@ def test_the_stand_in_is_made_once_and_the_same_each_time(tmp_path: Path) -> Non
     one, two, other = (read_mat(tmp_path / n / "SVHN/train_32x32.mat") for n in ("one", "two", "other"))
     assert np.array_equal(one[0], two[0]) and np.array_equal(one[1], two[1]) and not np.array_equal(one[0], other[0])
     (tmp_path / "MST-demo" / "demo.json").unlink()
-    with pytest.raises(UserError, match=r"MST-demo is no stand-in made by dataset\.demo=true: move it away"):
-        ensure_demo(tmp_path / "MST", make_mst)
+    with pytest.raises(UserError, match=r"MST-demo holds no demo data made by dataset\.demo=true: move it away"):
+        ensure_demo(tmp_path / "MST-demo", make_mst)
     with pytest.raises(UserError, match=r"dataset\.root, which is null"):
-        ensure_demo(None, make_mst)
+        demo_folder(None)
+    assert demo_folder(tmp_path / "MST") == tmp_path / "MST-demo"
 
 
 def test_every_modality_of_the_stand_in_tells_the_digit(tmp_path: Path) -> None:
     """Each alone, far above the chance of 10 %, and not all alike (docs/reference/datasets.md §13.9)."""
     from sklearn.neighbors import KNeighborsClassifier
 
-    data = built(tmp_path, root=str(tmp_path / "MST"), demo=True, pairings=1, disjoint_instances=True)
+    root = ensure_demo(tmp_path / "MST-demo", make_mst)
+    data = built(tmp_path, root=str(root), demo=True, pairings=1, disjoint_instances=True)
     scores = {}
     for name in data.modality_names:
         parts = []

@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 import torch
 
+from datasets.demo.multi_feature_digits import make_views
 from datasets.missingness import parse_scenario
-from datasets.multi_feature_digits import VIEWS, MultiFeatureDigits, make_views, read_view
+from datasets.multi_feature_digits import VIEWS, MultiFeatureDigits, read_view
 from models.encoders.vector import VectorEncoder
 from utils.errors import UserError
 

@@ -24,20 +24,22 @@ from omegaconf import DictConfig
 from scipy import ndimage, stats
 from torch import Tensor
 
-from datasets.audio import LogMel
-from datasets.base import Batch, Modality, MultimodalDataModule, hash_seed
+from datasets.base import MultimodalDataModule
+from datasets.batch import Batch, Modality
 from datasets.missingness import parse_scenario, parse_scenarios
-from datasets.noise import OPERATORS, Noise, Scale, TrainingNoise, corrupt
+from datasets.noise import OPERATORS, Noise, TrainingNoise, corrupt
+from datasets.readers.audio import LogMel
+from datasets.scale import Scale
 from models.dymo.dynamic_transformer import DynamicTransformer
 from models.tokens import TokenPipeline
 from tests.tiny_tables import TinyTables
-from trainers import pipeline
+from trainers import run as pipeline
+from trainers.config.build import CONFIGS, build_noise
+from trainers.config.validate import check_overrides, validate
 from trainers.context import Context
 from trainers.evaluate import load_method, predict
-from utils.build import build_noise
 from utils.errors import UserError
-from utils.noise import row_normal_16bit, row_uniform
-from utils.validate import CONFIGS, check_overrides, validate
+from utils.noise import hash_seed, row_normal_16bit, row_uniform
 
 quick = settings(max_examples=25, deadline=None)
 IMAGENET = Scale((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

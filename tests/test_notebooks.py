@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from trainers import pipeline
+from trainers import run as pipeline
 
 ROOT = Path(__file__).resolve().parent.parent
 METRICS = {"COS": "cosine_similarity", "EU": "squared_euclidean"}

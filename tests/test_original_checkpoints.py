@@ -29,9 +29,9 @@ from torch import Tensor
 
 from tests import slow_twin
 from tests.makers import make_original_checkpoint, random_original_state
-from trainers import pipeline
+from trainers import run as pipeline
+from trainers.config.build import build_selection
 from trainers.context import Context
-from utils.build import build_selection
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -377,8 +377,8 @@ def original_mopoe(latent: int = 16) -> dict[str, Tensor]:
 
 
 def test_an_original_mopoe_recovers_what_its_formulas_say(originals: Originals, composed, tmp_path: Path) -> None:
+    from trainers.config.validate import validate
     from trainers.context import Context
-    from utils.validate import validate
 
     state = original_mopoe()
     torch.save(state, tmp_path / "mm_vae")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from datasets.base import Batch
+from datasets.batch import Batch
 from models.baselines.base import Baseline
 from models.dymo.selection import SelectionRule
 from tests.test_baselines import METHODS, ONLY, SMALL, build, empty_memory, some_batch

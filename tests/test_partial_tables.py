@@ -20,11 +20,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import models.dymo.dynamic_transformer as module
-from datasets.base import Batch, hide
-from gaussian_parameter_generation.estimate import GaussianParameters, estimate
+from datasets.batch import Batch, hide
+from gaussian_parameter_generation.estimate import estimate
 from models.baselines.base import take_rows
-from models.dymo.dymo import DyMo, validate_selection
 from models.dymo.dynamic_transformer import DynamicTransformer
+from models.dymo.gaussian import GaussianParameters
+from models.dymo.method import DyMo, validate_selection
+from models.dymo.original import convert_dynamic_transformer
 from models.dymo.prototypes import COSINE, EUCLIDEAN
 from models.dymo.selection import COMPARATORS, Scorer, SelectionRule, exhaustive, select
 from models.encoders.resnet import ResNetEncoder
@@ -36,9 +38,10 @@ from tests import slow_twin as twin
 from tests.makers import make_original_checkpoint
 from tests.networks import CELLS, LEVELS, N_CONTINUOUS, random_table, table_batch, table_modalities, table_model
 from trainers.evaluate import scenario_predictions
-from utils.checkpoints import checkpoint_kind, convert_dynamic_transformer, load_strict, read_tensors
 from utils.errors import UserError
+from utils.safe_pickle import read_tensors
 from utils.subsets import enumerate_subsets
+from utils.weights import checkpoint_kind, load_strict
 
 METRICS = (COSINE, EUCLIDEAN)
 ROWS = 120

@@ -17,20 +17,13 @@ import pytest
 import torch
 from PIL import Image
 
-from datasets.base import Modality, PackedLoader
+from datasets.batch import Modality
 from datasets.digits import SIZES, Digits, load_digit_images
+from datasets.loader import PackedLoader
 from datasets.missingness import Scenario, parse_scenario
-from datasets.polymnist import (
-    VIEWS,
-    PolyMNIST,
-    build_tuples,
-    load_backgrounds,
-    mnist_files,
-    read_idx,
-    read_mnist,
-    scan_layout,
-    stratified_split,
-)
+from datasets.polymnist import VIEWS, PolyMNIST, build_tuples, load_backgrounds, scan_layout
+from datasets.readers.mnist import mnist_files, read_idx, read_mnist
+from datasets.splits import stratified_split
 from datasets.storage import PackedStore
 from tests.makers import make_mnist_idx, make_polymnist_folder, write_idx
 from utils.errors import UserError

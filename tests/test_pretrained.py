@@ -13,7 +13,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from datasets.base import Modality
+from datasets.batch import Modality
 from models.encoders import pretrained
 from models.encoders.pretrained import Adapter, PretrainedEncoder
 from utils.errors import UserError

@@ -19,27 +19,29 @@ from matplotlib import pyplot as plt
 from omegaconf import OmegaConf
 from PIL import Image
 
-from datasets.audio import LogSTFT
 from datasets.cremad import CREMAD
-from datasets.demo_audio_video import make_cremad
-from datasets.demo_image_text import make_food101, make_mmimdb
+from datasets.demo.cremad import make_cremad
+from datasets.demo.food101 import make_food101
+from datasets.demo.mmimdb import make_mmimdb
+from datasets.demo.multi_feature_digits import make_views
 from datasets.dvm import standardised
 from datasets.food101 import Food101
 from datasets.image_table import ImageTable
 from datasets.image_text import ImageText
-from datasets.images import ImageReader
 from datasets.missingness import parse_scenario
 from datasets.mmimdb import MMIMDb
 from datasets.mst import photo_files
-from datasets.multi_feature_digits import MultiFeatureDigits, make_views
-from datasets.pictures import _eight_bits, frame_files, open_picture
+from datasets.multi_feature_digits import MultiFeatureDigits
 from datasets.polymnist import load_backgrounds
+from datasets.readers.audio import LogSTFT
+from datasets.readers.images import ImageReader
+from datasets.readers.pictures import _eight_bits, frame_files, open_picture
+from datasets.readers.video import ClipReader, Frames
 from datasets.scaling import mean_and_deviation
-from datasets.video import ClipReader, Frames
 from models.cmpt.cmpt import CMPT
-from models.dymo.dymo import DyMo
+from models.dymo.method import DyMo
 from trainers import evaluate, figures, published
-from utils import plotting
+from trainers.report import plots as plotting
 from utils.errors import UserError
 from utils.files import natural_key
 

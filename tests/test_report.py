@@ -17,8 +17,14 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
 
 from datasets import missingness
-from trainers import bootstrap, figures, report
-from utils import plotting
+from trainers import figures
+from trainers.report import bootstrap
+from trainers.report import figures as report_figures
+from trainers.report import page as report
+from trainers.report import plots as plotting
+from trainers.report.runs import COLUMNS, KEY, gather, scenario_of, slug
+from trainers.report.statistics import compare, mcnemar, paired_t
+from trainers.report.tables import print_table, rate_notes, summarise, table, to_latex, to_markdown, with_rates
 from utils.errors import UserError
 from utils.metrics import classification_metrics, metric_names
 
@@ -47,7 +53,7 @@ def write_run(
         for position, scenario in enumerate(scenarios):
             folder = run / "predictions" / member.partition("/")[2]
             folder.mkdir(parents=True, exist_ok=True)
-            slug = report.slug(scenario)
+            stem = slug(scenario)
             target = np.random.default_rng(seed).integers(CLASSES, size=n)
             missing = np.random.default_rng([seed, position]).random((n, 3)) < 0.4
             missing[:, 0] &= ~missing.all(axis=1)
@@ -58,13 +64,13 @@ def write_run(
             arrays |= {"logits": logits[order], "target": target[order], "missing": missing[order]}
             if member == "DyMo":
                 arrays |= selection(arrays["missing"], rng)
-                write_examples(run / "examples" / f"{slug}.npz", arrays, rng)
-            np.savez_compressed(folder / f"{slug}.npz", **arrays)
+                write_examples(run / "examples" / f"{stem}.npz", arrays, rng)
+            np.savez_compressed(folder / f"{stem}.npz", **arrays)
             values = {"accuracy": right.mean(), "auroc": min(right.mean() + 0.05, 1), "ece": rng.uniform(0.02, 0.1)}
             if member == "DyMo":
                 values |= {"accepted_share": 0.43, "iterations": 1.375}
             rows += [(dataset, member, seed, scenario, metric, value, n) for metric, value in values.items()]
-    pd.DataFrame(rows, columns=report.COLUMNS).to_csv(run / "results.csv", index=False)
+    pd.DataFrame(rows, columns=COLUMNS).to_csv(run / "results.csv", index=False)
     about = {"versions": {"torch": "2.11"}, "device": "cpu", "git_commit": "abc123", "masks": {"none": f"{seed:016x}"}}
     (run / "environment.json").write_text(json.dumps(about))
     (run / "config.yaml").write_text(f"model: {model}\nnote: <b>see https://example.org</b>\n")
@@ -118,7 +124,7 @@ def write_examples(path: Path, arrays: dict[str, np.ndarray], rng: np.random.Gen
 def frame_of(cells: dict[tuple[str, str], list[float]], metric: str = "accuracy") -> pd.DataFrame:
     """Rows of results.csv from (model, scenario) -> value of seed 0, 1, ..."""
     rows = [("D", m, seed, s, metric, v, 9) for (m, s), values in cells.items() for seed, v in enumerate(values)]
-    return pd.DataFrame(rows, columns=report.COLUMNS)
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +156,7 @@ def test_mean_and_sd_agree_with_numpy(made):
     rows = pd.concat([pd.read_csv(run / "results.csv", keep_default_na=False) for run in runs])
     assert len(result.summary) == len(rows) // 3
     for _, row in result.summary.iterrows():
-        values = rows.loc[(rows[report.KEY] == row[report.KEY]).all(axis=1), "value"].to_numpy(float)
+        values = rows.loc[(rows[KEY] == row[KEY]).all(axis=1), "value"].to_numpy(float)
         np.testing.assert_allclose([row["mean"], row["sd"]], [values.mean(), values.std(ddof=1)], atol=1e-12)
         assert row["n_seeds"] == 3
     assert "none" in set(result.summary["scenario"])  # pandas would read this word as NaN
@@ -217,7 +223,7 @@ def test_an_oracle_is_listed_with_its_dagger_and_never_tested(made):
     assert len(oracles) == len(SCENARIOS) and oracles["difference"].notna().all()
     assert oracles[["t", "p_t", "p_mcnemar", "p_bootstrap", "low", "high", "unit"]].isna().all(axis=None)
     assert "DyMo/oracle_subset" not in {*tests["best"], *tests["model"]}
-    assert "DyMo/oracle_subset†" in report.print_table(made[0].summary, "accuracy")
+    assert "DyMo/oracle_subset†" in print_table(made[0].summary, "accuracy")
 
 
 def test_mcnemar_is_of_accuracy_alone(tmp_path):
@@ -231,7 +237,7 @@ def test_mcnemar_is_of_accuracy_alone(tmp_path):
         runs.append(tmp_path / "D" / model / "default" / "seed0")
         (runs[-1] / "predictions").mkdir(parents=True)
         rows = [("D", model, 0, "none", name, v, 60) for name, v in zip(("accuracy", "auroc"), metrics[model])]
-        pd.DataFrame(rows, columns=report.COLUMNS).to_csv(runs[-1] / "results.csv", index=False)
+        pd.DataFrame(rows, columns=COLUMNS).to_csv(runs[-1] / "results.csv", index=False)
         arrays = {"index": np.arange(60), "target": target, "missing": np.zeros((60, 2), bool)}
         np.savez(runs[-1] / "predictions" / "none.npz", logits=np.stack([-score / 2, score / 2], 1), **arrays)
         (runs[-1] / "DONE").touch()
@@ -241,7 +247,7 @@ def test_mcnemar_is_of_accuracy_alone(tmp_path):
         ).tests.to_dict("records")
         assert row["best"] == best and row["unit"] == "row"
         if primary == "accuracy":
-            assert row["p_mcnemar"] == report.mcnemar(27, 3) and np.isnan(row["p_bootstrap"])
+            assert row["p_mcnemar"] == mcnemar(27, 3) and np.isnan(row["p_bootstrap"])
         else:
             assert np.isnan(row["p_mcnemar"]) and row["low"] < row["difference"] < row["high"]
             assert 0 < row["p_bootstrap"] < 0.05
@@ -275,20 +281,20 @@ def test_resampled_metrics_are_those_of_the_resampled_rows(task, monkeypatch):
 def test_tables_show_the_realised_rate_and_curves_lie_at_it():
     frame = frame_of({("A", "none"): [0.9], ("A", "random_0.2"): [0.7], ("A", "random_0.5"): [0.5]})
     frame["missing_rate"] = frame["scenario"].map({"none": 0.0, "random_0.2": 1 / 6, "random_0.5": 0.5})
-    summary = report.summarise(frame)
-    cells = report.with_rates(report.table(summary, "accuracy"), summary)
+    summary = summarise(frame)
+    cells = with_rates(table(summary, "accuracy"), summary)
     assert cells.loc["missing rate"].tolist() == ["0", "0.167", "0.5"]
     note = "random_0.2 has a realised missing rate of 0.167, not 0.2"
-    assert report.rate_notes(summary) == [note] and note in report.print_table(summary, "accuracy")
+    assert rate_notes(summary) == [note] and note in print_table(summary, "accuracy")
     (axes,) = plotting.degradation(summary, "accuracy", plotting.model_styles(["A"])).axes
     np.testing.assert_allclose(axes.lines[0].get_xdata(), [0, 1 / 6, 0.5])
 
 
 @pytest.mark.parametrize("family", [*plotting.FAMILIES, "nested_1_"])
 def test_every_family_with_a_rate_has_a_curve_from_complete_data(family):
-    assert report.scenario_of(f"{family}0.4").named_rate == 0.4
+    assert scenario_of(f"{family}0.4").named_rate == 0.4
     cells = {("A", "none"): [0.9], ("A", f"{family}0.6"): [0.5], ("A", f"{family}0.4"): [0.7]}
-    (axes,) = plotting.degradation(report.summarise(frame_of(cells)), "", plotting.model_styles(["A"])).axes
+    (axes,) = plotting.degradation(summarise(frame_of(cells)), "", plotting.model_styles(["A"])).axes
     np.testing.assert_allclose(axes.lines[0].get_xydata(), [[0, 0.9], [0.4, 0.7], [0.6, 0.5]])
 
 
@@ -302,7 +308,7 @@ def test_families_with_a_rate_are_those_of_the_scenarios():
 
 def test_old_results_take_the_rate_from_masks_then_predictions_then_the_name(tmp_path, caplog):
     run = write_run(tmp_path, "M3Care", 0)
-    ((found,), _) = report.gather([run])
+    ((found,), _) = gather([run])
     rates = found.frame.groupby("scenario")["missing_rate"].first()
     arrays = np.load(run / "predictions" / "random_0.4.npz")
     assert rates["random_0.4"] == pytest.approx(arrays["missing"].mean())
@@ -310,7 +316,7 @@ def test_old_results_take_the_rate_from_masks_then_predictions_then_the_name(tmp
     np.savez(run / "masks" / "random_0.4.npz", missing=np.eye(3, dtype=bool))
     (run / "predictions" / "random_0.2.npz").unlink()
     (run / "predictions" / "whole_2.npz").unlink()
-    ((found,), _) = report.gather([run])
+    ((found,), _) = gather([run])
     rates = found.frame.groupby("scenario")["missing_rate"].first()
     assert rates["random_0.4"] == pytest.approx(1 / 3) and rates["random_0.2"] == 0.2 and np.isnan(rates["whole_2"])
     assert "no mask of 'random_0.2'" in caplog.text
@@ -330,25 +336,25 @@ def test_every_combination_of_models_seeds_and_scenarios_makes_a_report(
     runs = [write_run(tmp_path, model, seed, scenarios=scenarios, n=12) for model in models for seed in range(seeds)]
     result = report.write_report(runs, tmp_path / "report", title="t")
     assert {"accuracy", "auroc", "ece"} <= {metric for _, metric in result.tables}
-    assert "missing rate" in result.html.read_text() and report.print_table(result.summary, "accuracy")
+    assert "missing rate" in result.html.read_text() and print_table(result.summary, "accuracy")
     assert len(result.tests) == len(scenarios) * (2 if models == ["DyMo"] else len(models) - 1)
 
 
 def test_mcnemar_by_hand():
     # 1 against 5 of 6 disagreements: 2 (C(6,0) + C(6,1)) / 2^6 = 14 / 64.
-    assert report.mcnemar(1, 5) == report.mcnemar(5, 1) == pytest.approx(14 / 64)
-    assert report.mcnemar(3, 3) == 1 and report.mcnemar(0, 0) == 1
+    assert mcnemar(1, 5) == mcnemar(5, 1) == pytest.approx(14 / 64)
+    assert mcnemar(3, 3) == 1 and mcnemar(0, 0) == 1
 
 
 def test_paired_t_by_hand():
     # Differences 1, 2, 3: mean 2, SD 1, t = 2 / (1 / sqrt 3); two degrees of freedom: p = 1 - t / sqrt(t^2 + 2).
-    t, p = report.paired_t(np.array([2.0, 4.0, 6.0]), np.array([1.0, 2.0, 3.0]))
+    t, p = paired_t(np.array([2.0, 4.0, 6.0]), np.array([1.0, 2.0, 3.0]))
     assert t == pytest.approx(12**0.5) and p == pytest.approx(1 - (12 / 14) ** 0.5)
     a = np.array([0.9, 0.8, 0.7])
-    assert report.paired_t(a, a) == (0.0, 1.0)
-    t, p = report.paired_t(a, a - 0.1)  # differences equal up to rounding
+    assert paired_t(a, a) == (0.0, 1.0)
+    t, p = paired_t(a, a - 0.1)  # differences equal up to rounding
     assert t == np.inf and np.isnan(p)
-    assert np.isnan(report.paired_t(a[:1], a[:1])).all()
+    assert np.isnan(paired_t(a[:1], a[:1])).all()
 
 
 def test_marks_ties_oracles_and_single_seeds():
@@ -360,30 +366,30 @@ def test_marks_ties_oracles_and_single_seeds():
         ("C", "lone"): [0.5],
         ("A/oracle_subset", "lone"): [0.7],
     }
-    summary = report.summarise(frame_of(cells))
-    shown = report.table(summary, "accuracy", "markdown")
+    summary = summarise(frame_of(cells))
+    shown = table(summary, "accuracy", "markdown")
     assert shown["s"].tolist() == ["**90.00 ± 0.00**", "**90.00 ± 0.00**", "_80.00 ± 0.00_", "100.00 ± 0.00"]
     assert shown["lone"].tolist() == ["–", "–", "50.00", "70.00"]  # one rival is no contest; one seed has no SD
     assert shown.index[-1] == "A/oracle_subset†"
-    assert report.table(summary, "accuracy", "html").iloc[0, 0] == "<b>90.00 ± 0.00</b>"
-    text = report.print_table(summary, "accuracy", models=["B", "C"])
+    assert table(summary, "accuracy", "html").iloc[0, 0] == "<b>90.00 ± 0.00</b>"
+    text = print_table(summary, "accuracy", models=["B", "C"])
     assert "90.00 ± 0.00*" in text and "80.00 ± 0.00+" in text and "†" not in text and "A" not in text.split()
 
 
 @pytest.mark.parametrize(("metric", "best"), [("ece", "A"), ("auroc", "B"), ("accepted_share", None), ("loss", None)])
 def test_better_side_of_each_metric(metric, best):
-    summary = report.summarise(frame_of({("A", "s"): [0.1], ("B", "s"): [0.2]}, metric))
-    shown = report.table(summary, metric)["s"]
+    summary = summarise(frame_of({("A", "s"): [0.1], ("B", "s"): [0.2]}, metric))
+    shown = table(summary, metric)["s"]
     assert shown.index[shown.str.endswith("*")].tolist() == [best] * (best is not None)
     assert shown["A"].startswith("0.1" if metric == "loss" else "10.00")
 
 
 def test_latex_escapes_and_markdown_pipes():
-    summary = report.summarise(frame_of({("DyMo_aware/oracle_x", "random_0.4"): [0.5, 0.7], ("a|b&c", "none"): [0.5]}))
-    latex = report.to_latex(report.table(summary, "accuracy", "latex"))
+    summary = summarise(frame_of({("DyMo_aware/oracle_x", "random_0.4"): [0.5, 0.7], ("a|b&c", "none"): [0.5]}))
+    latex = to_latex(table(summary, "accuracy", "latex"))
     assert r"DyMo\_aware/oracle\_x$^\dagger$" in latex and r"random\_0.4" in latex and r"a|b\&c" in latex
     assert r"60.00 $\pm$ 14.14" in latex and "±" not in latex and "–" not in latex
-    assert r"a\|b&c" in report.to_markdown(report.table(summary, "accuracy", "markdown"))
+    assert r"a\|b&c" in to_markdown(table(summary, "accuracy", "markdown"))
 
 
 def test_unfinished_runs_are_skipped_and_none_is_an_error(tmp_path, caplog):
@@ -404,10 +410,10 @@ def test_unfinished_runs_are_skipped_and_none_is_an_error(tmp_path, caplog):
     [
         ("", "No columns"),
         ("dataset,model\nD,A\n", "no column seed"),
-        (",".join(report.COLUMNS) + "\n", "no rows"),
-        (",".join(report.COLUMNS) + "\nD,A,0,none,accuracy,high,9\n", "high"),
-        (",".join(report.COLUMNS) + "\nD,A,x,none,accuracy,0.5,9\n", "x"),
-        (",".join(report.COLUMNS) + "\n" + 2 * "D,A,0,none,accuracy,0.5,9\n", "twice D, A, none, accuracy"),
+        (",".join(COLUMNS) + "\n", "no rows"),
+        (",".join(COLUMNS) + "\nD,A,0,none,accuracy,high,9\n", "high"),
+        (",".join(COLUMNS) + "\nD,A,x,none,accuracy,0.5,9\n", "x"),
+        (",".join(COLUMNS) + "\n" + 2 * "D,A,0,none,accuracy,0.5,9\n", "twice D, A, none, accuracy"),
     ],
 )
 def test_broken_results_are_named(tmp_path, content, reason):
@@ -446,13 +452,13 @@ def test_output_folder_is_replaced_only_if_it_is_a_report(tmp_path):
 
 def test_names_are_told_apart_and_the_same_rows_refused(tmp_path):
     runs = [write_run(tmp_path / "a", "DyMo", 0, name=name) for name in ("default", "small")]
-    found, _ = report.gather(runs)
+    found, _ = gather(runs)
     assert [run.model for run in found] == ["DyMo [default]", "DyMo [small]"]
     assert set(found[1].frame["model"]) == {"DyMo [small]" + c for c in ("", "/discard", "/oracle_subset")}
     assert all(run.predictions(m, "none").is_file() for run in found for m in run.frame["model"])
     copy = write_run(tmp_path / "b", "DyMo", 0, name="small")
     with pytest.raises(UserError, match="both hold PolyMNIST, DyMo"):
-        report.gather([runs[1], copy])
+        gather([runs[1], copy])
 
 
 def test_runs_with_and_without_a_fold_have_no_common_mean(tmp_path):
@@ -460,13 +466,13 @@ def test_runs_with_and_without_a_fold_have_no_common_mean(tmp_path):
     frame = pd.read_csv(of_fold / "results.csv")
     frame.assign(fold=1).to_csv(of_fold / "results.csv", index=False)
     with pytest.raises(UserError, match=r"PolyMNIST, DyMo: .*seed1 is of a fold and .*seed0 is not") as error:
-        report.gather([whole, of_fold])
+        gather([whole, of_fold])
     assert "\n" not in str(error.value)
-    assert len(report.gather([of_fold])[0]) == 1
+    assert len(gather([of_fold])[0]) == 1
 
 
 def test_runs_without_extras_and_with_several_data_sets(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "PICTURED", 1)
+    monkeypatch.setattr(report_figures, "PICTURED", 1)
     runs = [write_run(tmp_path, "DyMo", 0, dataset=dataset) for dataset in ("PolyMNIST", "MST")]
     for file in ("environment.json", "config.yaml", "metrics.csv"):
         (runs[0] / file).unlink()
@@ -484,7 +490,7 @@ def test_masks_that_differ_are_reported(tmp_path, caplog):
     file = runs[1] / "predictions" / "none.npz"
     arrays = dict(np.load(file))
     np.savez(file, **arrays | {"missing": ~arrays["missing"]})
-    tests = report.compare(report.gather(runs)[0], pd.concat(r.frame for r in report.gather(runs)[0]), "accuracy")
+    tests = compare(gather(runs)[0], pd.concat(r.frame for r in gather(runs)[0]), "accuracy")
     assert tests.loc[tests["model"] == "M3Care", "same_masks"].tolist() == [False] + [True] * (len(SCENARIOS) - 1)
     assert "different masks for PolyMNIST, none" in caplog.text
 
@@ -499,7 +505,7 @@ def test_last_rewards_takes_the_step_of_the_verdict():
 
 def test_degradation_draws_what_the_summary_says():
     cells = {("A", "none"): [0.9, 0.8], ("A", "random_0.5"): [0.5, 0.6], ("A", "random_global_0.2"): [0.7, 0.7]}
-    summary = report.summarise(frame_of(cells | {("B", "whole_1"): [0.3]}))
+    summary = summarise(frame_of(cells | {("B", "whole_1"): [0.3]}))
     styles = plotting.model_styles(["A", "B"])
     exact, other = plotting.degradation(summary, "accuracy", styles).axes
     np.testing.assert_allclose(exact.lines[0].get_xydata(), [[0, 0.85], [0.5, 0.55]])
@@ -518,7 +524,7 @@ def test_noise_levels_draws_a_panel_for_each_modality_and_pattern():
         ("A", "noise_gaussian_4_all"): [0.5, 0.6],
         ("A", "noise_gaussian_4_all+random_0.6"): [0.4, 0.4],
     }
-    summary = report.summarise(frame_of(cells))
+    summary = summarise(frame_of(cells))
     styles = plotting.model_styles(["A"])
     alone, both = plotting.noise_levels(summary, "accuracy", styles).axes
     np.testing.assert_allclose(alone.lines[0].get_xydata(), [[1, 0.85], [4, 0.55], [10, 0.3]])

@@ -11,11 +11,11 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
-from datasets.base import Modality
+from datasets.batch import Modality
 from models.dymo.dynamic_transformer import DynamicTransformer
 from models.encoders.resnet import ResNetEncoder
+from trainers.config.validate import validate
 from utils.errors import UserError
-from utils.validate import validate
 
 
 def test_size_and_tokens_of_the_published_encoder() -> None:

@@ -18,12 +18,12 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from datasets.clips import MediaFolder, _plain
+from trainers.config.build import CONFIGS, data_arguments, store_path
+from trainers.config.resolvers import register_resolvers
 from trainers.context import Context
-from utils.build import register_resolvers, store_path
 from utils.errors import UserError
 from utils.files import PLACES, replacing
 from utils.run_directory import RunDirectory, environment, file_hash, first_difference, write_json
-from utils.validate import CONFIGS
 
 SETTINGS = {"seed": 0, "model": {"width": 128, "layers": 2}, "rates": [0.2, 0.4]}
 
@@ -225,7 +225,7 @@ def test_markers_that_hold_paths_of_raw_files_stay_valid(run: RunDirectory) -> N
 def test_every_path_of_a_data_module_is_declared_once() -> None:
     """Whatever a data module turns into a Path is in PLACES: read from the source of every data module."""
     converted = set()
-    for file in (Path(__file__).parents[1] / "datasets").glob("*.py"):
+    for file in (Path(__file__).parents[1] / "datasets").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             if not isinstance(node, ast.FunctionDef) or node.name != "__init__":
                 continue
@@ -247,8 +247,7 @@ def test_relative_and_absolute_paths_are_the_same_data(dataset: str, tmp_path: P
         with initialize_config_dir(str(CONFIGS), version_base=None):
             cfg = compose("config", [f"dataset={dataset}", f"paths.cache={tmp_path}", *given])
         OmegaConf.set_struct(cfg, False)
-        places = [key for key in PLACES if key in cfg.dataset.module]
-        for key in places:
+        for key in set(PLACES) & set(data_arguments(cfg)):
             cfg.dataset.module[key] = make(f"raw/{key}")
         return Context(cfg)
 

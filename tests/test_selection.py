@@ -18,11 +18,10 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from datasets.base import Batch
+from datasets.batch import Batch
 from gaussian_parameter_generation.estimate import estimate
-from models.dymo.dymo import DyMo, validate_selection
 from models.dymo.dynamic_transformer import Sequences
-from models.dymo.intra_class_similarity import Score, calibration, log_ics, reward, score
+from models.dymo.method import DyMo, validate_selection
 from models.dymo.prototypes import COSINE, EUCLIDEAN
 from models.dymo.selection import (
     COMPARATORS,
@@ -35,6 +34,7 @@ from models.dymo.selection import (
     groups_by_missing,
     select,
 )
+from models.dymo.similarity import Score, calibration, log_ics, reward, score
 from models.imputers.base import Imputer, merge
 from models.imputers.simple import Zero
 from tests import slow_twin as twin

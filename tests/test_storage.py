@@ -156,7 +156,7 @@ def test_rows_with_nan_follow_the_share(store: PackedStore) -> None:
 
 @pytest.mark.parametrize("low", [1.0, 0.5])
 def test_dataset_low_cuts_the_training_split_alone(composed, low: float) -> None:
-    from utils.build import build_data
+    from trainers.config.build import build_data
 
     data = build_data(composed(f"dataset.low={low}"))
     data.prepare()

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from datasets.base import Modality
+from datasets.batch import Modality
 from models.dymo.dynamic_transformer import DynamicTransformer
 from models.encoders.resnet import ResNetEncoder
 from models.encoders.table import TableEncoder

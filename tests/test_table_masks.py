@@ -13,7 +13,9 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.ensemble import RandomForestClassifier
 
-from datasets.base import Batch, Modality, MultimodalDataModule, PackedLoader, hide
+from datasets.base import MultimodalDataModule
+from datasets.batch import Batch, Modality, hide
+from datasets.loader import PackedLoader
 from datasets.missingness import (
     TIP_FOREST_SEED,
     forest_ranking,
@@ -243,7 +245,7 @@ def test_an_original_mask_file_is_used_as_it_is(tiny: Tiny, tmp_path: Path) -> N
 
 
 def test_a_data_set_without_a_table_refuses_table_scenarios(composed) -> None:
-    from utils.build import build_data
+    from trainers.config.build import build_data
 
     data = build_data(composed())
     data.prepare()

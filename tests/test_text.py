@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.base import Modality, PackedLoader
-from datasets.demo_text_image import CELEBA_ATTRIBUTES
-from datasets.storage import PackedStore
-from datasets.text import (
+from datasets.batch import Modality
+from datasets.demo.celeba import CELEBA_ATTRIBUTES
+from datasets.loader import PackedLoader
+from datasets.readers.text import (
     ALPHABET,
     DIGIT_WORDS,
     UNKNOWN,
@@ -26,6 +26,7 @@ from datasets.text import (
     one_hot,
     place_digit_words,
 )
+from datasets.storage import PackedStore
 from utils.errors import UserError
 
 # docs/reference/datasets.md §2.5, place by place.

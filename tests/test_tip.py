@@ -18,20 +18,22 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 import models.imputers.tip as module
-from datasets.base import Batch, Modality
+from datasets.batch import Batch, Modality
 from models.encoders.resnet import ResNetEncoder
 from models.encoders.table import TableEncoder
 from models.imputers.quality import Judge, recovery_quality
 from models.imputers.simple import Zero
-from models.imputers.tip import TIP, corrupt, hard_negatives, random_cells
+from models.imputers.tip import TIP, TIP_PARTS, convert_tip, corrupt, hard_negatives, random_cells
 from tests import slow_twin as twin
 from tests.networks import CELLS, LEVELS, TokenEncoder, table_batch, table_encoder, table_modalities
 from tests.tiny_tables import tiny_config
-from trainers import impute, pipeline
+from trainers import impute
+from trainers import run as pipeline
 from trainers.context import Context
-from utils.checkpoints import TIP_PARTS, checkpoint_kind, convert_tip, load_strict, read_tensors
 from utils.errors import UserError
+from utils.safe_pickle import read_tensors
 from utils.schedule import warmup_cosine
+from utils.weights import checkpoint_kind, load_strict
 
 
 class ToyImage(TokenEncoder):

@@ -22,21 +22,21 @@ from sklearn.metrics import accuracy_score
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
-from datasets.base import Batch, Modality
+from datasets.batch import Batch, Modality
 from datasets.noise import TrainingNoise
 from models.baselines.base import TrainingMasks
 from models.encoders.resnet import ResNetEncoder
-from models.udml import curves
 from models.udml.heads import HEADS
 from models.udml.udml import UDML, Dependency, Gaussian, divergence, fusion_weights, logit_distances
 from tests.test_baselines import configure
-from trainers import pipeline
+from trainers import run as pipeline
+from trainers import udml_curves as curves
+from trainers.config.build import CONFIGS, build_noise
+from trainers.config.validate import validate
 from trainers.context import Context
 from trainers.fit import after_clean_epochs
-from utils.build import build_noise
 from utils.errors import UserError
 from utils.files import save_arrays
-from utils.validate import CONFIGS, validate
 
 CLASSES = 4
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from datasets.base import Batch, Modality
+from datasets.batch import Batch, Modality
 from models.base import IncompleteClassifier, Prediction
 from models.baselines.base import Completed, take_rows
-from models.dymo.dymo import DyMo
+from models.dymo.method import DyMo
 from models.dymo.prototypes import COSINE
 from models.dymo.selection import COMPARATORS, compare, exhaustive, select
 from models.imputers.base import recover_possible
@@ -31,9 +31,9 @@ from tests.test_partial_tables import setting as table_setting
 from tests.test_selection import setting
 from tests.test_tip import SMALL, tip
 from tests.tiny_tables import SIZES, TinyTables, content, tiny_config
-from trainers import pipeline
+from trainers import run as pipeline
+from trainers.config.build import fitting_imputers
 from trainers.context import Context
-from utils.build import fitting_imputers
 from utils.errors import UserError
 
 

@@ -9,9 +9,10 @@ import numpy as np
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from datasets.base import Modality, MultimodalDataModule
+from datasets.base import MultimodalDataModule
+from datasets.batch import Modality
 from tests.networks import CELLS, LEVELS
-from utils.validate import CONFIGS
+from trainers.config.build import CONFIGS
 
 SIDE = 28
 SIZES = {"train": 96, "val": 24, "test": 24}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datasets.base import Batch, Modality
+from datasets.batch import Batch, Modality
 from models.base import IncompleteClassifier, Prediction
 from models.baselines.base import RowMemory, VectorBaseline
 

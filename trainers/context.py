@@ -23,30 +23,33 @@ from torch import nn
 
 from datasets.base import MultimodalDataModule
 from datasets.missingness import Scenario, parse_scenario, parse_scenarios
-from gaussian_parameter_generation.estimate import SUFFIX, GaussianParameters
 from models.base import IncompleteClassifier
 from models.dymo.backbone import Backbone
 from models.dymo.dynamic_transformer import DynamicTransformer
+from models.dymo.gaussian import SUFFIX, GaussianParameters
+from models.dymo.original import convert_dynamic_transformer
 from models.dymo.prototypes import COSINE, EUCLIDEAN
 from models.imputers.base import FittedImputer, Imputer
 from models.imputers.mopoe import MoPoE
-from models.imputers.tip import TIP
-from utils import checkpoints
-from utils.build import (
-    SHORT_METRIC,
+from models.imputers.tip import TIP, convert_tip
+from trainers.config.build import (
+    CONFIGS,
     build_data,
     build_imputer,
     build_model,
+    data_arguments,
+    make_demo_data,
     method_class,
-    modality_name,
-    register_resolvers,
 )
+from trainers.config.resolvers import SHORT_METRIC, modality_name, register_resolvers
+from trainers.config.validate import validate
+from utils import weights as checkpoints
 from utils.errors import UserError
 from utils.files import PLACES
 from utils.inputs import KEY as INPUTS
 from utils.inputs import from_architecture, input_differences
 from utils.run_directory import RunDirectory, file_hash
-from utils.validate import CONFIGS, validate
+from utils.safe_pickle import read_tensors
 
 log = logging.getLogger(__name__)
 # Keys of a model that its training does not depend on (a modality is part of its module).
@@ -246,6 +249,12 @@ class Context:
     def data(self) -> MultimodalDataModule:
         return build_data(self.cfg)
 
+    def prepare_data(self) -> None:
+        """Make the demo data where they are asked for, and pack what is not packed yet."""
+        if self.cfg.dataset.get("demo"):
+            make_demo_data(self.cfg)
+        self.data.prepare()
+
     @cached_property
     def scenarios(self) -> list[Scenario]:
         names = list(self.cfg.dataset.modalities)
@@ -331,7 +340,8 @@ class Context:
     @property
     def data_settings(self) -> dict[str, Any]:
         runtime = ("residence", "test_batch_size")
-        plain = self._plain(self.cfg.dataset.module, *runtime)
+        arguments = {k: v for k, v in data_arguments(self.cfg).items() if k not in runtime}
+        plain = {"_target_": self.cfg.dataset.module._target_, **arguments}
         # A folder may move; the packed store says what is in it.
         meta = self.data.store.meta() or {}
         for key in (*PLACES, "download"):
@@ -434,7 +444,7 @@ class Context:
         tail = str(self.cfg.model.selection.tail)
         if tail != "auto":
             return tail
-        kind = checkpoints.checkpoint_kind(checkpoints.read_tensors(self.checkpoint)) if self.given else None
+        kind = checkpoints.checkpoint_kind(read_tensors(self.checkpoint)) if self.given else None
         if kind != "reference_dynamic_transformer":
             return "robust"
         log.info(
@@ -450,7 +460,7 @@ class Context:
         """The trained model, in eval mode on the device."""
         model = self.build()
         path = self.checkpoint
-        content = checkpoints.read_tensors(path)
+        content = read_tensors(path)
         state, kind = content, checkpoints.checkpoint_kind(content)
         if kind == "lightning":
             self._check_dataset(content, path)
@@ -459,7 +469,7 @@ class Context:
             state = content["state_dict"]
         elif kind == "reference_dynamic_transformer":
             self.check_inputs({}, path)
-            state = checkpoints.convert_dynamic_transformer(content["state_dict"], self.data.modality_names)
+            state = convert_dynamic_transformer(content["state_dict"], self.data.modality_names)
             if isinstance(model, DynamicTransformer) and not model.reference_modality_index:
                 model.reference_modality_index = True
                 log.info("%s is a checkpoint of the original repository: its modality index min(i, 1) is used", path)
@@ -534,7 +544,8 @@ class Context:
         if isinstance(model, DynamicTransformer):
             return model
         # Its import takes seconds, and other methods have no use for it.
-        from models.cmpt.selection import CMPT, ProxyBackbone
+        from models.cmpt.cmpt import CMPT
+        from models.cmpt.selection import ProxyBackbone
 
         assert isinstance(model, CMPT)
         return ProxyBackbone(model, str(self.distance_metric))
@@ -556,7 +567,7 @@ class Context:
         imputer = build_imputer(self.cfg, self.data, pretrained=False)
         if self.imputer_needs_weights:
             path = self.imputer_checkpoint
-            content = checkpoints.read_tensors(path)
+            content = read_tensors(path)
             self._check_dataset(content, path)
             # Recoveries depend on the modalities that the method reads, and not on the classes.
             read = imputer.recovers if isinstance(imputer, FittedImputer) else None
@@ -570,7 +581,7 @@ class Context:
                 trained_with = (content.get("architecture") or {}).get("reference_text", imputer.reference_text)
                 imputer.reference_text = kind == "reference_mopoe" or bool(trained_with)
             if isinstance(imputer, TIP):
-                state = checkpoints.convert_tip(state, imputer.state_dict())
+                state = convert_tip(state, imputer.state_dict())
             if isinstance(imputer, nn.Module):
                 checkpoints.load_strict(imputer, state, path, str(self.cfg.imputer.name))
             elif isinstance(imputer, FittedImputer):

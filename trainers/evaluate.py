@@ -14,19 +14,20 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from datasets.base import Batch, check_rows_without_nan
+from datasets.batch import Batch
+from datasets.loader import check_rows_without_nan
 from datasets.missingness import Scenario, parse_scenarios, save_mask
 from datasets.noise import Corruption
 from models.base import IncompleteClassifier, Prediction
 from models.baselines.base import Baseline, Completed
-from models.dymo.dymo import MAIN, Cells, DyMo, under, validate_selection
 from models.dymo.dynamic_transformer import DynamicTransformer
+from models.dymo.method import MAIN, Cells, DyMo, under, validate_selection
+from trainers.config.build import build_selection
 from trainers.context import Context
-from utils.build import build_selection
+from trainers.report.plots import ORACLE_NOTE, is_oracle, with_dagger
 from utils.errors import UserError
 from utils.files import replacing, save_arrays
 from utils.metrics import METRICS, LabelMetrics, classification_metrics, metric_names
-from utils.plotting import ORACLE_NOTE, is_oracle, with_dagger
 
 log = logging.getLogger(__name__)
 Method = IncompleteClassifier | Completed | DyMo

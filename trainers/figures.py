@@ -30,11 +30,12 @@ from omegaconf import OmegaConf
 from sklearn.manifold import TSNE
 
 from datasets.missingness import parse_scenario
+from trainers.config.build import build_data
 from trainers.context import Context, open_run
-from trainers.report import Run, gather, load_arrays, slug
-from utils import plotting
-from utils.build import build_data
+from trainers.report import plots as plotting
+from trainers.report.runs import Run, gather, load_arrays, slug
 from utils.errors import UserError
+from utils.run_directory import current_names
 
 log = logging.getLogger(__name__)
 # Figures 6 and 11: name of an outcome -> is right without proxies, is right with them.
@@ -51,7 +52,7 @@ ORDERS = ("gain", "no_gain")
 
 def data_module(run: Run) -> Any:
     """The data set as the run's own configuration has it."""
-    return build_data(OmegaConf.create(run.text("config.yaml")))  # type: ignore[arg-type]
+    return build_data(OmegaConf.create(current_names(run.text("config.yaml"))))  # type: ignore[arg-type]
 
 
 def class_names(run: Run) -> list[str]:

@@ -15,16 +15,18 @@ from omegaconf import DictConfig
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
 from pytorch_lightning.loggers import CSVLogger
 
-from datasets.base import MultimodalDataModule, PackedLoader, hash_seed
+from datasets.base import MultimodalDataModule
+from datasets.loader import PackedLoader
 from datasets.noise import TrainingNoise
 from models.base import IncompleteClassifier
-from utils.build import build_loggers, build_trainer
-from utils.checkpoints import read_tensors
+from trainers.config.build import build_loggers, build_trainer
 from utils.errors import UserError
 from utils.files import replacing, unwritable
 from utils.inputs import KEY as INPUTS
 from utils.metrics import undefined_monitor
+from utils.noise import hash_seed
 from utils.run_directory import RunDirectory
+from utils.safe_pickle import read_tensors
 
 log = logging.getLogger(__name__)
 

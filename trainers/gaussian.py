@@ -8,7 +8,8 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch import distributed as dist
 
 from datasets.missingness import parse_scenario
-from gaussian_parameter_generation.estimate import GaussianParameters, check_split, estimate
+from gaussian_parameter_generation.estimate import check_split, estimate
+from models.dymo.gaussian import GaussianParameters
 from trainers.context import Context
 from utils.inputs import KEY as INPUTS
 from utils.run_directory import file_hash

@@ -16,9 +16,9 @@ from omegaconf import OmegaConf
 from datasets.missingness import parse_scenario
 from models.imputers.base import FittedImputer
 from models.imputers.quality import Judge, recovery_quality
+from trainers.config.build import build_encoders, build_imputer, build_trainer
 from trainers.context import Context
 from trainers.fit import EpochOrder, check_checkpoint, fit
-from utils.build import build_encoders, build_imputer, build_trainer
 from utils.files import replacing
 from utils.inputs import KEY as INPUTS
 from utils.run_directory import RunDirectory, file_hash

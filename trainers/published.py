@@ -18,7 +18,8 @@ import numpy as np
 import pandas as pd
 from omegaconf import OmegaConf
 
-from trainers.report import read_results, to_markdown
+from trainers.report.runs import read_results
+from trainers.report.tables import to_markdown
 from utils.errors import UserError
 
 log = logging.getLogger(__name__)

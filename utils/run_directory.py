@@ -17,7 +17,16 @@ from omegaconf import OmegaConf
 from utils.errors import UserError
 from utils.files import PLACES, replacing
 
+# Modules of classes that settings name, as they were called when older runs were made.
+MOVED = {"datasets.audio.Log": "datasets.readers.audio.Log", "datasets.video.Frames": "datasets.readers.video.Frames"}
 SOURCE_ROOT = Path(__file__).resolve().parent.parent
+
+
+def current_names(text: str) -> str:
+    """Settings or a configuration of a run, with the classes that have moved since under their present names."""
+    for old, new in MOVED.items():
+        text = text.replace(old, new)
+    return text
 
 
 class RunDirectory:
@@ -102,7 +111,7 @@ class RunDirectory:
 
     def _read(self, marker: Path) -> dict[str, Any]:
         try:
-            content = json.loads(marker.read_text())
+            content = json.loads(current_names(marker.read_text()))
             content["settings"]
             return content
         except (OSError, ValueError, TypeError, KeyError) as error:

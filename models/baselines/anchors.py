@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.base import Batch, hash_seed
+from datasets.batch import Batch
 from models.baselines.base import VectorBaseline
+from utils.noise import hash_seed
 
 
 class AnchorBaseline(VectorBaseline):

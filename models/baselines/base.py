@@ -18,12 +18,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from datasets.base import Batch, Modality, hash_seed
+from datasets.batch import Batch, Modality
 from models.base import IncompleteClassifier, Prediction
 from models.imputers.base import Imputer, recover_possible
 from models.layers.batch_norm import apply_to_observed
 from models.tokens import TokenPipeline
 from utils.errors import UserError
+from utils.noise import hash_seed
 from utils.subsets import enumerate_subsets
 
 KINDS = ("none", "bernoulli", "subsets", "count", "all", "one", "fewer")

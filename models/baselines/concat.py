@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datasets.base import Batch, Modality
+from datasets.batch import Batch, Modality
 from models.base import Prediction
 from models.baselines.base import VectorBaseline
 
@@ -33,7 +33,7 @@ class MultimodalConcat(VectorBaseline):
 
     Attributes:
         watcher: gets each prediction of a training step with its batch, for what watches the training
-            (:mod:`utils.modulation`).
+            (:mod:`models.baselines.modulation`).
     """
 
     needs_imputer = True

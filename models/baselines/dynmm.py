@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datasets.base import Batch, Modality
+from datasets.batch import Batch, Modality
 from models.base import IncompleteClassifier, Prediction
 from models.baselines.base import take_rows
 from models.baselines.concat import MultimodalConcat

@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from datasets.base import Batch, Modality
+from datasets.batch import Batch, Modality
 from models.base import Prediction
 from models.baselines.base import TokenBaseline
 from models.layers.transformer import Block

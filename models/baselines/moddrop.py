@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from datasets.base import Batch, Modality
+from datasets.batch import Batch, Modality
 from models.base import Prediction
 from models.baselines.base import TokenBaseline
 

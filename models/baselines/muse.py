@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datasets.base import Batch, Modality
+from datasets.batch import Batch, Modality
 from models.base import Prediction
 from models.baselines.anchors import AnchorBaseline
 

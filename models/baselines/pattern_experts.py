@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datasets.base import Batch, Modality
+from datasets.batch import Batch, Modality
 from models.base import Prediction
 from models.baselines.base import VectorBaseline
 from models.baselines.decisions import mean_where, row_losses

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datasets.base import Batch, Modality
+from datasets.batch import Batch, Modality
 from models.base import Prediction
 from models.baselines.base import RowMemory
 from models.baselines.decisions import DecisionFusion, mean_where, row_losses

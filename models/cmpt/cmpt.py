@@ -28,7 +28,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from datasets.base import Batch, Modality
+from datasets.batch import Batch, Modality
 from models.base import IncompleteClassifier, Prediction
 from models.baselines.base import Baseline
 from models.encoders.pretrained import Adapter, PretrainedEncoder
@@ -264,8 +264,6 @@ class CMPT(Baseline):
     # ---- training ----------------------------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
-        from models.cmpt.parameters import count, describe
-
         log.info("CMPT: %s", describe(count(self)))
         random = [name for i, name in enumerate(self.modality_names) if not self.encoder(i).pretrained]
         if random:
@@ -335,3 +333,45 @@ def alignment_loss(states: Tensor, missing: Tensor, alignment: Alignment) -> Ten
         if alignment.form == "printed":
             errors = errors / (proxies[:, 0, 1] - own[:, 0]).square().mean(-1).clamp(min=1e-8)
         return torch.where(rows, errors, 0).sum() / rows.sum().clamp(min=1)
+
+
+@dataclass(frozen=True)
+class Count:
+    """Numbers of parameters; ``total`` has the frozen ones too."""
+
+    adapters: int
+    proxies: int
+    head: int
+    projections: int
+    total: int
+
+    @property
+    def trained(self) -> int:
+        return self.adapters + self.proxies + self.head + self.projections
+
+
+def count(model: CMPT) -> Count:
+    """
+    Raises:
+        AssertionError: something else is trained.
+    """
+
+    def trained(*parts: nn.Module | None) -> int:
+        return sum(p.numel() for part in parts if part is not None for p in part.parameters() if p.requires_grad)
+
+    found = Count(
+        adapters=trained(*(model.encoder(i).network for i in range(len(model.modalities)))),
+        proxies=trained(model.proxies, model.positions),
+        head=trained(model.classifier),
+        projections=trained(model.projections, model.confidence),
+        total=sum(p.numel() for p in model.parameters()),
+    )
+    assert found.trained == trained(model), "something is trained that is neither adapter, proxy nor head"
+    return found
+
+
+def describe(found: Count) -> str:
+    """One line."""
+    parts = {"adapters": found.adapters, "proxies": found.proxies, "projections": found.projections, "head": found.head}
+    listed = ", ".join(f"{name} {n:,}" for name, n in parts.items() if n)
+    return f"trains {found.trained:,} of {found.total:,} parameters ({listed})"

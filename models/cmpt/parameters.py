@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import pandas as pd
 import torch
-from torch import nn
 
-from datasets.base import Modality
-from models.cmpt.cmpt import CMPT, Proxy
+from datasets.batch import Modality
+from models.cmpt.cmpt import CMPT, Proxy, count
 from models.encoders.pretrained import Adapter, PretrainedEncoder
 
 IMAGE = Modality("image", "image", (3, 224, 224))
@@ -58,48 +56,6 @@ A: adapters on the text encoder's output of the perceptron too (what the name pa
 B: two more vectors of the encoders' width, here positions of the proxies: gives what is printed for rank 2 and 4, DoRA,
   VeRA and Food-101 with large encoders, apart from AVE at rank 2 (0.320 for 0.319).
 What is printed for audio and video at rank 1 follows from neither (see docs/reference/cmpt.md §2.6.1)."""
-
-
-@dataclass(frozen=True)
-class Count:
-    """Numbers of parameters; ``total`` has the frozen ones too."""
-
-    adapters: int
-    proxies: int
-    head: int
-    projections: int
-    total: int
-
-    @property
-    def trained(self) -> int:
-        return self.adapters + self.proxies + self.head + self.projections
-
-
-def count(model: CMPT) -> Count:
-    """
-    Raises:
-        AssertionError: something else is trained.
-    """
-
-    def trained(*parts: nn.Module | None) -> int:
-        return sum(p.numel() for part in parts if part is not None for p in part.parameters() if p.requires_grad)
-
-    found = Count(
-        adapters=trained(*(model.encoder(i).network for i in range(len(model.modalities)))),
-        proxies=trained(model.proxies, model.positions),
-        head=trained(model.classifier),
-        projections=trained(model.projections, model.confidence),
-        total=sum(p.numel() for p in model.parameters()),
-    )
-    assert found.trained == trained(model), "something is trained that is neither adapter, proxy nor head"
-    return found
-
-
-def describe(found: Count) -> str:
-    """One line."""
-    parts = {"adapters": found.adapters, "proxies": found.proxies, "projections": found.projections, "head": found.head}
-    listed = ", ".join(f"{name} {n:,}" for name, n in parts.items() if n)
-    return f"trains {found.trained:,} of {found.total:,} parameters ({listed})"
 
 
 def build(

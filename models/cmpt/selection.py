@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datasets.base import Batch
+from datasets.batch import Batch
 from models.cmpt.cmpt import CMPT
-from models.dymo.dymo import DyMo
 from models.dymo.dynamic_transformer import Partial
+from models.dymo.method import DyMo
 from models.dymo.prototypes import COSINE
 
 
@@ -77,7 +77,7 @@ class ProxyBackbone(nn.Module):
 
 
 class ProxySelection(DyMo):
-    """:class:`models.dymo.dymo.DyMo` whose recoveries are the proxies; comparator ``impute_all`` is CMPT's own rule,
+    """:class:`models.dymo.method.DyMo` whose recoveries are the proxies; comparator ``impute_all`` is CMPT's own rule,
     ``discard`` never substitutes."""
 
     recovers_inputs = False

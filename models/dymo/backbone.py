@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from datasets.base import Modality
+from datasets.batch import Modality
 
 
 class Backbone(Protocol):

@@ -22,13 +22,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datasets.base import Batch, Modality, hash_seed
+from datasets.batch import Batch, Modality
 from models.base import Prediction, classification_loss
 from models.dymo.prototypes import COSINE, DISTANCE_METRICS, RunningPrototypes, prototype_loss
 from models.imputers.base import Imputer, recover_possible
 from models.layers.transformer import visible_tokens
 from models.tokens import TokenPipeline
 from utils.errors import UserError
+from utils.noise import hash_seed
 from utils.subsets import draw_subsets, enumerate_subsets
 
 log = logging.getLogger(__name__)

@@ -23,11 +23,11 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
-from gaussian_parameter_generation.estimate import GaussianParameters
 from models.dymo.backbone import Backbone
 from models.dymo.dynamic_transformer import Partial
-from models.dymo.intra_class_similarity import Score, reward, score
+from models.dymo.gaussian import GaussianParameters
 from models.dymo.prototypes import COSINE
+from models.dymo.similarity import Score, reward, score
 from utils.noise import hash_seed, row_uniform
 from utils.subsets import mask_code, subset_lookup
 

@@ -29,7 +29,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from datasets.base import Modality
+from datasets.batch import Modality
 from utils.errors import UserError
 
 # What each letter of Adapter targets stands for.

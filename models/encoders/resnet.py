@@ -14,8 +14,8 @@ import torchvision
 from torch import Tensor, nn
 
 from models.layers.batch_norm import accept_single_values
-from utils.checkpoints import load_part
 from utils.errors import UserError
+from utils.weights import load_part
 
 ARCHITECTURES = ("resnet18", "resnet34", "resnet50", "resnet101")
 LAYERS = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers.transformer import Block, normal_initialisation
-from utils.checkpoints import load_part
+from utils.weights import load_part
 
 
 class TableEncoder(nn.Module):

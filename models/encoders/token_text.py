@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datasets.tokens import PADDING
+from datasets.readers.tokens import PADDING
 from models.layers.transformer import Block, normal_initialisation
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.base import Batch, Modality, missing_content
+from datasets.batch import Batch, Modality, missing_content
 
 
 class Imputer:

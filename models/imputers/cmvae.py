@@ -25,10 +25,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datasets.base import Batch, Modality, hash_seed
+from datasets.batch import Batch, Modality
 from models.imputers.generative import GenerativeImputer
 from models.imputers.likelihoods import laplace_nll
-from utils.noise import row_laplace, row_uniform
+from utils.noise import hash_seed, row_laplace, row_uniform
 
 CONDITIONINGS = ("mean", "random")
 PRIVATE_PRIORS = ("joint", "modality")

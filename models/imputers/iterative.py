@@ -21,7 +21,7 @@ from sklearn.experimental import enable_iterative_imputer  # noqa: F401 (makes t
 from sklearn.impute import IterativeImputer
 from torch import Tensor
 
-from datasets.base import Batch, Modality, missing_content
+from datasets.batch import Batch, Modality, missing_content
 from models.imputers.base import FittedImputer
 from utils.errors import UserError
 

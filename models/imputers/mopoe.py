@@ -22,11 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datasets.base import Batch, Modality, hash_seed, missing_content
+from datasets.batch import Batch, Modality, missing_content
 from models.imputers.base import merge
 from models.imputers.generative import GenerativeImputer
 from models.imputers.likelihoods import laplace_nll, text_nll, text_probabilities
-from utils.noise import row_normal
+from utils.noise import hash_seed, row_normal
 from utils.subsets import enumerate_subsets
 
 VARIANCE_FLOOR = 1e-8

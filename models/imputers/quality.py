@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datasets.base import Batch, Modality
+from datasets.batch import Batch, Modality
 from datasets.missingness import random_mask
 from models.base import IncompleteClassifier, Prediction
 from models.imputers.base import Imputer, recover_possible

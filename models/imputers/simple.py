@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from datasets.base import Batch, Modality, missing_content
+from datasets.batch import Batch, Modality, missing_content
 from models.imputers.base import FittedImputer, Imputer, merge
 from utils.errors import UserError
 

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datasets.base import Batch, Modality, missing_content
+from datasets.batch import Batch, Modality, missing_content
 from models.baselines.base import take_rows
 from models.encoders.table import TableEncoder
 from models.imputers.base import Imputer
@@ -329,3 +329,12 @@ def hard_negatives(logits: Tensor) -> Tensor:
     """(B, B) similarities -> (B,) another column for every row, drawn by softmax."""
     weights = logits.softmax(1) + NEGATIVE_FLOOR
     return torch.multinomial(weights.fill_diagonal_(0), 1)[:, 0]
+
+
+TIP_PARTS = ("encoder_imaging.", "encoder_tabular.", "encoder_multimodal.", "predictor_tabular.")
+
+
+def convert_tip(state: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of a TIP checkpoint that recover tables; heads that pre-training alone reads are those of ``own``."""
+    parts = {key: value for key, value in state.items() if key.startswith(TIP_PARTS)}
+    return parts | {key: value for key, value in own.items() if not key.startswith(TIP_PARTS)}

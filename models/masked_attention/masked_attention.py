@@ -34,7 +34,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datasets.base import Modality
+from datasets.batch import Modality
 from models.base import Prediction
 from models.layers.masked_attention import MaskedTransformer
 from models.masked_attention.base import TokenFusion

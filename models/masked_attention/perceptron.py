@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from datasets.base import Modality
+from datasets.batch import Modality
 from models.base import Prediction
 from models.masked_attention.base import TokenFusion
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datasets.base import Batch, Modality
+from datasets.batch import Batch, Modality
 from models.baselines.base import take_rows
 from models.baselines.unimodal import Unimodal
 from models.layers.masked_attention import xavier_initialisation

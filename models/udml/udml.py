@@ -53,7 +53,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from datasets.base import Batch, Modality
+from datasets.batch import Batch, Modality
 from models.base import Prediction, classification_loss
 from models.baselines.base import Baseline
 from models.baselines.decisions import mean_where, row_losses

@@ -27,17 +27,19 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from datasets.base import Batch, MultimodalDataModule
+from datasets.base import MultimodalDataModule
+from datasets.batch import Batch
 from datasets.missingness import random_mask
-from gaussian_parameter_generation.estimate import GaussianParameters, collect, estimate
-from models.dymo.dymo import DyMo
+from gaussian_parameter_generation.estimate import collect, estimate
 from models.dymo.dynamic_transformer import DynamicTransformer
+from models.dymo.gaussian import GaussianParameters
+from models.dymo.method import DyMo
 from models.dymo.prototypes import COSINE, DISTANCE_METRICS
 from models.dymo.selection import Scorer, SelectionRule, select
 from models.imputers.mopoe import MoPoE
 from tests.benchmarks import twin
+from trainers.config.build import build_imputer, build_model
 from trainers.context import Context, open_run
-from utils.build import build_imputer, build_model
 from utils.subsets import draw_subsets, enumerate_subsets
 
 log = logging.getLogger("benchmarks")
@@ -78,7 +80,7 @@ class Bench:
         self.repeats = 1 if tiny else 5
         self.rows: list[dict[str, Any]] = []
         self.data: MultimodalDataModule = context.data
-        self.data.prepare()
+        context.prepare_data()
         self.imputer = build_imputer(context.cfg, self.data) if untrained else context.load_imputer()
         self.device = torch.device("cpu") if tiny else context.device
         if isinstance(self.imputer, MoPoE):

@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from datasets.base import Batch, Modality
+from datasets.batch import Batch, Modality
 from models.baselines.base import TrainingMasks
 from models.cmpt.cmpt import CMPT, Proxy
 from models.encoders.pretrained import PretrainedEncoder

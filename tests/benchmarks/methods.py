@@ -25,17 +25,17 @@ import pandas as pd
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from datasets.base import Batch, MultimodalDataModule
+from datasets.base import MultimodalDataModule
+from datasets.batch import Batch
 from gaussian_parameter_generation.estimate import estimate
 from models.baselines.base import Completed, RowMemory
-from models.dymo.dymo import DyMo
 from models.dymo.dynamic_transformer import DynamicTransformer
+from models.dymo.method import DyMo
 from tests.benchmarks.__main__ import alternate
+from trainers.config.build import CONFIGS, build_imputer, build_selection
 from trainers.context import Context, open_run
 from trainers.evaluate import Method, load_method
-from utils.build import build_imputer, build_selection
 from utils.errors import UserError
-from utils.validate import CONFIGS
 
 log = logging.getLogger("benchmarks")
 LEFT_OUT = {"Unimodal": "sees one modality", "CMVAE_Classification": "needs imputer=CMVAE"}
@@ -160,8 +160,8 @@ def main(arguments: Sequence[str] | None = None) -> pd.DataFrame:
     every = sorted(file.stem for file in (CONFIGS / "model").glob("*.yaml") if file.stem not in LEFT_OUT)
     rows, repeats, untrained = (24, 1, True) if options.tiny else (512, 5, options.untrained)
     first = open_run("model=ModDrop", *options.overrides)
+    first.prepare_data()
     data = first.data
-    data.prepare()
     candidates = []
     for name in options.models.split(",") if options.models else every:
         try:

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from datasets.base import Batch, Modality
+from datasets.batch import Batch, Modality
 from datasets.missingness import forest_ranking, table_mask
 from models.imputers.iterative import IMI
 

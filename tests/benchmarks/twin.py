@@ -16,8 +16,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms.functional import to_tensor
 
-from gaussian_parameter_generation.estimate import GaussianParameters
 from models.dymo.dynamic_transformer import DynamicTransformer
+from models.dymo.gaussian import GaussianParameters
 from models.dymo.prototypes import COSINE
 from models.imputers.mopoe import MoPoE
 from utils.subsets import enumerate_subsets

@@ -19,7 +19,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from datasets.base import Batch
+from datasets.batch import Batch
 from models.base import Prediction
 from utils.errors import UserError
 from utils.noise import hash_seed

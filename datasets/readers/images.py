@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from datasets.pictures import PICTURE_RULES, UNREADABLE, open_picture
+from datasets.readers.pictures import PICTURE_RULES, UNREADABLE, open_picture
 from datasets.source import sha256
 from utils.errors import UserError
 from utils.files import replacing
@@ -28,7 +28,7 @@ class ImageReader:
     """Image file -> (channels, side, side) uint8.
 
     ``.npy`` files hold (H, W, channels) or (H, W), uint8 or floats in [0, 1]; all others are opened with Pillow, as
-    grey (1 channel) or RGB (3), by the rules of :func:`datasets.pictures.open_picture`.
+    grey (1 channel) or RGB (3), by the rules of :func:`datasets.readers.pictures.open_picture`.
 
     Attributes:
         side, channels: of the array.
@@ -36,7 +36,7 @@ class ImageReader:
         resample: how it is brought to its size.
         fit: ``stretch`` takes all of it, whatever its aspect ratio; ``crop`` the central square, as scaling the shorter
             side and cropping the centre do.
-        bits: in use of 16-bit files, see :func:`datasets.pictures.open_picture`.
+        bits: in use of 16-bit files, see :func:`datasets.readers.pictures.open_picture`.
 
     Raises:
         any of UNREADABLE: when called, on a file that cannot be read or is smaller than the box.

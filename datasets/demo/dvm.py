@@ -6,28 +6,16 @@ neither perfectly.
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import shutil
-import uuid
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from datasets.missingness import parse_scenario, table_mask, tip_mask_name
-from datasets.ukbb import CATEGORICAL, COLUMNS, CONTINUOUS, IMAGE_FOLDER, LENGTHS, file_names
-from utils.errors import UserError
-
 log = logging.getLogger(__name__)
 
-VERSION = 1
 COLOURS = {
     "Beige": (222, 206, 170),
     "Black": (25, 25, 28),
@@ -93,53 +81,17 @@ LENGTHS_OF_CARS = (3900, 4500, 5100)
 SIDE = 96
 
 
-def made(root: Path, about: dict[str, Any], write: Callable[[Path], None]) -> Path:
-    """``root``, filled by ``write(folder)`` unless it is there; replaced where it was made with other arguments.
-
-    Raises:
-        UserError: the folder holds something else.
-    """
-    file, text = root / "meta.json", json.dumps(about, indent=2) + "\n"
-
-    def there() -> bool:
-        return file.is_file() and file.read_text() == text
-
-    if there():
-        return root
-    if root.exists() and not (file.is_file() and f'"{about["dataset"]}"' in file.read_text()):
-        raise UserError(f"{root} is no stand-in made by dataset.demo=true: move it away, or change dataset.root")
-    log.info("making a %s in %s", about["dataset"], root)
-    temporary = root.with_name(f".{root.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
-    try:
-        temporary.mkdir(parents=True)
-        write(temporary)
-        (temporary / file.name).write_text(text)
-        if not there():  # another process may have been faster
-            shutil.rmtree(root, ignore_errors=True)
-            temporary.rename(root)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return root
-
-
-def make_dvm(root: str | Path, seed: int = 0, n: int = 104) -> Path:
+def make_dvm(root: Path, seed: int = 0, n: int = 104) -> None:
     """``<root>/tables_V2.0/*.csv`` and ``<root>/resized_DVM/...``: 12 car models, and 30 too rare to be kept.
 
     Body and length of a model show in the image, prices and engine in the table; the true numbers of levels (22, 13, 3,
     12) occur. Some adverts lack a price or an image.
 
     Args:
-        root: replaced where it was made with other arguments.
+        root: existing folder.
         n: adverts of each of the 12 models; the recipe wants 100.
-
-    Returns:
-        ``root``.
-
-    Raises:
-        UserError: ``root`` holds something else.
     """
-    about = {"dataset": "DVM stand-in", "version": VERSION, "seed": seed, "n": n}
-    return made(Path(root), about, lambda folder: _write_dvm(folder, seed, n))
+    _write_dvm(root, seed, n)
 
 
 def _write_dvm(temporary: Path, seed: int, n: int) -> None:
@@ -238,89 +190,3 @@ def draw_car(body: str, length: int, colour: tuple[int, int, int], rng: np.rando
         cx, cy = at(x, 42)
         draw.ellipse([cx - 7, cy - 7, cx + 7, cy + 7], fill=(20, 20, 20), outline=(120, 120, 120))
     return image if rng.random() < 0.5 else image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-
-
-def make_ukbb(root: str | Path, seed: int = 0, n: tuple[int, int, int] = (1500, 120, 240), side: int = 64) -> Path:
-    """TIP's files of CAD and Infarction in ``root``, and ``subjects/<eid>/sa_es_ed_mm.npy``.
-
-    A ring of muscle at end-systole, in between and end-diastole (the real arrays have side 210). A latent risk thickens
-    the ring, weakens its contraction and moves the table; about 6 % of the people are ill. Balanced training files, and
-    masks of the test tables.
-
-    Args:
-        root: replaced where it was made with other arguments.
-        n: people in train (before balancing), val and test.
-
-    Returns:
-        ``root``.
-
-    Raises:
-        UserError: ``root`` holds something else.
-    """
-    about = {"dataset": "UK Biobank stand-in", "version": VERSION, "seed": seed, "n": list(n), "side": side}
-    return made(Path(root), about, lambda folder: _write_ukbb(folder, seed, n, side))
-
-
-def _write_ukbb(temporary: Path, seed: int, n: tuple[int, int, int], side: int) -> None:
-    rng = np.random.default_rng(seed)
-    total = sum(n)
-    risk = rng.normal(size=total)
-    codes = []
-    for j, levels in enumerate(CATEGORICAL.values()):
-        score = (0.9 if j % 3 == 0 else 0.2) * risk + rng.normal(size=total)
-        edges = np.quantile(score, np.arange(1, levels) / levels)
-        codes.append(np.searchsorted(edges, score))
-    slopes = np.where(np.arange(len(CONTINUOUS)) % 4 == 0, 0.7, 0.1)
-    numbers = slopes * risk[:, None] + rng.normal(size=(total, len(CONTINUOUS)))
-    numbers = (numbers - numbers.mean(0)) / numbers.std(0, ddof=1)
-    table = np.concatenate([np.stack(codes, 1), numbers], axis=1)
-    labels = {
-        target: (risk + 0.5 * rng.normal(size=total) > shift).astype(np.int64)
-        for target, shift in (("CAD", 1.7), ("Infarction", 1.8))
-    }
-    ids = [str(1_000_000 + i) for i in range(total)]
-    # As on another machine: what holds everywhere begins at 'subjects'.
-    paths = [f"/data/{IMAGE_FOLDER}/{eid}/sa_es_ed_mm.npy" for eid in ids]
-    torch.save([*CATEGORICAL.values(), *([1] * len(CONTINUOUS))], temporary / LENGTHS)
-    starts = np.cumsum([0, *n])
-    used: set[int] = set()
-    for split, start, stop in zip(("train", "val", "test"), starts, starts[1:]):
-        for target in labels:
-            rows = np.arange(start, stop)
-            if split == "train":
-                ill, well = (rows[labels[target][rows] == value] for value in (1, 0))
-                rows = np.sort(np.concatenate([ill, rng.choice(well, len(ill), replace=False)]))
-            used.update(rows.tolist())
-            table_file, label_file, path_file = file_names(target, split, balanced=True)
-            pd.DataFrame(table[rows]).to_csv(temporary / table_file, header=False, index=False)
-            torch.save(labels[target][rows].tolist(), temporary / label_file)
-            torch.save([paths[i] for i in rows], temporary / path_file)
-    (temporary / "missing_mask").mkdir()
-    stem = Path(file_names("CAD", "test", True)[0]).stem
-    for rate in (0.1, 0.3, 0.5, 0.7, 0.9):
-        scenario = parse_scenario(f"table_value_{rate}")
-        mask = table_mask(n[2], len(COLUMNS), "value", rate, seed=2023)
-        for target in labels:
-            np.save(temporary / "missing_mask" / tip_mask_name(stem, target, scenario), mask)
-    for i in tqdm(sorted(used), "drawing hearts", unit="image", leave=False):
-        folder = temporary / IMAGE_FOLDER / ids[i]
-        folder.mkdir(parents=True)
-        np.save(folder / "sa_es_ed_mm.npy", draw_heart(float(risk[i]), side, rng))
-
-
-def draw_heart(risk: float, side: int, rng: np.random.Generator) -> np.ndarray:
-    """(side, side, 3) float32, end-systole, mid, end-diastole; each channel divided by its maximum."""
-    y, x = (np.mgrid[:side, :side] - side / 2) / (side / 2)
-    cy, cx = rng.normal(0, 0.08, 2)
-    radius = np.hypot(y - cy, x - cx)
-    diastole = 0.38 + 0.02 * rng.normal()
-    contraction = np.clip(0.45 - 0.07 * risk + 0.05 * rng.normal(), 0.05, 0.8)
-    wall = np.clip(0.14 + 0.025 * risk + 0.02 * rng.normal(), 0.04, 0.3)
-    channels = []
-    for phase in (1.0, 0.5, 0.0):
-        inner = diastole * (1 - contraction * phase)
-        image = 0.25 + 0.05 * rng.normal(size=(side, side))
-        image = np.where(radius < inner + wall, 0.45, image)
-        image = np.where(radius < inner, 0.9, image) + 0.03 * rng.normal(size=(side, side))
-        channels.append(np.clip(image, 0, None) / image.max())
-    return np.stack(channels, axis=2).astype(np.float32)

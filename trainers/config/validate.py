@@ -24,17 +24,16 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from datasets.missingness import parse_scenario, parse_scenarios
-from models.dymo.intra_class_similarity import CALIBRATIONS, REWARDS, TAILS
 from models.dymo.prototypes import DISTANCE_METRICS
 from models.dymo.selection import COMPARATORS, PARTIAL_TABLES
-from utils.build import build_loggers, build_modulation, build_noise, build_trainer
+from models.dymo.similarity import CALIBRATIONS, REWARDS, TAILS
+from trainers.config.build import CONFIGS, build_loggers, build_modulation, build_noise, build_trainer
 from utils.errors import UserError
 
 STAGES = ("prepare", "impute", "fit", "gaussian", "test", "report")
 # Encoders whose weights may come from a hub, and into which methods can put tokens.
 PRETRAINED = "models.encoders.pretrained."
 LISTED_GROUPS = ("logger",)  # groups that take several options at once
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
 def check_overrides(arguments: Sequence[str]) -> None:

@@ -5,94 +5,33 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytorch_lightning as pl
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from datasets.base import Modality, MultimodalDataModule
+from datasets.base import MultimodalDataModule
+from datasets.batch import Modality
+from datasets.demo.folders import demo_folder, ensure_demo
 from datasets.missingness import parse_scenario
 from datasets.noise import TrainingNoise
 from models.base import IncompleteClassifier
-from models.dymo.prototypes import EUCLIDEAN
+from models.baselines.modulation import GradientModulation
 from models.encoders.pooled import PooledEncoder
 from models.imputers.base import Imputer
 from utils.errors import UserError
 from utils.files import PLACES
-from utils.modulation import GradientModulation
 
 Part = TypeVar("Part")
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-SHORT_METRIC = {EUCLIDEAN: "_EU"}
-
-
-def variant(base: str, metric: str | None, recovery_aware: float | bool) -> str:
-    """Label of a model's run directory, so that variants never share one."""
-    rate = share(recovery_aware)
-    aware = f"_aware{'' if rate == 0.5 else format(rate, 'g')}" if rate else ""
-    return base + SHORT_METRIC.get(str(metric), "") + aware
-
-
-def share(value: float | bool) -> float:
-    """``recovery_aware`` as a share of the batches: true stands for one half."""
-    return 0.5 if value is True else float(value)
-
-
-def subsets_per_step(modalities: Sequence[str]) -> int:
-    """K of the published recipes: 5 for five modalities and more, 2 for fewer (1 for a single one)."""
-    return 5 if len(modalities) >= 5 else min(2, 2 ** len(modalities) - 1)
-
-
-def given_epochs(published: int | None, *, _root_: Any) -> int | None:
-    """How long a method trains whose published recipe has a number of its own: ``dataset.baselines.max_epochs`` where
-    that was set, the recipe's where it is still the data set's ``usual_epochs``."""
-    node = _root_.dataset.baselines
-    usual = OmegaConf.is_interpolation(node, "max_epochs") or "max_epochs" not in node
-    return published if usual else node.max_epochs
-
-
-def times(factor: int, epochs: int | None) -> int | None:
-    """Epochs that grow with those of another stage; nothing of nothing, for :func:`utils.validate.validate` to name."""
-    return None if epochs is None else factor * epochs
-
-
-def epochs_of_share(share: float, whole: Any) -> int | None:
-    """``share`` of a number, rounded down; nothing of nothing, for :func:`utils.validate.validate` to name."""
-    number = isinstance(whole, int | float) and not isinstance(whole, bool)
-    return math.floor(share * whole + 1e-9) if number else None
-
-
-def udml_warmup(reference: bool, clean_share: float, weights_share: float, epochs: Any) -> int | None:
-    """Epochs of UDML of which none can be the best: those before its weights set in; with ``reference`` those up to and
-    including the first noisy one, as in the release (50 clean of 100: the best is searched from epoch 51 on). One epoch
-    is left."""
-    before = epochs_of_share(clean_share if reference else weights_share, epochs)
-    return None if before is None else min(before + reference, epochs - 1)
-
-
-def modality_name(modality: str | int, modalities: Sequence[str]) -> str:
-    """A modality by its name or number; what is neither stays as it is, for :func:`utils.validate.validate`."""
-    number = str(modality)
-    return str(modalities[int(number)]) if number.isdecimal() and int(number) < len(modalities) else number
-
-
-def register_resolvers() -> None:
-    OmegaConf.register_new_resolver("modality_name", modality_name, replace=True)
-    OmegaConf.register_new_resolver("variant", variant, replace=True)
-    OmegaConf.register_new_resolver("share", share, replace=True)
-    OmegaConf.register_new_resolver("subsets_per_step", subsets_per_step, replace=True)
-    OmegaConf.register_new_resolver("times", times, replace=True)
-    OmegaConf.register_new_resolver("given_epochs", given_epochs, replace=True)
-    OmegaConf.register_new_resolver("part", epochs_of_share, replace=True)
-    OmegaConf.register_new_resolver("udml_warmup", udml_warmup, replace=True)
-    OmegaConf.register_new_resolver("when", lambda condition, value: value if condition else None, replace=True)
-    OmegaConf.register_new_resolver("count", lambda listed: len(listed or ()), replace=True)
+# Arguments of data modules that are no plain setting: :func:`build_data` sets them, and a few classes take a name.
+PASSED_ON = ("store", "name", "missing_train", "missing_val", "missing_seed", "seed")
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 def _make(node: DictConfig, where: str, **arguments: Any) -> Any:
@@ -105,6 +44,39 @@ def _make(node: DictConfig, where: str, **arguments: Any) -> Any:
         raise UserError(f"config '{where}' ({node.get('_target_')}): {str(error).splitlines()[0]}") from error
 
 
+def constructor_arguments(target: type) -> list[str]:
+    """Names of the constructor arguments of a class, with those of its base classes as far as it passes keywords on."""
+    names: dict[str, None] = {}
+    for kind in target.__mro__:
+        if "__init__" not in vars(kind):
+            continue
+        parameters = inspect.signature(vars(kind)["__init__"]).parameters.values()
+        names |= {p.name: None for p in parameters if p.name != "self" and p.kind is not p.VAR_KEYWORD}
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return list(names)
+
+
+def data_arguments(cfg: DictConfig) -> dict[str, Any]:
+    """Arguments of the data module: the keys of ``cfg.dataset`` that its constructor names, and ``dataset.module``.
+
+    With ``dataset.demo=true`` the root is the folder of the demo data.
+    """
+    module = plain(cfg.dataset.module)
+    target = get_object(module.pop("_target_"))
+    given = (*PASSED_ON, *module)
+    names = [name for name in constructor_arguments(target) if name in cfg.dataset and name not in given]
+    arguments = module | {name: plain(cfg.dataset[name]) for name in names}
+    if cfg.dataset.get("demo"):
+        arguments["root"] = str(demo_folder(arguments["root"]))
+    return arguments
+
+
+def plain(node: Any) -> Any:
+    """A node of the configuration as resolved plain values."""
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+
+
 def store_path(cfg: DictConfig) -> Path:
     """Where the packed store of ``cfg.dataset`` is: as given, or under ``paths.cache`` by a hash of its source."""
     if cfg.dataset.store:
@@ -113,9 +85,7 @@ def store_path(cfg: DictConfig) -> Path:
         *("test_batch_size", "low", "residence", "reshuffle_pairs", "jitter", "augmentation"),
         *("natural_missing", "mean", "deviation", "frames"),
     )
-    module = OmegaConf.to_container(cfg.dataset.module, resolve=True)
-    assert isinstance(module, dict)
-    source = {k: v for k, v in module.items() if k not in (*runtime, "_target_")}
+    source = {k: v for k, v in data_arguments(cfg).items() if k not in runtime}
     for key in ("image_bits", "validation"):  # stores from before there were these are valid
         if source.get(key) is None:
             source.pop(key, None)
@@ -123,14 +93,17 @@ def store_path(cfg: DictConfig) -> Path:
         # A tokenizer may be a name instead of a path.
         if source.get(key) and (key != "tokenizer" or Path(str(source[key])).exists()):
             source[key] = str(Path(str(source[key])).resolve())
-    digest = hashlib.sha256(json.dumps(source, sort_keys=True, default=str).encode()).hexdigest()[:10]
+    # Under the names that the front ends had when stores were first packed, which stay valid so.
+    text = json.dumps(source, sort_keys=True, default=str).replace("datasets.readers.", "datasets.")
+    digest = hashlib.sha256(text.encode()).hexdigest()[:10]
     return Path(cfg.paths.cache) / f"{cfg.dataset.name}-{digest}"
 
 
 def build_data(cfg: DictConfig) -> MultimodalDataModule:
     """The data module of ``cfg.dataset`` with the masks of ``cfg.missing``."""
+    node = OmegaConf.create({"_target_": cfg.dataset.module._target_, **data_arguments(cfg)})
     return _make(
-        cfg.dataset.module,
+        node,
         "dataset",
         store=str(store_path(cfg)),
         missing_train=parse_scenario(cfg.missing.train),
@@ -138,6 +111,15 @@ def build_data(cfg: DictConfig) -> MultimodalDataModule:
         missing_seed=cfg.missing.seed,
         seed=cfg.seed,
     )
+
+
+def make_demo_data(cfg: DictConfig) -> None:
+    """Make the demo data of ``cfg.dataset`` beside its root, unless they are there.
+
+    Raises:
+        UserError: the data set has no root, or the folder holds something else.
+    """
+    ensure_demo(demo_folder(cfg.dataset.root), get_object(cfg.dataset.demo_maker))
 
 
 def build_encoder(
@@ -360,5 +342,5 @@ def build_trainer(cfg: DictConfig, **arguments: Any) -> pl.Trainer:
     settings.pop("compile")  # not the Trainer's: see trainers.fit
     try:
         return pl.Trainer(**{**{str(k): v for k, v in settings.items()}, **arguments})
-    except (pl.utilities.exceptions.MisconfigurationException, TypeError, ValueError, RuntimeError) as error:
+    except (MisconfigurationException, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"config 'trainer': {str(error).splitlines()[0]}") from error

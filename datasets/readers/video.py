@@ -17,9 +17,9 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as V
 
-from datasets.audio import ClipProblem
-from datasets.images import ImageReader, reason
-from datasets.pictures import UNREADABLE, frame_files
+from datasets.readers.audio import ClipProblem
+from datasets.readers.images import ImageReader, reason
+from datasets.readers.pictures import UNREADABLE, frame_files
 from datasets.transforms import crop_boxes, resample, resize
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".flv", ".mov")  # in the order in which a clip's file is looked for
@@ -98,7 +98,7 @@ class ClipReader:
 
     @property
     def arrays(self) -> dict[str, tuple[tuple[int, ...], Any]]:
-        """Suffix -> shape and type of a clip's values, for :func:`datasets.images.decode_rows`."""
+        """Suffix -> shape and type of a clip's values, for :func:`datasets.readers.images.decode_rows`."""
         return {"": ((self.most, 3, self.side, self.side), np.uint8), ".counts": ((), np.int64)}
 
     def __call__(self, path: Path, start: float | None = None, end: float | None = None) -> tuple[np.ndarray, np.int64]:

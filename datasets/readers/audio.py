@@ -27,7 +27,7 @@ import torch
 from scipy.signal import resample_poly
 from torch import Tensor
 
-from datasets.noise import Scale
+from datasets.scale import Scale
 
 SOUND_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")  # in the order in which a clip's file is looked for
 SILENT = 1e-4  # peak to peak, about three steps of 16 bit

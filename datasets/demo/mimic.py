@@ -12,16 +12,13 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from datasets.demo_tables import made
-
-VERSION = 1
 RACES = ("ASIAN", "BLACK/AFRICAN AMERICAN", "OTHER", "WHITE")
 # Findings that a common cause makes likelier: column of FINDINGS -> weight of the cause.
 FAILING = {1: 1.2, 3: 1.4, 4: 0.8, 9: 1.2, 0: 0.6}  # heart
 INFECTED = {2: 1.2, 7: 1.4, 11: 1.4, 0: 0.6}
 
 
-def make_mimic(root: str | Path, seed: int = 0, n: int = 400, side: int = 64) -> Path:
+def make_mimic(root: Path, seed: int = 0, n: int = 400, side: int = 64) -> None:
     """The two tables of MIMIC and ``n`` grey films.
 
     14 findings of two common causes, 'No Finding' where there is none of the others; 30 % of the labels are empty and
@@ -29,16 +26,9 @@ def make_mimic(root: str | Path, seed: int = 0, n: int = 400, side: int = 64) ->
     follow the findings.
 
     Args:
-        root: replaced where it was made with other arguments.
-
-    Returns:
-        ``root``.
-
-    Raises:
-        UserError: ``root`` holds something else.
+        root: existing folder.
     """
-    about = {"dataset": "MIMIC stand-in", "version": VERSION, "seed": seed, "n": n, "side": side}
-    return made(Path(root), about, lambda folder: _write(folder, seed, n, side))
+    _write(root, seed, n, side)
 
 
 def _write(root: Path, seed: int, n: int, side: int) -> None:

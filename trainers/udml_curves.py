@@ -1,4 +1,4 @@
-"""How fusion weights and predicted levels follow the noise of a test: python -m models.udml.curves OUT RUN [RUN ...]
+"""How fusion weights and predicted levels follow the noise of a test: python -m trainers.udml_curves OUT RUN [RUN ...]
 
 Reads the predictions of finished runs, of any number of seeds, under ``none`` and under the scenarios in which one
 modality has the noise of the training (``model.noise``), and writes ``OUT/curves.csv`` and ``OUT/curves.png``.
@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 from omegaconf import OmegaConf
 
+from trainers.report.plots import noise_curves, save
 from utils.errors import UserError
 from utils.files import replacing
-from utils.plotting import noise_curves, save
 
 COLUMNS = ("modality", "level", "seed", "weight", "predicted", "rank_correlation")
 
@@ -65,7 +65,7 @@ def read_curves(runs: Sequence[Path]) -> pd.DataFrame:
 
 def main(arguments: Sequence[str]) -> None:
     if len(arguments) < 2:
-        raise UserError("usage: python -m models.udml.curves OUT RUN [RUN ...]")
+        raise UserError("usage: python -m trainers.udml_curves OUT RUN [RUN ...]")
     out, *runs = map(Path, arguments)
     curves = read_curves(runs)
     if curves["level"].max() <= 1:

@@ -19,10 +19,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from datasets.missingness import parse_scenarios
 from models.dymo.dynamic_transformer import DynamicTransformer
 from trainers import evaluate, gaussian, impute
-from trainers.context import Context, resolve_metric
-from trainers.fit import fit
-from trainers.report import print_table, write_report
-from utils.build import (
+from trainers.config.build import (
     build_model,
     build_modulation,
     build_noise,
@@ -30,9 +27,13 @@ from utils.build import (
     fitting_imputers,
     method_class,
 )
+from trainers.config.validate import check_trainer, stages_without_use, validate
+from trainers.context import Context, resolve_metric
+from trainers.fit import fit
+from trainers.report.page import write_report
+from trainers.report.tables import print_table
 from utils.errors import UserError
 from utils.files import natural_key
-from utils.validate import check_trainer, stages_without_use, validate
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ def run(cfg: DictConfig) -> None:
         check_noise(context)
         if "impute" in stages or needs_imputer(context, stages):
             check_imputer_networks(cfg, context.data.kinds)
-        context.data.prepare()
+        context.prepare_data()
         check_artefacts(context, stages)
     for number, stage in enumerate(stages, 1):
         if stage not in PARALLEL and not set(PARALLEL) & set(stages[number:]):

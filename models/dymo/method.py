@@ -10,11 +10,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from datasets.base import Batch
-from gaussian_parameter_generation.estimate import GaussianParameters
+from datasets.batch import Batch
 from models.base import Prediction
 from models.dymo.backbone import Backbone
 from models.dymo.dynamic_transformer import DynamicTransformer, Partial
+from models.dymo.gaussian import GaussianParameters
 from models.dymo.selection import COMPARATORS, Scorer, Selection, SelectionRule, compare, exhaustive, select
 from models.imputers.base import Imputer, recover_possible
 

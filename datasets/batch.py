@@ -1,0 +1,135 @@
+"""What passes between the parts: :class:`Modality` and :class:`Batch`, and how missing content is hidden.
+
+Tensor legend used everywhere: ``B`` batch, ``M`` modalities, ``N`` tokens of one modality, ``P`` tokens of all,
+``D`` width, ``C`` classes, ``S`` subsets. A mask is boolean and **True = missing**.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from datasets.scale import AS_IT_IS, Scale
+
+Kind = Literal["image", "text", "table", "audio", "video"]
+
+
+@dataclass(frozen=True)
+class Modality:
+    """One input of a data set. Its position in the data set's list is its column in ``missing``.
+
+    A text of characters has the shape (L, symbols): stored as uint8 codes (N, L), one-hot rows in a batch. A text of
+    tokens has the shape (L,): stored as int32 ids (N, L), int64 in a batch, padding and nothing else is 0
+    (``datasets/readers/tokens.py``).
+
+    Attributes:
+        cardinalities: levels of the leading, categorical columns of a table; the rest is continuous.
+        columns: names of the columns of a table.
+        vocabulary: number of ids of a text of tokens.
+        scale: what the values mean, for noise.
+    """
+
+    name: str
+    kind: Kind
+    shape: tuple[int, ...]
+    cardinalities: tuple[int, ...] = ()
+    columns: tuple[str, ...] = ()
+    vocabulary: int | None = None
+    scale: Scale = AS_IT_IS
+
+
+@dataclass
+class Batch:
+    """A mini-batch.
+
+    Attributes:
+        inputs: name -> float tensor (B, *modality.shape), int64 of a text of tokens. The content of a missing modality
+            is arbitrary.
+        missing: (B, M) bool, True = missing. A table is also marked where only some of its cells are missing, so that a
+            row with all modalities marked may still have cells.
+        target: (B,) int64, or (B, C) float for multi-label tasks.
+        index: (B,) int64, the row in the split's sorted order.
+        feature_missing: table modality -> (B, F) bool, True = this cell is missing. Counts where the modality is
+            masked in ``missing``; without an entry, a masked table hides all its cells.
+        noise_level: (B, M) float, 1 = clean to 11 = destroyed (:mod:`datasets.noise`); None = all clean.
+        complete: the loader knows, on the host, that nothing is missing (spares a device synchronisation).
+        sources: (B, M) int64, the row that each modality's content was taken from, where pairs are drawn anew; None =
+            ``index`` for all of them.
+    """
+
+    inputs: dict[str, Tensor]
+    missing: Tensor
+    target: Tensor
+    index: Tensor
+    feature_missing: dict[str, Tensor] = field(default_factory=dict)
+    noise_level: Tensor | None = None
+    complete: bool = False
+    sources: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=non_blocking)
+
+        return Batch(
+            {k: move(v) for k, v in self.inputs.items()},
+            move(self.missing),
+            move(self.target),
+            move(self.index),
+            {k: move(v) for k, v in self.feature_missing.items()},
+            None if self.noise_level is None else move(self.noise_level),
+            self.complete,
+            None if self.sources is None else move(self.sources),
+        )
+
+    def replace(self, **changes: Any) -> Batch:
+        """A shallow copy with some fields replaced; of other masks nothing is known that ``complete`` does not say."""
+        if "missing" in changes or "feature_missing" in changes:
+            changes.setdefault("complete", False)
+        return replace(self, **changes)
+
+    def observed(self) -> dict[str, Tensor]:
+        """Inputs with every missing modality and cell overwritten by zeros (never multiplied: NaN * 0 is NaN)."""
+        return hide(self.inputs, self.missing, self.feature_missing)
+
+
+def hide(
+    inputs: Mapping[str, Tensor], missing: Tensor, feature_missing: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Overwrite missing content by zeros.
+
+    Args:
+        inputs: name -> (B, ...), in the column order of ``missing``.
+        missing: (B, M) bool, True = missing.
+        feature_missing: table name -> (B, F) bool, see :class:`Batch`.
+    """
+    hidden = {}
+    for column, (name, x) in enumerate(inputs.items()):
+        zero = torch.zeros((), dtype=x.dtype, device=x.device)
+        hidden[name] = torch.where(missing_content(x, name, missing[:, column], feature_missing), zero, x)
+    return hidden
+
+
+def missing_content(
+    x: Tensor, name: str, missing: Tensor, feature_missing: Mapping[str, Tensor] | None = None
+) -> Tensor:
+    """What of one modality is missing, as a mask that broadcasts against its content.
+
+    Args:
+        x: (B, ...) of the modality ``name``.
+        missing: (B,) bool, its column of the mask.
+        feature_missing: table name -> (B, F) bool, see :class:`Batch`.
+
+    Returns:
+        (B, 1, ...) bool, or (B, F) for a table whose cells have a mask of their own.
+    """
+    gone = missing.reshape(-1, *[1] * (x.ndim - 1))
+    if feature_missing and name in feature_missing:
+        gone = gone & feature_missing[name]
+    return gone

@@ -1,0 +1,76 @@
+"""Folders of demo data: small seeded data sets in the layouts of the real files, so that the real readers read them.
+
+They show that everything runs, and how methods behave when modalities differ in how much they tell. Nothing is learned
+from them about the real data.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from utils.errors import UserError
+
+log = logging.getLogger(__name__)
+VERSION = 2
+MARKER = "demo.json"
+
+
+def demo_folder(root: str | Path | None) -> Path:
+    """Folder of the demo data of a data set, ``<root>-demo``.
+
+    Raises:
+        UserError: ``root`` is None.
+    """
+    if root is None:
+        raise UserError("dataset.demo=true makes its files beside dataset.root, which is null: name a folder")
+    return Path(root).with_name(f"{Path(root).name}-demo")
+
+
+def ensure_demo(folder: str | Path, make: Callable[..., None], **arguments: Any) -> Path:
+    """Fill ``folder`` by ``make(folder, **arguments)``, unless that has been done before with the same arguments.
+
+    The files are written into a temporary folder, which is renamed when it is complete.
+
+    Args:
+        folder: replaced where it holds demo data that were made with other arguments.
+        arguments: plain values.
+
+    Returns:
+        ``folder``.
+
+    Raises:
+        UserError: the folder holds something else than demo data.
+    """
+    folder = Path(folder)
+    about = json.dumps({"demo": make.__name__.removeprefix("make_"), "version": VERSION, **arguments})
+    marker = folder / MARKER
+
+    def is_made() -> bool:
+        return marker.is_file() and marker.read_text() == about
+
+    if is_made():
+        return folder
+    if folder.exists() and not marker.is_file():
+        raise UserError(f"{folder} holds no demo data made by dataset.demo=true: move it away, or change dataset.root")
+    log.info("making demo data in %s", folder)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
+    try:
+        temporary.mkdir(parents=True)
+        make(temporary, **arguments)
+        (temporary / MARKER).write_text(about)
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if not is_made():  # another process was faster
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder

@@ -1,0 +1,231 @@
+"""Batches of a packed split by index look-up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datasets.batch import Batch, Modality
+from datasets.readers.text import one_hot
+from datasets.storage import PackedSplit
+from utils.errors import UserError
+from utils.noise import hash_seed
+
+Transform = Callable[[dict[str, Tensor], torch.Generator | None], dict[str, Tensor]]
+Choose = Callable[[Tensor, torch.Generator | None], Tensor]
+Corrupt = Callable[["Batch", int], "Batch"]  # batch and epoch -> the batch with noise
+
+
+def _residence(wanted: str, split: PackedSplit, device: torch.device) -> str:
+    """Where the arrays of a split live: on the ``device``, in ``host`` memory, or on disk (``mmap``)."""
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return "device" if split.nbytes < 0.5 * free else "mmap"
+    return "host" if split.nbytes < 4 * 2**30 else "mmap"
+
+
+class PackedLoader:
+    """Batches of a packed split by index look-up; the stored dtype is converted after the gather, on the device.
+
+    No worker processes: a batch is one ``index_select`` per modality. Arrays that do not fit the device stay
+    memory-mapped; their batches go through pinned memory and are copied asynchronously.
+
+    Args:
+        split: the packed arrays.
+        missing: (N, M) bool mask of the split; None = nothing is missing, and NaN are the caller's to hide.
+        batch_size: rows per batch; the last one may be smaller unless ``drop_last``.
+        shuffle: reshuffle each epoch, from ``seed`` and the epoch set by :meth:`set_epoch` alone (so that a resumed
+            run sees the order that it would have seen).
+        reshuffle_pairs: draw, for each modality and epoch, another item of the same class; a list of names does so for
+            these modalities. Only for data whose modalities share nothing but the label (PolyMNIST, MST): it multiplies
+            the training tuples.
+        jitter: shift each image by up to this many pixels (replicated edges), drawn per row and modality.
+        cells: table name -> (N, F) bool, the missing cells of rows whose table is marked in ``missing``.
+        choose: modality whose items have parts (frames of a clip) -> function of how many parts each row has (R,) and a
+            generator, None in evaluation, which gives the places (R, T) of those to take: the input is (R, T, ...).
+        transform: (inputs, generator) -> inputs, applied to gathered batches; the generator is None in evaluation.
+        corrupt: (batch, epoch) -> batch with noise, applied last.
+        rank, world_size: under DDP each rank sees every ``world_size``-th row.
+        pad: repeat rows so that all ranks have as many; without it every row is seen once.
+    """
+
+    def __init__(
+        self,
+        split: PackedSplit,
+        modalities: Sequence[Modality],
+        missing: np.ndarray | None,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        drop_last: bool = False,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        residence: str = "auto",
+        reshuffle_pairs: bool | Sequence[str] = False,
+        jitter: int = 0,
+        cells: Mapping[str, np.ndarray] | None = None,
+        choose: Mapping[str, Choose] | None = None,
+        transform: Transform | None = None,
+        corrupt: Corrupt | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        pad: bool = True,
+    ) -> None:
+        self.split, self.modalities, self.batch_size = split, list(modalities), batch_size
+        self.shuffle, self.drop_last, self.seed = shuffle, drop_last, seed
+        self.reshuffle_pairs, self.jitter, self.pad = reshuffle_pairs, jitter, pad
+        self.rank, self.world_size = rank, world_size
+        self.device = torch.device(device)
+        self.residence = _residence(residence, split, self.device)
+        self.epoch = 0
+        store_device = self.device if self.residence == "device" else torch.device("cpu")
+        self.arrays: dict[str, Tensor] = {}
+        self.pointers: dict[str, Tensor] = {}  # which item each row shows, where rows share items
+        self.counts: dict[str, Tensor] = {}  # how many parts each row has, where items have parts ...
+        self.parts: dict[str, int] = {}  # ... and how many there is room for
+        self.choose = dict(choose or {})
+        for m in self.modalities:
+            items, pointers = split.pool(m.name, in_memory=self.residence != "mmap")
+            if (counts := split.counts(m.name)) is not None:
+                self.counts[m.name], self.parts[m.name] = counts.to(store_device), items.shape[1]
+                items = items.flatten(0, 1)
+            self.arrays[m.name] = items.to(store_device)
+            if pointers is not None:
+                self.pointers[m.name] = pointers.to(store_device)
+        self.target = split.read("target").to(store_device)
+        if missing is None:
+            missing = np.zeros((len(split), len(self.modalities)), dtype=bool)
+        elif split.nan_rows is not None:
+            check_rows_without_nan(split.nan_rows, missing, self.modalities)
+        self.complete = not missing.any()
+        self.missing = torch.from_numpy(np.ascontiguousarray(missing)).to(store_device)
+        self.cells = {name: torch.from_numpy(mask).to(store_device) for name, mask in (cells or {}).items()}
+        self.transform, self.corrupt = transform, corrupt
+        if len(self.missing) != len(split):
+            raise ValueError(f"mask has {len(self.missing)} rows, split has {len(split)}")
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch whose order the next iteration takes."""
+        self.epoch = epoch
+
+    @property
+    def n_rows(self) -> int:
+        """Rows this rank sees in one epoch."""
+        if self.pad:
+            return -(-len(self.split) // self.world_size)
+        return len(range(self.rank, len(self.split), self.world_size))
+
+    def __len__(self) -> int:
+        return self.n_rows // self.batch_size if self.drop_last else -(-self.n_rows // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        generator = torch.Generator().manual_seed(hash_seed(self.seed, self.epoch))
+        n = len(self.split)
+        order = torch.randperm(n, generator=generator) if self.shuffle else torch.arange(n)
+        if self.world_size > 1:
+            extra = self.n_rows * self.world_size - n if self.pad else 0
+            order = torch.cat([order, order[:extra]])[self.rank :: self.world_size]
+        partners = self._same_class_partners(generator) if self.reshuffle_pairs else None
+        order = order.to(self.target.device)
+        # A stream of its own: what is drawn for augmentation never changes the order, and differs between ranks.
+        augmenting = torch.Generator().manual_seed(hash_seed(self.seed, self.epoch, 3, self.rank))
+        for step in range(len(self)):
+            rows = order[step * self.batch_size : (step + 1) * self.batch_size]
+            yield self.gather(rows, partners, generator, augmenting if self.shuffle else None)
+
+    def gather(
+        self,
+        rows: Tensor,
+        partners: dict[str, Tensor] | None = None,
+        generator: torch.Generator | None = None,
+        augmenting: torch.Generator | None = None,
+    ) -> Batch:
+        """The batch of some rows (R,); with a generator, images are jittered, and ``augmenting`` goes to the
+        transform."""
+        inputs = {}
+        for m in self.modalities:
+            source = partners[m.name][rows] if partners and m.name in partners else rows
+            counts = self.counts[m.name][source] if m.name in self.counts else None
+            if m.name in self.pointers:
+                source = self.pointers[m.name][source]
+            if counts is not None:
+                source = source[:, None] * self.parts[m.name] + self.choose[m.name](counts, augmenting).to(
+                    source.device
+                )
+            x = self._to_device(self.arrays[m.name].index_select(0, source.flatten()))
+            x = x.unflatten(0, source.shape)
+            if m.kind == "text" and x.dtype == torch.uint8:
+                x = one_hot(x, m.shape[-1])
+            elif m.kind == "text" and not x.is_floating_point():
+                x = x.long()
+            x = x.float().div_(255) if x.dtype == torch.uint8 else x
+            if m.kind == "image" and self.device.type == "cpu":
+                x = x.contiguous(memory_format=torch.channels_last)  # convolutions on the CPU are faster so
+            if self.jitter and m.kind == "image" and generator is not None:
+                x = self._shift(x, generator)
+            inputs[m.name] = x
+        if self.transform is not None:
+            inputs = self.transform(inputs, augmenting)
+        batch = Batch(
+            inputs,
+            self._to_device(self.missing.index_select(0, rows)),
+            self._to_device(self.target.index_select(0, rows)),
+            self._to_device(rows),
+            {name: self._to_device(mask.index_select(0, rows)) for name, mask in self.cells.items()},
+            complete=self.complete,
+            sources=self._to_device(self._sources(rows, partners)) if partners else None,
+        )
+        return batch if self.corrupt is None else self.corrupt(batch, self.epoch)
+
+    def _sources(self, rows: Tensor, partners: Mapping[str, Tensor]) -> Tensor:
+        return torch.stack([partners[m.name][rows] if m.name in partners else rows for m in self.modalities], dim=1)
+
+    def _to_device(self, x: Tensor) -> Tensor:
+        if x.device == self.device:
+            return x
+        return (x.pin_memory() if self.device.type == "cuda" else x).to(self.device, non_blocking=True)
+
+    def _same_class_partners(self, generator: torch.Generator) -> dict[str, Tensor]:
+        target = self.target.cpu()
+        by_class = [torch.nonzero(target == c).flatten() for c in range(int(target.max()) + 1)]
+        partners = {}
+        for m in self.modalities:
+            if not isinstance(self.reshuffle_pairs, bool) and m.name not in self.reshuffle_pairs:
+                continue
+            partner = torch.empty(len(target), dtype=torch.long)
+            for rows in by_class:
+                partner[rows] = rows[torch.randperm(len(rows), generator=generator)]
+            partners[m.name] = partner.to(self.target.device)
+        return partners
+
+    def _shift(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        b, _, h, w = x.shape
+        dy, dx = torch.randint(-self.jitter, self.jitter + 1, (2, b), generator=generator).to(x.device)
+        rows = (torch.arange(h, device=x.device) + dy[:, None]).clamp_(0, h - 1)
+        columns = (torch.arange(w, device=x.device) + dx[:, None]).clamp_(0, w - 1)
+        b_index = torch.arange(b, device=x.device)
+        return x[b_index[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def check_rows_without_nan(nan_rows: np.ndarray, missing: np.ndarray, modalities: Sequence[Modality]) -> None:
+    """Refuse NaN in content that is observed.
+
+    Args:
+        nan_rows: (N, M) bool, True where the stored content holds a NaN.
+        missing: (N, M) bool.
+
+    Raises:
+        UserError: names the first row and modality.
+    """
+    bad = np.argwhere(nan_rows & ~missing)
+    if len(bad):
+        row, column = bad[0]
+        raise UserError(
+            f"row {row} of modality '{modalities[column].name}' holds NaN but is marked as observed "
+            f"({len(bad)} such cells): mark it missing in the mask, or mend the source file and prepare again"
+        )

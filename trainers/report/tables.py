@@ -1,0 +1,162 @@
+"""Tables of a report: mean and standard deviation as Markdown, LaTeX and text."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from datasets.missingness import RATE_TOLERANCE
+from trainers.report.plots import ORACLE_NOTE, is_oracle
+from trainers.report.runs import KEY, scenario_of
+from utils.metrics import LOWER_IS_BETTER, METRICS
+
+# style: best, second best, other, dagger
+MARKS = {
+    "plain": ("{}*", "{}+", "{} ", "†"),
+    "markdown": ("**{}**", "_{}_", "{}", "†"),
+    "latex": (r"\textbf{{{}}}", r"\underline{{{}}}", "{}", r"$^\dagger$"),
+    "html": ("<b>{}</b>", "<u>{}</u>", "{}", "<sup>†</sup>"),
+}
+LATEX = {c: "\\" + c for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\^{}"}
+
+
+def summarise(frame: pd.DataFrame) -> pd.DataFrame:
+    """Mean, SD (n - 1; empty for one run) and number of runs of every dataset, model, scenario and metric.
+
+    ``missing_rate`` is the mean realised rate, where ``frame`` has it.
+
+    Under cross-validation a fold is what is repeated: its seeds are averaged first, and ``error``, which is shown, is
+    the standard error SD / sqrt(folds). Else ``error`` is the SD, over ``n_seeds``, and ``n_folds`` is 0.
+    """
+    frame = frame if "fold" in frame else frame.assign(fold=-1)
+    seeds = frame[frame["value"].notna()].groupby(KEY, sort=False)["seed"].nunique()
+    unit = frame["fold"].where(frame["fold"] >= 0, -1 - frame["seed"])
+    units = frame.assign(unit=unit).groupby([*KEY, "unit"], sort=False)[["value", "fold"]].mean().reset_index()
+    found = units.groupby(KEY, sort=False).agg(
+        mean=("value", "mean"), sd=("value", "std"), count=("value", "count"), fold=("fold", "max")
+    )
+    folds = found.pop("count").where(found.pop("fold") >= 0, 0)
+    found["n_seeds"] = seeds.reindex(found.index, fill_value=0)
+    found["n_folds"] = folds
+    found["error"] = found["sd"] / np.sqrt(folds.where(folds > 0, 1))
+    if "missing_rate" in frame:
+        found["missing_rate"] = frame.groupby(KEY, sort=False)["missing_rate"].mean().reindex(found.index)
+    return found.reset_index()
+
+
+def spread(summary: pd.DataFrame) -> str:
+    """What the numbers of a table are, in words."""
+    counts = {kind: sorted({summary[f"n_{kind}"].min(), summary[f"n_{kind}"].max()}) for kind in ("folds", "seeds")}
+    if counts["folds"][-1] == 0:
+        return f"mean ± standard deviation over seeds ({' to '.join(map(str, counts['seeds']))} per cell)"
+    return f"mean ± standard error over folds ({' to '.join(map(str, counts['folds']))} per cell)"
+
+
+def label(metric: str) -> str:
+    """The metric with its unit."""
+    return f"{metric} (%)" if metric in METRICS or metric.endswith("_share") else metric
+
+
+def _shown(summary: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Rows of one metric in the unit of :func:`label`; ``sd`` becomes what is shown after ±."""
+    rows = summary[summary["metric"] == metric]
+    factor = 100 if label(metric) != metric else 1
+    return rows.assign(mean=rows["mean"] * factor, sd=rows["error"] * factor)
+
+
+def table(summary: pd.DataFrame, metric: str, style: str = "plain") -> pd.DataFrame:
+    """Rows are models, columns scenarios, cells 'mean ± SD' (± SE over folds); best and second best are marked.
+
+    Equal as shown is equal: all firsts are best, all holders of the next value second best. Models that use labels,
+    metrics without a better side and columns with one model get no marks.
+
+    Args:
+        summary: of :func:`summarise`, one data set.
+        style: plain | markdown | latex | html; text is escaped to suit.
+    """
+    rows = _shown(summary, metric)
+    digits = (".2f", ".2f") if label(metric) != metric else (".4g", ".2g")
+    text = [
+        "–" if np.isnan(mean) else format(mean, digits[0]) + ("" if np.isnan(sd) else f" ± {sd:{digits[1]}}")
+        for mean, sd in zip(rows["mean"], rows["sd"])
+    ]
+    ranked = rows[~rows["model"].map(is_oracle) & rows["mean"].notna() & (metric in METRICS)]
+    groups = ranked.assign(mean=ranked["mean"].round(2)).groupby("scenario")["mean"]
+    rank = groups.rank(method="dense", ascending=metric in LOWER_IS_BETTER).where(groups.transform("size") > 1)
+    best, second, other, dagger = MARKS[style]
+    mark = rank.reindex(rows.index).map({1.0: best, 2.0: second}).fillna(other)
+    rows["text"] = [form.format(_escape(t, style)) for form, t in zip(mark, text)]
+    cells = rows.pivot(index="model", columns="scenario", values="text")
+    cells = cells.reindex(index=rows["model"].unique(), columns=rows["scenario"].unique()).fillna(_escape("–", style))
+    cells.index = pd.Index([_escape(m, style) + dagger * is_oracle(m) for m in cells.index], name="model")
+    cells.columns = pd.Index([_escape(s, style) for s in cells.columns])
+    return cells
+
+
+def _escape(text: str, style: str) -> str:
+    if style == "latex":
+        text = re.sub(r"[&%$#_{}\\~^]", lambda found: LATEX[found[0]], text)
+        return text.replace("±", r"$\pm$").replace("–", "--")
+    if style == "markdown":
+        return text.replace("|", r"\|")
+    return html.escape(text) if style == "html" else text
+
+
+def with_rates(cells: pd.DataFrame, summary: pd.DataFrame, style: str = "plain") -> pd.DataFrame:
+    """A :func:`table` with the realised missing rate of every scenario in a last row.
+
+    Args:
+        summary: of :func:`summarise`, what the table was made of.
+    """
+    rates = _rates(summary)
+    if not rates:
+        return cells
+    names = {_escape(name, style): rate for name, rate in rates.items()}
+    texts = [_escape("–", style) if np.isnan(rate := names[name]) else f"{rate:.3g}" for name in cells.columns]
+    row = pd.DataFrame([texts], index=pd.Index(["missing rate"], name="model"), columns=cells.columns)
+    return pd.concat([cells, row])
+
+
+def _rates(summary: pd.DataFrame) -> dict[str, float]:
+    """Scenario -> realised missing rate; empty where the summary has none."""
+    if "missing_rate" not in summary:
+        return {}
+    return dict(summary.groupby("scenario", sort=False)["missing_rate"].mean())
+
+
+def rate_notes(summary: pd.DataFrame) -> list[str]:
+    """A sentence for each scenario whose realised missing rate is not the one in its name."""
+    notes = []
+    for name, rate in _rates(summary).items():
+        scenario = scenario_of(name)
+        named = None if scenario is None else scenario.named_rate
+        if named is not None and abs(rate - named) > RATE_TOLERANCE + 1e-9:
+            notes.append(f"{name} has a realised missing rate of {rate:.3g}, not {named:g}")
+    return notes
+
+
+def to_markdown(cells: pd.DataFrame) -> str:
+    """A table of strings as Markdown."""
+    return cells.reset_index().to_markdown(index=False, disable_numparse=True)
+
+
+def to_latex(cells: pd.DataFrame) -> str:
+    """A table of escaped strings as a ``tabular`` of the package booktabs."""
+    columns = "l" + "r" * cells.shape[1]
+    return cells.reset_index().to_latex(index=False, escape=False, column_format=columns).rstrip()
+
+
+def print_table(summary: pd.DataFrame, metric: str, models: Sequence[str] | None = None) -> str:
+    """The table of one metric for the terminal, a block for each data set; ``models`` keeps only those."""
+    rows = summary[(summary["metric"] == metric) & (summary["model"].isin(models or summary["model"]))]
+    blocks = []
+    for dataset, part in rows.groupby("dataset", sort=False):
+        text = with_rates(table(part, metric), part).rename_axis(None).to_string()
+        notes = ["* best, + second best"] * (metric in METRICS) + [f"† {ORACLE_NOTE}"] * ("†" in text)
+        notes += rate_notes(part) + [spread(part)] * bool((part["n_folds"] > 0).any())
+        blocks.append("\n".join([f"{dataset}, {label(metric)}", text, *notes]))
+    return "\n\n".join(blocks)

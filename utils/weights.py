@@ -1,0 +1,154 @@
+"""Reading weights that others wrote, and telling what they are.
+
+``read_tensors`` opens every format that ``torch.save`` has written (zip, and the stream before torch 1.6) and
+``.safetensors``, and executes nothing that a file contains: first PyTorch's own ``weights_only`` reader, and where that
+refuses (the checkpoints of the original DyMo hold an OmegaConf object) a reader of our own that can build tensors,
+arrays of numbers and plain containers. Whatever else a file asks for becomes ``None``.
+
+Masks and subsets: True = missing, as everywhere.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from utils.errors import UserError
+from utils.safe_pickle import read_tensors
+
+Kind = Literal[
+    "reference_dynamic_transformer",
+    "reference_gaussian",
+    "reference_mopoe",
+    "reference_multivae",
+    "reference_tip",
+    "lightning",
+    "unknown",
+]
+
+
+# ------------------------------------------------------------------------------------------ what a file holds
+
+_PREFIX = re.compile(r"^(?:module\.|model\.)+")
+
+
+def checkpoint_kind(content: Mapping[str, Any]) -> Kind:
+    """What a checkpoint is, told by its content."""
+    state = content.get("state_dict")
+    if isinstance(state, Mapping):
+        names = {_PREFIX.sub("", str(key)) for key in state}
+        if "prototypes" in names and any(name.startswith("m_encoders.") for name in names):
+            return "reference_dynamic_transformer"
+        if "architecture" not in content and any(name.startswith("encoder_multimodal.") for name in names):
+            return "reference_tip"
+        return "lightning" if "pytorch-lightning_version" in content else "unknown"
+    if {"prototypes", "dist_std", "id2subset"} <= content.keys() and np.ndim(content["prototypes"]) == 3:
+        return "reference_gaussian"
+    if isinstance(content.get("model_state_dict"), Mapping):
+        return "reference_multivae"
+    if content and all(re.match(r"(en|de)coders\.", str(key)) for key in content):
+        heads = r"encoders\.[^.]+\.(class_mu|hidden_mu|latent_mu|feature_compressor\.content_mu)\."
+        if any(re.match(heads, key) for key in content) and any(key.startswith("decoders.") for key in content):
+            return "reference_mopoe"
+    return "unknown"
+
+
+def load_part(module: nn.Module, path: Path, prefixes: Sequence[str], what: str, ignore: tuple[str, ...] = ()) -> None:
+    """Load a module from a file that holds it alone, or as a part of a larger one.
+
+    Args:
+        prefixes: of the part's entries in larger files; the first that occurs counts.
+        what: the module in words, for the message.
+        ignore: entries of the part that start so are left out.
+
+    Raises:
+        UserError: no such file, or its entries do not fit.
+    """
+    content = read_tensors(path)
+    state = {_PREFIX.sub("", str(key)): value for key, value in content.get("state_dict", content).items()}
+    prefix = next((p for p in prefixes if any(key.startswith(p) for key in state)), "")
+    part = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    load_strict(module, {k: v for k, v in part.items() if not k.startswith(ignore or "\0")}, path, what)
+
+
+def load_strict(module: nn.Module, state: Mapping[str, Any], path: Path, what: str) -> None:
+    """Load weights into a module; every entry must fit and be finite.
+
+    Args:
+        path: where the weights come from, for the message.
+        what: the module in words, for the message ("DynamicTransformer on PolyMNIST").
+
+    Raises:
+        UserError: they do not fit; one line that says what they were trained for.
+    """
+    own = {key: tuple(getattr(value, "shape", ())) for key, value in module.state_dict().items()}
+    theirs = {key: tuple(getattr(value, "shape", ())) for key, value in state.items()}
+    if own != theirs:
+        raise UserError(
+            f"{path} does not fit the {what}: {_misfit(theirs, own)}: give the checkpoint that was trained with this "
+            "data set and these settings"
+        )
+    for key, value in state.items():
+        if isinstance(value, Tensor) and value.is_floating_point() and not torch.isfinite(value).all():
+            raise UserError(f"{path} holds NaN or infinite values in {key}: its training diverged, give another one")
+    module.load_state_dict(state, strict=True)
+
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def _names(shapes: Shapes, pattern: str) -> list[str]:
+    """The distinct parts of the keys that the group of the pattern matches, in their order."""
+    return list(dict.fromkeys(found[1] for key in shapes if (found := re.match(pattern, key))))
+
+
+def _misfit(theirs: Shapes, own: Shapes) -> str:
+    """What the checkpoint was made for, where that can be told from shapes; else the first names that differ."""
+
+    def size(shapes: Shapes, axis: int, *keys: str) -> int:
+        return next((shapes[key][axis] for key in keys if len(shapes.get(key, ())) > axis), 0)
+
+    def sizes(axis: int, *keys: str) -> tuple[int, int]:
+        return size(theirs, axis, *keys), size(own, axis, *keys)
+
+    def counts(pattern: str) -> tuple[int, int]:
+        return len(_names(theirs, pattern)), len(_names(own, pattern))
+
+    encoder = r"encoders\.([^.]+)\."
+    modalities = next(
+        (pair for pair in (sizes(0, "modality_embeddings.weight"), counts(r"m_norms\.(\d+)\."), counts(encoder))
+         if all(pair)), (0, 0),
+    )  # fmt: skip
+    facts = [
+        (modalities, "trained for {} modalities, the data set has {}"),
+        (sizes(2, "cls_token", "pos_embeddings"), "width {}, the model has {}"),
+        (counts(r"transformer\.(\d+)\."), "{} transformer blocks, the model has {}"),
+        (sizes(0, "classifier.weight", "prototypes"), "{} classes, the data set has {}"),
+        (sizes(1, "prototypes", "projection.weight"), "prototypes of {} values, those of the model have {}"),
+    ]
+    reasons = [text.format(a, b) for (a, b), text in facts if a and b and a != b]
+    tokens, encoders = sizes(1, "pos_embeddings"), (_names(theirs, encoder), _names(own, encoder))
+    if modalities[0] == modalities[1]:
+        if all(encoders) and set(encoders[0]) != set(encoders[1]):
+            reasons.append("trained for {}, the data set has {}".format(*map(" + ".join, encoders)))
+        elif all(tokens) and tokens[0] != tokens[1]:
+            reasons.append("{} tokens, the model has {}".format(*tokens))
+    if reasons:
+        return "; ".join(reasons)
+
+    other = [key for key in own if key in theirs and own[key] != theirs[key]]
+    listed = [
+        ("without", [key for key in own if key not in theirs]),
+        ("with unknown", [key for key in theirs if key not in own]),
+        ("another shape of", [f"{key} {theirs[key]}, the model has {own[key]}" for key in other]),
+    ]
+    return "; ".join(
+        f"{word} {', '.join(keys[:3])}" + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+        for word, keys in listed if keys
+    )  # fmt: skip
