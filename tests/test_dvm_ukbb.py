@@ -376,6 +376,9 @@ def test_demo_data_replace_nothing_but_demo_data(tmp_path: Path) -> None:
     ensure_demo(tmp_path / "made", make_dvm, n=2)
     again = ensure_demo(tmp_path / "made", make_dvm, n=1)
     assert '"n": 1' in (again / "demo.json").read_text()
+    (tmp_path / "older").mkdir()
+    (tmp_path / "older" / "meta.json").write_text('{\n  "dataset": "DVM stand-in",\n  "version": 1\n}\n')
+    assert (ensure_demo(tmp_path / "older", make_dvm, n=1) / "demo.json").is_file(), "of an earlier version"
 
 
 @pytest.mark.parametrize("name", ["DVM", "CAD", "Infarction"])

@@ -57,7 +57,9 @@ def ensure_demo(folder: str | Path, make: Callable[..., None], **arguments: Any)
 
     if is_made():
         return folder
-    if folder.exists() and not marker.is_file():
+    older = folder / "meta.json"  # what earlier versions wrote beside demo tables
+    is_demo = marker.is_file() or (older.is_file() and ' stand-in"' in older.read_text())
+    if folder.exists() and not is_demo:
         raise UserError(f"{folder} holds no demo data made by dataset.demo=true: move it away, or change dataset.root")
     log.info("making demo data in %s", folder)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
