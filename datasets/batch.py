@@ -6,7 +6,7 @@ Tensor legend used everywhere: ``B`` batch, ``M`` modalities, ``N`` tokens of on
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -97,6 +97,18 @@ class Batch:
     def observed(self) -> dict[str, Tensor]:
         """Inputs with every missing modality and cell overwritten by zeros (never multiplied: NaN * 0 is NaN)."""
         return hide(self.inputs, self.missing, self.feature_missing)
+
+
+def unobserved(batch: Batch, names: Sequence[str]) -> Tensor:
+    """(B, M) bool: modalities of which nothing is observed. A table with an observed cell is not among them.
+
+    Args:
+        names: of the M modalities, in the column order of ``batch.missing``.
+    """
+    absent = batch.missing.clone()
+    for name, cells in batch.feature_missing.items():
+        absent[:, names.index(name)] &= cells.all(1)
+    return absent
 
 
 def hide(

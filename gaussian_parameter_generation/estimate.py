@@ -17,7 +17,7 @@ from torch import Tensor
 from torch import distributed as dist
 from tqdm import tqdm
 
-from datasets.batch import Batch
+from datasets.batch import Batch, unobserved
 from models.dymo.backbone import Backbone
 from models.dymo.gaussian import NO_SPREAD, GaussianParameters
 from models.dymo.prototypes import COSINE
@@ -117,9 +117,7 @@ def absent_modalities(batch: Batch, names: list[str]) -> Tensor | None:
     lacks some cells is there."""
     if batch.complete:
         return None
-    absent = batch.missing.clone()
-    for name, cells in batch.feature_missing.items():
-        absent[:, names.index(name)] &= cells.all(1)
+    absent = unobserved(batch, names)
     return absent if absent.any() else None
 
 

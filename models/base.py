@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import MetricCollection
 
-from datasets.batch import Batch, Modality
+from datasets.batch import Batch, Modality, unobserved
 from models.layers.batch_norm import ObservedInputs
 from utils.metrics import classification_metrics
 
@@ -98,11 +98,7 @@ class IncompleteClassifier(pl.LightningModule):
 
     def unobserved(self, batch: Batch) -> Tensor:
         """(B, M) bool: modalities of which nothing is observed. A table with an observed cell is not among them."""
-        columns = list(batch.missing.unbind(1))
-        for name, cells in batch.feature_missing.items():
-            i = self.modality_names.index(name)
-            columns[i] = columns[i] & cells.all(1)
-        return torch.stack(columns, 1)
+        return unobserved(batch, self.modality_names)
 
     def observed_inputs(self, batch: Batch) -> dict[str, Tensor]:
         """Inputs for the encoders, missing content overwritten by zeros. In training, encoders with batch statistics

@@ -32,6 +32,7 @@ from trainers.config.validate import validate
 from trainers.report import plots as plotting
 from trainers.report.figures import _rate_one
 from trainers.report.runs import COLUMNS, gather
+from trainers.report.statistics import is_right
 from trainers.report.tables import summarise
 from utils.errors import UserError
 
@@ -489,7 +490,7 @@ def test_samples_by_outcome_and_their_shares(made_run: Callable[..., Path]) -> N
         for name, p in zip(("CMPT", "CMPT_without_proxies"), predicted, strict=True)
     ]
     _, (data, without) = figures.load_pair(*runs, "whole_1")
-    outcomes = [figures.is_right(d["logits"], d["target"]) for d in (data, without)]
+    outcomes = [is_right(d["logits"], d["target"]) for d in (data, without)]
     expected: dict[str, list[int]] = {name: [] for name in figures.OUTCOMES}
     for row, (y, new, old) in enumerate(zip(target, *predicted, strict=True)):
         name = {
@@ -508,7 +509,7 @@ def test_samples_by_outcome_and_their_shares(made_run: Callable[..., Path]) -> N
     assert published_shares == ["15 %)", "60 %)", "3 %)", ""]
     # Of several labels a row is right where every labelled one is.
     logits = np.array([[1.0, -1], [1, 1], [-1, 1]])
-    assert figures.is_right(logits, np.array([[1, 0], [1, 0], [-1, 1]])).tolist() == [True, False, True]
+    assert is_right(logits, np.array([[1, 0], [1, 0], [-1, 1]])).tolist() == [True, False, True]
 
 
 def test_frames_are_shown_as_they_were() -> None:

@@ -34,6 +34,7 @@ from trainers.config.build import build_data
 from trainers.context import Context, open_run
 from trainers.report import plots as plotting
 from trainers.report.runs import Run, gather, load_arrays, slug
+from trainers.report.statistics import is_right
 from utils.errors import UserError
 from utils.run_directory import current_names
 
@@ -287,13 +288,6 @@ def features(
     title = f"{run.dataset}, {scenario_title(run, scenario)}, {run.repeat}"
     subtitle = f"the {len(chosen)} classes with the {words} gain (percentage points in brackets)"
     return plotting.embedding(points, target[picked], labels, title, subtitle)
-
-
-def is_right(logits: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """(N,) bool: the predicted class is the target; of several labels, every labelled one is right."""
-    if target.ndim == 1:
-        return logits.argmax(1) == target
-    return (((logits > 0) == (target > 0)) | (target < 0)).all(1)
 
 
 def rows_by_outcome(with_proxies: np.ndarray, without: np.ndarray) -> dict[str, np.ndarray]:

@@ -1,12 +1,4 @@
-"""Reading weights that others wrote, and telling what they are.
-
-``read_tensors`` opens every format that ``torch.save`` has written (zip, and the stream before torch 1.6) and
-``.safetensors``, and executes nothing that a file contains: first PyTorch's own ``weights_only`` reader, and where that
-refuses (the checkpoints of the original DyMo hold an OmegaConf object) a reader of our own that can build tensors,
-arrays of numbers and plain containers. Whatever else a file asks for becomes ``None``.
-
-Masks and subsets: True = missing, as everywhere.
-"""
+"""Tell what a checkpoint is, and load weights strictly. :mod:`utils.safe_pickle` reads the files."""
 
 from __future__ import annotations
 

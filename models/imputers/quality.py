@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datasets.batch import Batch, Modality
+from datasets.batch import Batch, Modality, unobserved
 from datasets.missingness import random_mask
 from models.base import IncompleteClassifier, Prediction
 from models.imputers.base import Imputer, recover_possible
@@ -65,14 +65,6 @@ def _errors(
         yield "level_accuracy", (recovered == truth)[:, :n][cells[:, :n]].float()
 
 
-def lacking_modalities(batch: Batch, names: list[str]) -> Tensor:
-    """(B, M) bool: modalities of which the data have nothing; a table that lacks some cells is not among them."""
-    lacks = batch.missing.clone()
-    for name, cells in batch.feature_missing.items():
-        lacks[:, names.index(name)] &= cells.all(1)
-    return lacks
-
-
 @torch.inference_mode()
 def recovery_quality(imputer: Imputer, judge: Judge, batches: Iterable[Batch], seed: int = 2025) -> pd.DataFrame:
     """Quality of recoveries of each modality, by how many modalities are observed.
@@ -102,7 +94,7 @@ def recovery_quality(imputer: Imputer, judge: Judge, batches: Iterable[Batch], s
 
     judge.eval()
     for batch in batches:
-        lacks = lacking_modalities(batch, names)
+        lacks = unobserved(batch, names)
         for i, (name, logits) in enumerate(judge.read(batch.observed()).items()):
             add(name, m, "judge_accuracy", (logits.argmax(1) == batch.target)[~lacks[:, i]].float())
         lacking = {

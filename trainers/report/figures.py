@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from trainers.report import plots as plotting
 from trainers.report.runs import KEY, REPEAT, Run, load_arrays, slug
-from trainers.report.statistics import _right
+from trainers.report.statistics import is_right
 from trainers.report.tables import _shown, label
 
 log = logging.getLogger(__name__)
@@ -121,7 +121,12 @@ def _rewards(runs: Sequence[Run], model: str, scenarios: Sequence[str], title: s
         for file in (f for run in runs if len(panels) < PICTURED and (f := run.predictions(model, scenario)).is_file()):
             data = load_arrays(file, "rewards", "accepted", "logits", "target")
             if np.isfinite(data.get("rewards", np.nan)).any():
-                parts.append((*plotting.last_rewards(data["rewards"], data["accepted"]), _right(data)))
+                parts.append(
+                    (
+                        *plotting.last_rewards(data["rewards"], data["accepted"]),
+                        is_right(data["logits"], data["target"]),
+                    )
+                )
         if parts:
             panels[scenario] = tuple(np.concatenate(part) for part in zip(*parts))
     return plotting.reward_histograms(panels, title) if panels else None

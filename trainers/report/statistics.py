@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +48,8 @@ def mcnemar(first_only: int, second_only: int) -> float:
     return float(stats.binomtest(first_only, rows, 0.5).pvalue) if rows else 1.0
 
 
-def _right(data: Mapping[str, np.ndarray]) -> np.ndarray:
+def is_right(logits: np.ndarray, target: np.ndarray) -> np.ndarray:
     """(N,) bool: the predicted class is the target; of several labels, every labelled one is right."""
-    logits, target = data["logits"], data["target"]
     return (((logits > 0) == (target > 0)) | (target < 0)).all(1) if target.ndim == 2 else logits.argmax(1) == target
 
 
@@ -127,7 +126,7 @@ def _over_rows(
     entry: dict[str, Any] = {"n_rows": len(index), "same_masks": same}
     one_label = outcomes[0][0]["target"].ndim == 1
     if primary == "accuracy" and one_label and len(outcomes) == 1:
-        first, second = map(_right, outcomes[0])
+        first, second = (is_right(data["logits"], data["target"]) for data in outcomes[0])
         only = int((first & ~second).sum()), int((~first & second).sum())
         names = ("unit", "best_only_right", "model_only_right", "p_mcnemar")
         return entry | dict(zip(names, ("row", *only, mcnemar(*only))))
