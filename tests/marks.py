@@ -1,8 +1,8 @@
 """Best and second-best marks of the result tables in docs and README.
 
-``python -m tests.marks docs/results.md README.md`` marks the files again after numbers changed; a test holds that this
-changes nothing. The rule is that of :func:`trainers.report.tables.table`: equal as shown is equal, all firsts are
-**best**, all holders of the next value _second_; models that use labels (†) and published rows are never marked.
+``python -m tests.marks docs/results/*.md README.md`` marks the files again after numbers changed; a test checks that
+this changes nothing. The rule is that of :func:`trainers.report.tables.table`: equal as shown is equal, all firsts
+are **best**, all holders of the next value _second_; models that use labels (†) and published rows are never marked.
 """
 
 from __future__ import annotations

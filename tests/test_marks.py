@@ -15,7 +15,7 @@ PAGES = [ROOT / "README.md", *(p for p in sorted((ROOT / "docs").rglob("*.md")) 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_marks_of_tables_follow_from_their_numbers(page: Path) -> None:
-    """``python -m tests.marks docs/results.md README.md`` marks them again."""
+    """``python -m tests.marks docs/results/*.md README.md`` marks them again."""
     text = page.read_text()
     wrong = [old for old, new in zip(text.splitlines(), mark(text).splitlines(), strict=True) if old != new]
     assert not wrong, "these rows are marked otherwise than their numbers say"
