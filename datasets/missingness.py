@@ -151,7 +151,7 @@ class Scenario:
         those without either. All others: of the (row, modality) pairs.
 
         Args:
-            mask: (N, M) bool, True = missing, with what the data never had.
+            mask: (N, M) bool, True = nothing of the modality is observed, as of :func:`unobserved`.
             cells: table name -> (N, F) bool, missing cells.
             kinds: of the M modalities; without them the modality of ``image_text`` is the one that is missing most.
         """
@@ -782,6 +782,23 @@ def mask_hash(mask: np.ndarray) -> str:
     return hashlib.sha256(repr(mask.shape).encode() + np.packbits(mask).tobytes()).hexdigest()[:16]
 
 
+def unobserved(mask: np.ndarray, cells: Mapping[str, np.ndarray], modalities: Sequence[str]) -> np.ndarray:
+    """Mask (N, M) of the modalities of which nothing is observed.
+
+    Masks of scenarios also mark tables of which only some cells are missing. Such a table is not a missing modality, so
+    its rows do not count in a missing rate over modalities.
+
+    Args:
+        mask: (N, M) bool, True = missing or partly missing.
+        cells: table name -> (N, F) bool, missing cells.
+        modalities: the M names, in the order of the columns.
+    """
+    mask = mask.copy()
+    for name, missing_cells in cells.items():
+        mask[:, list(modalities).index(name)] &= missing_cells.all(1)
+    return mask
+
+
 def save_mask(
     path: Path,
     mask: np.ndarray,
@@ -823,7 +840,7 @@ def save_mask(
         "seed": seed,
         "shape": list(mask.shape),
         "modalities": list(modalities),
-        "realised_rate": float(mask.mean()),
+        "realised_rate": float(unobserved(mask, cells, modalities).mean()),
         "sha256_16": digest,
     }
     if corruption is not None:

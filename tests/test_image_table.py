@@ -30,6 +30,7 @@ from trainers import run as pipeline
 from trainers.config.build import CONFIGS, build_data, store_path
 from trainers.config.validate import validate
 from trainers.context import Context
+from trainers.report.runs import Run, read_results, stored_rate
 from utils.errors import UserError
 
 CLASSES = ["nut", "bolt", "screw"]
@@ -426,6 +427,30 @@ def test_several_labels_are_learned_tested_and_reported(tmp_path: Path, monkeypa
     )
     with pytest.raises(UserError, match="Parts has several labels, and the classes of DynamicTransformer exclude"):
         pipeline.run(cfg)
+
+
+def test_a_partly_missing_table_does_not_count_as_missing_in_rates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A third of the rows have empty cells: as missing tables they would put all points of the curve at one place."""
+    make_image_table(tmp_path / "data" / "parts")
+    monkeypatch.chdir(tmp_path)
+    text = (CONFIGS.parent / "docs" / "your-data.md").read_text()
+    (file,) = re.findall(r"```yaml\n(.*?)```", text.split("## Your own images")[1].split("\n## ")[0], re.S)
+    scenarios = ["none", "nested_1_0.25", "nested_1_0.5", "random_0.5"]
+    tiny = [o for o in TINY if not o.startswith("model")] + [f"missing.test=[{','.join(scenarios)}]"]
+    cfg = composed_config(tmp_path, "Parts", file, "model=ModDrop", "model.training.max_epochs=1", *tiny)
+    pipeline.run(cfg)
+    context = Context(cfg)
+    partly = context.data.natural_cells("test")["table"]
+    assert 0.2 < partly.any(1).mean() < 0.9 and not partly.all(1).any()
+    run = Run(context.directory.path, read_results(context.directory / "results.csv"))
+    rates = run.frame.groupby("scenario")["missing_rate"].first()
+    n = len(partly)
+    expected = {"none": 0, "nested_1_0.25": int(0.25 * n) / n, "nested_1_0.5": int(0.5 * n) / n, "random_0.5": 0.5}
+    assert rates.to_dict() == pytest.approx(expected)
+    # Results without the column get the same rates from the stored masks.
+    assert {name: stored_rate(run, name) for name in scenarios} == pytest.approx(rates.to_dict())
 
 
 def test_the_place_of_a_store_depends_on_what_is_in_it(tmp_path: Path) -> None:

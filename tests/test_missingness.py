@@ -22,6 +22,7 @@ from datasets.missingness import (
     random_mask,
     read_dymo_csv,
     save_mask,
+    unobserved,
     whole,
     write_dymo_csv,
 )
@@ -381,6 +382,15 @@ def test_the_realised_rate_is_of_what_the_name_speaks_of() -> None:
     mask = np.stack([np.zeros(10, bool), cells["table"].any(1)], 1)
     assert table.realised_rate(mask, cells) == pytest.approx(5 / 13)  # int(0.4 * 13) columns
     assert "rate of 0.385, not 0.4" in str(table.remark(2, 5 / 13))
+    # A table of which some cells are observed is no missing modality.
+    mask, cells = np.array([[0, 1], [0, 1], [1, 1], [0, 0]], bool), {"table": np.zeros((4, 3), bool)}
+    cells["table"][[0, 2], 1:], cells["table"][1] = True, True
+    assert unobserved(mask, cells, ["image", "table"]).tolist() == [
+        [False, False],
+        [False, True],
+        [True, False],
+        [False] * 2,
+    ]
     noisy = parse_scenario("noise_gaussian_4_all+random_0.2")
     assert noisy.named_rate == 0.2 and noisy.expected_rate(6) == pytest.approx(1 / 6)
     assert parse_scenario("none").remark(3) is None and parse_scenario("whole_0").remark(3) is None

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from datasets.batch import Batch
 from datasets.loader import check_rows_without_nan
-from datasets.missingness import Scenario, parse_scenarios, save_mask
+from datasets.missingness import Scenario, parse_scenarios, save_mask, unobserved
 from datasets.noise import Corruption
 from models.base import IncompleteClassifier, Prediction
 from models.baselines.base import Baseline, Completed
@@ -46,7 +46,10 @@ def run(context: Context) -> None:
     both = {s.name: data.masks("test", s) for s in scenarios}
     masks, cells = {name: pair[0] for name, pair in both.items()}, {name: pair[1] for name, pair in both.items()}
     kinds = [m.kind for m in data.modalities]
-    rates = {s.name: s.realised_rate(masks[s.name], cells[s.name], kinds) for s in scenarios}
+    rates = {
+        s.name: s.realised_rate(unobserved(masks[s.name], cells[s.name], data.modality_names), cells[s.name], kinds)
+        for s in scenarios
+    }
     noise = {s.name: data.corruption("test", s) for s in scenarios}
     nan_rows = data.split("test").nan_rows
     if nan_rows is not None:

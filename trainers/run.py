@@ -16,7 +16,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig
 from pytorch_lightning.utilities import rank_zero_only
 
-from datasets.missingness import parse_scenarios
+from datasets.missingness import parse_scenarios, unobserved
 from models.dymo.dynamic_transformer import DynamicTransformer
 from trainers import evaluate, gaussian, impute
 from trainers.config.build import (
@@ -183,7 +183,8 @@ def check_artefacts(context: Context, stages: list[str]) -> None:
             problems.append(str(error))
             continue
         if split == "test":
-            realised = scenario.realised_rate(mask, cells, [m.kind for m in data.modalities])
+            hidden = unobserved(mask, cells, data.modality_names)
+            realised = scenario.realised_rate(hidden, cells, [m.kind for m in data.modalities])
             if remark := scenario.remark(len(data.modalities), realised):
                 log.warning(remark)
         kinds, natural = get_object(cfg.imputer.module._target_).recovers, data.natural_rows(split)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import zipfile
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from datasets.missingness import Scenario, parse_scenario
+from datasets.missingness import Scenario, parse_scenario, unobserved
 from utils.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -68,7 +69,11 @@ def stored_rate(run: Run, name: str) -> float:
                 continue  # the marks of rows do not say how many cells are missing
             scenario = replace(scenario, path=".npy") if scenario.kind == "file" and cells else scenario
             if max(scenario.modalities, default=0) < arrays["missing"].shape[1]:
-                return scenario.realised_rate(arrays["missing"].astype(bool), cells)
+                mask = arrays["missing"].astype(bool)
+                if cells:
+                    names = json.loads(file.with_suffix(".json").read_text())["modalities"]
+                    mask = unobserved(mask, {key.removeprefix("cells_"): gone for key, gone in cells.items()}, names)
+                return scenario.realised_rate(mask, cells)
     log.warning("report: %s stores no mask of '%s', its missing rate is that of the name", run.path, name)
     rate = 0.0 if scenario.kind == "none" else scenario.named_rate
     return np.nan if rate is None else rate
