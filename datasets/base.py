@@ -10,7 +10,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pytorch_lightning as pl
@@ -67,12 +67,33 @@ class MultimodalDataModule(pl.LightningDataModule):
 
     Attributes:
         training_noise: what the training batches of a fit get, None = nothing; stage fit sets it.
+        paths: constructor arguments that say where files are. The signature of the packed store says what is in them,
+            so that folders may move and paths may be relative or absolute.
+        paths_or_names: those of ``paths`` that may also be the name of something that is not a file.
+        folders: those of ``paths`` that must be existing folders where they are given.
+        read_time: constructor arguments that act when batches are read, and leave the packed store as it is.
+        resources: constructor arguments that results do not depend on, such as where arrays reside.
+
+    These tuples of argument names are declared by every class for its own arguments; a class also has those of its
+    base classes.
     """
+
+    paths: ClassVar[tuple[str, ...]] = ()
+    paths_or_names: ClassVar[tuple[str, ...]] = ()
+    folders: ClassVar[tuple[str, ...]] = ()
+    read_time: ClassVar[tuple[str, ...]] = ("test_batch_size", "low", "residence", "reshuffle_pairs", "jitter")
+    resources: ClassVar[tuple[str, ...]] = ("test_batch_size", "residence")
 
     name: str
     modalities: list[Modality]
     class_names: list[str]
     task: Literal["multiclass", "binary", "multilabel"] = "multiclass"
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for declared in ("paths", "paths_or_names", "folders", "read_time", "resources"):
+            merged = [name for base in reversed(cls.__mro__) for name in vars(base).get(declared, ())]
+            setattr(cls, declared, tuple(dict.fromkeys(merged)))
 
     def __init__(
         self,

@@ -131,6 +131,7 @@ class CelebA(SourcedDataModule):
         **kwargs: see :class:`MultimodalDataModule`.
     """
 
+    paths = ("root", "partition_file")
     name = "CelebA"
     modalities = [Modality("img", "image", (3, SIDE, SIDE)), Modality("text", "text", (TEXT_LENGTH, WIDTH))]
     task = "binary"

@@ -261,6 +261,8 @@ class ClipModule(SourcedDataModule):
         **kwargs: see :class:`MultimodalDataModule`.
     """
 
+    paths = ("root", "lists")
+    read_time = ("frames",)
     modalities = [Modality("audio", "audio", ()), Modality("visual", "video", ())]
     task = "multiclass"
 

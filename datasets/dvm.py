@@ -80,6 +80,7 @@ class DVM(ImageTableModule):
         **kwargs: see :class:`ImageTableModule`.
     """
 
+    paths = ("root",)
     name = "DVM"
     image_name = "img"
     table_name = "tabular"

@@ -86,6 +86,7 @@ class ImageTableModule(SourcedDataModule):
         UserError: an impossible size or option.
     """
 
+    read_time = ("augmentation", "natural_missing")
     image_name = "image"
     table_name = "table"
     resample = Image.Resampling.BILINEAR

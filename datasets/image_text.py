@@ -103,6 +103,9 @@ class ImageTextModule(SourcedDataModule):
         UserError: an impossible size or option.
     """
 
+    paths: ClassVar[tuple[str, ...]] = ("tokenizer",)
+    paths_or_names = ("tokenizer",)
+    read_time = ("augmentation", "mean", "deviation")
     image_name, text_name = "image", "text"
 
     def __init__(
@@ -334,6 +337,7 @@ class PublishedImageText(ImageTextModule):
         published: split -> rows.
     """
 
+    paths = ("root",)
     published: ClassVar[dict[str, int]]
 
     def __init__(

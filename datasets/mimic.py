@@ -93,6 +93,7 @@ class MIMIC(ImageTable):
         UserError: an impossible option.
     """
 
+    paths = ("root", "cxr", "iv", "ed")
     resample = Image.Resampling.BICUBIC
 
     def __init__(

@@ -176,6 +176,9 @@ class MST(SourcedDataModule):
         **kwargs: see :class:`MultimodalDataModule`.
     """
 
+    paths = ("root", "mnist", "svhn")
+    folders = ("mnist", "svhn")
+    resources = ("download",)
     name = "MST"
     modalities = [
         Modality("mnist", "image", (1, 28, 28)),

@@ -69,6 +69,7 @@ class MultiFeatureDigits(SourcedDataModule):
         **kwargs: see :class:`MultimodalDataModule`.
     """
 
+    paths = ("root",)
     name = "MultiFeatureDigits"
     modalities = [
         Modality(view, "table", (n,), columns=tuple(f"{view}{i}" for i in range(n))) for view, n in VIEWS.items()

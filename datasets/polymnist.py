@@ -256,6 +256,9 @@ class PolyMNIST(SourcedDataModule):
         **kwargs: see :class:`MultimodalDataModule`.
     """
 
+    paths = ("root", "mnist", "backgrounds")
+    folders = ("mnist", "backgrounds")
+    resources = ("download",)
     name = "PolyMNIST"
     modalities = [Modality(view, "image", (3, SIDE, SIDE)) for view in VIEWS]
     class_names = [str(digit) for digit in range(CLASSES)]

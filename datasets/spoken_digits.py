@@ -152,6 +152,8 @@ class SpokenDigits(SourcedDataModule):
         **kwargs: see :class:`MultimodalDataModule`.
     """
 
+    paths = ("recordings", "mnist", "root")
+    folders = ("mnist",)
     name = "SpokenDigits"
     modalities = [Modality("audio", "audio", ()), Modality("image", "image", (1, SIDE, SIDE))]
     class_names = [str(digit) for digit in range(CLASSES)]

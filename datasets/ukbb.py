@@ -119,6 +119,7 @@ class UKBB(ImageTableModule):
         **kwargs: see :class:`ImageTableModule`.
     """
 
+    paths = ("root",)
     image_name = "img"
     table_name = "tabular"
     task = "binary"

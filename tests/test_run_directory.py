@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import inspect
 import json
 import os
 import re
 import subprocess
+import textwrap
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -15,14 +17,16 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.utils import get_object
 from omegaconf import OmegaConf
 
+from datasets.base import MultimodalDataModule
 from datasets.clips import MediaFolder, _plain
-from trainers.config.build import CONFIGS, data_arguments, store_path
+from trainers.config.build import CONFIGS, constructor_arguments, data_arguments, data_class, store_path
 from trainers.config.resolvers import register_resolvers
 from trainers.context import Context
 from utils.errors import UserError
-from utils.files import PLACES, replacing
+from utils.files import replacing
 from utils.run_directory import RunDirectory, environment, file_hash, first_difference, write_json
 
 SETTINGS = {"seed": 0, "model": {"width": 128, "layers": 2}, "rates": [0.2, 0.4]}
@@ -30,7 +34,8 @@ SETTINGS = {"seed": 0, "model": {"width": 128, "layers": 2}, "rates": [0.2, 0.4]
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDirectory:
-    return RunDirectory(tmp_path / "PolyMNIST" / "DyMo" / "default" / "seed0")
+    paths = ("root", "lists", "recordings", "tokenizer")
+    return RunDirectory(tmp_path / "PolyMNIST" / "DyMo" / "default" / "seed0", data_paths=paths)
 
 
 def changed(**model: int) -> dict[str, object]:
@@ -222,19 +227,27 @@ def test_markers_that_hold_paths_of_raw_files_stay_valid(run: RunDirectory) -> N
         run.finished("test", {"model": {"root": 2}})
 
 
-def test_every_path_of_a_data_module_is_declared_once() -> None:
-    """Whatever a data module turns into a Path is in PLACES: read from the source of every data module."""
+DATASET_CONFIGS = [OmegaConf.load(file) for file in (CONFIGS / "dataset").glob("*.yaml")]
+DATA_MODULES = sorted({config.module._target_ for config in DATASET_CONFIGS if "module" in config})
+
+
+@pytest.mark.parametrize("target", DATA_MODULES)
+def test_data_modules_declare_their_arguments(target: str) -> None:
+    """Whatever a data module turns into a Path is in its ``paths``: read from the source of its constructors."""
+    data = get_object(target)
     converted = set()
-    for file in (Path(__file__).parents[1] / "datasets").rglob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text())):
-            if not isinstance(node, ast.FunctionDef) or node.name != "__init__":
-                continue
-            parameters = {a.arg for a in (*node.args.args, *node.args.kwonlyargs)}
-            calls = [c for c in ast.walk(node) if isinstance(c, ast.Call) and getattr(c.func, "id", None) == "Path"]
-            converted |= {a.id for c in calls for a in c.args if isinstance(a, ast.Name) and a.id in parameters}
-    assert {"root", "lists", "recordings", "csv"} <= converted, "the data modules are where they were"
+    for kind in data.__mro__:
+        if "__init__" not in vars(kind) or not issubclass(kind, MultimodalDataModule):
+            continue
+        (node,) = ast.parse(textwrap.dedent(inspect.getsource(vars(kind)["__init__"]))).body
+        assert isinstance(node, ast.FunctionDef)
+        parameters = {a.arg for a in (*node.args.args, *node.args.kwonlyargs)}
+        calls = [c for c in ast.walk(node) if isinstance(c, ast.Call) and getattr(c.func, "id", None) == "Path"]
+        converted |= {a.id for c in calls for a in c.args if isinstance(a, ast.Name) and a.id in parameters}
     # `store` is where the packed store is, not what it is made of.
-    assert converted - {"store"} <= set(PLACES)
+    assert converted - {"store"} and converted - {"store"} <= set(data.paths)
+    assert {*data.paths, *data.read_time, *data.resources} <= set(constructor_arguments(data))
+    assert set(data.paths_or_names) <= set(data.paths) and set(data.folders) <= set(data.paths)
 
 
 @pytest.mark.parametrize("dataset", sorted(f.stem for f in (CONFIGS / "dataset").glob("*.yaml")))
@@ -247,13 +260,13 @@ def test_relative_and_absolute_paths_are_the_same_data(dataset: str, tmp_path: P
         with initialize_config_dir(str(CONFIGS), version_base=None):
             cfg = compose("config", [f"dataset={dataset}", f"paths.cache={tmp_path}", *given])
         OmegaConf.set_struct(cfg, False)
-        for key in set(PLACES) & set(data_arguments(cfg)):
+        for key in set(data_class(cfg).paths) & set(data_arguments(cfg)):
             cfg.dataset.module[key] = make(f"raw/{key}")
         return Context(cfg)
 
     relative, absolute = context(str), context(lambda path: str(Path(path).resolve()))
     assert relative.data_settings == absolute.data_settings
-    assert not set(relative.data_settings) & set(PLACES)
+    assert not set(relative.data_settings) & set(data_class(relative.cfg).paths)
     # A tokenizer that is no file is a name.
     for ctx in (relative, absolute):
         ctx.cfg.dataset.module.pop("tokenizer", None)

@@ -38,6 +38,7 @@ from trainers.config.build import (
     build_imputer,
     build_model,
     data_arguments,
+    data_class,
     make_demo_data,
     method_class,
 )
@@ -45,7 +46,6 @@ from trainers.config.resolvers import SHORT_METRIC, modality_name, register_reso
 from trainers.config.validate import validate
 from utils import weights as checkpoints
 from utils.errors import UserError
-from utils.files import PLACES
 from utils.inputs import KEY as INPUTS
 from utils.inputs import from_architecture, input_differences
 from utils.run_directory import RunDirectory, file_hash
@@ -214,7 +214,7 @@ class Context:
         cfg = self.cfg
         fold = "" if self.fold is None else f"_fold{self.fold}"
         path = Path(cfg.paths.output) / cfg.dataset.name / label / cfg.name / f"seed{cfg.seed}{fold}"
-        return RunDirectory(path, cfg.overwrite)
+        return RunDirectory(path, cfg.overwrite, data_class(cfg).paths)
 
     @cached_property
     def directory(self) -> RunDirectory:
@@ -339,14 +339,11 @@ class Context:
 
     @property
     def data_settings(self) -> dict[str, Any]:
-        runtime = ("residence", "test_batch_size")
-        arguments = {k: v for k, v in data_arguments(self.cfg).items() if k not in runtime}
-        plain = {"_target_": self.cfg.dataset.module._target_, **arguments}
-        # A folder may move; the packed store says what is in it.
+        # A folder may move; the signature of the packed store says what is in it.
+        left_out = {*data_class(self.cfg).resources, *data_class(self.cfg).paths}
+        arguments = {key: value for key, value in data_arguments(self.cfg).items() if key not in left_out}
         meta = self.data.store.meta() or {}
-        for key in (*PLACES, "download"):
-            plain.pop(key, None)
-        return plain | {"signature": meta.get("signature")}
+        return {"_target_": self.cfg.dataset.module._target_, **arguments, "signature": meta.get("signature")}
 
     @property
     def fit_settings(self) -> dict[str, Any]:

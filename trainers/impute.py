@@ -96,7 +96,7 @@ def _quality(context: Context) -> None:
         "weights": weights and file_hash(weights),
     }
     # A by-product that nothing else reads: measured again where it was measured otherwise.
-    directory = RunDirectory(directory.path, overwrite=True)
+    directory = RunDirectory(directory.path, overwrite=True, data_paths=directory.data_paths)
     if directory.finished("quality", settings, target):
         print_quality(pd.read_csv(target))
         return

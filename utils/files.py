@@ -12,13 +12,6 @@ import numpy as np
 
 from utils.errors import UserError
 
-# Arguments of data modules that say where files are. What is in the files is in the signature of the packed store, so
-# that a folder may move, and may be written as a relative or an absolute path.
-PLACES = (
-    *("root", "lists", "recordings", "mnist", "svhn", "backgrounds", "partition_file", "csv", "images"),
-    *("cxr", "iv", "ed", "tokenizer"),
-)
-
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:

@@ -7,7 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from omegaconf import OmegaConf
 
 from utils.errors import UserError
-from utils.files import PLACES, replacing
+from utils.files import replacing
 
 # Modules of classes that settings name, as they were called when older runs were made.
 MOVED = {"datasets.audio.Log": "datasets.readers.audio.Log", "datasets.video.Frames": "datasets.readers.video.Frames"}
@@ -35,10 +35,12 @@ class RunDirectory:
     Args:
         path: the folder; made by the first stage that writes.
         overwrite: a stage may replace finished output that was made with another configuration.
+        data_paths: settings of the data that older markers hold beside the signature of the packed store, and that are
+            not compared.
     """
 
-    def __init__(self, path: Path, overwrite: bool = False) -> None:
-        self.path, self.overwrite = path, overwrite
+    def __init__(self, path: Path, overwrite: bool = False, data_paths: Collection[str] = ()) -> None:
+        self.path, self.overwrite, self.data_paths = path, overwrite, data_paths
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -59,7 +61,7 @@ class RunDirectory:
             if not marker.exists():
                 continue
             old = self._read(marker)["settings"]
-            difference = first_difference(*map(_without_places, (old, _plain(settings))))
+            difference = first_difference(*map(self._without_paths, (old, _plain(settings))))
             if difference is None:
                 if marker == self.marker(stage):
                     return output is None or output.is_file()
@@ -97,7 +99,7 @@ class RunDirectory:
         same = begun.exists()
         if same:
             old = self._read(begun)["settings"]
-            same = first_difference(*map(_without_places, (old, _plain(settings)))) is None
+            same = first_difference(*map(self._without_paths, (old, _plain(settings)))) is None
         self.marker(stage).unlink(missing_ok=True)
         write_json(begun, {"settings": _plain(settings)})
         return same
@@ -116,6 +118,13 @@ class RunDirectory:
             return content
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise UserError(f"{marker} is damaged ({error}): delete it, and its stage runs again") from None
+
+    def _without_paths(self, settings: Any) -> Any:
+        """Settings without ``data_paths`` beside the signature of a packed store."""
+        if isinstance(settings, dict):
+            left_out = self.data_paths if "signature" in settings else ()
+            return {key: self._without_paths(value) for key, value in settings.items() if key not in left_out}
+        return [self._without_paths(value) for value in settings] if isinstance(settings, list) else settings
 
     def clear(self, *names: str) -> None:
         for name in names:
@@ -142,14 +151,6 @@ def _plain(settings: Any) -> Any:
     if OmegaConf.is_config(settings):
         settings = OmegaConf.to_container(settings, resolve=True)
     return json.loads(json.dumps(settings, default=str))
-
-
-def _without_places(settings: Any) -> Any:
-    """Settings without the paths of raw files, which older markers hold beside the signature of the packed store."""
-    if isinstance(settings, dict):
-        left_out = PLACES if "signature" in settings else ()
-        return {key: _without_places(value) for key, value in settings.items() if key not in left_out}
-    return [_without_places(value) for value in settings] if isinstance(settings, list) else settings
 
 
 def first_difference(old: Any, new: Any, key: str = "") -> str | None:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -78,6 +78,7 @@ class CsvRows(SourcedDataModule):
         UserError: an impossible option.
     """
 
+    paths: ClassVar[tuple[str, ...]] = ("csv", "images")
     images_may_lack = False  # whether rows without an image can be used
 
     def __init__(

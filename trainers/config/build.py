@@ -26,7 +26,6 @@ from models.baselines.modulation import GradientModulation
 from models.encoders.pooled import PooledEncoder
 from models.imputers.base import Imputer
 from utils.errors import UserError
-from utils.files import PLACES
 
 Part = TypeVar("Part")
 # Arguments of data modules that are no plain setting: :func:`build_data` sets them, and a few classes take a name.
@@ -57,6 +56,11 @@ def constructor_arguments(target: type) -> list[str]:
     return list(names)
 
 
+def data_class(cfg: DictConfig) -> type[MultimodalDataModule]:
+    """The class of the data module, for what it declares of its arguments."""
+    return get_object(cfg.dataset.module._target_)
+
+
 def data_arguments(cfg: DictConfig) -> dict[str, Any]:
     """Arguments of the data module: the keys of ``cfg.dataset`` that its constructor names, and ``dataset.module``.
 
@@ -81,17 +85,13 @@ def store_path(cfg: DictConfig) -> Path:
     """Where the packed store of ``cfg.dataset`` is: as given, or under ``paths.cache`` by a hash of its source."""
     if cfg.dataset.store:
         return Path(cfg.dataset.store)
-    runtime = (
-        *("test_batch_size", "low", "residence", "reshuffle_pairs", "jitter", "augmentation"),
-        *("natural_missing", "mean", "deviation", "frames"),
-    )
-    source = {k: v for k, v in data_arguments(cfg).items() if k not in runtime}
+    data = data_class(cfg)
+    source = {k: v for k, v in data_arguments(cfg).items() if k not in data.read_time}
     for key in ("image_bits", "validation"):  # stores from before there were these are valid
         if source.get(key) is None:
             source.pop(key, None)
-    for key in PLACES:
-        # A tokenizer may be a name instead of a path.
-        if source.get(key) and (key != "tokenizer" or Path(str(source[key])).exists()):
+    for key in data.paths:
+        if source.get(key) and (key not in data.paths_or_names or Path(str(source[key])).exists()):
             source[key] = str(Path(str(source[key])).resolve())
     # Under the names that the front ends had when stores were first packed, which stay valid so.
     text = json.dumps(source, sort_keys=True, default=str).replace("datasets.readers.", "datasets.")

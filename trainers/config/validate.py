@@ -351,9 +351,9 @@ def validate(cfg: DictConfig) -> None:
                 f"dataset.encoders.{name}.{key}={node.get(key)} is not dataset.{of_data}={cfg.dataset.get(of_data)}: "
                 f"the encoder would be given another size than it is made for, set dataset.{of_data}",
             )
-    for key in ("dataset.mnist", "dataset.svhn", "dataset.backgrounds"):
-        path = OmegaConf.select(cfg, key)
-        need(path is None or Path(str(path)).is_dir(), f"{key}: there is no folder {path}")
+    for key in getattr(_target(cfg.dataset), "folders", ()):
+        path = cfg.dataset.get(key)
+        need(path is None or Path(str(path)).is_dir(), f"dataset.{key}: there is no folder {path}")
     _check_targets(cfg, problems)
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
