@@ -25,7 +25,7 @@ import pandas as pd
 
 from datasets.base import SPLITS
 from datasets.image_table import Coded, Content, ImageTableModule
-from datasets.readers.csv_rows import check_columns, read_csv
+from datasets.readers.csv_files import check_columns, read_csv
 from datasets.readers.tip_files import read_cardinalities, read_prepared
 from datasets.scaling import mean_and_deviation, was_divided_by_rounding_error
 from datasets.source import Source, file_digest

@@ -24,9 +24,10 @@ from PIL import Image
 
 from datasets.batch import Modality
 from datasets.loader import Transform
-from datasets.readers.csv_rows import CsvRows, check_quoted, counted, similar_spellings, spellings, unquoted
+from datasets.readers.csv_rows import CsvRows
 from datasets.readers.images import ImageReader, check_sides, decode_images
 from datasets.readers.pictures import check_bits
+from datasets.readers.spellings import check_quoted, counted, similar_spellings, spellings, unquoted
 from datasets.scale import AS_IT_IS, Scale
 from datasets.scaling import is_constant, mean_and_deviation, was_divided_by_rounding_error
 from datasets.source import Source, SourcedDataModule, alone, sha256
@@ -483,7 +484,7 @@ class ImageTable(CsvRows, ImageTableModule):
             table[:, j] = [common if gone else codes[v] for v, gone in zip(values, gaps[:, j])]
         scaling: dict[str, list[float]] = {}
         for j, name in enumerate(self.continuous, len(self.categorical)):
-            numbers = pd.to_numeric(frame[name], errors="coerce").to_numpy(np.float64, copy=True)
+            numbers = self.dialect.numbers(frame[name]).to_numpy(np.float64, copy=True)
             wrong = ~np.isfinite(numbers) & ~gaps[:, j]
             found = counted(frame[name][wrong])
             self.refuse(

@@ -35,7 +35,7 @@ import pandas as pd
 from PIL import Image
 
 from datasets.image_table import ImageTable
-from datasets.readers.csv_rows import check_columns, read_csv
+from datasets.readers.csv_files import check_columns, read_csv
 from datasets.source import Source, file_digest, file_stats, sha256
 from utils.errors import UserError
 from utils.files import replacing

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,6 +13,8 @@ import numpy as np
 import pandas as pd
 
 from datasets.base import SPLITS
+from datasets.readers.csv_files import Dialect, check_columns, read_csv
+from datasets.readers.spellings import check_quoted, counted, listed, spellings, unquoted
 from datasets.source import SourcedDataModule, file_digest
 from datasets.splits import draw_folds, draw_split
 from utils.errors import UserError
@@ -60,6 +61,7 @@ class CsvRows(SourcedDataModule):
         min_groups: classes with fewer groups (rows, where there is no ``group``) are not used, or ...
         rare_class: ... together become a class of this name, the last one.
         missing_values: cells that mean 'not there', besides empty ones.
+        separator, decimal, encoding: of the CSV file, see :class:`Dialect`; None = comma, point and UTF-8.
         split: column that names the split of each row, None = drawn.
         split_values: split -> its value (or list of values) in that column.
         fractions: of train, val and test where they are drawn; they add up to 1.
@@ -95,6 +97,9 @@ class CsvRows(SourcedDataModule):
         images: str | None = None,
         image_suffix: str = "",
         missing_values: Sequence[Any] = (),
+        separator: str | None = None,
+        decimal: str | None = None,
+        encoding: str | None = None,
         split: str | None = None,
         split_values: Mapping[str, Any] | None = None,
         fractions: Sequence[float] = (0.7, 0.1, 0.2),
@@ -112,6 +117,7 @@ class CsvRows(SourcedDataModule):
         self.name = name
         if csv is None:
             raise UserError("dataset.csv=null: give the CSV file of the table")
+        self.dialect = Dialect.of(separator, decimal, encoding)
         self.csv, self.image, self.image_suffix = Path(csv), image, image_suffix
         self.images = Path(images) if images else self.csv.parent
         self.labels = [label] if isinstance(label, str) else [str(column) for column in label]
@@ -134,10 +140,10 @@ class CsvRows(SourcedDataModule):
                 raise UserError(f"dataset.label names a column twice: {', '.join(self.labels)}")
             if leave_out or min_groups:
                 raise UserError("dataset.leave_out and dataset.min_groups are for one label column: leave them out")
-        self.leave_out, self.min_groups, self.rare_class = _listed(leave_out), min_groups, rare_class
-        self.missing_values = ["", *_listed(missing_values)]
+        self.leave_out, self.min_groups, self.rare_class = listed(leave_out), min_groups, rare_class
+        self.missing_values = ["", *listed(missing_values)]
         self.split_column, self.group = split, group
-        self.split_values = {str(key): _listed(value) for key, value in (split_values or {}).items()}
+        self.split_values = {str(key): listed(value) for key, value in (split_values or {}).items()}
         self.fractions, self.stratify, self.split_seed = [float(f) for f in fractions], stratify, split_seed
         self._numbers = np.zeros(0, dtype=np.int64)
         self.fold, self.folds = fold, folds
@@ -176,6 +182,7 @@ class CsvRows(SourcedDataModule):
             "drawn": [self.fractions, self.stratify, self.group, self.split_seed],
             "folds": [self.fold, self.folds, self.fold_validation, self.fold_seed],
             "without_image": self.without_image,
+            **({} if self.dialect == Dialect() else {"dialect": asdict(self.dialect)}),
         }
 
     def read_rows(self, columns: Sequence[str]) -> Rows:
@@ -232,7 +239,7 @@ class CsvRows(SourcedDataModule):
         Raises:
             UserError: it cannot be read.
         """
-        return read_csv(self.csv)
+        return read_csv(self.csv, dialect=self.dialect)
 
     def _with_images(self, frame: pd.DataFrame, left_out: dict[str, int]) -> tuple[pd.DataFrame, list[Path | None]]:
         """The rows that are used, as ``without_image`` says, and the image file of each."""
@@ -359,7 +366,7 @@ class CsvRows(SourcedDataModule):
             return column.map({name: i for i, name in enumerate(names)}).to_numpy(np.int64)
         target = np.full((len(frame), len(self.labels)), -1, dtype=np.float32)
         for j, name in enumerate(self.labels):
-            values = pd.to_numeric(frame[name], errors="coerce")
+            values = self.dialect.numbers(frame[name])
             here = ~missing[name]
             self.refuse(
                 here & ~values.isin([1, 0, -1]), f"labels in column '{name}' are outside 1, 0 and -1 (no label)"
@@ -408,112 +415,3 @@ class CsvRows(SourcedDataModule):
                         f"is {crossing[0]}): mend column '{self.split_column}'"
                     )
         return {split: r for split, r in rows.items() if len(r)}
-
-
-def _listed(value: Any) -> list[str]:
-    """One value, or several, as text, stripped as cells are."""
-    return [str(v).strip() for v in ([value] if isinstance(value, str | int | float) else value)]
-
-
-def spellings(given: Sequence[Any] | Mapping[Any, Any], key: str, what: str) -> dict[str, list[str]]:
-    """Name -> the cell values that stand for it, in the given order.
-
-    Args:
-        given: names, each standing for itself, or a mapping name -> one value or several.
-        key: of the configuration, below ``dataset``, for messages.
-        what: a name is, for messages.
-
-    Raises:
-        UserError: a name or a value that stands twice.
-    """
-    pairs = list(given.items()) if isinstance(given, Mapping) else [(name, name) for name in given]
-    names = [str(name).strip() for name, _ in pairs]
-    if twice := [name for name, n in Counter(names).items() if n > 1]:
-        raise UserError(f"dataset.{key} lists '{twice[0]}' twice: every {what} once")
-    values = {name: _listed(value) for name, (_, value) in zip(names, pairs)}
-    counts = Counter(value for listed in values.values() for value in dict.fromkeys(listed))
-    if double := [value for value, n in counts.items() if n > 1]:
-        noun, plural = ("label", "classes") if what == "class" else ("value", f"{what}s")
-        raise UserError(f"dataset.{key}: the {noun} '{double[0]}' stands in two {plural}, it belongs to one")
-    return values
-
-
-def unquoted(given: Sequence[Any] | Mapping[Any, Any] | None) -> list[Any]:
-    """Values that YAML did not read as text: booleans and decimal numbers."""
-    values = list(given.values()) if isinstance(given, Mapping) else list(given or ())
-    flat = [v for value in values for v in (value if isinstance(value, Sequence) and value != str(value) else [value])]
-    return [value for value in flat if isinstance(value, bool | float)]
-
-
-def check_quoted(values: Sequence[Any], column: pd.Series, key: str, where: object) -> None:
-    """
-    Args:
-        values: of :func:`unquoted`.
-        column: the cells, as text.
-        key: of the configuration that holds the values.
-        where: the table, for the message.
-
-    Raises:
-        UserError: a value that no cell has as it is written here: YAML changed it.
-    """
-    if absent := [value for value in values if str(value) not in set(column)]:
-        cells = ", ".join(f'"{cell}"' for cell in list(dict.fromkeys(column))[:3])
-        raise UserError(
-            f"{key} holds {absent[0]}, which no cell of column '{column.name}' in {where} is: YAML reads unquoted "
-            f"yes, no, on, off and decimal numbers as something else than text, write the values in quotes ({cells})"
-        )
-
-
-def similar_spellings(values: Sequence[str] | np.ndarray) -> list[str]:
-    """Values that differ only in case or blanks, with their counts: a line such as ``'F' (12), 'f' (3)`` per set."""
-    groups: dict[str, Counter[str]] = {}
-    for value, n in Counter(map(str, values)).items():
-        groups.setdefault("".join(value.casefold().split()), Counter())[value] = n
-    return [
-        ", ".join(f"'{value}' ({n})" for value, n in group.most_common()) for group in groups.values() if len(group) > 1
-    ]
-
-
-def counted(values: pd.Series | Sequence[str] | np.ndarray) -> str:
-    """The three commonest values with their counts, for a message."""
-    return ", ".join(f"'{v}' ({n})" for v, n in Counter(values).most_common(3))
-
-
-def read_csv(path: Path, header_only: bool = False) -> pd.DataFrame:
-    """All cells as text, stripped; column names stripped.
-
-    Raises:
-        UserError: it cannot be read as a table, or names a column twice.
-    """
-    how: dict[str, Any] = {"dtype": str, "keep_default_na": False, "skipinitialspace": True, "encoding": "utf-8-sig"}
-    try:
-        # pandas would give the second of two equal names a number.
-        names = pd.read_csv(path, header=None, nrows=1, **how).iloc[0].str.strip()
-        frame = pd.read_csv(path, nrows=0 if header_only else None, low_memory=False, **how)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path} cannot be read as CSV ({str(error).splitlines()[0]}): give a comma-separated table"
-        ) from None
-    if twice := [name for name, n in Counter(names).items() if n > 1 and name]:
-        raise UserError(
-            f"{path} has {len(twice)} column names more than once (the first is '{twice[0]}'; spaces around names do "
-            "not count): give each column a name of its own"
-        )
-    frame.columns = [str(c).strip() for c in frame.columns]
-    if header_only:
-        return frame
-    if not len(frame):
-        raise UserError(f"{path} has a header and no rows")
-    return frame.apply(lambda column: column.str.strip())
-
-
-def check_columns(frame: pd.DataFrame, needed: Sequence[str], path: Path) -> None:
-    """
-    Raises:
-        UserError: the columns that are not there, with the nearest that are.
-    """
-    absent = [c for c in dict.fromkeys(needed) if c not in frame.columns]
-    if absent:
-        near = difflib.get_close_matches(absent[0], list(frame.columns), 1)
-        hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(frame.columns[:20])}"
-        raise UserError(f"{path} lacks {len(absent)} of {len(set(needed))} columns: {', '.join(absent)}; {hint}")

@@ -87,7 +87,8 @@ def store_path(cfg: DictConfig) -> Path:
         return Path(cfg.dataset.store)
     data = data_class(cfg)
     source = {k: v for k, v in data_arguments(cfg).items() if k not in data.read_time}
-    for key in ("image_bits", "validation"):  # stores from before there were these are valid
+    # Stores from before there were these options are valid.
+    for key in ("image_bits", "validation", "separator", "decimal", "encoding"):
         if source.get(key) is None:
             source.pop(key, None)
     for key in data.paths:

@@ -1,0 +1,118 @@
+"""CSV files -> cells as text, for every separator, decimal sign and encoding."""
+
+from __future__ import annotations
+
+import codecs
+import difflib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How the cells of a CSV file are written.
+
+    Attributes:
+        separator: one character between cells, or the word ``tab``.
+        decimal: decimal sign, ``.`` or ``,``.
+        encoding: a codec of Python, for example ``latin-1``; ``utf-8-sig`` reads UTF-8 with and without a byte order
+            mark.
+
+    Raises:
+        UserError: an impossible value.
+    """
+
+    separator: str = ","
+    decimal: str = "."
+    encoding: str = "utf-8-sig"
+
+    def __post_init__(self) -> None:
+        if self.separator != "tab" and (len(self.separator) != 1 or self.separator in "\r\n\"'."):
+            raise UserError(f"dataset.separator={self.separator!r}: must be one character such as ',' or ';', or tab")
+        if self.decimal not in (".", ","):
+            raise UserError(f"dataset.decimal={self.decimal!r}: must be '.' or ','")
+        try:
+            codecs.lookup(self.encoding)
+        except LookupError:
+            raise UserError(
+                f"dataset.encoding={self.encoding}: Python knows no such encoding; utf-8-sig, latin-1 and cp1252 are "
+                "common ones"
+            ) from None
+
+    @classmethod
+    def of(cls, separator: str | None, decimal: str | None, encoding: str | None) -> Dialect:
+        """The dialect of options of which None stands for the default."""
+        given = {"separator": separator, "decimal": decimal, "encoding": encoding}
+        return cls(**{key: str(value) for key, value in given.items() if value is not None})
+
+    @property
+    def delimiter(self) -> str:
+        return "\t" if self.separator == "tab" else self.separator
+
+    def numbers(self, cells: pd.Series) -> pd.Series:
+        """Numbers of text cells, NaN where a cell is not a number. A decimal comma excludes points: 1.234 is none."""
+        if self.decimal == ",":
+            cells = cells.where(~cells.str.contains(".", regex=False), "").str.replace(",", ".", regex=False)
+        return pd.to_numeric(cells, errors="coerce")
+
+
+def read_csv(path: Path, header_only: bool = False, dialect: Dialect | None = None) -> pd.DataFrame:
+    """All cells as text, stripped; column names stripped.
+
+    Raises:
+        UserError: it cannot be read as a table, or names a column twice.
+    """
+    dialect = dialect or Dialect()
+    how: dict[str, Any] = {
+        "dtype": str,
+        "keep_default_na": False,
+        "skipinitialspace": True,
+        "encoding": dialect.encoding,
+        "sep": dialect.delimiter,
+    }
+    try:
+        # pandas would give the second of two equal names a number.
+        names = pd.read_csv(path, header=None, nrows=1, **how).iloc[0].str.strip()
+        frame = pd.read_csv(path, nrows=0 if header_only else None, low_memory=False, **how)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeError) as error:
+        if isinstance(error, UnicodeError):
+            fix = "set dataset.encoding, for example to cp1252 (Windows) or latin-1"
+        elif dialect.separator == ",":
+            fix = "give a comma-separated table, or set dataset.separator"
+        else:
+            fix = f"dataset.separator={dialect.separator!r} may not be that of this table"
+        raise UserError(f"{path} cannot be read as CSV ({str(error).splitlines()[0]}): {fix}") from None
+    if twice := [name for name, n in Counter(names).items() if n > 1 and name]:
+        raise UserError(
+            f"{path} has {len(twice)} column names more than once (the first is '{twice[0]}'; spaces around names do "
+            "not count): give each column a name of its own"
+        )
+    frame.columns = [str(c).strip() for c in frame.columns]
+    if header_only:
+        return frame
+    if not len(frame):
+        raise UserError(f"{path} has a header and no rows")
+    return frame.apply(lambda column: column.str.strip())
+
+
+def check_columns(frame: pd.DataFrame, needed: Sequence[str], path: Path) -> None:
+    """
+    Raises:
+        UserError: the columns that are not there, with the nearest that are.
+    """
+    absent = [c for c in dict.fromkeys(needed) if c not in frame.columns]
+    if absent:
+        near = difflib.get_close_matches(absent[0], list(frame.columns), 1)
+        other = [mark for mark in ";\t|," if len(frame.columns) == 1 and mark in frame.columns[0]]
+        hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(frame.columns[:20])}"
+        if other:
+            mark = other[0].replace("\t", "tab")
+            hint = f"it has the one column '{frame.columns[0]}': set dataset.separator='{mark}'"
+        raise UserError(f"{path} lacks {len(absent)} of {len(set(needed))} columns: {', '.join(absent)}; {hint}")
