@@ -19,7 +19,8 @@ from torch import Tensor
 
 from datasets.batch import Batch, Modality
 from datasets.loader import Choose, Corrupt, PackedLoader, Transform
-from datasets.missingness import RUNNING, Scenario, forest_ranking
+from datasets.missingness import Complete, Rows, Scenario
+from datasets.missingness.table import forest_ranking
 from datasets.noise import Corruption, TrainingNoise
 from datasets.storage import PackedSplit, PackedStore
 from utils.errors import UserError
@@ -120,8 +121,8 @@ class MultimodalDataModule(pl.LightningDataModule):
             )
         self.store = PackedStore(Path(store))
         self.batch_size, self.test_batch_size = batch_size, test_batch_size
-        self.missing_train = missing_train or Scenario("none", "none")
-        self.missing_val = missing_val or Scenario("none", "none")
+        self.missing_train = missing_train or Complete()
+        self.missing_val = missing_val or Complete()
         self.missing_seed, self.low, self.residence = missing_seed, low, residence
         self.reshuffle_pairs, self.jitter, self.drop_last, self.seed = reshuffle_pairs, jitter, drop_last, seed
         self.training_noise: TrainingNoise | None = None
@@ -228,19 +229,19 @@ class MultimodalDataModule(pl.LightningDataModule):
         natural_cells = self.natural_cells(split)
         chosen = np.zeros((n, len(self.modalities)), dtype=bool)
         chosen_cells: dict[str, np.ndarray] = {}
-        if scenario.of_cells:
+        if scenario.hides_cells:
             column, table = self._the_table(scenario)
             importance = self.column_ranking(table) if scenario.needs_ranking else None
-            chosen_cells[table.name] = scenario.generate_cells(n, table.shape[0], seed, importance)
+            chosen_cells[table.name] = scenario.generate(Rows(n, table.shape[0], seed, ranking=importance))
             chosen[:, column] = chosen_cells[table.name].any(1)
         else:
             never = absent.copy()
             for name, gaps in natural_cells.items():
                 never[:, self.modality_names.index(name)] |= gaps.all(1)
             kinds = [m.kind for m in self.modalities]
-            before = SPLITS[: SPLITS.index(split)] if scenario.generator == RUNNING else ()
+            before = SPLITS[: SPLITS.index(split)] if scenario.continues_splits else ()
             earlier = [len(self.split(s)) for s in before if self.has_split(s)]
-            chosen = scenario.generate(n, self.modality_names, seed=seed, kinds=kinds, absent=never, earlier=earlier)
+            chosen = scenario.generate(Rows(n, len(kinds), seed, kinds, never, earlier))
 
         def with_natural() -> tuple[np.ndarray, dict[str, np.ndarray]]:
             missing, cells = chosen | absent, {}

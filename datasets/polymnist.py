@@ -29,7 +29,8 @@ from tqdm import tqdm
 
 from datasets.base import SPLITS
 from datasets.batch import Modality
-from datasets.missingness import Scenario, mask_hash, write_dymo_csv
+from datasets.missingness import Scenario, mask_hash
+from datasets.missingness.mask_files import write_dymo_csv
 from datasets.readers.mnist import CLASSES, SIDE, _download_mnist, mnist_files, read_mnist
 from datasets.readers.pictures import open_picture, upright
 from datasets.source import Arrays, Source, SourcedDataModule, check_classes, sha256
@@ -227,21 +228,6 @@ def read_png(path: Path) -> np.ndarray:
         raise UserError(f"{path} cannot be read ({error}): restore it from the archive, or download it again") from None
 
 
-def dymo_mask_name(scenario: Scenario) -> str:
-    """The scenario as it is spelled in the mask files of the original repository (``whole_1_2``, ``random_0.8``).
-
-    Raises:
-        UserError: it has no such name.
-    """
-    if scenario.kind in ("none", "whole"):
-        return "whole_" + ("_".join(map(str, scenario.modalities)) or "none")
-    if scenario.kind == "random":
-        return f"random_{scenario.rate:g}"
-    raise UserError(
-        f"missing scenario '{scenario.name}' has no name in the original layout: give none, whole or random"
-    )
-
-
 class PolyMNIST(SourcedDataModule):
     """PolyMNIST from the official folders or built from MNIST.
 
@@ -411,12 +397,12 @@ class PolyMNIST(SourcedDataModule):
                 mask = self.mask(split, scenario)
                 about = {
                     "scenario": scenario.name,
-                    "generator": scenario.generator if scenario.kind == "random" else scenario.kind,
+                    "generator": scenario.protocol,
                     "missing_seed": self.missing_seed,
                     "shape": list(mask.shape),
                     "sha256_16": mask_hash(mask),
                 }
-                path = Path(folder) / "missing_modality" / f"missing_{split}_{dymo_mask_name(scenario)}.csv"
+                path = Path(folder) / "missing_modality" / f"missing_{split}_{scenario.dymo_name}.csv"
                 side_car = path.with_suffix(path.suffix + ".json")
                 if path.exists() and (not side_car.exists() or json.loads(side_car.read_text()) != about):
                     raise UserError(f"{path} holds another mask: remove it, or write to another folder")

@@ -29,7 +29,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError
 
 from datasets.batch import Batch
-from datasets.missingness import parse_scenario
+from datasets.missingness import Rows, parse_scenario
 from gaussian_parameter_generation.estimate import estimate
 from models.dymo.gaussian import GaussianParameters
 from models.imputers.simple import Oracle
@@ -730,9 +730,9 @@ def test_every_scenario_of_the_missing_presets_fits_every_data_set() -> None:
         m = len(cfg.dataset.modalities)
         assert len(scenarios) == {"random": len(cfg.dataset.scenarios), "subsets": 2**m - 1}[name]
         for scenario in [*scenarios, parse_scenario(cfg.missing.train), parse_scenario(cfg.missing.val)]:
-            if scenario.of_cells:  # tests/test_table_masks.py
-                assert m > 1 and scenario.generate_cells(20, 17, 0, list(range(17))).shape == (20, 17)
+            if scenario.hides_cells:  # tests/test_table_masks.py
+                assert m > 1 and scenario.generate(Rows(20, 17, ranking=range(17))).shape == (20, 17)
                 continue
             # Only image_text asks for kinds, and is for these two.
-            mask = scenario.generate(20, list(cfg.dataset.modalities), seed=cfg.missing.seed, kinds=["image", "text"])
+            mask = scenario.generate(Rows(20, m, cfg.missing.seed, ["image", "text"]))
             assert mask.shape == (20, m) and not mask.all(1).any()

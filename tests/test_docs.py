@@ -28,8 +28,9 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from datasets import missingness, noise
+from datasets import noise
 from datasets.batch import Batch, Modality
+from datasets.missingness.parse import EXAMPLES, SCENARIOS, parse_scenario
 from models.encoders.vector import VectorEncoder
 from trainers import figures
 from trainers.config import validate as validation
@@ -368,20 +369,17 @@ def test_the_readme_lists_every_recovery_method() -> None:
 
 def test_the_scenarios_of_the_page_are_those_of_the_code() -> None:
     page = DOCS / "missingness.md"
-    names = [re.findall(r"`([^`]+)`", row[0])[0] for row in cells(page, "## All kinds")]
-    parsed = [missingness.parse_scenario(name) for name in names if name != "subsets"]
-    assert {scenario.kind for scenario in parsed if scenario.noise is None} | {"noise", "subsets"} == set(
-        missingness.KINDS
-    )
-    assert {s.generator for s in parsed if s.kind == "random"} == set(missingness.GENERATORS)
-    assert {s.strategy for s in parsed if s.kind == "table"} == set(missingness.STRATEGIES.values())
-    assert {s.strategy for s in parsed if s.kind == "image_text"} == set(missingness.SIDES)
+    listed = {row[0].strip("`"): row[1] for row in cells(page, "## All kinds")}
+    assert listed == {name: what for examples in EXAMPLES.values() for name, what in examples.items()}
+    for kind in SCENARIOS:
+        assert {type(parse_scenario(name)) for name in kind.examples} == {kind}
+    assert all(parse_scenario(name).noise for name in EXAMPLES["noise"])
     for synonym, name in (("whole_1_2", "whole_12"), ("table_most_important_0.7", "table_MI_0.7")):
         assert f"`{synonym}`" in page.read_text()
-        assert missingness.parse_scenario(synonym) == missingness.parse_scenario(name)
+        assert parse_scenario(synonym) == parse_scenario(name)
     mappings = re.findall(r"^\| `(\{.*\})` \| `([^`]+)` \|$", page.read_text(), flags=re.M)
-    assert len(mappings) == 7
+    assert len(mappings) == len(SCENARIOS)
     for mapping, name in mappings:
-        assert missingness.parse_scenario(yaml.safe_load(mapping)) == missingness.parse_scenario(name)
+        assert parse_scenario(yaml.safe_load(mapping)) == parse_scenario(name)
     operators = {row[0].strip("`"): row[1].split(", ") for row in cells(page, "## Noise") if row[0] != "`gaussian`"}
     assert operators == {name: list(o.kinds) for name, o in noise.OPERATORS.items() if name != "gaussian"}

@@ -30,7 +30,8 @@ from datasets.demo.mmimdb import make_mmimdb
 from datasets.demo.vocabulary import write_vocabulary
 from datasets.food101 import Food101
 from datasets.image_text import ImageText, ImageTextModule
-from datasets.missingness import map_codes, map_table_name, parse_scenario, parse_scenarios
+from datasets.missingness import Rows, parse_scenario, parse_scenarios
+from datasets.missingness.image_text import map_codes
 from datasets.mmimdb import GENRES, MMIMDb
 from datasets.readers import images
 from datasets.readers.images import ImageReader
@@ -593,7 +594,7 @@ def test_texts_of_several_columns_are_joined(xrays: Path, tmp_path: Path) -> Non
 def test_missing_tables_have_the_golden_counts(n: int, missing: int, image: int, text: int) -> None:
     kinds = ["image", "text"]
     for side, counts in (("both", [image, text]), ("text", [0, missing]), ("image", [missing, 0])):
-        mask = parse_scenario(f"image_text_{side}_0.7").generate(n, kinds, 0, kinds)
+        mask = parse_scenario(f"image_text_{side}_0.7").generate(Rows(n, 2, 0, kinds))
         assert mask.sum(0).tolist() == counts and not mask.all(1).any() and (~mask.any(1)).sum() == n - missing
 
 
@@ -624,11 +625,11 @@ def test_columns_follow_the_kinds_and_seeds_the_default(food: Path, tmp_path: Pa
     data.missing_seed = 2026
     assert data.mask_seed("train", scenario) == 1
     codes = map_codes(50, "both", 0.7, 5)
-    audio_first = scenario.generate(50, ["a", "v"], 5, ["audio", "video"])
+    audio_first = scenario.generate(Rows(50, 2, 5, ["audio", "video"]))
     assert np.array_equal(audio_first, np.stack([codes == 1, codes == 2], 1))
     for kinds in (["image", "image"], ["image", "table"], ["text", "audio"]):
         with pytest.raises(UserError, match=r"is for an image \(or video\) and a text \(or audio\), the data set has "):
-            scenario.generate(50, ["a", "b"], 5, kinds)
+            scenario.generate(Rows(50, 2, 5, kinds))
     with pytest.raises(UserError, match=r"is for an image and a text, the data set has 5 modalities"):
         parse_scenarios(["image_text_both_0.7"], 5)
     for spec, message in (
@@ -646,9 +647,7 @@ def test_tables_of_the_original_are_read(food: Path, tmp_path: Path) -> None:
     data = prepared(Food101, food, tmp_path)
     n = len(data.split("test"))
     codes = map_codes(n, "both", 0.7, 3)
-    name = map_table_name("food101_test", parse_scenario("image_text_both_0.7"))
-    assert name == "food101_test_missing_both_07.pt"
-    file = tmp_path / name
+    file = tmp_path / "food101_test_missing_both_07.pt"
     for table in (torch.from_numpy(codes).float(), torch.from_numpy(codes)):  # MAP's are float
         torch.save(table, file)
         scenario = parse_scenario(f"file:{file}")
@@ -667,8 +666,6 @@ def test_tables_of_the_original_are_read(food: Path, tmp_path: Path) -> None:
     file.unlink()
     with pytest.raises(UserError, match=r"does not exist"):
         data.mask("test", scenario)
-    with pytest.raises(UserError, match=r"is no missing table of MAP"):
-        map_table_name("food101_test", parse_scenario("random_0.5"))
 
 
 # ------------------------------------------------------------------------------------------------ images and transforms

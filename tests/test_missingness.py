@@ -14,18 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from datasets.missingness import (
-    Scenario,
-    mask_hash,
-    parse_scenario,
-    parse_scenarios,
-    random_mask,
-    read_dymo_csv,
-    save_mask,
-    unobserved,
-    whole,
-    write_dymo_csv,
-)
+from datasets.missingness import Rows, Scenario, mask_hash, parse_scenario, parse_scenarios, save_mask, unobserved
+from datasets.missingness.mask_files import read_dymo_csv, write_dymo_csv
+from datasets.missingness.random import Random, random_mask
+from datasets.missingness.whole import Whole, whole
 from utils.errors import UserError
 
 NAMES = [f"m{i}" for i in range(5)]
@@ -33,7 +25,7 @@ quick = settings(max_examples=40, deadline=None)
 
 
 def generate(spec: Any, n: int, m: int = 5, seed: int = 2025) -> np.ndarray:
-    return parse_scenario(spec).generate(n, NAMES[:m], seed)
+    return parse_scenario(spec).generate(Rows(n, m, seed))
 
 
 # ------------------------------------------------------------------------------------------------------ golden values
@@ -150,8 +142,8 @@ def test_every_column_is_hit_alike() -> None:
 )
 def test_fixed_patterns(spec: Any, name: str, columns: tuple[int, ...]) -> None:
     scenario = parse_scenario(spec)
-    assert (scenario.name, scenario.modalities) == (name, columns)
-    mask = scenario.generate(4, [str(i) for i in range(12)], seed=0)
+    assert (scenario.name, scenario.always_missing) == (name, columns)
+    mask = scenario.generate(Rows(4, 12))
     assert mask.tolist() == [[i in columns for i in range(12)]] * 4
 
 
@@ -168,7 +160,8 @@ def test_fixed_patterns(spec: Any, name: str, columns: tuple[int, ...]) -> None:
     ],
 )
 def test_random_patterns(spec: Any, name: str, rate: float, generator: str) -> None:
-    assert parse_scenario(spec) == Scenario(name, "random", rate=rate, generator=generator)
+    scenario = parse_scenario(spec)
+    assert scenario == Random(rate, generator) and scenario.name == name
 
 
 columns_of = st.sets(st.integers(0, 14), max_size=5).map(lambda columns: whole(sorted(columns)))
@@ -186,7 +179,7 @@ def test_every_name_reads_back(scenario: Scenario) -> None:
 
 def test_subsets_stand_for_all_patterns() -> None:
     scenarios = parse_scenarios(["subsets"], 5)
-    patterns = {tuple(s.generate(1, NAMES, 0)[0].tolist()) for s in scenarios}
+    patterns = {tuple(s.generate(Rows(1, 5))[0].tolist()) for s in scenarios}
     assert len(scenarios) == len(patterns) == 31 and (True,) * 5 not in patterns
     assert scenarios[0].name == "none" and len({s.slug for s in scenarios}) == 31
     expected = {tuple(i not in kept for i in range(5)) for size in range(1, 6) for kept in combinations(range(5), size)}
@@ -219,7 +212,7 @@ def test_a_list_keeps_its_order_and_drops_duplicates() -> None:
         ("random_0.81", "the highest rate is 0.8"),
         ("whole_7", "there is no modality 7, the data set has 0 to 4"),
         ("whole_01234", "leaves nothing present"),
-        ("file:", "names no file"),
+        ("file:", "no file is named"),
         ({"kind": "randm", "rate": 0.4}, "kind must be one of none, whole, random, table, image_text, nested, file"),
         ({"kind": "random", "rte": 0.4}, "unknown key 'rte'"),
         ({"kind": "random"}, "is not a rate"),
@@ -250,7 +243,7 @@ def test_subsets_name_no_single_scenario() -> None:
 
 def test_a_negative_column_is_not_counted_from_the_end() -> None:
     with pytest.raises(UserError, match="no modality -1"):
-        Scenario("whole_-1", "whole", (-1,)).check(5)
+        Whole((-1,)).check(5)
 
 
 # --------------------------------------------------------------------------------------------------------- mask files
@@ -317,7 +310,7 @@ def test_the_hash_tells_content_and_shape() -> None:
 
 def test_a_saved_mask_says_how_it_was_made(tmp_path: Path) -> None:
     scenario = parse_scenario("random_global_0.4")
-    mask = scenario.generate(40, NAMES, seed=2027)
+    mask = scenario.generate(Rows(40, 5, 2027))
     digest = save_mask(tmp_path / "masks" / scenario.slug, mask, scenario, 2027, NAMES)
     assert sorted(f.name for f in (tmp_path / "masks").iterdir()) == ["random_global_0.4.json", "random_global_0.4.npz"]
     assert np.array_equal(np.load(tmp_path / "masks" / "random_global_0.4.npz")["missing"], mask)
@@ -338,7 +331,7 @@ def test_a_rate_that_cannot_be_had_is_remarked_on(rate: float, m: int, share: st
     scenario = parse_scenario(f"random_{rate}")
     remark = scenario.remark(m)
     assert (remark is None) == (share is None)
-    mask = scenario.generate(50, [str(i) for i in range(m)], 1)
+    mask = scenario.generate(Rows(50, m, 1))
     assert mask.mean() == pytest.approx(float(share or rate), abs=1e-3)
     assert share is None or f"a rate of {share}," in str(remark)
     assert parse_scenario(f"random_global_{rate}").remark(m) is None
@@ -356,20 +349,20 @@ def test_a_rate_that_cannot_be_had_is_remarked_on(rate: float, m: int, share: st
 )
 def test_the_realised_rate_is_the_one_expected_of_so_many_modalities(name: str, m: int, rate: float) -> None:
     scenario = parse_scenario(name)
-    mask = scenario.generate(20_000, [str(i) for i in range(m)], 5)
+    mask = scenario.generate(Rows(20_000, m, 5))
     assert scenario.expected_rate(m) == pytest.approx(rate)
     assert scenario.realised_rate(mask) == pytest.approx(mask.mean()) == pytest.approx(rate, abs=0.006)
-    has_remark = abs(rate - scenario.rate) > 0.01
+    has_remark = abs(rate - scenario.named_rate) > 0.01
     assert (scenario.remark(m) is not None) == has_remark
     assert (scenario.remark(m, scenario.realised_rate(mask)) is not None) == has_remark
     assert not has_remark or f"'{name}' has a rate of {rate:.3g}" in str(scenario.remark(m))
 
 
 def test_the_realised_rate_is_of_what_the_name_speaks_of() -> None:
-    names, kinds = ("image", "text"), ("image", "text")
+    kinds = ("image", "text")
     for name, rate in (("image_text_text_0.6", 0.6), ("image_text_image_0.6", 0.6), ("image_text_both_0.6", 0.6)):
         scenario = parse_scenario(name)
-        mask = scenario.generate(100, names, 0, kinds)
+        mask = scenario.generate(Rows(100, 2, 0, kinds))
         assert scenario.realised_rate(mask, kinds=kinds) == scenario.realised_rate(mask) == pytest.approx(rate)
     # The data lack more images than the scenario hides texts: the kinds say which column is meant.
     mask = np.zeros((10, 2), dtype=bool)
@@ -378,7 +371,7 @@ def test_the_realised_rate_is_of_what_the_name_speaks_of() -> None:
     assert parse_scenario("nested_1_0.2").realised_rate(mask) == pytest.approx(0.2)
     assert "rate of 0.5, not 0.2" in str(parse_scenario("nested_0_0.2").remark(2, 0.5))
     table = parse_scenario("table_feature_0.4")
-    cells = {"table": table.generate_cells(10, 13, 0)}
+    cells = {"table": table.generate(Rows(10, 13))}
     mask = np.stack([np.zeros(10, bool), cells["table"].any(1)], 1)
     assert table.realised_rate(mask, cells) == pytest.approx(5 / 13)  # int(0.4 * 13) columns
     assert "rate of 0.385, not 0.4" in str(table.remark(2, 5 / 13))
@@ -416,7 +409,7 @@ def test_the_realised_rate_is_of_what_the_name_speaks_of() -> None:
 def test_nested_masks_are_the_published_ones_on_every_split(n: int, rows: dict[float, list[int]]) -> None:
     for (rate, expected), column, split in zip(rows.items(), (0, 1, 1), range(3)):
         scenario = parse_scenario(f"nested_{column}_{rate}")
-        mask = scenario.generate(n, NAMES[:2], scenario.seed(2025, split))
+        mask = scenario.generate(Rows(n, 2, scenario.seed(2025, split)))
         assert np.flatnonzero(mask[:, column]).tolist() == expected and not mask[:, 1 - column].any()
     assert parse_scenario("nested_0_0.5").seed(2026, 0) == 43
 
@@ -433,7 +426,7 @@ def test_nested_masks_count_what_was_never_there_and_keep_the_last_of_a_row(
     absent[absent.all(1), column] = False
     before = absent.copy()
     scenarios = [parse_scenario({"kind": "nested", "modality": column, "rate": rate / 100}) for rate in rates]
-    masks = [s.generate(n, NAMES[:m], seed, absent=absent) for s in scenarios]
+    masks = [s.generate(Rows(n, m, seed, absent=absent)) for s in scenarios]
     only = ~absent[:, column] & np.delete(absent, column, 1).all(1)
     natural = absent[:, column]
     for rate, mask in zip(rates, masks):

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from datasets.base import MultimodalDataModule
 from datasets.batch import Batch, Modality
-from datasets.missingness import parse_scenario, parse_scenarios
+from datasets.missingness import Rows, parse_scenario, parse_scenarios
 from datasets.noise import OPERATORS, Noise, TrainingNoise, corrupt
 from datasets.readers.audio import LogMel
 from datasets.scale import Scale
@@ -404,8 +404,8 @@ def test_a_scenario_from_its_name_or_mapping(spec: Any, name: str, columns: list
     assert scenario.noise.columns(list(KINDS)) == columns
     pattern = name.partition("+")[2]
     assert scenario.kind == (pattern.partition("_")[0] or "none")
-    other = parse_scenario(pattern or "none").generate(50, list(KINDS), 3)
-    assert np.array_equal(scenario.generate(50, list(KINDS), 3), other)
+    other = parse_scenario(pattern or "none").generate(Rows(50, len(KINDS), 3))
+    assert np.array_equal(scenario.generate(Rows(50, len(KINDS), 3)), other)
     assert "+" not in scenario.slug
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 from datasets.batch import Modality
 from datasets.digits import SIZES, Digits, load_digit_images
 from datasets.loader import PackedLoader
-from datasets.missingness import Scenario, parse_scenario
+from datasets.missingness import Complete, parse_scenario
 from datasets.polymnist import VIEWS, PolyMNIST, build_tuples, load_backgrounds, scan_layout
 from datasets.readers.mnist import mnist_files, read_idx, read_mnist
 from datasets.splits import stratified_split
@@ -751,7 +751,7 @@ class TestLoader:
             PackedLoader(
                 built.split("train"),
                 built.modalities,
-                built.mask("train", Scenario("none", "none")),
+                built.mask("train", Complete()),
                 50,
                 shuffle=True,
                 residence=residence,
@@ -768,7 +768,7 @@ class TestLoader:
         loader = PackedLoader(
             data.split("train"),
             data.modalities,
-            data.mask("train", Scenario("none", "none")),
+            data.mask("train", Complete()),
             32,
             shuffle=True,
             seed=seed,

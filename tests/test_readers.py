@@ -28,7 +28,7 @@ from datasets.dvm import standardised
 from datasets.food101 import Food101
 from datasets.image_table import ImageTable
 from datasets.image_text import ImageText
-from datasets.missingness import parse_scenario
+from datasets.missingness import Rows, parse_scenario
 from datasets.mmimdb import MMIMDb
 from datasets.mst import photo_files
 from datasets.multi_feature_digits import MultiFeatureDigits
@@ -578,9 +578,9 @@ def test_the_tables_of_map_in_running_order() -> None:
             expected = np.stack([codes == 2, codes == 1], axis=1)
             scenario = parse_scenario(f"image_text_running_{side}_0.7")
             seed = scenario.seed(2025, list(rows).index(split))
-            mask = scenario.generate(n, ["i", "t"], seed, ["image", "text"], earlier=earlier)
+            mask = scenario.generate(Rows(n, 2, seed, ["image", "text"], earlier=earlier))
             assert np.array_equal(mask, expected)
-            plain = parse_scenario(f"image_text_{side}_0.7").generate(n, ["i", "t"], seed, ["image", "text"])
+            plain = parse_scenario(f"image_text_{side}_0.7").generate(Rows(n, 2, seed, ["image", "text"]))
             assert np.array_equal(plain, mask) == (split == "train")
             earlier.append(n)
     named = parse_scenario("image_text_running_both_0.7")

@@ -16,13 +16,15 @@ from scipy import stats
 from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
 
-from datasets import missingness
+from datasets.missingness import image_text, random
+from datasets.missingness import table as table_cells
+from datasets.missingness.base import slug
 from trainers import figures
 from trainers.report import bootstrap
 from trainers.report import figures as report_figures
 from trainers.report import page as report
 from trainers.report import plots as plotting
-from trainers.report.runs import COLUMNS, KEY, gather, scenario_of, slug
+from trainers.report.runs import COLUMNS, KEY, gather, scenario_of
 from trainers.report.statistics import compare, mcnemar, paired_t
 from trainers.report.tables import print_table, rate_notes, summarise, table, to_latex, to_markdown, with_rates
 from utils.errors import UserError
@@ -299,10 +301,10 @@ def test_every_family_with_a_rate_has_a_curve_from_complete_data(family):
 
 
 def test_families_with_a_rate_are_those_of_the_scenarios():
-    families = {f"image_text_{side}_" for side in missingness.SIDES} | {
-        f"table_{strategy}_" for strategy in missingness.STRATEGIES.values()
+    families = {f"image_text_{side}_" for side in image_text.STRATEGIES} | {
+        f"table_{strategy}_" for strategy in table_cells.STRATEGIES.values()
     }
-    families |= {"random_" if g == "exact" else f"random_{g}_" for g in missingness.GENERATORS}
+    families |= {"random_" if g == "exact" else f"random_{g}_" for g in random.GENERATORS}
     assert set(plotting.FAMILIES) == families
 
 

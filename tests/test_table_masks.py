@@ -16,17 +16,9 @@ from sklearn.ensemble import RandomForestClassifier
 from datasets.base import MultimodalDataModule
 from datasets.batch import Batch, Modality, hide
 from datasets.loader import PackedLoader
-from datasets.missingness import (
-    TIP_FOREST_SEED,
-    forest_ranking,
-    mask_hash,
-    parse_scenario,
-    parse_scenarios,
-    read_tip_npy,
-    save_mask,
-    table_mask,
-    tip_mask_name,
-)
+from datasets.missingness import Rows, mask_hash, parse_scenario, parse_scenarios, save_mask
+from datasets.missingness.mask_files import read_tip_npy
+from datasets.missingness.table import FOREST_SEED, Table, forest_ranking, table_mask
 from models.base import IncompleteClassifier, Prediction
 from trainers.evaluate import predict
 from utils.errors import UserError
@@ -45,7 +37,7 @@ from utils.errors import UserError
 )
 def test_value_masks_are_those_of_tip(n: int, features: int, split: int, rate: float, total: int, rows: dict) -> None:
     scenario = parse_scenario(f"table_value_{rate}")
-    mask = scenario.generate_cells(n, features, scenario.seed(2025, split))
+    mask = scenario.generate(Rows(n, features, scenario.seed(2025, split)))
     assert mask.shape == (n, features) and mask.dtype == bool and mask.sum() == total
     for row, columns in rows.items():
         assert np.flatnonzero(mask[row]).tolist() == columns
@@ -78,7 +70,7 @@ def test_small_value_masks() -> None:
 def test_feature_masks_are_those_of_tip_in_every_split(features: int, rate: float, columns: list[int]) -> None:
     scenario = parse_scenario(f"table_feature_{rate}")
     for split in range(3):
-        mask = scenario.generate_cells(5, features, scenario.seed(2025, split))
+        mask = scenario.generate(Rows(5, features, scenario.seed(2025, split)))
         assert [np.flatnonzero(row).tolist() for row in mask] == [columns] * 5
 
 
@@ -87,15 +79,14 @@ def test_importance_masks_take_the_first_columns_of_the_ranking_or_the_last() ->
     for features, counts in ((17, [1, 5, 8, 11, 15]), (75, [7, 22, 37, 52, 67])):
         ranking = np.random.default_rng(0).permutation(features).tolist()
         for rate, k in zip((0.1, 0.3, 0.5, 0.7, 0.9), counts):
-            most = parse_scenario(f"table_MI_{rate}").generate_cells(3, features, 0, ranking)
-            least = parse_scenario(f"table_LI_{rate}").generate_cells(3, features, 0, ranking)
+            most, least = (Table(rate, s).generate(Rows(3, features, ranking=ranking)) for s in ("MI", "LI"))
             assert [set(np.flatnonzero(row)) for row in most] == [set(ranking[:k])] * 3
             assert [set(np.flatnonzero(row)) for row in least] == [set(ranking[features - k :])] * 3
 
 
 def test_the_ranking_is_that_of_a_whole_forest() -> None:
     x, y = load_digits(return_X_y=True)
-    forest = RandomForestClassifier(random_state=TIP_FOREST_SEED).fit(x, y)
+    forest = RandomForestClassifier(random_state=FOREST_SEED).fit(x, y)
     assert forest_ranking(x, y) == np.argsort(-forest.feature_importances_, kind="stable").tolist()
 
 
@@ -112,7 +103,7 @@ def test_another_seed_gives_other_masks_and_splits_differ() -> None:
     assert [scenario.seed(2025, s) for s in range(3)] == [2021, 2022, 2023]
     assert parse_scenario("table_feature_0.5").seed(2026, 2) == 2023
     assert (
-        len({mask_hash(scenario.generate_cells(9, 7, scenario.seed(b, s))) for b in (0, 2025) for s in range(3)}) == 6
+        len({mask_hash(scenario.generate(Rows(9, 7, scenario.seed(b, s)))) for b in (0, 2025) for s in range(3)}) == 6
     )
 
 
@@ -133,7 +124,7 @@ def test_another_seed_gives_other_masks_and_splits_differ() -> None:
 def test_names_of_table_scenarios(spec: Any, name: str) -> None:
     scenario = parse_scenario(spec)
     assert (scenario.name, scenario.kind, scenario.slug) == (name, "table", name)
-    assert parse_scenario(scenario.name) == scenario and scenario.of_cells
+    assert parse_scenario(scenario.name) == scenario and scenario.hides_cells
 
 
 @pytest.mark.parametrize(
@@ -141,7 +132,7 @@ def test_names_of_table_scenarios(spec: Any, name: str) -> None:
     [
         ("table_valeu_0.5", "unknown strategy 'valeu', known are value, feature"),
         ("table_value_1.1", "the rate 1.1 is outside [0, 1]"),
-        ("table_value_", "'' is not a rate; write for example table_value_0.4"),
+        ("table_value_", "'' is not a rate; write for example table_value_0.7"),
         ({"kind": "table", "rte": 1}, "unknown key 'rte'"),
     ],
 )
@@ -153,9 +144,7 @@ def test_bad_table_scenarios_are_named(spec: Any, message: str) -> None:
 
 def test_names_of_the_original_files() -> None:
     stem = "dvm_features_test_noOH_all_views_physical_jittered_50_reordered"
-    assert tip_mask_name(stem, "dvm", parse_scenario("table_value_0.3")) == f"{stem}_dvm_value_0.3.npy"
-    with pytest.raises(UserError, match="no name among the table masks"):
-        tip_mask_name(stem, "dvm", parse_scenario("whole_1"))
+    assert Table(0.3).file_name(stem, "dvm") == f"{stem}_dvm_value_0.3.npy"
 
 
 def test_bad_mask_files_are_named(tmp_path: Path) -> None:

@@ -30,10 +30,11 @@ from omegaconf import OmegaConf
 from sklearn.manifold import TSNE
 
 from datasets.missingness import parse_scenario
+from datasets.missingness.base import slug
 from trainers.config.build import build_data
 from trainers.context import Context, open_run
 from trainers.report import plots as plotting
-from trainers.report.runs import Run, gather, load_arrays, slug
+from trainers.report.runs import Run, gather, load_arrays
 from trainers.report.statistics import is_right
 from utils.errors import UserError
 from utils.run_directory import current_names
@@ -192,9 +193,8 @@ def observed_title(run: Run, scenario: str) -> str:
 
 def hidden_modalities(run: Run, scenario: str) -> list[str]:
     """Names of the modalities that a scenario hides in all rows; empty for scenarios that hide others in other rows."""
-    parsed = parse_scenario(scenario)
     names = data_module(run).modality_names
-    return [names[i] for i in parsed.modalities] if parsed.kind == "whole" else []
+    return [names[i] for i in parse_scenario(scenario).always_missing]
 
 
 def sorted_predictions(run: Run, scenario: str, *keys: str) -> dict[str, np.ndarray]:

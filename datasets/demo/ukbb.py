@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from datasets.missingness import parse_scenario, table_mask, tip_mask_name
+from datasets.missingness.table import Table, table_mask
 from datasets.ukbb import CATEGORICAL, COLUMNS, CONTINUOUS, IMAGE_FOLDER, LENGTHS, file_names
 
 
@@ -64,10 +64,9 @@ def _write_ukbb(temporary: Path, seed: int, n: tuple[int, int, int], side: int) 
     (temporary / "missing_mask").mkdir()
     stem = Path(file_names("CAD", "test", True)[0]).stem
     for rate in (0.1, 0.3, 0.5, 0.7, 0.9):
-        scenario = parse_scenario(f"table_value_{rate}")
         mask = table_mask(n[2], len(COLUMNS), "value", rate, seed=2023)
         for target in labels:
-            np.save(temporary / "missing_mask" / tip_mask_name(stem, target, scenario), mask)
+            np.save(temporary / "missing_mask" / Table(rate).file_name(stem, target), mask)
     for i in tqdm(sorted(used), "drawing hearts", unit="image", leave=False):
         folder = temporary / IMAGE_FOLDER / ids[i]
         folder.mkdir(parents=True)

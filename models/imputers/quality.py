@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datasets.batch import Batch, Modality, unobserved
-from datasets.missingness import random_mask
+from datasets.missingness.random import random_mask
 from models.base import IncompleteClassifier, Prediction
 from models.imputers.base import Imputer, recover_possible
 

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from datasets.base import MultimodalDataModule
 from datasets.batch import Batch
-from datasets.missingness import random_mask
+from datasets.missingness.random import random_mask
 from gaussian_parameter_generation.estimate import collect, estimate
 from models.dymo.dynamic_transformer import DynamicTransformer
 from models.dymo.gaussian import GaussianParameters

@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 
 from datasets.batch import Batch, Modality
-from datasets.missingness import forest_ranking, table_mask
+from datasets.missingness.table import forest_ranking, table_mask
 from models.imputers.iterative import IMI
 
 CATEGORICAL = ("Color", "Bodytype", "Gearbox", "Fuel_type")

@@ -238,8 +238,8 @@ def validate(cfg: DictConfig) -> None:
                 f"missing.train={scenario.name}: noise on training batches is model.noise, for example "
                 "model.noise={levels: [4], clean_share: 0}",
             )
-            if scenario.kind == "file" and ("test" if split == "test" else "fit") in stages:
-                need(Path(scenario.path).is_file(), f"missing.{split}: mask file {scenario.path} does not exist")
+            for file in scenario.files if ("test" if split == "test" else "fit") in stages else ():
+                need(file.is_file(), f"missing.{split}: mask file {file} does not exist")
     need(cfg.seed is not None, "seed=null: must be a whole number")
     number("seed", 0, whole=True)
     number("missing.seed", 0, whole=True)
@@ -300,7 +300,7 @@ def validate(cfg: DictConfig) -> None:
                 f"it below {part}.training.max_epochs",
             )
     if OmegaConf.select(cfg, f"{fitted}.module._target_") is not None:
-        hidden = [s.name for s in named.get("test") or [] if s.kind != "none"] if "test" in stages else []
+        hidden = [s.name for s in named.get("test") or [] if s.hides] if "test" in stages else []
         attempt(_check_method, cfg, OmegaConf.select(cfg, fitted), stages, hidden)
         attempt(build_noise, OmegaConf.select(cfg, fitted))
         attempt(build_modulation, OmegaConf.select(cfg, fitted))

@@ -13,8 +13,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from datasets.missingness.base import slug
 from trainers.report import plots as plotting
-from trainers.report.runs import KEY, REPEAT, Run, load_arrays, slug
+from trainers.report.runs import KEY, REPEAT, Run, load_arrays
 from trainers.report.statistics import is_right
 from trainers.report.tables import _shown, label
 

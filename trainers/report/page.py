@@ -15,10 +15,11 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
+from datasets.missingness.base import slug
 from trainers.report import plots as plotting
 from trainers.report.figures import _draw, training_sweep
 from trainers.report.plots import ORACLE_NOTE, is_oracle
-from trainers.report.runs import Run, gather, slug
+from trainers.report.runs import Run, gather
 from trainers.report.statistics import compare
 from trainers.report.tables import (
     _escape,

@@ -6,13 +6,16 @@ import json
 import logging
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from datasets.missingness import Scenario, parse_scenario, unobserved
+from datasets.missingness.base import slug
+from datasets.missingness.file import File
+from datasets.missingness.table import Table
 from utils.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -49,39 +52,33 @@ class Run:
         return self.path / "predictions" / model.removeprefix(self.model).lstrip("/") / f"{slug(scenario)}.npz"
 
 
-def scenario_of(name: str) -> Scenario | None:
-    """The scenario of a name in a results file, None where it is of a file or not known here."""
+def scenario_of(name: str) -> Scenario:
+    """The scenario of a name in a results file; unknown names count as mask files."""
     try:
         return parse_scenario(name)
     except UserError:
-        return None
+        return File(name)
 
 
 def stored_rate(run: Run, name: str) -> float:
     """Realised missing rate of a scenario, from the run's masks or predictions; without these the rate in the name, or
     NaN where it names none."""
-    scenario = scenario_of(name) or Scenario(name, "file")
+    scenario = scenario_of(name)
     for file in (run.path / "masks" / f"{slug(name)}.npz", run.predictions(run.model, name)):
         arrays = load_arrays(file) if file.is_file() else {}
         if "missing" in arrays and arrays["missing"].size:
             cells = {key: value for key, value in arrays.items() if key.startswith("cells_")}
-            if scenario.kind == "table" and not cells:
+            if isinstance(scenario, Table) and not cells:
                 continue  # the marks of rows do not say how many cells are missing
-            scenario = replace(scenario, path=".npy") if scenario.kind == "file" and cells else scenario
-            if max(scenario.modalities, default=0) < arrays["missing"].shape[1]:
+            if max(scenario.named_modalities, default=0) < arrays["missing"].shape[1]:
                 mask = arrays["missing"].astype(bool)
                 if cells:
                     names = json.loads(file.with_suffix(".json").read_text())["modalities"]
                     mask = unobserved(mask, {key.removeprefix("cells_"): gone for key, gone in cells.items()}, names)
                 return scenario.realised_rate(mask, cells)
     log.warning("report: %s stores no mask of '%s', its missing rate is that of the name", run.path, name)
-    rate = 0.0 if scenario.kind == "none" else scenario.named_rate
+    rate = scenario.named_rate if scenario.hides else 0.0
     return np.nan if rate is None else rate
-
-
-def slug(name: str) -> str:
-    """A name as a file stem, spelled as :class:`Scenario` does."""
-    return Scenario(name, "").slug
 
 
 def read_results(path: Path) -> pd.DataFrame:

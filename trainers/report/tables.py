@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from datasets.missingness import RATE_TOLERANCE
+from datasets.missingness.base import RATE_TOLERANCE
 from trainers.report.plots import ORACLE_NOTE, is_oracle
 from trainers.report.runs import KEY, scenario_of
 from utils.metrics import LOWER_IS_BETTER, METRICS
@@ -132,8 +132,7 @@ def rate_notes(summary: pd.DataFrame) -> list[str]:
     """A sentence for each scenario whose realised missing rate is not the one in its name."""
     notes = []
     for name, rate in _rates(summary).items():
-        scenario = scenario_of(name)
-        named = None if scenario is None else scenario.named_rate
+        named = scenario_of(name).named_rate
         if named is not None and abs(rate - named) > RATE_TOLERANCE + 1e-9:
             notes.append(f"{name} has a realised missing rate of {rate:.3g}, not {named:g}")
     return notes
