@@ -465,3 +465,35 @@ def test_nested_scenarios_need_a_second_modality() -> None:
     with pytest.raises(UserError, match="one modality, which must stay"):
         parse_scenarios(["nested_0_0.5"], 1)
     assert parse_scenario("nested_1_1").name == parse_scenario("nested_01_1.0").name == "nested_1_1"
+
+
+# ------------------------------------------------------------------------------------------------------------- hashes
+
+
+@pytest.mark.parametrize(
+    ("name", "digest", "protocol"),
+    [  # recorded before each kind of scenario was a class: 40 rows of the test split, seeds of missing.seed=2025
+        ("whole_12", "2714fd6808413127", "whole"),
+        ("random_0.4", "237034a38c1f7160", "exact"),
+        ("random_global_0.4", "0980174bf7fd59b9", "global"),
+        ("random_bernoulli_0.4", "66d205648ed1d7ad", "bernoulli"),
+        ("table_value_0.3", "145cfe99e0cc4eed", "TIP value"),
+        ("table_feature_0.3", "ca9417fd06734388", "TIP feature"),
+        ("table_MI_0.3", "c7d40d3725bbea1b", "TIP MI"),
+        ("table_LI_0.3", "8c876aeace26e888", "TIP LI"),
+        ("image_text_both_0.7", "c2f3d2fc196c10ab", "MAP both"),
+        ("image_text_text_0.7", "5c3739ac136b0190", "MAP text"),
+        ("image_text_image_0.7", "3c9d14e4042dccd9", "MAP image"),
+        ("image_text_running_both_0.7", "d543a72d653ceec3", "MAP both"),
+        ("nested_1_0.25", "76c9639c35dda9ee", "Resilient-VT"),
+        ("noise_gaussian_4_all+random_0.4", "237034a38c1f7160", "exact"),
+    ],
+)
+def test_masks_have_their_golden_hashes(name: str, digest: str, protocol: str) -> None:
+    scenario = parse_scenario(name)
+    m = 7 if scenario.hides_cells else 2 if "image_text" in name else 5
+    absent = np.zeros((40, m), dtype=bool)
+    absent[3, 0], absent[5, 1:] = True, True
+    ranking = [3, 1, 0, 2, 6, 5, 4]
+    rows = Rows(40, m, scenario.seed(2025, 2), ("image", "text"), absent, (13, 8), ranking)
+    assert (mask_hash(scenario.generate(rows)), scenario.protocol) == (digest, protocol)
