@@ -24,7 +24,8 @@ import numpy as np
 import pandas as pd
 
 from datasets.base import SPLITS
-from datasets.image_table import Coded, Content, ImageTableModule
+from datasets.coded_table import Coded, Content
+from datasets.image_table_module import ImageTableModule
 from datasets.readers.csv_files import check_columns, read_csv
 from datasets.readers.tip_files import read_cardinalities, read_prepared
 from datasets.scaling import mean_and_deviation, was_divided_by_rounding_error
@@ -116,7 +117,7 @@ class DVM(ImageTableModule):
                 for pattern in (PREPARED_TABLE, PREPARED_LABELS, PREPARED_PATHS)
             ]
             digests = {f.name: file_digest(f) for f in [features / PREPARED_LENGTHS, *files] if f.is_file()}
-            return self._source("prepared", [digests, self.classes], lambda: self._read_prepared(root, features))
+            return self.content_source("prepared", [digests, self.classes], lambda: self._read_prepared(root, features))
         tables = {name: root / "tables_V2.0" / name for name in TABLES}
         if any(path.is_file() for path in tables.values()):
             absent = [name for name, path in tables.items() if not path.is_file()]
@@ -124,7 +125,7 @@ class DVM(ImageTableModule):
                 raise UserError(f"{root / 'tables_V2.0'} lacks {', '.join(absent)}: unpack tables_V2.0.zip completely")
             digests = {name: file_digest(path) for name, path in tables.items()}
             settings = [digests, self.standardise, RECIPE_VERSION]
-            return self._source("raw", settings, lambda: self._build(root, tables))
+            return self.content_source("raw", settings, lambda: self._build(root, tables))
         raise UserError(
             f"no DVM in {root}: looked for tables_V2.0/Ad_table.csv (with resized_DVM/, from "
             f"https://deepvisualmarketing.github.io) and for features/{PREPARED_LENGTHS} (TIP's files): set "

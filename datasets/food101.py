@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 
 from datasets.base import SPLITS
-from datasets.image_text import Content, Items, PublishedImageText
+from datasets.image_text_module import Content, Items
+from datasets.published_image_text import PublishedImageText
 from datasets.source import Source, file_digest
 from datasets.splits import draw_split
 from utils.errors import UserError
@@ -134,7 +135,7 @@ class Food101(PublishedImageText):
         digests = {name: file_digest(root / name) for name in there}
         settings = [digests, str(root.resolve()), self.split_seed, RECIPE_VERSION]
         settings += [] if self.validation is None else [self.validation]
-        return self._source("demo" if self.demo else "files", settings, lambda: self._load(root))
+        return self.content_source("demo" if self.demo else "files", settings, lambda: self._load(root))
 
     def wanted_counts(self) -> dict[str, int]:
         counts = super().wanted_counts()

@@ -135,17 +135,17 @@ class MIMIC(ImageTable):
             UserError: there are no tables, or columns are absent.
         """
         if self.raw and not self.demo:
-            self._link()
+            self._make_tables()
         self.csv, self.image_csv = (self._table(name) for name in (CLINICAL, IMAGES))
         self.images = self.images_given or self.image_csv.parent
         frame = read_csv(self.csv, header_only=True)
         header = list(frame.columns)
         check_columns(frame, ["ID", *NUMBERS, *FINDINGS], self.csv)
         known = {*NO_INPUTS, *NUMBERS, *FINDINGS}
-        self.categorical = {column: None for column in header if column not in known}
-        if self.group is None and PATIENT in header:
-            self.group = PATIENT
-        if self.group is None:
+        self.columns.categorical = {column: None for column in header if column not in known}
+        if self.row_splits.group is None and PATIENT in header:
+            self.row_splits.group = PATIENT
+        if self.row_splits.group is None:
             log.warning(
                 "%s has no column %s: films of one patient may be in several splits, and scores come out too high; "
                 "add it to divide by patient",
@@ -166,7 +166,7 @@ class MIMIC(ImageTable):
             )
         return found
 
-    def _link(self) -> None:
+    def _make_tables(self) -> None:
         """Make the two tables in ``root`` unless they are there and of these files."""
         files = {name: raw_file(self.raw[key], name) for key, names in HOMES.items() for name in names}
         made = sha256([file_stats(files), self.flags, self.studies])

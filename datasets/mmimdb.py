@@ -21,7 +21,8 @@ import numpy as np
 from tqdm import tqdm
 
 from datasets.food101 import read_json, read_split
-from datasets.image_text import Content, Items, PublishedImageText
+from datasets.image_text_module import Content, Items
+from datasets.published_image_text import PublishedImageText
 from datasets.source import Source, file_digest, file_stats
 from utils.errors import UserError
 
@@ -64,7 +65,9 @@ class MMIMDb(PublishedImageText):
         stats = file_stats({name: labels / f"{name}.json" for name in ids})
         settings = [file_digest(root / "split.json"), stats, str(images.resolve()), RECIPE_VERSION]
         settings += [] if self.validation is None else [self.validation]
-        return self._source("demo" if self.demo else "files", settings, lambda: self._load(root, labels, images, rows))
+        return self.content_source(
+            "demo" if self.demo else "files", settings, lambda: self._load(root, labels, images, rows)
+        )
 
     def _load(self, root: Path, labels: Path, images: Path, rows: dict[str, list[str]]) -> Content:
         column = {genre: j for j, genre in enumerate(GENRES)}

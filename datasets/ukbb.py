@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from datasets.base import SPLITS
-from datasets.image_table import Coded, Content, ImageTableModule
+from datasets.coded_table import Coded, Content
+from datasets.image_table_module import ImageTableModule
 from datasets.readers.tip_files import read_cardinalities, read_prepared
 from datasets.source import Source, file_digest
 from utils.errors import UserError
@@ -147,7 +148,7 @@ class UKBB(ImageTableModule):
             for name in [LENGTHS, *(n for names in files.values() for n in names)]
             if (root / name).is_file()
         }
-        return self._source("prepared", [digests, drawn], lambda: self._read(root, files, drawn))
+        return self.content_source("prepared", [digests, drawn], lambda: self._read(root, files, drawn))
 
     def _read(self, root: Path, files: dict[str, tuple[str, str, str]], drawn: bool) -> Content:
         cardinalities = read_cardinalities(root / LENGTHS, COLUMNS)

@@ -29,7 +29,8 @@ from datasets.demo.food101 import make_food101
 from datasets.demo.mmimdb import make_mmimdb
 from datasets.demo.vocabulary import write_vocabulary
 from datasets.food101 import Food101
-from datasets.image_text import ImageText, ImageTextModule
+from datasets.image_text import ImageText
+from datasets.image_text_module import ImageTextModule
 from datasets.missingness import Rows, parse_scenario, parse_scenarios
 from datasets.missingness.image_text import map_codes
 from datasets.mmimdb import GENRES, MMIMDb

@@ -17,7 +17,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from datasets.demo.multi_feature_digits import make_views
-from datasets.image_table import ImageTableModule
+from datasets.image_table_module import ImageTableModule
 from datasets.missingness import parse_scenario
 from datasets.multi_feature_digits import MultiFeatureDigits
 from datasets.readers.tokens import identity, load_tokenizer

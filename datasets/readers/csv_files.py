@@ -48,7 +48,7 @@ class Dialect:
 
     @classmethod
     def of(cls, separator: str | None, decimal: str | None, encoding: str | None) -> Dialect:
-        """The dialect of options of which None stands for the default."""
+        """The dialect of these options; None stands for the default."""
         given = {"separator": separator, "decimal": decimal, "encoding": encoding}
         return cls(**{key: str(value) for key, value in given.items() if value is not None})
 
@@ -57,7 +57,7 @@ class Dialect:
         return "\t" if self.separator == "tab" else self.separator
 
     def numbers(self, cells: pd.Series) -> pd.Series:
-        """Numbers of text cells, NaN where a cell is not a number. A decimal comma excludes points: 1.234 is none."""
+        """Numbers of text cells, NaN where a cell is not a number (with a decimal comma: or has a point)."""
         if self.decimal == ",":
             cells = cells.where(~cells.str.contains(".", regex=False), "").str.replace(",", ".", regex=False)
         return pd.to_numeric(cells, errors="coerce")
@@ -67,10 +67,10 @@ def read_csv(path: Path, header_only: bool = False, dialect: Dialect | None = No
     """All cells as text, stripped; column names stripped.
 
     Raises:
-        UserError: it cannot be read as a table, or names a column twice.
+        UserError: the file cannot be read as a table, or repeats a column name.
     """
     dialect = dialect or Dialect()
-    how: dict[str, Any] = {
+    options: dict[str, Any] = {
         "dtype": str,
         "keep_default_na": False,
         "skipinitialspace": True,
@@ -78,9 +78,9 @@ def read_csv(path: Path, header_only: bool = False, dialect: Dialect | None = No
         "sep": dialect.delimiter,
     }
     try:
-        # pandas would give the second of two equal names a number.
-        names = pd.read_csv(path, header=None, nrows=1, **how).iloc[0].str.strip()
-        frame = pd.read_csv(path, nrows=0 if header_only else None, low_memory=False, **how)
+        # pandas would append a number to the second of two equal names.
+        names = pd.read_csv(path, header=None, nrows=1, **options).iloc[0].str.strip()
+        frame = pd.read_csv(path, nrows=0 if header_only else None, low_memory=False, **options)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeError) as error:
         if isinstance(error, UnicodeError):
             fix = "set dataset.encoding, for example to cp1252 (Windows) or latin-1"
@@ -89,10 +89,10 @@ def read_csv(path: Path, header_only: bool = False, dialect: Dialect | None = No
         else:
             fix = f"dataset.separator={dialect.separator!r} may not be that of this table"
         raise UserError(f"{path} cannot be read as CSV ({str(error).splitlines()[0]}): {fix}") from None
-    if twice := [name for name, n in Counter(names).items() if n > 1 and name]:
+    if repeated := [name for name, n in Counter(names).items() if n > 1 and name]:
         raise UserError(
-            f"{path} has {len(twice)} column names more than once (the first is '{twice[0]}'; spaces around names do "
-            "not count): give each column a name of its own"
+            f"{path} has {len(repeated)} column names more than once (the first is '{repeated[0]}'; spaces around "
+            "names do not count): give each column a name of its own"
         )
     frame.columns = [str(c).strip() for c in frame.columns]
     if header_only:
@@ -103,16 +103,17 @@ def read_csv(path: Path, header_only: bool = False, dialect: Dialect | None = No
 
 
 def check_columns(frame: pd.DataFrame, needed: Sequence[str], path: Path) -> None:
-    """
+    """Check that a table has some columns.
+
     Raises:
-        UserError: the columns that are not there, with the nearest that are.
+        UserError: names the absent columns and the nearest names that the table has.
     """
     absent = [c for c in dict.fromkeys(needed) if c not in frame.columns]
     if absent:
-        near = difflib.get_close_matches(absent[0], list(frame.columns), 1)
-        other = [mark for mark in ";\t|," if len(frame.columns) == 1 and mark in frame.columns[0]]
-        hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(frame.columns[:20])}"
-        if other:
-            mark = other[0].replace("\t", "tab")
+        nearest = difflib.get_close_matches(absent[0], list(frame.columns), 1)
+        separators = [mark for mark in ";\t|," if len(frame.columns) == 1 and mark in frame.columns[0]]
+        hint = f"did you mean '{nearest[0]}'?" if nearest else f"it has {', '.join(frame.columns[:20])}"
+        if separators:
+            mark = separators[0].replace("\t", "tab")
             hint = f"it has the one column '{frame.columns[0]}': set dataset.separator='{mark}'"
         raise UserError(f"{path} lacks {len(absent)} of {len(set(needed))} columns: {', '.join(absent)}; {hint}")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from datasets.image_table import Coded, _moved, _tail
+from datasets.coded_table import Coded
 from utils.errors import UserError
 
 # ------------------------------------------------------------------------------------------- files that TIP prepared
@@ -107,3 +107,16 @@ def read_prepared(
         moved = [p.with_suffix(Path(original).suffix) for p, original in zip(moved, paths)]
     names = np.array([_tail(Path(p), anchor) for p in paths])
     return Coded(values, target.astype(np.int64), moved, names)
+
+
+def _tail(path: Path, anchor: str) -> str:
+    """The part of a path below the folder ``anchor``, or its name without that folder."""
+    parts = path.parts
+    return str(Path(*parts[parts.index(anchor) + 1 :])) if anchor in parts else path.name
+
+
+def _moved(path: Path, anchor: str, root: Path) -> Path:
+    """``path``, or its place under ``root`` if it does not exist on this machine."""
+    if anchor not in path.parts or path.is_file():
+        return path
+    return root / anchor / _tail(path, anchor)
