@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from omegaconf import DictConfig
 from torch import Tensor
 from torchmetrics import MetricCollection
 
@@ -81,6 +82,15 @@ class IncompleteClassifier(pl.LightningModule):
             task, num_classes, ("accuracy", "auroc", "f1_macro") if task == "multilabel" else ("accuracy", "auroc")
         )
         self.stream_seed = 0
+
+    @classmethod
+    def check(cls, cfg: DictConfig, node: str) -> Iterator[str]:
+        """Problems of the configuration that only this method knows, one message each.
+
+        Args:
+            node: key of the method's part of the configuration, such as ``model`` or ``model.backbone``.
+        """
+        yield from ()
 
     @property
     def modality_names(self) -> list[str]:

@@ -37,7 +37,7 @@ from trainers.context import Context
 # Old spelling -> new spelling: regular expressions for flattened configuration keys, values and state-dict keys.
 RENAMED: dict[str, str] = {r"\bdatasets\.(audio|video)\.": r"datasets.readers.\1."}
 # Keys of a resolved configuration that only the new record has.
-ADDED: tuple[str, ...] = ("dataset.demo_maker",)
+ADDED: tuple[str, ...] = ("dataset.demo_maker", "model.selector._target_")
 DIGITS_METHODS = ("DyMo", "ModDrop", "MAP", "QMF", "MUSE", "LogitAverage")
 IMPUTERS = {"Digits": ("MoPoE", "CMVAE", "MMVAEPlus", "Mean"), "CAD": ("TIP", "IMI")}
 SMALL_IMPUTERS = {

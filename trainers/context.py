@@ -55,7 +55,7 @@ log = logging.getLogger(__name__)
 # Keys of a model that its training does not depend on (a modality is part of its module).
 NOT_OF_FIT = (
     *("transformer_checkpoint", "checkpoint", "gaussian", "use_imputer", "modality", "prerequisites"),
-    *("select", "selection", "comparators", "validation"),
+    *("select", "selector", "selection", "comparators", "validation"),
 )
 
 # In the settings of runs with temporal_blur at even levels; earlier windows began one frame too early.

@@ -21,11 +21,12 @@ adapters (``adapter.kind=none``) the proxies go through all their blocks. ``chec
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from datasets.batch import Batch, Modality
@@ -147,6 +148,15 @@ class CMPT(Baseline):
         several = proxy is not None and m > 2 and gate == "confidence"
         self.confidence = nn.Linear(self.width, 1) if several else None
         self.classifier = nn.Linear(self.width, num_classes, bias=head_bias)
+
+    @classmethod
+    def check(cls, cfg: DictConfig, node: str) -> Iterator[str]:
+        if not cfg.model.get("select"):
+            return
+        if cfg.model.get("use_imputer"):
+            yield "model.select=true: proxies, not recoveries of an imputer: set model.use_imputer=false"
+        if cfg.model.module.get("proxy") is None:
+            yield "model.select=true: there are no proxies (model.module.proxy=null): leave one of them out"
 
     def _take(
         self,

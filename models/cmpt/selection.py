@@ -81,6 +81,7 @@ class ProxySelection(DyMo):
     ``discard`` never substitutes."""
 
     recovers_inputs = False
+    takes_tables = False
 
     @torch.inference_mode()
     def complete(self, batch: Batch, tokens: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:

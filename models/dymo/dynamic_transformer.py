@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from datasets.batch import Batch, Modality
@@ -28,6 +29,7 @@ from models.dymo.prototypes import COSINE, DISTANCE_METRICS, RunningPrototypes, 
 from models.imputers.base import Imputer, recover_possible
 from models.layers.transformer import visible_tokens
 from models.tokens import TokenPipeline
+from utils.checks import check_number
 from utils.errors import UserError
 from utils.noise import hash_seed
 from utils.subsets import draw_subsets, enumerate_subsets
@@ -136,6 +138,13 @@ class DynamicTransformer(TokenPipeline):
         self.register_buffer("_real", places > 0, persistent=False)
         self._places: Tensor
         self._real: Tensor
+
+    @classmethod
+    def check(cls, cfg: DictConfig, node: str) -> Iterator[str]:
+        if not isinstance(cfg.model.get("recovery_aware"), bool):
+            yield from check_number(cfg, "model.recovery_aware", 0, 1)
+        subsets = 2 ** len(cfg.dataset.modalities) - 1
+        yield from check_number(cfg, f"{node}.module.subsets_per_step", 1, subsets, whole=True)
 
     @property
     def feature_width(self) -> int:

@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
 import torch
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from datasets.batch import Batch
+from datasets.missingness import parse_scenarios
 from models.base import Prediction
 from models.dymo.backbone import Backbone
 from models.dymo.dynamic_transformer import DynamicTransformer, Partial
 from models.dymo.gaussian import GaussianParameters
-from models.dymo.selection import COMPARATORS, Scorer, Selection, SelectionRule, compare, exhaustive, select
+from models.dymo.selection import (
+    COMPARATORS,
+    PARTIAL_TABLES,
+    Scorer,
+    Selection,
+    SelectionRule,
+    compare,
+    exhaustive,
+    select,
+)
+from models.dymo.similarity import CALIBRATIONS, REWARDS, TAILS
 from models.imputers.base import Imputer, recover_possible
+from utils.checks import check_choice, check_number, nearest
+from utils.errors import UserError
 
 log = logging.getLogger(__name__)
 MAIN = ""
@@ -38,6 +52,7 @@ class DyMo(nn.Module):
 
     # Whether what is recovered can be drawn beside the originals.
     recovers_inputs: ClassVar[bool] = True
+    takes_tables: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -54,6 +69,30 @@ class DyMo(nn.Module):
         self._imputer = [imputer]
         self.gaussian, self.seed = parameters, seed
         self.validated_threshold: float | None = None
+
+    @classmethod
+    def check(cls, cfg: DictConfig, node: str) -> Iterator[str]:
+        """Problems in the settings of the selection, one message each; ``node`` is the key of the model."""
+        yield from check_choice(cfg, f"{node}.selection.calibration", ("auto", *CALIBRATIONS))
+        yield from check_choice(cfg, f"{node}.selection.reward", REWARDS)
+        yield from check_choice(cfg, f"{node}.selection.tail", ("auto", *TAILS))
+        if cls.takes_tables:
+            yield from check_choice(cfg, f"{node}.selection.partial_tables", (None, *PARTIAL_TABLES))
+        model = OmegaConf.select(cfg, node)
+        if model.selection.threshold != "auto":
+            yield from check_number(cfg, f"{node}.selection.threshold", 0)
+        known = (*COMPARATORS, "threshold")
+        for name in model.comparators:
+            if name not in known:
+                yield f"{node}.comparators: unknown '{name}'{nearest(str(name), known)}"
+        try:
+            scenarios = parse_scenarios(list(model.validation), len(cfg.dataset.modalities))
+        except UserError as error:
+            yield from str(error).splitlines()
+        else:
+            for scenario in scenarios:
+                if scenario.noise is not None:
+                    yield f"{node}.validation: {scenario.name} has noise, which missing.test alone takes"
 
     @property
     def imputer(self) -> Imputer:

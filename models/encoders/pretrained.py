@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import timm
 import torch
@@ -190,6 +190,8 @@ class PretrainedEncoder(nn.Module):
         ValueError: an unknown architecture, one that has no class token, or the tokens of a text, whose padding the
             receiver could not tell.
     """
+
+    is_transformer: ClassVar[bool] = True  # methods can put tokens into it, and its weights may come from a hub
 
     def __init__(
         self,

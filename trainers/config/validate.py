@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import logging
@@ -25,14 +24,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from datasets.missingness import parse_scenario, parse_scenarios
 from models.dymo.prototypes import DISTANCE_METRICS
-from models.dymo.selection import COMPARATORS, PARTIAL_TABLES
-from models.dymo.similarity import CALIBRATIONS, REWARDS, TAILS
 from trainers.config.build import CONFIGS, build_loggers, build_modulation, build_noise, build_trainer
+from utils.checks import check_choice, check_number, nearest
 from utils.errors import UserError
 
 STAGES = ("prepare", "impute", "fit", "gaussian", "test", "report")
-# Encoders whose weights may come from a hub, and into which methods can put tokens.
-PRETRAINED = "models.encoders.pretrained."
 LISTED_GROUPS = ("logger",)  # groups that take several options at once
 
 
@@ -75,7 +71,7 @@ def check_overrides(arguments: Sequence[str]) -> None:
             if name == "None":
                 problems.append(f"{key}=null: leave it out, or choose one of {', '.join(options)}")
             elif name not in options:
-                problems.append(f"{key}={name}: there is no such option{_nearest(name, options)}")
+                problems.append(f"{key}={name}: there is no such option{nearest(name, options)}")
             elif not any(c.startswith(f"{key}=") for c in chosen):
                 chosen.append(f"{key}={name}")
     if not problems:
@@ -126,7 +122,7 @@ def _unknown_key(cfg: DictConfig, override: Any) -> str | None:
             if override.is_add() and open_node and depth == len(parts) - 1:
                 return None
             where = ".".join(parts[:depth]) or "the configuration"
-            return f"unknown key '{override.key_or_group}': {where} has no '{part}'{_nearest(part, known)}"
+            return f"unknown key '{override.key_or_group}': {where} has no '{part}'{nearest(part, known)}"
         try:
             node = node[part]
         except OmegaConfBaseException:  # an interpolation or mandatory value: nothing lies below it
@@ -138,13 +134,6 @@ def weights_exist(weights: str) -> bool:
     """Whether ``weights`` may be had: false only of what is written like a path and is not there."""
     is_path = weights.startswith((".", "/", "~")) or weights.count("/") > 1
     return not is_path or Path(weights).exists()
-
-
-def _nearest(word: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word, known, 1)
-    if close:
-        return f"; did you mean '{close[0]}'?"
-    return f"; known are {', '.join(map(str, known))}" if known else ""
 
 
 def uses_imputer(cfg: DictConfig) -> bool:
@@ -191,18 +180,10 @@ def validate(cfg: DictConfig) -> None:
             problems.extend(str(error).splitlines())
 
     def one_of(key: str, known: Sequence[Any]) -> None:
-        value = OmegaConf.select(cfg, key)
-        if value not in known:
-            problems.append(f"{key}={value}: must be one of {', '.join(map(str, known))}")
+        problems.extend(check_choice(cfg, key, known))
 
     def number(key: str, low: float, high: float = math.inf, *, whole: bool = False) -> None:
-        value = OmegaConf.select(cfg, key)
-        kind = int if whole else int | float
-        if value is None:
-            return
-        if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
-            bound = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
-            problems.append(f"{key}={value}: must be a {'whole ' if whole else ''}number {bound}")
+        problems.extend(check_number(cfg, key, low, high, whole=whole))
 
     for key in ("stages", "missing.test", "model.comparators", "model.validation"):
         value = OmegaConf.select(cfg, key)
@@ -220,7 +201,7 @@ def validate(cfg: DictConfig) -> None:
         raise UserError(f"dataset.form={cfg.dataset.form}: must be one of {', '.join(cfg.dataset.forms)}")
     stages = list(cfg.stages or [])
     for stage in stages:
-        need(stage in STAGES, f"stages: unknown stage '{stage}'{_nearest(str(stage), STAGES)}")
+        need(stage in STAGES, f"stages: unknown stage '{stage}'{nearest(str(stage), STAGES)}")
     need(bool(stages), f"stages is empty: choose from {', '.join(STAGES)}")
     m = len(cfg.dataset.modalities)
     need(bool(cfg.missing.test), "missing.test is empty: name at least one scenario, for example none")
@@ -304,24 +285,12 @@ def validate(cfg: DictConfig) -> None:
         attempt(_check_method, cfg, OmegaConf.select(cfg, fitted), stages, hidden)
         attempt(build_noise, OmegaConf.select(cfg, fitted))
         attempt(build_modulation, OmegaConf.select(cfg, fitted))
-    if not isinstance(cfg.model.get("recovery_aware"), bool):
-        number("model.recovery_aware", 0, 1)
-    number(f"{fitted}.module.subsets_per_step", 1, 2**m - 1, whole=True)
-    if "selection" in cfg.model:
-        one_of("model.selection.calibration", ("auto", *CALIBRATIONS))
-        one_of("model.selection.reward", REWARDS)
-        one_of("model.selection.tail", ("auto", *TAILS))
-        if "partial_tables" in cfg.model.selection:  # not of CMPT, which has no tables
-            one_of("model.selection.partial_tables", (None, *PARTIAL_TABLES))
-        if cfg.model.selection.threshold != "auto":
-            number("model.selection.threshold", 0)
-        known = (*COMPARATORS, "threshold")
-        for name in cfg.model.comparators:
-            need(name in known, f"model.comparators: unknown '{name}'{_nearest(str(name), known)}")
-        for scenario in attempt(parse_scenarios, list(cfg.model.validation), m) or []:
-            need(scenario.noise is None, f"model.validation: {scenario.name} has noise, which missing.test alone takes")
+    for part, key in ((fitted, "module"), ("model", "selector")):
+        method = _target(OmegaConf.select(cfg, f"{part}.{key}"))
+        if hasattr(method, "check"):
+            problems.extend(method.check(cfg, part))
     uses_recoveries = "backbone" in cfg.model or cfg.model.get("use_imputer")
-    if uses_recoveries and "test" in stages and getattr(_target(cfg.imputer), "needs_oracle", False):
+    if uses_recoveries and "test" in stages and getattr(_target(cfg.imputer.get("module")), "needs_oracle", False):
         need(
             bool(cfg.imputer.get("allow_oracle")),
             f"imputer={cfg.imputer.name} reads the content that is missing: add imputer.allow_oracle=true if this is "
@@ -337,7 +306,7 @@ def validate(cfg: DictConfig) -> None:
     }
     for key, node in initialised.items():
         weights = str(node.get("weights", "none"))
-        if "_target_" in node and str(node._target_).startswith(PRETRAINED):
+        if getattr(_target(node), "is_transformer", False):
             need(weights_exist(weights), f"{key}.weights: there is no {weights}: give a folder or file, or none")
             continue
         need(
@@ -351,7 +320,7 @@ def validate(cfg: DictConfig) -> None:
                 f"dataset.encoders.{name}.{key}={node.get(key)} is not dataset.{of_data}={cfg.dataset.get(of_data)}: "
                 f"the encoder would be given another size than it is made for, set dataset.{of_data}",
             )
-    for key in getattr(_target(cfg.dataset), "folders", ()):
+    for key in getattr(_target(cfg.dataset.get("module")), "folders", ()):
         path = cfg.dataset.get(key)
         need(path is None or Path(str(path)).is_dir(), f"dataset.{key}: there is no folder {path}")
     _check_targets(cfg, problems)
@@ -397,11 +366,6 @@ def _check_method(cfg: DictConfig, model: DictConfig, stages: Sequence[str], hid
             f"model {name} is for at most {method.max_modalities} modalities, {cfg.dataset.name} has {len(names)}: "
             "choose another model"
         )
-    if cfg.model.get("select"):
-        if cfg.model.get("use_imputer"):
-            problems.append("model.select=true: proxies, not recoveries of an imputer: set model.use_imputer=false")
-        if model.module.get("proxy") is None:
-            problems.append("model.select=true: there are no proxies (model.module.proxy=null): leave one of them out")
     if cfg.model.get("use_imputer") and not method.accepts_imputer:
         problems.append(f"model.use_imputer=true: {name} takes no imputer, leave it out")
     trained_on_masks = OmegaConf.select(model, "module.masks.kind") not in (None, "none")
@@ -410,7 +374,10 @@ def _check_method(cfg: DictConfig, model: DictConfig, stages: Sequence[str], hid
             f"model {name} classifies complete inputs only, but missing.test has {hidden[0]}: add "
             "model.use_imputer=true, or set missing.test=[none]"
         )
-    if method.built_on and (kind := getattr(_target(cfg.imputer), "__name__", None)) not in method.built_on:
+    if (
+        method.built_on
+        and (kind := getattr(_target(cfg.imputer.get("module")), "__name__", None)) not in method.built_on
+    ):
         problems.append(
             f"model {name} is built on imputer={' or '.join(method.built_on)}, not {cfg.imputer.name}"
             f"{'' if kind in (None, cfg.imputer.name) else f' ({kind})'}"
@@ -422,12 +389,13 @@ def _check_method(cfg: DictConfig, model: DictConfig, stages: Sequence[str], hid
         problems.append(f"model.prerequisites=null: {name} is made of trained models, leave that out")
     if method.transformers_only:
         own = model.get("encoders") or {}
-        other = [n for n in names if not str((own.get(n) or cfg.dataset.encoders[n])._target_).startswith(PRETRAINED)]
+        encoders = {n: own.get(n) or cfg.dataset.encoders[n] for n in names}
+        other = [n for n, node in encoders.items() if not getattr(_target(node), "is_transformer", False)]
         if other:
             problems.append(
-                f"model {name} works inside transformers, and the encoder of '{other[0]}' is no {PRETRAINED}"
-                "PretrainedEncoder: give one in model.encoders, see configs/recipe/Digits/CMPT.yaml, or choose another "
-                "data set"
+                f"model {name} works inside transformers, and the encoder of '{other[0]}' is no "
+                "models.encoders.pretrained.PretrainedEncoder: give one in model.encoders, see "
+                "configs/recipe/Digits/CMPT.yaml, or choose another data set"
             )
     if method.encoder_view == "vector" and not isinstance(model.get("vector_width"), int):
         problems.append(f"model {name}: vector_width={model.get('vector_width')} must be a whole number")
@@ -437,9 +405,9 @@ def _check_method(cfg: DictConfig, model: DictConfig, stages: Sequence[str], hid
         raise UserError("\n".join(problems))
 
 
-def _target(node: DictConfig) -> Any:
-    """What ``module._target_`` of a node names; None where there is no such thing, which ``_check_targets`` reports."""
-    module, _, name = str(OmegaConf.select(node, "module._target_")).rpartition(".")
+def _target(node: DictConfig | None) -> Any:
+    """The object that ``_target_`` of a node names, or None, which ``_check_targets`` reports."""
+    module, _, name = str(node.get("_target_") if node else None).rpartition(".")
     try:
         return getattr(importlib.import_module(module), name, None)  # Hydra's would log the error a second time
     except (ImportError, ValueError):
@@ -512,7 +480,7 @@ def _check_targets(cfg: DictConfig, problems: list[str]) -> None:
                 for given in map(str, node):
                     if not given.startswith("_") and given not in parameters:
                         problems.append(
-                            f"{key}.{given}: {node._target_} takes no '{given}'{_nearest(given, list(parameters))}"
+                            f"{key}.{given}: {node._target_} takes no '{given}'{nearest(given, list(parameters))}"
                         )
         for name in node:
             plain = not OmegaConf.is_missing(node, name) and not OmegaConf.is_interpolation(node, str(name))
