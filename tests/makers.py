@@ -222,3 +222,70 @@ def make_chest_xray(folder: Path, patients: int = 60, seed: int = 0) -> Path:
     (Path(folder) / "vocab").mkdir()
     write_vocabulary(Path(folder) / "vocab" / "bert-base-uncased-vocab.txt", vocabulary.split())
     return root / "metadata.csv"
+
+
+def make_messy_lesions(folder: Path, seed: int = 0) -> tuple[Path, dict[str, list[int]]]:
+    """``<folder>/lesions.csv`` and ``<folder>/photos/``: a table of skin lesions as a clinic exports it.
+
+    Semicolons, decimal commas and Windows encoding; spellings, units, blanks, gaps and copies as planted below.
+
+    Returns:
+        The CSV file, and the planted faults: what -> rows as a spreadsheet numbers them (the header is row 1).
+    """
+    rng = np.random.default_rng(seed)
+    folder = Path(folder)
+    (folder / "photos").mkdir(parents=True)
+    classes, codes = ["nevus", "melanoma", "basal cell carcinoma"], ["D22", "C43", "C44"]
+    spellings = [["F", "f", "female", "F "], ["M", "m", "Male", "male"]]
+    sites = ["Rücken", "Arm", "Gesicht", "Bein"]
+    rows: list[dict[str, str]] = []
+    for i in range(114):
+        c = int(rng.choice(3, p=[0.5, 0.3, 0.2]))
+        hue = np.roll([200, 90, 60], c) + rng.integers(-30, 30, (20, 24, 3))
+        Image.fromarray(hue.clip(0, 255).astype(np.uint8)).save(folder / "photos" / f"IMG_{i:04d}.jpg")
+        patient = i if i % 3 else i + 1  # every third patient has two lesions
+        rows.append(
+            {
+                "case_no": f"L-{1000 + i}",
+                "patient": f"P{patient:03d}",
+                "photo": f"IMG_{i:04d}",
+                "diagnosis": classes[c],
+                "icd": codes[c],
+                "sex": spellings[patient % 2][int(rng.integers(4))],
+                "age": str(int(rng.integers(20, 90))),
+                "diameter": f"{3 + 2 * c + rng.random():.1f}".replace(".", ","),
+                "site": sites[int(rng.integers(4))],
+                "visit": f"{rng.integers(1, 29):02d}.{rng.integers(1, 13):02d}.2024",
+                "clinic": "Haut 1",
+            }
+        )
+
+    faults: dict[str, list[int]] = {}
+
+    def plant(what: str, cells: dict[int, dict[str, str]]) -> None:
+        faults[what] = sorted(i + 2 for i in cells)
+        for i, changes in cells.items():
+            rows[i].update(changes)
+
+    plant("rare class", {5: {"diagnosis": "angioma", "icd": "D18"}, 50: {"diagnosis": "angioma", "icd": "D18"}})
+    plant("blank label", {8: {"diagnosis": ""}, 33: {"diagnosis": " "}, 70: {"diagnosis": ""}})
+    plant("label spelling", {i: {"diagnosis": "Nevus", "icd": "D22"} for i in (12, 29, 61)})
+    plant("unit", {14: {"age": "63 J."}, 37: {"age": "71 J."}})
+    plant("decimal point", {20: {"diameter": "7.2"}, 44: {"diameter": "4.1"}})
+    plant("unit of the diameter", {55: {"diameter": "6,5 mm"}})
+    plant("site spelling", {i: {"site": "arm"} for i in (17, 38)})
+    plant("missing mark", {i: {"site": "n/a"} for i in (22, 47, 80)})
+    plant("empty age", {i: {"age": ""} for i in (3, 41, 77, 90)})
+    plant("missing image", {25: {"photo": "IMG_9001"}, 60: {"photo": "IMG_9002"}})
+    plant("unreadable image", {31: {}, 88: {}})
+    (folder / "photos" / "IMG_0031.jpg").write_bytes(b"not an image")
+    whole = (folder / "photos" / "IMG_0088.jpg").read_bytes()
+    (folder / "photos" / "IMG_0088.jpg").write_bytes(whole[: len(whole) // 2])
+    shutil.copy(folder / "photos" / "IMG_0010.jpg", folder / "photos" / "IMG_0011.jpg")
+    plant("copied image of another patient", {10: {}, 11: {}})
+    rows += [dict(rows[2]), dict(rows[40])]
+    faults["copied row"] = [len(rows), len(rows) + 1]
+    lines = [";".join(rows[0]), *(";".join(row.values()) for row in rows)]
+    csv = folder / "lesions.csv"
+    csv.write_text("\r\n".join(lines) + "\r\n", encoding="cp1252", newline="")
+    return csv, faults

@@ -1,0 +1,240 @@
+"""Columns that reveal the label, rows and images that stand twice, and the class counts of the splits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from datasets.inspection.columns import NUMBERS, Column, spelling_key
+from datasets.inspection.findings import Finding, quoted, row_numbers
+from datasets.inspection.layout import Target
+from datasets.splits import draw_folds, draw_split
+from utils.errors import UserError
+
+SPLITS = ("train", "val", "test")
+GIVES_AWAY = 0.9  # share of the label's entropy
+INFORMATIVE = 0.6
+MAX_COMPARED = 300  # levels of a column, beyond which chance agreement hides everything
+BINS = 20  # quantiles of a continuous column
+
+
+def information(cells: Sequence[Any] | np.ndarray, target: Sequence[Any] | np.ndarray) -> float:
+    """Mutual information of two discrete variables as a share of the second's entropy, corrected for chance.
+
+    ``(I(x, y) - E) / (H(y) - E)`` with the expectation E of shuffled cells, as in the adjusted mutual information: 1
+    where the cells determine the target, about 0 where they are independent, however many levels there are.
+    """
+    from scipy.stats import entropy
+    from sklearn.metrics import mutual_info_score
+    from sklearn.metrics.cluster import contingency_matrix, expected_mutual_information
+
+    levels, codes = np.unique(np.asarray(cells, dtype=str), return_inverse=True)
+    classes, labels = np.unique(np.asarray(target, dtype=str), return_inverse=True)
+    if len(levels) < 2 or len(classes) < 2:
+        return 0.0
+    table = contingency_matrix(labels, codes, sparse=True).astype(np.int64)
+    expected = expected_mutual_information(table, len(labels))
+    most = float(entropy(np.bincount(labels)))
+    return min(1.0, float((mutual_info_score(labels, codes) - expected) / max(most - expected, 1e-12)))
+
+
+def discretised(column: Column, cells: pd.Series, decimal: str) -> pd.Series:
+    """Cells as few levels: merged spellings, or quantiles of numbers; missing cells are a level."""
+    if column.kind != "continuous":
+        return cells.map(spelling_key)
+    fits = cells.map(lambda cell: bool(NUMBERS[decimal].fullmatch(cell))).astype(bool)
+    numbers = pd.to_numeric(cells[fits].str.replace(",", "."))
+    if numbers.nunique() > BINS:
+        numbers = pd.qcut(numbers, BINS, labels=False, duplicates="drop")
+    return numbers.astype(str).reindex(cells.index, fill_value="other")
+
+
+def leak_findings(
+    columns: Sequence[Column], cells: pd.DataFrame, target: pd.Series, decimal: str
+) -> tuple[list[Finding], dict[str, float]]:
+    """Columns that determine the label, or nearly.
+
+    Args:
+        columns: that are, or may become, inputs.
+        target: class names, indexed by the spreadsheet rows that have one.
+
+    Returns:
+        Findings, and the share of the label's information in each column that was compared.
+    """
+    findings, shares = [], {}
+    usual = target.value_counts(normalize=True)
+    for column in columns:
+        if column.kind not in ("categorical", "continuous", "group", "text"):
+            continue
+        levels = discretised(column, cells.loc[target.index, column.name], decimal)
+        if levels.nunique() > min(MAX_COMPARED, len(levels) / 2):
+            continue
+        shares[column.name] = share = information(levels, target)
+        if share >= GIVES_AWAY:
+            text = f"gives the label away: it holds {share:.0%} of the label's information"
+            fix = "take it out of the inputs, unless it is known before the label"
+            findings.append(Finding("warning", column.name, text, fix))
+            continue
+        if share >= INFORMATIVE:
+            text = f"holds {share:.0%} of the label's information"
+            findings.append(Finding("note", column.name, text, "is it known before the label?"))
+        if column.kind == "categorical":
+            for _, rows in target.groupby(levels):
+                only, level = rows.iloc[0], cells.loc[rows.index[0], column.name]
+                if rows.nunique() == 1 and usual[only] ** len(rows) < 1e-9:
+                    text = f"all {len(rows)} rows with '{level}' have the label '{only}'"
+                    findings.append(Finding("note", column.name, text, "does it follow from the label?"))
+    return findings, shares
+
+
+def text_findings(columns: Sequence[Column], target: pd.Series) -> list[Finding]:
+    """Texts that contain the name of their class."""
+    findings = []
+    for column in columns:
+        texts = column.known[column.known.index.isin(target.index)].str.casefold()
+        named = [row for row, text in texts.items() if str(target[row]).casefold() in text]
+        if column.kind == "text" and len(named) > 0.05 * len(texts):
+            text = "text contains the name of its class"
+            fix = "list the words in dataset.mask_words, or leave the column out"
+            findings.append(Finding("warning", column.name, text, fix, row_numbers(named)))
+    return findings
+
+
+# ----------------------------------------------------------------------------------------------------------- duplicates
+
+
+def duplicate_findings(
+    cells: pd.DataFrame, digests: Mapping[int, str], target: pd.Series, image: str | None, group: pd.Series | None
+) -> list[Finding]:
+    """Rows that are equal, and rows that show the same image, above all with other labels or groups.
+
+    Args:
+        cells: without the columns that number the rows.
+        digests: spreadsheet row -> content of the image.
+        group: of each row, None = there is none.
+    """
+    findings = []
+    equal = cells.duplicated(keep=False)
+    if equal.any():
+        again = cells.duplicated()
+        text = "repeats an earlier row"
+        fix = "remove the copies: they weigh double, and may be in several splits"
+        findings.append(Finding("warning", "file", text, fix, row_numbers(again)))
+    named = cells[image] if image else pd.Series("", index=cells.index)
+    content = pd.Series(digests, dtype=object)
+    pairs = content.groupby(content).filter(lambda rows: len(rows) > 1)
+    copies, clashing, crossing = [], [], []
+    for _, rows in pairs.groupby(pairs):
+        labels = target[target.index.isin(rows.index)]
+        if labels.nunique() > 1:
+            clashing += list(rows.index)
+        if group is not None and group[rows.index].nunique() > 1:
+            crossing += list(rows.index)
+        if not equal[rows.index].all():
+            copies += list(rows.index)
+    if copies:
+        names = quoted(dict.fromkeys(named[sorted(copies)]), 4)
+        text = f"same image as another row: {names}"
+        fix = "remove the copies, or keep them in one split with dataset.group"
+        findings.append(Finding("warning", "images", text, fix, row_numbers(sorted(copies))))
+    if clashing:
+        text = "same image as a row of another label"
+        findings.append(Finding("warning", "images", text, "correct the labels", row_numbers(sorted(clashing))))
+    if crossing:
+        text = f"same image as a row of another '{group.name}'"  # type: ignore[union-attr]
+        fix = "correct the groups: such images may be in several splits"
+        findings.append(Finding("warning", "images", text, fix, row_numbers(sorted(crossing))))
+    return findings
+
+
+# --------------------------------------------------------------------------------------------------------------- splits
+
+
+@dataclass(frozen=True)
+class Division:
+    """How rows are divided.
+
+    Attributes:
+        splits: split -> spreadsheet rows; empty where no division is possible.
+        counts: split -> class -> rows.
+        findings: what is wrong with it.
+    """
+
+    splits: dict[str, list[int]]
+    counts: dict[str, dict[str, int]]
+    findings: list[Finding]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every class is in every split."""
+        return bool(self.counts) and all(n > 0 for split in self.counts.values() for n in split.values())
+
+
+def divide(target: Target, group: pd.Series | None, split_cells: pd.Series | None, how: Mapping[str, Any]) -> Division:
+    """Divide rows as stage prepare does.
+
+    Args:
+        group: cell of every row of the table, None = rows are divided one by one.
+        split_cells: of the column that names the split of each row, None = drawn.
+        how: the keys of the configuration.
+    """
+    rows, findings = target.rows, []
+    if split_cells is not None and how.get("fold") is None:
+        values = {s: [str(v) for v in np.atleast_1d(v)] for s, v in (how.get("split_values") or {}).items()}
+        split_of = split_cells[rows].map({value: split for split, listed in values.items() for value in listed})
+        if split_of.isna().any():
+            text = f"values name no split: {quoted(dict.fromkeys(split_cells[rows][split_of.isna()]))}"
+            unknown = row_numbers(split_of.isna())
+            findings.append(Finding("error", str(split_cells.name), text, "set dataset.split_values", unknown))
+        parts: Sequence[np.ndarray] = [np.flatnonzero(split_of == split) for split in SPLITS]
+    else:
+        try:
+            parts = _draw(target, None if group is None else group[rows].to_numpy(str), how)
+        except UserError as error:
+            text, _, fix = str(error).rpartition(": ")
+            return Division({}, {}, [Finding("error", "splits", text or fix, fix if text else "")])
+    counts = {split: dict(zip(target.names, target.count(part))) for split, part in zip(SPLITS, parts)}
+    for split, part in zip(SPLITS, parts):
+        lacking = [name for name, n in counts[split].items() if n == 0]
+        if not len(part):
+            findings.append(Finding("warning", "splits", f"no rows in split '{split}'"))
+        elif lacking:
+            level, fix = ("warning", "their scores there are undefined")
+            if split == "train":
+                level, fix = "error", "they cannot be learned: leave them out, or divide the rows differently"
+            findings.append(Finding(level, "splits", f"no row of {quoted(lacking)} in split '{split}'", fix))
+    return Division({split: [int(row) for row in rows[part]] for split, part in zip(SPLITS, parts)}, counts, findings)
+
+
+def _draw(target: Target, groups: np.ndarray | None, how: Mapping[str, Any]) -> Sequence[np.ndarray]:
+    is_stratified = how.get("stratify", True)
+    if how.get("fold") is not None:
+        strata = target.codes if is_stratified else np.zeros(len(target.rows), dtype=np.int64)
+        options = (how.get("folds", 5), how.get("fold_validation", 0.2), how.get("fold_seed", 42))
+        return draw_folds(strata, groups, *options)[how["fold"]]
+    labels = target.codes if is_stratified and target.codes.ndim == 1 else None
+    fractions, seed = how.get("fractions", (0.7, 0.1, 0.2)), how.get("split_seed", 2025)
+    return draw_split(len(target.rows), labels, groups, fractions, seed, target.names)
+
+
+def crossing_findings(
+    splits: Mapping[str, Sequence[int]], digests: Mapping[int, str], group: pd.Series | None
+) -> list[Finding]:
+    """Images and groups that stand in several splits."""
+    findings = []
+    for what, values in (("images are", pd.Series(digests, dtype=object)), ("groups are", group)):
+        if values is None:
+            continue
+        split_of = pd.Series({row: split for split, rows in splits.items() for row in rows}, dtype=object)
+        both = pd.DataFrame({"value": values, "split": split_of}).dropna()
+        several = both.groupby("value")["split"].transform("nunique") > 1
+        if several.any():
+            level = "error" if what == "groups are" else "warning"
+            text = f"{both['value'][several].nunique()} {what} in several splits"
+            fix = "correct the split column" if level == "error" else "set dataset.group, or remove the copies"
+            findings.append(Finding(level, "splits", text, fix, row_numbers(several)))
+    return findings

@@ -1,0 +1,144 @@
+"""What a check found, as lines, Markdown and JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from datasets.inspection.columns import Column
+from datasets.inspection.findings import LEVELS, Finding, number_of
+from datasets.inspection.layout import Layout
+from datasets.inspection.leaks import GIVES_AWAY
+from datasets.inspection.pictures import Pictures
+
+NO_INPUT = {
+    "identifier": "names the rows",
+    "group": "names what the rows belong to",
+    "date": "holds dates",
+    "constant": "has one value",
+    "empty": "has no values",
+}
+
+
+@dataclass
+class Report:
+    """What a check found.
+
+    Attributes:
+        layout: the settings that were checked, with what was guessed of them.
+        columns: of the table.
+        findings: errors first.
+        cells: of the table.
+        shares: column -> share of the label's information in it.
+        counts: split -> class -> rows.
+        classes: of the rows that have one, indexed by spreadsheet rows.
+        suggestion: settings that run with the table as it is, None = none.
+    """
+
+    layout: Layout
+    columns: dict[str, Column]
+    findings: list[Finding]
+    cells: pd.DataFrame
+    pictures: Pictures = field(default_factory=Pictures)
+    shares: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    classes: pd.Series = field(default_factory=lambda: pd.Series(dtype=str))
+    suggestion: Layout | None = None
+
+    @property
+    def group(self) -> pd.Series | None:
+        """Cells of the column that divides the splits."""
+        return self.cells[self.layout.group] if self.layout.group else None
+
+    @property
+    def decimal(self) -> str:
+        return self.layout.dialect.decimal if self.layout.dialect else "."
+
+    def of_level(self, level: str) -> list[Finding]:
+        return [finding for finding in self.findings if finding.level == level]
+
+    def role(self, name: str) -> str | None:
+        """What a column is instead of an input, None = nothing."""
+        layout = self.layout
+        roles = {layout.image: "image", layout.group: "group", layout.split.get("split"): "split"}
+        return "label" if name in layout.labels else roles.get(name)
+
+    def unused(self, name: str) -> str | None:
+        """Why a column should be no input, None if it may be one."""
+        if role := self.role(name):
+            return role
+        if self.shares.get(name, 0) >= GIVES_AWAY:
+            return "gives the label away"
+        kind = self.columns[name].kind
+        return kind if kind in NO_INPUT or kind == "text" else None
+
+    def rejected(self) -> dict[str, str]:
+        """Column -> why the suggestion does not use it."""
+        used = self.suggestion.inputs if self.suggestion else []
+        return {name: str(self.unused(name)) for name in self.columns if name not in used and self.role(name) is None}
+
+    def lines(self) -> list[tuple[str, str]]:
+        """Level and text of each finding, errors first, and a summary."""
+        counts = [number_of(n, level) for level in LEVELS if (n := len(self.of_level(level)))]
+        rows = f"{number_of(len(self.cells), 'row')}, {number_of(len(self.columns), 'column')}"
+        summary = f"{self.layout.csv}: {rows}: {', '.join(counts) or 'nothing to remark'}"
+        return [(f.level, f.line()) for level in LEVELS for f in self.of_level(level)] + [("summary", summary)]
+
+    def describe_columns(self) -> list[dict[str, Any]]:
+        inputs = (self.suggestion or self.layout).inputs
+        return [
+            {
+                "column": name,
+                "looks": column.kind,
+                "use": "input" if name in inputs else self.role(name) or "none",
+                "values": int(column.known.nunique()),
+                "missing": round(column.missing, 4),
+                "label_information": round(self.shares[name], 3) if name in self.shares else None,
+            }
+            for name, column in self.columns.items()
+        ]
+
+    def json(self) -> str:
+        content = {
+            "csv": str(self.layout.csv),
+            "rows": len(self.cells),
+            "findings": [asdict(finding) for finding in self.findings],
+            "columns": self.describe_columns(),
+            "class_counts": self.counts,
+        }
+        return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+    def markdown(self) -> str:
+        parts = [f"# {self.layout.name}: check of the table", self.lines()[-1][1]]
+        for level in LEVELS:
+            if listed := self.of_level(level):
+                parts += [f"## {level.capitalize()}s", "\n".join(f"- **{f.place}** {_after_place(f)}" for f in listed)]
+        rows = [
+            (c["column"], c["looks"], c["use"], f"{c['values']:,}", f"{c['missing']:.1%}", _percent(c))
+            for c in self.describe_columns()
+        ]
+        head = ("column", "looks", "use", "values", "missing cells", "label's information")
+        parts += ["## Columns", _table(head, rows)]
+        if self.counts:
+            names = list(next(iter(self.counts.values())))
+            cells = [(name, *(str(split[name]) for split in self.counts.values())) for name in names]
+            parts += ["## Rows of each class", _table(("class", *self.counts), cells)]
+        return "\n\n".join(parts) + "\n"
+
+
+def _after_place(finding: Finding) -> str:
+    return finding.line().removeprefix(f"{finding.place}: ")
+
+
+def _percent(column: dict[str, Any]) -> str:
+    share = column["label_information"]
+    return "" if share is None else f"{max(share, 0):.0%}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in lines)

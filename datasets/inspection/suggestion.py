@@ -1,0 +1,146 @@
+"""A configuration that runs with a table as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from datasets.inspection.columns import Column, merged_levels
+from datasets.inspection.layout import Layout, class_of_rows, target_of
+from datasets.inspection.leaks import divide
+from datasets.inspection.report import Report
+from datasets.readers.csv_files import Dialect
+
+FRACTIONS = ((0.7, 0.1, 0.2), (0.6, 0.2, 0.2), (0.5, 0.2, 0.3), (0.4, 0.3, 0.3))  # the first is the default
+LISTED_LEVELS = 30  # a column with more takes the values of the training split
+
+
+def suggest(report: Report) -> Layout | None:
+    """Settings under which the table is read, divided and learned from without a change; None without inputs.
+
+    Cells that are no numbers count as missing; rows without a label or a readable image, and classes too rare for every
+    split, are left out.
+    """
+    layout, columns = report.layout, report.columns
+    assert layout.image is not None
+    usable = [name for name in columns if report.unused(name) is None]
+    categorical = [name for name in usable if columns[name].kind == "categorical"]
+    continuous = [name for name in usable if columns[name].kind == "continuous"]
+    text = [] if categorical or continuous else [name for name in columns if report.unused(name) == "text"]
+    if not (categorical or continuous or text):
+        return None
+    label = columns[layout.labels[0]]
+    unreadable = report.cells.loc[list(report.pictures.unreadable), layout.image]
+    used = [columns[name] for name in (*categorical, *continuous, *text)]
+    marks = [value for column in used for value in column.marks]
+    odd = [cell for column in used for cell in column.odd.values()]
+    group = layout.group
+    if group and report.cells[group].isin(["", *marks]).any():
+        group = None
+    blank = report.cells[label.name] == ""
+    suggestion = replace(
+        layout,
+        classes=merged_levels(label.known),
+        leave_out=(*([""] if blank.any() else []), *label.marks),
+        categorical={name: _levels(columns[name]) for name in categorical},
+        continuous=tuple(continuous),
+        text=tuple(text),
+        missing_values=tuple(dict.fromkeys([*layout.missing_values, *marks, *odd, *unreadable])),
+        without_image="leave_out" if report.pictures.unusable else "refuse",
+        group=group,
+    )
+    return _divisible(report, suggestion)
+
+
+def _levels(column: Column) -> dict[str, list[str]] | None:
+    levels = merged_levels(column.known)
+    return levels if len(levels) <= LISTED_LEVELS else None
+
+
+def _divisible(report: Report, layout: Layout) -> Layout:
+    """The layout with every class in every split: larger validation and test splits, and no class too rare for that."""
+    cells, group = report.cells, report.cells[layout.group] if layout.group else None
+    while True:
+        target = target_of(layout, class_of_rows(layout, cells), cells, report.pictures.unusable)
+        units = target.rows.to_series() if group is None else group[target.rows]
+        sizes = [units[target.codes == code].nunique() for code in range(len(target.names))]
+        for fractions in FRACTIONS if min(sizes) >= len(FRACTIONS[0]) else ():
+            divided = layout if fractions == FRACTIONS[0] else replace(layout, split={"fractions": fractions})
+            if divide(target, group, None, divided.split).is_complete:
+                return divided
+        if len(layout.classes) <= 2:
+            return replace(layout, split={"stratify": False})
+        rarest = target.names[int(np.argmin(sizes))]
+        classes = {name: values for name, values in layout.classes.items() if name != rarest}
+        layout = replace(layout, classes=classes, leave_out=(*layout.leave_out, *layout.classes[rarest]))
+
+
+def yaml_of(layout: Layout, unused: Mapping[str, str], data_folder: str | None = None) -> str:
+    """A configuration file for ``configs/dataset``.
+
+    Args:
+        unused: column -> why it is no input.
+        data_folder: a path below it is written with ``${paths.data}``.
+    """
+
+    def path(value: Path) -> str:
+        if data_folder and value.is_relative_to(data_folder):
+            return f"${{paths.data}}/{value.relative_to(data_folder)}"
+        return str(value)
+
+    preset = "ImageText" if layout.text else "ImageTable"
+    lines = [
+        f"# {layout.name}: suggested by stage check. Read it, and correct what it guessed.",
+        *("defaults:", f"  - {preset}", "  - _self_"),
+        f"name: {_flow(layout.name)}",
+        f"csv: {_flow(path(layout.csv))}",
+    ]
+    usual = asdict(Dialect())
+    lines += [f"{k}: {_flow(v)}" for k, v in asdict(layout.dialect or Dialect()).items() if v != usual[k]]
+    lines += [f"images: {_flow(path(layout.images))}", f"image: {_flow(layout.image)}"]
+    if layout.image_suffix:
+        lines.append(f"image_suffix: {_flow(layout.image_suffix)}")
+    if layout.image_bits:
+        lines.append(f"image_bits: {layout.image_bits}")
+    if layout.without_image != "refuse":
+        lines.append(f"without_image: {layout.without_image} # rows whose image is missing or cannot be read")
+    lines += [f"label: {_flow(layout.labels[0])}", f"classes: {_flow(_short(layout.classes))}"]
+    if layout.leave_out:
+        lines.append(f"leave_out: {_flow(list(layout.leave_out))} # labels whose rows are not used")
+    if layout.text:
+        lines.append(f"text: {_flow(list(layout.text))}")
+    if layout.categorical:
+        lines.append("categorical: # level: [its spellings]")
+        lines += [f"  {_flow(name)}: {_flow(_short(levels))}" for name, levels in layout.categorical.items()]
+    if layout.continuous:
+        lines.append(f"continuous: {_flow(list(layout.continuous))}")
+    if layout.missing_values:
+        lines.append("# Cells that count as missing, and the names of images that cannot be read.")
+        lines.append(f"missing_values: {_flow(list(layout.missing_values))}")
+    if layout.group:
+        lines.append(f"group: {_flow(layout.group)} # its rows stay in one split")
+    if fractions := layout.split.get("fractions"):
+        lines.append(f"fractions: {list(fractions)} # every class is in every split")
+    if not layout.split.get("stratify", True):
+        lines.append("stratify: false # the classes are too small for equal shares")
+    if unused:
+        lines.append(f"# Not used: {', '.join(f'{name} ({why})' for name, why in unused.items())}")
+    return "\n".join(lines) + "\n"
+
+
+def _short(levels: Mapping[str, list[str]] | None) -> Any:
+    """A list of levels, or a mapping where one has another spelling than its name."""
+    if levels is None or any(values != [name] for name, values in levels.items()):
+        return None if levels is None else dict(levels)
+    return list(levels)
+
+
+def _flow(value: Any) -> str:
+    """A value on one line of YAML."""
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6, sort_keys=False)
+    return text.removesuffix("\n").removesuffix("\n...")

@@ -1,0 +1,445 @@
+"""Checks of a user's table: every planted fault in one run, no false alarm, and a suggestion that runs as it is."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hydra import compose, initialize_config_dir
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+from PIL import Image
+from sklearn.metrics import mutual_info_score
+
+from datasets.inspection.check import check_configured, check_unknown
+from datasets.inspection.columns import describe_column, merged_levels, spelling_groups
+from datasets.inspection.dialect import read_raw, sniff
+from datasets.inspection.findings import Finding, rows_text
+from datasets.inspection.layout import Layout, layout_of
+from datasets.inspection.leaks import information
+from datasets.inspection.report import Report
+from datasets.inspection.suggestion import yaml_of
+from datasets.readers.csv_files import Dialect, read_csv
+from tests.makers import make_chest_xray, make_image_table, make_messy_lesions
+from trainers import run as pipeline
+from trainers.config.build import CONFIGS, build_data, data_arguments
+from utils.errors import UserError
+
+PARTS: dict[str, Any] = {
+    "name": "Parts",
+    "image": "photo",
+    "image_suffix": ".jpg",
+    "label": "kind",
+    "classes": ["nut", "bolt", "screw"],
+    "categorical": {"metal": ["brass", "steel"], "finish": None},
+    "continuous": ["weight", "length"],
+    "missing_values": ["unknown"],
+    "group": "box",
+    "fractions": [0.5, 0.2, 0.3],
+}
+
+
+@pytest.fixture(scope="module")
+def messy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, dict[str, list[int]]]:
+    csv, faults = make_messy_lesions(tmp_path_factory.mktemp("messy"))
+    return check_unknown(Layout("Lesions", csv, csv.parent / "photos", None, ())), faults
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> Callable[..., Report]:
+    """Check the table of fasteners after a change of its rows, with changed settings."""
+    csv = make_image_table(tmp_path / "parts")
+
+    def check(change: Callable[[pd.DataFrame], Any] | None = None, **settings: Any) -> Report:
+        frame = pd.read_csv(csv, dtype=str, keep_default_na=False)
+        changed = frame if change is None else change(frame)
+        frame = frame if changed is None else changed
+        changed_csv = csv.with_name("changed.csv")
+        frame.to_csv(changed_csv, index=False)
+        return check_configured(
+            layout_of({**PARTS, "csv": str(changed_csv), "images": str(csv.parent / "photos"), **settings})
+        )
+
+    return check
+
+
+def placed(report: Report, place: str, words: str, level: str | None = None) -> Finding:
+    """The one finding on a place with these words."""
+    fitting = [f for f in report.findings if f.place == place and words in f.text and level in (None, f.level)]
+    assert len(fitting) == 1, [finding.line() for finding in report.findings]
+    return fitting[0]
+
+
+# ------------------------------------------------------------------------------------------------------ planted faults
+
+PLANTED = [
+    ("rare class", "diagnosis", "class 'angioma' has 2 values of 'patient'", "warning"),
+    ("blank label", "diagnosis", "no label", "error"),
+    ("label spelling", "diagnosis", "'Nevus' (3)", "warning"),
+    ("unit", "age", "unit or sign beside the number, for example '63 J.', '71 J.'", "error"),
+    ("decimal point", "diameter", "decimal sign '.' instead of ',', for example '7.2', '4.1'", "error"),
+    ("unit of the diameter", "diameter", "unit or sign beside the number, for example '6,5 mm'", "error"),
+    ("site spelling", "site", "'arm' (2)", "warning"),
+    ("missing mark", "site", "seems to mean 'missing': 'n/a'", "note"),
+    ("missing image", "images", "not in ", "error"),
+    ("unreadable image", "images", "cannot be read: 'IMG_0031', 'IMG_0088'", "error"),
+    ("copied image of another patient", "images", "same image as a row of another 'patient'", "warning"),
+    ("copied row", "file", "repeats an earlier row", "warning"),
+]
+
+
+@pytest.mark.parametrize(("fault", "place", "words", "level"), PLANTED)
+def test_a_planted_fault_is_found_with_its_rows(
+    messy: tuple[Report, dict[str, list[int]]], fault: str, place: str, words: str, level: str
+) -> None:
+    report, faults = messy
+    assert list(placed(report, place, words, level).rows) == faults[fault]
+
+
+def test_every_fault_is_planted_or_listed(messy: tuple[Report, dict[str, list[int]]]) -> None:
+    report, faults = messy
+    assert {fault for fault, *_ in PLANTED} | {"empty age"} == set(faults)
+    assert placed(report, "file", "read with").text == "read with separator ';', decimal sign ',', encoding cp1252"
+    assert placed(report, "icd", "gives the label away: it holds 100%").level == "warning"
+    assert "holds dates" in placed(report, "visit", "").text and "one value" in placed(report, "clinic", "").text
+    assert "names the rows" in placed(report, "case_no", "").text and report.layout.group == "patient"
+    assert report.columns["age"].missing == pytest.approx(len(faults["empty age"]) / len(report.cells))
+    for words in ("'F' (", "'male' ("):
+        assert "merges" in placed(report, "sex", words, "warning").fix
+    shown = [finding.level for finding in report.findings]
+    assert shown == sorted(shown, key=("error", "warning", "note").index)
+
+
+def test_row_numbers_are_those_of_a_spreadsheet(messy: tuple[Report, dict[str, list[int]]]) -> None:
+    report, faults = messy
+    lines = report.layout.csv.read_text(encoding="cp1252").splitlines()
+    assert all("J." in lines[row - 1] for row in faults["unit"])
+
+
+def test_quoted_line_breaks_and_empty_lines_keep_the_row_numbers(tmp_path: Path) -> None:
+    csv = tmp_path / "notes.csv"
+    csv.write_text('name,note\na,"two\nlines"\n\nb,x\n,\nc,y,z\nd\n')
+    table = read_raw(csv)
+    assert table.cells.index.tolist() == [2, 4, 6, 7] and table.cells.loc[2, "note"] == "two\nlines"
+    problems = {finding.text: finding.rows for finding in table.findings if finding.level == "error"}
+    assert problems == {"more cells than the 2 of the header": (6,), "fewer cells than the 2 of the header": (7,)}
+
+
+def test_a_title_above_the_header_and_headers_without_or_with_equal_names(tmp_path: Path) -> None:
+    csv = tmp_path / "export.csv"
+    csv.write_text("Export of 1 May\n\na;b;b;;\n1;2;3;4;\n5;6;7;;\n")
+    table = read_raw(csv)
+    assert list(table.cells) == ["a", "b", "b (2)"] and table.cells.loc[5].tolist() == ["5", "6", "7"]
+    lines = [finding.line() for finding in table.findings if finding.level != "note"]
+    assert lines == [
+        "file: the header is in row 3, after 2 other lines (rows 1 and 2); delete the lines before the header",
+        "b: 2 columns have this name; give each column a name of its own",
+        "file: column 4 has cells and no name, and is not used; name it in the header",
+    ]
+
+
+# -------------------------------------------------------------------------------------------------------- suggestion
+
+
+def compose_with(folder: Path, name: str, text: str, *overrides: str) -> Any:
+    configs = folder / "configs"
+    shutil.copytree(CONFIGS, configs, dirs_exist_ok=True)
+    (configs / "dataset" / f"{name}.yaml").write_text(text)
+    with initialize_config_dir(str(configs), version_base=None):
+        return compose("config", [f"dataset={name}", f"paths.output={folder / 'out'}", *overrides])
+
+
+def test_the_suggestion_packs_what_the_report_counts_and_trains(
+    messy: tuple[Report, dict[str, list[int]]], tmp_path: Path
+) -> None:
+    report, _ = messy
+    assert report.suggestion is not None
+    cfg = compose_with(
+        tmp_path,
+        "Lesions",
+        yaml_of(report.suggestion, report.rejected()),
+        *("model=ModDrop", "stages=[prepare,fit]", "trainer=cpu", "trainer.enable_progress_bar=false"),
+        *("dataset.side=24", "dataset.stored_side=24", f"paths.cache={tmp_path}", "dataset.baselines.max_epochs=1"),
+    )
+    OmegaConf.set_struct(cfg, False)
+    cfg.dataset.encoders.image = {"_target_": "models.encoders.convolutional.PolyMNISTEncoder", "width": 256}
+    pipeline.run(cfg)
+    data = build_data(cfg)
+    assert data.packed_meta()["class_counts"] == report.counts  # type: ignore[attr-defined]
+    assert data.packed_meta()["source"]["levels"]["sex"] == ["F", "male"]  # type: ignore[attr-defined]
+    again = check_configured(layout_of(OmegaConf.to_container(cfg.dataset, resolve=True)))  # type: ignore[arg-type]
+    assert not [f.line() for f in again.findings if f.level == "error" and "cannot be read" not in f.text]
+    assert again.counts == report.counts
+
+
+def test_the_suggestion_says_what_it_does_not_use(messy: tuple[Report, dict[str, list[int]]]) -> None:
+    report, _ = messy
+    assert report.rejected() == {
+        "case_no": "identifier",
+        "icd": "gives the label away",
+        "visit": "date",
+        "clinic": "constant",
+    }
+    text = yaml_of(report.suggestion, report.rejected(), str(report.layout.csv.parent))  # type: ignore[arg-type]
+    assert "csv: ${paths.data}/lesions.csv" in text and "/tmp" not in text
+
+
+def test_the_report_says_the_same_in_markdown_and_json(messy: tuple[Report, dict[str, list[int]]]) -> None:
+    report, faults = messy
+    content = json.loads(report.json())
+    assert [f["rows"] for f in content["findings"] if f["text"] == "no label"] == [faults["blank label"]]
+    assert {c["column"]: c["use"] for c in content["columns"]}["patient"] == "group"
+    text = report.markdown()
+    assert all(finding.text in text for finding in report.findings)
+    assert "| nevus | " in text and f"{len(report.cells)} rows, 11 columns: 6 errors" in report.lines()[-1][1]
+    assert rows_text([3]) == "row 3" and rows_text(range(1, 11)) == "10 rows: 1, 2, 3, 4, 5, 6, 7, 8, ..."
+
+
+# ------------------------------------------------------------------------------------------------- no false alarm
+
+
+def alarms(report: Report) -> list[str]:
+    return [finding.line() for finding in report.findings if finding.level != "note"]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_clean_table_raises_no_alarm(tmp_path: Path, seed: int) -> None:
+    csv = make_image_table(tmp_path, seed=seed)
+    files = {"csv": str(csv), "images": str(tmp_path / "photos")}
+    report = check_configured(layout_of({**PARTS, **files}))
+    assert alarms(report) == []
+    report = check_unknown(Layout("Parts", csv, tmp_path / "photos", None, ("kind",)))
+    assert alarms(report) == [] and report.suggestion is not None
+    assert report.layout.image_suffix == ".jpg" and report.layout.group == "box"
+    assert list(report.suggestion.categorical) == ["metal", "finish"]
+    assert report.suggestion.continuous == ("weight", "length")
+
+
+def test_the_counts_are_those_of_the_packed_data(tmp_path: Path) -> None:
+    make_chest_xray(tmp_path)
+    with initialize_config_dir(str(CONFIGS), version_base=None):
+        cfg = compose("config", ["dataset=ChestXrayNotes", f"paths.data={tmp_path}"])
+    settings = OmegaConf.to_container(cfg.dataset, resolve=True)
+    assert isinstance(settings, dict) and "mask_words" in data_arguments(cfg)
+    report = check_configured(layout_of(settings))  # type: ignore[arg-type]
+    assert alarms(report) == []
+    data = build_data(cfg)
+    data.prepare()
+    assert data.packed_meta()["class_counts"] == report.counts  # type: ignore[attr-defined]
+
+
+def test_several_labels_and_folds(parts: Callable[..., Report]) -> None:
+    def change(frame: pd.DataFrame) -> None:
+        frame["heavy"] = np.where(np.arange(len(frame)) % 2, "1", "0")
+        frame["rusty"] = np.where(np.arange(len(frame)) % 3, "0", "1")
+        frame.loc[4, "rusty"] = "yes"
+
+    report = parts(change, label=["heavy", "rusty"], classes=None, categorical={"metal": None}, group=None)
+    assert [f.line() for f in report.of_level("error")] == [
+        "rusty: label that is none of 1, 0 and -1 (no label) (row 6); correct them"
+    ]
+    assert list(report.counts["train"]) == ["heavy", "rusty"]
+    report = parts(fold=1, folds=4)
+    assert sum(sum(split.values()) for split in report.counts.values()) == 60 and alarms(report) == []
+
+
+# ------------------------------------------------------------------------------------------ faults of a configuration
+
+
+def test_everything_wrong_with_a_configuration_is_said_at_once(parts: Callable[..., Report]) -> None:
+    def change(frame: pd.DataFrame) -> None:
+        frame["serial"] = [f"S{i:03d}x" for i in range(len(frame))]
+        frame["colour"] = "grey"
+        frame["code"] = frame["kind"].map({"nut": "a", "bolt": "b", "screw": "c"})
+        frame.loc[3, "kind"] = "rivet"
+        frame.loc[7, "metal"] = "Steel"
+        frame.loc[9, "finish"] = "ZINC"
+        frame.loc[11, "weight"] = "n/a"
+        frame.loc[13, "box"] = ""
+
+    inputs = {"metal": ["brass", "steel"], "finish": None, "serial": None, "colour": None, "code": None, "length": None}
+    report = parts(change, categorical=inputs, continuous=["weight"])
+    expected = {
+        ("error", "kind", (5,)),
+        ("error", "metal", (9,)),
+        ("error", "weight", (13,)),
+        ("error", "box", (15,)),
+        ("warning", "finish", (11,)),
+        ("warning", "serial", ()),
+        ("warning", "colour", ()),
+        ("warning", "code", ()),
+        ("warning", "length", ()),
+    }
+    assert expected <= {(finding.level, finding.place, finding.rows) for finding in report.findings}
+
+
+def test_columns_that_are_not_there_are_named_with_the_nearest(parts: Callable[..., Report]) -> None:
+    report = parts(image="foto", continuous=["wieght"])
+    assert [finding.line() for finding in report.findings] == [
+        "foto: the table has no such column; did you mean 'photo'?",
+        "wieght: the table has no such column; did you mean 'weight'?",
+    ]
+
+
+def test_the_wrong_dialect_is_reported_beside_everything_else(tmp_path: Path) -> None:
+    csv, faults = make_messy_lesions(tmp_path)
+    settings = {"name": "L", "csv": str(csv), "images": str(tmp_path / "photos"), "image": "photo"}
+    options = {"image_suffix": ".jpg", "label": "diagnosis", "classes": ["nevus"], "continuous": ["diameter"]}
+    report = check_configured(layout_of({**settings, **options}))
+    assert placed(report, "file", "not utf-8-sig").fix == "set dataset.encoding: cp1252"
+    assert placed(report, "file", "separated by").fix == "set dataset.separator: ';'"
+    assert placed(report, "diameter", "decimal sign").fix == "set dataset.decimal: ','"
+    assert faults["missing image"] == list(placed(report, "images", "not in").rows)
+
+
+def test_images_and_groups_in_several_splits(parts: Callable[..., Report], tmp_path: Path) -> None:
+    def change(frame: pd.DataFrame) -> None:
+        frame["part"] = np.where(np.arange(len(frame)) % 4, "train", "test")
+        frame.loc[5, ["photo", "kind", "part"]] = ["p4", "bolt", "train"]
+
+    values = {"train": "train", "test": "test"}
+    report = parts(change, split="part", split_values=values)
+    assert placed(report, "splits", "images are in several splits").rows == (6, 7)
+    assert len(placed(report, "splits", "groups are in several splits", "error").rows) > 6
+    report = parts(change, split="part", split_values={"train": "train"}, group=None)
+    assert len(placed(report, "part", "values name no split: 'test'").rows) == 15
+
+
+def test_a_missing_or_unusable_file_is_an_error_of_the_user(tmp_path: Path) -> None:
+    for content, message in (
+        (None, "there is no table"),
+        (b"", "is empty"),
+        (b"PK\x03\x04...", "is a workbook"),
+        (b"a,b\n", "a header and no rows"),
+    ):
+        csv = tmp_path / "table.csv"
+        if content is not None:
+            csv.write_bytes(content)
+        with pytest.raises(UserError, match=message):
+            check_unknown(Layout("T", csv, tmp_path, None, ()))
+
+
+def test_nothing_to_suggest_without_label_images_or_inputs(tmp_path: Path) -> None:
+    csv = tmp_path / "table.csv"
+    csv.write_text("a,b\n1,x\n2,y\n")
+    report = check_unknown(Layout("T", csv, tmp_path, None, ()))
+    assert report.suggestion is None and {f.place for f in report.of_level("error")} == {"file", "images"}
+    Image.new("RGB", (4, 4)).save(tmp_path / "x.png")
+    csv.write_text("image,label\nx.png,cat\nx.png,dog\n")
+    report = check_unknown(Layout("T", csv, tmp_path, None, ()))
+    assert report.suggestion is None and placed(report, "file", "no column can be an input")
+
+
+# ------------------------------------------------------------------------------------------------------------- columns
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "kind"),
+    [
+        ("age", [str(20 + i % 50) for i in range(100)], "continuous"),
+        ("size", [f"{i / 7:.2f}" for i in range(100)], "continuous"),
+        ("size", [f"{i / 7:.1f} mm" if i % 3 == 0 else f"{i / 7:.1f}" for i in range(100)], "continuous"),
+        ("grade", [str(i % 4) for i in range(100)], "categorical"),
+        ("nr", [str(3 * i) for i in range(100)], "identifier"),
+        ("case", [str(i + 7) for i in range(100)], "identifier"),
+        ("file", [f"img{i}" for i in range(100)], "identifier"),
+        ("patient", [str(i // 2) for i in range(100)], "group"),
+        ("box", [f"B-{i // 3}" for i in range(100)], "group"),
+        ("seen", [f"{1 + i % 28}.{1 + i % 12}.2024" for i in range(100)], "date"),
+        ("seen", [f"2024-{1 + i % 12:02d}-{1 + i % 28:02d} 10:30" for i in range(100)], "date"),
+        ("note", [f"the lesion number {i} is brown" for i in range(100)], "text"),
+        ("site", ["arm", "leg", "back", "face"] * 25, "categorical"),
+        ("site", ["arm"] * 100, "constant"),
+        ("site", [""] * 100, "empty"),
+        ("stage", [f"T{i % 4}" for i in range(100)], "categorical"),
+    ],
+)
+def test_kinds_of_columns(name: str, values: list[str], kind: str) -> None:
+    assert describe_column(pd.Series(values, name=name), ".", []).kind == kind
+
+
+def test_spellings_are_merged_and_different_values_are_not() -> None:
+    values = ["F", "f", "female", "Female", "M", "male", "unclear"]
+    assert merged_levels(values) == {"F": ["F", "f", "female", "Female"], "M": ["M", "male"], "unclear": ["unclear"]}
+    assert merged_levels(["S", "M", "L"]) == {"L": ["L"], "M": ["M"], "S": ["S"]}
+    assert not spelling_groups(["1", "-1", "1.5", "15", "T1", "T2", "A", "AB"])
+    assert spelling_groups(["basal cell", "Basal-Cell", "basal_cell"])[0].total() == 3
+
+
+def test_information_is_corrected_for_chance() -> None:
+    rng = np.random.default_rng(0)
+    target = rng.choice(["a", "b", "c"], 400, p=[0.6, 0.3, 0.1])
+    assert information(target, target) == pytest.approx(1) and information(["x"] * 400, target) == 0
+    noise = rng.integers(0, 60, 400)
+    assert abs(information(noise, target)) < 0.05
+    # The expectation, by shuffling.
+    cells = np.where(rng.random(400) < 0.7, target, rng.choice(["a", "b", "c"], 400))
+    shuffled = np.mean([mutual_info_score(target, rng.permutation(cells)) for _ in range(300)])
+    entropy = mutual_info_score(target, target)
+    by_shuffling = (mutual_info_score(target, cells) - shuffled) / (entropy - shuffled)
+    assert information(cells, target) == pytest.approx(by_shuffling, abs=0.005)
+    assert information(cells, target) < information(np.char.add(cells, target), target)
+
+
+# ------------------------------------------------------------------------------------------------------------- dialect
+
+WORDS = st.text("abcäöü ,;.|\t'-", min_size=0, max_size=8).map(lambda word: f"x{word}")
+FILES = st.fixed_dictionaries(
+    {
+        "separator": st.sampled_from([",", ";", "tab", "|"]),
+        "decimal": st.sampled_from([".", ","]),
+        "encoding": st.sampled_from(["utf-8-sig", "utf-16", "cp1252"]),
+        "words": st.lists(WORDS, min_size=6, max_size=40),
+        "seed": st.integers(0, 999),
+    }
+)
+
+
+@given(FILES)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_dialect_is_recognised_and_its_cells_are_read(tmp_path: Path, file: dict[str, Any]) -> None:
+    rng = np.random.default_rng(file["seed"])
+    n = len(file["words"])
+    numbers = [f"{x:.2f}".replace(".", file["decimal"]) for x in rng.normal(size=n)]
+    frame = pd.DataFrame({"word": file["words"], "höhe": numbers, "n": [str(i) for i in rng.integers(9, size=n)]})
+    dialect = Dialect(file["separator"], file["decimal"], file["encoding"])
+    csv = tmp_path / "table.csv"
+    frame.to_csv(csv, index=False, sep=dialect.delimiter, encoding=dialect.encoding)
+    assert sniff(csv) == dialect
+    table = read_raw(csv)
+    pd.testing.assert_frame_equal(table.cells.reset_index(drop=True), read_csv(csv, dialect=dialect), check_dtype=False)
+    assert table.cells.index.tolist() == list(range(2, n + 2))
+    np.testing.assert_allclose(dialect.numbers(table.cells["höhe"]), [float(x.replace(",", ".")) for x in numbers])
+
+
+@given(st.binary(min_size=1, max_size=200))
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_content_fails_otherwise_than_with_an_error_of_the_user(tmp_path: Path, content: bytes) -> None:
+    csv = tmp_path / "table.csv"
+    csv.write_bytes(content)
+    with suppress(UserError):
+        check_unknown(Layout("T", csv, tmp_path, None, ()))
+
+
+def test_the_inspection_does_not_import_torch() -> None:
+    code = "import sys, datasets.inspection.check, datasets.inspection.suggestion; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_split_that_cannot_be_drawn_is_a_finding(parts: Callable[..., Report]) -> None:
+    def change(frame: pd.DataFrame) -> None:
+        frame.loc[0, "kind"] = "rivet"
+
+    report = parts(change, classes=["nut", "bolt", "screw", "rivet"], group=None)
+    assert "cannot divide 60 rows" in placed(report, "splits", "", "error").text and report.counts == {}
+    assert "too few" in placed(report, "kind", "class 'rivet' has 1 row").text
