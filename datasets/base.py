@@ -61,7 +61,7 @@ class MultimodalDataModule(pl.LightningDataModule):
         batch_size, test_batch_size: rows per training / evaluation batch.
         missing_train, missing_val: scenario of these splits (one each).
         missing_seed: seed of the masks; each split adds its own offset.
-        low: share of the training rows to keep (a seeded shuffle before the cut), 1 = all.
+        train_fraction: fraction of the training rows to keep (a seeded shuffle before the cut), 1 = all.
         residence: auto | device | host | mmap, see :class:`PackedLoader`.
         reshuffle_pairs, jitter: training augmentation, see :class:`PackedLoader`.
         seed: of the order of the training rows.
@@ -82,7 +82,13 @@ class MultimodalDataModule(pl.LightningDataModule):
     paths: ClassVar[tuple[str, ...]] = ()
     paths_or_names: ClassVar[tuple[str, ...]] = ()
     folders: ClassVar[tuple[str, ...]] = ()
-    read_time: ClassVar[tuple[str, ...]] = ("test_batch_size", "low", "residence", "reshuffle_pairs", "jitter")
+    read_time: ClassVar[tuple[str, ...]] = (
+        "test_batch_size",
+        "train_fraction",
+        "residence",
+        "reshuffle_pairs",
+        "jitter",
+    )
     resources: ClassVar[tuple[str, ...]] = ("test_batch_size", "residence")
 
     name: str
@@ -105,7 +111,7 @@ class MultimodalDataModule(pl.LightningDataModule):
         missing_train: Scenario | None = None,
         missing_val: Scenario | None = None,
         missing_seed: int = 2025,
-        low: float = 1.0,
+        train_fraction: float = 1.0,
         residence: str = "auto",
         reshuffle_pairs: bool | Sequence[str] = False,
         jitter: int = 0,
@@ -123,7 +129,7 @@ class MultimodalDataModule(pl.LightningDataModule):
         self.batch_size, self.test_batch_size = batch_size, test_batch_size
         self.missing_train = missing_train or Complete()
         self.missing_val = missing_val or Complete()
-        self.missing_seed, self.low, self.residence = missing_seed, low, residence
+        self.missing_seed, self.train_fraction, self.residence = missing_seed, train_fraction, residence
         self.reshuffle_pairs, self.jitter, self.drop_last, self.seed = reshuffle_pairs, jitter, drop_last, seed
         self.training_noise: TrainingNoise | None = None
         self._splits: dict[str, PackedSplit] = {}
@@ -153,8 +159,8 @@ class MultimodalDataModule(pl.LightningDataModule):
         """
         if name not in self._splits:
             split = self.store.split(name)
-            if name == "train" and self.low < 1:
-                split = split.head(self.low, seed=2025)
+            if name == "train" and self.train_fraction < 1:
+                split = split.head(self.train_fraction, seed=2025)
             self._splits[name] = split
         return self._splits[name]
 

@@ -118,11 +118,11 @@ class PackedSplit:
         names = np.load(file) if file.exists() else np.arange(self._n).astype(str)
         return list(names if self.rows is None else names[self.rows])
 
-    def head(self, share: float, seed: int) -> PackedSplit:
-        """A random ``share`` of the rows (floor), in their order."""
-        keep = int(len(self) * share)
+    def head(self, fraction: float, seed: int) -> PackedSplit:
+        """A random ``fraction`` of the rows (rounded down), in their order."""
+        keep = int(len(self) * fraction)
         if keep < 1:
-            raise UserError(f"dataset.low={share} keeps no row of {len(self)}: raise it")
+            raise UserError(f"dataset.train_fraction={fraction} keeps no row of {len(self)}: raise it")
         chosen = np.sort(np.random.default_rng(seed).permutation(len(self))[:keep])
         return PackedSplit(self.folder, chosen if self.rows is None else self.rows[chosen])
 

@@ -32,11 +32,11 @@ small_image=(dataset.encoders.image._target_=models.encoders.convolutional.Convo
   '~dataset.encoders.image.architecture' '~dataset.encoders.image.weights' '~dataset.encoders.image.image_size'
   +dataset.encoders.image.width=64)
 small=("${small_image[@]}" "${naim[@]}" +dataset.encoders.table.width=32 +dataset.encoders.table.heads=4
-  +dataset.encoders.table.hidden=64 dataset.baselines.width=32 dataset.baselines.heads=4 dataset.baselines.vector_width=64
-  dataset.baselines.lr=2e-3 trainer=cpu trainer.enable_progress_bar=false)
+  +dataset.encoders.table.hidden=64 dataset.training_defaults.width=32 dataset.training_defaults.heads=4 dataset.training_defaults.vector_width=64
+  dataset.training_defaults.lr=2e-3 trainer=cpu trainer.enable_progress_bar=false)
 parts=() fused=() scratch=()  # of the unimodal parts, of what is built on them, and of the same without parts
 brief() { # epochs of the parts, epochs of what is built on them (methods without parts get both), batch size
-  small+=("dataset.baselines.max_epochs=$(($1 + $2))" dataset.baselines.patience=null "dataset.baselines.batch_size=$3")
+  small+=("dataset.training_defaults.max_epochs=$(($1 + $2))" dataset.training_defaults.patience=null "dataset.training_defaults.batch_size=$3")
   parts=("training.max_epochs=$1" training.warmup_epochs=0 training.patience=null module.optimizer.lr=2e-3)
   fused=("training.max_epochs=$2" training.warmup_epochs=0 training.patience=null module.encoder_lr=1e-4)
   scratch=("training.max_epochs=$(($1 + $2))" training.warmup_epochs=0 training.patience=null module.optimizer.lr=2e-3)
@@ -46,7 +46,7 @@ case $kind in
   mimic) # as published: width 1024 in 16 heads, batches of 512
     dataset=MIMIC primary=auroc_weighted metrics=$weighted
     data=("dataset.root=$folder" "${naim[@]}" +dataset.encoders.table.width=1024 +dataset.encoders.table.heads=16
-      dataset.baselines.width=1024 dataset.baselines.heads=16 dataset.baselines.batch_size=512) ;;
+      dataset.training_defaults.width=1024 dataset.training_defaults.heads=16 dataset.training_defaults.batch_size=512) ;;
   standin)
     dataset=MIMIC primary=auroc_weighted metrics=$weighted
     brief 8 5 32
@@ -55,7 +55,7 @@ case $kind in
     dataset=SkinLesions primary=auroc metrics=auroc,recall_macro,f1_macro,mcc,gmean,accuracy
     brief 8 5 64
     data=("dataset.csv=$folder/metadata.csv" "dataset.images=$folder/images" dataset.side=48 dataset.stored_side=56
-      dataset.low=0.1 dataset.monitor=val_loss "${small[@]}") ;;
+      dataset.train_fraction=0.1 dataset.monitor=val_loss "${small[@]}") ;;
   xray)
     dataset=ChestXray primary=auroc metrics=auroc,recall_macro,f1_macro,mcc,gmean,accuracy
     brief 12 8 32

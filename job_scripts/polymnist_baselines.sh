@@ -5,7 +5,7 @@
 # Multiple Features (MultiFeatureDigits; without CMVAE_Classification, whose imputer knows images and text only).
 # All keep the weights of their last epoch (dataset.monitor=null): accuracy on complete validation data, by which the originals
 # choose, is full after an epoch or two, and then says nothing of rows with gaps. dataset.monitor=val_accuracy restores that.
-# Epochs, batch size and schedule of all are those of dataset.baselines; methods with stages (MultiAE, OnlineMAE, DynMM, SimMLM)
+# Epochs, batch size and schedule of all are those of dataset.training_defaults; methods with stages (MultiAE, OnlineMAE, DynMM, SimMLM)
 # train each of them so long. The published schedule of PolyMNIST wants a GPU; what is done already is skipped, so an
 # interrupted study goes on with the same command.
 set -euo pipefail

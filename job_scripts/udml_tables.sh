@@ -17,7 +17,7 @@ case $1 in
     (($# >= 3)) || usage
     dataset=SpokenDigits picture=image
     data=(dataset.protocol=official dataset.pairings=1 "dataset.recordings=$(cd "$2" && pwd)" "dataset.mnist=$(cd "$3" && pwd)")
-    trained=(dataset.baselines.max_epochs=16 dataset.baselines.batch_size=64 dataset.baselines.lr=2e-3)
+    trained=(dataset.training_defaults.max_epochs=16 dataset.training_defaults.batch_size=64 dataset.training_defaults.lr=2e-3)
     optimizer=() noisy='model.noise={start_epoch:6,levels:[1,2,3,4,5,6,7,8,9,10]}' # what UDML has by its recipe
     shift 3 ;;
   cremad | kinetics)

@@ -35,7 +35,11 @@ from trainers.config.resolvers import register_resolvers
 from trainers.context import Context
 
 # Old spelling -> new spelling: regular expressions for flattened configuration keys, values and state-dict keys.
-RENAMED: dict[str, str] = {r"\bdatasets\.(audio|video)\.": r"datasets.readers.\1."}
+RENAMED: dict[str, str] = {
+    r"\bdatasets\.(audio|video)\.": r"datasets.readers.\1.",
+    r"\bdataset\.(module\.)?low\b": r"dataset.\1train_fraction",
+    r"\bdataset\.baselines\b": "dataset.training_defaults",
+}
 # Keys of a resolved configuration that only the new record has.
 ADDED: tuple[str, ...] = ("dataset.demo_maker", "model.selector._target_")
 DIGITS_METHODS = ("DyMo", "ModDrop", "MAP", "QMF", "MUSE", "LogitAverage")
@@ -95,8 +99,8 @@ def runs(folder: Path) -> Iterator[tuple[str, list[str]]]:
     }
     common = [
         *(f"paths.data={raw}", f"paths.cache={raw / 'cache'}", "trainer=cpu", "trainer.enable_progress_bar=false"),
-        *("trainer.limit_train_batches=2", "trainer.limit_val_batches=1", "dataset.baselines.batch_size=16"),
-        *("dataset.baselines.max_epochs=1", "dataset.monitor=null", "report.samples=2"),
+        *("trainer.limit_train_batches=2", "trainer.limit_val_batches=1", "dataset.training_defaults.batch_size=16"),
+        *("dataset.training_defaults.max_epochs=1", "dataset.monitor=null", "report.samples=2"),
     ]
 
     def overrides(dataset: str, model: str, *more: str) -> list[str]:
@@ -169,7 +173,7 @@ def record(folder: Path, pattern: str = "") -> None:
         target = folder / f"digits_{model}.csv"
         if not target.exists() and re.search(pattern, target.stem):
             small = ["dataset.train_pairings=1", "imputer=Mean", "name=digits", "trainer=cpu"]
-            small += [f"paths.output={folder / 'runs'}", "dataset.baselines.max_epochs=1"]
+            small += [f"paths.output={folder / 'runs'}", "dataset.training_defaults.max_epochs=1"]
             small += [f"paths.cache={folder.parent / 'frozen_data' / 'cache'}", "trainer.enable_progress_bar=false"]
             small += ["model.unimodal.training.max_epochs=1"] if model == "LogitAverage" else []
             cfg = configure("dataset=Digits", f"model={model}", *small, "stages=[prepare,impute,fit,gaussian,test]")

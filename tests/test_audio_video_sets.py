@@ -128,7 +128,7 @@ def test_prepared_folders_of_frames_are_read(tmp_path: Path) -> None:
 
 
 def test_seeds_share_and_epochs(cremad: Path, tmp_path: Path) -> None:
-    one = built(CREMAD, cremad, tmp_path / "a", validation=0.25, low=0.5)
+    one = built(CREMAD, cremad, tmp_path / "a", validation=0.25, train_fraction=0.5)
     other = built(CREMAD, cremad, tmp_path / "b", validation=0.25, validation_seed=1)
     assert one.split("val").names() != other.split("val").names() and len(one.split("train")) == 18
     loader = one.loader("train", train=True, batch_size=18)
@@ -757,7 +757,12 @@ def test_the_place_of_a_store_depends_on_what_is_in_it() -> None:
     def place(*overrides: str) -> Path:
         return store_path(composed("dataset=CREMAD", *overrides))
 
-    same = ["dataset.side=64", "dataset.forms.UDML.frames.count=3", "dataset.test_batch_size=2", "dataset.low=0.5"]
+    same = [
+        "dataset.side=64",
+        "dataset.forms.UDML.frames.count=3",
+        "dataset.test_batch_size=2",
+        "dataset.train_fraction=0.5",
+    ]
     assert {place(), *map(place, same)} == {place()}
     other = ["dataset.form=CMPT", "dataset.stored_side=64", "dataset.bad_clips.silent=skip", "dataset.validation=test"]
     assert len({place(), *map(place, other)}) == 5

@@ -441,7 +441,7 @@ def test_completed_clears_the_masks() -> None:
 
 # ------------------------------------------------------------------------------------------------------- whole pipeline
 
-RUN = ["model.training.batch_size=16", "imputer=Mean", "dataset.baselines.schedule=cosine"]
+RUN = ["model.training.batch_size=16", "imputer=Mean", "dataset.training_defaults.schedule=cosine"]
 
 
 def run_of(method: str) -> list[str]:
@@ -458,7 +458,7 @@ def vectors(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
         "dataset.demo=true",
         f"dataset.root={folder / 'raw'}",
         "trainer=cpu",
-        "dataset.low=0.3",
+        "dataset.train_fraction=0.3",
     ]
     common += [f"paths.cache={folder / 'cache'}", f"paths.output={tmp_path / 'out'}"]
     common += ["trainer.enable_progress_bar=false", "imputer.quality.judge_epochs=1"]
@@ -571,7 +571,7 @@ def test_maps_reference_draws_for_whole_batches() -> None:
 def test_a_data_set_without_defaults_for_comparison_methods_is_named(composed) -> None:
     cfg = composed("model=ModDrop")
     OmegaConf.set_struct(cfg, False)
-    del cfg.dataset.baselines
+    del cfg.dataset.training_defaults
     with pytest.raises(UserError, match="dataset=PolyMNIST has no block 'baselines'"):
         validate(cfg)
 

@@ -287,7 +287,7 @@ def food(tmp_path: Path) -> Callable[..., list[str]]:
     def overrides(*more: str) -> list[str]:
         return [
             *("experiment=cmpt_complete", "dataset=Food101", "dataset.demo=true", "trainer=cpu"),
-            *("dataset.side=32", "dataset.stored_side=40", "dataset.text_length=24", "dataset.low=0.4"),
+            *("dataset.side=32", "dataset.stored_side=40", "dataset.text_length=24", "dataset.train_fraction=0.4"),
             *("model.training.max_epochs=1", "trainer.limit_train_batches=2", "trainer.enable_progress_bar=false"),
             *tiny_transformer("image", "clip", image_size=32, patch_size=8),
             *tiny_transformer("text", "bert", max_position_embeddings=24),

@@ -194,7 +194,13 @@ def test_the_threshold_of_validation_data_is_nowhere_worse_than_no_proxies() -> 
 def tiny(composed: Callable[..., DictConfig], tmp_path: Path) -> Callable[..., DictConfig]:
     def build(*more: str) -> DictConfig:
         return composed(
-            *("dataset=SpokenDigits", "dataset.demo=true", "dataset.low=0.2", "dataset.form=CMPT", "model=CMPT"),
+            *(
+                "dataset=SpokenDigits",
+                "dataset.demo=true",
+                "dataset.train_fraction=0.2",
+                "dataset.form=CMPT",
+                "model=CMPT",
+            ),
             *("model.unimodal.training.max_epochs=1", "model.training.max_epochs=1", "trainer.limit_train_batches=3"),
             *("trainer=cpu", "trainer.enable_progress_bar=false", "missing.test=[none,whole_0,image_text_both_0.7]"),
             *(f"paths.data={tmp_path / 'data'}", f"paths.output={tmp_path / 'out'}"),

@@ -66,7 +66,7 @@ GROUPS = [group for group in COUNTS if group not in (".", "recipe", "experiment"
 # (schedule, data set, imputer) of every schedule that changes something; what it says of all models shows with any.
 SCHEDULES = sorted(
     {
-        (*f.parts[1:3], "MoPoE" if f.stem == "baselines" else f.stem)
+        (*f.parts[1:3], "MoPoE" if f.stem == "training_defaults" else f.stem)
         for f in FILES
         if f.parts[0] == "schedule" and len(f.parts) == 4
     }
@@ -82,10 +82,10 @@ SMALL_TABLE = {
 SMALL_DATA = {
     "PolyMNIST": [],
     "Digits": ["dataset.train_pairings=1"],
-    "MST": ["dataset.demo=true", "dataset.pairings=2", "dataset.low=0.2"],
+    "MST": ["dataset.demo=true", "dataset.pairings=2", "dataset.train_fraction=0.2"],
     "CelebA": [
         "dataset.demo=true",
-        "dataset.low=0.15",
+        "dataset.train_fraction=0.15",
         "+dataset.encoders.img.base=8",
         "+dataset.encoders.text.base=8",
     ],
@@ -100,7 +100,7 @@ SMALL_DATA = {
         *("dataset.demo=true", "dataset.form=CMPT", "dataset.side=32", "dataset.stored_side=32"),
         *("dataset.forms.CMPT.audio.frames=48", "dataset.forms.CMPT.audio.mel_bins=32"),
     ],
-    "SpokenDigits": ["dataset.demo=true", "dataset.low=0.2"],
+    "SpokenDigits": ["dataset.demo=true", "dataset.train_fraction=0.2"],
     "ImageTable": [
         *SMALL_TABLE["ImageTable"],
         "dataset.image=photo",
@@ -210,7 +210,7 @@ def test_variants_of_a_model_have_their_own_run_directories() -> None:
 
 # Passes that measure; their parts train as long as all others.
 MEASURES = ("Late", "LogitAverage", "ModelSelection")
-# Models that train for a multiple of dataset.baselines.max_epochs: published proportions, in configs/recipe.
+# Models that train for a multiple of dataset.training_defaults.max_epochs: published proportions, in configs/recipe.
 MULTIPLES = {
     ("MST", "MoPoE_Classification"): 5,
     ("CelebA", "MoPoE_Classification"): 5,
@@ -261,7 +261,7 @@ def test_one_setting_says_how_long_every_method_trains(model: str, dataset: str)
         assert usual[first] == USUAL_EPOCHS[dataset] * MULTIPLES.get((dataset, first), 1)
     # 7 is the default of nothing; the default of the data set, said aloud, counts as well.
     for epochs in (7, USUAL_EPOCHS[dataset])[: 2 if model == "MaskedAttention" else 1]:
-        for name, value in epochs_of_parts(*chosen, f"dataset.baselines.max_epochs={epochs}").items():
+        for name, value in epochs_of_parts(*chosen, f"dataset.training_defaults.max_epochs={epochs}").items():
             assert value == (1 if name in MEASURES else epochs * MULTIPLES.get((dataset, name), 1)), name
     # And one that is for this model alone.
     assert epochs_of_parts(*chosen, "model.training.max_epochs=7")[first] == 7
@@ -272,7 +272,11 @@ def test_one_setting_says_how_long_every_method_trains(model: str, dataset: str)
 def test_a_short_training_has_a_warmup_that_fits_into_it(model: str, epochs: int) -> None:
     dataset = "Digits" if model == "CMPT" else "SpokenDigits" if model == "UDML" else "CAD"
     cfg = configure(
-        f"dataset={dataset}", f"model={model}", f"dataset.baselines.max_epochs={epochs}", "stages=[fit]", "imputer=Zero"
+        f"dataset={dataset}",
+        f"model={model}",
+        f"dataset.training_defaults.max_epochs={epochs}",
+        "stages=[fit]",
+        "imputer=Zero",
     )
     if model != "UDML" or epochs > 1:  # of one epoch none is left for its weights
         validate(cfg)
@@ -283,10 +287,10 @@ def test_a_short_training_has_a_warmup_that_fits_into_it(model: str, epochs: int
 def test_a_data_set_of_ones_own_says_how_long_by_a_plain_number() -> None:
     cfg = configure("dataset=Digits", "model=MaskedAttention")
     OmegaConf.set_struct(cfg, False)
-    del cfg.dataset.baselines["usual_epochs"]
-    cfg.dataset.baselines.max_epochs = 9
+    del cfg.dataset.training_defaults["usual_epochs"]
+    cfg.dataset.training_defaults.max_epochs = 9
     assert cfg.model.training.max_epochs == 9
-    del cfg.dataset.baselines["max_epochs"]
+    del cfg.dataset.training_defaults["max_epochs"]
     assert cfg.model.training.max_epochs == 500
 
 

@@ -37,5 +37,5 @@ def test_all_methods_train_alike_and_keep_their_last_epoch(tmp_path: Path) -> No
         overrides = {**run, "model": model, "paths.output": str(tmp_path)}
         check(open_run(*(f"{k}={v}" for k, v in overrides.items())), 15, 128, None, "cosine")
         if model in ("DyMo", "OnlineMAE", "SimMLM"):
-            overrides |= {"schedule": "published", "dataset.baselines.batch_size": "32"}
+            overrides |= {"schedule": "published", "dataset.training_defaults.batch_size": "32"}
             check(open_run(*(f"{k}={v}" for k, v in overrides.items())), 100, 32, 20, None)

@@ -457,7 +457,11 @@ def test_the_place_of_a_store_depends_on_what_is_in_it(tmp_path: Path) -> None:
     def place(*overrides: str) -> Path:
         return store_path(composed_config(tmp_path, "ImageTable", None, "dataset.csv=x.csv", *overrides))
 
-    assert place() == place("dataset.augmentation=null") == place("dataset.natural_missing=fill", "dataset.low=0.5")
+    assert (
+        place()
+        == place("dataset.augmentation=null")
+        == place("dataset.natural_missing=fill", "dataset.train_fraction=0.5")
+    )
     assert (
         len({place(), place("dataset.stored_side=200"), place("dataset.continuous=[a]"), place("dataset.csv=y.csv")})
         == 4

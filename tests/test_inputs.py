@@ -101,7 +101,7 @@ def configure(folder: Path, csv: Path, change: dict[str, Any], *overrides: str) 
         "trainer=cpu",
         "trainer.enable_progress_bar=false",
         "dataset.stored_side=40",
-        "dataset.baselines.batch_size=24",
+        "dataset.training_defaults.batch_size=24",
         "dataset.augmentation=null",
         "distance_metric=squared_euclidean",
         "imputer=Zero",

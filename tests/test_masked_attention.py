@@ -526,7 +526,7 @@ def test_defaults_of_the_baselines_are_the_published_ones(composed: Callable[...
 
 
 def test_weights_of_another_fill_are_refused(vectors: Callable[..., DictConfig]) -> None:  # noqa: F811
-    small = ["model=Zeros_MLP", "model.module.width=8", "dataset.low=0.1", "model.prerequisites=null"]
+    small = ["model=Zeros_MLP", "model.module.width=8", "dataset.train_fraction=0.1", "model.prerequisites=null"]
     small += ["model.training.max_epochs=1", "model.training.warmup_epochs=0", "model.training.batch_size=16"]
     cfg = vectors(*small, "model.module.fill=inputs", "stages=[prepare,fit]")
     pipeline.run(cfg)
@@ -679,7 +679,7 @@ def test_the_validation_loss_of_labels_does_not_depend_on_the_batches(rows: int)
 
 
 def test_the_best_epoch_is_past_the_warm_up_and_reproduces_its_loss(vectors: Callable[..., DictConfig]) -> None:  # noqa: F811
-    small = ["model.module.width=8", "model.module.heads=2", "model.module.hidden=16", "dataset.low=0.1"]
+    small = ["model.module.width=8", "model.module.heads=2", "model.module.hidden=16", "dataset.train_fraction=0.1"]
     small += ["model.training.batch_size=16", "model.prerequisites=null", "model.module.encoder_lr=null"]
     schedule = ["model.training.max_epochs=12", "model.training.warmup_epochs=3", "model.training.patience=3"]
     # The first epochs are best: at a rate that is far too high, losses climb.

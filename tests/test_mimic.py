@@ -505,10 +505,14 @@ def configured(tmp_path: Path, *overrides: str) -> DictConfig:
     small += [
         "dataset.side=32",
         "dataset.stored_side=32",
-        "dataset.baselines.max_epochs=1",
-        "dataset.baselines.width=16",
+        "dataset.training_defaults.max_epochs=1",
+        "dataset.training_defaults.width=16",
     ]
-    small += ["dataset.baselines.heads=2", "trainer.limit_train_batches=2", "dataset.baselines.batch_size=16"]
+    small += [
+        "dataset.training_defaults.heads=2",
+        "trainer.limit_train_batches=2",
+        "dataset.training_defaults.batch_size=16",
+    ]
     with initialize_config_dir(str(CONFIGS), version_base=None):
         return compose("config", [*small, *overrides])
 

@@ -857,7 +857,7 @@ class TestLoader:
         assert torch.equal(next(iter(data.loader("train", batch_size=200))).inputs["m0"], stored)
 
     def test_low_keeps_all_classes_and_the_order(self, built: PolyMNIST):
-        data = PolyMNIST(store=str(built.store.folder), low=0.25)
+        data = PolyMNIST(store=str(built.store.folder), train_fraction=0.25)
         target = data.split("train").read("target")
         assert len(target) == 50
         assert set(target.tolist()) == set(range(10))
@@ -870,7 +870,7 @@ class TestLoader:
 
     def test_a_share_that_keeps_nothing_is_refused(self, built: PolyMNIST):
         with pytest.raises(UserError, match="keeps no row"):
-            PolyMNIST(store=str(built.store.folder), low=0.001).split("train")
+            PolyMNIST(store=str(built.store.folder), train_fraction=0.001).split("train")
 
     def test_nan_is_refused_unless_it_is_marked_missing(self, tmp_path: Path):
         store = PackedStore(tmp_path / "store")

@@ -27,7 +27,7 @@ from trainers.config.resolvers import register_resolvers
 from trainers.context import Context
 from utils.errors import UserError
 from utils.files import replacing
-from utils.run_directory import RunDirectory, environment, file_hash, first_difference, write_json
+from utils.run_directory import RunDirectory, current_names, environment, file_hash, first_difference, write_json
 
 SETTINGS = {"seed": 0, "model": {"width": 128, "layers": 2}, "rates": [0.2, 0.4]}
 
@@ -225,6 +225,17 @@ def test_markers_that_hold_paths_of_raw_files_stay_valid(run: RunDirectory) -> N
     run.finish("test", {"model": {"root": 1}})
     with pytest.raises(UserError, match=r"model\.root: 1 -> 2"):
         run.finished("test", {"model": {"root": 2}})
+
+
+def test_settings_of_older_runs_are_read_under_the_present_names(run: RunDirectory) -> None:
+    data = {"audio": {"_target_": "datasets.readers.audio.LogMel"}, "train_fraction": 0.5}
+    run.finish("fit", {"data": data, "follow": True})
+    old = run.marker("fit").read_text().replace("datasets.readers.", "datasets.").replace("train_fraction", "low")
+    run.marker("fit").write_text(old)
+    assert run.finished("fit", {"data": data, "follow": True})
+    assert current_names("dataset:\n  low: 0.5\n  baselines:\n    width: 8\n") == (
+        "dataset:\n  train_fraction: 0.5\n  training_defaults:\n    width: 8\n"
+    )
 
 
 DATASET_CONFIGS = [OmegaConf.load(file) for file in (CONFIGS / "dataset").glob("*.yaml")]

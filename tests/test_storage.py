@@ -139,7 +139,7 @@ def test_head_is_a_seeded_share_in_order(store: PackedStore) -> None:
     assert part.names() == [str(i) for i in expected]
     smaller = part.head(0.5, seed=1)
     assert len(smaller) == 2 and set(smaller.rows) <= set(expected), "a share of a share stays inside it"
-    with pytest.raises(UserError, match=r"dataset\.low=0\.05 keeps no row of 10: raise it"):
+    with pytest.raises(UserError, match=r"dataset\.train_fraction=0\.05 keeps no row of 10: raise it"):
         split.head(0.05, seed=0)
 
 
@@ -154,13 +154,13 @@ def test_rows_with_nan_follow_the_share(store: PackedStore) -> None:
     assert store.split("test").nan_rows is None
 
 
-@pytest.mark.parametrize("low", [1.0, 0.5])
-def test_dataset_low_cuts_the_training_split_alone(composed, low: float) -> None:
+@pytest.mark.parametrize("fraction", [1.0, 0.5])
+def test_train_fraction_cuts_the_training_split_alone(composed, fraction: float) -> None:
     from trainers.config.build import build_data
 
-    data = build_data(composed(f"dataset.low={low}"))
+    data = build_data(composed(f"dataset.train_fraction={fraction}"))
     data.prepare()
-    assert [len(data.split(s)) for s in ("train", "val", "test")] == [int(60 * low), 60, 60]
+    assert [len(data.split(s)) for s in ("train", "val", "test")] == [int(60 * fraction), 60, 60]
     batches = list(data.loader("train", batch_size=16))
-    assert sum(map(len, batches)) == int(60 * low)
+    assert sum(map(len, batches)) == int(60 * fraction)
     assert {b.target.max().item() <= 9 for b in batches} == {True}

@@ -22,5 +22,5 @@ def test_a_model_without_parts_trains_as_long_as_parts_and_fusion_together(
         fused
     )
     assert whole["model.module.encoder_lr"] == "1e-4" and "model.module.optimizer.lr" not in whole
-    assert scratch["model.training.max_epochs"] == scratch["dataset.baselines.max_epochs"] == str(parts + fused)
+    assert scratch["model.training.max_epochs"] == scratch["dataset.training_defaults.max_epochs"] == str(parts + fused)
     assert scratch["model.module.optimizer.lr"] == "2e-3" and scratch["model.module.encoder_lr"] == "null"

@@ -591,7 +591,9 @@ def test_stages_and_checkpoint(composed, tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(fit_module, "build_trainer", watched)
     overrides = ["model=UDML", "model.width=8", "model.training.max_epochs=5", "model.training.batch_size=16"]
-    cfg = composed(*overrides, "dataset.baselines.schedule=cosine", "stages=[prepare,fit,test]", "missing.test=[none]")
+    cfg = composed(
+        *overrides, "dataset.training_defaults.schedule=cosine", "stages=[prepare,fit,test]", "missing.test=[none]"
+    )
     assert (cfg.model.noise.start_epoch, cfg.model.module.weights_from) == (2, 3)
     pipeline.run(cfg)
     # The callback is called before the model, so that it sees what the epoch before had.

@@ -74,14 +74,14 @@ def tiny_config(folder: Path, *overrides: str) -> DictConfig:
         "scenarios": ["none", "whole_1"],
         "validation_scenarios": ["whole_1"],
         "monitor": "val_accuracy",
-        "baselines": {"schedule": None, "max_epochs": 100, "batch_size": 256, "patience": 20},
+        "training_defaults": {"schedule": None, "max_epochs": 100, "batch_size": 256, "patience": 20},
         "test_batch_size": 512,
-        "low": 1.0,
+        "train_fraction": 1.0,
         "residence": "auto",
         "store": None,
         "mnist": None,
         "backgrounds": None,
-        "module": {"_target_": "tests.tiny_tables.TinyTables", "test_batch_size": 512, "low": 1.0},
+        "module": {"_target_": "tests.tiny_tables.TinyTables", "test_batch_size": 512, "train_fraction": 1.0},
         "encoders": encoders,
     }
     OmegaConf.set_struct(cfg, False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -17,15 +18,19 @@ from omegaconf import OmegaConf
 from utils.errors import UserError
 from utils.files import replacing
 
-# Modules of classes that settings name, as they were called when older runs were made.
-MOVED = {"datasets.audio.Log": "datasets.readers.audio.Log", "datasets.video.Frames": "datasets.readers.video.Frames"}
+# Regular expressions of classes and keys that have been renamed since older runs were made, and the present names.
+RENAMED = {
+    r"\bdatasets\.(audio\.Log|video\.Frames)": r"datasets.readers.\1",
+    r'(?m)^(\s*"?)low("?: )': r"\1train_fraction\2",
+    r'(?m)^(\s*"?)baselines("?:)': r"\1training_defaults\2",
+}
 SOURCE_ROOT = Path(__file__).resolve().parent.parent
 
 
 def current_names(text: str) -> str:
-    """Settings or a configuration of a run, with the classes that have moved since under their present names."""
-    for old, new in MOVED.items():
-        text = text.replace(old, new)
+    """Settings (JSON) or configuration (YAML) of a run, with what has been renamed since under its present name."""
+    for old, new in RENAMED.items():
+        text = re.sub(old, new, text)
     return text
 
 

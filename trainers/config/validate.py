@@ -190,10 +190,10 @@ def validate(cfg: DictConfig) -> None:
         if isinstance(value, str | int | float | DictConfig):
             # Nothing else can be checked: every letter would count as an entry.
             raise UserError(f"{key}={value}: must be a list, write {key}=[{value}]")
-    if "baselines" not in cfg.dataset:
+    if "training_defaults" not in cfg.dataset:
         # Nothing else can be read: the model takes its defaults from there.
         raise UserError(
-            f"dataset={cfg.dataset.name} has no block 'baselines', from which models take their defaults: "
+            f"dataset={cfg.dataset.name} has no block 'training_defaults', from which models take their defaults: "
             "copy that of configs/dataset/PolyMNIST.yaml"
         )
     if "forms" in cfg.dataset and cfg.dataset.form not in cfg.dataset.forms:
@@ -225,13 +225,13 @@ def validate(cfg: DictConfig) -> None:
     number("seed", 0, whole=True)
     number("missing.seed", 0, whole=True)
     one_of("distance_metric", (None, *DISTANCE_METRICS))
-    number("dataset.low", 1e-9, 1)
+    number("dataset.train_fraction", 1e-9, 1)
     number("dataset.test_batch_size", 1, whole=True)
     one_of("dataset.residence", ("auto", "device", "host", "mmap"))
     need("/" not in str(cfg.name), f"name={cfg.name}: must not hold a slash")
     need(str(cfg.name) not in ("", ".", ".."), f"name={cfg.name}: must be the name of a folder")
     one_of("dataset.monitor", ("val_accuracy", "val_auroc", "val_f1_macro", "val_loss", None))
-    one_of("dataset.baselines.schedule", (None, "cosine"))
+    one_of("dataset.training_defaults.schedule", (None, "cosine"))
     one_of("gaussian.split", ("train", "val"))
     number("gaussian.batch_size", 1, whole=True)
 
