@@ -276,6 +276,24 @@ class Noise:
     def name(self) -> str:
         return f"noise_{self.operator}_{self.level}_{self.where}"
 
+    @property
+    def caption(self) -> str:
+        """The noise in words: "Gaussian noise of level 4 on m0"."""
+        return f"{self._operator_caption} of level {self.level} on {self._where_caption}"
+
+    @property
+    def family(self) -> str:
+        """What other levels have in common with this one: "Gaussian noise on m0"."""
+        return f"{self._operator_caption} on {self._where_caption}"
+
+    @property
+    def _operator_caption(self) -> str:
+        return "Gaussian noise" if self.operator == "gaussian" else self.operator.replace("_", " ")
+
+    @property
+    def _where_caption(self) -> str:
+        return "all modalities" if self.where == "all" else self.where
+
     def columns(self, names: Sequence[str]) -> list[int]:
         """Columns of the modalities that are hit.
 

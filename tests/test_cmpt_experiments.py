@@ -29,10 +29,11 @@ from trainers import figures, published
 from trainers import run as pipeline
 from trainers.config.build import CONFIGS, build_data
 from trainers.config.validate import validate
-from trainers.report import plots as plotting
-from trainers.report.figures import _rate_one
+from trainers.report import distributions, plots
+from trainers.report.figures import scenarios_at_rate_one
 from trainers.report.runs import COLUMNS, gather
 from trainers.report.statistics import is_right
+from trainers.report.style import model_styles
 from trainers.report.tables import summarise
 from utils.errors import UserError
 
@@ -203,17 +204,17 @@ def test_curves_end_with_all_rows(tmp_path: Path) -> None:
     data["missing"] = np.arange(3)[None] == np.full((60, 1), 2)
     np.savez_compressed(run / "predictions" / "image_text_text_0.9.npz", **data)
     runs, _ = gather([run])
-    assert _rate_one(runs) == {("PolyMNIST", "image_text_text_"): "whole_2"}
+    assert scenarios_at_rate_one(runs) == {("PolyMNIST", "image_text_text_1"): "whole_2"}
     summary = summarise(runs[0].frame.query("metric == 'accuracy'")).drop(columns="missing_rate")
-    styles = plotting.model_styles(["CMPT_x"])
+    styles = model_styles(["CMPT_x"])
     long = summary.assign(model="CMPT_without_proxies_or_dropout")
     several = pd.concat([long.assign(model=long["model"] + str(i)) for i in range(6)])
-    wide = plotting.degradation(several, "accuracy", plotting.model_styles(list(several["model"].unique())))
+    wide = plots.degradation(several, "accuracy", model_styles(list(several["model"].unique())))
     assert wide is not None
     wide.draw_without_rendering()
     legend = wide.legends[0].get_window_extent()
     assert legend.x0 >= 0 and legend.x1 <= wide.bbox.x1, "long names stay inside the figure"
-    drawn = plotting.degradation(summary, "accuracy", styles, _rate_one(runs))
+    drawn = plots.degradation(summary, "accuracy", styles, at_rate_one=scenarios_at_rate_one(runs))
     assert drawn is not None
     axes = {ax.get_title(): ax for ax in drawn.axes}
     line = axes["PolyMNIST, text or sound missing"].lines[0]
@@ -398,7 +399,7 @@ def test_many_classes_go_into_panels_and_nothing_overlaps() -> None:
     rng = np.random.default_rng(0)
     names = [f"grilled_cheese_sandwich_{c}" for c in range(101)]
     values = pd.DataFrame(rng.uniform(0, 100, (101, 3)), columns=["CMPT", "A", "B"], index=names)
-    figure = plotting.per_class(values, "right (%)", plotting.model_styles(list(values)), "x", values["CMPT"])
+    figure = distributions.per_class(values, "right (%)", model_styles(list(values)), "x", values["CMPT"])
     labels = [label.get_text() for ax in figure.axes for label in ax.get_yticklabels()]
     assert len(figure.axes) == 3 and labels == names
     figure.draw_without_rendering()

@@ -23,7 +23,7 @@ from models.dymo.gaussian import GaussianParameters
 from models.dymo.prototypes import COSINE, EUCLIDEAN
 from tests import slow_twin as twin
 from tests.networks import toy_batch, toy_model, twin_evaluator
-from trainers.report.plots import distance_histograms
+from trainers.report.distributions import distance_histograms
 from utils.errors import UserError
 from utils.subsets import enumerate_subsets
 

@@ -24,9 +24,9 @@ from tests.makers import make_chest_xray
 from trainers import run as pipeline
 from trainers.config.build import CONFIGS, build_data
 from trainers.context import Context
-from trainers.report import plots as plotting
-from trainers.report.figures import _modalities
-from trainers.report.runs import gather
+from trainers.report import plots
+from trainers.report.runs import gather, modality_names
+from trainers.report.style import model_styles
 from utils.errors import UserError
 
 N = 120
@@ -587,8 +587,8 @@ def test_a_grid_of_folds_and_training_sets_is_run_and_reported(tmp_path: Path, m
     assert {"degradation_auroc_weighted.png", "sweep_auroc_weighted.png"} <= {
         f.name for f in (report / "figures").iterdir()
     }
-    named = _modalities(gather([runs["none", 0].directory.path])[0])
-    curves = plotting.degradation(summary, "AUROC", plotting.model_styles(["ModDrop"]), modalities=named)
+    named = modality_names(gather([runs["none", 0].directory.path])[0])
+    curves = plots.degradation(summary, "AUROC", model_styles(["ModDrop"]), modalities=named)
     assert curves is not None
     assert {ax.get_title() for ax in curves.axes} == {"MIMIC, image missing", "MIMIC, table missing"}
     page = (report / "report.html").read_text()

@@ -497,3 +497,30 @@ def test_masks_have_their_golden_hashes(name: str, digest: str, protocol: str) -
     ranking = [3, 1, 0, 2, 6, 5, 4]
     rows = Rows(40, m, scenario.seed(2025, 2), ("image", "text"), absent, (13, 8), ranking)
     assert (mask_hash(scenario.generate(rows)), scenario.protocol) == (digest, protocol)
+
+
+# ----------------------------------------------------------------------------------------------------------- captions
+
+
+@pytest.mark.parametrize(
+    ("name", "caption", "named_caption"),
+    [
+        ("none", "complete", "complete"),
+        ("whole_2", "modality 2 missing", "table missing"),
+        ("whole_12", "modality 1 and modality 2 missing", "only image"),
+        ("random_0.8", "80 % of modalities", "80 % of modalities"),
+        ("random_bernoulli_0.25", "25 % of modalities (Bernoulli)", "25 % of modalities (Bernoulli)"),
+        ("table_value_0.3", "30 % of table cells", "30 % of table cells"),
+        ("table_MI_0.3", "30 % most important columns", "30 % most important columns"),
+        ("image_text_both_0.7", "text or image missing in 70 %", "text or image missing in 70 %"),
+        ("nested_0_0.25", "modality 0 missing in 25 %", "image missing in 25 %"),
+        ("file:masks.csv", "mask file masks.csv", "mask file masks.csv"),
+        ("noise_motion_blur_4_all", "motion blur of level 4 on all modalities", None),
+        ("noise_gaussian_4_m0+whole_2", "modality 2 missing, Gaussian noise of level 4 on m0", None),
+    ],
+)
+def test_captions(name: str, caption: str, named_caption: str | None) -> None:
+    scenario = parse_scenario(name)
+    assert scenario.caption() == caption
+    assert named_caption in (None, scenario.caption(["image", "text", "table"]))
+    assert parse_scenario("whole_01").caption(["a", "b", "c", "d"]) == "a and b missing"

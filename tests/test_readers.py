@@ -41,7 +41,7 @@ from datasets.scaling import mean_and_deviation
 from models.cmpt.cmpt import CMPT
 from models.dymo.method import DyMo
 from trainers import evaluate, figures, published
-from trainers.report import plots as plotting
+from trainers.report import pictures
 from utils.errors import UserError
 from utils.files import natural_key
 
@@ -371,7 +371,7 @@ def test_absent_content_is_drawn_as_absent() -> None:
         "original_image": photo,
         "recovered_image": np.zeros_like(photo),
     }
-    figure = plotting.samples(data, "t")
+    figure = pictures.samples(data, "t")
     texts = [text.get_text() for ax in figure.axes for text in ax.texts]
     assert texts.count("not in the data") == 1
     shown = [image for ax in figure.axes for image in ax.images if np.asarray(image.get_array())[..., 0].max() == 255]

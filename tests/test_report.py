@@ -16,14 +16,12 @@ from scipy import stats
 from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
 
-from datasets.missingness import image_text, random
-from datasets.missingness import table as table_cells
-from datasets.missingness.base import slug
+from datasets.missingness.base import MISSING_RATE, NOISE_LEVEL, slug
+from datasets.missingness.parse import EXAMPLES, parse_scenario
 from trainers import figures
-from trainers.report import bootstrap
+from trainers.report import bootstrap, distributions, pictures, plots, style
 from trainers.report import figures as report_figures
 from trainers.report import page as report
-from trainers.report import plots as plotting
 from trainers.report.runs import COLUMNS, KEY, gather, scenario_of
 from trainers.report.statistics import compare, mcnemar, paired_t
 from trainers.report.tables import print_table, rate_notes, summarise, table, to_latex, to_markdown, with_rates
@@ -178,6 +176,20 @@ def test_files_of_a_report(made):
     pd.testing.assert_frame_equal(pd.read_csv(folder / "tests.csv"), result.tests, check_dtype=False)
 
 
+def test_page_and_latex_have_captions_and_csv_files_names(tmp_path):
+    scenarios = ("none", "whole_2", "nested_1_0.25")
+    runs = [write_run(tmp_path, model, 0, scenarios=scenarios) for model in ("DyMo", "M3Care")]
+    (runs[0] / "masks").mkdir()
+    (runs[0] / "masks" / "none.json").write_text(json.dumps({"modalities": ["image", "text", "table"]}))
+    result = report.write_report(runs, tmp_path / "report", title="t", metrics=["accuracy"])
+    page, latex = result.html.read_text(), (tmp_path / "report" / "summary_accuracy.tex").read_text()
+    assert '<span title="whole_2">table missing</span>' in page and "text missing in 25 %" in page
+    assert r"\label{tab:PolyMNIST_accuracy}" in latex and r"\caption{PolyMNIST, accuracy (\%): mean $\pm$" in latex
+    assert r"\shortstack[r]{text missing in\\25 \%}" in latex and r"whole\_2" not in latex
+    assert set(pd.read_csv(tmp_path / "report" / "summary.csv", keep_default_na=False)["scenario"]) == set(scenarios)
+    assert "whole_2" in (tmp_path / "report" / "summary_accuracy.md").read_text()
+
+
 def test_html_is_self_contained(made):
     text = made[0].html.read_text()
     page = Page(text)
@@ -286,26 +298,27 @@ def test_tables_show_the_realised_rate_and_curves_lie_at_it():
     summary = summarise(frame)
     cells = with_rates(table(summary, "accuracy"), summary)
     assert cells.loc["missing rate"].tolist() == ["0", "0.167", "0.5"]
-    note = "random_0.2 has a realised missing rate of 0.167, not 0.2"
+    note = "random_0.2: realised missing rate 0.167, not 0.2"
     assert rate_notes(summary) == [note] and note in print_table(summary, "accuracy")
-    (axes,) = plotting.degradation(summary, "accuracy", plotting.model_styles(["A"])).axes
+    (axes,) = plots.degradation(summary, "accuracy", style.model_styles(["A"])).axes
     np.testing.assert_allclose(axes.lines[0].get_xdata(), [0, 1 / 6, 0.5])
 
 
-@pytest.mark.parametrize("family", [*plotting.FAMILIES, "nested_1_"])
+# Names of scenarios with a rate, without the rate.
+FAMILIES = [
+    name.rpartition("_")[0] + "_"
+    for examples in EXAMPLES.values()
+    for name in examples
+    if name != "subsets" and (place := parse_scenario(name).place()) and place.axis == MISSING_RATE
+]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_with_a_rate_has_a_curve_from_complete_data(family):
     assert scenario_of(f"{family}0.4").named_rate == 0.4
     cells = {("A", "none"): [0.9], ("A", f"{family}0.6"): [0.5], ("A", f"{family}0.4"): [0.7]}
-    (axes,) = plotting.degradation(summarise(frame_of(cells)), "", plotting.model_styles(["A"])).axes
+    (axes,) = plots.degradation(summarise(frame_of(cells)), "", style.model_styles(["A"])).axes
     np.testing.assert_allclose(axes.lines[0].get_xydata(), [[0, 0.9], [0.4, 0.7], [0.6, 0.5]])
-
-
-def test_families_with_a_rate_are_those_of_the_scenarios():
-    families = {f"image_text_{side}_" for side in image_text.STRATEGIES} | {
-        f"table_{strategy}_" for strategy in table_cells.STRATEGIES.values()
-    }
-    families |= {"random_" if g == "exact" else f"random_{g}_" for g in random.GENERATORS}
-    assert set(plotting.FAMILIES) == families
 
 
 def test_old_results_take_the_rate_from_masks_then_predictions_then_the_name(tmp_path, caplog):
@@ -334,7 +347,7 @@ def test_every_combination_of_models_seeds_and_scenarios_makes_a_report(
         path.parent.mkdir(exist_ok=True)
         path.touch()
 
-    monkeypatch.setattr(plotting, "save", write_nothing)
+    monkeypatch.setattr(report_figures, "save", write_nothing)
     runs = [write_run(tmp_path, model, seed, scenarios=scenarios, n=12) for model in models for seed in range(seeds)]
     result = report.write_report(runs, tmp_path / "report", title="t")
     assert {"accuracy", "auroc", "ece"} <= {metric for _, metric in result.tables}
@@ -500,7 +513,7 @@ def test_masks_that_differ_are_reported(tmp_path, caplog):
 def test_last_rewards_takes_the_step_of_the_verdict():
     nan = np.nan
     rewards = np.array([[[0.2, 0.5, nan], [-0.1, nan, nan]], [[nan, nan, nan], [nan, nan, nan]]])
-    last, accepted = plotting.last_rewards(rewards, np.array([[1, -1, -1], [-1, -1, -1]]))
+    last, accepted = distributions.last_rewards(rewards, np.array([[1, -1, -1], [-1, -1, -1]]))
     np.testing.assert_array_equal(last, [[-0.1, 0.5, nan], [nan, nan, nan]])
     assert accepted.tolist() == [[False, True, False], [False, False, False]]
 
@@ -508,17 +521,17 @@ def test_last_rewards_takes_the_step_of_the_verdict():
 def test_degradation_draws_what_the_summary_says():
     cells = {("A", "none"): [0.9, 0.8], ("A", "random_0.5"): [0.5, 0.6], ("A", "random_global_0.2"): [0.7, 0.7]}
     summary = summarise(frame_of(cells | {("B", "whole_1"): [0.3]}))
-    styles = plotting.model_styles(["A", "B"])
-    exact, other = plotting.degradation(summary, "accuracy", styles).axes
+    styles = style.model_styles(["A", "B"])
+    exact, other = plots.degradation(summary, "accuracy", styles).axes
     np.testing.assert_allclose(exact.lines[0].get_xydata(), [[0, 0.85], [0.5, 0.55]])
     np.testing.assert_allclose(other.lines[0].get_xydata(), [[0, 0.85], [0.2, 0.7]])
-    assert len(exact.lines) == 1 and plotting.degradation(summary[summary["model"] == "B"], "", styles) is None
-    (bars,) = plotting.scenario_bars(summary, "accuracy", styles).axes
+    assert len(exact.lines) == 1 and plots.degradation(summary[summary["model"] == "B"], "", styles) is None
+    (bars,) = plots.scenario_bars(summary, "accuracy", styles).axes
     assert [patch.get_height() for patch in bars.patches] == [pytest.approx(0.3)]
-    assert plotting.scenario_bars(summary[summary["model"] == "A"], "", styles) is None
+    assert plots.scenario_bars(summary[summary["model"] == "A"], "", styles) is None
 
 
-def test_noise_levels_draws_a_panel_for_each_modality_and_pattern():
+def test_noise_curves_have_a_panel_for_each_modality_and_pattern():
     cells = {
         ("A", "none"): [0.9, 0.8],
         ("A", "random_0.6"): [0.7, 0.7],
@@ -527,17 +540,17 @@ def test_noise_levels_draws_a_panel_for_each_modality_and_pattern():
         ("A", "noise_gaussian_4_all+random_0.6"): [0.4, 0.4],
     }
     summary = summarise(frame_of(cells))
-    styles = plotting.model_styles(["A"])
-    alone, both = plotting.noise_levels(summary, "accuracy", styles).axes
+    styles = style.model_styles(["A"])
+    alone, both = plots.degradation(summary, "accuracy", styles, NOISE_LEVEL).axes
     np.testing.assert_allclose(alone.lines[0].get_xydata(), [[1, 0.85], [4, 0.55], [10, 0.3]])
     np.testing.assert_allclose(both.lines[0].get_xydata(), [[1, 0.7], [4, 0.4]])
-    assert both.get_title().endswith("gaussian on all, random_0.6")
-    assert plotting.noise_levels(summary[summary["scenario"] == "none"], "", styles) is None
+    assert both.get_title().split("\n") == ["D, Gaussian noise on all modalities, 60 % of", "modalities"]
+    assert plots.degradation(summary[summary["scenario"] == "none"], "", styles, NOISE_LEVEL) is None
 
 
 def test_styles_are_distinct():
     models = [f"m{i}" for i in range(20)] + ["m0/discard", "m0/oracle_subset", "m1/oracle_subset"]
-    styles = plotting.model_styles(models)
+    styles = style.model_styles(models)
     assert set(styles) == set(models)
     assert len({(s["color"], s["marker"], str(s["linestyle"])) for s in styles.values()}) == len(models)
 
@@ -546,19 +559,19 @@ def test_training_curves_of_sparse_columns():
     frame = pd.DataFrame(
         {"epoch": [0, 0, 1, 1], "train_loss": [2, None, 1, None], "val_accuracy": [None, 0.5, None, 0.7]}
     )
-    losses, scores = plotting.training_curves({0: frame, 1: frame}, "t").axes
+    losses, scores = plots.training_curves({0: frame, 1: frame}, "t").axes
     assert len(losses.lines) == 2
     np.testing.assert_allclose(losses.lines[0].get_xydata(), [[0, 2], [1, 1]])
     np.testing.assert_allclose(scores.lines[1].get_xydata(), [[0, 0.5], [1, 0.7]])
-    assert plotting.training_curves({0: frame[["epoch"]]}, "t") is None
+    assert plots.training_curves({0: frame[["epoch"]]}, "t") is None
 
 
 def test_the_picture_of_a_selection_shows_the_rows_that_say_most(made, tmp_path, monkeypatch):
     _, runs = made
     drawn = []
-    samples = plotting.samples
+    samples = pictures.samples
     monkeypatch.setattr(
-        plotting, "samples", lambda data, *args, **more: drawn.append(data) or samples(data, *args, **more)
+        pictures, "samples", lambda data, *args, **more: drawn.append(data) or samples(data, *args, **more)
     )
     stored = np.load(runs[0] / "examples" / "random_0.4.npz")
     ranks = []

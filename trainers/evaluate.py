@@ -24,7 +24,7 @@ from models.dymo.dynamic_transformer import DynamicTransformer
 from models.dymo.method import MAIN, Cells, DyMo, under, validate_selection
 from trainers.config.build import build_selection
 from trainers.context import Context
-from trainers.report.plots import ORACLE_NOTE, is_oracle, with_dagger
+from trainers.report.style import ORACLE_NOTE, is_oracle, with_dagger
 from utils.errors import UserError
 from utils.files import replacing, save_arrays
 from utils.metrics import METRICS, LabelMetrics, classification_metrics, metric_names

@@ -33,9 +33,10 @@ from datasets.missingness import parse_scenario
 from datasets.missingness.base import slug
 from trainers.config.build import build_data
 from trainers.context import Context, open_run
-from trainers.report import plots as plotting
+from trainers.report import distributions, pictures
 from trainers.report.runs import Run, gather, load_arrays
 from trainers.report.statistics import is_right
+from trainers.report.style import model_styles, save
 from utils.errors import UserError
 from utils.run_directory import current_names
 
@@ -99,10 +100,10 @@ def per_class(directories: Sequence[Path], scenario: str) -> Figure:
     values.index = pd.Index(class_names(runs[0]))
     models = list(values)
     gain = values[models[0]] - values[models[1]] if len(models) > 1 else None
-    return plotting.per_class(
+    return distributions.per_class(
         values.loc[sort_order(values[models[0]] if gain is None else gain)],
         score_label(data["target"]),
-        plotting.model_styles(models),
+        model_styles(models),
         f"{runs[0].dataset}, {scenario_title(runs[0], scenario)}"
         + (f"\ngain: {models[0]} minus {models[1]}, percentage points" if gain is not None else ""),
         gain,
@@ -134,7 +135,7 @@ def selection(directory: Path, scenario: str, rows: int) -> Figure:
     order = np.lexsort((-highest, -missing, ~is_correct, ~is_mixed))[:rows]
     shared = ("modality_names", "class_names")
     chosen = {key: values if key in shared else values[order] for key, values in data.items()}
-    return plotting.samples(chosen, f"{run.dataset}, {run.model}, {scenario}, {run.repeat}", limit=rows)
+    return pictures.samples(chosen, f"{run.dataset}, {run.model}, {scenario}, {run.repeat}", limit=rows)
 
 
 def one_model(directories: Sequence[Path], scenarios: Sequence[str]) -> Figure:
@@ -154,10 +155,10 @@ def one_model(directories: Sequence[Path], scenarios: Sequence[str]) -> Figure:
         seeds = [score_by_class(d["logits"], d["target"]) for d in data]
         columns[observed_title(runs[0], scenario)] = np.mean(seeds, axis=0) * 100
     values = pd.DataFrame(columns, index=pd.Index(class_names(runs[0])))
-    return plotting.per_class(
+    return distributions.per_class(
         values.loc[sort_order(values.iloc[:, 0])],
         score_label(data[0]["target"]),
-        plotting.model_styles(list(values)),
+        model_styles(list(values)),
         f"{runs[0].dataset}, {models[0]}",
     )
 
@@ -177,17 +178,17 @@ def sort_order(values: pd.Series) -> list[str]:
 
 
 def scenario_title(run: Run, scenario: str) -> str:
-    """The scenario in words: ``whole_1`` is "text missing (whole_1)"."""
-    if not (hidden := hidden_modalities(run, scenario)):
-        return "complete" if scenario == "none" else scenario
-    return f"{' and '.join(hidden)} missing ({scenario})"
+    """Caption and name of a scenario: "text missing (whole_1)"."""
+    caption = parse_scenario(scenario).caption(data_module(run).modality_names)
+    return caption if scenario == "none" else f"{caption} ({scenario})"
 
 
 def observed_title(run: Run, scenario: str) -> str:
-    """What the model sees: "complete", of two modalities "image only", of more "without image"; else the scenario."""
+    """What the model sees: "complete", of two modalities "image only", of more "without image"; else the caption."""
+    names = data_module(run).modality_names
     if not (hidden := hidden_modalities(run, scenario)):
-        return "complete" if scenario == "none" else scenario
-    observed = [name for name in data_module(run).modality_names if name not in hidden]
+        return parse_scenario(scenario).caption(names)
+    observed = [name for name in names if name not in hidden]
     return f"{observed[0]} only" if len(observed) == 1 else f"without {' and '.join(hidden)}"
 
 
@@ -287,7 +288,7 @@ def features(
     words = "largest" if order == "gain" else "smallest"
     title = f"{run.dataset}, {scenario_title(run, scenario)}, {run.repeat}"
     subtitle = f"the {len(chosen)} classes with the {words} gain (percentage points in brackets)"
-    return plotting.embedding(points, target[picked], labels, title, subtitle)
+    return distributions.embedding(points, target[picked], labels, title, subtitle)
 
 
 def rows_by_outcome(with_proxies: np.ndarray, without: np.ndarray) -> dict[str, np.ndarray]:
@@ -369,7 +370,7 @@ def attention(context: Context, without: Path, scenario: str, count: int, seed: 
         f"{run.dataset}, {context.label}, {scenario_title(run, scenario)}: attention to '{name}', "
         "bright where it is high, each map scaled by its maximum"
     )
-    return plotting.attention_maps(shown, title), shares
+    return pictures.attention_maps(shown, title), shares
 
 
 def _classes(names: Sequence[str], values: np.ndarray, labels: int) -> str:
@@ -427,7 +428,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
         figure, shares = attention(open_run(*options.runs), options.without, options.scenario, options.rows or 2)
         print(shares)
-    plotting.save(figure, options.out)
+    save(figure, options.out)
     print(options.out)
 
 

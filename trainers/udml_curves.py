@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 from omegaconf import OmegaConf
 
-from trainers.report.plots import noise_curves, save
+from trainers.report.plots import noise_curves
+from trainers.report.style import save
 from utils.errors import UserError
 from utils.files import replacing
 

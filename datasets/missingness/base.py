@@ -19,6 +19,27 @@ RATE_TOLERANCE = 0.01
 # With the default missing.seed, the masks of published protocols are those of the original code.
 DEFAULT_SEED = 2025
 
+# Axes of figures, and the position on them where nothing is missing or noisy.
+MISSING_RATE, NOISE_LEVEL = "missing rate", "noise level"
+AXIS_START = {MISSING_RATE: 0.0, NOISE_LEVEL: 1.0}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Place of a scenario in figures of a score against its missing rate or noise level.
+
+    Attributes:
+        axis: :data:`MISSING_RATE` | :data:`NOISE_LEVEL`.
+        family: what its curve has in common, as a title.
+        x: position on the axis.
+        start: name of the scenario where the curve starts, at :data:`AXIS_START`.
+    """
+
+    axis: str
+    family: str
+    x: float
+    start: str
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -89,6 +110,10 @@ class Scenario(ABC):
         """Name of the pattern, without noise."""
 
     @abstractmethod
+    def pattern_caption(self, modalities: Sequence[str] = ()) -> str:
+        """The pattern in words, without noise; see :meth:`caption`."""
+
+    @abstractmethod
     def generate(self, rows: Rows) -> np.ndarray:
         """(n, columns) bool mask, True = missing. Masks of modalities keep at least one modality per row; masks of
         table cells (:attr:`hides_cells`) may leave a row empty.
@@ -103,6 +128,30 @@ class Scenario(ABC):
         if self.noise is None:
             return self.pattern_name
         return f"{self.noise.name}+{self.pattern_name}" if self.hides else self.noise.name
+
+    def caption(self, modalities: Sequence[str] = ()) -> str:
+        """The scenario in words, for tables and figures: "table missing", "30 % of table cells".
+
+        Args:
+            modalities: their names; without them, captions have column numbers.
+        """
+        pattern = self.pattern_caption(modalities)
+        if self.noise is None:
+            return pattern
+        return f"{pattern}, {self.noise.caption}" if self.hides else self.noise.caption
+
+    def place(self, modalities: Sequence[str] = ()) -> Place | None:
+        """Place of the scenario in a figure; None without a rate or noise level in the name."""
+        if self.noise is not None:
+            pattern = f", {self.pattern_caption(modalities)}" if self.hides else ""
+            return Place(NOISE_LEVEL, self.noise.family + pattern, self.noise.level, self.pattern_name)
+        if self.named_rate is None:
+            return None
+        return Place(MISSING_RATE, self.family(modalities), self.named_rate, "none")
+
+    def family(self, modalities: Sequence[str] = ()) -> str:
+        """What scenarios with other rates have in common with this one, as a title."""
+        return self.kind
 
     @property
     def slug(self) -> str:
@@ -243,6 +292,11 @@ class ScenarioWithRate(Scenario):
         text = f"{self.rate:g}"
         return text if float(text) == self.rate else repr(self.rate)
 
+    @property
+    def percent(self) -> str:
+        """The rate in captions."""
+        return f"{100 * self.rate:g} %"
+
     @classmethod
     def to_rate(cls, text: object) -> float:
         """
@@ -270,6 +324,11 @@ def unobserved(mask: np.ndarray, cells: Mapping[str, np.ndarray], modalities: Se
     for name, missing_cells in cells.items():
         mask[:, list(modalities).index(name)] &= missing_cells.all(1)
     return mask
+
+
+def modality_name(column: int, modalities: Sequence[str]) -> str:
+    """The name of a modality, its number if the names are unknown."""
+    return modalities[column] if column < len(modalities) else f"modality {column}"
 
 
 def slug(name: str) -> str:

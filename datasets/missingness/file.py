@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,9 @@ class File(Scenario):
     @property
     def pattern_name(self) -> str:
         return f"file:{Path(self.path).name}"
+
+    def pattern_caption(self, modalities: Sequence[str] = ()) -> str:
+        return f"mask file {Path(self.path).name}"
 
     @property
     def hides_cells(self) -> bool:

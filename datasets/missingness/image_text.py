@@ -12,7 +12,12 @@ import numpy as np
 from datasets.missingness.base import DEFAULT_SEED, Rows, ScenarioWithRate
 from utils.errors import UserError
 
-STRATEGIES = ("text", "image", "both")
+# Strategy -> title of its curves, and what is missing.
+CAPTIONS = {
+    "text": ("text or sound missing", "text"),
+    "image": ("image or video missing", "image"),
+    "both": ("either missing", "text or image"),
+}
 ORDERS = ("exact", "running")
 SEED = 0  # of all splits
 TEXT_CODE, IMAGE_CODE = 1, 2  # in MAP's missing tables
@@ -44,9 +49,9 @@ class ImageText(ScenarioWithRate):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.strategy not in STRATEGIES:
+        if self.strategy not in CAPTIONS:
             raise UserError(
-                f"'{self.strategy}' cannot be missing, known are {', '.join(STRATEGIES)} (image_text_both_0.7)"
+                f"'{self.strategy}' cannot be missing, known are {', '.join(CAPTIONS)} (image_text_both_0.7)"
             )
         if self.order not in ORDERS:
             raise UserError(f"unknown order '{self.order}', leave it out or write running")
@@ -76,6 +81,13 @@ class ImageText(ScenarioWithRate):
     @property
     def protocol(self) -> str:
         return f"MAP {self.strategy}"
+
+    def family(self, modalities: Sequence[str] = ()) -> str:
+        return CAPTIONS[self.strategy][0] + (" (running)" if self.continues_splits else "")
+
+    def pattern_caption(self, modalities: Sequence[str] = ()) -> str:
+        suffix = " (running)" if self.continues_splits else ""
+        return f"{CAPTIONS[self.strategy][1]} missing in {self.percent}{suffix}"
 
     def seed(self, base: int, split: int) -> int:
         return (SEED + base - DEFAULT_SEED) % 2**32

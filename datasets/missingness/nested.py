@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from datasets.missingness.base import DEFAULT_SEED, Rows, ScenarioWithRate
+from datasets.missingness.base import DEFAULT_SEED, Rows, ScenarioWithRate, modality_name
 from utils.errors import UserError
 
 SEED = 42  # of all splits
@@ -53,6 +53,12 @@ class Nested(ScenarioWithRate):
     @property
     def protocol(self) -> str:
         return "Resilient-VT"
+
+    def family(self, modalities: Sequence[str] = ()) -> str:
+        return f"{modality_name(self.column, modalities)} missing"
+
+    def pattern_caption(self, modalities: Sequence[str] = ()) -> str:
+        return f"{self.family(modalities)} in {self.percent}"
 
     def seed(self, base: int, split: int) -> int:
         return (SEED + base - DEFAULT_SEED) % 2**32

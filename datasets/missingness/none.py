@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,9 @@ class Complete(Scenario):
     @property
     def dymo_name(self) -> str:
         return "whole_none"
+
+    def pattern_caption(self, modalities: Sequence[str] = ()) -> str:
+        return "complete"
 
     def generate(self, rows: Rows) -> np.ndarray:
         return np.zeros((rows.n, rows.columns), dtype=bool)

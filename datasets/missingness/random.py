@@ -11,7 +11,8 @@ import numpy as np
 from datasets.missingness.base import Rows, ScenarioWithRate
 from utils.errors import UserError
 
-GENERATORS = ("exact", "global", "bernoulli")
+# Generator -> its name in figures.
+GENERATORS = {"exact": "exact", "global": "global", "bernoulli": "Bernoulli"}
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,13 @@ class Random(ScenarioWithRate):
     @property
     def dymo_name(self) -> str:
         return f"random_{self.rate:g}"
+
+    def family(self, modalities: Sequence[str] = ()) -> str:
+        return f"random ({GENERATORS[self.generator]})"
+
+    def pattern_caption(self, modalities: Sequence[str] = ()) -> str:
+        suffix = "" if self.generator == "exact" else f" ({GENERATORS[self.generator]})"
+        return f"{self.percent} of modalities{suffix}"
 
     def expected_rate(self, m: int) -> float:
         if self.generator == "exact":

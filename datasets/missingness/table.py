@@ -20,6 +20,13 @@ STRATEGIES = {
     "most_important": "MI",
     "least_important": "LI",
 }
+# Strategy -> what is missing, in figure titles, and after a percentage.
+CAPTIONS = {
+    "value": ("cells of the table", "of table cells"),
+    "feature": ("columns of the table", "of table columns"),
+    "MI": ("most important columns", "most important columns"),
+    "LI": ("least important columns", "least important columns"),
+}
 VALUE_SEED = 2021  # of train; val and test add 1 and 2
 FEATURE_SEED = 2022  # of all splits
 FOREST_SEED = 2022
@@ -76,6 +83,12 @@ class Table(ScenarioWithRate):
     @property
     def protocol(self) -> str:
         return f"TIP {self.strategy}"
+
+    def family(self, modalities: Sequence[str] = ()) -> str:
+        return f"{CAPTIONS[self.strategy][0]} missing"
+
+    def pattern_caption(self, modalities: Sequence[str] = ()) -> str:
+        return f"{self.percent} {CAPTIONS[self.strategy][1]}"
 
     def file_name(self, stem: str, target: str) -> str:
         """File name of the mask in the original layout: ``{csv stem}_{dvm|CAD|Infarction}_{strategy}_{rate}.npy``."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from datasets.missingness.base import Rows, Scenario
+from datasets.missingness.base import Rows, Scenario, modality_name
 from datasets.missingness.none import Complete
 from utils.errors import UserError
 
@@ -64,6 +64,13 @@ class Whole(Scenario):
     def dymo_name(self) -> str:
         return "whole_" + "_".join(map(str, self.modalities))
 
+    def pattern_caption(self, modalities: Sequence[str] = ()) -> str:
+        """What is missing, or what is left where that is shorter."""
+        observed = [i for i in range(len(modalities)) if i not in self.modalities]
+        if 0 < len(observed) < len(self.modalities):
+            return f"only {_enumerate([modalities[i] for i in observed])}"
+        return f"{_enumerate([modality_name(i, modalities) for i in self.modalities])} missing"
+
     def check(self, m: int, names: Sequence[str] | None = None) -> None:
         super().check(m, names)
         if len(set(self.modalities)) == m:
@@ -74,6 +81,10 @@ class Whole(Scenario):
         mask = np.zeros((rows.n, rows.columns), dtype=bool)
         mask[:, list(self.modalities)] = True
         return mask
+
+
+def _enumerate(names: Sequence[str]) -> str:
+    return " and ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)
 
 
 def whole(columns: Sequence[int]) -> Scenario:

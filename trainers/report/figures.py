@@ -1,11 +1,11 @@
-"""Figures of a report."""
+"""All figures of a report."""
 
 from __future__ import annotations
 
-import functools
-import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,27 +13,33 @@ import pandas as pd
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from datasets.missingness.base import slug
-from trainers.report import plots as plotting
-from trainers.report.runs import KEY, REPEAT, Run, load_arrays
+from datasets.missingness.base import NOISE_LEVEL, slug
+from datasets.missingness.image_text import ImageText
+from trainers.report import distributions, pictures, plots
+from trainers.report.runs import KEY, REPEAT, Run, load_arrays, modality_names, scenario_of
 from trainers.report.statistics import is_right
-from trainers.report.tables import _shown, label
+from trainers.report.style import model_styles, save
+from trainers.report.tables import label, rows_of_metric
 
 log = logging.getLogger(__name__)
-PICTURED = 6  # scenarios of one model that get pictures and histograms
+PICTURED = 6  # scenarios per model that get pictures and histograms
+# Section of the page, stem of the file, and the function that draws it.
+Job = tuple[str, str, Callable[[], Figure | None]]
 
 
 def training_sweep(frame: pd.DataFrame) -> pd.DataFrame:
-    """Methods trained under several missingness scenarios and tested on complete data, as a frame whose ``scenario`` is
-    the one of training; empty where there are no several, or a method has two runs of one."""
+    """Results on complete data of methods trained under several scenarios; ``scenario`` becomes that of training.
+
+    Empty if there is one scenario only, or if a method has two runs of one scenario.
+    """
     rows = frame[frame["scenario"] == "none"]
     rows = rows.assign(model=rows["method"], scenario=rows["train"])
     rows = rows.drop(columns="missing_rate", errors="ignore")  # that of the test
-    several = rows["train"].nunique() > 1 and not rows.duplicated([*KEY, *REPEAT]).any()
-    return rows.sort_values("train", key=lambda train: train != "none", kind="stable") if several else rows[:0]
+    is_sweep = rows["train"].nunique() > 1 and not rows.duplicated([*KEY, *REPEAT]).any()
+    return rows.sort_values("train", key=lambda train: train != "none", kind="stable") if is_sweep else rows[:0]
 
 
-def _draw(
+def draw_figures(
     runs: Sequence[Run], summary: pd.DataFrame, sweep: pd.DataFrame, metrics: Sequence[str], folder: Path
 ) -> dict[str, list[Path]]:
     """Draw everything; section of the page -> its PNG files.
@@ -41,93 +47,95 @@ def _draw(
     Args:
         sweep: the summary of :func:`training_sweep`; with it, curves over test rates are those of complete training.
     """
-    partial = functools.partial
-    jobs: list[tuple[str, str, Callable[[], Figure | None]]] = []
-    styles = plotting.model_styles(list((sweep if len(sweep) else summary)["model"].unique()))
-    degradation = partial(plotting.degradation, modalities=_modalities(runs))
-    if len(sweep):
-        by_training = partial(degradation, xlabel="missing rate in training")
-        jobs = [
-            ("sweep", f"sweep_{slug(m)}", partial(by_training, _shown(sweep, m), label(m), styles)) for m in metrics
-        ]
-    by_test = partial(degradation, whole=_rate_one(runs))
-    for metric in metrics:
-        for name, draw in (
-            ("degradation", by_test),
-            ("noise", plotting.noise_levels),
-            ("scenarios", plotting.scenario_bars),
-        ):
-            arguments = (_shown(summary, metric), label(metric), styles)
-            jobs.append((metric, f"{name}_{slug(metric)}", partial(draw, *arguments)))
-    groups: dict[tuple[str, str], list[Run]] = {}
-    for run in sorted(runs, key=lambda run: (run.seed, run.fold)):
-        groups.setdefault((run.dataset, run.model), []).append(run)
-    several = summary["dataset"].nunique() > 1
-    for (dataset, model), group in groups.items():
-        stem, title = slug(f"{dataset}_{model}" if several else model), f"{dataset}, {model}"
-        scenarios = list(dict.fromkeys(s for run in group for s in run.frame["scenario"]))
-        examples = [(s, f) for s in scenarios if (f := group[0].path / "examples" / f"{slug(s)}.npz").is_file()]
-        if len(examples) > PICTURED:
-            log.info("report: pictures of the first %d of %d scenarios of %s", PICTURED, len(examples), title)
-        for scenario, file in examples[:PICTURED]:
-            heading = f"{title}, {scenario}, {group[0].repeat}"
-            jobs.append(("samples", f"samples_{stem}_{slug(scenario)}", partial(_samples, file, heading)))
-        jobs.append(("rewards", f"rewards_{stem}", partial(_rewards, group, model, scenarios, title)))
-        logs = {run.repeat: f for run in group if (f := run.path / "metrics.csv").is_file() and f.stat().st_size > 1}
-        curves = {repeat: pd.read_csv(file) for repeat, file in logs.items()}
-        jobs.append(("training", f"training_{stem}", partial(plotting.training_curves, curves, title)))
+    jobs = [*_score_jobs(runs, summary, sweep, metrics), *_model_jobs(runs, summary)]
     drawn: dict[str, list[Path]] = {}
-    for section, name, job in tqdm(jobs, desc="report: figures", disable=None, leave=False):
-        if figure := job():
-            plotting.save(figure, folder / f"{name}.png", pdf=section in metrics)
+    for section, name, draw in tqdm(jobs, desc="report: figures", disable=None, leave=False):
+        if figure := draw():
+            save(figure, folder / f"{name}.png", pdf=section in metrics)
             drawn.setdefault(section, []).append(folder / f"{name}.png")
     return drawn
 
 
-def _rate_one(runs: Sequence[Run]) -> dict[tuple[str, str], str]:
-    """(data set, family of rates) -> the scenario that hides in all rows what the family hides in some."""
-    found = {}
-    for run in runs:
-        for family in ("image_text_text_", "image_text_image_"):
-            rates = [s for s in run.frame["scenario"].unique() if s.startswith(family)]
-            file = run.predictions(run.model, max(rates, default=""))
-            if rates and file.is_file() and (run.dataset, family) not in found:
-                # The data may lack some of the other modality besides.
-                hidden = load_arrays(file, "missing")["missing"].mean(0).argmax()
-                found[run.dataset, family] = f"whole_{hidden}"
-    return found
+def _score_jobs(runs: Sequence[Run], summary: pd.DataFrame, sweep: pd.DataFrame, metrics: Sequence[str]) -> list[Job]:
+    """Curves and bars of all models, per metric."""
+    styles = model_styles(list((sweep if len(sweep) else summary)["model"].unique()))
+    names = modality_names(runs)
+    jobs: list[Job] = []
+    for metric in metrics if len(sweep) else ():
+        draw = partial(plots.degradation, xlabel="missing rate in training", modalities=names)
+        rows = rows_of_metric(sweep, metric)
+        jobs.append(("sweep", f"sweep_{slug(metric)}", partial(draw, rows, label(metric), styles)))
+    at_rate_one = scenarios_at_rate_one(runs)
+    for metric in metrics:
+        for name, draw in (
+            ("degradation", partial(plots.degradation, at_rate_one=at_rate_one, modalities=names)),
+            ("noise", partial(plots.degradation, axis=NOISE_LEVEL, modalities=names)),
+            ("scenarios", partial(plots.scenario_bars, modalities=names)),
+        ):
+            rows = rows_of_metric(summary, metric)
+            jobs.append((metric, f"{name}_{slug(metric)}", partial(draw, rows, label(metric), styles)))
+    return jobs
 
 
-def _modalities(runs: Sequence[Run]) -> dict[str, list[str]]:
-    """Data set -> the names of its modalities, by the masks of a run; runs from before masks had them say nothing."""
-    found: dict[str, list[str]] = {}
+def _model_jobs(runs: Sequence[Run], summary: pd.DataFrame) -> list[Job]:
+    """Examples, rewards and training curves of each model."""
+    jobs: list[Job] = []
+    runs_of_model: dict[tuple[str, str], list[Run]] = {}
+    for run in sorted(runs, key=lambda run: (run.seed, run.fold)):
+        runs_of_model.setdefault((run.dataset, run.model), []).append(run)
+    has_several_sets = summary["dataset"].nunique() > 1
+    names = modality_names(runs)
+    for (dataset, model), group in runs_of_model.items():
+        stem, title = slug(f"{dataset}_{model}" if has_several_sets else model), f"{dataset}, {model}"
+        scenarios = list(dict.fromkeys(s for run in group for s in run.frame["scenario"]))
+        captions = {name: scenario_of(name).caption(names.get(dataset, ())) for name in scenarios}
+        examples = [(s, f) for s in scenarios if (f := group[0].path / "examples" / f"{slug(s)}.npz").is_file()]
+        if len(examples) > PICTURED:
+            log.info("report: pictures of the first %d of %d scenarios of %s", PICTURED, len(examples), title)
+        for scenario, file in examples[:PICTURED]:
+            heading = f"{title}, {captions[scenario]}, {group[0].repeat}"
+            jobs.append(("samples", f"samples_{stem}_{slug(scenario)}", partial(_samples, file, heading)))
+        jobs.append(("rewards", f"rewards_{stem}", partial(_rewards, group, model, captions, title)))
+        logs = {run.repeat: f for run in group if (f := run.path / "metrics.csv").is_file() and f.stat().st_size > 1}
+        curves = {repeat: pd.read_csv(file) for repeat, file in logs.items()}
+        jobs.append(("training", f"training_{stem}", partial(plots.training_curves, curves, title)))
+    return jobs
+
+
+def scenarios_at_rate_one(runs: Sequence[Run]) -> dict[tuple[str, str], str]:
+    """(data set, scenario of rate 1) -> the scenario with the same masks, for scenarios that hide the text or the image
+    of some rows. The stored masks say which modality that is."""
+    scenarios: dict[tuple[str, str], str] = {}
     for run in runs:
-        file = next((run.path / "masks").glob("*.json"), None)
-        if file is None or run.dataset in found:
-            continue
-        if names := json.loads(file.read_text()).get("modalities"):
-            found[run.dataset] = names
-    return found
+        parsed = [scenario_of(name) for name in run.frame["scenario"].unique()]
+        candidates = [s for s in parsed if isinstance(s, ImageText) and s.strategy != "both" and s.noise is None]
+        for scenario in sorted(candidates, key=lambda s: -s.rate):
+            key = (run.dataset, replace(scenario, rate=1.0).name)
+            file = run.predictions(run.model, scenario.name)
+            if key not in scenarios and file.is_file():
+                # The source may lack the other modality in some rows, but less often.
+                scenarios[key] = f"whole_{load_arrays(file, 'missing')['missing'].mean(0).argmax()}"
+    return scenarios
 
 
 def _samples(file: Path, title: str) -> Figure:
-    return plotting.samples(load_arrays(file), title)
+    return pictures.samples(load_arrays(file), title)
 
 
-def _rewards(runs: Sequence[Run], model: str, scenarios: Sequence[str], title: str) -> Figure | None:
-    """Histograms of the rewards of a selecting model, pooled over its seeds; None for other models."""
+def _rewards(runs: Sequence[Run], model: str, captions: Mapping[str, str], title: str) -> Figure | None:
+    """Histograms of the rewards of a selecting model, pooled over its seeds; None for other models.
+
+    Args:
+        captions: of its scenarios, by name.
+    """
     panels: dict[str, tuple[np.ndarray, ...]] = {}
-    for scenario in scenarios:
+    for scenario, caption in captions.items():
         parts = []
         for file in (f for run in runs if len(panels) < PICTURED and (f := run.predictions(model, scenario)).is_file()):
             data = load_arrays(file, "rewards", "accepted", "logits", "target")
             if np.isfinite(data.get("rewards", np.nan)).any():
-                parts.append(
-                    (
-                        *plotting.last_rewards(data["rewards"], data["accepted"]),
-                        is_right(data["logits"], data["target"]),
-                    )
-                )
+                last, is_accepted = distributions.last_rewards(data["rewards"], data["accepted"])
+                parts.append((last, is_accepted, is_right(data["logits"], data["target"])))
         if parts:
-            panels[scenario] = tuple(np.concatenate(part) for part in zip(*parts))
-    return plotting.reward_histograms(panels, title) if panels else None
+            panels[caption] = tuple(np.concatenate(part) for part in zip(*parts))
+    return distributions.reward_histograms(panels, title) if panels else None

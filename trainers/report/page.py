@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -16,22 +16,11 @@ import pandas as pd
 from markupsafe import Markup
 
 from datasets.missingness.base import slug
-from trainers.report import plots as plotting
-from trainers.report.figures import _draw, training_sweep
-from trainers.report.plots import ORACLE_NOTE, is_oracle
-from trainers.report.runs import Run, gather
+from trainers.report.figures import draw_figures, training_sweep
+from trainers.report.runs import Run, gather, modality_names, scenario_of
 from trainers.report.statistics import compare
-from trainers.report.tables import (
-    _escape,
-    label,
-    rate_notes,
-    spread,
-    summarise,
-    table,
-    to_latex,
-    to_markdown,
-    with_rates,
-)
+from trainers.report.style import ORACLE_NOTE, data_uri, is_oracle
+from trainers.report.tables import captions_of, html_block, label, latex_block, markdown_block, spread, summarise, table
 from utils.errors import UserError
 from utils.metrics import LOWER_IS_BETTER
 
@@ -48,56 +37,7 @@ class Report:
     tables: dict[tuple[str, str], pd.DataFrame]
 
 
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ title }}</title><style>
-body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
-  max-width: 72rem; margin: 0 auto; padding: 1rem; overflow-wrap: anywhere }
-h1 { line-height: 1.2 } h2 { margin-top: 2.2em; border-bottom: 1px solid #bbb } img { max-width: 100%; height: auto }
-.wide { overflow-x: auto; margin: .6em 0 } table { border-collapse: collapse; font-size: .9rem }
-th, td { padding: .3em .7em; text-align: right; white-space: nowrap; border-bottom: 1px solid #ddd }
-th { border-bottom: 2px solid #555 } .note { color: #444; font-size: .9rem } u { text-underline-offset: .2em }
-th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff }
-pre { overflow-x: auto; background: #f5f5f5; padding: .8em; font-size: .8rem }
-summary { cursor: pointer; padding: .3em 0 }
-</style></head><body>
-<h1>{{ title }}</h1>
-<p class="note">{{ runs | length }} runs, {{ date }}</p>
-{% for s in skipped %}<p class="note">Skipped {{ s }}</p>{% endfor %}
-<h2>How to read this</h2>
-<p>A row is a model, a column a way of being incomplete: <i>none</i> is complete data, <i>random_0.4</i> hides 40 % of
-the modalities (the last row of a table has the realised rate), <i>whole_12</i> hides modalities 1 and 2 (counted from
-0) of every sample, <i>nested_0_0.25</i> hides modality 0 of 25 % of them, <i>noise_gaussian_4_m0</i> adds noise of
-level 4 (of 11) to modality m0, and what follows a plus is hidden besides. Cells are the {{ spread }}; without ± there
-is one run. <b>Bold</b> is best and <u>underlined</u> second best in a column, equal values alike; for {{ lower }}
-lower is better. A name after a slash is another way of using the same trained model.{% if oracle %} <sup>†</sup> {{
-oracle }}.{% endif %}</p>
-{% for metric, tables, figures in metrics %}<details{% if loop.first %} open{% endif %}>
-<summary><b>{{ metric }}</b></summary>
-{% for dataset, cells in tables %}<h3>{{ dataset }}</h3><div class="wide">{{ cells }}</div>{% endfor %}
-{% for name, uri in figures %}<p><img alt="{{ name }}" src="{{ uri }}"></p>{% endfor %}</details>
-{% endfor %}
-{% if sweep %}<h2>Trained on incomplete data, tested on complete data</h2>
-<p class="note">A column is what was missing in training.</p>
-{% for metric, cells in sweep %}<h3>{{ metric }}</h3><div class="wide">{{ cells }}</div>{% endfor %}{% endif %}
-{% if tests %}<h2>Paired tests, {{ primary }}</h2>
-<details><summary>Best model of each scenario against the others</summary>
-<p class="note">p_t: paired t-test over common seeds; few seeds see only large differences, and it is empty where the
-difference never varies. p_mcnemar: exact McNemar test, for the accuracy of one label and one seed. p_bootstrap, low and
-high: paired bootstrap over test rows with the 95 % interval of the difference, for everything else; seeds share their
-test rows, so a row is drawn with the predictions of all seeds. The tests over rows speak of these trained models, not
-of training anew. The column unit says what is drawn or counted. {% if folds %}The training rows of folds overlap, so
-over folds p_t comes out too small. {% endif %}Nothing is corrected for the number of comparisons, nor for calling the
-best one best after seeing the results.{% if oracle %} <sup>†</sup> {{ oracle }}, and not tested.{% endif %}</p>
-<div class="wide">{{ tests }}</div></details>{% endif %}
-{% for heading, note, figures in sections if figures %}<h2>{{ heading }}</h2><p class="note">{{ note }}</p>
-{% for name, uri in figures %}<details><summary>{{ name }}</summary><img alt="{{ name }}" src="{{ uri }}"></details>
-{% endfor %}{% endfor %}
-<h2>Runs</h2>{% for part in environment %}<div class="wide">{{ part }}</div>{% endfor %}
-{% for run in runs %}<details><summary>{{ run.path }}</summary><pre>{{ run.text("config.yaml") or "no config.yaml" }}
-</pre></details>{% endfor %}
-</body></html>
-"""
+PAGE = Path(__file__).with_name("page.html")
 SECTIONS = {
     "sweep": "Tested on complete data; at rate 0 trained on complete data.",
     "samples": "Missing originals are dimmed in a dashed frame. Accepted recoveries have a green frame and their order "
@@ -105,12 +45,6 @@ SECTIONS = {
     "rewards": "The last reward of each recovery, over all seeds; numbers in brackets count recoveries.",
     "training": "One line for each seed or fold.",
 }
-
-
-def _html(summary: pd.DataFrame, metric: str) -> str:
-    cells = with_rates(table(summary, metric, "html"), summary, "html").reset_index()
-    notes = "".join(f'<p class="note">{_escape(text, "html")}</p>' for text in rate_notes(summary))
-    return cells.to_html(index=False, border=0, escape=False) + notes
 
 
 def _environment(runs: Sequence[Run]) -> list[Markup]:
@@ -133,17 +67,19 @@ def _page(
     metrics: Sequence[str],
     primary: str,
     title: str,
-    drawn: dict[str, list[Path]],
+    drawn: Mapping[str, Sequence[Path]],
 ) -> str:
-    figures = {section: [(file.stem, plotting.data_uri(file)) for file in files] for section, files in drawn.items()}
-    blocks = []
-    for metric in metrics:
-        tables = [
-            (name, Markup(_html(part, metric)))
-            for name, part in summary[summary["metric"] == metric].groupby("dataset", sort=False)
-        ]
-        blocks.append((label(metric), tables, figures.get(metric, [])))
-    page = jinja2.Environment(autoescape=True).from_string(PAGE)
+    figures = {section: [(file.stem, data_uri(file)) for file in files] for section, files in drawn.items()}
+    names = modality_names(runs)
+
+    def tables(summary: pd.DataFrame, metric: str) -> list[tuple[str, Markup]]:
+        parts = summary[summary["metric"] == metric].groupby("dataset", sort=False)
+        captions = {dataset: captions_of(part, names.get(dataset, ())) for dataset, part in parts}
+        return [(dataset, Markup(html_block(part, metric, captions[dataset]))) for dataset, part in parts]
+
+    captions = [scenario_of(s).caption(names.get(d, ())) for d, s in zip(tests["dataset"], tests["scenario"])]
+    tests_html = tests.assign(scenario=captions).to_html(index=False, border=0, float_format="{:.3g}".format, na_rep="")
+    page = jinja2.Environment(autoescape=True).from_string(PAGE.read_text())
     return page.render(
         runs=runs,
         skipped=skipped,
@@ -153,10 +89,10 @@ def _page(
         folds=bool((summary["n_folds"] > 0).any()),
         lower=", ".join(LOWER_IS_BETTER),
         oracle=ORACLE_NOTE if summary["model"].map(is_oracle).any() else "",
-        metrics=blocks,
-        sweep=[(label(m), Markup(_html(sweep, m))) for m in metrics if len(sweep)],
+        metrics=[(label(metric), tables(summary, metric), figures.get(metric, [])) for metric in metrics],
+        sweep=[(label(metric), tables(sweep, metric)) for metric in metrics if len(sweep)],
         primary=primary,
-        tests=len(tests) and Markup(tests.to_html(index=False, border=0, float_format="{:.3g}".format, na_rep="")),
+        tests=len(tests) and Markup(tests_html),
         sections=[(name.capitalize(), note, figures.get(name)) for name, note in SECTIONS.items()],
         environment=_environment(runs),
     )
@@ -198,42 +134,51 @@ def write_report(
         raise UserError(f"no run has the metric '{unknown[0]}': choose from {', '.join(present)}")
     metrics = sorted(dict.fromkeys(metrics or present), key=lambda m: m != primary)
     log.info("report: %d runs, %s, into %s", len(runs), ", ".join(metrics), output)
-    summary, tests, tables = summarise(frame), compare(runs, frame, primary), {}
+    summary, tests = summarise(frame), compare(runs, frame, primary)
     sweep = summarise(training_sweep(frame))
 
     draft, old = (output.with_name(f".{output.name}.{os.getpid()}.{kind}") for kind in ("draft", "old"))
     draft.mkdir(parents=True)
     try:
         for name, content in (("results", frame), ("summary", summary), ("sweep", sweep), ("tests", tests)):
-            if name == "sweep" and not len(sweep):
-                continue
-            content.to_csv(draft / f"{name}.csv", index=False)
-        for metric in metrics:
-            markdown, latex = [], ["% needs \\usepackage{booktabs}"]
-            for dataset, part in summary[summary["metric"] == metric].groupby("dataset", sort=False):
-                tables[str(dataset), metric] = table(part, metric)
-                note = bool(part["model"].map(is_oracle).any())
-                notes, of_style = rate_notes(part), {}
-                for style in ("markdown", "latex"):
-                    of_style[style] = with_rates(table(part, metric, style), part, style)
-                markdown += [f"## {dataset}, {label(metric)}\n", to_markdown(of_style["markdown"]) + "\n"]
-                markdown += [f"{text}\n" for text in notes]
-                markdown += [f"† {ORACLE_NOTE}\n"] * note + [f"{spread(part)}\n"] * bool(part["n_folds"].any())
-                latex += [f"% {dataset}, {label(metric)}", to_latex(of_style["latex"])]
-                latex += [rf"\par{{\footnotesize {_escape(text, 'latex')}}}" for text in notes]
-                latex += [rf"\par{{\footnotesize $^\dagger$ {ORACLE_NOTE}}}"] * note
-            (draft / f"summary_{slug(metric)}.md").write_text("\n".join(markdown))
-            (draft / f"summary_{slug(metric)}.tex").write_text("\n".join(latex) + "\n")
-            if len(sweep):
-                (draft / f"sweep_{slug(metric)}.md").write_text(to_markdown(table(sweep, metric, "markdown")) + "\n")
-                (draft / f"sweep_{slug(metric)}.tex").write_text(to_latex(table(sweep, metric, "latex")) + "\n")
-        drawn = _draw(runs, summary, sweep, metrics, draft / "figures")
+            if name != "sweep" or len(sweep):
+                content.to_csv(draft / f"{name}.csv", index=False)
+        names = modality_names(runs)
+        _write_tables(draft, "summary", summary, metrics, names)
+        if len(sweep):
+            _write_tables(draft, "sweep", sweep, metrics, names, kind="by missing data in training")
+        drawn = draw_figures(runs, summary, sweep, metrics, draft / "figures")
         page = _page(runs, skipped, summary, sweep, tests, metrics, primary, title, drawn)
         (draft / "report.html").write_text(page)
         if output.exists():
             output.rename(old)
         draft.rename(output)
     finally:
-        for rest in (draft, old):
-            shutil.rmtree(rest, ignore_errors=True)
+        for folder in (draft, old):
+            shutil.rmtree(folder, ignore_errors=True)
+    parts = summary[summary["metric"].isin(metrics)].groupby(["dataset", "metric"], sort=False)
+    tables = {(str(dataset), str(metric)): table(part, str(metric)) for (dataset, metric), part in parts}
     return Report(output / "report.html", summary, tests, tables)
+
+
+def _write_tables(
+    folder: Path,
+    stem: str,
+    summary: pd.DataFrame,
+    metrics: Sequence[str],
+    modalities: Mapping[str, Sequence[str]],
+    kind: str = "",
+) -> None:
+    """Write ``<stem>_<metric>.md`` and ``.tex`` with a table per data set.
+
+    Args:
+        modalities: data set -> names of its modalities.
+        kind: further words of the LaTeX captions.
+    """
+    for metric in metrics:
+        markdown, latex = [], ["% needs \\usepackage{booktabs}"]
+        for dataset, part in summary[summary["metric"] == metric].groupby("dataset", sort=False):
+            markdown.append(markdown_block(part, metric))
+            latex.append(latex_block(part, metric, captions_of(part, modalities.get(str(dataset), ())), kind))
+        (folder / f"{stem}_{slug(metric)}.md").write_text("\n".join(markdown))
+        (folder / f"{stem}_{slug(metric)}.tex").write_text("\n".join(latex) + "\n")

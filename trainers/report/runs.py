@@ -81,6 +81,17 @@ def stored_rate(run: Run, name: str) -> float:
     return np.nan if rate is None else rate
 
 
+def modality_names(runs: Sequence[Run]) -> dict[str, list[str]]:
+    """Data set -> names of its modalities, from the stored masks of a run; none for runs of versions without names."""
+    names: dict[str, list[str]] = {}
+    for run in runs:
+        file = next((run.path / "masks").glob("*.json"), None)
+        if run.dataset not in names and file is not None:
+            stored = json.loads(file.read_text()).get("modalities")
+            names |= {run.dataset: stored} if stored else {}
+    return names
+
+
 def read_results(path: Path) -> pd.DataFrame:
     """A checked results.csv; ``fold`` is -1 without cross-validation, ``train`` is none where the file does not say.
 

@@ -14,8 +14,8 @@ from scipy import stats
 
 from datasets.missingness import mask_hash
 from trainers.report.bootstrap import DRAWS, resampled
-from trainers.report.plots import is_oracle, with_dagger
 from trainers.report.runs import REPEAT, Run, load_arrays
+from trainers.report.style import is_oracle, with_dagger
 from utils.metrics import LOWER_IS_BETTER
 
 log = logging.getLogger(__name__)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
-from datasets.missingness.base import RATE_TOLERANCE
-from trainers.report.plots import ORACLE_NOTE, is_oracle
+from datasets.missingness.base import RATE_TOLERANCE, slug
 from trainers.report.runs import KEY, scenario_of
+from trainers.report.style import ORACLE_NOTE, is_oracle
 from utils.metrics import LOWER_IS_BETTER, METRICS
 
 # style: best, second best, other, dagger
@@ -49,7 +50,7 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def spread(summary: pd.DataFrame) -> str:
-    """What the numbers of a table are, in words."""
+    """What the cells of a table show: mean, and standard deviation or error."""
     counts = {kind: sorted({summary[f"n_{kind}"].min(), summary[f"n_{kind}"].max()}) for kind in ("folds", "seeds")}
     if counts["folds"][-1] == 0:
         return f"mean ± standard deviation over seeds ({' to '.join(map(str, counts['seeds']))} per cell)"
@@ -61,8 +62,8 @@ def label(metric: str) -> str:
     return f"{metric} (%)" if metric in METRICS or metric.endswith("_share") else metric
 
 
-def _shown(summary: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Rows of one metric in the unit of :func:`label`; ``sd`` becomes what is shown after ±."""
+def rows_of_metric(summary: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Rows of one metric in the unit of :func:`label`; ``sd`` becomes the number after ±."""
     rows = summary[summary["metric"] == metric]
     factor = 100 if label(metric) != metric else 1
     return rows.assign(mean=rows["mean"] * factor, sd=rows["error"] * factor)
@@ -78,7 +79,7 @@ def table(summary: pd.DataFrame, metric: str, style: str = "plain") -> pd.DataFr
         summary: of :func:`summarise`, one data set.
         style: plain | markdown | latex | html; text is escaped to suit.
     """
-    rows = _shown(summary, metric)
+    rows = rows_of_metric(summary, metric)
     digits = (".2f", ".2f") if label(metric) != metric else (".4g", ".2g")
     text = [
         "–" if np.isnan(mean) else format(mean, digits[0]) + ("" if np.isnan(sd) else f" ± {sd:{digits[1]}}")
@@ -89,15 +90,16 @@ def table(summary: pd.DataFrame, metric: str, style: str = "plain") -> pd.DataFr
     rank = groups.rank(method="dense", ascending=metric in LOWER_IS_BETTER).where(groups.transform("size") > 1)
     best, second, other, dagger = MARKS[style]
     mark = rank.reindex(rows.index).map({1.0: best, 2.0: second}).fillna(other)
-    rows["text"] = [form.format(_escape(t, style)) for form, t in zip(mark, text)]
+    rows["text"] = [form.format(escape(t, style)) for form, t in zip(mark, text)]
     cells = rows.pivot(index="model", columns="scenario", values="text")
-    cells = cells.reindex(index=rows["model"].unique(), columns=rows["scenario"].unique()).fillna(_escape("–", style))
-    cells.index = pd.Index([_escape(m, style) + dagger * is_oracle(m) for m in cells.index], name="model")
-    cells.columns = pd.Index([_escape(s, style) for s in cells.columns])
+    cells = cells.reindex(index=rows["model"].unique(), columns=rows["scenario"].unique()).fillna(escape("–", style))
+    cells.index = pd.Index([escape(m, style) + dagger * is_oracle(m) for m in cells.index], name="model")
+    cells.columns = pd.Index([escape(s, style) for s in cells.columns])
     return cells
 
 
-def _escape(text: str, style: str) -> str:
+def escape(text: str, style: str) -> str:
+    """The text as it must be written in a style of :func:`table`."""
     if style == "latex":
         text = re.sub(r"[&%$#_{}\\~^]", lambda found: LATEX[found[0]], text)
         return text.replace("±", r"$\pm$").replace("–", "--")
@@ -107,35 +109,59 @@ def _escape(text: str, style: str) -> str:
 
 
 def with_rates(cells: pd.DataFrame, summary: pd.DataFrame, style: str = "plain") -> pd.DataFrame:
-    """A :func:`table` with the realised missing rate of every scenario in a last row.
+    """A :func:`table` with the realised missing rate of every scenario in its last row.
 
     Args:
-        summary: of :func:`summarise`, what the table was made of.
+        summary: of :func:`summarise`, from which the table was made.
     """
     rates = _rates(summary)
     if not rates:
         return cells
-    names = {_escape(name, style): rate for name, rate in rates.items()}
-    texts = [_escape("–", style) if np.isnan(rate := names[name]) else f"{rate:.3g}" for name in cells.columns]
+    rate_of = {escape(name, style): rate for name, rate in rates.items()}
+    texts = [escape("–", style) if np.isnan(rate := rate_of[name]) else f"{rate:.3g}" for name in cells.columns]
     row = pd.DataFrame([texts], index=pd.Index(["missing rate"], name="model"), columns=cells.columns)
     return pd.concat([cells, row])
 
 
 def _rates(summary: pd.DataFrame) -> dict[str, float]:
-    """Scenario -> realised missing rate; empty where the summary has none."""
+    """Scenario -> realised missing rate; empty if the summary has none."""
     if "missing_rate" not in summary:
         return {}
     return dict(summary.groupby("scenario", sort=False)["missing_rate"].mean())
 
 
-def rate_notes(summary: pd.DataFrame) -> list[str]:
-    """A sentence for each scenario whose realised missing rate is not the one in its name."""
+def rate_notes(summary: pd.DataFrame, captions: Mapping[str, str] | None = None) -> list[str]:
+    """A note for each scenario whose realised missing rate differs from the rate in its name.
+
+    Args:
+        captions: scenario -> its heading in the note; its name by default.
+    """
     notes = []
     for name, rate in _rates(summary).items():
         named = scenario_of(name).named_rate
         if named is not None and abs(rate - named) > RATE_TOLERANCE + 1e-9:
-            notes.append(f"{name} has a realised missing rate of {rate:.3g}, not {named:g}")
+            notes.append(f"{(captions or {}).get(name, name)}: realised missing rate {rate:.3g}, not {named:g}")
     return notes
+
+
+def captions_of(summary: pd.DataFrame, modalities: Sequence[str] = ()) -> dict[str, str]:
+    """Scenario -> its caption.
+
+    Args:
+        modalities: names of those of the data set.
+    """
+    return {name: scenario_of(name).caption(modalities) for name in summary["scenario"].unique()}
+
+
+def with_captions(cells: pd.DataFrame, captions: Mapping[str, str], style: str = "plain") -> pd.DataFrame:
+    """A :func:`table` with captions in place of the names of the scenarios; in HTML, the name is the tool tip."""
+    heads = {escape(name, style): escape(caption, style) for name, caption in captions.items()}
+    if style == "html":
+        heads = {name: f'<span title="{name}">{caption}</span>' for name, caption in heads.items()}
+    if style == "latex":
+        lines = {name: textwrap.wrap(caption, 16, break_long_words=False) for name, caption in heads.items()}
+        heads = {name: r"\shortstack[r]{" + r"\\".join(parts) + "}" for name, parts in lines.items()}
+    return cells.rename(columns=heads)
 
 
 def to_markdown(cells: pd.DataFrame) -> str:
@@ -147,6 +173,50 @@ def to_latex(cells: pd.DataFrame) -> str:
     """A table of escaped strings as a ``tabular`` of the package booktabs."""
     columns = "l" + "r" * cells.shape[1]
     return cells.reset_index().to_latex(index=False, escape=False, column_format=columns).rstrip()
+
+
+def html_block(summary: pd.DataFrame, metric: str, captions: Mapping[str, str]) -> str:
+    """The table of one data set for the page, with notes."""
+    cells = with_captions(with_rates(table(summary, metric, "html"), summary, "html"), captions, "html").reset_index()
+    notes = "".join(f'<p class="note">{escape(text, "html")}</p>' for text in rate_notes(summary, captions))
+    return cells.to_html(index=False, border=0, escape=False) + notes
+
+
+def markdown_block(summary: pd.DataFrame, metric: str) -> str:
+    """The table of one data set in Markdown, with heading and notes."""
+    dataset = summary["dataset"].iloc[0]
+    parts = [
+        f"## {dataset}, {label(metric)}\n",
+        to_markdown(with_rates(table(summary, metric, "markdown"), summary, "markdown")) + "\n",
+        *(f"{text}\n" for text in rate_notes(summary)),
+        *[f"† {ORACLE_NOTE}\n"] * bool(summary["model"].map(is_oracle).any()),
+        *[f"{spread(summary)}\n"] * bool(summary["n_folds"].any()),
+    ]
+    return "\n".join(parts)
+
+
+def latex_block(summary: pd.DataFrame, metric: str, captions: Mapping[str, str], kind: str = "") -> str:
+    """The table of one data set as a LaTeX ``table`` with caption, label (``tab:<data set>_<metric>``) and notes.
+
+    Args:
+        kind: further words of the caption and label.
+    """
+    dataset = summary["dataset"].iloc[0]
+    text = f"{dataset}, {label(metric)}{f', {kind}' if kind else ''}: {spread(summary)}."
+    name = slug("_".join(filter(None, (dataset, metric, kind))))
+    cells = with_captions(with_rates(table(summary, metric, "latex"), summary, "latex"), captions, "latex")
+    notes = [escape(note, "latex") for note in rate_notes(summary, captions)]
+    notes += [rf"$^\dagger$ {ORACLE_NOTE}"] * bool(summary["model"].map(is_oracle).any())
+    parts = [
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{escape(text, 'latex')}}}",
+        rf"\label{{tab:{name}}}",
+        to_latex(cells),
+        *(rf"\par{{\footnotesize {note}}}" for note in notes),
+        r"\end{table}",
+    ]
+    return "\n".join(parts)
 
 
 def print_table(summary: pd.DataFrame, metric: str, models: Sequence[str] | None = None) -> str:
