@@ -734,7 +734,7 @@ def test_every_scenario_of_the_missing_presets_fits_every_data_set() -> None:
         m = len(cfg.dataset.modalities)
         assert len(scenarios) == {"random": len(cfg.dataset.scenarios), "subsets": 2**m - 1}[name]
         for scenario in [*scenarios, parse_scenario(cfg.missing.train), parse_scenario(cfg.missing.val)]:
-            if scenario.hides_cells:  # tests/test_table_masks.py
+            if scenario.hides_cells:  # tests/datasets/missingness/test_table.py
                 assert m > 1 and scenario.generate(Rows(20, 17, ranking=range(17))).shape == (20, 17)
                 continue
             # Only image_text asks for kinds, and is for these two.

@@ -6,7 +6,6 @@ import csv
 import json
 import logging
 import os
-import random
 import re
 import shutil
 from collections import Counter
@@ -579,40 +578,6 @@ def test_texts_of_several_columns_are_joined(xrays: Path, tmp_path: Path) -> Non
 
 
 # ------------------------------------------------------------------------------------------------------- missing tables
-
-
-@pytest.mark.parametrize(
-    ("n", "missing", "image", "text"),
-    [  # docs/reference/datasets.md §14.4, rate 0.7
-        (15_552, 10_886, 5_443, 5_443),
-        (2_608, 1_825, 912, 913),
-        (7_799, 5_459, 2_729, 2_730),
-        (61_142, 42_799, 21_399, 21_400),
-        (6_846, 4_792, 2_396, 2_396),
-        (22_716, 15_901, 7_950, 7_951),
-    ],
-)
-def test_missing_tables_have_the_golden_counts(n: int, missing: int, image: int, text: int) -> None:
-    kinds = ["image", "text"]
-    for side, counts in (("both", [image, text]), ("text", [0, missing]), ("image", [missing, 0])):
-        mask = parse_scenario(f"image_text_{side}_0.7").generate(Rows(n, 2, 0, kinds))
-        assert mask.sum(0).tolist() == counts and not mask.all(1).any() and (~mask.any(1)).sum() == n - missing
-
-
-def test_missing_tables_are_those_of_python_s_global_generator() -> None:
-    """What MAP computes, as a list, after seeding the global generator with 0 (docs/reference/datasets.md §12.4.1)."""
-    for side in ("text", "image", "both"):
-        random.seed(0)
-        table = [0] * 100
-        picked = random.sample(range(100), int(100 * 0.7))
-        for i in picked:
-            table[i] = 2 if side == "image" else 1
-        if side == "both":
-            for i in random.sample(picked, int(70 * 0.5)):
-                table[i] = 2
-        assert map_codes(100, side, 0.7, 0).tolist() == table
-    # random.seed(0); random.sample(range(10), 7) is [6, 9, 0, 2, 4, 3, 5] in Python 3.11.
-    assert np.flatnonzero(map_codes(10, "text", 0.7, 0)).tolist() == [0, 2, 3, 4, 5, 6, 9]
 
 
 def test_columns_follow_the_kinds_and_seeds_the_default(food: Path, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from datasets.dvm import standardised
 from datasets.food101 import Food101
 from datasets.image_table import ImageTable
 from datasets.image_text import ImageText
-from datasets.missingness import Rows, parse_scenario
+from datasets.missingness import parse_scenario
 from datasets.mmimdb import MMIMDb
 from datasets.mst import photo_files
 from datasets.multi_feature_digits import MultiFeatureDigits
@@ -561,33 +561,6 @@ def test_names_that_yaml_changed_are_to_be_quoted(tmp_path: Path, cells: list[st
 
 
 # ------------------------------------------------------------------------------------------------- noise and protocols
-
-
-def test_the_tables_of_map_in_running_order() -> None:
-    rows = {"train": 40, "val": 15, "test": 25}
-    for side in ("text", "image", "both"):
-        rng = random.Random(0)  # the release's generator, seeded once
-        earlier: list[int] = []
-        for split, n in rows.items():
-            k = int(n * 0.7)
-            codes = np.zeros(n, dtype=int)
-            picked = rng.sample(range(n), k)
-            codes[picked] = 2 if side == "image" else 1
-            if side == "both":
-                codes[rng.sample(picked, int(k * 0.5))] = 2
-            expected = np.stack([codes == 2, codes == 1], axis=1)
-            scenario = parse_scenario(f"image_text_running_{side}_0.7")
-            seed = scenario.seed(2025, list(rows).index(split))
-            mask = scenario.generate(Rows(n, 2, seed, ["image", "text"], earlier=earlier))
-            assert np.array_equal(mask, expected)
-            plain = parse_scenario(f"image_text_{side}_0.7").generate(Rows(n, 2, seed, ["image", "text"]))
-            assert np.array_equal(plain, mask) == (split == "train")
-            earlier.append(n)
-    named = parse_scenario("image_text_running_both_0.7")
-    assert named.name == "image_text_running_both_0.7"
-    assert named == parse_scenario({"kind": "image_text", "strategy": "both", "rate": 0.7, "order": "running"})
-    with pytest.raises(UserError, match="unknown order 'backwards', leave it out or write running"):
-        parse_scenario({"kind": "image_text", "rate": 0.7, "order": "backwards"})
 
 
 def test_running_masks_of_a_data_set(tmp_path: Path) -> None:
