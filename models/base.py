@@ -1,21 +1,29 @@
-"""`IncompleteClassifier`, the LightningModule that every method extends, and `Prediction`."""
+"""`Method`, the interface of everything that stage test evaluates, and `IncompleteClassifier`, which methods extend."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
+import pandas as pd
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from datasets.batch import Batch, Modality, unobserved
+from models.imputers.base import Imputer
 from models.layers.batch_norm import ObservedInputs
+from utils.errors import UserError
 from utils.metrics import classification_metrics
+from utils.weights import checkpoint_kind, load_strict
+
+MAIN = ""  # label of a method's predictions among those that it makes
 
 
 @dataclass
@@ -27,7 +35,57 @@ class Prediction:
     extras: dict[str, Tensor] = field(default_factory=dict)
 
 
-class IncompleteClassifier(pl.LightningModule):
+class Method(nn.Module, ABC):
+    """A trained method as stage test evaluates it: alone, behind an imputer, or DyMo's selection on a backbone.
+
+    Attributes:
+        needs_calibration: :meth:`calibrate` has to see validation data before the test.
+    """
+
+    needs_calibration: ClassVar[bool] = False
+
+    @classmethod
+    def check(cls, cfg: DictConfig, node: str) -> Iterator[str]:
+        """Problems of the configuration that only this method knows, one message each.
+
+        Args:
+            node: key of the method's part of the configuration, such as ``model`` or ``model.backbone``.
+        """
+        yield from ()
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> Prediction:
+        """Classify the rows of a batch; the content of what is missing never counts."""
+
+    def predict_scenarios(self, batch: Batch, scenarios: Mapping[str, Batch]) -> dict[str, dict[str, Prediction]]:
+        """Classify a batch under every scenario.
+
+        Args:
+            batch: the rows with all the content that the data have.
+            scenarios: scenario -> the same rows under its masks.
+
+        Returns:
+            label -> scenario -> prediction; label ``""`` is the method itself.
+        """
+        return {MAIN: {name: self(masked) for name, masked in scenarios.items()}}
+
+    def calibrate(self, batches: Iterable[tuple[Batch, Mapping[str, Batch]]]) -> pd.DataFrame:
+        """Set what the method chooses on validation data.
+
+        Args:
+            batches: batch and its scenarios, as in :meth:`predict_scenarios`, of the validation split.
+
+        Returns:
+            The measurements behind the choice, for a CSV file.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has nothing to calibrate")
+
+    def examples(self, batch: Batch) -> tuple[Prediction, dict[str, Tensor]] | None:
+        """Prediction and recovered inputs of a batch, for the pictures of the report; None without recovered inputs."""
+        return None
+
+
+class IncompleteClassifier(Method, pl.LightningModule):
     """Owns loss, metrics, optimiser and logging; a method overrides what it changes and nothing else.
 
     Args:
@@ -50,6 +108,7 @@ class IncompleteClassifier(pl.LightningModule):
         max_modalities: of the data set, None = any number.
         transformers_only: its encoders are those of :mod:`models.encoders.pretrained`.
         several_labels: it can learn a task whose labels do not exclude one another.
+        has_attention_maps: :meth:`attention_maps` returns maps.
         reports_unimodal: stage test reports each modality alone too, from ``unimodal_logits`` (B, M, C) of the extras,
             as ``<method>/<modality>``.
         built_on: names of the imputers on which it is built; it gets the trained one as ``imputer``.
@@ -64,6 +123,7 @@ class IncompleteClassifier(pl.LightningModule):
     max_modalities: ClassVar[int | None] = None
     transformers_only: ClassVar[bool] = False
     several_labels: ClassVar[bool] = True
+    has_attention_maps: ClassVar[bool] = False
     reports_unimodal: ClassVar[bool] = False
     built_on: ClassVar[tuple[str, ...]] = ()
 
@@ -82,15 +142,6 @@ class IncompleteClassifier(pl.LightningModule):
             task, num_classes, ("accuracy", "auroc", "f1_macro") if task == "multilabel" else ("accuracy", "auroc")
         )
         self.stream_seed = 0
-
-    @classmethod
-    def check(cls, cfg: DictConfig, node: str) -> Iterator[str]:
-        """Problems of the configuration that only this method knows, one message each.
-
-        Args:
-            node: key of the method's part of the configuration, such as ``model`` or ``model.backbone``.
-        """
-        yield from ()
 
     @property
     def modality_names(self) -> list[str]:
@@ -119,7 +170,63 @@ class IncompleteClassifier(pl.LightningModule):
         return ObservedInputs(batch.observed(), dict(zip(self.modality_names, is_observed.unbind(1), strict=True)))
 
     def before_prediction(self) -> None:
-        """What makes a trained model faster without another result; it is neither trained nor saved afterwards."""
+        """Optimise for inference, for example merge adapters. Do not train or save afterwards."""
+
+    def load(self, content: Mapping[str, Any], path: Path, name: str) -> None:
+        """Load the weights of a checkpoint.
+
+        Args:
+            content: of the file.
+            path: of the file, for messages.
+            name: of the method, for messages.
+
+        Raises:
+            UserError: the file is of another kind, or its weights do not fit.
+        """
+        kind = checkpoint_kind(content)
+        if kind not in ("lightning", "unknown"):
+            raise UserError(f"{path} is a {kind.replace('_', ' ')} file: give a trained {name}")
+        load_strict(self, content["state_dict"] if kind == "lightning" else content, path, name)
+
+    def attach_imputer(self, imputer: Imputer) -> None:
+        """Set the imputer whose recoveries the method is trained on (``model.recovery_aware``)."""
+        raise UserError(f"{type(self).__name__} does not train on recoveries: set model.recovery_aware=0")
+
+    def as_backbone(self, metric: str) -> Any:
+        """The trained method as a :class:`models.dymo.backbone.Backbone` of DyMo's selection.
+
+        Args:
+            metric: distance metric of the features.
+        """
+        raise UserError(f"{type(self).__name__} is no backbone of DyMo's selection: choose model=DyMo or model=CMPT")
+
+    def attention_maps(self, modality: int, x: Tensor) -> dict[str, Tensor]:
+        """Attention to the content of one modality, for the figures.
+
+        Args:
+            modality: column of the modality.
+            x: (B, ...) its content.
+
+        Returns:
+            name of the query token -> (B, height, width); empty for a method without such tokens.
+        """
+        return {}
+
+    def predict_scenarios(self, batch: Batch, scenarios: Mapping[str, Batch]) -> dict[str, dict[str, Prediction]]:
+        return self.by_label(self.predict_each(batch, scenarios))
+
+    def predict_each(self, batch: Batch, scenarios: Mapping[str, Batch]) -> dict[str, Prediction]:
+        """Scenario -> prediction; a method that splits encoding from fusion encodes once, see
+        :meth:`Method.predict_scenarios`."""
+        return {name: self(masked) for name, masked in scenarios.items()}
+
+    def by_label(self, predictions: dict[str, Prediction]) -> dict[str, dict[str, Prediction]]:
+        """Predictions of the scenarios under the label of the method and, with ``reports_unimodal``, those of each
+        modality alone under its name."""
+        results = {MAIN: predictions}
+        for i, name in enumerate(self.modality_names if self.reports_unimodal else ()):
+            results[name] = {s: Prediction(p.extras["unimodal_logits"][:, i]) for s, p in predictions.items()}
+        return results
 
     def loss(self, prediction: Prediction, batch: Batch) -> dict[str, Tensor]:
         """Named scalars; ``loss`` is the one that is minimised. Multi-label targets < 0 are unlabelled and ignored."""

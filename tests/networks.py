@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -218,3 +218,13 @@ class TableTokens(nn.Module):
     def forward(self, x: Tensor, missing: Tensor | None = None) -> Tensor:
         tokens = torch.where(torch.isfinite(x), x, 0)[..., None] * self.weight
         return tokens if missing is None else torch.where(missing[..., None], self.hidden, tokens)
+
+
+def under(
+    batch: Batch, masks: Mapping[str, Tensor], cells: Mapping[str, Mapping[str, Tensor]] | None = None
+) -> dict[str, Batch]:
+    """Scenario -> the batch under a mask (B, M) and, where ``cells`` names any, cell masks of its tables."""
+    return {
+        name: batch.replace(missing=mask, feature_missing=dict((cells or {}).get(name, {})))
+        for name, mask in masks.items()
+    }

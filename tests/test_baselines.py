@@ -28,13 +28,13 @@ from models.baselines.base import Completed, RowMemory, TrainingMasks
 from models.baselines.unimodal import prior_logits
 from models.imputers.simple import Zero
 from tests.makers import make_image_table
+from tests.networks import under
 from tests.tolerances import batch_bound
 from trainers import fit as fit_module
 from trainers import run as pipeline
 from trainers.config.build import CONFIGS, build_imputer, build_model, method_class
 from trainers.config.validate import validate
 from trainers.context import Context
-from trainers.evaluate import scenario_predictions
 from utils.errors import UserError
 from utils.safe_pickle import read_tensors
 from utils.subsets import enumerate_subsets
@@ -235,10 +235,9 @@ def test_missing_content_reaches_no_prediction(small: tuple[IncompleteClassifier
                 kept(model(spoilt(model, batch, value))), expected, atol=0, rtol=0, equal_nan=True
             )
         # What stage test does: the encoders see everything, the fusion hides.
-        scenario = {"s": batch.missing}
         inputs = batch.replace(missing=torch.zeros_like(batch.missing), feature_missing={}, complete=True)
         cells = {"s": batch.feature_missing} if batch.feature_missing else {}
-        together = kept(scenario_predictions(model, inputs, scenario, cells)[""]["s"])
+        together = kept(model.predict_scenarios(inputs, under(inputs, {"s": batch.missing}, cells))[""]["s"])
     for key, value in expected.items():
         assert together.keys() == expected.keys()
         torch.testing.assert_close(together[key], value, atol=batch_bound(value), rtol=0, equal_nan=True)

@@ -16,20 +16,21 @@ from torch import Tensor
 
 from datasets.batch import Batch
 from gaussian_parameter_generation.estimate import estimate
+from models.cmpt.backbone import ProxyBackbone
 from models.cmpt.cmpt import CMPT, Alignment
-from models.cmpt.selection import ProxyBackbone, ProxySelection
+from models.cmpt.selection import ProxySelection
 from models.dymo.gaussian import GaussianParameters
 from models.dymo.method import validate_selection
 from models.dymo.prototypes import COSINE, EUCLIDEAN
 from models.dymo.selection import SelectionRule
 from models.encoders.pretrained import Adapter
 from tests import slow_twin as twin
+from tests.networks import under
 from tests.test_cmpt import CLASSES, MODALITIES, build, mixed
 from tests.tolerances import batch_bound
 from trainers import run as pipeline
 from trainers.config.validate import validate
 from trainers.context import Context
-from trainers.evaluate import load_method
 from utils.errors import UserError
 from utils.subsets import enumerate_subsets
 
@@ -154,7 +155,7 @@ def test_parameters_of_every_subset(metric: str) -> None:
 def test_comparators_are_cmpt_and_the_same_without_proxies() -> None:
     model, p, batch = setting(3, COSINE)
     selection = ProxySelection(ProxyBackbone(model), None, p, comparators=("discard", "impute_all"))
-    outputs = selection.scenarios(batch, {"some": batch.missing})
+    outputs = selection.predict_scenarios(batch, {"some": batch})
     torch.testing.assert_close(outputs["impute_all"]["some"].logits, model(batch).logits, atol=1e-5, rtol=1e-5)
     own = model.encode_batch(batch).diagonal(dim1=1, dim2=2).transpose(1, 2)
     alone = model.classifier(torch.where(batch.missing[..., None], 0, own).sum(1))
@@ -179,7 +180,7 @@ def test_the_threshold_of_validation_data_is_nowhere_worse_than_no_proxies() -> 
     model, p, batch = setting(2, COSINE)
     selection = ProxySelection(ProxyBackbone(model), None, p)
     masks = {f"whole_{i}": (torch.arange(2) == i).expand(len(batch), -1) for i in range(2)}
-    accuracy, discard, best = validate_selection(selection, [(batch, masks, None)])
+    accuracy, discard, best = validate_selection(selection, [(batch, under(batch, masks))])
     for i, scenario in enumerate(masks):
         right = 0
         for row in range(len(batch)):
@@ -225,7 +226,7 @@ def test_the_whole_way_on_spoken_digits(tiny: Callable[..., DictConfig], tmp_pat
         assert 0 <= found["CMPT_DyMo", scenario, "accepted_share"] <= 1
     arrays = np.load(context.directory / "predictions" / "whole_0.npz")
     assert arrays["missing"][:, 0].all() and not arrays["final_missing"][:, 1].any()
-    assert isinstance(load_method(context), ProxySelection)
+    assert isinstance(context.load_method(), ProxySelection)
     assert "CMPT_DyMo" in (tmp_path / "out" / "SpokenDigits" / "report" / "default" / "summary_accuracy.md").read_text()
     euclidean = Context(tiny("model.select=true", "distance_metric=squared_euclidean"))
     assert euclidean.label == "CMPT_DyMo_EU" and euclidean.gaussian.name == "gaussian_euclidean.safetensors"

@@ -41,7 +41,6 @@ from trainers import run as pipeline
 from trainers.config.build import CONFIGS, build_model, build_trainer
 from trainers.config.validate import check_overrides, validate
 from trainers.context import Context, resolve_metric
-from trainers.evaluate import load_method, scenario_predictions
 from utils.errors import UserError
 
 ROOT = CONFIGS.parent
@@ -455,7 +454,7 @@ ANY_ID = {math.nan: 5, math.inf: 2**40, 1e30: -7}
 
 def test_content_of_what_is_missing_changes_nothing(run: tuple[Context, Watch, list[str]]) -> None:
     context, _, _ = run
-    method, batch = load_method(context), some_batch(context)
+    method, batch = context.load_method(), some_batch(context)
     outputs = []
     for value in (None, math.nan, math.inf, 1e30):
         inputs = {}
@@ -467,7 +466,7 @@ def test_content_of_what_is_missing_changes_nothing(run: tuple[Context, Watch, l
         changed = batch.replace(inputs=inputs)
         with torch.inference_mode():
             alone = method(changed)
-            together = scenario_predictions(method, changed, {"s": batch.missing})[""]["s"]
+            together = method.predict_scenarios(changed, {"s": changed.replace(missing=batch.missing)})[""]["s"]
         outputs.append((alone.logits, together.logits))
     for pair in outputs:
         for logits, reference in zip(pair, outputs[0]):
@@ -477,7 +476,7 @@ def test_content_of_what_is_missing_changes_nothing(run: tuple[Context, Watch, l
 
 def test_a_batch_of_one_gives_what_a_batch_of_many_gives(run: tuple[Context, Watch, list[str]]) -> None:
     context, _, _ = run
-    method, batch = load_method(context), some_batch(context)
+    method, batch = context.load_method(), some_batch(context)
     with torch.inference_mode():
         many = method(batch)
         for row in range(len(batch)):
@@ -495,7 +494,7 @@ def test_a_batch_of_one_gives_what_a_batch_of_many_gives(run: tuple[Context, Wat
 
 def test_the_batch_is_left_as_it_was(run: tuple[Context, Watch, list[str]]) -> None:
     context, _, _ = run
-    method, batch = load_method(context), some_batch(context)
+    method, batch = context.load_method(), some_batch(context)
     before = [batch.missing.clone(), batch.target.clone(), *(x.clone() for x in batch.inputs.values())]
     with torch.inference_mode():
         method(batch)

@@ -122,8 +122,8 @@ def all_paths(model: DynamicTransformer, batch: Batch, masks: Tensor) -> dict[st
     """Logits and features (S, B, .) of every sample under every mask, by each way there is to compute them."""
     tokens, b = model.encode(batch.inputs), len(batch)
     results: dict[str, tuple[Tensor, Tensor]] = {}
-    one_by_one = [model.fuse(tokens, mask.expand(b, -1)) for mask in masks]
-    results["fuse"] = tuple(torch.stack(part) for part in zip(*one_by_one))  # type: ignore[assignment]
+    fused = [model.fuse(tokens, batch.replace(missing=mask.expand(b, -1))) for mask in masks]
+    results["fuse"] = torch.stack([p.logits for p in fused]), torch.stack([p.features for p in fused])
     predictions = [model(batch.replace(missing=mask.expand(b, -1))) for mask in masks]
     results["forward"] = torch.stack([p.logits for p in predictions]), torch.stack([p.features for p in predictions])
     sequences = model.prepare(tokens)
@@ -211,7 +211,7 @@ def test_rows_with_masks_of_their_own_equal_twin() -> None:
     with torch.no_grad():
         tokens = model.encode(batch.inputs)
         expected = torch.stack([evaluate(tuple(m))[0] for evaluate, m in zip(evaluators, masks.tolist())])
-        close(model.fuse(tokens, masks)[0], expected)
+        close(model.fuse(tokens, batch).logits, expected)
         close(model(batch).logits, expected)
         rows = torch.tensor([5, 0, 5, 3, 11, 5])
         pairs = torch.tensor([[0, 1], [2, 3], [0, 3], [1, 2], [1, 3], [0, 2]])
@@ -231,7 +231,7 @@ def test_genuinely_missing_modalities_stay_hidden_under_every_subset() -> None:
             for k, part in zip(ids, logits):
                 hidden = subsets[k] | missing
                 hidden = torch.where(hidden.all(1, keepdim=True), missing, hidden)
-                close(part, model.fuse(model.encode(batch.inputs), hidden)[0])
+                close(part, model.fuse(model.encode(batch.inputs), batch.replace(missing=hidden)).logits)
 
 
 def test_a_subset_may_be_asked_for_twice() -> None:
@@ -296,8 +296,8 @@ def test_missing_content_changes_neither_logits_nor_gradients(masks: list[twin.M
         (TOY.loss(prediction, given_batch)["loss"] + prediction.features.square().sum()).backward()
         results.append({"logits": prediction.logits, "features": prediction.features} | gradients(TOY))
         with torch.no_grad():
-            fused = TOY.fuse(TOY.encode(given_batch.inputs), given_batch.missing)
-        results[-1] |= {"fused logits": fused[0], "fused features": fused[1]}
+            fused = TOY.fuse(TOY.encode(given_batch.inputs), given_batch)
+        results[-1] |= {"fused logits": fused.logits, "fused features": fused.features}
     assert_same(*results)
 
 

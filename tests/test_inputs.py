@@ -187,7 +187,7 @@ def load(kind: str, files: dict[str, Path], configured: Callable[..., DictConfig
     context.data.prepare()
     if kind == "model":
         return context.load_model(), context
-    return context.load_parameters(context.as_backbone(context.build())), context
+    return context.load_parameters(context.build().as_backbone(str(context.distance_metric))), context
 
 
 @pytest.mark.parametrize(("kind", "change"), PAIRS)

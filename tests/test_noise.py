@@ -37,7 +37,7 @@ from trainers import run as pipeline
 from trainers.config.build import CONFIGS, build_noise
 from trainers.config.validate import check_overrides, validate
 from trainers.context import Context
-from trainers.evaluate import load_method, predict
+from trainers.evaluate import predict
 from utils.errors import UserError
 from utils.noise import hash_seed, row_normal_16bit, row_uniform
 
@@ -502,7 +502,7 @@ def test_dymo_and_a_baseline_under_noise(composed, monkeypatch: pytest.MonkeyPat
     )
     hashes = {json.loads((folder / f"masks/{stem}.json").read_text())["sha256_16"] for stem in stems.values()}
     assert len(hashes) == len(stems)
-    dymo = load_method(context)
+    dymo = context.load_method()
     data = context.data
     for name in SCENARIOS[2:4]:
         corruption = data.corruption("test", parse_scenario(name))

@@ -36,8 +36,16 @@ from models.imputers.iterative import IMI
 from models.imputers.simple import Mean, Zero
 from tests import slow_twin as twin
 from tests.makers import make_original_checkpoint
-from tests.networks import CELLS, LEVELS, N_CONTINUOUS, random_table, table_batch, table_modalities, table_model
-from trainers.evaluate import scenario_predictions
+from tests.networks import (
+    CELLS,
+    LEVELS,
+    N_CONTINUOUS,
+    random_table,
+    table_batch,
+    table_modalities,
+    table_model,
+    under,
+)
 from utils.errors import UserError
 from utils.safe_pickle import read_tensors
 from utils.subsets import enumerate_subsets
@@ -220,7 +228,7 @@ def test_content_of_missing_cells_never_matters(values: list[float], seed: int, 
         model = table_model()
         with torch.no_grad():
             found = [model(given_batch).logits]
-        many = dymo.scenarios(given_batch, {"s": missing}, {"s": batch.feature_missing})
+        many = dymo.predict_scenarios(given_batch, under(given_batch, {"s": missing}, {"s": batch.feature_missing}))
         found += [many[label]["s"].logits for label in many]
         found += [dymo(given_batch).logits]
         if not missing[:, 0].all():
@@ -399,13 +407,12 @@ def test_rows_with_nothing_but_cells_are_selected_as_they_are_alone(metric: str)
     mean = Mean(table_modalities())
     mean.fit([table_batch(50, 5)])
     dymo = DyMo(case.model, mean, case.parameters, comparators=COMPARATORS)
-    cells = {"s": batch.feature_missing}
-    many = dymo.scenarios(batch, {"s": batch.missing}, cells)
+    many = dymo.predict_scenarios(batch, {"s": batch})
     alone = batch.missing.all(1).nonzero()[:, 0].tolist()
     assert len(alone) > 50
     for row in alone[::9]:
         one = take_rows(batch, torch.tensor([row]))
-        found = dymo.scenarios(one, {"s": one.missing}, {"s": one.feature_missing})
+        found = dymo.predict_scenarios(one, {"s": one})
         for label, by_scenario in many.items():
             close(found[label]["s"].logits[0], by_scenario["s"].logits[row], 2e-5)
             kept = found[label]["s"].extras["final_missing"][0]
@@ -442,7 +449,9 @@ def test_scenarios_equal_one_call_each(metric: str) -> None:
     one, other = masks(seed=9)[1], masks(seed=10)[1]
     by_scenario = {"none": torch.zeros_like(table), "whole_1": table, "a": table, "b": case.missing}
     cells = {"a": {"tabular": one}, "b": {"tabular": other}}
-    results = dymo.scenarios(case.batch.replace(feature_missing={}), by_scenario, cells)
+    complete_batch = case.batch.replace(feature_missing={})
+    scenarios = under(complete_batch, by_scenario, cells)
+    results = dymo.predict_scenarios(complete_batch, scenarios)
     for name, missing in by_scenario.items():
         batch = case.batch.replace(missing=missing, feature_missing=cells.get(name, {}))
         close(results[""][name].logits, dymo(batch).logits, 2e-5)
@@ -452,9 +461,7 @@ def test_scenarios_equal_one_call_each(metric: str) -> None:
             everything = case.model(batch.replace(inputs=complete, missing=torch.zeros_like(missing))).logits
         close(results["discard"][name].logits, discard, 2e-5)
         close(results["impute_all"][name].logits, everything, 2e-5)
-    accuracy, baseline, _ = validate_selection(
-        dymo, [(case.batch.replace(feature_missing={}), by_scenario, cells)], (0.0,)
-    )
+    accuracy, baseline, _ = validate_selection(dymo, [(complete_batch, scenarios)], (0.0,))
     for name in by_scenario:
         for value, label in ((accuracy[name][0.0], ""), (baseline[name], "discard")):
             right = results[label][name].logits.argmax(1) == case.batch.target
@@ -470,7 +477,7 @@ def test_the_backbone_alone_encodes_images_once_for_all_scenarios() -> None:
     calls: list[int] = []
     model.encoders["img"].register_forward_hook(lambda *_: calls.append(1))
     with torch.no_grad():
-        found = scenario_predictions(model, batch, by_scenario, cells)[""]
+        found = model.predict_scenarios(batch, under(batch, by_scenario, cells))[""]
         assert len(calls) == 1
         for name, mask in by_scenario.items():
             single = model(batch.replace(missing=mask, feature_missing=cells.get(name, {})))

@@ -395,8 +395,6 @@ def half_without_images(folder: Path) -> ImageTable:
 class PlainDyMo(DyMo):
     """Everything that the pictures of the report ask for, without networks."""
 
-    recovers_inputs = True
-
     def __init__(self) -> None:
         torch.nn.Module.__init__(self)
 
@@ -419,7 +417,7 @@ def test_examples_hold_no_content_of_another_row(tmp_path: Path) -> None:
     context = SimpleNamespace(data=data, cfg=cfg, device="cpu", directory=tmp_path)
     scenario = parse_scenario("whole_0")
     mask, cells = data.masks("test", scenario)
-    evaluate._examples(
+    evaluate.write_examples(
         context,
         PlainDyMo(),
         [scenario],
@@ -439,8 +437,8 @@ class PlainCMPT(CMPT):
     def __init__(self) -> None:
         torch.nn.Module.__init__(self)
 
-    def attention(self, i: int, x: torch.Tensor) -> torch.Tensor:
-        return torch.ones(len(x), 1, 2, 2)
+    def attention_maps(self, modality: int, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"class token": torch.ones(len(x), 2, 2)}
 
 
 def test_attention_is_drawn_over_photographs_that_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

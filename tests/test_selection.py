@@ -20,7 +20,8 @@ from torch import Tensor
 
 from datasets.batch import Batch
 from gaussian_parameter_generation.estimate import estimate
-from models.dymo.dynamic_transformer import Sequences
+from models.baselines.base import take_rows
+from models.dymo.backbone import Sequences
 from models.dymo.method import DyMo, validate_selection
 from models.dymo.prototypes import COSINE, EUCLIDEAN
 from models.dymo.selection import (
@@ -38,7 +39,7 @@ from models.dymo.similarity import Score, calibration, log_ics, reward, score
 from models.imputers.base import Imputer, merge
 from models.imputers.simple import Zero
 from tests import slow_twin as twin
-from tests.networks import class_batch, deciding_model, random_masks, twin_evaluator
+from tests.networks import class_batch, deciding_model, random_masks, twin_evaluator, under
 from tests.tolerances import summation_bound
 from utils.subsets import mask_code
 
@@ -387,9 +388,8 @@ def test_nothing_missing_is_the_plain_forward() -> None:
     assert (found.accepted == -1).all()
     assert found.iterations.tolist() == [0] * 7
     with torch.no_grad():
-        torch.testing.assert_close(
-            found.logits, case.model.fuse(case.tokens[:7], missing)[0], rtol=0, atol=LOGIT_ROUNDING
-        )
+        expected = case.model.fuse(case.tokens[:7], take_rows(case.batch, torch.arange(7)).replace(missing=missing))
+        torch.testing.assert_close(found.logits, expected.logits, rtol=0, atol=LOGIT_ROUNDING)
 
 
 def test_infinite_threshold_discards() -> None:
@@ -397,7 +397,7 @@ def test_infinite_threshold_discards() -> None:
     found = select(case.scorer(threshold=math.inf), case.tokens, case.missing)
     assert torch.equal(found.final_missing, case.missing)
     with torch.no_grad():
-        expected = case.model.fuse(case.tokens, case.missing)[0]
+        expected = case.model.fuse(case.tokens, case.batch.replace(missing=case.missing)).logits
     torch.testing.assert_close(found.logits, expected, rtol=0, atol=LOGIT_ROUNDING)
 
 
@@ -574,7 +574,7 @@ def test_comparators(metric: str) -> None:
     with torch.no_grad():
         for name, result in results.items():
             assert not (result.final_missing & ~case.missing).any(), f"{name} hides what is observed"
-            expected = case.model.fuse(case.tokens, result.final_missing)[0]
+            expected = case.model.fuse(case.tokens, case.batch.replace(missing=result.final_missing)).logits
             torch.testing.assert_close(result.logits, expected, rtol=0, atol=LOGIT_ROUNDING)
             assert result is not selection
     assert torch.equal(select(case.scorer(), case.tokens, case.missing).final_missing, selection.final_missing)
@@ -661,7 +661,7 @@ def test_the_seed_and_the_scenario_reach_the_random_comparator() -> None:
     kept = {}
     for seed in (0, 1):
         dymo = DyMo(case.model, Zero(), case.parameters, comparators=("random",), seed=seed)
-        for scenario, prediction in dymo.scenarios(case.batch, masks)["random"].items():
+        for scenario, prediction in dymo.predict_scenarios(case.batch, under(case.batch, masks))["random"].items():
             kept[seed, scenario] = prediction.extras["final_missing"]
     first = kept.pop((0, "random_0.8"))
     assert all(not torch.equal(first, other) for other in kept.values())
@@ -712,7 +712,7 @@ def test_dymo_never_reads_what_is_missing(fill: float) -> None:
     for value in (0.0, fill):
         batch = hidden(case.batch, case.missing, value)
         prediction = dymo(batch)
-        many = dymo.scenarios(batch, {"own": case.missing})
+        many = dymo.predict_scenarios(batch, {"own": batch})
         results.append([prediction.logits, prediction.extras["rewards"], *(many[n]["own"].logits for n in many)])
     for one, other in zip(*results):
         assert torch.equal(one.nan_to_num(9), other.nan_to_num(9))
@@ -723,10 +723,10 @@ def test_scenarios_equal_one_call_each() -> None:
     case = setting(COSINE)
     dymo = DyMo(case.model, Given(case.batch.inputs), case.parameters, comparators=(*COMPARATORS, "threshold"))
     masks = {"a": case.missing, "b": case.missing.roll(1, 0), "none": torch.zeros_like(case.missing)}
-    results = dymo.scenarios(case.batch, masks)
+    results = dymo.predict_scenarios(case.batch, under(case.batch, masks))
     assert set(results) == {"", *COMPARATORS}, "without a validated threshold there is no such entry"
     dymo.validated_threshold = 0.3
-    results = dymo.scenarios(case.batch, masks)
+    results = dymo.predict_scenarios(case.batch, under(case.batch, masks))
     limited = DyMo(case.model, Given(case.batch.inputs), case.parameters, SelectionRule(threshold=0.3))
     for name, missing in masks.items():
         batch = case.batch.replace(missing=missing)
@@ -747,7 +747,7 @@ def test_validated_threshold_is_nowhere_worse_than_discarding() -> None:
     dymo = DyMo(case.model, Given(case.batch.inputs), case.parameters)
     masks = {"a": case.missing, "b": case.missing.roll(1, 0)}
     thresholds = (0.0, 0.2, 0.6)
-    accuracy, baseline, best = validate_selection(dymo, [(case.batch, masks, None)], thresholds)
+    accuracy, baseline, best = validate_selection(dymo, [(case.batch, under(case.batch, masks))], thresholds)
     for name, missing in masks.items():
         assert baseline[name] == pytest.approx(accuracy_of(case, math.inf, missing))
         for threshold in thresholds:
@@ -764,7 +764,7 @@ def test_useless_recoveries_make_the_validated_threshold_infinite() -> None:
     wrong = {name: x.roll(1, 0) for name, x in shifted.inputs.items()}
     dymo = DyMo(case.model, Given(wrong), case.parameters, SelectionRule(calibration="none"))
     missing = random_masks(ROWS, 5, seed=9)
-    accuracy, baseline, best = validate_selection(dymo, [(shifted, {"s": missing}, None)], (0.0, 0.02))
+    accuracy, baseline, best = validate_selection(dymo, [(shifted, under(shifted, {"s": missing}))], (0.0, 0.02))
     assert max(accuracy["s"].values()) < baseline["s"]
     assert best == math.inf
 
@@ -774,7 +774,8 @@ def test_twin_and_model_agree_on_what_they_evaluate() -> None:
     case = setting(EUCLIDEAN)
     chosen = torch.tensor(twin.subsets(5))[torch.arange(ROWS) % 31]
     with torch.no_grad():
-        logits, features = case.model.fuse(case.tokens, chosen)
+        fused = case.model.fuse(case.tokens, case.batch.replace(missing=chosen))
+    logits, features = fused.logits, fused.features
     for row in range(0, ROWS, 5):
         expected, z = case.evaluators[row](tuple(chosen[row].tolist()))
         torch.testing.assert_close(logits[row], expected, rtol=0, atol=LOGIT_ROUNDING)

@@ -34,6 +34,9 @@ class Mixture(RowMemory, VectorBaseline):
         logits = torch.stack([expert(batch).logits for expert in self.experts.values()])
         return Prediction((self.weights.softmax(0)[:, None, None] * logits).sum(0))
 
+    def fuse(self, encoded: Tensor, batch: Batch) -> Prediction:
+        return self(batch)
+
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         assert self.memory is not None
         self.memory[batch.index] += 1

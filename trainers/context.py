@@ -23,11 +23,10 @@ from torch import nn
 
 from datasets.base import MultimodalDataModule
 from datasets.missingness import Scenario, parse_scenario, parse_scenarios
-from models.base import IncompleteClassifier
+from models.base import IncompleteClassifier, Method
+from models.baselines.base import Completed
 from models.dymo.backbone import Backbone
-from models.dymo.dynamic_transformer import DynamicTransformer
 from models.dymo.gaussian import SUFFIX, GaussianParameters
-from models.dymo.original import convert_dynamic_transformer
 from models.dymo.prototypes import COSINE, EUCLIDEAN
 from models.imputers.base import FittedImputer, Imputer
 from models.imputers.mopoe import MoPoE
@@ -37,6 +36,7 @@ from trainers.config.build import (
     build_data,
     build_imputer,
     build_model,
+    build_selector,
     data_arguments,
     data_class,
     make_demo_data,
@@ -458,23 +458,12 @@ class Context:
         model = self.build()
         path = self.checkpoint
         content = read_tensors(path)
-        state, kind = content, checkpoints.checkpoint_kind(content)
-        if kind == "lightning":
+        is_ours = checkpoints.checkpoint_kind(content) == "lightning"
+        if is_ours:
             self._check_dataset(content, path)
             self._check_architecture(content.get("architecture") or {}, path)
-            self.check_inputs(content, path)
-            state = content["state_dict"]
-        elif kind == "reference_dynamic_transformer":
-            self.check_inputs({}, path)
-            state = convert_dynamic_transformer(content["state_dict"], self.data.modality_names)
-            if isinstance(model, DynamicTransformer) and not model.reference_modality_index:
-                model.reference_modality_index = True
-                log.info("%s is a checkpoint of the original repository: its modality index min(i, 1) is used", path)
-        elif kind != "unknown":
-            raise UserError(f"{path} is a {kind.replace('_', ' ')} file: give a trained {self.trainable.name}")
-        else:
-            self.check_inputs({}, path)
-        checkpoints.load_strict(model, state, path, str(self.trainable.name))
+        self.check_inputs(content if is_ours else {}, path)
+        model.load(content, path, str(self.trainable.name))
         return model.eval().to(self.device)
 
     @cached_property
@@ -536,16 +525,22 @@ class Context:
                 f"model.module.fill={fill}, or train it again"
             )
 
-    def as_backbone(self, model: IncompleteClassifier) -> Backbone:
-        """A trained model as what DyMo selects on."""
-        if isinstance(model, DynamicTransformer):
-            return model
-        # Its import takes seconds, and other methods have no use for it.
-        from models.cmpt.cmpt import CMPT
-        from models.cmpt.selection import ProxyBackbone
+    def load_backbone(self) -> Backbone:
+        """The trained model as the selection uses it."""
+        return self.load_model().as_backbone(str(self.distance_metric))
 
-        assert isinstance(model, CMPT)
-        return ProxyBackbone(model, str(self.distance_metric))
+    def load_method(self) -> Method:
+        """The trained method as stage test evaluates it, with everything that it needs."""
+        model = self.load_model()
+        model.before_prediction()
+        if self.completes:
+            return Completed(model, self.load_imputer())
+        if not self.selects:
+            return model
+        backbone = model.as_backbone(str(self.distance_metric))
+        parameters = self.load_parameters(backbone)
+        imputer = self.load_imputer() if self.recovers else None
+        return build_selector(self.cfg, backbone, imputer, parameters, self.tail)
 
     def load_parameters(self, model: Backbone) -> GaussianParameters:
         parameters = GaussianParameters.load(self.gaussian, self.distance_metric)

@@ -14,15 +14,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from datasets.base import MultimodalDataModule
 from datasets.batch import Batch
 from datasets.loader import check_rows_without_nan
 from datasets.missingness import Scenario, parse_scenarios, save_mask, unobserved
 from datasets.noise import Corruption
-from models.base import IncompleteClassifier, Prediction
-from models.baselines.base import Baseline, Completed
-from models.dymo.dynamic_transformer import DynamicTransformer
-from models.dymo.method import MAIN, Cells, DyMo, under, validate_selection
-from trainers.config.build import build_selection
+from models.base import Method
 from trainers.context import Context
 from trainers.report.style import ORACLE_NOTE, is_oracle, with_dagger
 from utils.errors import UserError
@@ -30,7 +27,6 @@ from utils.files import replacing, save_arrays
 from utils.metrics import METRICS, LabelMetrics, classification_metrics, metric_names
 
 log = logging.getLogger(__name__)
-Method = IncompleteClassifier | Completed | DyMo
 PER_CLASS = ("dataset", "model", "seed", "scenario", "metric", "class", "value", "n", "positives", "train", "fold")
 
 
@@ -43,8 +39,7 @@ def run(context: Context) -> None:
         log.info("test: %s is there and valid, skipped", directory / "results.csv")
         return
     scenarios = context.scenarios
-    both = {s.name: data.masks("test", s) for s in scenarios}
-    masks, cells = {name: pair[0] for name, pair in both.items()}, {name: pair[1] for name, pair in both.items()}
+    masks, cells = scenario_masks(data, "test", scenarios)
     kinds = [m.kind for m in data.modalities]
     rates = {
         s.name: s.realised_rate(unobserved(masks[s.name], cells[s.name], data.modality_names), cells[s.name], kinds)
@@ -55,12 +50,12 @@ def run(context: Context) -> None:
     if nan_rows is not None:
         for mask in masks.values():
             check_rows_without_nan(nan_rows, mask, data.modalities)
-    model = load_method(context)
+    model = context.load_method()
     directory.begin("test", settings)
     directory.clear("DONE", "results.csv", "predictions", "masks", "examples")
     directory.clear("results_per_class.csv", "selection_validation.csv")
-    if isinstance(model, DyMo):
-        _check_on_validation(context, model)
+    if model.needs_calibration:
+        calibrate(context, model)
     hashes = {
         s.name: save_mask(
             directory / "masks" / s.slug,
@@ -94,7 +89,7 @@ def run(context: Context) -> None:
                 )
             if data.task == "multilabel" and not failures:
                 each_label.append(measure_labels(arrays, data.class_names).assign(model=name, scenario=scenario.name))
-    _examples(context, model, scenarios, masks, cells, noise)
+    write_examples(context, model, scenarios, masks, cells, noise)
     frame = pd.DataFrame(rows, columns=["dataset", "model", "seed", "scenario", "metric", "value", "n"])
     trained_on = {"train": str(context.trained_scenario.name), "fold": context.fold}
     frame = frame.assign(**trained_on, missing_rate=frame["scenario"].map(rates))
@@ -109,59 +104,29 @@ def run(context: Context) -> None:
     log.info("test: accuracy in %% on %d rows\n%s", len(data.split("test")), accuracy_table(frame))
 
 
-def load_method(context: Context) -> Method:
-    """The model as it is tested, with everything it needs."""
-    model = context.load_model()
-    model.before_prediction()
-    if context.completes:
-        return Completed(model, context.load_imputer())
-    if not context.selects:
-        return model
-    backbone = context.as_backbone(model)
-    rest = (
-        context.load_parameters(backbone),
-        build_selection(context.cfg, context.tail),
-        tuple(context.cfg.model.comparators),
-    )
-    if context.has_backbone:
-        return DyMo(backbone, context.load_imputer(), *rest, seed=context.cfg.seed)
-    from models.cmpt.selection import ProxySelection  # its import takes seconds
-
-    return ProxySelection(backbone, None, *rest, seed=context.cfg.seed)
-
-
-def _check_on_validation(context: Context, model: DyMo) -> None:
-    """Accuracy of the selection against discarding on the validation split: warns where it loses, and sets the
-    threshold where that is ``auto``."""
+def calibrate(context: Context, model: Method) -> None:
+    """Let the method choose on the validation split, see :meth:`models.base.Method.calibrate`; writes
+    ``selection_validation.csv``."""
     cfg, data = context.cfg, context.data
-    auto = cfg.model.selection.threshold == "auto"
     if not data.has_split("val"):
-        if "threshold" in model.comparators:
+        if "threshold" in cfg.model.comparators:
             log.warning("the data have no validation split: selection is not checked, comparator 'threshold' left out")
         return
-    scenarios = parse_scenarios(list(cfg.model.validation), len(data.modalities))
-    both = {s.name: data.masks("val", s) for s in scenarios}
-    masks, cells = {name: pair[0] for name, pair in both.items()}, {name: pair[1] for name, pair in both.items()}
-    batches = ((batch, *masks_of_batch(batch, masks, cells)) for batch in data.loader("val", device=context.device))
-    accuracy, discard, best = validate_selection(model, batches)
-    model.validated_threshold = best
-    if auto:
-        model.rule.threshold = best
-    rows = [(s, t, a, discard[s]) for s, by in accuracy.items() for t, a in by.items()]
-    frame = pd.DataFrame(rows, columns=["scenario", "threshold", "accuracy", "discard"])
+    masks, cells = scenario_masks(data, "val", parse_scenarios(list(cfg.model.validation), len(data.modalities)))
+    batches = data.loader("val", device=context.device)
+    frame = model.calibrate((batch, scenario_batches(batch, masks, cells)) for batch in batches)
     with replacing(context.directory / "selection_validation.csv") as file:
         frame.to_csv(file, index=False)
-    chosen = "accept nothing" if math.isinf(best) else f"{best:g}"
-    log.info("selection threshold chosen on the validation split: %s", chosen)
-    losing = {s: (by[0.0], discard[s]) for s, by in accuracy.items() if by[0.0] < discard[s]}
-    if losing:
-        text = ", ".join(f"{s}: {100 * a:.1f} against {100 * d:.1f}" for s, (a, d) in losing.items())
-        log.warning(
-            "selection by the paper's rule loses to discarding on validation data (accuracy in %%: %s). The recoveries "
-            "mislead the backbone: %smodel.selection.threshold=auto",
-            text,
-            "train the imputer longer, set model.recovery_aware=0.5, or " if model.recovers_inputs else "set ",
-        )
+
+
+def scenario_masks(
+    data: MultimodalDataModule, split: str, scenarios: Sequence[Scenario]
+) -> tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]:
+    """Masks of a split under each scenario: scenario -> (N, M) bool, and scenario -> table -> (N, F) bool."""
+    masks, cells = {}, {}
+    for scenario in scenarios:
+        masks[scenario.name], cells[scenario.name] = data.masks(split, scenario)
+    return masks, cells
 
 
 @torch.inference_mode()
@@ -198,24 +163,22 @@ def predict(
     for scenario in masks:
         alike[(noise or {}).get(scenario)].append(scenario)
     for batch in tqdm(batches, "test", unit="batch", disable=not progress):
-        on_device, of_cells = masks_of_batch(batch, masks, cells or {})
         for corruption, names in alike.items():
             seen = batch if corruption is None else corruption(batch)
-            predictions = scenario_predictions(model, seen, {name: on_device[name] for name in names}, of_cells)
-            for label, scenario, prediction in (
-                (label, name, it) for label, by_name in predictions.items() for name, it in by_name.items()
-            ):
-                cell = collected[label][scenario]
-                kept = scenario in features and prediction.features is not None
-                for key, value in {
-                    "index": batch.index,
-                    "logits": prediction.logits,
-                    "target": batch.target,
-                    "missing": on_device[scenario],
-                    **prediction.extras,
-                    **({"features": prediction.features} if kept else {}),
-                }.items():
-                    cell[key].append(value.cpu())
+            masked = scenario_batches(seen, {name: masks[name] for name in names}, cells or {})
+            for label, predictions in model.predict_scenarios(seen, masked).items():
+                for scenario, prediction in predictions.items():
+                    values = {
+                        "index": batch.index,
+                        "logits": prediction.logits,
+                        "target": batch.target,
+                        "missing": masked[scenario].missing,
+                        **prediction.extras,
+                    }
+                    if scenario in features and prediction.features is not None:
+                        values["features"] = prediction.features
+                    for key, value in values.items():
+                        collected[label][scenario][key].append(value.cpu())
     found = {
         label: {s: {k: _join(v) for k, v in cell.items()} for s, cell in by_scenario.items()}
         for label, by_scenario in collected.items()
@@ -232,18 +195,22 @@ def predict(
     return found
 
 
-def masks_of_batch(
+def scenario_batches(
     batch: Batch, masks: Mapping[str, np.ndarray], cells: Mapping[str, Mapping[str, np.ndarray]]
-) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
-    """The masks of a batch's rows, on its device: scenario -> (B, M), and scenario -> table -> (B, F) where there are
-    any."""
+) -> dict[str, Batch]:
+    """Scenario -> the batch under the masks that its rows have, see :func:`predict`."""
     rows, device = batch.index.cpu(), batch.index.device
 
     def rows_of(mask: np.ndarray) -> Tensor:
         return torch.from_numpy(mask)[rows].to(device)
 
-    of_cells = {s: {table: rows_of(gone) for table, gone in tables.items()} for s, tables in cells.items() if tables}
-    return {scenario: rows_of(mask) for scenario, mask in masks.items()}, of_cells
+    return {
+        scenario: batch.replace(
+            missing=rows_of(mask),
+            feature_missing={table: rows_of(hidden) for table, hidden in cells.get(scenario, {}).items()},
+        )
+        for scenario, mask in masks.items()
+    }
 
 
 def _join(pieces: list[Tensor]) -> np.ndarray:
@@ -252,39 +219,6 @@ def _join(pieces: list[Tensor]) -> np.ndarray:
         rounds = max(p.shape[1] for p in pieces)
         pieces = [torch.nn.functional.pad(p, (0, 0, 0, rounds - p.shape[1]), value=float("nan")) for p in pieces]
     return torch.cat(pieces).numpy()
-
-
-def scenario_predictions(
-    model: Method, batch: Batch, masks: Mapping[str, Tensor], cells: Cells | None = None
-) -> dict[str, dict[str, Prediction]]:
-    """One batch under every mask; methods that split encoding from fusion encode once.
-
-    Returns:
-        label -> scenario -> prediction; label ``""`` is the method itself, a modality's name that of it alone where the
-        method reports it (``reports_unimodal``).
-    """
-    if isinstance(model, DyMo):
-        return model.scenarios(batch, masks, cells)
-    predictions = {}
-    tokens = encoded = None
-    for scenario, mask in masks.items():
-        if isinstance(model, DynamicTransformer):
-            tokens = model.encode(batch.inputs) if tokens is None else tokens
-            # Cells of a table see each other in its encoder: a table with missing cells is encoded anew.
-            hidden = model.cells(mask, (cells or {}).get(scenario, {}))
-            predictions[scenario] = Prediction(
-                *model.fuse(model.encode_again(tokens, batch.inputs, hidden), mask, hidden)
-            )
-        elif isinstance(model, Baseline) and model.splits and not (cells or {}).get(scenario):
-            encoded = model.encode(batch.inputs) if encoded is None else encoded
-            predictions[scenario] = model.fuse(encoded, under(batch, scenario, mask, cells))
-        else:
-            predictions[scenario] = model(under(batch, scenario, mask, cells))
-    results = {MAIN: predictions}
-    method = model.method if isinstance(model, Completed) else model
-    for i, name in enumerate(method.modality_names if method.reports_unimodal else ()):
-        results[name] = {s: Prediction(p.extras["unimodal_logits"][:, i]) for s, p in predictions.items()}
-    return results
 
 
 def measure(arrays: Mapping[str, np.ndarray], task: str, num_classes: int) -> tuple[dict[str, float], dict[str, str]]:
@@ -349,7 +283,7 @@ def accuracy_table(frame: pd.DataFrame) -> str:
     return table.to_string() + f"\n† {ORACLE_NOTE}" * has_oracle
 
 
-def _examples(
+def write_examples(
     context: Context,
     model: Method,
     scenarios: list[Scenario],
@@ -357,10 +291,10 @@ def _examples(
     cells: Mapping[str, Mapping[str, np.ndarray]],
     noise: Mapping[str, Corruption | None],
 ) -> None:
-    """A few rows with originals, recoveries and rewards, for the pictures of the report."""
+    """Write originals, recoveries and rewards of a few rows, for the pictures of the report."""
     data = context.data
     images = [m for m in data.modalities if m.kind == "image"]
-    if not isinstance(model, DyMo) or not model.recovers_inputs or not images:
+    if not images:
         return
     n = len(data.split("test"))
     rows = np.linspace(0, n - 1, min(context.cfg.report.samples, n)).astype(int)
@@ -381,8 +315,9 @@ def _examples(
         )
         if (corruption := noise[scenario.name]) is not None:
             batch = corruption(batch)
-        _, completed = model.complete(batch)
-        prediction = model(batch)
+        if (example := model.examples(batch)) is None:
+            return
+        prediction, completed = example
         arrays: dict[str, np.ndarray] = {
             "index": rows,
             "target": batch.target.cpu().numpy(),

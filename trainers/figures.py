@@ -329,13 +329,11 @@ def attention(context: Context, without: Path, scenario: str, count: int, seed: 
     Raises:
         UserError: another model, only texts, or predictions that are absent or of other rows.
     """
-    from models.cmpt.cmpt import CMPT  # its import takes seconds
-
     data = context.data
     drawn = [i for i, m in enumerate(data.modalities) if m.kind in ("image", "video")]
     drawn += [i for i, m in enumerate(data.modalities) if m.kind == "audio"]
     model = context.load_model()
-    if not isinstance(model, CMPT) or not drawn:
+    if not model.has_attention_maps or not drawn:
         raise UserError(f"attention maps are of CMPT on images or sound, not of {context.label}: give model=CMPT")
     run, arrays = load_pair(context.directory.path, without, scenario)
     target = arrays[0]["target"]
@@ -346,8 +344,7 @@ def attention(context: Context, without: Path, scenario: str, count: int, seed: 
     if target.ndim == 2:
         shares = f"A row is right where every label is.\n{shares}"
     i, rng = drawn[0], np.random.default_rng(seed)
-    name, names = data.modalities[i].name, data.modality_names
-    kinds = [f"proxy of {other}" for other in names if other != name and model.proxy is not None]
+    name = data.modalities[i].name
     shown: dict[str, list[tuple[np.ndarray, dict[str, np.ndarray], str]]] = {}
     for outcome, rows in list(groups.items())[:3]:
         # Absent content has no picture: choose among the rows whose image is in the data.
@@ -359,13 +356,12 @@ def attention(context: Context, without: Path, scenario: str, count: int, seed: 
             continue
         x = data.rows("test", arrays[0]["index"][picked], context.device).inputs[name]
         x = x[:, x.shape[1] // 2] if x.ndim == 5 else x  # the middle frame
-        maps = model.attention(i, x).cpu().numpy()
-        columns = kinds + ["class token"] * (maps.shape[1] > len(kinds))
-        for picture, one_map, row in zip(_pictures(data, name, x), maps, picked):
+        maps = {token: values.cpu().numpy() for token, values in model.attention_maps(i, x).items()}
+        for k, (picture, row) in enumerate(zip(_pictures(data, name, x), picked)):
             said = [_classes(data.class_names, a["logits"][row], target.ndim) for a in (arrays[1], arrays[0])]
             true = _classes(data.class_names, target[row], target.ndim)
             label = f"true: {true}\nwithout: {said[0]}\nwith: {said[1]}"
-            shown[title].append((picture, dict(zip(columns, one_map)), label))
+            shown[title].append((picture, {token: values[k] for token, values in maps.items()}, label))
     title = (
         f"{run.dataset}, {context.label}, {scenario_title(run, scenario)}: attention to '{name}', "
         "bright where it is high, each map scaled by its maximum"

@@ -35,7 +35,7 @@ def run(context: Context) -> None:
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if parallel else (0, 1)
     if rank == 0:
         directory.begin("gaussian", settings)
-    model = context.as_backbone(context.load_model())
+    model = context.load_backbone()
     batches = context.data.loader(
         cfg.gaussian.split,
         parse_scenario("none"),  # what the source never had is missing

@@ -17,7 +17,6 @@ from omegaconf import DictConfig
 from pytorch_lightning.utilities import rank_zero_only
 
 from datasets.missingness import parse_scenarios, unobserved
-from models.dymo.dynamic_transformer import DynamicTransformer
 from trainers import evaluate, gaussian, impute
 from trainers.config.build import (
     build_model,
@@ -229,8 +228,8 @@ def check_artefacts(context: Context, stages: list[str]) -> None:
     # Files from elsewhere are tried before anything long begins.
     if given:
         model = context.load_model()
-        if context.trainable.get("gaussian") and isinstance(model, DynamicTransformer):
-            context.load_parameters(model)
+        if context.trainable.get("gaussian") and cfg.model.get("select", True):
+            context.load_parameters(model.as_backbone(str(context.distance_metric)))
     if cfg.imputer.checkpoint and imputer_needed:
         context.load_imputer()
 
@@ -282,7 +281,7 @@ def run_fit(context: Context) -> None:
         built_on["imputer"] = context.load_imputer()
     pl.seed_everything(cfg.seed, verbose=False)
     model = build_model(cfg, context.trainable, context.data, **built_on)
-    if isinstance(model, DynamicTransformer) and model.recovery_aware:
+    if context.trainable.get("recovery_aware"):
         model.attach_imputer(context.load_imputer())
     directory.describe(cfg)
     training = context.trainable.training

@@ -11,6 +11,7 @@ the data's own mask, which the original threw away; encoders run once per sample
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from datasets.batch import Batch, Modality
-from models.base import IncompleteClassifier, Prediction
+from models.base import IncompleteClassifier, Method, Prediction
 from models.imputers.base import Imputer, recover_possible
 from models.layers.batch_norm import apply_to_observed
 from models.tokens import TokenPipeline
@@ -160,6 +161,7 @@ class Baseline(IncompleteClassifier):
 
     # ---- what a method implements ------------------------------------------------------------------------------------
 
+    @abstractmethod
     def encode(self, inputs: Mapping[str, Tensor], cells: Mapping[str, Tensor] | None = None) -> Tensor:
         """Inputs (B, ...) per modality -> (B, P, D) or (B, M, D); no row may influence another (batch normalisation
         apart).
@@ -167,12 +169,11 @@ class Baseline(IncompleteClassifier):
         Args:
             cells: table name -> (B, F) bool, cells that are hidden from the encoder, as :meth:`cells` gives them.
         """
-        raise AssertionError("a method implements encode()")
 
+    @abstractmethod
     def fuse(self, encoded: Tensor, batch: Batch) -> Prediction:
         """Classify under ``batch.missing`` and ``batch.feature_missing``, which may hide more than what was hidden from
         :meth:`encode`: nothing of what they hide may count."""
-        raise AssertionError("a method implements fuse()")
 
     # ---- what it gets ------------------------------------------------------------------------------------------------
 
@@ -219,6 +220,17 @@ class Baseline(IncompleteClassifier):
 
     def forward(self, batch: Batch) -> Prediction:
         return self.fuse(self.encode_batch(batch), batch)
+
+    def predict_each(self, batch: Batch, scenarios: Mapping[str, Batch]) -> dict[str, Prediction]:
+        predictions, encoded = {}, None
+        for name, masked in scenarios.items():
+            # Cells of a table attend to each other in its encoder, so that other cell masks need another encoding.
+            if not self.splits or masked.feature_missing:
+                predictions[name] = self(masked)
+                continue
+            encoded = self.encode(batch.inputs) if encoded is None else encoded
+            predictions[name] = self.fuse(encoded, masked)
+        return predictions
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         encoded = self.encode_batch(batch)
@@ -312,7 +324,7 @@ class RowMemory(Baseline):
         self.memory = checkpoint.get("row_memory")
 
 
-class Completed(nn.Module):
+class Completed(Method):
     """A method behind an imputer: inputs are completed and the masks cleared, but for what the imputer cannot recover
     in a row, which stays missing.
 
@@ -338,6 +350,9 @@ class Completed(nn.Module):
         }
         completed = batch.replace(inputs=inputs, missing=unrecoverable, feature_missing=cells)
         return self.method(completed)
+
+    def predict_scenarios(self, batch: Batch, scenarios: Mapping[str, Batch]) -> dict[str, dict[str, Prediction]]:
+        return self.method.by_label({name: self(masked) for name, masked in scenarios.items()})
 
 
 def take_rows(batch: Batch, rows: Tensor) -> Batch:

@@ -12,6 +12,7 @@ be repeated.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -65,12 +66,12 @@ class _LatentProbe(Baseline):
         """Inputs -> (B, M, L), what each modality says of the shared latent."""
         return self.posteriors({name: inputs[name] for name in self.modality_names})
 
-    def posteriors(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        raise AssertionError("a probe implements posteriors()")
+    @abstractmethod
+    def posteriors(self, inputs: Mapping[str, Tensor]) -> Tensor: ...
 
+    @abstractmethod
     def latent(self, encoded: Tensor, batch: Batch) -> Tensor:
         """(B, M, L) -> (B, L) under the masks of a batch."""
-        raise AssertionError("a probe implements latent()")
 
     def fuse(self, encoded: Tensor, batch: Batch) -> Prediction:
         z = self.latent(encoded, batch)

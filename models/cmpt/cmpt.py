@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from datasets.batch import Batch, Modality
 from models.base import IncompleteClassifier, Prediction
 from models.baselines.base import Baseline
+from models.cmpt.backbone import ProxyBackbone
 from models.encoders.pretrained import Adapter, PretrainedEncoder
 from utils.errors import UserError
 
@@ -105,6 +106,7 @@ class CMPT(Baseline):
     """
 
     transformers_only: ClassVar[bool] = True
+    has_attention_maps: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -181,6 +183,9 @@ class CMPT(Baseline):
         own = self.adapter if targets is None else Adapter(**{**vars(self.adapter), "targets": targets})
         encoder.adapt(own)
 
+    def as_backbone(self, metric: str) -> ProxyBackbone:
+        return ProxyBackbone(self, metric)
+
     def encoder(self, i: int) -> PretrainedEncoder:
         """Of modality ``i``."""
         return self.encoders[self.modality_names[i]]  # type: ignore[return-value]
@@ -222,6 +227,12 @@ class CMPT(Baseline):
             return None, False
         proxies = self.proxies[i] + self.positions[i] if len(self.positions) else self.proxies[i]
         return proxies, self.proxy.attention == "read_only"
+
+    def attention_maps(self, modality: int, x: Tensor) -> dict[str, Tensor]:
+        maps = self.attention(modality, x)
+        others = [name for i, name in enumerate(self.modality_names) if i != modality and self.proxy is not None]
+        names = [*(f"proxy of {name}" for name in others), "class token"]
+        return {name: maps[:, k] for k, name in enumerate(names[: maps.shape[1]])}
 
     def attention(self, i: int, x: Tensor) -> Tensor:
         """See :meth:`models.encoders.pretrained.PretrainedEncoder.attention`: modality ``i`` (B, ...) -> (B, M, rows,

@@ -12,76 +12,20 @@ D = 768 1.4 GB.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
-
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from datasets.batch import Batch
-from models.cmpt.cmpt import CMPT
-from models.dymo.dynamic_transformer import Partial
+from models.dymo.backbone import Partial
 from models.dymo.method import DyMo
-from models.dymo.prototypes import COSINE
-
-
-class ProxyBackbone(nn.Module):
-    """CMPT as :class:`models.dymo.backbone.Backbone`.
-
-    What :meth:`encode` gives are states (B, M, M, D); what :meth:`prepare` and :meth:`fuse_rows` take are the completed
-    vectors (B, M, D) of :meth:`models.cmpt.cmpt.CMPT.complete`.
-
-    Args:
-        model: trained, with proxies.
-    """
-
-    def __init__(self, model: CMPT, distance_metric: str = COSINE) -> None:
-        super().__init__()
-        self.model, self.distance_metric = model, distance_metric
-        self.modalities, self.num_classes = model.modalities, model.num_classes
-        self.modality_names, self.feature_width = model.modality_names, model.width
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.device
-
-    def encode(self, inputs: Mapping[str, Tensor], cells: Mapping[str, Tensor] | None = None) -> Tensor:
-        return self.model.encode(inputs)
-
-    def cells(self, missing: Tensor, feature_missing: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """None: no encoder of CMPT is one of tables."""
-        return {}
-
-    def encode_again(self, tokens: Tensor, inputs: Mapping[str, Tensor], cells: Mapping[str, Tensor]) -> Tensor:
-        return tokens
-
-    def fuse(self, tokens: Tensor, missing: Tensor, cells: Mapping[str, Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        """States (B, M, M, D) under masks (B, M): the class states of what is there, no proxy."""
-        return self._classify(tokens.diagonal(dim1=1, dim2=2).transpose(1, 2), missing)
-
-    def fuse_subsets(self, tokens: Tensor, subsets: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        for k, subset in enumerate(subsets.to(tokens.device)):
-            logits, features = self.fuse(tokens, subset.expand(len(tokens), -1))
-            yield torch.tensor([k]), logits[None], features[None]
-
-    def prepare(self, tokens: Tensor, partial: Any = None) -> Tensor:
-        return tokens
-
-    def fuse_rows(self, sequences: Tensor, rows: Tensor, missing: Tensor, n_visible: int) -> tuple[Tensor, Tensor]:
-        return self._classify(sequences[rows], missing)
-
-    def _classify(self, vectors: Tensor, missing: Tensor) -> tuple[Tensor, Tensor]:
-        logits, features = self.model.classify(vectors, missing)
-        return logits, F.normalize(features, dim=-1) if self.distance_metric == COSINE else features
 
 
 class ProxySelection(DyMo):
     """:class:`models.dymo.method.DyMo` whose recoveries are the proxies; comparator ``impute_all`` is CMPT's own rule,
     ``discard`` never substitutes."""
 
-    recovers_inputs = False
     takes_tables = False
+    advice = "set"
 
     @torch.inference_mode()
     def complete(self, batch: Batch, tokens: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
@@ -98,3 +42,6 @@ class ProxySelection(DyMo):
 
     def partial(self, batch: Batch) -> Partial | None:
         return None
+
+    def examples(self, batch: Batch) -> None:
+        return None  # proxies are no inputs

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +25,8 @@ from torch import Tensor, nn
 
 from datasets.batch import Batch, Modality
 from models.base import Prediction, classification_loss
+from models.dymo.backbone import Partial, Sequences
+from models.dymo.original import convert_dynamic_transformer
 from models.dymo.prototypes import COSINE, DISTANCE_METRICS, RunningPrototypes, prototype_loss
 from models.imputers.base import Imputer, recover_possible
 from models.layers.transformer import visible_tokens
@@ -33,39 +35,9 @@ from utils.checks import check_number
 from utils.errors import UserError
 from utils.noise import hash_seed
 from utils.subsets import draw_subsets, enumerate_subsets
+from utils.weights import checkpoint_kind, load_strict
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Partial:
-    """What stays visible of the tables that are partly there, while their modality is masked: a second bank of tokens
-    beside those of the complete (recovered) content, from an encoding that saw the observed cells alone.
-
-    Attributes:
-        tokens: (B, Q, D), one per cell, the tables one after the other.
-        visible: (B, Q) bool, the observed cells.
-        owner: (Q,) modality of each token.
-    """
-
-    tokens: Tensor
-    visible: Tensor
-    owner: Tensor
-
-    def absent(self, rows: Tensor, m: int) -> Tensor:
-        """(R, M) bool, of some rows (R,): everything but the tables with an observed cell."""
-        seen = torch.zeros(len(rows), m, dtype=torch.long, device=rows.device)
-        return seen.index_add(1, self.owner, self.visible[rows].long()) == 0
-
-
-@dataclass
-class Sequences:
-    """Fusion input that is the same for every subset: tokens (B, 1 + P, D) with CLS first, then those of ``partial``
-    (Q) where there are any, and the first block's queries, keys and values (B, 1 + P + Q, 3D)."""
-
-    x: Tensor
-    qkv: Tensor
-    partial: Partial | None = None
 
 
 def rows_per_call(device: torch.device) -> int:
@@ -155,20 +127,38 @@ class DynamicTransformer(TokenPipeline):
         return self._imputer[0] if self._imputer else None
 
     def attach_imputer(self, imputer: Imputer) -> None:
-        """The recovery method that ``recovery_aware`` training uses. No setter: a module would become a sub-module."""
-        self._imputer = [imputer]
+        self._imputer = [imputer]  # not by a property setter: a module would become a sub-module
+
+    def as_backbone(self, metric: str) -> DynamicTransformer:
+        return self
+
+    def load(self, content: Mapping[str, Any], path: Path, name: str) -> None:
+        """Load a checkpoint of ours or of the original repository."""
+        if checkpoint_kind(content) != "reference_dynamic_transformer":
+            super().load(content, path, name)
+            return
+        if not self.reference_modality_index:
+            self.reference_modality_index = True
+            log.info("%s is a checkpoint of the original repository: its modality index min(i, 1) is used", path)
+        load_strict(self, convert_dynamic_transformer(content["state_dict"], self.modality_names), path, name)
 
     # ---- encode, fuse ------------------------------------------------------------------------------------------------
 
-    def encode_again(self, tokens: Tensor, inputs: Mapping[str, Tensor], cells: Mapping[str, Tensor]) -> Tensor:
-        """``tokens`` of :meth:`encode` with the tables of ``cells`` encoded under another mask of theirs."""
-        if not cells:
+    def encode_again(self, tokens: Tensor, batch: Batch) -> Tensor:
+        """Tokens of :meth:`encode` with the tables of ``batch.feature_missing`` encoded under those masks: cells of a
+        table attend to each other in its encoder."""
+        if not batch.feature_missing:
             return tokens
+        cells = self.cells(batch.missing, batch.feature_missing)
         tokens = tokens.clone()
         for i, name in enumerate(self.modality_names):
             if name in cells:
-                tokens[:, self.token_columns(i)] = self.encode_one(i, inputs[name], cells[name])
+                tokens[:, self.token_columns(i)] = self.encode_one(i, batch.inputs[name], cells[name])
         return tokens
+
+    def predict_each(self, batch: Batch, scenarios: Mapping[str, Batch]) -> dict[str, Prediction]:
+        tokens = self.encode(batch.inputs)
+        return {name: self.fuse(self.encode_again(tokens, masked), masked) for name, masked in scenarios.items()}
 
     def encode_partial(
         self, inputs: Mapping[str, Tensor], missing: Tensor, feature_missing: Mapping[str, Tensor]
@@ -187,12 +177,11 @@ class DynamicTransformer(TokenPipeline):
         x = self.with_class_token(tokens if partial is None else torch.cat([tokens, partial.tokens], dim=1))
         return Sequences(x, self.transformer[0].project(x), partial)  # type: ignore[operator]
 
-    def fuse(self, tokens: Tensor, missing: Tensor, cells: Mapping[str, Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        """Tokens (B, P, D) under a mask (B, M), and the ``cells`` that they were encoded with -> logits (B, C),
-        features (B, D_p). Masked tokens never count."""
-        visible = self.visible(missing, cells)
-        tokens = torch.where(visible[:, 1:, None], tokens, 0)
-        return self.fuse_prepared(self.prepare(tokens), visible)
+    def fuse(self, encoded: Tensor, batch: Batch) -> Prediction:
+        """Classify tokens (B, P, D), encoded with the batch's cell masks, under its masks; features are (B, D_p)."""
+        visible = self.visible(batch.missing, self.cells(batch.missing, batch.feature_missing))
+        tokens = torch.where(visible[:, 1:, None], encoded, 0)
+        return Prediction(*self.fuse_prepared(self.prepare(tokens), visible))
 
     def fuse_prepared(self, sequences: Sequences, visible: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Sequences of R rows, ``visible`` (R, 1 + P) bool or None = every token given -> logits, features."""
@@ -312,8 +301,7 @@ class DynamicTransformer(TokenPipeline):
 
     def forward(self, batch: Batch) -> Prediction:
         cells = self.cells(batch.missing, batch.feature_missing)
-        logits, features = self.fuse(self.encode(batch.observed(), cells), batch.missing, cells)
-        return Prediction(logits, features)
+        return self.fuse(self.encode(batch.observed(), cells), batch)
 
     # ---- training ----------------------------------------------------------------------------------------------------
 

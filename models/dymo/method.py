@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
+import pandas as pd
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor, nn
+from torch import Tensor
 
 from datasets.batch import Batch
 from datasets.missingness import parse_scenarios
-from models.base import Prediction
-from models.dymo.backbone import Backbone
-from models.dymo.dynamic_transformer import DynamicTransformer, Partial
+from models.base import MAIN, Method, Prediction
+from models.dymo.backbone import Backbone, Partial
+from models.dymo.dynamic_transformer import DynamicTransformer
 from models.dymo.gaussian import GaussianParameters
 from models.dymo.selection import (
     COMPARATORS,
@@ -33,13 +35,11 @@ from utils.checks import check_choice, check_number, nearest
 from utils.errors import UserError
 
 log = logging.getLogger(__name__)
-MAIN = ""
-# Scenario -> table -> (B, F) bool: the cells that are missing of a table that the scenario's mask hides.
-Cells = Mapping[str, Mapping[str, Tensor]]
 
 
-class DyMo(nn.Module):
-    """
+class DyMo(Method):
+    """Recover what is missing, select the recoveries to accept, classify.
+
     Args:
         backbone: trained.
         imputer: recovers what is missing; None where a subclass recovers without.
@@ -48,11 +48,13 @@ class DyMo(nn.Module):
         comparators: names out of :data:`models.dymo.selection.COMPARATORS`, and ``threshold``, which repeats the
             selection with :attr:`validated_threshold`.
         seed: of what the comparator ``random`` draws, together with the row and the scenario.
+        chooses_threshold: :meth:`calibrate` sets the threshold of the rule (``selection.threshold: auto``).
     """
 
-    # Whether what is recovered can be drawn beside the originals.
-    recovers_inputs: ClassVar[bool] = True
-    takes_tables: ClassVar[bool] = True
+    needs_calibration = True
+    # Beginning of the advice where the selection does harm.
+    advice: ClassVar[str] = "train the imputer longer, set model.recovery_aware=0.5, or set"
+    takes_tables: ClassVar[bool] = True  # so that its rule has a setting for partly missing ones
 
     def __init__(
         self,
@@ -62,12 +64,13 @@ class DyMo(nn.Module):
         rule: SelectionRule | None = None,
         comparators: Sequence[str] = (),
         seed: int = 0,
+        chooses_threshold: bool = False,
     ) -> None:
         super().__init__()
         self.backbone, self.rule, self.comparators = backbone.eval(), rule or SelectionRule(), tuple(comparators)
         # Kept out of the module tree: imputers need not be modules, and their weights are their own run's.
         self._imputer = [imputer]
-        self.gaussian, self.seed = parameters, seed
+        self.gaussian, self.seed, self.chooses_threshold = parameters, seed, chooses_threshold
         self.validated_threshold: float | None = None
 
     @classmethod
@@ -151,22 +154,12 @@ class DyMo(nn.Module):
         return _prediction(selection, unrecoverable)
 
     @torch.inference_mode()
-    def scenarios(
-        self, batch: Batch, masks: Mapping[str, Tensor], cells: Cells | None = None
-    ) -> dict[str, dict[str, Prediction]]:
-        """One batch under several masks; observed content is encoded once.
-
-        Args:
-            masks: scenario -> (B, M) bool on the batch's device.
-            cells: scenario -> cell masks of its tables, where it has any.
-
-        Returns:
-            label -> scenario -> prediction; label ``""`` is DyMo itself.
-        """
+    def predict_scenarios(self, batch: Batch, scenarios: Mapping[str, Batch]) -> dict[str, dict[str, Prediction]]:
+        """See :meth:`models.base.Method.predict_scenarios`; further labels are the comparators."""
         observed = self.backbone.encode(batch.inputs)
         results: dict[str, dict[str, Prediction]] = {}
-        for scenario, missing in masks.items():
-            masked = under(batch, scenario, missing, cells)
+        for scenario, masked in scenarios.items():
+            missing = masked.missing
             tokens, _ = self.complete(masked, observed)
             partial = self.partial(masked)
             scorer, unrecoverable = self.scorer(), self.unrecoverable(masked)
@@ -183,11 +176,28 @@ class DyMo(nn.Module):
                 results.setdefault("threshold", {})[scenario] = _prediction(limited, unrecoverable)
         return results
 
+    def examples(self, batch: Batch) -> tuple[Prediction, dict[str, Tensor]] | None:
+        _, completed = self.complete(batch)
+        return self(batch), completed
 
-def under(batch: Batch, scenario: str, missing: Tensor, cells: Cells | None = None) -> Batch:
-    """The batch under a scenario's masks."""
-    feature_missing = dict((cells or {}).get(scenario, {}))
-    return batch.replace(missing=missing, feature_missing=feature_missing)
+    def calibrate(self, batches: Iterable[tuple[Batch, Mapping[str, Batch]]]) -> pd.DataFrame:
+        """Choose the threshold on validation data, and warn where the paper's rule loses to discarding."""
+        accuracy, discard, best = validate_selection(self, batches)
+        self.validated_threshold = best
+        if self.chooses_threshold:
+            self.rule.threshold = best
+        chosen = "accept nothing" if math.isinf(best) else f"{best:g}"
+        log.info("selection threshold chosen on the validation split: %s", chosen)
+        losing = {s: (by[0.0], discard[s]) for s, by in accuracy.items() if by[0.0] < discard[s]}
+        if losing:
+            text = ", ".join(f"{s}: {100 * a:.1f} against {100 * d:.1f}" for s, (a, d) in losing.items())
+            log.warning(
+                "selection by the paper's rule loses to discarding on validation data (accuracy in %%: %s). The "
+                "recoveries mislead the backbone: %s model.selection.threshold=auto",
+                *(text, self.advice),
+            )
+        rows = [(s, t, a, discard[s]) for s, by in accuracy.items() for t, a in by.items()]
+        return pd.DataFrame(rows, columns=["scenario", "threshold", "accuracy", "discard"])
 
 
 def _prediction(selection: Selection, unrecoverable: Tensor | None) -> Prediction:
@@ -209,14 +219,13 @@ THRESHOLDS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9
 @torch.inference_mode()
 def validate_selection(
     dymo: DyMo,
-    batches: Iterable[tuple[Batch, Mapping[str, Tensor], Cells | None]],
+    batches: Iterable[tuple[Batch, Mapping[str, Batch]]],
     thresholds: Sequence[float] = THRESHOLDS,
 ) -> tuple[dict[str, dict[float, float]], dict[str, float], float]:
     """Accuracy of the selection at several thresholds on validation data with simulated missingness.
 
     Args:
-        batches: (batch, scenario -> mask, cell masks of the scenarios that have them) of the validation split, on the
-            model's device.
+        batches: (batch, scenario -> the batch under its masks) of the validation split, on the model's device.
 
     Returns:
         scenario -> threshold -> accuracy; scenario -> accuracy of discarding; and the threshold with the best mean
@@ -226,16 +235,14 @@ def validate_selection(
     right: dict[str, dict[float, int]] = {}
     baseline: dict[str, int] = {}
     rows = 0
-    for batch, masks, cells in batches:
+    for batch, scenarios in batches:
         rows += len(batch)
         observed = dymo.backbone.encode(batch.inputs)
-        for scenario, missing in masks.items():
-            masked = under(batch, scenario, missing, cells)
+        for scenario, masked in scenarios.items():
+            missing = masked.missing
             tokens, _ = dymo.complete(masked, observed)
             partial, unrecoverable = dymo.partial(masked), dymo.unrecoverable(masked)
-            hidden = dymo.backbone.cells(missing, masked.feature_missing)
-            seen = dymo.backbone.encode_again(observed, batch.inputs, hidden)
-            discard = dymo.backbone.fuse(seen, missing, hidden)[0].argmax(1)
+            discard = dymo.backbone.fuse(dymo.backbone.encode_again(observed, masked), masked).logits.argmax(1)
             baseline[scenario] = baseline.get(scenario, 0) + int((discard == batch.target).sum())
             counts = right.setdefault(scenario, dict.fromkeys(thresholds, 0))
             for threshold in thresholds:

@@ -23,8 +23,7 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
-from models.dymo.backbone import Backbone
-from models.dymo.dynamic_transformer import Partial
+from models.dymo.backbone import Backbone, Partial
 from models.dymo.gaussian import GaussianParameters
 from models.dymo.prototypes import COSINE
 from models.dymo.similarity import Score, reward, score

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import logging
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import Any, Self
@@ -208,13 +209,13 @@ class TokenFusion(StagedTraining):
 
     # ---- encode, fuse ------------------------------------------------------------------------------------------------
 
+    @abstractmethod
     def classify(self, tokens: Tensor, available: Tensor | None) -> Prediction:
         """
         Args:
             tokens: (B, P, D), overwritten where a modality or cell is missing, as ``fill`` says.
             available: (B, P) bool, True = there; None = all.
         """
-        raise AssertionError("a method implements classify()")
 
     @property
     def splits(self) -> bool:

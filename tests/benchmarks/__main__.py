@@ -315,7 +315,9 @@ class Bench:
                     name: torch.from_numpy(random_mask(len(batch), len(model.modalities), rate, "exact", 7))
                     for name, rate in scenarios.items()
                 }
-                dymo.scenarios(batch, {name: mask.to(self.device) for name, mask in masks.items()})
+                dymo.predict_scenarios(
+                    batch, {name: batch.replace(missing=mask.to(self.device)) for name, mask in masks.items()}
+                )
 
         def fit(n: int) -> None:
             subsets = draw_subsets(len(model.modalities), 5, torch.Generator().manual_seed(0))

@@ -28,13 +28,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from datasets.base import MultimodalDataModule
 from datasets.batch import Batch
 from gaussian_parameter_generation.estimate import estimate
+from models.base import Method
 from models.baselines.base import Completed, RowMemory
 from models.dymo.dynamic_transformer import DynamicTransformer
 from models.dymo.method import DyMo
 from tests.benchmarks.__main__ import alternate
 from trainers.config.build import CONFIGS, build_imputer, build_selection
 from trainers.context import Context, open_run
-from trainers.evaluate import Method, load_method
 from utils.errors import UserError
 
 log = logging.getLogger("benchmarks")
@@ -115,7 +115,7 @@ def candidate(context: Context, data: MultimodalDataModule, untrained: bool) -> 
         context.load_imputer = lambda: imputer  # type: ignore[method-assign]
     classifier = context.build().eval().to(context.device) if untrained else context.load_model()
     if not untrained:
-        whole = load_method(context)
+        whole = context.load_method()
     elif isinstance(classifier, DynamicTransformer) and context.selects:
         rows = data.rows("train", spread(data, "train", 128)).to(context.device)
         whole = DyMo(

@@ -21,8 +21,10 @@ from datasets.batch import Modality
 from datasets.demo.folders import demo_folder, ensure_demo
 from datasets.missingness import parse_scenario
 from datasets.noise import TrainingNoise
-from models.base import IncompleteClassifier
+from models.base import IncompleteClassifier, Method
 from models.baselines.modulation import GradientModulation
+from models.dymo.backbone import Backbone
+from models.dymo.gaussian import GaussianParameters
 from models.encoders.pooled import PooledEncoder
 from models.imputers.base import Imputer
 from utils.errors import UserError
@@ -314,11 +316,32 @@ def _optional_part(model: DictConfig, key: str, kind: type[Part]) -> Part | None
     return kind(**values)
 
 
+def build_selector(
+    cfg: DictConfig, backbone: Backbone, imputer: Imputer | None, parameters: GaussianParameters, tail: str = "robust"
+) -> Method:
+    """The selection of ``cfg.model.selector`` on a trained backbone.
+
+    Args:
+        tail: replaces ``model.selection.tail=auto``.
+    """
+    return _make(
+        cfg.model.selector,
+        "model.selector",
+        backbone=backbone,
+        imputer=imputer,
+        parameters=parameters,
+        rule=build_selection(cfg, tail),
+        comparators=tuple(cfg.model.comparators),
+        seed=cfg.seed,
+        chooses_threshold=cfg.model.selection.threshold == "auto",
+    )
+
+
 def build_selection(cfg: DictConfig, tail: str = "robust") -> Any:
     """The selection rule; ``threshold: auto`` starts as 0 and is set from validation data by the test stage.
 
     Args:
-        tail: stands for ``tail: auto``.
+        tail: replaces ``tail: auto``.
     """
     node = cfg.model.selection.copy()
     if node.tail == "auto":
