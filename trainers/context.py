@@ -19,7 +19,6 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 
 from datasets.base import MultimodalDataModule
 from datasets.missingness import Scenario, parse_scenario, parse_scenarios
@@ -28,9 +27,7 @@ from models.baselines.base import Completed
 from models.dymo.backbone import Backbone
 from models.dymo.gaussian import SUFFIX, GaussianParameters
 from models.dymo.prototypes import COSINE, EUCLIDEAN
-from models.imputers.base import FittedImputer, Imputer
-from models.imputers.mopoe import MoPoE
-from models.imputers.tip import TIP, convert_tip
+from models.imputers.base import Imputer
 from trainers.config.build import (
     CONFIGS,
     build_data,
@@ -298,10 +295,8 @@ class Context:
 
     @property
     def imputer_needs_weights(self) -> bool:
-        """Whether it is trained or fitted before it can recover anything."""
-        method = get_object(self.cfg.imputer.module._target_)
-        fitted = isinstance(method, type) and issubclass(method, FittedImputer)
-        return fitted or bool(self.cfg.imputer.training.get("max_epochs"))
+        """Whether the imputer is trained or fitted before it can recover anything."""
+        return "weights" in get_object(self.cfg.imputer.module._target_).needs
 
     def command(self, stage: str) -> str:
         """The command that makes what is missing: the user's own with another stage, where there is one."""
@@ -561,40 +556,13 @@ class Context:
             path = self.imputer_checkpoint
             content = read_tensors(path)
             self._check_dataset(content, path)
-            # Recoveries depend on the modalities that the method reads, and not on the classes.
-            read = imputer.recovers if isinstance(imputer, FittedImputer) else None
-            self.check_inputs(content, path, classes=False, kinds=read)
-            state, kind = content.get("state_dict", content), checkpoints.checkpoint_kind(content)
-            if kind == "reference_mopoe":
-                state = _numbered(state, self.data.modality_names)
-            elif kind == "reference_multivae":  # model.pt of CMVAE and MMVAE+
-                state = content["model_state_dict"]
-            if isinstance(imputer, MoPoE):
-                trained_with = (content.get("architecture") or {}).get("reference_text", imputer.reference_text)
-                imputer.reference_text = kind == "reference_mopoe" or bool(trained_with)
-            if isinstance(imputer, TIP):
-                state = convert_tip(state, imputer.state_dict())
-            if isinstance(imputer, nn.Module):
-                checkpoints.load_strict(imputer, state, path, str(self.cfg.imputer.name))
-            elif isinstance(imputer, FittedImputer):
-                try:
-                    imputer.load_state_dict(state)
-                except ValueError as error:
-                    raise UserError(f"{path} {error}: run {self.command('impute')}") from None
-        if isinstance(imputer, nn.Module):
-            imputer.eval().to(self.device)
-        return imputer
+            self.check_inputs(content, path, classes=False, kinds=imputer.kinds_read)
+            try:
+                imputer.load(content, path, str(self.cfg.imputer.name))
+            except ValueError as error:
+                raise UserError(f"{path} {error}: run {self.command('impute')}") from None
+        return imputer.move_to(self.device)
 
 
 def _short(names: Sequence[str]) -> str:
     return ", ".join(names) if len(names) <= 8 else f"{', '.join(names[:8])}, ... ({len(names)})"
-
-
-def _numbered(state: Mapping[str, Any], modality_names: Sequence[str]) -> dict[str, Any]:
-    """``encoders.m0.`` and ``decoders.m0.`` of the original MoPoE under our names, ``encoders.0.`` and so on."""
-    converted = {}
-    for key, value in state.items():
-        part, name, rest = (*str(key).split(".", 2), "", "")[:3]
-        number = modality_names.index(name) if name in modality_names else name
-        converted[f"{part}.{number}.{rest}"] = value
-    return converted

@@ -40,30 +40,45 @@ def run(context: Context) -> None:
         imputer = build_imputer(cfg, context.data)
         imputer.check_training_rows(context.data.mask("train", parse_scenario("none")))
         directory.describe(cfg)
-        if isinstance(imputer, pl.LightningModule):
-            has_val = context.data.has_split("val")
-            with augmented(context.data, cfg.imputer.get("augmentation")):
-                fit(
-                    cfg,
-                    imputer,
-                    context.data,
-                    cfg.imputer.training,
-                    directory,
-                    settings,
-                    stage="impute",
-                    monitor="val_loss" if has_val and cfg.imputer.training.patience else None,
-                )
-        else:
-            directory.begin("impute", settings)
-            if isinstance(imputer, FittedImputer):
-                imputer.fit(context.data.loader("train", parse_scenario("none")))
-                content = {"state_dict": imputer.state_dict(), "dataset": cfg.dataset.name, INPUTS: context.inputs}
-                with replacing(context.imputer_checkpoint) as file, file.open("wb") as stream:
-                    torch.save(content, stream)
-                check_checkpoint(context.imputer_checkpoint)
-            directory.finish("impute", settings)
+        imputer.learn(ImputeStage(context, settings))
     if context.data.has_split("val") and context.data.has_split("train"):
         _quality(context)
+
+
+class ImputeStage:
+    """What a recovery method learns through, see :class:`models.imputers.base.LearningStage`."""
+
+    def __init__(self, context: Context, settings: Mapping[str, Any]) -> None:
+        self.context, self.settings, self.directory = context, settings, context.imputed
+
+    def train(self, imputer: pl.LightningModule) -> None:
+        cfg, data = self.context.cfg, self.context.data
+        monitor = "val_loss" if data.has_split("val") and cfg.imputer.training.patience else None
+        with augmented(data, cfg.imputer.get("augmentation")):
+            fit(
+                cfg,
+                imputer,
+                data,
+                cfg.imputer.training,
+                self.directory,
+                self.settings,
+                stage="impute",
+                monitor=monitor,
+            )
+
+    def fit(self, imputer: FittedImputer) -> None:
+        context, file = self.context, self.context.imputer_checkpoint
+        self.directory.begin("impute", self.settings)
+        imputer.fit(context.data.loader("train", parse_scenario("none")))
+        content = {"state_dict": imputer.state_dict(), "dataset": context.cfg.dataset.name, INPUTS: context.inputs}
+        with replacing(file) as temporary, temporary.open("wb") as stream:
+            torch.save(content, stream)
+        check_checkpoint(file)
+        self.directory.finish("impute", self.settings)
+
+    def skip(self) -> None:
+        self.directory.begin("impute", self.settings)
+        self.directory.finish("impute", self.settings)
 
 
 @contextmanager

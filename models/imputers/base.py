@@ -1,41 +1,86 @@
-"""What every recovery method offers."""
+"""`Imputer`, the interface of every recovery method, and its two kinds that learn."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
+import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from datasets.batch import Batch, Modality, missing_content
+from utils.weights import load_strict
 
 
-class Imputer:
-    """Interface of a recovery method: fills what is missing, passes what is there through unchanged.
+class LearningStage(Protocol):
+    """Stage impute as a method sees it in :meth:`Imputer.learn`; each call runs and finishes the stage."""
 
-    ``needs_oracle`` marks methods that read the content of missing modalities; they are refused outside evaluation
-    studies. ``recovers`` names the kinds of modality that a method can fill, None = all; ``reads_others`` says that it
-    fills them only in rows that have all others. ``needs_networks`` marks methods with a network for each modality.
+    def train(self, imputer: pl.LightningModule) -> None:
+        """Train a module for the epochs of the configuration."""
+
+    def fit(self, imputer: FittedImputer) -> None:
+        """Pass the training batches once, and store what was learned."""
+
+    def skip(self) -> None:
+        """Learn nothing."""
+
+
+class Imputer(ABC):
+    """Fill in what is missing and pass observed content through unchanged.
+
+    Attributes:
+        needs: out of ``weights`` (stage impute makes them), ``networks`` (one per modality, in the configuration) and
+            ``oracle`` (the content of missing modalities; refused outside evaluation studies).
+        recovers: kinds of modality that the method fills in, None = all.
+        reads_others: it fills them in only in rows that have all other modalities.
     """
 
-    needs_oracle = False
-    recovers: tuple[str, ...] | None = None
-    reads_others = False
-    needs_networks = False
+    needs: ClassVar[tuple[str, ...]] = ()
+    recovers: ClassVar[tuple[str, ...] | None] = None
+    reads_others: ClassVar[bool] = False
 
     @classmethod
     def fits(cls, kinds: Sequence[str]) -> bool:
         """Whether the method is made for a data set with modalities of these kinds."""
         return True
 
+    @property
+    def kinds_read(self) -> tuple[str, ...] | None:
+        """Kinds of modality that recoveries depend on, None = all."""
+        return None
+
+    def learn(self, stage: LearningStage) -> None:
+        """Run stage impute: train, fit or, by default, learn nothing."""
+        stage.skip()
+
+    def load(self, content: Mapping[str, Any], path: Path, name: str) -> None:
+        """Load what stage impute stored, or the original's weights.
+
+        Args:
+            content: of the file.
+            path: of the file, for messages.
+            name: of the method, for messages.
+
+        Raises:
+            ValueError: the content is of something else; the message continues the name of the file.
+            UserError: weights do not fit.
+        """
+        raise ValueError(f"holds no weights of {name}, which has none")
+
+    def move_to(self, device: torch.device) -> Self:
+        """Make the method ready to recover on a device."""
+        return self.eval().to(device) if isinstance(self, nn.Module) else self
+
     def recoverable(self, modalities: Sequence[Modality]) -> list[str]:
-        """Names of the modalities that may be missing."""
+        """Names of the modalities that the method can fill in."""
         return [m.name for m in modalities if self.recovers is None or m.kind in self.recovers]
 
     def unrecoverable(self, modalities: Sequence[Modality], missing: Tensor) -> Tensor | None:
-        """What stays missing behind this method.
+        """Mask of what stays missing after recovery.
 
         Args:
             modalities: of the data set, in the column order of ``missing``.
@@ -57,7 +102,9 @@ class Imputer:
         Raises:
             UserError: they do not.
         """
+        return
 
+    @abstractmethod
     def impute(
         self,
         inputs: Mapping[str, Tensor],
@@ -79,25 +126,84 @@ class Imputer:
         Returns:
             name -> (B, ...): observed rows and cells are the given ones bit for bit, missing ones are recoveries.
         """
-        raise AssertionError("a recovery method implements impute()")
 
 
 class FittedImputer(Imputer):
-    """A method that is fitted in one pass over the complete training batches instead of trained."""
+    """A method that is fitted in one pass over the complete training batches."""
 
+    needs: ClassVar[tuple[str, ...]] = ("weights",)
+
+    @property
+    def kinds_read(self) -> tuple[str, ...] | None:
+        return self.recovers
+
+    def learn(self, stage: LearningStage) -> None:
+        stage.fit(self)
+
+    def load(self, content: Mapping[str, Any], path: Path, name: str) -> None:
+        self.load_state_dict(content.get("state_dict", content))
+
+    @abstractmethod
     def fit(self, batches: Iterable[Batch]) -> None:
-        raise AssertionError("a fitted recovery method implements fit()")
+        """Learn from training batches."""
 
+    @abstractmethod
     def state_dict(self) -> dict[str, Tensor]:
-        """What :meth:`fit` found."""
-        raise AssertionError("a fitted recovery method implements state_dict()")
+        """Result of :meth:`fit`."""
 
+    @abstractmethod
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """
         Raises:
-            ValueError: the state is that of something else; the message goes on from the name of its file.
+            ValueError: the state is of something else; the message continues the name of its file.
         """
-        raise AssertionError("a fitted recovery method implements load_state_dict()")
+
+
+class TrainedImputer(pl.LightningModule, Imputer):
+    """A network that is trained by Lightning.
+
+    Args:
+        modalities: of the data set.
+        optimizer: partial that takes the parameters.
+        scheduler: partial that takes the optimiser (stepped once per epoch), or None.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("weights",)
+
+    def __init__(
+        self,
+        modalities: Sequence[Modality],
+        optimizer: Callable[..., torch.optim.Optimizer] | None,
+        scheduler: Callable[..., Any] | None,
+    ) -> None:
+        super().__init__()
+        self.modalities = list(modalities)
+        self._optimizer, self._scheduler = optimizer, scheduler
+
+    def learn(self, stage: LearningStage) -> None:
+        stage.train(self)
+
+    def load(self, content: Mapping[str, Any], path: Path, name: str) -> None:
+        load_strict(self, self.convert(content), path, name)
+
+    def convert(self, content: Mapping[str, Any]) -> Mapping[str, Any]:
+        """State dict of this module from a file of ours or of the original."""
+        return content.get("state_dict", content)
+
+    def configure_optimizers(self) -> Any:
+        assert self._optimizer is not None, "this imputer was built without an optimiser"
+        optimizer = self._optimizer([p for p in self.parameters() if p.requires_grad])
+        if self._scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._scheduler(optimizer), "interval": "epoch"}}
+
+    def architecture(self) -> dict[str, Any]:
+        """Plain values that identify these weights; kept in the checkpoint."""
+        modalities = [[m.name, m.kind, list(m.shape)] for m in self.modalities]
+        return {"method": type(self).__name__, "modalities": modalities}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["architecture"] = self.architecture()
 
 
 def recover(imputer: Imputer, batch: Batch) -> dict[str, Tensor]:

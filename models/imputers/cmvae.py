@@ -18,6 +18,7 @@ sum_c pi_c p(u|c), and computed as such.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -29,6 +30,7 @@ from datasets.batch import Batch, Modality
 from models.imputers.generative import GenerativeImputer
 from models.imputers.likelihoods import laplace_nll
 from utils.noise import hash_seed, row_laplace, row_uniform
+from utils.weights import checkpoint_kind
 
 CONDITIONINGS = ("mean", "random")
 PRIVATE_PRIORS = ("joint", "modality")
@@ -178,21 +180,21 @@ class _SharedPrivateVAE(GenerativeImputer):
         self.decoders = nn.ModuleDict({n: decoders[n] for n in self.names})
         self.make_private_priors()
 
+    @abstractmethod
     def make_private_priors(self) -> None:
         """Parameters of r and p(w)."""
-        raise AssertionError("a method implements make_private_priors()")
 
+    @abstractmethod
     def r(self, name: str) -> tuple[Tensor, Tensor]:
         """Mean and scale (1, private) of a modality's learned distribution of w."""
-        raise AssertionError("a method implements r()")
 
+    @abstractmethod
     def general_private_prior(self) -> tuple[Tensor, Tensor]:
         """Mean and scale (1, private) of p(w)."""
-        raise AssertionError("a method implements general_private_prior()")
 
+    @abstractmethod
     def log_prior(self, u: Tensor, w: Tensor) -> Tensor:
         """log p(u) + log p(w): (..., shared), (..., private) -> (...)."""
-        raise AssertionError("a method implements log_prior()")
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Negative ELBO per sample, the mean over the modalities that u is drawn from.
@@ -219,6 +221,11 @@ class _SharedPrivateVAE(GenerativeImputer):
         gap = mixture + laplace_log_prob(w, w_mu, w_scale) - self.log_prior(u, w)
         nll, kl = -log_likelihood.mean(), gap.mean()
         return self.add_classification({"loss": nll + self.beta * kl, "nll": nll, "kl": kl}, u_mu, batch.target)
+
+    def convert(self, content: Mapping[str, Any]) -> Mapping[str, Any]:
+        if checkpoint_kind(content) == "reference_multivae":  # model.pt of the multivae package
+            return content["model_state_dict"]
+        return super().convert(content)
 
     def _conditioning(self, missing: Tensor, index: Tensor) -> Tensor:
         """(B, M) bool: the observed modalities that u of a row comes from; none where nothing is missing."""

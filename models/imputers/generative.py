@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datasets.batch import Batch, Modality
 from models.baselines.base import take_rows
-from models.imputers.base import Imputer
+from models.imputers.base import TrainedImputer
 from utils.errors import UserError
 
 
-class GenerativeImputer(pl.LightningModule, Imputer):
+class GenerativeImputer(TrainedImputer):
     """A method implements :meth:`losses` and ``impute``.
 
     Args:
@@ -33,7 +33,7 @@ class GenerativeImputer(pl.LightningModule, Imputer):
         optimizer, scheduler: partials.
     """
 
-    needs_networks = True
+    needs: ClassVar[tuple[str, ...]] = ("weights", "networks")
     sums_over_batch = False  # what is minimised: the sum over the rows instead of the mean
 
     def __init__(
@@ -47,9 +47,8 @@ class GenerativeImputer(pl.LightningModule, Imputer):
         optimizer: Callable[..., torch.optim.Optimizer] | None,
         scheduler: Callable[..., Any] | None,
     ) -> None:
-        super().__init__()
-        self.modalities, self.latent, self.sample, self.draw_seed = list(modalities), latent, sample, draw_seed
-        self._optimizer, self._scheduler = optimizer, scheduler
+        super().__init__(modalities, optimizer, scheduler)
+        self.latent, self.sample, self.draw_seed = latent, sample, draw_seed
         self.class_weight = class_weight
         self.class_head = nn.Linear(latent, num_classes) if class_weight else None
 
@@ -65,9 +64,9 @@ class GenerativeImputer(pl.LightningModule, Imputer):
                 f"training row of {len(missing)} has: choose imputer=IMI or Mean, or set dataset.natural_missing=fill"
             )
 
+    @abstractmethod
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Means over the rows of the batch; ``loss`` is the objective."""
-        raise AssertionError("a generative imputer implements losses()")
 
     def add_classification(self, losses: dict[str, Tensor], mu: Tensor, target: Tensor) -> dict[str, Tensor]:
         """With ``class_weight``, the cross-entropy on the single modalities' means ``mu`` (M, B, L), added to the
@@ -93,21 +92,6 @@ class GenerativeImputer(pl.LightningModule, Imputer):
             return
         losses = self.losses(batch)
         self.log("val_loss", losses["loss"], batch_size=len(batch), sync_dist=True, prog_bar=True)
-
-    def configure_optimizers(self) -> Any:
-        assert self._optimizer is not None, "this imputer was built without an optimiser"
-        optimizer = self._optimizer([p for p in self.parameters() if p.requires_grad])
-        if self._scheduler is None:
-            return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._scheduler(optimizer), "interval": "epoch"}}
-
-    def architecture(self) -> dict[str, Any]:
-        """Plain values that say what these weights are; kept in the checkpoint."""
-        modalities = [[m.name, m.kind, list(m.shape)] for m in self.modalities]
-        return {"method": type(self).__name__, "modalities": modalities}
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["architecture"] = self.architecture()
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

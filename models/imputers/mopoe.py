@@ -17,6 +17,7 @@ with the proper one; ``reference_text=true`` restores the original's, and its we
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from models.imputers.generative import GenerativeImputer
 from models.imputers.likelihoods import laplace_nll, text_nll, text_probabilities
 from utils.noise import hash_seed, row_normal
 from utils.subsets import enumerate_subsets
+from utils.weights import checkpoint_kind
 
 VARIANCE_FLOOR = 1e-8
 
@@ -167,6 +169,16 @@ class MoPoE(GenerativeImputer):
     def architecture(self) -> dict[str, Any]:
         return super().architecture() | {"reference_text": self.reference_text}
 
+    def load(self, content: Mapping[str, Any], path: Path, name: str) -> None:
+        trained_with = (content.get("architecture") or {}).get("reference_text", self.reference_text)
+        self.reference_text = checkpoint_kind(content) == "reference_mopoe" or bool(trained_with)
+        super().load(content, path, name)
+
+    def convert(self, content: Mapping[str, Any]) -> Mapping[str, Any]:
+        if checkpoint_kind(content) == "reference_mopoe":
+            return convert_mopoe(content, [m.name for m in self.modalities])
+        return super().convert(content)
+
     def posterior(self, inputs: Mapping[str, Tensor], missing: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance (B, L) of the posterior given what is observed; encodes observed rows only."""
         b, m = missing.shape
@@ -210,6 +222,16 @@ class MoPoE(GenerativeImputer):
         output = self.decoders[i](z)
         text = self.modalities[i].kind == "text"
         return text_probabilities(output, self.reference_text) if text else output
+
+
+def convert_mopoe(state: Mapping[str, Any], modality_names: Sequence[str]) -> dict[str, Any]:
+    """Weights of the original, ``encoders.m0.`` and ``decoders.m0.``, under our names, ``encoders.0.`` and so on."""
+    converted = {}
+    for key, value in state.items():
+        part, name, parameter = (*str(key).split(".", 2), "", "")[:3]
+        number = modality_names.index(name) if name in modality_names else name
+        converted[f"{part}.{number}.{parameter}"] = value
+    return converted
 
 
 def _kl(mu: Tensor, logvar: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -92,7 +93,7 @@ class Mean(FittedImputer):
 class Oracle(Imputer):
     """The true content: an upper reference for studies of the selection rule, never a method."""
 
-    needs_oracle = True
+    needs: ClassVar[tuple[str, ...]] = ("oracle",)
 
     def impute(
         self,

@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 from datasets.batch import Batch, Modality, missing_content
 from models.baselines.base import take_rows
 from models.encoders.table import TableEncoder
-from models.imputers.base import Imputer
+from models.imputers.base import TrainedImputer
 from models.layers.batch_norm import BatchNorm1d
 from models.layers.transformer import Attention, Mlp, attention, normal_initialisation
 from utils.errors import UserError
@@ -104,7 +103,7 @@ def projector(width: int, out: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, width, bias=False), BatchNorm1d(width), nn.ReLU(), nn.Linear(width, out))
 
 
-class TIP(pl.LightningModule, Imputer):
+class TIP(TrainedImputer):
     """
     Args:
         modalities: one image and one table.
@@ -141,8 +140,7 @@ class TIP(pl.LightningModule, Imputer):
         optimizer: Callable[..., torch.optim.Optimizer] | None = None,
         scheduler: Callable[..., Any] | None = None,
     ) -> None:
-        super().__init__()
-        self.modalities = list(modalities)
+        super().__init__(modalities, optimizer, scheduler)
         if sorted(m.kind for m in modalities) != ["image", "table"]:
             raise UserError(
                 "TIP recovers a table from an image: the data set must have one of each and nothing else; "
@@ -151,7 +149,6 @@ class TIP(pl.LightningModule, Imputer):
         self.image, self.table = (next(m for m in modalities if m.kind == kind) for kind in ("image", "table"))
         self.reference, self.mask_rate, self.corruption = reference, mask_rate, corruption
         self.temperature = temperature
-        self._optimizer, self._scheduler = optimizer, scheduler
         width, image_width = table_encoder.width, int(image_encoder.width)  # type: ignore[arg-type]
         self.encoder_imaging = image_encoder
         self.encoder_tabular = table_encoder
@@ -295,18 +292,8 @@ class TIP(pl.LightningModule, Imputer):
         values = {f"val_{k}": v for k, v in self.losses(batch).items()}
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(batch), sync_dist=True)
 
-    def configure_optimizers(self) -> Any:
-        assert self._optimizer is not None, "this imputer was built without an optimiser"
-        optimizer = self._optimizer(self.parameters())
-        if self._scheduler is None:
-            return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._scheduler(optimizer), "interval": "epoch"}}
-
-    def architecture(self) -> dict[str, Any]:
-        return {"method": "TIP", "modalities": [[m.name, m.kind, list(m.shape)] for m in self.modalities]}
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["architecture"] = self.architecture()
+    def convert(self, content: Mapping[str, Any]) -> Mapping[str, Any]:
+        return convert_tip(super().convert(content), self.state_dict())
 
 
 def random_cells(rows: int, columns: int, rate: float, device: torch.device | str = "cpu") -> Tensor:
@@ -334,7 +321,8 @@ def hard_negatives(logits: Tensor) -> Tensor:
 TIP_PARTS = ("encoder_imaging.", "encoder_tabular.", "encoder_multimodal.", "predictor_tabular.")
 
 
-def convert_tip(state: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """The parts of a TIP checkpoint that recover tables; heads that pre-training alone reads are those of ``own``."""
+def convert_tip(state: Mapping[str, Any], initial: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of a TIP checkpoint that recover tables, with the heads of ``initial``, which pre-training alone
+    reads."""
     parts = {key: value for key, value in state.items() if key.startswith(TIP_PARTS)}
-    return parts | {key: value for key, value in own.items() if not key.startswith(TIP_PARTS)}
+    return parts | {key: value for key, value in initial.items() if not key.startswith(TIP_PARTS)}

@@ -258,7 +258,7 @@ def fitting_imputers(kinds: Mapping[str, str]) -> str:
     for file in sorted(CONFIGS.glob("imputer/*.yaml")):
         target = OmegaConf.select(OmegaConf.load(file), "module._target_")
         method = get_object(target) if target else None
-        if method is None or method.needs_oracle or method.needs_networks or not method.fits(list(kinds.values())):
+        if method is None or {"oracle", "networks"} & set(method.needs) or not method.fits(list(kinds.values())):
             continue
         names = tuple(name for name, kind in kinds.items() if method.recovers is None or kind in method.recovers)
         by_names.setdefault(names, []).append(file.stem)

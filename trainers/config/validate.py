@@ -290,7 +290,7 @@ def validate(cfg: DictConfig) -> None:
         if hasattr(method, "check"):
             problems.extend(method.check(cfg, part))
     uses_recoveries = "backbone" in cfg.model or cfg.model.get("use_imputer")
-    if uses_recoveries and "test" in stages and getattr(_target(cfg.imputer.get("module")), "needs_oracle", False):
+    if uses_recoveries and "test" in stages and "oracle" in getattr(_target(cfg.imputer.get("module")), "needs", ()):
         need(
             bool(cfg.imputer.get("allow_oracle")),
             f"imputer={cfg.imputer.name} reads the content that is missing: add imputer.allow_oracle=true if this is "
