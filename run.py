@@ -1,4 +1,7 @@
-"""The only entry point: ``python run.py [overrides]``. Stages, models and data sets are in ``configs/``."""
+"""The only entry point: ``python run.py [overrides]``. Stages, models and data sets are in ``configs/``.
+
+The command line is checked before PyTorch is imported, so that a misspelled word and ``--help`` are answered at once.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,21 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
+from trainers.config.compose import VERSION_BASE
+from trainers.config.help import help_text
+from trainers.config.overrides import check_overrides
 from trainers.config.resolvers import register_resolvers
-from trainers.config.validate import check_overrides
-from trainers.run import run
 from utils.errors import UserError
-from utils.memory import keep_freed_memory
 
 register_resolvers()
 
 
-@hydra.main(version_base=None, config_path="configs", config_name="config")
+@hydra.main(version_base=VERSION_BASE, config_path="configs", config_name="config")
 def main(cfg: DictConfig) -> None:
     """One job; with ``--multirun``, one of several."""
+    from trainers.run import run
+    from utils.memory import keep_freed_memory
+
     try:
         keep_freed_memory()
         run(cfg)
@@ -34,6 +40,9 @@ def fail(error: UserError) -> None:
 
 
 if __name__ == "__main__":
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        print(help_text())
+        sys.exit()
     try:
         check_overrides(sys.argv[1:])
     except UserError as problem:

@@ -9,12 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from datasets.readers.images import ImageReader
 from tests.makers import make_polymnist_folder
-from trainers.config.build import CONFIGS
+from trainers.config.compose import compose_config
 from trainers.config.resolvers import register_resolvers
 
 # DYMO_TEST_THREADS sets the number of threads of PyTorch. One by default: threads of several test processes that share
@@ -83,7 +82,6 @@ def composed(tmp_path: Path, polymnist_root: Path) -> Composer:
             "trainer.accelerator=cpu",
             "imputer.quality.judge_epochs=1",
         ]
-        with initialize_config_dir(str(CONFIGS), version_base=None):
-            return compose("config", [*(small if tiny else []), *overrides])
+        return compose_config(*(small if tiny else []), *overrides)
 
     return build

@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
 from datasets import clips as clips_module
 from datasets import cremad as cremad_module
@@ -33,7 +32,8 @@ from datasets.readers.audio import FrontEnd, LogMel, LogSTFT, hear, read_audio
 from datasets.readers.video import ClipReader, Frames
 from datasets.spoken_digits import SpokenDigits, find_recordings, pair_with_images, speakers_of
 from trainers import run as pipeline
-from trainers.config.build import CONFIGS, store_path
+from trainers.config.build import store_path
+from trainers.config.compose import compose_config
 from trainers.config.validate import validate
 from trainers.context import Context
 from utils.errors import UserError
@@ -677,8 +677,7 @@ RUNS = [
 
 
 def composed(*overrides: str) -> Any:
-    with initialize_config_dir(str(CONFIGS), version_base=None):
-        return compose("config", list(overrides))
+    return compose_config(*overrides)
 
 
 @pytest.mark.parametrize(("dataset", "form", "model"), RUNS)

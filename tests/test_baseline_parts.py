@@ -19,7 +19,8 @@ from models.base import IncompleteClassifier, Prediction
 from models.baselines.simmlm import ranking_loss
 from tests.test_baseline_formulas import attend, random_model
 from tests.test_baselines import METHODS, SMALL, SMALL_ENCODERS, configure, some_batch
-from trainers.config.build import CONFIGS, build_model
+from trainers.config.build import build_model
+from trainers.config.compose import CONFIGS
 from trainers.config.validate import validate
 from trainers.context import Context
 from utils.errors import UserError

@@ -17,7 +17,6 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
@@ -32,7 +31,8 @@ from tests.networks import under
 from tests.tolerances import batch_bound
 from trainers import fit as fit_module
 from trainers import run as pipeline
-from trainers.config.build import CONFIGS, build_imputer, build_model, method_class
+from trainers.config.build import build_imputer, build_model, method_class
+from trainers.config.compose import compose_config
 from trainers.config.validate import validate
 from trainers.context import Context
 from utils.errors import UserError
@@ -139,8 +139,7 @@ SMALL_IMPUTER = [f"+imputer.{part}.{name}.base=4" for part in ("encoders", "deco
 
 
 def configure(*overrides: str) -> DictConfig:
-    with initialize_config_dir(str(CONFIGS), version_base=None):
-        return compose("config", list(overrides))
+    return compose_config(*overrides)
 
 
 def build(method: str, family: str, *overrides: str, sizes: Any = SMALL, part: str = "") -> IncompleteClassifier:

@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from sklearn.metrics import f1_score, recall_score
 
@@ -27,7 +26,8 @@ from tests.test_pretrained import SIZES
 from tests.test_report import write_run
 from trainers import figures, published
 from trainers import run as pipeline
-from trainers.config.build import CONFIGS, build_data
+from trainers.config.build import build_data
+from trainers.config.compose import CONFIGS, compose_config
 from trainers.config.validate import validate
 from trainers.report import distributions, plots
 from trainers.report.figures import scenarios_at_rate_one
@@ -46,8 +46,7 @@ FIGURES = [f"figure_{n}" for n in (3, 4, 5, 6, 7, 10, 11, 12, 13)]  # the others
 
 @functools.cache
 def configured(*overrides: str) -> DictConfig:
-    with initialize_config_dir(str(CONFIGS), version_base=None):
-        return compose("config", list(overrides))
+    return compose_config(*overrides)
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -299,8 +298,7 @@ def food(tmp_path: Path) -> Callable[..., list[str]]:
 
 
 def test_pictures_of_a_run(food: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with initialize_config_dir(str(CONFIGS), version_base=None):
-        cfg = compose("config", food("stages=[prepare,fit,test,report]"))
+    cfg = compose_config(*food("stages=[prepare,fit,test,report]"))
     pipeline.run(cfg)
     run = tmp_path / "out" / "Food101" / "CMPT" / "complete" / "seed0"
     kept = np.load(run / "predictions" / "whole_0.npz")["features"]

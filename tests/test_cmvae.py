@@ -19,7 +19,7 @@ from models.imputers.base import merge
 from models.imputers.cmvae import CMVAE, MMVAEPlus, ResNetDecoder, ResNetEncoder
 from tests import slow_networks as slow
 from tests.networks import modalities, random_masks
-from trainers.config.build import CONFIGS
+from trainers.config.compose import CONFIGS
 from trainers.context import Context
 from utils.errors import UserError
 from utils.noise import hash_seed, row_laplace, row_normal, row_uniform

@@ -23,7 +23,6 @@ import pandas as pd
 import pytest
 import pytorch_lightning as pl
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError
@@ -38,8 +37,10 @@ from tests.test_baselines import METHODS
 from tests.tolerances import batch_bound
 from trainers import fit as fit_module
 from trainers import run as pipeline
-from trainers.config.build import CONFIGS, build_model, build_trainer
-from trainers.config.validate import check_overrides, validate
+from trainers.config.build import build_model, build_trainer
+from trainers.config.compose import CONFIGS, compose_config
+from trainers.config.overrides import check_overrides
+from trainers.config.validate import validate
 from trainers.context import Context, resolve_metric
 from utils.errors import UserError
 
@@ -130,8 +131,7 @@ def options(group: str) -> list[str]:
 
 
 def configure(*overrides: str) -> DictConfig:
-    with initialize_config_dir(str(CONFIGS), version_base=None):
-        return compose("config", list(overrides))
+    return compose_config(*overrides)
 
 
 # --------------------------------------------------------------------------------------------------- files and groups

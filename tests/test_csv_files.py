@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from datasets.image_table import ImageTable
 from datasets.readers.csv_files import Dialect, read_csv
 from tests.makers import make_image_table
-from trainers.config.build import CONFIGS
+from trainers.config.compose import CONFIGS
 from utils.errors import UserError
 
 DIALECTS = [(";", ",", "cp1252"), ("tab", ",", "utf-16"), ("|", ".", "utf-8"), (";", ".", "utf-8-sig")]

@@ -25,7 +25,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from datasets import noise
@@ -33,8 +32,10 @@ from datasets.batch import Batch, Modality
 from datasets.missingness.parse import EXAMPLES, SCENARIOS, parse_scenario
 from models.encoders.vector import VectorEncoder
 from trainers import figures
-from trainers.config import validate as validation
 from trainers.config.build import build_imputer
+from trainers.config.compose import compose_config
+from trainers.config.overrides import check_overrides
+from trainers.config.validate import validate
 from trainers.context import Context
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -190,9 +191,7 @@ def first_values(arguments: Sequence[str]) -> list[str]:
 @cache
 def check_run(overrides: tuple[str, ...], configs: Path) -> None:
     """The overrides of ``run.py`` name options and keys that exist."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(validation, "CONFIGS", configs)
-        validation.check_overrides(first_values(overrides))
+    check_overrides(first_values(overrides), configs)
 
 
 def check_python(arguments: list[str], configs: Path) -> None:
@@ -300,10 +299,8 @@ def test_the_configurations_of_the_page_build_its_classes(
         parent, _, child = name.rpartition(".")
         monkeypatch.setitem(sys.modules, name, module)
         monkeypatch.setattr(importlib.import_module(parent), child, module, raising=False)
-    monkeypatch.setattr(validation, "CONFIGS", machine.configs)
-    with initialize_config_dir(str(machine.configs), version_base=None):
-        cfg = compose("config", ["model=Mine", "dataset=Digits", "imputer=Constant"])
-    validation.validate(cfg)
+    cfg = compose_config("model=Mine", "dataset=Digits", "imputer=Constant", configs=machine.configs)
+    validate(cfg)
     assert type(Context(cfg).build()).__name__ == "Mine"
     assert type(build_imputer(cfg, Context(cfg).data)).__name__ == "Constant"
 

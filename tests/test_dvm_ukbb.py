@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from PIL import Image
 from sklearn.model_selection import train_test_split
 
@@ -28,8 +27,9 @@ from datasets.missingness import parse_scenario, table_mask
 from datasets.readers.tip_files import read_list
 from datasets.ukbb import UKBB
 from trainers.config import build as build_module
-from trainers.config.build import CONFIGS, build_data
-from trainers.config.validate import check_overrides
+from trainers.config.build import build_data
+from trainers.config.compose import CONFIGS, compose_config
+from trainers.config.overrides import check_overrides
 from utils.errors import UserError
 
 
@@ -426,8 +426,7 @@ def test_a_job_script_runs_the_scenarios_of_the_original(name: str, place: str, 
     program, *overrides = done.stdout.splitlines()
     assert program == "run.py" and overrides[-1] == "seed=3"
     check_overrides(overrides)
-    with initialize_config_dir(str(CONFIGS), version_base=None):
-        cfg = compose("config", overrides)
+    cfg = compose_config(*overrides)
     assert (cfg.dataset.name, cfg.model.name, cfg.imputer.name) == (name, "DyMo", "TIP")
     assert list(cfg.missing.test) == ["none", "whole_1", *(f"table_value_{r}" for r in (0.1, 0.3, 0.5, 0.7, 0.9))]
     assert cfg.dataset.demo == (place == "demo")

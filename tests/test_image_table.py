@@ -15,7 +15,6 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
@@ -27,7 +26,8 @@ from datasets.splits import draw_split
 from tests.conftest import Reads
 from tests.makers import make_image_table
 from trainers import run as pipeline
-from trainers.config.build import CONFIGS, build_data, store_path
+from trainers.config.build import build_data, store_path
+from trainers.config.compose import CONFIGS, compose_config
 from trainers.config.validate import validate
 from trainers.context import Context
 from trainers.report.runs import Run, read_results, stored_rate
@@ -350,8 +350,7 @@ def composed_config(tmp_path: Path, dataset: str, file: str | None = None, *over
     shutil.copytree(CONFIGS, folder, dirs_exist_ok=True)
     if file is not None:
         (folder / "dataset" / f"{dataset}.yaml").write_text(file)
-    with initialize_config_dir(str(folder), version_base=None):
-        cfg = compose("config", [f"dataset={dataset}", f"paths.output={tmp_path / 'out'}", *overrides])
+    cfg = compose_config(f"dataset={dataset}", f"paths.output={tmp_path / 'out'}", *overrides, configs=folder)
     OmegaConf.set_struct(cfg, False)
     for name, node in zip(cfg.dataset.modalities, ENCODERS.values()):
         cfg.dataset.encoders[name] = node

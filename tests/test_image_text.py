@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from PIL import Image
 from sklearn.metrics import f1_score
@@ -44,7 +43,8 @@ from tests.conftest import Reads
 from tests.makers import make_chest_xray
 from trainers import gaussian
 from trainers import run as pipeline
-from trainers.config.build import CONFIGS, build_data, build_encoder
+from trainers.config.build import build_data, build_encoder
+from trainers.config.compose import CONFIGS, compose_config
 from trainers.config.validate import validate
 from trainers.context import Context
 from utils.errors import UserError
@@ -726,8 +726,7 @@ def test_the_vocabulary_is_that_of_the_data() -> None:
 
 
 def configured(*overrides: str) -> DictConfig:
-    with initialize_config_dir(str(CONFIGS), version_base=None):
-        return compose("config", list(overrides))
+    return compose_config(*overrides)
 
 
 def small(folder: Path, *more: str) -> list[str]:

@@ -13,7 +13,6 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from datasets.demo.multi_feature_digits import make_views
@@ -23,7 +22,7 @@ from datasets.multi_feature_digits import MultiFeatureDigits
 from datasets.readers.tokens import identity, load_tokenizer
 from tests.makers import make_image_table
 from trainers import run as pipeline
-from trainers.config.build import CONFIGS
+from trainers.config.compose import compose_config
 from trainers.context import Context
 from utils.errors import UserError
 from utils.inputs import KEY, from_architecture, input_differences
@@ -114,8 +113,7 @@ def configure(folder: Path, csv: Path, change: dict[str, Any], *overrides: str) 
         "model.backbone.training.max_epochs=1",
     ]
     chosen = {override.partition("=")[0]: override for override in (*small, *overrides)}
-    with initialize_config_dir(str(CONFIGS), version_base=None):
-        cfg = compose("config", list(chosen.values()))
+    cfg = compose_config(*chosen.values())
     OmegaConf.set_struct(cfg, False)
     settings = {**DATA, **change}
     if cfg.imputer.name == "MoPoE":  # which takes no categories

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from hydra import compose, initialize_config_dir
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -32,7 +31,8 @@ from datasets.inspection.suggestion import yaml_of
 from datasets.readers.csv_files import Dialect, read_csv
 from tests.makers import make_chest_xray, make_image_table, make_messy_lesions
 from trainers import run as pipeline
-from trainers.config.build import CONFIGS, build_data, data_arguments
+from trainers.config.build import build_data, data_arguments
+from trainers.config.compose import CONFIGS, compose_config
 from utils.errors import UserError
 
 PARTS: dict[str, Any] = {
@@ -155,8 +155,7 @@ def compose_with(folder: Path, name: str, text: str, *overrides: str) -> Any:
     configs = folder / "configs"
     shutil.copytree(CONFIGS, configs, dirs_exist_ok=True)
     (configs / "dataset" / f"{name}.yaml").write_text(text)
-    with initialize_config_dir(str(configs), version_base=None):
-        return compose("config", [f"dataset={name}", f"paths.output={folder / 'out'}", *overrides])
+    return compose_config(f"dataset={name}", f"paths.output={folder / 'out'}", *overrides, configs=configs)
 
 
 def test_the_suggestion_packs_what_the_report_counts_and_trains(
@@ -227,8 +226,7 @@ def test_a_clean_table_raises_no_alarm(tmp_path: Path, seed: int) -> None:
 
 def test_the_counts_are_those_of_the_packed_data(tmp_path: Path) -> None:
     make_chest_xray(tmp_path)
-    with initialize_config_dir(str(CONFIGS), version_base=None):
-        cfg = compose("config", ["dataset=ChestXrayNotes", f"paths.data={tmp_path}"])
+    cfg = compose_config("dataset=ChestXrayNotes", f"paths.data={tmp_path}")
     settings = OmegaConf.to_container(cfg.dataset, resolve=True)
     assert isinstance(settings, dict) and "mask_words" in data_arguments(cfg)
     report = check_configured(layout_of(settings))  # type: ignore[arg-type]

@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
 from iterstrat.ml_stratifiers import MultilabelStratifiedKFold, MultilabelStratifiedShuffleSplit
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
@@ -22,7 +21,8 @@ from datasets.mimic import CLINICAL, FINDINGS, IMAGES, MIMIC, NUMBERS, PLACES, R
 from tests.conftest import Reads
 from tests.makers import make_chest_xray
 from trainers import run as pipeline
-from trainers.config.build import CONFIGS, build_data
+from trainers.config.build import build_data
+from trainers.config.compose import CONFIGS, compose_config
 from trainers.context import Context
 from trainers.report import plots
 from trainers.report.runs import gather, modality_names
@@ -513,8 +513,7 @@ def configured(tmp_path: Path, *overrides: str) -> DictConfig:
         "trainer.limit_train_batches=2",
         "dataset.training_defaults.batch_size=16",
     ]
-    with initialize_config_dir(str(CONFIGS), version_base=None):
-        return compose("config", [*small, *overrides])
+    return compose_config(*small, *overrides)
 
 
 def test_a_grid_of_folds_and_training_sets_is_run_and_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -644,12 +643,10 @@ def test_the_real_chest_x_rays_pack(tmp_path: Path) -> None:
 
 
 def test_the_configuration_names_the_published_protocol() -> None:
-    with initialize_config_dir(str(CONFIGS), version_base=None):
-        cfg = compose("config", ["dataset=MIMIC", "model=ModDrop"])
+    cfg = compose_config("dataset=MIMIC", "model=ModDrop")
     plain = yaml.safe_load(OmegaConf.to_yaml(cfg.dataset, resolve=True))
     assert plain["num_classes"] == len(FINDINGS) == 14 and plain["folds"] == 5 and plain["fold_seed"] == 42
     assert plain["augmentation"]["outside"] == "zeros" and plain["augmentation"]["corruption"] == 0
-    with initialize_config_dir(str(CONFIGS), version_base=None):
-        xray = compose("config", ["dataset=ChestXray", "model=ModDrop"])
+    xray = compose_config("dataset=ChestXray", "model=ModDrop")
     assert xray.dataset.augmentation.corruption == 0
     assert plain["scaling"] == "min_max" and plain["side"] == 224 and len(plain["scenarios"]) == 9

@@ -22,7 +22,8 @@ from tests import slow_networks as slow
 from tests import slow_twin as twin
 from tests.networks import modalities, random_masks
 from tests.test_encoders import CELEBA, KINDS, MST, inputs_of
-from trainers.config.build import CONFIGS, build_imputer
+from trainers.config.build import build_imputer
+from trainers.config.compose import CONFIGS
 from trainers.context import Context
 from utils.errors import UserError
 from utils.noise import hash_seed, row_normal

@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig
@@ -34,8 +33,10 @@ from models.dymo.dynamic_transformer import DynamicTransformer
 from models.tokens import TokenPipeline
 from tests.tiny_tables import TinyTables
 from trainers import run as pipeline
-from trainers.config.build import CONFIGS, build_noise
-from trainers.config.validate import check_overrides, validate
+from trainers.config.build import build_noise
+from trainers.config.compose import CONFIGS, compose_config
+from trainers.config.overrides import check_overrides
+from trainers.config.validate import validate
 from trainers.context import Context
 from trainers.evaluate import predict
 from utils.errors import UserError
@@ -565,8 +566,7 @@ def test_noise_of_another_kind_is_refused_before_data_are_packed(composed, tmp_p
 
 
 def configure(*overrides: str) -> DictConfig:
-    with initialize_config_dir(str(CONFIGS), version_base=None):
-        return compose("config", list(overrides))
+    return compose_config(*overrides)
 
 
 def test_what_a_method_is_built_on_is_trained_with_the_same_noise() -> None:

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from datasets.base import MultimodalDataModule
 from datasets.clips import MediaFolder, _plain
-from trainers.config.build import CONFIGS, constructor_arguments, data_arguments, data_class, store_path
+from trainers.config.build import constructor_arguments, data_arguments, data_class, store_path
+from trainers.config.compose import CONFIGS, compose_config
 from trainers.config.resolvers import register_resolvers
 from trainers.context import Context
 from utils.errors import UserError
@@ -268,8 +268,7 @@ def test_relative_and_absolute_paths_are_the_same_data(dataset: str, tmp_path: P
     def context(make: Callable[[str], str]) -> Context:
         given = ["dataset.label=kind", "dataset.classes=[a,b]"] if dataset.startswith(("Image", "Skin")) else []
         given += ["dataset.continuous=[x]"] if dataset == "ImageTable" else []
-        with initialize_config_dir(str(CONFIGS), version_base=None):
-            cfg = compose("config", [f"dataset={dataset}", f"paths.cache={tmp_path}", *given])
+        cfg = compose_config(f"dataset={dataset}", f"paths.cache={tmp_path}", *given)
         OmegaConf.set_struct(cfg, False)
         for key in set(data_class(cfg).paths) & set(data_arguments(cfg)):
             cfg.dataset.module[key] = make(f"raw/{key}")

@@ -15,7 +15,6 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from scipy.stats import spearmanr
 from sklearn.metrics import accuracy_score
@@ -31,7 +30,8 @@ from models.udml.udml import UDML, Dependency, Gaussian, divergence, fusion_weig
 from tests.test_baselines import configure
 from trainers import run as pipeline
 from trainers import udml_curves as curves
-from trainers.config.build import CONFIGS, build_noise
+from trainers.config.build import build_noise
+from trainers.config.compose import compose_config
 from trainers.config.validate import validate
 from trainers.context import Context
 from trainers.fit import after_clean_epochs
@@ -640,8 +640,7 @@ def again_unimodal(model: Any, context: Context, column: int) -> float:
 @pytest.mark.parametrize(("reference", "first"), [(False, 60), (True, 51)])
 def test_the_first_epoch_that_can_be_the_best(reference: bool, first: int) -> None:
     """Release: clean epochs 0 to 49, and the best one is searched for epoch > 50."""
-    with initialize_config_dir(str(CONFIGS), version_base=None):
-        cfg = compose("config", ["model=UDML", "dataset=CREMAD", f"model.module.reference={str(reference).lower()}"])
+    cfg = compose_config("model=UDML", "dataset=CREMAD", f"model.module.reference={str(reference).lower()}")
     assert cfg.model.training.warmup_epochs == first and cfg.model.noise.start_epoch == 50
     noise = build_noise(cfg.model)
     assert max(after_clean_epochs(noise, 100), cfg.model.training.warmup_epochs) == first

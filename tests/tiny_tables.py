@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from datasets.base import MultimodalDataModule
 from datasets.batch import Modality
 from tests.networks import CELLS, LEVELS
-from trainers.config.build import CONFIGS
+from trainers.config.compose import compose_config
 
 SIDE = 28
 SIZES = {"train": 96, "val": 24, "test": 24}
@@ -60,8 +59,7 @@ def tiny_config(folder: Path, *overrides: str) -> DictConfig:
         "model.backbone.training.batch_size=32",
         "imputer.quality.judge_epochs=1",
     ]
-    with initialize_config_dir(str(CONFIGS), version_base=None):
-        cfg = compose("config", [*small, *overrides])
+    cfg = compose_config(*small, *overrides)
     image = {"_target_": "models.encoders.convolutional.PolyMNISTEncoder"}
     encoders: dict[str, Any] = {
         "img": image,

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
@@ -29,7 +28,6 @@ from models.dymo.gaussian import SUFFIX, GaussianParameters
 from models.dymo.prototypes import COSINE, EUCLIDEAN
 from models.imputers.base import Imputer
 from trainers.config.build import (
-    CONFIGS,
     build_data,
     build_imputer,
     build_model,
@@ -39,7 +37,8 @@ from trainers.config.build import (
     make_demo_data,
     method_class,
 )
-from trainers.config.resolvers import SHORT_METRIC, modality_name, register_resolvers
+from trainers.config.compose import compose_config
+from trainers.config.resolvers import SHORT_METRIC, modality_name
 from trainers.config.validate import validate
 from utils import weights as checkpoints
 from utils.errors import UserError
@@ -64,9 +63,7 @@ RECOVERY = ("sample", "draw_seed", "reference", "conditioning", "private_prior",
 
 def open_run(*overrides: str) -> Context:
     """The parts of a run for a notebook: ``open_run("dataset=Digits", "seed=1").load_model()``."""
-    register_resolvers()
-    with initialize_config_dir(str(CONFIGS), version_base=None):
-        cfg = compose("config", list(overrides))
+    cfg = compose_config(*overrides)
     validate(cfg)
     resolve_metric(cfg)
     return Context(cfg)

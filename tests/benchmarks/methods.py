@@ -33,7 +33,8 @@ from models.baselines.base import Completed, RowMemory
 from models.dymo.dynamic_transformer import DynamicTransformer
 from models.dymo.method import DyMo
 from tests.benchmarks.__main__ import alternate
-from trainers.config.build import CONFIGS, build_imputer, build_selection
+from trainers.config.build import build_imputer, build_selection
+from trainers.config.compose import CONFIGS
 from trainers.context import Context, open_run
 from utils.errors import UserError
 

@@ -27,12 +27,12 @@ from models.dymo.backbone import Backbone
 from models.dymo.gaussian import GaussianParameters
 from models.encoders.pooled import PooledEncoder
 from models.imputers.base import Imputer
+from trainers.config.compose import CONFIGS
 from utils.errors import UserError
 
 Part = TypeVar("Part")
 # Arguments of data modules that are no plain setting: :func:`build_data` sets them, and a few classes take a name.
 PASSED_ON = ("store", "name", "missing_train", "missing_val", "missing_seed", "seed")
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 def _make(node: DictConfig, where: str, **arguments: Any) -> Any:

@@ -8,9 +8,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from models.dymo.prototypes import EUCLIDEAN
-
-SHORT_METRIC = {EUCLIDEAN: "_EU"}
+SHORT_METRIC = {"squared_euclidean": "_EU"}
 
 
 def variant(base: str, metric: str | None, recovery_aware: float | bool) -> str:

@@ -13,121 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
-from hydra._internal.utils import get_args_parser
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from datasets.missingness import parse_scenario, parse_scenarios
 from models.dymo.prototypes import DISTANCE_METRICS
-from trainers.config.build import CONFIGS, build_loggers, build_modulation, build_noise, build_trainer
+from trainers.config.build import build_loggers, build_modulation, build_noise, build_trainer
+from trainers.config.help import STAGES
 from utils.checks import check_choice, check_number, nearest
 from utils.errors import UserError
-
-STAGES = ("prepare", "impute", "fit", "gaussian", "test", "report")
-LISTED_GROUPS = ("logger",)  # groups that take several options at once
-
-
-def check_overrides(arguments: Sequence[str]) -> None:
-    """Find misspelled keys and options on the command line.
-
-    Hydra would advise to append the key with ``+``, which nothing would read.
-
-    Raises:
-        UserError: one line per bad override, with the nearest known spelling.
-    """
-    texts = get_args_parser().parse_args(list(arguments)).overrides
-    try:
-        overrides = OverridesParser.create().parse_overrides(texts)
-    except HydraException as error:
-        raise UserError(f"cannot read the overrides: {str(error).splitlines()[0]}") from None
-    problems: list[str] = []
-    chosen: list[str] = []
-    values: list[Any] = []
-    of_hydra = [text for text, override in zip(texts, overrides) if override.key_or_group.startswith("hydra")]
-    problems += _hydra_problems(of_hydra)
-    for override in overrides:
-        key = override.key_or_group
-        if key.startswith("hydra"):
-            continue
-        folder = CONFIGS / key
-        if not folder.is_dir():
-            values.append(override)
-            continue
-        options = sorted(p.stem for p in folder.glob("*.yaml"))
-        value = override.value()
-        if override.is_sweep_override():
-            names = [str(c) for c in getattr(value, "list", [])]
-        else:
-            names = [str(c) for c in value] if isinstance(value, list) else [str(value)]
-        if isinstance(value, list) and key not in LISTED_GROUPS:
-            problems.append(f"{key}={text_of(override)}: takes one option, choose one of {', '.join(options)}")
-            continue
-        for name in names:
-            if name == "None":
-                problems.append(f"{key}=null: leave it out, or choose one of {', '.join(options)}")
-            elif name not in options:
-                problems.append(f"{key}={name}: there is no such option{nearest(name, options)}")
-            elif not any(c.startswith(f"{key}=") for c in chosen):
-                chosen.append(f"{key}={name}")
-    if not problems:
-        with initialize_config_dir(str(CONFIGS), version_base=None):
-            cfg = compose("config", chosen)
-        problems = [p for o in values if (p := _unknown_key(cfg, o))]
-    if problems:
-        raise UserError("\n".join(problems))
-
-
-def _hydra_problems(texts: Sequence[str]) -> list[str]:
-    """Overrides of Hydra's own configuration (launcher, sweeper, folders) that it would refuse with a traceback."""
-    problems = []
-    chosen: list[str] = []  # the options that the values of others may depend on
-    for text in sorted(texts, key=lambda text: "/" not in text.partition("=")[0]):
-        group, _, name = text.partition("=")
-        with initialize_config_dir(str(CONFIGS), version_base=None):
-            try:
-                compose("config", [*chosen, text], return_hydra_config=True)
-            except HydraException as error:
-                known = GlobalHydra.instance().config_loader().get_group_options(group.lstrip("+~"))
-                what = group.rpartition("/")[2]
-                problems.append(
-                    f"{text}: there is no such {what}, known are {', '.join(known)}; install the plugin that has it "
-                    f"(for example pip install hydra-{name.replace('_', '-')}-{what}), or leave it out"
-                    if known
-                    else f"{text}: {str(error).splitlines()[0]} python run.py --cfg hydra prints the known keys."
-                )
-                continue
-        if "/" in group:
-            chosen.append(text)
-    return problems
-
-
-def text_of(override: Any) -> str:
-    """The value of an override as it was written."""
-    return str(override.input_line).partition("=")[2]
-
-
-def _unknown_key(cfg: DictConfig, override: Any) -> str | None:
-    """Why an override's key would not be read, or None."""
-    node: Any = cfg
-    parts = override.key_or_group.split(".")
-    for depth, part in enumerate(parts):
-        known = list(node) if isinstance(node, DictConfig) else []
-        if part not in known:
-            open_node = isinstance(node, DictConfig) and ("_target_" in node or parts[0] in ("logger", "trainer"))
-            if override.is_add() and open_node and depth == len(parts) - 1:
-                return None
-            where = ".".join(parts[:depth]) or "the configuration"
-            return f"unknown key '{override.key_or_group}': {where} has no '{part}'{nearest(part, known)}"
-        try:
-            node = node[part]
-        except OmegaConfBaseException:  # an interpolation or mandatory value: nothing lies below it
-            node = None
-    return None
 
 
 def weights_exist(weights: str) -> bool:
@@ -201,7 +95,7 @@ def validate(cfg: DictConfig) -> None:
         raise UserError(f"dataset.form={cfg.dataset.form}: must be one of {', '.join(cfg.dataset.forms)}")
     stages = list(cfg.stages or [])
     for stage in stages:
-        need(stage in STAGES, f"stages: unknown stage '{stage}'{nearest(str(stage), STAGES)}")
+        need(stage in STAGES, f"stages: unknown stage '{stage}'{nearest(str(stage), list(STAGES))}")
     need(bool(stages), f"stages is empty: choose from {', '.join(STAGES)}")
     m = len(cfg.dataset.modalities)
     need(bool(cfg.missing.test), "missing.test is empty: name at least one scenario, for example none")

@@ -1,0 +1,69 @@
+"""The command line: what ``--help`` prints, misspelled words, and that neither needs PyTorch."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from trainers.config.compose import CONFIGS
+from trainers.config.help import EXAMPLES, GROUPS, STAGES, help_text
+from trainers.config.overrides import RENAMED_KEYS, check_overrides
+from trainers.run import RUNNERS
+from utils.errors import UserError
+
+# Runs run.py as a program with the arguments after it, and fails if anything slow was imported.
+PROBE = """
+import runpy, sys
+try:
+    runpy.run_path("run.py", run_name="__main__")
+finally:
+    slow = {"torch", "pytorch_lightning", "transformers", "numpy", "pandas"} & set(sys.modules)
+    assert not slow, slow
+"""
+
+
+def run_without_torch(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", PROBE, *arguments]
+    return subprocess.run(command, cwd=CONFIGS.parent, capture_output=True, text=True)
+
+
+def test_help_opens_with_purpose_stages_and_examples_on_one_screen() -> None:
+    process = run_without_torch("--help")
+    assert process.returncode == 0 and process.stderr == ""
+    assert process.stdout.strip() == help_text()
+    opening, groups = process.stdout.split("Groups")
+    assert len(opening.splitlines()) <= 24 and max(map(len, process.stdout.splitlines())) <= 120
+    assert all(f"  {stage} " in opening for stage in STAGES)
+    assert set(RUNNERS) | {"prepare"} == set(STAGES)
+    for group in GROUPS:
+        assert all(f"{file.stem}" in groups for file in (CONFIGS / group).glob("*.yaml"))
+    assert all(f"[{default}]" in groups for default in ("DyMo", "Digits", "MoPoE", "published", "csv"))
+
+
+@pytest.mark.parametrize("command", EXAMPLES.values())
+def test_the_examples_of_the_help_are_understood(command: str) -> None:
+    program, script, *arguments = shlex.split(command)
+    assert (program, script) == ("python", "run.py")
+    check_overrides(arguments)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("dataset=Digitz", "dataset=Digitz: there is no such option; did you mean 'Digits'?"),
+        ("dataset.monitr=null", "unknown key 'dataset.monitr': dataset has no 'monitr'; did you mean 'monitor'?"),
+        ("hydra/launcher=jobib", "hydra/launcher=jobib: there is no such launcher, known are basic"),
+    ],
+)
+def test_a_misspelled_word_is_answered_without_pytorch(argument: str, message: str) -> None:
+    process = run_without_torch(argument)
+    assert process.returncode == 2 and message in process.stderr
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED_KEYS.items())
+def test_a_renamed_key_is_named(old: str, new: str) -> None:
+    with pytest.raises(UserError, match=rf"'{old}[\w.]*': dataset has no '\w+'; it is {new} now"):
+        check_overrides([f"{old}.x=1"])

@@ -1,0 +1,123 @@
+"""Check the command line before anything that is slow to import."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from trainers.config.compose import CONFIGS, VERSION_BASE, compose_config
+from utils.checks import nearest
+from utils.errors import UserError
+
+LISTED_GROUPS = ("logger",)  # groups that take several options at once
+# Keys of earlier versions, for messages.
+RENAMED_KEYS = {"dataset.low": "dataset.train_fraction", "dataset.baselines": "dataset.training_defaults"}
+
+
+def check_overrides(arguments: Sequence[str], configs: Path = CONFIGS) -> None:
+    """Find misspelled keys and options on the command line.
+
+    Hydra would advise to append the key with ``+``, which nothing would read.
+
+    Raises:
+        UserError: one line per bad override, with the nearest known spelling.
+    """
+    texts = get_args_parser().parse_args(list(arguments)).overrides
+    try:
+        overrides = OverridesParser.create().parse_overrides(texts)
+    except HydraException as error:
+        raise UserError(f"cannot read the overrides: {str(error).splitlines()[0]}") from None
+    hydra_texts = [text for text, o in zip(texts, overrides) if o.key_or_group.startswith("hydra")]
+    others = [o for o in overrides if not o.key_or_group.startswith("hydra")]
+    groups = [o for o in others if (configs / o.key_or_group).is_dir()]
+    problems = _hydra_problems(hydra_texts, configs)
+    chosen: dict[str, str] = {}
+    for override in groups:
+        problems += _option_problems(override, configs)
+        chosen.setdefault(override.key_or_group, f"{override.key_or_group}={_options(override)[0]}")
+    if not problems:
+        cfg = compose_config(*chosen.values(), configs=configs)
+        problems = [p for o in others if o not in groups and (p := _unknown_key(cfg, o))]
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def _options(override: Override) -> list[str]:
+    """The options of a group that an override names: several in a sweep or a list."""
+    value = override.value()
+    if override.is_sweep_override():
+        return [str(option) for option in getattr(value, "list", [])]
+    return [str(option) for option in value] if isinstance(value, list) else [str(value)]
+
+
+def _option_problems(override: Override, configs: Path) -> list[str]:
+    """Why the options that an override chooses do not exist."""
+    group, known = override.key_or_group, sorted(p.stem for p in (configs / override.key_or_group).glob("*.yaml"))
+    if isinstance(override.value(), list) and group not in LISTED_GROUPS:
+        return [f"{group}={_text(override)}: takes one option, choose one of {', '.join(known)}"]
+    problems = []
+    for name in _options(override):
+        if name == "None":
+            problems.append(f"{group}=null: leave it out, or choose one of {', '.join(known)}")
+        elif name not in known:
+            problems.append(f"{group}={name}: there is no such option{nearest(name, known)}")
+    return problems
+
+
+def _hydra_problems(texts: Sequence[str], configs: Path) -> list[str]:
+    """Overrides of Hydra's own configuration (launcher, sweeper, folders) that it would refuse with a traceback."""
+    problems = []
+    chosen: list[str] = []  # the options that the values of others may depend on
+    for text in sorted(texts, key=lambda text: "/" not in text.partition("=")[0]):
+        group, _, name = text.partition("=")
+        with initialize_config_dir(str(configs), version_base=VERSION_BASE):
+            try:
+                compose("config", [*chosen, text], return_hydra_config=True)
+            except HydraException as error:
+                known = GlobalHydra.instance().config_loader().get_group_options(group.lstrip("+~"))
+                what = group.rpartition("/")[2]
+                problems.append(
+                    f"{text}: there is no such {what}, known are {', '.join(known)}; install the plugin that has it "
+                    f"(for example pip install hydra-{name.replace('_', '-')}-{what}), or leave it out"
+                    if known
+                    else f"{text}: {str(error).splitlines()[0]} python run.py --cfg hydra prints the known keys."
+                )
+                continue
+        if "/" in group:
+            chosen.append(text)
+    return problems
+
+
+def _text(override: Override) -> str:
+    """The value of an override as it was written."""
+    return str(override.input_line).partition("=")[2]
+
+
+def _unknown_key(cfg: DictConfig, override: Override) -> str | None:
+    """Why an override's key would not be read, or None."""
+    node: Any = cfg
+    parts = override.key_or_group.split(".")
+    for depth, part in enumerate(parts):
+        known = [str(key) for key in node] if isinstance(node, DictConfig) else []
+        if part not in known:
+            is_open = isinstance(node, DictConfig) and ("_target_" in node or parts[0] in ("logger", "trainer"))
+            if override.is_add() and is_open and depth == len(parts) - 1:
+                return None
+            key, where = ".".join(parts[: depth + 1]), ".".join(parts[:depth]) or "the configuration"
+            hint = f"; it is {RENAMED_KEYS[key]} now" if key in RENAMED_KEYS else nearest(part, known)
+            return f"unknown key '{override.key_or_group}': {where} has no '{part}'{hint}"
+        try:
+            node = node[part]
+        except OmegaConfBaseException:  # an interpolation or mandatory value: nothing lies below it
+            node = None
+    return None
