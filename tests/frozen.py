@@ -32,7 +32,7 @@ from tests.test_contracts import PAIRS, SMALL_DATA, SMALL_METHODS, configure, op
 from trainers import run as pipeline
 from trainers.config.build import data_arguments
 from trainers.config.resolvers import register_resolvers
-from trainers.context import Context
+from trainers.loading import Run
 
 # Old spelling -> new spelling: regular expressions for flattened configuration keys, values and state-dict keys.
 RENAMED: dict[str, str] = {
@@ -131,14 +131,14 @@ def record_run(overrides: list[str], target: Path) -> None:
     impute = "" if "imputer=Zero" in overrides else "impute,"
     cfg = configure(*overrides, f"stages=[prepare,{impute}fit,gaussian,test]")
     pipeline.run(cfg)
-    context = Context(cfg)
+    context = Run(cfg)
     arrays: dict[str, np.ndarray] = {}
     for file in sorted((context.directory / "predictions").rglob("*.npz")):
         with np.load(file) as stored:
             for key in ("logits", "final_missing", "missing"):
                 if key in stored:
                     arrays[f"{file.relative_to(context.directory.path).with_suffix('')}.{key}"] = stored[key][:64]
-    directories = {"fit": context.trained, "imputer": context.imputed}
+    directories = {"fit": context.fit_directory, "imputer": context.imputer_directory}
     for name, directory in directories.items():
         checkpoint = directory / "checkpoints" / "last.ckpt"
         if checkpoint.exists():
@@ -178,7 +178,7 @@ def record(folder: Path, pattern: str = "") -> None:
             small += ["model.unimodal.training.max_epochs=1"] if model == "LogitAverage" else []
             cfg = configure("dataset=Digits", f"model={model}", *small, "stages=[prepare,impute,fit,gaussian,test]")
             pipeline.run(cfg)
-            target.write_bytes((Context(cfg).directory / "results.csv").read_bytes())
+            target.write_bytes((Run(cfg).directory / "results.csv").read_bytes())
             print(target.stem, flush=True)
 
 

@@ -35,7 +35,7 @@ from trainers import run as pipeline
 from trainers.config.build import store_path
 from trainers.config.compose import compose_config
 from trainers.config.validate import validate
-from trainers.context import Context
+from trainers.loading import Run
 from utils.errors import UserError
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
@@ -705,7 +705,7 @@ def test_a_whole_run(dataset: str, form: str, model: str, tmp_path: Path, reques
     )
     validate(cfg)
     pipeline.run(cfg)
-    results = pd.read_csv(Context(cfg).directory / "results.csv")
+    results = pd.read_csv(Run(cfg).directory / "results.csv")
     assert set(results["scenario"]) == set(cfg.missing.test) and np.isfinite(results["value"]).all()
 
 

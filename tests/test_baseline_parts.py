@@ -22,7 +22,7 @@ from tests.test_baselines import METHODS, SMALL, SMALL_ENCODERS, configure, some
 from trainers.config.build import build_model
 from trainers.config.compose import CONFIGS
 from trainers.config.validate import validate
-from trainers.context import Context
+from trainers.loading import Run
 from utils.errors import UserError
 
 REFERENCE = pytest.mark.parametrize("reference", [False, True])
@@ -305,7 +305,7 @@ def built_on(method: str, family: str) -> tuple[Any, dict[str, Any], dict[str, d
     were before it was built."""
     small = [*METHODS[method], *SMALL_ENCODERS.get(family, [])]
     cfg = configure(f"model={method}", f"dataset={family}", "imputer=Mean", *small)
-    context = Context(cfg)
+    context = Run(cfg)
     modalities, classes = SMALL[family]
     data: Any = SimpleNamespace(modalities=modalities, num_classes=classes, task="multiclass")
     context.__dict__["data"] = data

@@ -34,7 +34,7 @@ from trainers import run as pipeline
 from trainers.config.build import build_imputer, build_model, method_class
 from trainers.config.compose import compose_config
 from trainers.config.validate import validate
-from trainers.context import Context
+from trainers.loading import Run
 from utils.errors import UserError
 from utils.safe_pickle import read_tensors
 from utils.subsets import enumerate_subsets
@@ -147,7 +147,7 @@ def build(method: str, family: str, *overrides: str, sizes: Any = SMALL, part: s
     cfg = configure(f"model={method}", f"dataset={family}", *overrides)
     modalities, classes = sizes[family]
     data: Any = SimpleNamespace(modalities=modalities, num_classes=classes, task="multiclass")
-    context = Context(cfg)
+    context = Run(cfg)
     context.__dict__["data"] = data
     if not part and method not in ONLY:
         return context.build()
@@ -479,12 +479,12 @@ def test_the_default_stages_run_and_resume(
     cfg = composed(*overrides)
     with caplog.at_level(logging.INFO):
         pipeline.run(cfg)
-    context = Context(cfg)
+    context = Run(cfg)
     name = cfg.model.name
     assert f"stage gaussian: skipped, {name} has no use for Gaussian parameters" in caplog.text
     unused = f"stage impute: skipped, {name} uses no imputer (it would with model.use_imputer=true)"
     assert (unused in caplog.text) is not imputes
-    assert context.imputed.path.exists() is imputes
+    assert context.imputer_directory.path.exists() is imputes
     results = pd.read_csv(context.directory / "results.csv")
     assert set(results["scenario"]) == set(cfg.missing.test) and np.isfinite(results["value"]).all()
     label = name + ("_Mean" if cfg.model.use_imputer else "")
@@ -508,7 +508,7 @@ def test_the_default_stages_run_and_resume(
         pipeline.run(composed(*cut))
     monkeypatch.setattr(fit_module, "build_trainer", original)
     pipeline.run(composed(*cut))
-    paths = [c.trained / "checkpoints" / "last.ckpt" for c in (context, Context(composed(*cut)))]
+    paths = [c.fit_directory / "checkpoints" / "last.ckpt" for c in (context, Run(composed(*cut)))]
     ends = [read_tensors(path) for path in paths]
     a, b = ({**end["state_dict"], "row_memory": end.get("row_memory", torch.zeros(0))} for end in ends)
     assert all(state["last_epoch"] == 3 for state in ends[0]["lr_schedulers"])
@@ -531,7 +531,7 @@ def test_tables_with_gaps_run(tmp_path: Path, method: str) -> None:
     overrides += ["missing.test=[none,whole_1,table_value_0.5]", "imputer.quality.judge_epochs=1"]
     cfg = configure(*overrides)
     pipeline.run(cfg)
-    results = pd.read_csv(Context(cfg).directory / "results.csv")
+    results = pd.read_csv(Run(cfg).directory / "results.csv")
     assert len(set(results["scenario"])) == 3 and np.isfinite(results["value"]).all()
 
 
@@ -635,15 +635,15 @@ def test_parts_with_another_option_have_run_directories_of_their_own(composed) -
     """Late fusion of parts with more feature dropout beside one of parts with less: neither is refused, and neither
     loses its parts to the other, with overwrite or without."""
 
-    def context(*overrides: str) -> Context:
-        return Context(composed("model=Late", *RUN, *PARTS, WARM[0], "stages=[fit]", *overrides))
+    def context(*overrides: str) -> Run:
+        return Run(composed("model=Late", *RUN, *PARTS, WARM[0], "stages=[fit]", *overrides))
 
     pipeline.run(context().cfg)
     changed = ["model.unimodal.module.feature_dropout=0.5", "overwrite=true"]
     pipeline.run(context("model.name=Late_other", *changed).cfg)
     usual, other, third = context(), context(*changed), context("model.name=Late_third", *changed)
     for label, part in other.prerequisites.items():
-        same, different = usual.prerequisites[label].trained.path, part.trained.path
+        same, different = usual.prerequisites[label].fit_directory.path, part.fit_directory.path
         assert same.parent.parent.name == f"TokenUnimodal_Late_{label.removeprefix('unimodal_')}"
         assert re.fullmatch(rf"{same.parent.parent.name}-[0-9a-f]{{8}}", different.parent.parent.name)
         assert different.parent.parent.parent == same.parent.parent.parent
@@ -652,13 +652,13 @@ def test_parts_with_another_option_have_run_directories_of_their_own(composed) -
             for path in (same, different)
         ]
         assert rates == [0.3, 0.5]
-        assert third.prerequisites[label].trained.path == different, "the same option finds its parts again"
+        assert third.prerequisites[label].fit_directory.path == different, "the same option finds its parts again"
 
 
 def test_what_a_method_is_built_on_is_trained_first(composed, caplog: pytest.LogCaptureFixture) -> None:
     cfg = mixture(composed, "stages=[fit,test]")
     pipeline.run(cfg)
-    context = Context(cfg)
+    context = Run(cfg)
     labels = [*(f"unimodal_m{i}" for i in range(5)), "concat"]
     assert list(context.prerequisites) == labels
     state = read_tensors(context.checkpoint)["state_dict"]
@@ -667,7 +667,7 @@ def test_what_a_method_is_built_on_is_trained_first(composed, caplog: pytest.Log
         assert own and all(torch.equal(state[f"experts.{label}.{key}"], value) for key, value in own.items())
     assert set(pd.read_csv(context.directory / "results.csv")["model"]) == {"Mixture"}
     # 60 rows in batches of 16, two batches a step, and every row was seen in each of two epochs.
-    last = torch.load(context.trained / "checkpoints" / "last.ckpt", weights_only=True)
+    last = torch.load(context.fit_directory / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["global_step"] == 4 and torch.equal(last["row_memory"], torch.full((60, 5), 2.0))
     # The runs of the parts are those that the parts have on their own.
     with caplog.at_level(logging.INFO):

@@ -24,7 +24,7 @@ from models.encoders.pretrained import Adapter, PretrainedEncoder
 from tests.test_pretrained import SIZES, with_heads
 from trainers import run as pipeline
 from trainers.config.validate import validate
-from trainers.context import Context
+from trainers.loading import Run
 from utils.errors import UserError
 from utils.safe_pickle import read_tensors
 from utils.schedule import warmup_polynomial
@@ -675,15 +675,15 @@ def test_encoders_are_trained_alone_first_and_then_frozen(
     with caplog.at_level("INFO"):
         pipeline.run(cfg)
     assert "CMPT: trains" in caplog.text and "random weights" not in caplog.text
-    context = Context(cfg)
+    context = Run(cfg)
     state = read_tensors(context.checkpoint)["state_dict"]
     assert list(context.prerequisites) == [f"unimodal_m{i}" for i in range(5)]
     for label, part in context.prerequisites.items():
-        assert part.trained.path.parts[-3] == f"Unimodal_ViT_{label[9:]}"
+        assert part.fit_directory.path.parts[-3] == f"Unimodal_ViT_{label[9:]}"
         own = read_tensors(part.checkpoint)["state_dict"]
         for key, value in own.items():
             if key.startswith("encoders."):
                 renamed = key if key in state else f"{key.rpartition('.')[0]}.base_layer.{key.rpartition('.')[2]}"
                 assert torch.equal(state[renamed], value), key
-    last = torch.load(context.trained / "checkpoints" / "last.ckpt", weights_only=True)
+    last = torch.load(context.fit_directory / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["lr_schedulers"][0]["last_epoch"] == 4 and last["architecture"]["adapter"]["rank"] == 1

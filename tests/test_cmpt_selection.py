@@ -28,9 +28,10 @@ from tests import slow_twin as twin
 from tests.networks import under
 from tests.test_cmpt import CLASSES, MODALITIES, build, mixed
 from tests.tolerances import batch_bound
+from trainers import checks
 from trainers import run as pipeline
 from trainers.config.validate import validate
-from trainers.context import Context
+from trainers.loading import Run
 from utils.errors import UserError
 from utils.subsets import enumerate_subsets
 
@@ -217,10 +218,10 @@ def test_the_whole_way_on_spoken_digits(tiny: Callable[..., DictConfig], tmp_pat
     pipeline.run(tiny("stages=[prepare,fit,test]"))
     cfg = tiny("model.select=true", "stages=[fit,gaussian,test,report]")
     pipeline.run(cfg)
-    context = Context(cfg)
-    assert context.directory.path.parts[-3] == "CMPT_DyMo" and context.trained.path.parts[-3] == "CMPT"
+    context = Run(cfg)
+    assert context.directory.path.parts[-3] == "CMPT_DyMo" and context.fit_directory.path.parts[-3] == "CMPT"
     found = pd.read_csv(context.directory / "results.csv").set_index(["model", "scenario", "metric"])["value"]
-    alone = pd.read_csv(context.trained / "results.csv").set_index(["scenario", "metric"])["value"]
+    alone = pd.read_csv(context.fit_directory / "results.csv").set_index(["scenario", "metric"])["value"]
     for scenario in ("none", "whole_0", "image_text_both_0.7"):
         assert found["CMPT_DyMo/impute_all", scenario, "accuracy"] == pytest.approx(alone[scenario, "accuracy"])
         assert 0 <= found["CMPT_DyMo", scenario, "accepted_share"] <= 1
@@ -228,10 +229,10 @@ def test_the_whole_way_on_spoken_digits(tiny: Callable[..., DictConfig], tmp_pat
     assert arrays["missing"][:, 0].all() and not arrays["final_missing"][:, 1].any()
     assert isinstance(context.load_method(), ProxySelection)
     assert "CMPT_DyMo" in (tmp_path / "out" / "SpokenDigits" / "report" / "default" / "summary_accuracy.md").read_text()
-    euclidean = Context(tiny("model.select=true", "distance_metric=squared_euclidean"))
+    euclidean = Run(tiny("model.select=true", "distance_metric=squared_euclidean"))
     assert euclidean.label == "CMPT_DyMo_EU" and euclidean.gaussian.name == "gaussian_euclidean.safetensors"
     # Without a file of its own the stage says what makes it.
-    (context.trained / "gaussian_cosine.safetensors").unlink()
+    (context.fit_directory / "gaussian_cosine.safetensors").unlink()
     with pytest.raises(UserError, match=r"no Gaussian parameters at .*: run python run.py dataset=SpokenDigits"):
         pipeline.run(tiny("model.select=true", "stages=[test]", "overwrite=true"))
 
@@ -245,4 +246,4 @@ def test_what_cannot_be_selected_is_said(tiny: Callable[..., DictConfig], compos
         validate(tiny("model.select=true", "model.selection.reward=best"))
     cfg = composed("dataset=MMIMDb", "dataset.demo=true", "model=CMPT", "model.select=true", tiny=False)
     with pytest.raises(UserError, match=r"MMIMDb has several labels, and DyMo selects by classes"):
-        pipeline.check_task(Context(cfg))
+        checks.check_task(Run(cfg))

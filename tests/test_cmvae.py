@@ -20,7 +20,7 @@ from models.imputers.cmvae import CMVAE, MMVAEPlus, ResNetDecoder, ResNetEncoder
 from tests import slow_networks as slow
 from tests.networks import modalities, random_masks
 from trainers.config.compose import CONFIGS
-from trainers.context import Context
+from trainers.loading import Run
 from utils.errors import UserError
 from utils.noise import hash_seed, row_laplace, row_normal, row_uniform
 from utils.weights import checkpoint_kind
@@ -134,7 +134,7 @@ def test_published_networks_and_an_original_file(method: str, parameters: int, e
     cfg = OmegaConf.create({"dataset": {"name": "PolyMNIST", "num_classes": 10}, "trainer": {"accelerator": "cpu"}})
     cfg.imputer = imputer
     cfg.imputer.checkpoint = str(tmp_path / "model.pt")
-    context = Context(cfg)
+    context = Run(cfg)
     context.__dict__["data"] = SimpleNamespace(
         modalities=modalities(5), modality_names=[f"m{i}" for i in range(5)], describe_inputs=lambda: {"classes": []}
     )

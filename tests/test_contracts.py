@@ -41,7 +41,8 @@ from trainers.config.build import build_model, build_trainer
 from trainers.config.compose import CONFIGS, compose_config
 from trainers.config.overrides import check_overrides
 from trainers.config.validate import validate
-from trainers.context import Context, resolve_metric
+from trainers.loading import Run
+from trainers.plan import resolve_metric
 from utils.errors import UserError
 
 ROOT = CONFIGS.parent
@@ -175,9 +176,9 @@ def test_an_option_composes_with_the_defaults_of_all_others(group: str, option: 
     if group in ("dataset", "model", "imputer"):
         assert cfg[group].get("name", option).startswith(option)
     if group == "model":
-        assert Context(cfg).option == option
+        assert Run(cfg).option == option
     if option == "Multimodal_CONCAT":
-        assert Context(cfg).label == "Multimodal_CONCAT_MoPoE"
+        assert Run(cfg).label == "Multimodal_CONCAT_MoPoE"
     if (group, option) == ("imputer", "Oracle"):  # reads what is missing
         with pytest.raises(UserError, match=r"imputer\.allow_oracle=true"):
             validate(cfg)
@@ -233,13 +234,13 @@ USUAL_EPOCHS = {
 def epochs_of_parts(*overrides: str) -> dict[str, int]:
     """Name -> epochs of the model that is trained and of all that it is built on."""
 
-    def walk(context: Context) -> dict[str, int]:
+    def walk(context: Run) -> dict[str, int]:
         epochs = {str(context.trainable.name): int(context.trainable.training.max_epochs)}
         for part in context.prerequisites.values():
             epochs |= walk(part)
         return epochs
 
-    return walk(Context(configure(*overrides)))
+    return walk(Run(configure(*overrides)))
 
 
 # Every model on the embedded data, and wherever a recipe has a number of epochs.
@@ -383,7 +384,7 @@ class Watch(pl.Callback):
         self.losses.append(float(outputs["loss"]))
 
 
-def fit(cfg: DictConfig) -> tuple[Context, Watch]:
+def fit(cfg: DictConfig) -> tuple[Run, Watch]:
     """Train the model of a configuration through the stage, watched (after what it is built on)."""
     watches, original = [], fit_module.build_trainer
 
@@ -395,7 +396,7 @@ def fit(cfg: DictConfig) -> tuple[Context, Watch]:
         patch.setattr(fit_module, "build_trainer", watched)
         cfg.stages = ["fit"]
         pipeline.run(cfg)
-    return Context(cfg), watches[-1]
+    return Run(cfg), watches[-1]
 
 
 # Parameters that training on complete data cannot reach, with the reason.
@@ -413,7 +414,7 @@ PAIRS = [
 
 
 @pytest.fixture(scope="module", params=PAIRS, ids="-".join)
-def run(request: pytest.FixtureRequest, base: Callable[..., list[str]]) -> tuple[Context, Watch, list[str]]:
+def run(request: pytest.FixtureRequest, base: Callable[..., list[str]]) -> tuple[Run, Watch, list[str]]:
     """Every model, trained for two epochs on every data set; what else it needs is estimated."""
     dataset, model = request.param
     fitted = "model.backbone.module" if "backbone" in configure(f"model={model}").model else "model.module"
@@ -422,13 +423,13 @@ def run(request: pytest.FixtureRequest, base: Callable[..., list[str]]) -> tuple
     overrides = base(dataset, model, *changes, *SMALL_METHODS.get(request.param, []), out=f"out_{model}", epochs=2)
     context, watch = fit(configure(*overrides))
     cfg = configure(*overrides)
-    if context.selects:
+    if context.uses_selection:
         cfg.stages = ["gaussian"]
         pipeline.run(cfg)
     return context, watch, overrides
 
 
-def some_batch(context: Context, n: int = 12) -> Batch:
+def some_batch(context: Run, n: int = 12) -> Batch:
     """Rows with every number of missing modalities, from none to all but one."""
     m = len(context.data.modalities)
     rng = np.random.default_rng(0)
@@ -437,12 +438,12 @@ def some_batch(context: Context, n: int = 12) -> Batch:
     return batch.replace(missing=torch.from_numpy(missing))
 
 
-def test_training_is_finite_and_reaches_every_parameter(run: tuple[Context, Watch, list[str]]) -> None:
+def test_training_is_finite_and_reaches_every_parameter(run: tuple[Run, Watch, list[str]]) -> None:
     context, watch, _ = run
     assert len(watch.losses) == 6 and all(map(math.isfinite, watch.losses))
     unreached = {name for name in watch.trainable - watch.reached if name.rpartition(".")[2] not in NEVER_REACHED}
     assert watch.trainable and unreached == set()
-    metrics = pd.read_csv(context.trained / "metrics.csv")
+    metrics = pd.read_csv(context.fit_directory / "metrics.csv")
     assert len(metrics) == 2 and {"epoch", "step", "train_loss", "val_loss", "val_accuracy"} <= set(metrics)
     assert metrics["train_loss"].tolist() == pytest.approx([np.mean(watch.losses[:3]), np.mean(watch.losses[3:])])
     assert np.isfinite(metrics[["train_loss", "val_loss", "val_accuracy"]]).all(axis=None)
@@ -452,7 +453,7 @@ def test_training_is_finite_and_reaches_every_parameter(run: tuple[Context, Watc
 ANY_ID = {math.nan: 5, math.inf: 2**40, 1e30: -7}
 
 
-def test_content_of_what_is_missing_changes_nothing(run: tuple[Context, Watch, list[str]]) -> None:
+def test_content_of_what_is_missing_changes_nothing(run: tuple[Run, Watch, list[str]]) -> None:
     context, _, _ = run
     method, batch = context.load_method(), some_batch(context)
     outputs = []
@@ -474,7 +475,7 @@ def test_content_of_what_is_missing_changes_nothing(run: tuple[Context, Watch, l
     torch.testing.assert_close(*outputs[0], atol=batch_bound(outputs[0][0]), rtol=0)
 
 
-def test_a_batch_of_one_gives_what_a_batch_of_many_gives(run: tuple[Context, Watch, list[str]]) -> None:
+def test_a_batch_of_one_gives_what_a_batch_of_many_gives(run: tuple[Run, Watch, list[str]]) -> None:
     context, _, _ = run
     method, batch = context.load_method(), some_batch(context)
     with torch.inference_mode():
@@ -492,7 +493,7 @@ def test_a_batch_of_one_gives_what_a_batch_of_many_gives(run: tuple[Context, Wat
                 assert torch.equal(single.extras["final_missing"][0], many.extras["final_missing"][row])
 
 
-def test_the_batch_is_left_as_it_was(run: tuple[Context, Watch, list[str]]) -> None:
+def test_the_batch_is_left_as_it_was(run: tuple[Run, Watch, list[str]]) -> None:
     context, _, _ = run
     method, batch = context.load_method(), some_batch(context)
     before = [batch.missing.clone(), batch.target.clone(), *(x.clone() for x in batch.inputs.values())]
@@ -502,7 +503,7 @@ def test_the_batch_is_left_as_it_was(run: tuple[Context, Watch, list[str]]) -> N
     assert all(torch.equal(a, b) for a, b in zip(before, after))
 
 
-def test_weights_read_back_into_a_new_model(run: tuple[Context, Watch, list[str]]) -> None:
+def test_weights_read_back_into_a_new_model(run: tuple[Run, Watch, list[str]]) -> None:
     context, _, _ = run
     trained, batch = context.load_model(), some_batch(context)
     fresh = build_model(context.cfg, context.trainable, context.data).eval()
@@ -515,16 +516,16 @@ def test_weights_read_back_into_a_new_model(run: tuple[Context, Watch, list[str]
     assert content["architecture"]["modalities"] == [[m.name, m.kind, list(m.shape)] for m in context.data.modalities]
 
 
-def test_a_seed_decides_everything(run: tuple[Context, Watch, list[str]], tmp_path: Path) -> None:
+def test_a_seed_decides_everything(run: tuple[Run, Watch, list[str]], tmp_path: Path) -> None:
     context, watch, overrides = run
-    if context.cfg.dataset.name not in (SEEDED if not context.selects else ("Digits",)):
+    if context.cfg.dataset.name not in (SEEDED if not context.uses_selection else ("Digits",)):
         pytest.skip("the same encoders, or the same backbone, are followed on another data set")
     states = []
     for seed in (0, 1):
         cfg = configure(*overrides, f"paths.output={tmp_path / str(seed)}", f"seed={seed}")
         again, second = fit(cfg)
-        states.append((torch.load(again.trained / "checkpoints" / "last.ckpt", weights_only=True), second.losses))
-    first = torch.load(context.trained / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        states.append((torch.load(again.fit_directory / "checkpoints" / "last.ckpt", weights_only=True), second.losses))
+    first = torch.load(context.fit_directory / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     assert states[0][1] == watch.losses and states[1][1] != watch.losses
     assert all(torch.equal(first[key], value) for key, value in states[0][0]["state_dict"].items())
     assert not all(torch.equal(first[key], value) for key, value in states[1][0]["state_dict"].items())
@@ -545,8 +546,8 @@ def test_an_imputer_fills_what_is_missing_and_passes_the_rest_through(base, name
     if "width" in cfg.imputer:
         cfg.imputer.width = 4
     pipeline.run(cfg)
-    context = Context(cfg)
-    quality = pd.read_csv(context.imputed / "quality.csv")
+    context = Run(cfg)
+    quality = pd.read_csv(context.imputer_directory / "quality.csv")
     assert quality.groupby("metric").size().to_dict() == {"coherence": 20, "judge_accuracy": 5, "mae": 20, "mse": 20}
     assert np.isfinite(quality["value"]).all()
     imputer, batch = context.load_imputer(), some_batch(context)
@@ -585,7 +586,7 @@ def test_a_logger_logs(base, name: str, tmp_path: Path, monkeypatch: pytest.Monk
     before = set(os.listdir(ROOT))
     overrides = base("PolyMNIST", "DynamicTransformer", f"logger={name}", f"paths.output={tmp_path}", epochs=2)
     context, watch = fit(configure(*overrides))
-    folder = context.trained.path
+    folder = context.fit_directory.path
     losses = [np.mean(watch.losses[:3]), np.mean(watch.losses[3:])]
     assert pd.read_csv(folder / "metrics.csv")["train_loss"].tolist() == pytest.approx(losses)
     if "tensorboard" in name:
@@ -620,7 +621,7 @@ def test_a_schedule_runs_a_step_of_every_stage(base, name: str, dataset: str, im
         "stages=[prepare,impute,fit,gaussian,test]",
     )
     pipeline.run(cfg)
-    results = pd.read_csv(Context(cfg).directory / "results.csv")
+    results = pd.read_csv(Run(cfg).directory / "results.csv")
     assert set(results["scenario"]) == {"none", "random_0.8"} and np.isfinite(results["value"]).all()
 
 
@@ -647,7 +648,7 @@ from trainers import fit
 from trainers import run as pipeline
 
 built, rows, written = [], [], []
-build_model, gather, merge_metrics = pipeline.build_model, PackedLoader.gather, fit.merge_metrics
+build_model, gather, merge_metrics = fit.build_model, PackedLoader.gather, fit.merge_metrics
 
 def building(*arguments):
     built.append(build_model(*arguments))
@@ -662,7 +663,7 @@ def merging(attempts, target):
     written.append(target.name)
     return merge_metrics(attempts, target)
 
-pipeline.build_model, PackedLoader.gather, fit.merge_metrics = building, gathering, merging
+fit.build_model, PackedLoader.gather, fit.merge_metrics = building, gathering, merging
 try:
     exec(compile(Path({root!r}, "run.py").read_text(), str(Path({root!r}, "run.py")), "exec"))
 finally:
@@ -698,7 +699,7 @@ def test_two_processes_train_what_one_with_twice_the_batch_trains(base, tmp_path
     (first, rows0, written0), (second, rows1, written1) = saved
     assert written0 == ["metrics.csv"] and written1 == [], "one process writes the files of the run"
     assert all(torch.equal(first[key], second[key]) for key in first), "both ranks hold the same weights and prototypes"
-    alone = torch.load(context.trained / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    alone = torch.load(context.fit_directory / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     for key, value in alone.items():
         torch.testing.assert_close(first[key], value, atol=2e-5, rtol=1e-3, msg=lambda text, key=key: f"{key}: {text}")
     assert first["prototypes"].abs().sum() > 0
@@ -709,7 +710,7 @@ def test_two_processes_train_what_one_with_twice_the_batch_trains(base, tmp_path
         assert not mine & other and mine | other == set(range(60))
 
     run = tmp_path / "two" / "PolyMNIST" / "DynamicTransformer" / "default" / "seed0"
-    one, two = (pd.read_csv(folder / "metrics.csv") for folder in (context.trained.path, run))
+    one, two = (pd.read_csv(folder / "metrics.csv") for folder in (context.fit_directory.path, run))
     columns = ["train_loss", "val_loss", "val_accuracy"]
     assert len(watch.losses) == 4 and len(two) == 2
     np.testing.assert_allclose(two[columns], one[columns], atol=1e-4)
@@ -729,7 +730,7 @@ def test_two_processes_train_what_one_with_twice_the_batch_trains(base, tmp_path
 def test_every_scenario_of_the_missing_presets_fits_every_data_set() -> None:
     for name, dataset in itertools.product(options("missing"), options("dataset")):
         cfg = configure(f"missing={name}", f"dataset={dataset}")
-        scenarios = Context(cfg).scenarios
+        scenarios = Run(cfg).scenarios
         m = len(cfg.dataset.modalities)
         assert len(scenarios) == {"random": len(cfg.dataset.scenarios), "subsets": 2**m - 1}[name]
         for scenario in [*scenarios, parse_scenario(cfg.missing.train), parse_scenario(cfg.missing.val)]:

@@ -36,7 +36,7 @@ from trainers.config.build import build_imputer
 from trainers.config.compose import compose_config
 from trainers.config.overrides import check_overrides
 from trainers.config.validate import validate
-from trainers.context import Context
+from trainers.loading import Run
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -301,8 +301,8 @@ def test_the_configurations_of_the_page_build_its_classes(
         monkeypatch.setattr(importlib.import_module(parent), child, module, raising=False)
     cfg = compose_config("model=Mine", "dataset=Digits", "imputer=Constant", configs=machine.configs)
     validate(cfg)
-    assert type(Context(cfg).build()).__name__ == "Mine"
-    assert type(build_imputer(cfg, Context(cfg).data)).__name__ == "Constant"
+    assert type(Run(cfg).build()).__name__ == "Mine"
+    assert type(build_imputer(cfg, Run(cfg).data)).__name__ == "Constant"
 
 
 def test_the_classifier_of_the_page_works(classes: dict[str, Any]) -> None:

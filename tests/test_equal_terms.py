@@ -6,17 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.makers import multiruns_of
-from trainers.context import Context, open_run
+from trainers.loading import Run, open_run
 
 
-def parts(context: Context) -> Iterator[Context]:
+def parts(context: Run) -> Iterator[Run]:
     """A run and everything that is trained before it."""
     yield context
     for part in context.prerequisites.values():
         yield from parts(part)
 
 
-def check(context: Context, epochs: int, batch_size: int, patience: int | None, schedule: str | None) -> None:
+def check(context: Run, epochs: int, batch_size: int, patience: int | None, schedule: str | None) -> None:
     for part in parts(context):
         name, training = part.cfg.model.name, part.trainable.training
         of_stage = {"MultiAE_autoencoder": 3 * epochs, "LogitAverage": 1}  # as published; nothing to train

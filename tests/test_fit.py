@@ -15,10 +15,11 @@ import torch
 
 from datasets.batch import Batch
 from models.base import IncompleteClassifier, Prediction
+from trainers import callbacks, checks
 from trainers import fit as fit_module
 from trainers import run as pipeline
-from trainers.context import Context
 from trainers.evaluate import accuracy_table, predict
+from trainers.loading import Run
 from trainers.report.page import write_report
 from utils import metrics
 from utils.errors import UserError
@@ -312,7 +313,7 @@ def test_a_copy_without_its_best_epoch_is_not_continued(composed, tmp_path: Path
 
 def test_runs_begun_with_the_checkpoints_of_lightning_can_be_continued(tmp_path: Path) -> None:
     theirs = pl.callbacks.ModelCheckpoint(tmp_path, "best", monitor="val_loss", mode="min")
-    ours = fit_module.RunCheckpoint(tmp_path / "moved", "best", monitor="val_loss", mode="min")
+    ours = callbacks.RunCheckpoint(tmp_path / "moved", "best", monitor="val_loss", mode="min")
     assert ours.state_key == theirs.state_key
     # Without a best epoch so far, as during a warm-up, there is no file to look for.
     ours.load_state_dict(theirs.state_dict())
@@ -359,7 +360,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run(
 def test_a_later_epoch_that_cannot_be_written_is_no_success_of_the_earlier_one(tmp_path: Path, monkeypatch) -> None:
     """An older best.ckpt stays on disk where the new one is refused."""
     (tmp_path / "best.ckpt").write_bytes(b"the file of an earlier epoch")
-    checkpoint = fit_module.RunCheckpoint(tmp_path, "best")
+    checkpoint = callbacks.RunCheckpoint(tmp_path, "best")
     trainer = pl.Trainer(logger=False, accelerator="cpu", enable_progress_bar=False, barebones=False)
     monkeypatch.setattr(trainer, "save_checkpoint", lambda *arguments: None)
     with pytest.raises(UserError, match="cannot be written"):
@@ -412,4 +413,4 @@ def test_a_share_of_less_than_one_batch_is_refused_before_training(composed, tmp
         pipeline.run(composed(*TINY, "model.training.max_epochs=1", limit, f"paths.output={tmp_path / 'out'}"))
     assert not (tmp_path / "out").exists()
     enough = composed(*TINY, f"{key}={'0.25' if 'limit_train' in key else '1.0'}")
-    assert not pipeline.empty_limits(Context(enough), ["fit"])
+    assert not checks.empty_limits(Run(enough), ["fit"])

@@ -17,7 +17,7 @@ from models.baselines.m3care import masked_batch_norm
 from models.baselines.muse import drop_edges, supervised_contrast, unsupervised_contrast
 from tests.test_baselines import VECTOR, build, some_batch, spoilt
 from trainers import run as pipeline
-from trainers.context import Context
+from trainers.loading import Run
 from utils.noise import hash_seed
 from utils.safe_pickle import read_tensors
 
@@ -281,10 +281,10 @@ def test_results_of_a_prediction_that_sees_its_batch_are_of_one_batch_size(compo
     """A test with another size of batches is another test, where that moves numbers, and the same one elsewhere."""
 
     def settings(*overrides: str) -> dict[str, Any]:
-        context = Context(composed(f"model={method}", *overrides))
+        context = Run(composed(f"model={method}", *overrides))
         context.__dict__["data"] = SimpleNamespace(store=SimpleNamespace(meta=dict))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("trainers.context.file_hash", str)
+            patch.setattr("trainers.artefacts.file_hash", str)
             return context.test_settings
 
     reference, smaller = "model.module.reference=true", "dataset.test_batch_size=7"
@@ -302,7 +302,7 @@ def test_anchors_are_training_rows_as_the_kept_weights_encode_them(composed: Any
     ]
     cfg = composed(f"model={method}", *overrides, "stages=[fit]", "seed=3")
     pipeline.run(cfg)
-    context = Context(cfg)
+    context = Run(cfg)
     model: Any = context.load_model()
     rows = np.sort(np.random.default_rng(hash_seed(3, 6)).permutation(60)[:7])
     missing, _ = context.data.masks("train", context.data.missing_train)

@@ -29,8 +29,9 @@ from trainers import run as pipeline
 from trainers.config.build import build_data, store_path
 from trainers.config.compose import CONFIGS, compose_config
 from trainers.config.validate import validate
-from trainers.context import Context
-from trainers.report.runs import Run, read_results, stored_rate
+from trainers.loading import Run
+from trainers.report import runs
+from trainers.report.runs import read_results, stored_rate
 from utils.errors import UserError
 
 CLASSES = ["nut", "bolt", "screw"]
@@ -383,7 +384,7 @@ def test_the_section_of_the_manual_works_as_it_is_written(tmp_path: Path, monkey
     for command in commands:
         cfg = composed_config(tmp_path, "Parts", file, *command.replace("'", "").split()[1:], *TINY)
         pipeline.run(cfg)
-    context = Context(cfg)
+    context = Run(cfg)
     results = pd.read_csv(context.directory / "results.csv")
     assert list(dict.fromkeys(results["scenario"])) == ["none", "whole_1", "table_value_0.5"]
     assert np.isfinite(results["value"]).all()
@@ -414,7 +415,7 @@ def test_several_labels_are_learned_tested_and_reported(tmp_path: Path, monkeypa
     ]
     cfg = composed_config(tmp_path, "Parts", file, "model=ModDrop", "model.module.width=32", *tiny)
     pipeline.run(cfg)
-    directory = Context(cfg).directory
+    directory = Run(cfg).directory
     results = pd.read_csv(directory / "results.csv")
     assert {"accuracy", "auroc", "f1_macro"} < set(results["metric"]) and np.isfinite(results["value"]).all()
     saved = np.load(directory / "predictions" / "none.npz")
@@ -440,10 +441,10 @@ def test_a_partly_missing_table_does_not_count_as_missing_in_rates(
     tiny = [o for o in TINY if not o.startswith("model")] + [f"missing.test=[{','.join(scenarios)}]"]
     cfg = composed_config(tmp_path, "Parts", file, "model=ModDrop", "model.training.max_epochs=1", *tiny)
     pipeline.run(cfg)
-    context = Context(cfg)
+    context = Run(cfg)
     partly = context.data.natural_cells("test")["table"]
     assert 0.2 < partly.any(1).mean() < 0.9 and not partly.all(1).any()
-    run = Run(context.directory.path, read_results(context.directory / "results.csv"))
+    run = runs.Run(context.directory.path, read_results(context.directory / "results.csv"))
     rates = run.frame.groupby("scenario")["missing_rate"].first()
     n = len(partly)
     expected = {"none": 0, "nested_1_0.25": int(0.25 * n) / n, "nested_1_0.5": int(0.5 * n) / n, "random_0.5": 0.5}

@@ -46,7 +46,7 @@ from trainers import run as pipeline
 from trainers.config.build import build_data, build_encoder
 from trainers.config.compose import CONFIGS, compose_config
 from trainers.config.validate import validate
-from trainers.context import Context
+from trainers.loading import Run
 from utils.errors import UserError
 from utils.metrics import METRICS, classification_metrics
 
@@ -740,10 +740,10 @@ def small(folder: Path, *more: str) -> list[str]:
     ]
 
 
-def run(*overrides: str) -> tuple[Context, pd.DataFrame]:
+def run(*overrides: str) -> tuple[Run, pd.DataFrame]:
     cfg = configured(*overrides)
     pipeline.run(cfg)
-    context = Context(cfg)
+    context = Run(cfg)
     return context, pd.read_csv(context.directory / "results.csv")
 
 
@@ -757,7 +757,7 @@ def test_several_labels_from_files_to_results(tmp_path: Path) -> None:
         row = results[(results.metric == f"f1_{metric}") & (results.scenario == "none")]
         expected = f1_score(saved["target"], said, average=metric, zero_division=0)
         assert row["value"].item() == pytest.approx(expected, abs=1e-6)
-    assert "val_f1_macro" in pd.read_csv(context.trained / "metrics.csv")
+    assert "val_f1_macro" in pd.read_csv(context.fit_directory / "metrics.csv")
     with pytest.raises(UserError, match=r"MMIMDb has several labels, and the classes of DynamicTransformer exclude"):
         run("dataset=MMIMDb", "dataset.demo=true", "model=DynamicTransformer", *small(tmp_path))
     with pytest.raises(UserError, match=r"dataset.monitor=val_f1_macro is for several labels, Food101 has one"):

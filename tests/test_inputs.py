@@ -23,7 +23,7 @@ from datasets.readers.tokens import identity, load_tokenizer
 from tests.makers import make_image_table
 from trainers import run as pipeline
 from trainers.config.compose import compose_config
-from trainers.context import Context
+from trainers.loading import Run
 from utils.errors import UserError
 from utils.inputs import KEY, from_architecture, input_differences
 
@@ -163,25 +163,25 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[
     csv = make_image_table(folder / "parts")
     files = {}
     stages = "stages=[prepare,fit,gaussian]"
-    context = Context(run := configure(folder, csv, {}, stages))
+    context = Run(run := configure(folder, csv, {}, stages))
     pipeline.run(run)
     files["model"], files["gaussian"] = context.checkpoint, context.gaussian
     for imputer in UNAFFECTED:
         pipeline.run(run := configure(folder, csv, {}, f"imputer={imputer}", "stages=[prepare,impute]"))
-        files[imputer] = Context(run).imputer_checkpoint
+        files[imputer] = Run(run).imputer_checkpoint
     return folder, csv, files
 
 
 def load(kind: str, files: dict[str, Path], configured: Callable[..., DictConfig]) -> Any:
     """Load a file as ``model.transformer_checkpoint``, ``model.gaussian`` or ``imputer.checkpoint``."""
     if kind in UNAFFECTED:
-        context = Context(configured(f"imputer={kind}", f"imputer.checkpoint={files[kind]}"))
+        context = Run(configured(f"imputer={kind}", f"imputer.checkpoint={files[kind]}"))
         context.data.prepare()
         return context.load_imputer(), context
     overrides = [f"model.transformer_checkpoint={files['model']}"]
     if kind == "gaussian":
         overrides.append(f"model.gaussian={files['gaussian']}")
-    context = Context(configured(*overrides))
+    context = Run(configured(*overrides))
     context.data.prepare()
     if kind == "model":
         return context.load_model(), context
@@ -316,7 +316,7 @@ def test_long_lists_are_told_by_their_first_difference() -> None:
 def test_zero_and_unit_lead_from_the_source_to_the_stored_values(trained) -> None:
     folder, csv, _ = trained
     for scaling in ("standard", "min_max"):
-        data = Context(configure(folder, csv, {"scaling": scaling})).data
+        data = Run(configure(folder, csv, {"scaling": scaling})).data
         data.prepare()
         table = data.describe_inputs()["modalities"][1]
         assert [c["name"] for c in table["columns"]] == ["metal", "finish", "weight", "length"]

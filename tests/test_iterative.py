@@ -22,7 +22,7 @@ from models.imputers.iterative import IMI, Forest
 from tests.networks import CELLS, LEVELS, random_table
 from tests.tiny_tables import content, tiny_config
 from trainers import run as pipeline
-from trainers.context import Context
+from trainers.loading import Run
 from utils.errors import UserError
 
 VIEWS = [Modality("img", "image", (1,)), Modality("tabular", "table", (CELLS,), LEVELS)]
@@ -195,7 +195,7 @@ def test_a_fitted_method_of_any_name_is_fitted_before_it_recovers(tmp_path: Path
         pipeline.run(tiny_config(tmp_path, *options, "stages=[prepare,test]"))
     cfg = tiny_config(tmp_path, *options, "stages=[prepare,impute]")
     pipeline.run(cfg)
-    assert Context(cfg).load_imputer().start
+    assert Run(cfg).load_imputer().start
 
 
 def test_quality_is_measured_again_when_recoveries_are_made_otherwise(tmp_path: Path) -> None:
@@ -205,8 +205,8 @@ def test_quality_is_measured_again_when_recoveries_are_made_otherwise(tmp_path: 
     for rounds in (1, 5, 5):
         cfg = tiny_config(tmp_path, *options, f"imputer.module.max_iter={rounds}", "stages=[prepare,impute]")
         pipeline.run(cfg)
-        context = Context(cfg)
-        quality = pd.read_csv(context.imputed / "quality.csv").set_index(["modality", "metric"])["value"]
+        context = Run(cfg)
+        quality = pd.read_csv(context.imputer_directory / "quality.csv").set_index(["modality", "metric"])["value"]
         values.append(quality["tabular", "mse_cells"])
         times.add(context.imputer_checkpoint.stat().st_mtime_ns)
     assert len(times) == 1 and values[0] != values[1] == values[2]
@@ -217,10 +217,10 @@ def test_stages_from_fitting_to_selection(tmp_path: Path) -> None:
     options = ["imputer=IMI", "imputer.module.trees=5", "model.backbone.training.max_epochs=1"]
     cfg = tiny_config(tmp_path, *options, "stages=[prepare,impute,fit,gaussian,test]")
     pipeline.run(cfg)
-    context = Context(cfg)
+    context = Run(cfg)
     file = context.imputer_checkpoint
     written = file.stat().st_mtime_ns
-    quality = pd.read_csv(context.imputed / "quality.csv").set_index(["modality", "metric"])["value"]
+    quality = pd.read_csv(context.imputer_directory / "quality.csv").set_index(["modality", "metric"])["value"]
     assert quality["tabular", "mse_cells"] < 0.6 * quality["tabular", "mse"]
     results = pd.read_csv(context.directory / "results.csv")
     assert set(results.scenario) == {"none", "whole_1"} and np.isfinite(results["value"]).all()

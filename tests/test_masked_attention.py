@@ -34,7 +34,7 @@ from tests.test_naim import jolted, some_cells
 from tests.tolerances import summation_bound
 from trainers import run as pipeline
 from trainers.config.validate import validate
-from trainers.context import Context
+from trainers.loading import Run
 from utils.errors import UserError
 from utils.safe_pickle import read_tensors
 
@@ -530,15 +530,14 @@ def test_weights_of_another_fill_are_refused(vectors: Callable[..., DictConfig])
     small += ["model.training.max_epochs=1", "model.training.warmup_epochs=0", "model.training.batch_size=16"]
     cfg = vectors(*small, "model.module.fill=inputs", "stages=[prepare,fit]")
     pipeline.run(cfg)
-    checkpoint = Context(cfg).checkpoint
+    checkpoint = Run(cfg).checkpoint
     other = vectors(*small, f"model.checkpoint={checkpoint}", "name=other")
     with pytest.raises(
         UserError, match=r"trained with fill=inputs, this run uses fill=mixed: set model\.module\.fill=inputs"
     ):
-        Context(other).load_model()
+        Run(other).load_model()
     assert (
-        Context(vectors(*small, "model.module.fill=inputs", f"model.checkpoint={checkpoint}")).load_model().fill
-        == "inputs"
+        Run(vectors(*small, "model.module.fill=inputs", f"model.checkpoint={checkpoint}")).load_model().fill == "inputs"
     )
 
 
@@ -686,8 +685,8 @@ def test_the_best_epoch_is_past_the_warm_up_and_reproduces_its_loss(vectors: Cal
     rates = ["model.module.optimizer.lr=0.1", "model.module.plateau.patience=2", "model.module.plateau.factor=0.5"]
     cfg = vectors("model=MaskedAttention", "stages=[prepare,fit]", *small, *schedule, *rates)
     pipeline.run(cfg)
-    context = Context(cfg)
-    losses = pd.read_csv(context.trained / "metrics.csv")["val_loss"]
+    context = Run(cfg)
+    losses = pd.read_csv(context.fit_directory / "metrics.csv")["val_loss"]
     counted = losses[3:]
     content = read_tensors(context.checkpoint)
     assert content["epoch"] == counted.idxmin()
@@ -703,7 +702,7 @@ def test_the_best_epoch_is_past_the_warm_up_and_reproduces_its_loss(vectors: Cal
         if stale == 3:
             stops = int(epoch) + 1
             break
-    last = read_tensors(context.trained / "checkpoints" / "last.ckpt")
+    last = read_tensors(context.fit_directory / "checkpoints" / "last.ckpt")
     assert len(losses) == stops and last["plateau"]["stale"] == stale
     assert last["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(0.1 * 0.5**falls)
 

@@ -23,7 +23,7 @@ from tests.makers import make_chest_xray
 from trainers import run as pipeline
 from trainers.config.build import build_data
 from trainers.config.compose import CONFIGS, compose_config
-from trainers.context import Context
+from trainers.loading import Run
 from trainers.report import plots
 from trainers.report.runs import gather, modality_names
 from trainers.report.style import model_styles
@@ -535,7 +535,7 @@ def test_a_grid_of_folds_and_training_sets_is_run_and_reported(tmp_path: Path, m
                 "stages=[prepare,fit,test]",
             )
             pipeline.run(cfg)
-            runs[train, fold] = Context(cfg)
+            runs[train, fold] = Run(cfg)
     directory = runs["none", 1].directory
     assert str(directory.path).endswith("MIMIC/ModDrop/stress_none/seed0_fold1")
     results = pd.read_csv(directory / "results.csv", keep_default_na=False)
@@ -618,9 +618,9 @@ def test_chest_x_rays_go_the_same_way_on_made_films(tmp_path: Path) -> None:
         "missing.test=[none,nested_0_0.5]",
     )
     pipeline.run(cfg)
-    results = pd.read_csv(Context(cfg).directory / "results.csv")
+    results = pd.read_csv(Run(cfg).directory / "results.csv")
     assert {"accuracy", "auroc", "recall_macro", "mcc", "gmean"} < set(results["metric"])
-    data = Context(cfg).data
+    data = Run(cfg).data
     assert data.task == "binary" and data.class_names == ["other", "COVID-19"]
     patients = {s: {n.split("-")[0] for n in data.split(s).names()} for s in ("train", "val", "test")}
     assert not patients["train"] & (patients["val"] | patients["test"]) and not patients["val"] & patients["test"]

@@ -17,7 +17,7 @@ from models.baselines.concat import MultimodalConcat
 from models.baselines.modulation import GradientModulation, coefficients, modulate, unimodal_scores
 from trainers import run as pipeline
 from trainers.config.validate import validate
-from trainers.context import Context
+from trainers.loading import Run
 from utils.errors import UserError
 from utils.safe_pickle import read_tensors
 
@@ -161,17 +161,15 @@ def test_a_run_slows_down_the_leading_view(composed, monkeypatch: pytest.MonkeyP
         cfg = composed(*RUN, f"name={name}", f"model.modulation={node}", "model.module.fusion=sum")
         pipeline.run(cfg)
         assert len(seen) == (0 if name == "plain" else 4)
-        weights[name] = read_tensors(Context(cfg).trained / "checkpoints" / "last.ckpt")["state_dict"]
+        weights[name] = read_tensors(Run(cfg).fit_directory / "checkpoints" / "last.ckpt")["state_dict"]
     keys = [k for k in weights["plain"] if k.startswith("encoders.")]
     assert all(torch.equal(weights["plain"][k], weights["idle"][k]) for k in keys)
     assert not all(torch.equal(weights["plain"][k], weights["half"][k]) for k in keys)
 
 
 def test_settings_and_refusals(composed) -> None:
-    assert "modulation" not in Context(composed(*RUN)).fit_settings["model"]
-    assert Context(composed(*RUN, "model.modulation={alpha: 0.1}")).fit_settings["model"]["modulation"] == {
-        "alpha": 0.1
-    }
+    assert "modulation" not in Run(composed(*RUN)).fit_settings["model"]
+    assert Run(composed(*RUN, "model.modulation={alpha: 0.1}")).fit_settings["model"]["modulation"] == {"alpha": 0.1}
     for node, message in (
         ("{alfa: 1}", r"model\.modulation\.alfa: there is no such key, known are alpha"),
         ("{alpha: -1}", r"model\.modulation\.alpha=-1: must be 0 or more"),

@@ -24,7 +24,7 @@ from tests.networks import modalities, random_masks
 from tests.test_encoders import CELEBA, KINDS, MST, inputs_of
 from trainers.config.build import build_imputer
 from trainers.config.compose import CONFIGS
-from trainers.context import Context
+from trainers.loading import Run
 from utils.errors import UserError
 from utils.noise import hash_seed, row_normal
 
@@ -113,7 +113,7 @@ def test_recipe_builds_the_published_network_and_an_original_file_loads(
     torch.save(state, tmp_path / "mm_vae")
     cfg = configured(family)
     cfg.imputer.checkpoint = str(tmp_path / "mm_vae")
-    context = Context(cfg)
+    context = Run(cfg)
     context.__dict__["data"] = data_of(family)
     imputer = context.load_imputer()
     assert isinstance(imputer, MoPoE) and imputer.reference_text and not imputer.training
@@ -145,7 +145,7 @@ def test_our_own_checkpoint_says_which_text_likelihood_it_has(tmp_path: Path) ->
         for asked in (True, False):
             cfg = configured("MST", reference_text=asked)
             cfg.imputer.checkpoint = str(tmp_path / "best.ckpt")
-            context = Context(cfg)
+            context = Run(cfg)
             context.__dict__["data"] = data_of("MST")
             assert context.load_imputer().reference_text is trained_with
 

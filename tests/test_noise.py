@@ -37,8 +37,8 @@ from trainers.config.build import build_noise
 from trainers.config.compose import CONFIGS, compose_config
 from trainers.config.overrides import check_overrides
 from trainers.config.validate import validate
-from trainers.context import Context
 from trainers.evaluate import predict
+from trainers.loading import Run
 from utils.errors import UserError
 from utils.noise import hash_seed, row_normal_16bit, row_uniform
 
@@ -482,7 +482,7 @@ def test_dymo_and_a_baseline_under_noise(composed, monkeypatch: pytest.MonkeyPat
 
         monkeypatch.setattr(DynamicTransformer, f"{step}_step", recording)
     pipeline.run(cfg)
-    context = Context(cfg)
+    context = Run(cfg)
     trained = torch.cat(levels["training"])
     assert trained.shape == (60, 5) and (trained.eq(1).all(1).sum(), trained.max()) == (30, 3)
     assert (torch.cat(levels["validation"]) == 3).all()
@@ -525,10 +525,10 @@ def test_dymo_and_a_baseline_under_noise(composed, monkeypatch: pytest.MonkeyPat
 def test_noise_in_the_settings_of_a_run(composed) -> None:
     """A run from before there was noise is still valid; another noise is another run."""
     plain, noised = (
-        Context(composed("model=QMF", *more)).fit_settings["model"] for more in ((), ("model.noise={start_epoch: 3}",))
+        Run(composed("model=QMF", *more)).fit_settings["model"] for more in ((), ("model.noise={start_epoch: 3}",))
     )
     assert "noise" not in plain and noised["noise"] == {"start_epoch": 3}
-    assert Context(composed("model=DyMo", "model.noise={}")).fit_settings["model"]["noise"] == {}
+    assert Run(composed("model=DyMo", "model.noise={}")).fit_settings["model"]["noise"] == {}
 
 
 @pytest.mark.parametrize(
@@ -571,12 +571,12 @@ def configure(*overrides: str) -> DictConfig:
 
 def test_what_a_method_is_built_on_is_trained_with_the_same_noise() -> None:
     cfg = configure("dataset=Digits", "model=DynMM", "model.noise={levels:[3]}")
-    parts = Context(cfg).prerequisites
+    parts = Run(cfg).prerequisites
     assert len(parts) == 6
     for part in parts.values():
         noise = build_noise(part.trainable)
         assert noise is not None and noise.chosen == [3]
-    clean = Context(configure("dataset=Digits", "model=DynMM")).prerequisites
+    clean = Run(configure("dataset=Digits", "model=DynMM")).prerequisites
     assert all(build_noise(part.trainable) is None for part in clean.values())
 
 

@@ -31,7 +31,7 @@ from tests import slow_twin
 from tests.makers import make_original_checkpoint, random_original_state
 from trainers import run as pipeline
 from trainers.config.build import build_selection
-from trainers.context import Context
+from trainers.loading import Run
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -275,7 +275,7 @@ def test_an_original_checkpoint_brings_the_tail_of_the_original(
 
 
 def test_a_checkpoint_of_ours_keeps_the_robust_tail(composed) -> None:
-    context = Context(composed("model=DyMo"))
+    context = Run(composed("model=DyMo"))
     assert context.tail == "robust" and build_selection(context.cfg, context.tail).tail == "robust"
     # Settings of older runs hold the word robust, which the default stands for: they stay valid.
     assert context.cfg.model.selection.tail == "auto"
@@ -378,7 +378,7 @@ def original_mopoe(latent: int = 16) -> dict[str, Tensor]:
 
 def test_an_original_mopoe_recovers_what_its_formulas_say(originals: Originals, composed, tmp_path: Path) -> None:
     from trainers.config.validate import validate
-    from trainers.context import Context
+    from trainers.loading import Run
 
     state = original_mopoe()
     torch.save(state, tmp_path / "mm_vae")
@@ -386,7 +386,7 @@ def test_an_original_mopoe_recovers_what_its_formulas_say(originals: Originals, 
     overrides = [*originals.overrides(COSINE, tmp_path / "O", **changes), "+imputer.encoder.hidden=16"]
     cfg = composed(*overrides, tiny=False)
     validate(cfg)
-    context = Context(cfg)
+    context = Run(cfg)
     context.data.prepare()
     imputer = context.load_imputer()
 

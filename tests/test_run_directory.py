@@ -24,7 +24,7 @@ from datasets.clips import MediaFolder, _plain
 from trainers.config.build import constructor_arguments, data_arguments, data_class, store_path
 from trainers.config.compose import CONFIGS, compose_config
 from trainers.config.resolvers import register_resolvers
-from trainers.context import Context
+from trainers.loading import Run
 from utils.errors import UserError
 from utils.files import replacing
 from utils.run_directory import RunDirectory, current_names, environment, file_hash, first_difference, write_json
@@ -265,14 +265,14 @@ def test_data_modules_declare_their_arguments(target: str) -> None:
 def test_relative_and_absolute_paths_are_the_same_data(dataset: str, tmp_path: Path) -> None:
     register_resolvers()
 
-    def context(make: Callable[[str], str]) -> Context:
+    def context(make: Callable[[str], str]) -> Run:
         given = ["dataset.label=kind", "dataset.classes=[a,b]"] if dataset.startswith(("Image", "Skin")) else []
         given += ["dataset.continuous=[x]"] if dataset == "ImageTable" else []
         cfg = compose_config(f"dataset={dataset}", f"paths.cache={tmp_path}", *given)
         OmegaConf.set_struct(cfg, False)
         for key in set(data_class(cfg).paths) & set(data_arguments(cfg)):
             cfg.dataset.module[key] = make(f"raw/{key}")
-        return Context(cfg)
+        return Run(cfg)
 
     relative, absolute = context(str), context(lambda path: str(Path(path).resolve()))
     assert relative.data_settings == absolute.data_settings

@@ -29,7 +29,7 @@ from tests.networks import CELLS, LEVELS, TokenEncoder, table_batch, table_encod
 from tests.tiny_tables import tiny_config
 from trainers import impute
 from trainers import run as pipeline
-from trainers.context import Context
+from trainers.loading import Run
 from utils.errors import UserError
 from utils.safe_pickle import read_tensors
 from utils.schedule import warmup_cosine
@@ -357,11 +357,13 @@ def test_stages_from_pretraining_to_selection(tmp_path: Path) -> None:
     stages = "stages=[prepare,impute,fit,gaussian,test]"
     cfg = tiny_config(tmp_path, *SMALL, "model.backbone.training.max_epochs=2", stages)
     pipeline.run(cfg)
-    context = Context(cfg)
-    metrics = pd.read_csv(context.imputed / "metrics.csv")
+    context = Run(cfg)
+    metrics = pd.read_csv(context.imputer_directory / "metrics.csv")
     assert metrics["train_reconstruction"].iloc[-1] < 0.7 * metrics["train_reconstruction"].iloc[0]
     assert np.isfinite(metrics[["val_loss", "train_contrastive", "train_matching"]]).all(axis=None)
-    quality = pd.read_csv(context.imputed / "quality.csv").set_index(["modality", "observed", "metric"])["value"]
+    quality = pd.read_csv(context.imputer_directory / "quality.csv").set_index(["modality", "observed", "metric"])[
+        "value"
+    ]
     assert {m for m, _, name in quality.index if name != "judge_accuracy"} == {"tabular"}
     # The mean would have 0.98, chance 0.36.
     assert quality["tabular", 1, "mse_cells"] < 0.5 and quality["tabular", 1, "level_accuracy_cells"] > 0.42
@@ -372,7 +374,7 @@ def test_stages_from_pretraining_to_selection(tmp_path: Path) -> None:
     missing = torch.tensor([[False, True]]).expand(12, 2)
     path = published(mine, tmp_path / "theirs.ckpt")
     cfg = tiny_config(tmp_path, *SMALL, f"imputer.checkpoint={path}", "stages=[impute]")
-    theirs = Context(cfg).load_imputer()
+    theirs = Run(cfg).load_imputer()
     found, expected = (m.impute(batch.inputs, missing)["tabular"] for m in (theirs, mine))
     assert torch.equal(found, expected)
 

@@ -33,8 +33,8 @@ from trainers import udml_curves as curves
 from trainers.config.build import build_noise
 from trainers.config.compose import compose_config
 from trainers.config.validate import validate
-from trainers.context import Context
 from trainers.fit import after_clean_epochs
+from trainers.loading import Run
 from utils.errors import UserError
 from utils.files import save_arrays
 
@@ -529,10 +529,10 @@ def test_bad_settings_are_named(options: dict[str, Any], message: str) -> None:
 # ------------------------------------------------------------------------------------------- configuration and training
 
 
-def context_of(dataset: str, modalities: Sequence[Modality], classes: int, *overrides: str) -> Context:
+def context_of(dataset: str, modalities: Sequence[Modality], classes: int, *overrides: str) -> Run:
     cfg = configure("model=UDML", f"dataset={dataset}", *overrides)
     validate(cfg)
-    context = Context(cfg)
+    context = Run(cfg)
     data: Any = SimpleNamespace(modalities=list(modalities), num_classes=classes, task="multiclass")
     context.__dict__["data"] = data
     return context
@@ -599,10 +599,10 @@ def test_stages_and_checkpoint(composed, tmp_path: Path, monkeypatch: pytest.Mon
     # The callback is called before the model, so that it sees what the epoch before had.
     assert watch.active == [[False, False]] * 4 + [[True, True]]
     assert watch.noisy == [False] * 2 + [True] * 3
-    context = Context(cfg)
-    saved = torch.load(context.trained / "checkpoints" / "best.ckpt", weights_only=True)
+    context = Run(cfg)
+    saved = torch.load(context.fit_directory / "checkpoints" / "best.ckpt", weights_only=True)
     assert saved["epoch"] >= 3 and saved["state_dict"]["active"].all(), "the weights are in"
-    last = torch.load(context.trained / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    last = torch.load(context.fit_directory / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     assert last["dependency"].min() > 0 and last["active"].all()
     model: Any = context.build()
     model.load_state_dict(saved["state_dict"])
@@ -623,7 +623,7 @@ def test_stages_and_checkpoint(composed, tmp_path: Path, monkeypatch: pytest.Mon
         model.load_state_dict(last)
 
 
-def again_unimodal(model: Any, context: Context, column: int) -> float:
+def again_unimodal(model: Any, context: Run, column: int) -> float:
     """Accuracy of the head on complete test data with the features of all modalities but one at 0."""
     right = rows = 0
     for batch in context.data.loader("test"):

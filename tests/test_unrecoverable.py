@@ -33,7 +33,7 @@ from tests.test_tip import SMALL, tip
 from tests.tiny_tables import SIZES, TinyTables, content, tiny_config
 from trainers import run as pipeline
 from trainers.config.build import fitting_imputers
-from trainers.context import Context
+from trainers.loading import Run
 from utils.errors import UserError
 
 
@@ -72,7 +72,7 @@ def test_dymo_discards_what_the_imputer_cannot_recover(
         pipeline.run(cfg)
     (line,) = [r.getMessage() for r in caplog.records if "cannot recover what the source lacks" in r.getMessage()]
     assert f"imputer={imputer}" in line and "'img' in 4 of 24 rows of split 'test'" in line
-    directory = Context(cfg).directory
+    directory = Run(cfg).directory
     absent = np.arange(24) % 6 == 5
     for scenario in ("none", "whole_1", "table_value_0.5"):
         for label in ("", *COMPARATORS):

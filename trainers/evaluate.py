@@ -20,7 +20,7 @@ from datasets.loader import check_rows_without_nan
 from datasets.missingness import Scenario, parse_scenarios, save_mask, unobserved
 from datasets.noise import Corruption
 from models.base import Method
-from trainers.context import Context
+from trainers.loading import Run
 from trainers.report.style import ORACLE_NOTE, is_oracle, with_dagger
 from utils.errors import UserError
 from utils.files import replacing, save_arrays
@@ -30,15 +30,15 @@ log = logging.getLogger(__name__)
 PER_CLASS = ("dataset", "model", "seed", "scenario", "metric", "class", "value", "n", "positives", "train", "fold")
 
 
-def run(context: Context) -> None:
+def evaluate(run: Run) -> None:
     """``results.csv``, of several labels ``results_per_class.csv``, ``predictions/``, ``masks/``, ``examples/`` and
     ``DONE`` in the model's run directory."""
-    cfg, directory, data = context.cfg, context.directory, context.data
-    settings = context.test_settings
+    cfg, directory, data = run.cfg, run.directory, run.data
+    settings = run.test_settings
     if directory.finished("test", settings, directory / "results.csv"):
         log.info("test: %s is there and valid, skipped", directory / "results.csv")
         return
-    scenarios = context.scenarios
+    scenarios = run.scenarios
     masks, cells = scenario_masks(data, "test", scenarios)
     kinds = [m.kind for m in data.modalities]
     rates = {
@@ -50,12 +50,12 @@ def run(context: Context) -> None:
     if nan_rows is not None:
         for mask in masks.values():
             check_rows_without_nan(nan_rows, mask, data.modalities)
-    model = context.load_method()
+    model = run.load_method()
     directory.begin("test", settings)
     directory.clear("DONE", "results.csv", "predictions", "masks", "examples")
     directory.clear("results_per_class.csv", "selection_validation.csv")
     if model.needs_calibration:
-        calibrate(context, model)
+        calibrate(run, model)
     hashes = {
         s.name: save_mask(
             directory / "masks" / s.slug,
@@ -69,7 +69,7 @@ def run(context: Context) -> None:
         for s in scenarios
     }
     directory.describe(cfg, {"mask_sha256_16": hashes})
-    batches = data.loader("test", device=context.device)
+    batches = data.loader("test", device=run.device)
     outputs = predict(model, batches, masks, cells, features=tuple(cfg.report.features or ()), noise=noise)
     rows, each_label = [], []
     for label, by_scenario in outputs.items():
@@ -77,7 +77,7 @@ def run(context: Context) -> None:
             arrays = by_scenario[scenario.name]
             folder = directory / "predictions" / label if label else directory / "predictions"
             save_arrays(folder / f"{scenario.slug}.npz", arrays)
-            name = f"{context.label}/{label}" if label else context.label
+            name = f"{run.label}/{label}" if label else run.label
             values, failures = measure(arrays, data.task, data.num_classes)
             for metric, value in values.items():
                 rows.append((cfg.dataset.name, name, cfg.seed, scenario.name, metric, value, len(arrays["target"])))
@@ -89,9 +89,9 @@ def run(context: Context) -> None:
                 )
             if data.task == "multilabel" and not failures:
                 each_label.append(measure_labels(arrays, data.class_names).assign(model=name, scenario=scenario.name))
-    write_examples(context, model, scenarios, masks, cells, noise)
+    write_examples(run, model, scenarios, masks, cells, noise)
     frame = pd.DataFrame(rows, columns=["dataset", "model", "seed", "scenario", "metric", "value", "n"])
-    trained_on = {"train": str(context.trained_scenario.name), "fold": context.fold}
+    trained_on = {"train": str(run.training_scenario.name), "fold": run.fold}
     frame = frame.assign(**trained_on, missing_rate=frame["scenario"].map(rates))
     if each_label:
         labels = pd.concat(each_label).assign(dataset=cfg.dataset.name, seed=cfg.seed, **trained_on)
@@ -104,18 +104,18 @@ def run(context: Context) -> None:
     log.info("test: accuracy in %% on %d rows\n%s", len(data.split("test")), accuracy_table(frame))
 
 
-def calibrate(context: Context, model: Method) -> None:
+def calibrate(run: Run, model: Method) -> None:
     """Let the method choose on the validation split, see :meth:`models.base.Method.calibrate`; writes
     ``selection_validation.csv``."""
-    cfg, data = context.cfg, context.data
+    cfg, data = run.cfg, run.data
     if not data.has_split("val"):
         if "threshold" in cfg.model.comparators:
             log.warning("the data have no validation split: selection is not checked, comparator 'threshold' left out")
         return
     masks, cells = scenario_masks(data, "val", parse_scenarios(list(cfg.model.validation), len(data.modalities)))
-    batches = data.loader("val", device=context.device)
+    batches = data.loader("val", device=run.device)
     frame = model.calibrate((batch, scenario_batches(batch, masks, cells)) for batch in batches)
-    with replacing(context.directory / "selection_validation.csv") as file:
+    with replacing(run.directory / "selection_validation.csv") as file:
         frame.to_csv(file, index=False)
 
 
@@ -284,7 +284,7 @@ def accuracy_table(frame: pd.DataFrame) -> str:
 
 
 def write_examples(
-    context: Context,
+    run: Run,
     model: Method,
     scenarios: list[Scenario],
     masks: Mapping[str, np.ndarray],
@@ -292,12 +292,12 @@ def write_examples(
     noise: Mapping[str, Corruption | None],
 ) -> None:
     """Write originals, recoveries and rewards of a few rows, for the pictures of the report."""
-    data = context.data
+    data = run.data
     images = [m for m in data.modalities if m.kind == "image"]
     if not images:
         return
     n = len(data.split("test"))
-    rows = np.linspace(0, n - 1, min(context.cfg.report.samples, n)).astype(int)
+    rows = np.linspace(0, n - 1, min(run.cfg.report.samples, n)).astype(int)
     # Rows without a modality in the source have some other row's content in its place, which is never shown.
     absent = np.zeros((len(rows), len(data.modalities)), dtype=bool)
     for name, gone in data.natural_rows("test").items():
@@ -306,11 +306,11 @@ def write_examples(
         mask = masks[scenario.name][rows]
         if not mask.any():
             continue
-        batch = data.rows("test", rows, context.device)
+        batch = data.rows("test", rows, run.device)
         batch = batch.replace(
-            missing=torch.from_numpy(mask).to(context.device),
+            missing=torch.from_numpy(mask).to(run.device),
             feature_missing={
-                table: torch.from_numpy(gone[rows]).to(context.device) for table, gone in cells[scenario.name].items()
+                table: torch.from_numpy(gone[rows]).to(run.device) for table, gone in cells[scenario.name].items()
             },
         )
         if (corruption := noise[scenario.name]) is not None:
@@ -334,4 +334,4 @@ def write_examples(
                 if kind == "original":
                     pixels[absent[:, data.modality_names.index(m.name)]] = 0
                 arrays[f"{kind}_{m.name}"] = pixels
-        save_arrays(context.directory / "examples" / f"{scenario.slug}.npz", arrays)
+        save_arrays(run.directory / "examples" / f"{scenario.slug}.npz", arrays)

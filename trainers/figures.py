@@ -32,7 +32,8 @@ from sklearn.manifold import TSNE
 from datasets.missingness import parse_scenario
 from datasets.missingness.base import slug
 from trainers.config.build import build_data
-from trainers.context import Context, open_run
+from trainers.loading import Run as TrainedRun
+from trainers.loading import open_run
 from trainers.report import distributions, pictures
 from trainers.report.runs import Run, gather, load_arrays
 from trainers.report.statistics import is_right
@@ -313,12 +314,12 @@ def describe_shares(groups: Mapping[str, np.ndarray], published: Mapping[str, fl
     return "\n".join(lines)
 
 
-def attention(context: Context, without: Path, scenario: str, count: int, seed: int = 0) -> tuple[Figure, str]:
+def attention(trained: TrainedRun, without: Path, scenario: str, count: int, seed: int = 0) -> tuple[Figure, str]:
     """What class token and proxies of CMPT attend to, in the modality that has patches (the first image, the frames, a
     spectrogram), for samples chosen by their outcome with and without proxies.
 
     Args:
-        context: of the finished run with proxies.
+        trained: the finished run with proxies.
         without: run directory of the model without proxies.
         scenario: under which both are right or wrong.
         count: samples drawn per outcome (``wrong with and without proxies`` is counted, not drawn).
@@ -329,17 +330,17 @@ def attention(context: Context, without: Path, scenario: str, count: int, seed: 
     Raises:
         UserError: another model, only texts, or predictions that are absent or of other rows.
     """
-    data = context.data
+    data = trained.data
     drawn = [i for i, m in enumerate(data.modalities) if m.kind in ("image", "video")]
     drawn += [i for i, m in enumerate(data.modalities) if m.kind == "audio"]
-    model = context.load_model()
+    model = trained.load_model()
     if not model.has_attention_maps or not drawn:
-        raise UserError(f"attention maps are of CMPT on images or sound, not of {context.label}: give model=CMPT")
-    run, arrays = load_pair(context.directory.path, without, scenario)
+        raise UserError(f"attention maps are of CMPT on images or sound, not of {trained.label}: give model=CMPT")
+    run, arrays = load_pair(trained.directory.path, without, scenario)
     target = arrays[0]["target"]
     groups = rows_by_outcome(*(is_right(a["logits"], target) for a in arrays))
     is_published = run.dataset == "Food101" and hidden_modalities(run, scenario) == ["text"]
-    published = PUBLISHED_SHARES if is_published and not context.cfg.dataset.get("demo") else {}
+    published = PUBLISHED_SHARES if is_published and not trained.cfg.dataset.get("demo") else {}
     shares = describe_shares(groups, published)
     if target.ndim == 2:
         shares = f"A row is right where every label is.\n{shares}"
@@ -354,7 +355,7 @@ def attention(context: Context, without: Path, scenario: str, count: int, seed: 
         shown[title] = []
         if len(picked) == 0:
             continue
-        x = data.rows("test", arrays[0]["index"][picked], context.device).inputs[name]
+        x = data.rows("test", arrays[0]["index"][picked], trained.device).inputs[name]
         x = x[:, x.shape[1] // 2] if x.ndim == 5 else x  # the middle frame
         maps = {token: values.cpu().numpy() for token, values in model.attention_maps(i, x).items()}
         for k, (picture, row) in enumerate(zip(_pictures(data, name, x), picked)):
@@ -363,7 +364,7 @@ def attention(context: Context, without: Path, scenario: str, count: int, seed: 
             label = f"true: {true}\nwithout: {said[0]}\nwith: {said[1]}"
             shown[title].append((picture, {token: values[k] for token, values in maps.items()}, label))
     title = (
-        f"{run.dataset}, {context.label}, {scenario_title(run, scenario)}: attention to '{name}', "
+        f"{run.dataset}, {trained.label}, {scenario_title(run, scenario)}: attention to '{name}', "
         "bright where it is high, each map scaled by its maximum"
     )
     return pictures.attention_maps(shown, title), shares

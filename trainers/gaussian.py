@@ -10,23 +10,23 @@ from torch import distributed as dist
 from datasets.missingness import parse_scenario
 from gaussian_parameter_generation.estimate import check_split, estimate
 from models.dymo.gaussian import GaussianParameters
-from trainers.context import Context
+from trainers.loading import Run
 from utils.inputs import KEY as INPUTS
 from utils.run_directory import file_hash
 
 log = logging.getLogger(__name__)
 
 
-def run(context: Context) -> None:
+def estimate_parameters(run: Run) -> None:
     """``gaussian_<metric>.safetensors`` in the backbone's run directory."""
-    cfg = context.cfg
-    if context.trainable.gaussian:
-        log.info("gaussian: using %s", context.trainable.gaussian)
+    cfg = run.cfg
+    if run.trainable.gaussian:
+        log.info("gaussian: using %s", run.trainable.gaussian)
         return
     check_split(cfg.gaussian.split)
-    directory, settings = context.trained, context.gaussian_settings
-    if directory.finished("gaussian", settings, context.gaussian):
-        log.info("gaussian: %s is there and valid, skipped", context.gaussian)
+    directory, settings = run.fit_directory, run.gaussian_settings
+    if directory.finished("gaussian", settings, run.gaussian):
+        log.info("gaussian: %s is there and valid, skipped", run.gaussian)
         return
     # The Student-t is fitted to all distances at once, by one process.
     parallel = dist.is_initialized() and not cfg.gaussian.student_t
@@ -35,12 +35,12 @@ def run(context: Context) -> None:
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if parallel else (0, 1)
     if rank == 0:
         directory.begin("gaussian", settings)
-    model = context.load_backbone()
-    batches = context.data.loader(
+    model = run.load_backbone()
+    batches = run.data.loader(
         cfg.gaussian.split,
         parse_scenario("none"),  # what the source never had is missing
         batch_size=cfg.gaussian.batch_size,
-        device=context.device,
+        device=run.device,
         rank=rank,
         world_size=world_size,
         pad=False,
@@ -50,8 +50,8 @@ def run(context: Context) -> None:
     )
     if rank:
         return
-    parameters.about = (parameters.about or {}) | {"checkpoint": file_hash(context.checkpoint), INPUTS: context.inputs}
-    parameters.save(context.gaussian)
-    GaussianParameters.load(context.gaussian)  # nothing is marked as finished that cannot be read
+    parameters.about = (parameters.about or {}) | {"checkpoint": file_hash(run.checkpoint), INPUTS: run.inputs}
+    parameters.save(run.gaussian)
+    GaussianParameters.load(run.gaussian)  # nothing is marked as finished that cannot be read
     directory.finish("gaussian", settings)
-    log.info("gaussian: %s", context.gaussian)
+    log.info("gaussian: %s", run.gaussian)

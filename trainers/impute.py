@@ -16,9 +16,10 @@ from omegaconf import OmegaConf
 from datasets.missingness import parse_scenario
 from models.imputers.base import FittedImputer
 from models.imputers.quality import Judge, recovery_quality
+from trainers.callbacks import EpochOrder
 from trainers.config.build import build_encoders, build_imputer, build_trainer
-from trainers.context import Context
-from trainers.fit import EpochOrder, check_checkpoint, fit
+from trainers.fit import check_checkpoint, train
+from trainers.loading import Run
 from utils.files import replacing
 from utils.inputs import KEY as INPUTS
 from utils.run_directory import RunDirectory, file_hash
@@ -26,36 +27,36 @@ from utils.run_directory import RunDirectory, file_hash
 log = logging.getLogger(__name__)
 
 
-def run(context: Context) -> None:
+def impute(run: Run) -> None:
     """Trained weights and ``quality.csv`` in the imputer's run directory."""
-    cfg, directory = context.cfg, context.imputed
-    settings = context.imputer_settings
+    cfg, directory = run.cfg, run.imputer_directory
+    settings = run.imputer_settings
     if cfg.imputer.checkpoint:
         log.info("impute: using %s", cfg.imputer.checkpoint)
-        context.load_imputer()
-    elif directory.finished("impute", settings, context.imputer_checkpoint if context.imputer_needs_weights else None):
+        run.load_imputer()
+    elif directory.finished("impute", settings, run.imputer_checkpoint if run.needs_imputer_weights else None):
         log.info("impute: %s is there and valid, skipped", directory.path)
     else:
         pl.seed_everything(cfg.seed, verbose=False)
-        imputer = build_imputer(cfg, context.data)
-        imputer.check_training_rows(context.data.mask("train", parse_scenario("none")))
+        imputer = build_imputer(cfg, run.data)
+        imputer.check_training_rows(run.data.mask("train", parse_scenario("none")))
         directory.describe(cfg)
-        imputer.learn(ImputeStage(context, settings))
-    if context.data.has_split("val") and context.data.has_split("train"):
-        _quality(context)
+        imputer.learn(ImputeStage(run, settings))
+    if run.data.has_split("val") and run.data.has_split("train"):
+        _quality(run)
 
 
 class ImputeStage:
     """What a recovery method learns through, see :class:`models.imputers.base.LearningStage`."""
 
-    def __init__(self, context: Context, settings: Mapping[str, Any]) -> None:
-        self.context, self.settings, self.directory = context, settings, context.imputed
+    def __init__(self, run: Run, settings: Mapping[str, Any]) -> None:
+        self.run, self.settings, self.directory = run, settings, run.imputer_directory
 
     def train(self, imputer: pl.LightningModule) -> None:
-        cfg, data = self.context.cfg, self.context.data
+        cfg, data = self.run.cfg, self.run.data
         monitor = "val_loss" if data.has_split("val") and cfg.imputer.training.patience else None
         with augmented(data, cfg.imputer.get("augmentation")):
-            fit(
+            train(
                 cfg,
                 imputer,
                 data,
@@ -67,10 +68,10 @@ class ImputeStage:
             )
 
     def fit(self, imputer: FittedImputer) -> None:
-        context, file = self.context, self.context.imputer_checkpoint
+        run, file = self.run, self.run.imputer_checkpoint
         self.directory.begin("impute", self.settings)
-        imputer.fit(context.data.loader("train", parse_scenario("none")))
-        content = {"state_dict": imputer.state_dict(), "dataset": context.cfg.dataset.name, INPUTS: context.inputs}
+        imputer.fit(run.data.loader("train", parse_scenario("none")))
+        content = {"state_dict": imputer.state_dict(), "dataset": run.cfg.dataset.name, INPUTS: run.inputs}
         with replacing(file) as temporary, temporary.open("wb") as stream:
             torch.save(content, stream)
         check_checkpoint(file)
@@ -101,12 +102,12 @@ def augmented(data: Any, changes: Mapping[str, Any] | None) -> Iterator[None]:
         data.augmentation = original
 
 
-def _quality(context: Context) -> None:
-    cfg, directory = context.cfg, context.imputed
+def _quality(run: Run) -> None:
+    cfg, directory = run.cfg, run.imputer_directory
     target = directory / "quality.csv"
-    weights = context.imputer_checkpoint if context.imputer_needs_weights else None
+    weights = run.imputer_checkpoint if run.needs_imputer_weights else None
     settings = {
-        "imputer": context.recovery_settings,
+        "imputer": run.recovery_settings,
         "quality": OmegaConf.to_container(cfg.imputer.quality),
         "weights": weights and file_hash(weights),
     }
@@ -116,7 +117,7 @@ def _quality(context: Context) -> None:
         print_quality(pd.read_csv(target))
         return
     directory.begin("quality", settings)
-    data = context.data
+    data = run.data
     pl.seed_everything(cfg.seed, verbose=False)
     judge = Judge(data.modalities, data.num_classes, build_encoders(cfg, data))
     data.batch_size = cfg.imputer.training.batch_size
@@ -131,9 +132,9 @@ def _quality(context: Context) -> None:
     )
     log.info("impute: training the classifiers that judge recoveries (%d epochs)", cfg.imputer.quality.judge_epochs)
     trainer.fit(judge, data.loader("train", train=True, device=trainer.strategy.root_device))
-    judge.to(context.device)
-    batches = data.loader("val", parse_scenario("none"), device=context.device)
-    frame = recovery_quality(context.load_imputer(), judge, batches, seed=cfg.missing.seed)
+    judge.to(run.device)
+    batches = data.loader("val", parse_scenario("none"), device=run.device)
+    frame = recovery_quality(run.load_imputer(), judge, batches, seed=cfg.missing.seed)
     with replacing(target) as file:
         frame.to_csv(file, index=False)
     directory.finish("quality", settings)

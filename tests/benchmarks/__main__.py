@@ -39,7 +39,7 @@ from models.dymo.selection import Scorer, SelectionRule, select
 from models.imputers.mopoe import MoPoE
 from tests.benchmarks import twin
 from trainers.config.build import build_imputer, build_model
-from trainers.context import Context, open_run
+from trainers.loading import Run, open_run
 from utils.subsets import draw_subsets, enumerate_subsets
 
 log = logging.getLogger("benchmarks")
@@ -75,7 +75,7 @@ class Bench:
         untrained: random weights.
     """
 
-    def __init__(self, context: Context, tiny: bool, batch: int, untrained: bool) -> None:
+    def __init__(self, context: Run, tiny: bool, batch: int, untrained: bool) -> None:
         self.context, self.tiny, self.batch, self.untrained = context, tiny, batch, untrained
         self.repeats = 1 if tiny else 5
         self.rows: list[dict[str, Any]] = []
@@ -89,7 +89,7 @@ class Bench:
     def backbone(self, metric: str) -> tuple[DynamicTransformer, GaussianParameters]:
         cfg = self.context.cfg.copy()
         cfg.distance_metric = metric
-        context = Context(cfg)
+        context = Run(cfg)
         if self.untrained:
             torch.manual_seed(0)
             model = build_model(cfg, context.trainable, self.data).eval()

@@ -35,7 +35,7 @@ from models.dymo.method import DyMo
 from tests.benchmarks.__main__ import alternate
 from trainers.config.build import build_imputer, build_selection
 from trainers.config.compose import CONFIGS
-from trainers.context import Context, open_run
+from trainers.loading import Run, open_run
 from utils.errors import UserError
 
 log = logging.getLogger("benchmarks")
@@ -73,7 +73,7 @@ class Step:
         self.network.training_step(self.batch, 0).backward()
 
 
-def training_parts(context: Context) -> Iterator[tuple[Any, Any]]:
+def training_parts(context: Run) -> Iterator[tuple[Any, Any]]:
     """(network, its node ``training``) of what stage fit trains for a method, itself last."""
     for part in context.prerequisites.values():
         yield from training_parts(part)
@@ -102,14 +102,14 @@ class Candidate:
             self.whole(batch)
 
 
-def candidate(context: Context, data: MultimodalDataModule, untrained: bool) -> Candidate:
+def candidate(context: Run, data: MultimodalDataModule, untrained: bool) -> Candidate:
     """
     Raises:
         UserError: no trained weights.
     """
     cfg, context.__dict__["data"] = context.cfg, data
     torch.manual_seed(0)
-    if untrained and context.imputer_needs_weights:
+    if untrained and context.needs_imputer_weights:
         imputer = build_imputer(cfg, data)
         if isinstance(imputer, torch.nn.Module):
             imputer.eval().to(context.device)
@@ -117,15 +117,15 @@ def candidate(context: Context, data: MultimodalDataModule, untrained: bool) -> 
     classifier = context.build().eval().to(context.device) if untrained else context.load_model()
     if not untrained:
         whole = context.load_method()
-    elif isinstance(classifier, DynamicTransformer) and context.selects:
+    elif isinstance(classifier, DynamicTransformer) and context.uses_selection:
         rows = data.rows("train", spread(data, "train", 128)).to(context.device)
         whole = DyMo(
             classifier, context.load_imputer(), estimate(classifier, [rows], progress=False), build_selection(cfg)
         )
     else:
-        whole = Completed(classifier, context.load_imputer()) if context.completes else classifier
+        whole = Completed(classifier, context.load_imputer()) if context.fills_missing else classifier
     parts = list(training_parts(context))
-    if (context.recovers or context.built_on_imputer) and cfg.imputer.training.get("max_epochs"):
+    if (context.uses_recoveries or context.is_built_on_imputer) and cfg.imputer.training.get("max_epochs"):
         parts.insert(0, (build_imputer(cfg, data), cfg.imputer.training))
     epochs, cost = 0, 0.0
     for network, training in parts:

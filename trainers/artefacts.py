@@ -1,0 +1,213 @@
+"""`Artefacts`: where the files of a run are, and the settings that each stage's output depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from models.dymo.gaussian import SUFFIX
+from trainers.config.build import data_arguments, data_class, method_class
+from trainers.plan import Plan
+from utils import weights as checkpoints
+from utils.run_directory import RunDirectory, file_hash
+from utils.safe_pickle import read_tensors
+
+log = logging.getLogger(__name__)
+# Keys of a model that its training does not depend on (a modality is part of its module).
+NOT_OF_FIT = (
+    *("transformer_checkpoint", "checkpoint", "gaussian", "use_imputer", "modality", "prerequisites"),
+    *("select", "selector", "selection", "comparators", "validation"),
+)
+# In the settings of runs with temporal_blur at even levels; earlier windows began one frame too early.
+CENTRED = "even windows end one frame later"
+# Arguments of an imputer that recoveries depend on, and its training does not.
+RECOVERY = ("sample", "draw_seed", "reference", "conditioning", "private_prior", "max_iter")
+
+
+class Artefacts(Plan):
+    """Directories, files and stage settings of one run."""
+
+    # ---- directories and files ---------------------------------------------------------------------------------------
+
+    def _directory(self, label: str) -> RunDirectory:
+        cfg = self.cfg
+        fold = "" if self.fold is None else f"_fold{self.fold}"
+        path = Path(cfg.paths.output) / cfg.dataset.name / label / cfg.name / f"seed{cfg.seed}{fold}"
+        return RunDirectory(path, cfg.overwrite, data_class(cfg).paths)
+
+    @cached_property
+    def directory(self) -> RunDirectory:
+        """Run directory of the model that is tested."""
+        return self._directory(self.label)
+
+    @cached_property
+    def fit_directory(self) -> RunDirectory:
+        """Run directory of the model that is trained.
+
+        A prerequisite shares the directory of the same model by itself. If that holds a model with other options, the
+        prerequisite has a directory with a hash of its options, so that neither replaces or blocks the other.
+        """
+        plain = self._directory(self.trainable.name)
+        if not self.part_of:
+            return plain
+        model = self.fit_settings["model"]
+        differences = [plain.difference("fit", model, "model"), plain.difference("fit.begun", model, "model")]
+        difference = next(filter(None, differences), None)
+        if difference is None:
+            return plain
+        digest = hashlib.sha256(json.dumps(model, sort_keys=True, default=str).encode()).hexdigest()[:8]
+        directory = self._directory(f"{self.trainable.name}-{digest}")
+        log.info(
+            "%s holds %s with another option (%s): %s", plain.path, self.trainable.name, difference, directory.path
+        )
+        return directory
+
+    @cached_property
+    def imputer_directory(self) -> RunDirectory:
+        """Run directory of the imputer."""
+        return self._directory(f"imputer_{self.cfg.imputer.name}")
+
+    @property
+    def checkpoint(self) -> Path:
+        """Weights of the trained model: as given, or by convention."""
+        return Path(self.checkpoint_path) if self.checkpoint_path else self.fit_directory / "checkpoints" / "best.ckpt"
+
+    @property
+    def gaussian(self) -> Path:
+        """File of the Gaussian parameters: as given, or by convention."""
+        if self.trainable.get("gaussian"):
+            return Path(self.trainable.gaussian)
+        return self.fit_directory / f"gaussian_{SUFFIX[str(self.distance_metric)]}.safetensors"
+
+    @property
+    def imputer_checkpoint(self) -> Path:
+        """Weights of the imputer: as given, or by convention."""
+        given = self.cfg.imputer.checkpoint
+        return Path(given) if given else self.imputer_directory / "checkpoints" / "best.ckpt"
+
+    @cached_property
+    def tail(self) -> str:
+        """``model.selection.tail``; ``auto`` is that of the original with an original checkpoint, else ours."""
+        tail = str(self.cfg.model.selection.tail)
+        if tail != "auto":
+            return tail
+        kind = checkpoints.checkpoint_kind(read_tensors(self.checkpoint)) if self.checkpoint_path else None
+        if kind != "reference_dynamic_transformer":
+            return "robust"
+        log.info(
+            "%s is a checkpoint of the original repository: its tail=float32 is used (to keep ours, set "
+            "model.selection.tail=robust)",
+            self.checkpoint,
+        )
+        return "float32"
+
+    # ---- settings that outputs depend on -----------------------------------------------------------------------------
+
+    def _plain(self, node: Any, *without: str) -> dict[str, Any]:
+        plain = OmegaConf.to_container(node, resolve=True)
+        assert isinstance(plain, dict)
+        return {str(k): v for k, v in plain.items() if k not in without}
+
+    @property
+    def data_settings(self) -> dict[str, Any]:
+        # A folder may move; the signature of the packed store says what is in it.
+        left_out = {*data_class(self.cfg).resources, *data_class(self.cfg).paths}
+        arguments = {key: value for key, value in data_arguments(self.cfg).items() if key not in left_out}
+        meta = self.data.store.meta() or {}
+        return {"_target_": self.cfg.dataset.module._target_, **arguments, "signature": meta.get("signature")}
+
+    @property
+    def fit_settings(self) -> dict[str, Any]:
+        cfg = self.cfg
+        settings = {
+            "seed": cfg.seed,
+            "data": self.data_settings,
+            "encoders": self._plain(cfg.dataset.encoders),
+            "model": self._plain(self.trainable, *NOT_OF_FIT),
+            "monitor": self.monitor,
+            "missing": {k: cfg.missing[k] for k in ("train", "val", "seed")},
+            "precision": cfg.trainer.precision,
+            "limits": [cfg.trainer.limit_train_batches, cfg.trainer.limit_val_batches],
+        }
+        if (noise := self.trainable.get("noise")) and noise.get("operator") == "temporal_blur":
+            settings["temporal_blur"] = CENTRED
+        for added in ("noise", "modulation"):  # runs from before there were these are valid
+            if settings["model"].get(added) is None:
+                settings["model"].pop(added, None)
+        if self.trainable.get("recovery_aware") or self.is_built_on_imputer:
+            settings["imputer"] = self.recovery_settings
+        if self.prerequisites:
+            settings["prerequisites"] = {label: part.fit_settings for label, part in self.prerequisites.items()}
+        return settings
+
+    @property
+    def imputer_settings(self) -> dict[str, Any]:
+        cfg = self.cfg
+        settings = {
+            "seed": cfg.seed,
+            "data": self.data_settings,
+            "imputer": self._plain(cfg.imputer, "checkpoint", "quality"),
+            "limits": [cfg.trainer.limit_train_batches, cfg.trainer.limit_val_batches],
+        }
+        for key in RECOVERY:
+            settings["imputer"]["module"].pop(key, None)
+        if cfg.imputer.checkpoint:
+            settings["checkpoint"] = file_hash(Path(cfg.imputer.checkpoint))
+        return settings
+
+    @property
+    def recovery_settings(self) -> dict[str, Any]:
+        """Settings that recoveries depend on."""
+        module = self._plain(self.cfg.imputer.module)
+        return self.imputer_settings | {"recovery": {key: module[key] for key in RECOVERY if key in module}}
+
+    @property
+    def gaussian_settings(self) -> dict[str, Any]:
+        split = self.cfg.gaussian.split
+        settings: dict[str, Any] = {
+            "checkpoint": file_hash(self.checkpoint),
+            "data": self.data_settings,
+            "split": split,
+            "student_t": self.cfg.gaussian.student_t,
+        }
+        # Older parameters counted content that the source lacks as if it were observed.
+        if self.data.natural_rows(split) or self.data.natural_cells(split):
+            settings["absent"] = "left out"
+        return settings
+
+    @property
+    def test_settings(self) -> dict[str, Any]:
+        settings: dict[str, Any] = {
+            "checkpoint": file_hash(self.checkpoint),
+            "data": self.data_settings,
+            "missing": self._plain(self.cfg.missing, "train", "val"),
+        }
+        # Older runs blurred even numbers of frames one frame too early.
+        noises = [scenario.noise for scenario in self.scenarios if scenario.noise is not None]
+        if any(noise.operator == "temporal_blur" and noise.level % 2 == 0 for noise in noises):
+            settings["temporal_blur"] = CENTRED
+        if not self.has_backbone:  # switches of the prediction, such as a gate
+            settings["module"] = self._plain(self.trainable.module, "optimizer", "scheduler")
+            option = method_class(self.trainable).batch_dependent
+            if option and self.trainable.module.get(option):
+                settings["test_batch_size"] = self.cfg.dataset.test_batch_size
+        if self.uses_recoveries or self.is_built_on_imputer:
+            settings["imputer"] = self._plain(self.cfg.imputer, "checkpoint", "quality", "training")
+            if self.needs_imputer_weights:
+                settings["imputer"]["weights"] = file_hash(self.imputer_checkpoint)
+        if self.cfg.report.features and not self.uses_selection:
+            settings["features"] = list(self.cfg.report.features)
+        if self.has_backbone and any(m.kind == "table" for m in self.data.modalities):
+            # Older runs judged tables with observed cells by parameters without the table.
+            settings["partial_tables"] = self.cfg.model.selection.partial_tables or "by tail"
+        if self.uses_selection:
+            settings["gaussian"] = file_hash(self.gaussian)
+            settings["model"] = {k: self._plain(self.cfg.model)[k] for k in ("selection", "comparators", "validation")}
+            settings["model"]["selection"]["tail"] = self.tail
+        return settings

@@ -1,0 +1,119 @@
+"""Lightning callbacks of every training: checkpoints of a run directory, their provenance, and the order of epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+
+from datasets.loader import PackedLoader
+from utils.errors import UserError
+from utils.files import unwritable
+from utils.inputs import KEY as INPUTS
+from utils.noise import hash_seed
+from utils.safe_pickle import read_tensors
+
+
+class Provenance(pl.Callback):
+    """Write into every checkpoint which data set it was trained on, and what its inputs mean.
+
+    Args:
+        dataset: name of the data set.
+        inputs: description of its inputs, see ``MultimodalDataModule.describe_inputs``.
+    """
+
+    def __init__(self, dataset: str, inputs: Mapping[str, Any]) -> None:
+        self.dataset, self.inputs = dataset, dict(inputs)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint["dataset"] = self.dataset
+        checkpoint[INPUTS] = self.inputs
+
+
+class RunCheckpoint(ModelCheckpoint):
+    """Checkpoints of a run directory that may be moved; each is on disk when training continues.
+
+    Lightning ties the best score to the absolute path of its folder and forgets it in another folder, and it continues
+    silently when a file cannot be written.
+    """
+
+    @property
+    def state_key(self) -> str:
+        # That of Lightning's class, so that runs that were begun with it can be continued.
+        return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the state, with all paths in the present folder of the run directory.
+
+        Raises:
+            UserError: the file of the best epoch is absent or damaged.
+        """
+        assert self.dirpath is not None
+
+        def moved(path: str) -> str:
+            return str(Path(self.dirpath or "") / Path(path).name) if path else path
+
+        state = dict(state_dict)
+        for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
+            state[key] = moved(state.get(key) or "")
+        state["best_k_models"] = {moved(path): score for path, score in (state.get("best_k_models") or {}).items()}
+        state["dirpath"] = self.dirpath
+        super().load_state_dict(state)
+        if self.monitor and self.best_model_path:
+            best = Path(self.best_model_path)
+            try:
+                read_tensors(best)
+            except UserError as error:
+                raise UserError(
+                    f"training cannot go on from last.ckpt without the best epoch so far ({error}): copy {best.name} "
+                    f"into {best.parent}, or delete that folder to train from the start"
+                ) from None
+
+    def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
+        file = Path(filepath)
+        before = _stamp(file)
+        try:
+            super()._save_checkpoint(trainer, filepath)
+        except (OSError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not isinstance(error.__cause__, OSError):
+                raise
+            raise unwritable(file, error) from error
+        if trainer.is_global_zero and _stamp(file) in (None, before):
+            raise unwritable(file, PermissionError(0, "the system refused it"))
+
+
+def _stamp(file: Path) -> tuple[int, int, int] | None:
+    """Values that change whenever a file is replaced; None for an absent or empty file."""
+    if not file.is_file() or not (status := file.stat()).st_size:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+class EpochOrder(pl.Callback):
+    """Tell the loader and the random generators the epoch, so that a resumed run repeats an uninterrupted one."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        loader = trainer.train_dataloader
+        if isinstance(loader, PackedLoader):
+            loader.set_epoch(trainer.current_epoch)
+        torch.manual_seed(hash_seed(self.seed, 2, trainer.current_epoch, trainer.global_rank))
+
+
+def after_warmup(callback: pl.Callback, epochs: int) -> None:
+    """Keep a callback from seeing the first ``epochs``."""
+    original = callback.on_train_epoch_end
+
+    def on_train_epoch_end(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.current_epoch >= epochs:
+            original(trainer, pl_module)
+
+    callback.on_train_epoch_end = on_train_epoch_end  # type: ignore[method-assign]
