@@ -15,7 +15,8 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from datasets.clips import ClipModule, Listing, MediaFolder, find_file, note_counts, read_lines
+from datasets.clip_listing import Clip, Listing, MediaFolder, find_file, note_counts, read_lines
+from datasets.clips import ClipModule
 from utils.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -74,15 +75,15 @@ class AVE(ClipModule):
             for split in PUBLISHED
         }
         names = sorted({row[0] for rows in events.values() for row in rows})
-        clips, seen = {}, set()
+        clips: dict[str, list[Clip]] = {}
+        listed: set[str] = set()
         for split in reversed(PUBLISHED):
-            once = []
-            for row in events[split]:
-                if row[1] not in seen:
-                    seen.add(row[1])
-                    once.append(row)
-            clips[split] = [media.clip(v, names.index(category), start, end) for category, v, start, end in once]
-        repeated = sum(map(len, events.values())) - len(seen)
+            clips[split] = []
+            for category, video, start, end in events[split]:
+                if video not in listed:
+                    listed.add(video)
+                    clips[split].append(media.clip(video, names.index(category), start=start, end=end))
+        repeated = sum(map(len, events.values())) - len(listed)
         if repeated:
             log.info("AVE: %d repeated lines left out", repeated)
         clips = {split: clips[split] for split in PUBLISHED}

@@ -19,7 +19,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datasets.clips import ClipModule, Listing, MediaFolder, find_file, note_counts, read_lines, refuse_repeated
+from datasets.clip_listing import Listing, MediaFolder, find_file, note_counts, read_lines, refuse_repeated
+from datasets.clips import ClipModule
 from utils.errors import UserError
 
 EMOTIONS = ("NEU", "HAP", "SAD", "FEA", "DIS", "ANG")
@@ -70,7 +71,7 @@ class CREMAD(ClipModule):
         clips = {}
         for split in ("train", "test"):
             file = find_file(f"{split}.csv", places, "clips and emotions", "dataset.lists")
-            clips[split] = [media.clip(*row) for row in read_emotions(file)]
+            clips[split] = [media.clip(name, label) for name, label in read_emotions(file)]
         refuse_repeated(clips, "train.csv and test.csv")
         if not self.demo:
             note_counts(self.name, clips, PUBLISHED)

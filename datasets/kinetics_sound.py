@@ -19,16 +19,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datasets.clips import (
-    Clip,
-    ClipModule,
-    Listing,
-    MediaFolder,
-    find_file,
-    note_counts,
-    read_lines,
-    refuse_repeated,
-)
+from datasets.clip_listing import Clip, Listing, MediaFolder, find_file, note_counts, read_lines, refuse_repeated
+from datasets.clips import ClipModule
 from utils.errors import UserError
 from utils.files import natural_key
 
@@ -118,7 +110,7 @@ class KineticsSound(ClipModule):
         clips = {}
         for split, name in LISTS.items():
             file = find_file(name, places, "clips and labels", "dataset.lists")
-            clips[split] = [media.clip(*row) for row in read_labels(file)]
+            clips[split] = [media.clip(clip, label) for clip, label in read_labels(file)]
         refuse_repeated(clips, " and ".join(LISTS.values()))
         note_counts(self.name, clips, PUBLISHED)
         return Listing("lists", [str(c) for c in range(LISTED_CLASSES)], clips, {"root": str(root)})

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datasets.bad_clips import BadClips
 from datasets.base import SPLITS
 from datasets.batch import Modality
-from datasets.clips import BadClips
 from datasets.loader import Transform
 from datasets.readers.audio import ClipProblem, FrontEnd, hear
 from datasets.readers.images import decode_rows, reason
@@ -148,7 +148,7 @@ class SpokenDigits(SourcedDataModule):
         speakers: see :func:`speakers_of`; for ``protocol=speakers``.
         pairings: images that each training recording is paired with; validation and test have one each.
         pair_seed: of the pairs and of the division of the training images.
-        bad_clips: see :class:`datasets.clips.BadClips`.
+        bad_clips: see :class:`datasets.bad_clips.BadClips`.
         **kwargs: see :class:`MultimodalDataModule`.
     """
 
@@ -278,14 +278,14 @@ class SpokenDigits(SourcedDataModule):
 
     def _decode(self, recordings: Sequence[Recording]) -> tuple[np.ndarray, dict[int, ClipProblem]]:
         """What the front end makes of each recording, and what is wrong with which."""
-        keep_silent = self.bad_clips.keep_silent
+        keeps_silent = self.bad_clips.keeps_silent
 
         def sound(row: int) -> tuple[np.ndarray]:
-            return (hear(self.audio, recordings[row].path, None, None, keep_silent),)
+            return (hear(self.audio, recordings[row].path, None, None, keeps_silent),)
 
         found = [os.stat(r.path) for r in recordings]
         stats = np.array([(s.st_size, s.st_mtime_ns) for s in found], dtype=np.int64).reshape(-1, 2)
-        key = [repr(self.audio), keep_silent, [r.path.name for r in recordings]]
+        key = [repr(self.audio), keeps_silent, [r.path.name for r in recordings]]
         files, bad = decode_rows(
             "recordings", key, stats, self.scratch, sound, {"": self.audio.stored}, "recordings", "file"
         )

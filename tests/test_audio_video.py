@@ -78,9 +78,9 @@ def write_bad(folder: Path) -> dict[str, tuple[Path, str]]:
 def test_what_cannot_be_heard_says_why(tmp_path: Path) -> None:
     for path, kind in write_bad(tmp_path).values():
         with pytest.raises(ClipProblem) as caught:
-            hear(LogMel(32, 16), path, None, None, keep_silent=False)
+            hear(LogMel(32, 16), path, None, None, keeps_silent=False)
         assert caught.value.kind == kind, path
-    silent = hear(LogMel(32, 16), tmp_path / "silent.wav", None, None, keep_silent=True)
+    silent = hear(LogMel(32, 16), tmp_path / "silent.wav", None, None, keeps_silent=True)
     assert silent.shape == (32, 16) and np.isfinite(silent).all()
     with pytest.raises(ClipProblem, match="3 times which are less than 3 s"):
         CREMAD.prepare(np.ones(22_049, dtype=np.float32))

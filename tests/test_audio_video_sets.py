@@ -18,7 +18,9 @@ import torch
 from datasets import clips as clips_module
 from datasets import cremad as cremad_module
 from datasets.ave import AVE, read_events
-from datasets.clips import ClipModule, MediaFolder
+from datasets.bad_clips import PROBLEMS
+from datasets.clip_listing import Clip, MediaFolder, note_counts
+from datasets.clips import ClipModule
 from datasets.cremad import CREMAD, EMOTIONS, read_emotions
 from datasets.demo.ave import make_ave
 from datasets.demo.cremad import make_cremad
@@ -185,7 +187,7 @@ def test_a_bad_clip_is_refused_or_left_out_as_said(cremad: Path, tmp_path: Path,
     with pytest.raises(UserError) as caught:
         built(CREMAD, root, tmp_path, **settings)
     message = str(caught.value)
-    count = f"of 60 clips 2 {clips_module.PROBLEMS[kind]} ("
+    count = f"of 60 clips 2 {PROBLEMS[kind]} ("
     assert count in message and any(clip in message for clip in bad) and f"dataset.bad_clips.{kind}=skip" in message
     assert not (tmp_path / "store").exists()
     data = built(CREMAD, root, tmp_path, **{**settings, "bad_clips": {kind: "skip"}})
@@ -317,11 +319,11 @@ def test_a_list_of_another_length_is_noted(cremad: Path, tmp_path: Path, caplog:
     built(CREMAD, cremad, tmp_path, validation="test")
     assert "48 clips are listed for train, 6698 were published" in caplog.text
     assert "CREMAD: validation=test chooses checkpoints on the test clips" in caplog.text
-    clips = {"train": [clips_module.Clip("a", label, None, None) for label in (0, 1, 1)]}
+    clips = {"train": [Clip("a", label, None, None) for label in (0, 1, 1)]}
     caplog.clear()
-    clips_module.note_counts("it", clips, {"train": (1, 2)})
+    note_counts("it", clips, {"train": (1, 2)})
     assert not caplog.records
-    clips_module.note_counts("it", clips, {"train": (2, 1)})
+    note_counts("it", clips, {"train": (2, 1)})
     assert "it: train has [1, 2] clips a class, the published list [2, 1]" in caplog.text
     assert {split: tuple(counts) for split, counts in PUBLISHED.items()} == cremad_module.PUBLISHED
 
@@ -382,7 +384,7 @@ def test_clips_of_one_side_and_short_ones(kinetics: Path, tmp_path: Path) -> Non
         picture.unlink()
     for picture in list(folders[1].iterdir()):
         picture.unlink()
-    with pytest.raises(UserError, match=rf"of 28 clips 1 without sound \({sounds[0].stem} in train: there is"):
+    with pytest.raises(UserError, match=rf"of 28 clips 1 without sound \({sounds[0].stem} in train: only"):
         built(KineticsSound, root, tmp_path, validation="test", least_frames=3)
     with pytest.raises(
         UserError, match=rf"1 with too few frames \({folders[0].name} .*1 without frames \({folders[1].name}"

@@ -27,7 +27,7 @@ import torch
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from datasets import noise
+from datasets import noise_operators
 from datasets.batch import Batch, Modality
 from datasets.missingness.parse import EXAMPLES, SCENARIOS, parse_scenario
 from models.encoders.vector import VectorEncoder
@@ -379,4 +379,4 @@ def test_the_scenarios_of_the_page_are_those_of_the_code() -> None:
     for mapping, name in mappings:
         assert parse_scenario(yaml.safe_load(mapping)) == parse_scenario(name)
     operators = {row[0].strip("`"): row[1].split(", ") for row in cells(page, "## Noise") if row[0] != "`gaussian`"}
-    assert operators == {name: list(o.kinds) for name, o in noise.OPERATORS.items() if name != "gaussian"}
+    assert operators == {name: list(o.kinds) for name, o in noise_operators.OPERATORS.items() if name != "gaussian"}

@@ -26,7 +26,8 @@ from torch import Tensor
 from datasets.base import MultimodalDataModule
 from datasets.batch import Batch, Modality
 from datasets.missingness import Rows, parse_scenario, parse_scenarios
-from datasets.noise import OPERATORS, Noise, TrainingNoise, corrupt
+from datasets.noise import Noise, TrainingNoise
+from datasets.noise_operators import OPERATORS, corrupt
 from datasets.readers.audio import LogMel
 from datasets.scale import Scale
 from models.dymo.dynamic_transformer import DynamicTransformer

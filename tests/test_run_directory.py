@@ -20,7 +20,7 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from datasets.base import MultimodalDataModule
-from datasets.clips import MediaFolder, _plain
+from datasets.clip_listing import MediaFolder
 from trainers.config.build import constructor_arguments, data_arguments, data_class, store_path
 from trainers.config.compose import CONFIGS, compose_config
 from trainers.config.resolvers import register_resolvers
@@ -289,6 +289,6 @@ def test_clips_of_a_relative_and_an_absolute_folder_have_one_signature(tmp_path:
     (tmp_path / "clips" / "a.wav").write_bytes(b"")
     outside = MediaFolder(tmp_path / "clips")
     listed = [MediaFolder(Path("clips")).clip("a", 0), outside.clip("a", 0)]
-    assert _plain(listed[0]) == _plain(listed[1]) and _plain(listed[0])[2][0] == "clips/a.wav"
+    assert listed[0].plain_values() == listed[1].plain_values() and listed[0].plain_values()[2][0] == "clips/a.wav"
     monkeypatch.chdir(tmp_path / "clips")
-    assert _plain(outside.clip("a", 0))[2][0] == "a.wav"
+    assert outside.clip("a", 0).plain_values()[2][0] == "a.wav"

@@ -124,14 +124,14 @@ class FrontEnd(Protocol):
     def finish(self, stored: Tensor, generator: torch.Generator | None) -> Tensor: ...
 
 
-def hear(front: FrontEnd, path: Path, start: float | None, end: float | None, keep_silent: bool) -> np.ndarray:
+def hear(front: FrontEnd, path: Path, start: float | None, end: float | None, keeps_silent: bool) -> np.ndarray:
     """A file through a front end, as it is stored.
 
     Raises:
         ClipProblem: see :func:`read_audio`; besides, silent (unless those are kept), or too short.
     """
     waveform, rate = read_audio(path, start, end)
-    if not keep_silent and float(np.ptp(waveform)) <= SILENT:
+    if not keeps_silent and float(np.ptp(waveform)) <= SILENT:
         raise ClipProblem("silent", "nothing to hear")
     return front.prepare(resample(waveform, rate, front.rate))
 
