@@ -1,8 +1,8 @@
 """Digits: a look-alike of PolyMNIST that needs no download.
 
 The 1,797 digits of scikit-learn (8x8, 0 to 16; UCI optical recognition of handwritten digits) instead of MNIST, on
-photographs that scikit-image and scikit-learn bring along. Enlarged, they go through the recipe of PolyMNIST. They are
-divided before they are paired, so no handwritten digit is in two splits.
+photographs of scikit-image and scikit-learn, enlarged and combined by the recipe of PolyMNIST. The digits are divided
+before they are paired, so that no handwritten digit is in two splits.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image
 
 from datasets.base import SPLITS
-from datasets.polymnist import PolyMNIST, build_tuples, pack
+from datasets.polymnist import PolyMNIST
+from datasets.polymnist_build import build_split
 from datasets.readers.mnist import SIDE
 from datasets.source import Arrays, Source, sha256
 from datasets.splits import stratified_split
@@ -42,11 +43,11 @@ class Digits(PolyMNIST):
 
     Args:
         store: folder of the packed store.
-        backgrounds: folder with five or more pictures, None = bundled ones.
-        build_seed: of permutations and crops, an independent stream for each split.
+        backgrounds: folder with five or more pictures, None = bundled pictures.
+        build_seed: of permutations and crops, an independent stream per split.
         split_seed: of the division of the digits, stratified by class.
-        train_pairings: how often the training digits are paired anew: that many times 1,257 training tuples.
-        **kwargs: see :class:`MultimodalDataModule`.
+        train_pairings: number of permutations of the training digits, each of which gives 1,257 training tuples.
+        **kwargs: see :class:`datasets.base.MultimodalDataModule`.
 
     Raises:
         UserError: ``train_pairings`` below 1.
@@ -70,23 +71,21 @@ class Digits(PolyMNIST):
         self.train_pairings = train_pairings
 
     def find_source(self) -> Source:
-        """The digits that scikit-learn brings along."""
+        """The digits of scikit-learn."""
         images, labels = load_digit_images()
         about = {"digits": sha256(images), "train_pairings": self.train_pairings}
-        return self._built_source("digits", about, lambda pictures: self._pair(images, labels, pictures))
+        return self.built_source("digits", about, lambda pictures: self._pair(images, labels, pictures))
 
     def _pair(self, images: np.ndarray, labels: np.ndarray, pictures: list[np.ndarray]) -> dict[str, Arrays]:
         parts = stratified_split(labels, tuple(SIZES.values()), self.split_seed)
         streams = np.random.SeedSequence(self.build_seed).spawn(len(SPLITS))
         return {
-            split: pack(
-                *build_tuples(
-                    images[rows],
-                    labels[rows],
-                    pictures,
-                    np.random.default_rng(stream),
-                    pairings=self.train_pairings if split == "train" else 1,
-                )
+            split: build_split(
+                images[rows],
+                labels[rows],
+                pictures,
+                np.random.default_rng(stream),
+                pairings=self.train_pairings if split == "train" else 1,
             )
             for split, rows, stream in zip(SIZES, parts, streams)
         }

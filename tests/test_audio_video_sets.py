@@ -324,7 +324,7 @@ def test_a_list_of_another_length_is_noted(cremad: Path, tmp_path: Path, caplog:
     note_counts("it", clips, {"train": (1, 2)})
     assert not caplog.records
     note_counts("it", clips, {"train": (2, 1)})
-    assert "it: train has [1, 2] clips a class, the published list [2, 1]" in caplog.text
+    assert "it: train has [1, 2] clips per class, the published list [2, 1]" in caplog.text
     assert {split: tuple(counts) for split, counts in PUBLISHED.items()} == cremad_module.PUBLISHED
 
 

@@ -22,7 +22,8 @@ from datasets.coded_table import Coded
 from datasets.demo.dvm import make_dvm
 from datasets.demo.folders import ensure_demo
 from datasets.demo.ukbb import make_ukbb
-from datasets.dvm import DVM, build_table
+from datasets.dvm import DVM
+from datasets.dvm_table import build_table
 from datasets.missingness import parse_scenario, table_mask
 from datasets.readers.tip_files import read_list
 from datasets.ukbb import UKBB

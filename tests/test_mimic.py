@@ -17,7 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from datasets.demo.mimic import make_mimic
-from datasets.mimic import CLINICAL, FINDINGS, IMAGES, MIMIC, NUMBERS, PLACES, RAW, VITALS, link
+from datasets.mimic import CLINICAL, FOLDERS, IMAGES, MIMIC, NUMBERS
+from datasets.mimic_linkage import FINDINGS, RAW, VITALS, link
 from tests.conftest import Reads
 from tests.makers import make_chest_xray
 from trainers import run as pipeline
@@ -43,11 +44,11 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def root(original: Path, tmp_path: Path) -> Path:
     """A copy whose tables may be changed; the films are links."""
     for name in (CLINICAL, IMAGES):
-        place = tmp_path / "MIMIC" / PLACES[name]
+        place = tmp_path / "MIMIC" / FOLDERS[name]
         place.mkdir(parents=True)
-        (place / name).write_bytes((original / PLACES[name] / name).read_bytes())
-    for folder in (original / PLACES[IMAGES]).glob("p*"):
-        (tmp_path / "MIMIC" / PLACES[IMAGES] / folder.name).symlink_to(folder)
+        (place / name).write_bytes((original / FOLDERS[name] / name).read_bytes())
+    for folder in (original / FOLDERS[IMAGES]).glob("p*"):
+        (tmp_path / "MIMIC" / FOLDERS[IMAGES] / folder.name).symlink_to(folder)
     return tmp_path / "MIMIC"
 
 
@@ -64,14 +65,14 @@ def make(root: Path, tmp_path: Path) -> Callable[..., MIMIC]:
 
 def change(root: Path, name: str, edit: Callable[[pd.DataFrame], pd.DataFrame | None]) -> None:
     """Edit one of the two tables, all cells as text."""
-    path = root / PLACES[name] / name
+    path = root / FOLDERS[name] / name
     frame = pd.read_csv(path, dtype=str, keep_default_na=False)
     changed = edit(frame)
     (frame if changed is None else changed).to_csv(path, index=False)
 
 
 def read(root: Path, name: str = CLINICAL) -> pd.DataFrame:
-    return pd.read_csv(root / PLACES[name] / name, dtype=str, keep_default_na=False)
+    return pd.read_csv(root / FOLDERS[name] / name, dtype=str, keep_default_na=False)
 
 
 def test_the_scale_makes_z_scores_of_what_is_between_0_and_1(make: Callable[..., MIMIC]) -> None:
@@ -118,7 +119,7 @@ def test_rows_are_coded_as_a_loop_over_the_tables_codes_them(make: Callable[...,
                 value = float(row[column]) if row[column] else np.mean(numbers)
                 expected = (value - min(numbers)) / (max(numbers) - min(numbers))
                 assert cells[i, j] == pytest.approx(expected, abs=1e-5)
-            with Image.open(root / PLACES[IMAGES] / name) as film:
+            with Image.open(root / FOLDERS[IMAGES] / name) as film:
                 assert np.array_equal(images[i], np.stack([np.asarray(film.convert("L"))] * 3))
             seen += 1
     assert seen == N

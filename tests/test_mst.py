@@ -15,8 +15,9 @@ from PIL import Image
 
 from datasets.demo.folders import demo_folder, ensure_demo
 from datasets.demo.mst import make_mst, write_mat
-from datasets.mst import MST, pair_by_class, photo_files, read_mat, read_mnist_pt
+from datasets.mst import MST, pair_by_class
 from datasets.readers.mnist import mnist_files, read_mnist
+from datasets.readers.mst_files import photo_files, read_mat, read_mnist_pt
 from datasets.readers.text import DIGIT_WORDS, decode
 from tests.makers import make_mnist_idx, write_idx
 from utils.errors import UserError

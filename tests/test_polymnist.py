@@ -21,7 +21,9 @@ from datasets.batch import Modality
 from datasets.digits import SIZES, Digits, load_digit_images
 from datasets.loader import PackedLoader
 from datasets.missingness import Complete, parse_scenario
-from datasets.polymnist import VIEWS, PolyMNIST, build_tuples, load_backgrounds, scan_layout
+from datasets.polymnist import PolyMNIST, scan_layout
+from datasets.polymnist_build import VIEWS, build_tuples, load_backgrounds
+from datasets.polymnist_export import write_masks, write_official_layout
 from datasets.readers.mnist import mnist_files, read_idx, read_mnist
 from datasets.splits import stratified_split
 from datasets.storage import PackedStore
@@ -334,7 +336,7 @@ class TestBackgrounds:
 class TestOfficialLayout:
     def test_what_is_written_reads_back_the_same(self, built: PolyMNIST, tmp_path: Path):
         scenarios = [parse_scenario(s) for s in ("none", "whole_1234", "random_0.8")]
-        built.write_official_layout(tmp_path / "root", scenarios)
+        write_official_layout(built, tmp_path / "root", scenarios)
         read = PolyMNIST(store=str(tmp_path / "store"), root=str(tmp_path / "root"))
         read.prepare()
         meta = read.store.meta()
@@ -352,21 +354,21 @@ class TestOfficialLayout:
     def test_nothing_is_overwritten(self, built: PolyMNIST, tmp_path: Path):
         (tmp_path / "mine.txt").write_text("precious")
         with pytest.raises(UserError, match="is not empty"):
-            built.write_official_layout(tmp_path)
-        built.write_masks(tmp_path, [parse_scenario("random_0.4")])
-        built.write_masks(tmp_path, [parse_scenario("random_0.4")])
+            write_official_layout(built, tmp_path)
+        write_masks(built, tmp_path, [parse_scenario("random_0.4")])
+        write_masks(built, tmp_path, [parse_scenario("random_0.4")])
         with pytest.raises(UserError, match=r"missing_train_random_0\.4\.csv holds another mask"):
-            built.write_masks(tmp_path, [parse_scenario("random_global_0.4")])
+            write_masks(built, tmp_path, [parse_scenario("random_global_0.4")])
 
     def test_a_scenario_from_a_file_has_no_name_there(self, built: PolyMNIST, tmp_path: Path):
         mask = tmp_path / "mask.csv"
         mask.write_text("True,False,False,False,False\n" * 200)
         with pytest.raises(UserError, match="has no name in the original layout"):
-            built.write_masks(tmp_path, [parse_scenario(f"file:{mask}")])
+            write_masks(built, tmp_path, [parse_scenario(f"file:{mask}")])
 
     def test_without_a_store_it_says_what_to_run(self, tmp_path: Path):
         with pytest.raises(UserError, match="prepare"):
-            PolyMNIST(store=str(tmp_path / "store")).write_official_layout(tmp_path / "out")
+            write_official_layout(PolyMNIST(store=str(tmp_path / "store")), tmp_path / "out")
 
     def test_rows_are_in_numeric_order(self, tmp_path: Path):
         root = make_polymnist_folder(tmp_path / "root", per_class=12, splits=("train",))

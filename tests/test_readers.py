@@ -24,17 +24,17 @@ from datasets.demo.cremad import make_cremad
 from datasets.demo.food101 import make_food101
 from datasets.demo.mmimdb import make_mmimdb
 from datasets.demo.multi_feature_digits import make_views
-from datasets.dvm import standardised
+from datasets.dvm_table import standardised
 from datasets.food101 import Food101
 from datasets.image_table import ImageTable
 from datasets.image_text import ImageText
 from datasets.missingness import parse_scenario
 from datasets.mmimdb import MMIMDb
-from datasets.mst import photo_files
 from datasets.multi_feature_digits import MultiFeatureDigits
-from datasets.polymnist import load_backgrounds
+from datasets.polymnist_build import load_backgrounds
 from datasets.readers.audio import LogSTFT
 from datasets.readers.images import ImageReader
+from datasets.readers.mst_files import photo_files
 from datasets.readers.pictures import _eight_bits, frame_files, open_picture
 from datasets.readers.video import ClipReader, Frames
 from datasets.scaling import mean_and_deviation

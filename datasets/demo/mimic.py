@@ -32,7 +32,8 @@ def make_mimic(root: Path, seed: int = 0, n: int = 400, side: int = 64) -> None:
 
 
 def _write(root: Path, seed: int, n: int, side: int) -> None:
-    from datasets.mimic import CLINICAL, FINDINGS, IMAGES, PLACES, VITALS
+    from datasets.mimic import CLINICAL, FOLDERS, IMAGES
+    from datasets.mimic_linkage import FINDINGS, VITALS
 
     rng = np.random.default_rng(seed)
     causes = {"heart": rng.normal(size=n), "infection": rng.normal(size=n)}
@@ -71,8 +72,8 @@ def _write(root: Path, seed: int, n: int, side: int) -> None:
     images["img"] = [f"{i}.jpg" for i in clinical["ID"]]
     images = pd.concat([images, clinical[list(FINDINGS)]], axis=1)
     for name, frame in ((CLINICAL, clinical), (IMAGES, images)):
-        (root / PLACES[name]).mkdir(parents=True)
-        frame.to_csv(root / PLACES[name] / name, index=False)
+        (root / FOLDERS[name]).mkdir(parents=True)
+        frame.to_csv(root / FOLDERS[name] / name, index=False)
 
     y, x = np.mgrid[:side, :side] / side
     spots = [
@@ -81,6 +82,6 @@ def _write(root: Path, seed: int, n: int, side: int) -> None:
     visible = present & (rng.random(present.shape) < 0.9)
     for row, (folder, name) in enumerate(zip(images["folder"], images["img"])):
         film = 90 + rng.normal(0, 25, (side, side)) + 110 * sum(spots[c] for c in np.flatnonzero(visible[row]))
-        file = root / PLACES[IMAGES] / folder / name
+        file = root / FOLDERS[IMAGES] / folder / name
         file.parent.mkdir(exist_ok=True)
         Image.fromarray(np.clip(film, 0, 255).astype(np.uint8)).save(file, quality=90)

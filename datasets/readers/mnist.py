@@ -55,19 +55,19 @@ def mnist_files(folder: Path) -> dict[str, Path]:
     """The four files of MNIST: ``train images``, ``train labels``, ``test images``, ``test labels`` -> path.
 
     Raises:
-        UserError: names the first that is absent.
+        UserError: names the first absent file.
     """
     files = {}
     for part, prefix in (("train", "train"), ("test", "t10k")):
         for content, ndim in (("images", 3), ("labels", 1)):
             stem = f"{prefix}-{content}-idx{ndim}-ubyte"
-            there = [f for f in (folder / stem, folder / f"{stem}.gz") if f.is_file()]
-            if not there:
+            existing = [f for f in (folder / stem, folder / f"{stem}.gz") if f.is_file()]
+            if not existing:
                 raise UserError(
                     f"no {stem} or {stem}.gz in {folder}: put the four MNIST files there, or set dataset.download=true "
                     "and dataset.mnist=null"
                 )
-            files[f"{part} {content}"] = there[0]
+            files[f"{part} {content}"] = existing[0]
     return files
 
 
@@ -90,7 +90,12 @@ def read_mnist(files: Mapping[str, Path], part: str) -> tuple[np.ndarray, np.nda
     return images, labels
 
 
-def _download_mnist(root: Path) -> Path:
+def download_mnist(root: Path) -> Path:
+    """Download MNIST below ``root``; returns the folder of the four files.
+
+    Raises:
+        UserError: the download failed.
+    """
     import torchvision
 
     try:
