@@ -24,7 +24,8 @@ from datasets.demo.folders import ensure_demo
 from datasets.demo.ukbb import make_ukbb
 from datasets.dvm import DVM
 from datasets.dvm_table import build_table
-from datasets.missingness import parse_scenario, table_mask
+from datasets.missingness import parse_scenario
+from datasets.missingness.table import table_mask
 from datasets.readers.tip_files import read_list
 from datasets.ukbb import UKBB
 from trainers.config import build as build_module
