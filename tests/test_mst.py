@@ -385,7 +385,7 @@ IMAGES = torch.zeros(4, 28, 28, dtype=torch.uint8)
         (_pt((IMAGES, Path("x"))), r"training\.pt cannot be read \(UnpicklingError\): restore or remove it"),
         (
             lambda r: (r / "MNIST/processed/training.pt").unlink(),
-            r"train_32x32\.mat is there but .*training\.pt is not",
+            r"train_32x32\.mat exists but .*training\.pt does not",
         ),
         (lambda r: (r / "alphabet.json").write_text("[]"), r"alphabet\.json is not the published alphabet"),
         (
@@ -404,7 +404,7 @@ IMAGES = torch.zeros(4, 28, 28, dtype=torch.uint8)
                 write_pairs(r, "train", [1], [1]),
                 (r / "MNIST_SVHN/processed/train-ms-svhn-idx.pt").unlink(),
             ),
-            r"train-ms-svhn-idx\.pt is not there, its partner is",
+            r"train-ms-svhn-idx\.pt does not exist, its partner does",
         ),
         (lambda r: [shutil.rmtree(r / "MNIST"), *(f.unlink() for f in r.glob("SVHN/*"))], r"has no MNIST/processed"),
     ],
@@ -435,7 +435,7 @@ def test_bad_downloads_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no image of class 9 in split 'train' \(pairs of MNIST and SVHN\)"):
         built(tmp_path, **raw)
     (Path(raw["svhn"]) / "test_32x32.mat").unlink()
-    with pytest.raises(UserError, match=r"test_32x32\.mat is not there: download both files"):
+    with pytest.raises(UserError, match=r"test_32x32\.mat does not exist: download both files"):
         built(tmp_path, **raw)
 
 
