@@ -23,12 +23,17 @@ register_resolvers()
 @hydra.main(version_base=VERSION_BASE, config_path="configs", config_name="config")
 def main(cfg: DictConfig) -> None:
     """One job; with ``--multirun``, one of several."""
-    from trainers.run import run
-    from utils.memory import keep_freed_memory
-
     try:
-        keep_freed_memory()
-        run(cfg)
+        if "check" in cfg.stages:
+            from trainers.check import check
+
+            check(cfg)
+        if list(cfg.stages) != ["check"]:
+            from trainers.run import run
+            from utils.memory import keep_freed_memory
+
+            keep_freed_memory()
+            run(cfg)
     except UserError as error:
         fail(error)
 

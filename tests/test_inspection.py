@@ -30,7 +30,9 @@ from datasets.inspection.report import Report
 from datasets.inspection.suggestion import yaml_of
 from datasets.readers.csv_files import Dialect, read_csv
 from tests.makers import make_chest_xray, make_image_table, make_messy_lesions
+from tests.test_cli import execute
 from trainers import run as pipeline
+from trainers.check import check
 from trainers.config.build import build_data, data_arguments
 from trainers.config.compose import CONFIGS, compose_config
 from utils.errors import UserError
@@ -168,7 +170,7 @@ def test_the_suggestion_packs_what_the_report_counts_and_trains(
         "Lesions",
         yaml_of(report.suggestion, report.rejected()),
         *("model=ModDrop", "stages=[prepare,fit]", "trainer=cpu", "trainer.enable_progress_bar=false"),
-        *("dataset.side=24", "dataset.stored_side=24", f"paths.cache={tmp_path}", "dataset.baselines.max_epochs=1"),
+        *("dataset.side=24", "dataset.stored_side=24", f"paths.cache={tmp_path}", "model.training.max_epochs=1"),
     )
     OmegaConf.set_struct(cfg, False)
     cfg.dataset.encoders.image = {"_target_": "models.encoders.convolutional.PolyMNISTEncoder", "width": 256}
@@ -189,8 +191,69 @@ def test_the_suggestion_says_what_it_does_not_use(messy: tuple[Report, dict[str,
         "visit": "date",
         "clinic": "constant",
     }
-    text = yaml_of(report.suggestion, report.rejected(), str(report.layout.csv.parent))  # type: ignore[arg-type]
+    text = yaml_of(report.suggestion, report.rejected(), report.layout.csv.parent)  # type: ignore[arg-type]
     assert "csv: ${paths.data}/lesions.csv" in text and "/tmp" not in text
+
+
+def check_config(folder: Path, *overrides: str) -> Any:
+    return compose_config("stages=[check]", f"paths.output={folder / 'out'}", *overrides)
+
+
+def test_the_stage_writes_a_report_and_a_configuration_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    csv, _ = make_messy_lesions(tmp_path)
+    output = tmp_path / "Lesions.yaml"
+    files = (f"check.csv={csv}", f"check.images={csv.parent / 'photos'}", "check.name=Lesions")
+    cfg = check_config(tmp_path, *files, f"check.output={output}", "check.label=diagnosis")
+    caplog.set_level("INFO")
+    with pytest.raises(SystemExit, match="1"):
+        check(cfg)
+    levels = [record.levelname for record in caplog.records if record.name == "trainers.check"]
+    assert levels.count("ERROR") == 6 and levels[:6] == ["ERROR"] * 6
+    assert "nevus" in caplog.text and "116 rows, 11 columns: 6 errors, 10 warnings, 8 notes" in caplog.text
+    assert {file.name for file in (tmp_path / "out" / "Lesions" / "check").iterdir()} == {"check.md", "check.json"}
+    first = output.read_text()
+    assert "csv: " + str(csv) in first
+    output.write_text("mine")
+    with pytest.raises(SystemExit):
+        check(cfg)
+    assert output.read_text() == "mine" and "exists and differs from the suggestion: not written" in caplog.text
+    cfg.overwrite = True
+    with pytest.raises(SystemExit):
+        check(cfg)
+    assert output.read_text() == first
+
+
+def test_the_stage_stops_the_other_stages_at_errors(tmp_path: Path) -> None:
+    csv = make_image_table(tmp_path / "parts")
+    command = [
+        *("dataset=ImageTable", "dataset.name=Parts", f"dataset.csv={csv}", f"dataset.images={csv.parent / 'photos'}"),
+        *("dataset.image=photo", "dataset.image_suffix=.jpg", "dataset.label=kind", "dataset.continuous=[length]"),
+        *("dataset.side=16", "dataset.stored_side=16", "model=ModDrop", "trainer=cpu", "stages=[check,prepare]"),
+        *(f"paths.cache={tmp_path / 'cache'}", f"paths.output={tmp_path / 'out'}"),
+    ]
+    status, lines = execute([*command, "dataset.classes=[nut,bolt]"], tmp_path / "work")
+    assert status == 1 and any("label of no class: 'screw'" in line for line in lines)
+    assert not (tmp_path / "cache").exists()
+    status, lines = execute([*command, "dataset.classes=[nut,bolt,screw]"], tmp_path / "work")
+    assert status == 0 and "nothing to remark" in "".join(lines)
+    assert list((tmp_path / "cache").glob("Parts-*/meta.json"))
+    assert (tmp_path / "out" / "Parts" / "check" / "check.md").is_file()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ((), "dataset=Digits names none: give check.csv=FILE"),
+        (("dataset=ImageTable",), "dataset=ImageTable names none"),
+        (("check.csv=absent.csv", "check.images=absent"), "check.images=absent: there is no such folder"),
+        (("check.csv=absent.csv",), "there is no table absent.csv"),
+        (("check.csv=a.csv", "check.name=a/b"), "check.name=a/b: must be letters"),
+        (("check.csv=a.csv", "check.label=[a,b]"), "check.label names several columns"),
+    ],
+)
+def test_bad_options_of_the_stage(tmp_path: Path, overrides: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check(check_config(tmp_path, *overrides))
 
 
 def test_the_report_says_the_same_in_markdown_and_json(messy: tuple[Report, dict[str, list[int]]]) -> None:
@@ -429,8 +492,8 @@ def test_no_content_fails_otherwise_than_with_an_error_of_the_user(tmp_path: Pat
         check_unknown(Layout("T", csv, tmp_path, None, ()))
 
 
-def test_the_inspection_does_not_import_torch() -> None:
-    code = "import sys, datasets.inspection.check, datasets.inspection.suggestion; assert 'torch' not in sys.modules"
+def test_the_stage_does_not_import_torch() -> None:
+    code = "import sys, run, trainers.check; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

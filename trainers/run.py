@@ -96,4 +96,4 @@ def useful_stages(cfg: DictConfig) -> list[str]:
     for stage in cfg.stages:
         if stage in unused:
             log.info("stage %s: skipped, %s", stage, unused[stage])
-    return [stage for stage in cfg.stages if stage not in unused]
+    return [stage for stage in cfg.stages if stage not in unused and stage != "check"]

@@ -18,6 +18,7 @@ from utils.errors import UserError
 SPLITS = ("train", "val", "test")
 GIVES_AWAY = 0.9  # share of the label's entropy
 INFORMATIVE = 0.6
+COMMON = 0.05  # share of the rows from which on a level that has one label is a warning
 MAX_COMPARED = 300  # levels of a column, beyond which chance agreement hides everything
 BINS = 20  # quantiles of a continuous column
 
@@ -86,8 +87,9 @@ def leak_findings(
             for _, rows in target.groupby(levels):
                 only, level = rows.iloc[0], cells.loc[rows.index[0], column.name]
                 if rows.nunique() == 1 and usual[only] ** len(rows) < 1e-9:
-                    text = f"all {len(rows)} rows with '{level}' have the label '{only}'"
-                    findings.append(Finding("note", column.name, text, "does it follow from the label?"))
+                    text = f"all {len(rows):,} rows with '{level}' have the label '{only}'"
+                    importance = "warning" if len(rows) >= COMMON * len(target) else "note"
+                    findings.append(Finding(importance, column.name, text, "does it follow from the label?"))
     return findings, shares
 
 

@@ -82,11 +82,16 @@ class Report:
         return {name: str(self.unused(name)) for name in self.columns if name not in used and self.role(name) is None}
 
     def lines(self) -> list[tuple[str, str]]:
-        """Level and text of each finding, errors first, and a summary."""
+        """Level and text of each finding, errors first; missing cells, rows of each class and a summary."""
         counts = [number_of(n, level) for level in LEVELS if (n := len(self.of_level(level)))]
         rows = f"{number_of(len(self.cells), 'row')}, {number_of(len(self.columns), 'column')}"
         summary = f"{self.layout.csv}: {rows}: {', '.join(counts) or 'nothing to remark'}"
-        return [(f.level, f.line()) for level in LEVELS for f in self.of_level(level)] + [("summary", summary)]
+        lines = [(finding.level, finding.line()) for level in LEVELS for finding in self.of_level(level)]
+        gaps = [f"{name} {column.missing:.1%}" for name, column in self.columns.items() if column.missing]
+        lines += [("summary", f"missing cells: {', '.join(gaps)}")] if gaps else []
+        for split, classes in self.counts.items():
+            lines.append(("summary", f"{split}: {', '.join(f'{name} {n:,}' for name, n in classes.items())}"))
+        return [*lines, ("summary", summary)]
 
     def describe_columns(self) -> list[dict[str, Any]]:
         inputs = (self.suggestion or self.layout).inputs

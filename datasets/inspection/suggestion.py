@@ -80,7 +80,7 @@ def _divisible(report: Report, layout: Layout) -> Layout:
         layout = replace(layout, classes=classes, leave_out=(*layout.leave_out, *layout.classes[rarest]))
 
 
-def yaml_of(layout: Layout, unused: Mapping[str, str], data_folder: str | None = None) -> str:
+def yaml_of(layout: Layout, unused: Mapping[str, str], data_folder: Path | None = None) -> str:
     """A configuration file for ``configs/dataset``.
 
     Args:
@@ -89,8 +89,8 @@ def yaml_of(layout: Layout, unused: Mapping[str, str], data_folder: str | None =
     """
 
     def path(value: Path) -> str:
-        if data_folder and value.is_relative_to(data_folder):
-            return f"${{paths.data}}/{value.relative_to(data_folder)}"
+        if data_folder and value.resolve().is_relative_to(data_folder.resolve()):
+            return f"${{paths.data}}/{value.resolve().relative_to(data_folder.resolve())}"
         return str(value)
 
     preset = "ImageText" if layout.text else "ImageTable"

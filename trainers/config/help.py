@@ -11,6 +11,7 @@ import yaml
 from trainers.config.compose import CONFIGS
 
 STAGES = {
+    "check": "report everything that is wrong with a CSV file and its images, suggest a configuration",
     "prepare": "pack the raw files into a store that loads fast",
     "impute": "train the method that recovers missing modalities, measure its recoveries",
     "fit": "train the model (DyMo: its backbone)",
