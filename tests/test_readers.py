@@ -414,13 +414,12 @@ class PlainDyMo(DyMo):
 def test_examples_hold_no_content_of_another_row(tmp_path: Path) -> None:
     data = half_without_images(tmp_path)
     cfg = OmegaConf.create({"report": {"samples": 6}})
-    context = SimpleNamespace(data=data, cfg=cfg, device="cpu", directory=tmp_path)
     scenario = parse_scenario("whole_0")
+    context = SimpleNamespace(data=data, cfg=cfg, device="cpu", directory=tmp_path, scenarios=[scenario])
     mask, cells = data.masks("test", scenario)
     evaluate.write_examples(
         context,
         PlainDyMo(),
-        [scenario],
         {"whole_0": mask},
         {"whole_0": cells},
         {"whole_0": None},  # type: ignore[arg-type]

@@ -27,25 +27,23 @@ from utils.files import replacing, save_arrays
 from utils.metrics import METRICS, LabelMetrics, classification_metrics, metric_names
 
 log = logging.getLogger(__name__)
+# Scenario -> (N, M) bool; scenario -> table -> (N, F) bool; label -> scenario -> arrays.
+Masks = Mapping[str, np.ndarray]
+CellMasks = Mapping[str, Mapping[str, np.ndarray]]
+Outputs = dict[str, dict[str, dict[str, np.ndarray]]]
 PER_CLASS = ("dataset", "model", "seed", "scenario", "metric", "class", "value", "n", "positives", "train", "fold")
 
 
 def evaluate(run: Run) -> None:
-    """``results.csv``, of several labels ``results_per_class.csv``, ``predictions/``, ``masks/``, ``examples/`` and
-    ``DONE`` in the model's run directory."""
+    """Write ``results.csv``, for several labels ``results_per_class.csv``, ``predictions/``, ``masks/``, ``examples/``
+    and ``DONE`` into the run directory of the model."""
     cfg, directory, data = run.cfg, run.directory, run.data
     settings = run.test_settings
     if directory.finished("test", settings, directory / "results.csv"):
         log.info("test: %s is there and valid, skipped", directory / "results.csv")
         return
-    scenarios = run.scenarios
-    masks, cells = scenario_masks(data, "test", scenarios)
-    kinds = [m.kind for m in data.modalities]
-    rates = {
-        s.name: s.realised_rate(unobserved(masks[s.name], cells[s.name], data.modality_names), cells[s.name], kinds)
-        for s in scenarios
-    }
-    noise = {s.name: data.corruption("test", s) for s in scenarios}
+    masks, cells = scenario_masks(data, "test", run.scenarios)
+    noise = {scenario.name: data.corruption("test", scenario) for scenario in run.scenarios}
     nan_rows = data.split("test").nan_rows
     if nan_rows is not None:
         for mask in masks.values():
@@ -56,28 +54,58 @@ def evaluate(run: Run) -> None:
     directory.clear("results_per_class.csv", "selection_validation.csv")
     if model.needs_calibration:
         calibrate(run, model)
-    hashes = {
-        s.name: save_mask(
-            directory / "masks" / s.slug,
-            masks[s.name],
-            s,
-            data.mask_seed("test", s),
-            data.modality_names,
-            cells[s.name],
-            noise[s.name],
-        )
-        for s in scenarios
-    }
-    directory.describe(cfg, {"mask_sha256_16": hashes})
+    directory.describe(cfg, {"mask_sha256_16": _save_masks(run, masks, cells, noise)})
     batches = data.loader("test", device=run.device)
     outputs = predict(model, batches, masks, cells, features=tuple(cfg.report.features or ()), noise=noise)
-    rows, each_label = [], []
     for label, by_scenario in outputs.items():
-        for scenario in scenarios:
+        folder = directory / "predictions" / label if label else directory / "predictions"
+        for scenario in run.scenarios:
+            save_arrays(folder / f"{scenario.slug}.npz", by_scenario[scenario.name])
+    results, labels = _results(run, outputs)
+    write_examples(run, model, masks, cells, noise)
+    rates = {}
+    for scenario in run.scenarios:
+        hidden = unobserved(masks[scenario.name], cells[scenario.name], data.modality_names)
+        kinds = [m.kind for m in data.modalities]
+        rates[scenario.name] = scenario.realised_rate(hidden, cells[scenario.name], kinds)
+    trained_on = {"train": str(run.training_scenario.name), "fold": run.fold}
+    results = results.assign(**trained_on, missing_rate=results["scenario"].map(rates))
+    if labels is not None:
+        labels = labels.assign(dataset=cfg.dataset.name, seed=cfg.seed, **trained_on)
+        with replacing(directory / "results_per_class.csv") as file:
+            labels[list(PER_CLASS)].to_csv(file, index=False)
+    with replacing(directory / "results.csv") as file:
+        results.to_csv(file, index=False)
+    directory.finish("test", settings)
+    (directory / "DONE").touch()
+    log.info("test: accuracy in %% on %d rows\n%s", len(data.split("test")), accuracy_table(results))
+
+
+def _save_masks(run: Run, masks: Masks, cells: CellMasks, noise: Mapping[str, Corruption | None]) -> dict[str, str]:
+    """Write ``masks/``; scenario -> hash of its mask."""
+    return {
+        scenario.name: save_mask(
+            run.directory / "masks" / scenario.slug,
+            masks[scenario.name],
+            scenario,
+            run.data.mask_seed("test", scenario),
+            run.data.modality_names,
+            cells[scenario.name],
+            noise[scenario.name],
+        )
+        for scenario in run.scenarios
+    }
+
+
+def _results(run: Run, outputs: Outputs) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """Metrics of the outputs of :func:`predict`, and for several labels those of each label; logs metrics that could
+    not be computed."""
+    cfg, data = run.cfg, run.data
+    rows, per_label = [], []
+    for label, by_scenario in outputs.items():
+        name = f"{run.label}/{label}" if label else run.label
+        for scenario in run.scenarios:
             arrays = by_scenario[scenario.name]
-            folder = directory / "predictions" / label if label else directory / "predictions"
-            save_arrays(folder / f"{scenario.slug}.npz", arrays)
-            name = f"{run.label}/{label}" if label else run.label
             values, failures = measure(arrays, data.task, data.num_classes)
             for metric, value in values.items():
                 rows.append((cfg.dataset.name, name, cfg.seed, scenario.name, metric, value, len(arrays["target"])))
@@ -85,23 +113,15 @@ def evaluate(run: Run) -> None:
                 log.error(
                     "test: metric '%s' of %s under scenario '%s' failed (%s): it is empty in results.csv; "
                     "the predictions are stored",
-                    *(metric, name, scenario.name, reason),
+                    metric,
+                    name,
+                    scenario.name,
+                    reason,
                 )
             if data.task == "multilabel" and not failures:
-                each_label.append(measure_labels(arrays, data.class_names).assign(model=name, scenario=scenario.name))
-    write_examples(run, model, scenarios, masks, cells, noise)
+                per_label.append(measure_labels(arrays, data.class_names).assign(model=name, scenario=scenario.name))
     frame = pd.DataFrame(rows, columns=["dataset", "model", "seed", "scenario", "metric", "value", "n"])
-    trained_on = {"train": str(run.training_scenario.name), "fold": run.fold}
-    frame = frame.assign(**trained_on, missing_rate=frame["scenario"].map(rates))
-    if each_label:
-        labels = pd.concat(each_label).assign(dataset=cfg.dataset.name, seed=cfg.seed, **trained_on)
-        with replacing(directory / "results_per_class.csv") as file:
-            labels[list(PER_CLASS)].to_csv(file, index=False)
-    with replacing(directory / "results.csv") as file:
-        frame.to_csv(file, index=False)
-    directory.finish("test", settings)
-    (directory / "DONE").touch()
-    log.info("test: accuracy in %% on %d rows\n%s", len(data.split("test")), accuracy_table(frame))
+    return frame, pd.concat(per_label) if per_label else None
 
 
 def calibrate(run: Run, model: Method) -> None:
@@ -133,21 +153,20 @@ def scenario_masks(
 def predict(
     model: Method,
     batches: Any,
-    masks: Mapping[str, np.ndarray],
-    cells: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+    masks: Masks,
+    cells: CellMasks | None = None,
     progress: bool = True,
     features: Sequence[str] = (),
     noise: Mapping[str, Corruption | None] | None = None,
-) -> dict[str, dict[str, dict[str, np.ndarray]]]:
-    """Predictions under every mask, in one pass.
+) -> Outputs:
+    """Predict under every scenario, in one pass.
 
     Args:
         batches: iterable of :class:`Batch` of the split.
         masks: scenario -> (N, M) bool.
         cells: scenario -> table name -> (N, F) bool, missing cells of tables that the mask marks.
-        features: scenarios whose fused features are kept, of a method that gives them.
-        noise: scenario -> what is done to the content; scenarios with the same are evaluated together, and content is
-            encoded once for them.
+        features: scenarios whose fused features are kept, if the method returns them.
+        noise: scenario -> corruption of the content; content is encoded once for all scenarios with the same one.
 
     Returns:
         label -> scenario -> arrays index, logits, target, missing, the method's extras and ``features`` (N, D), sorted
@@ -156,14 +175,12 @@ def predict(
     Raises:
         UserError: logits that are not finite.
     """
-    collected: dict[str, dict[str, dict[str, list[Tensor]]]] = defaultdict(
-        lambda: defaultdict(lambda: defaultdict(list))
-    )
-    alike: dict[Corruption | None, list[str]] = defaultdict(list)
+    pieces: dict[str, dict[str, dict[str, list[Tensor]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    by_corruption: dict[Corruption | None, list[str]] = defaultdict(list)
     for scenario in masks:
-        alike[(noise or {}).get(scenario)].append(scenario)
+        by_corruption[(noise or {}).get(scenario)].append(scenario)
     for batch in tqdm(batches, "test", unit="batch", disable=not progress):
-        for corruption, names in alike.items():
+        for corruption, names in by_corruption.items():
             seen = batch if corruption is None else corruption(batch)
             masked = scenario_batches(seen, {name: masks[name] for name in names}, cells or {})
             for label, predictions in model.predict_scenarios(seen, masked).items():
@@ -178,27 +195,29 @@ def predict(
                     if scenario in features and prediction.features is not None:
                         values["features"] = prediction.features
                     for key, value in values.items():
-                        collected[label][scenario][key].append(value.cpu())
-    found = {
-        label: {s: {k: _join(v) for k, v in cell.items()} for s, cell in by_scenario.items()}
-        for label, by_scenario in collected.items()
+                        pieces[label][scenario][key].append(value.cpu())
+    outputs = {
+        label: {name: {key: _join(values) for key, values in parts.items()} for name, parts in by_scenario.items()}
+        for label, by_scenario in pieces.items()
     }
-    for by_scenario in found.values():
-        for scenario, arrays in by_scenario.items():
-            broken = ~np.isfinite(arrays["logits"]).all(1)
-            if broken.any():
-                raise UserError(
-                    f"scenario '{scenario}': the logits of {int(broken.sum())} of {len(broken)} rows are not finite "
-                    f"(the first is row {arrays['index'][broken.argmax()]}): training diverged (lower the learning "
-                    "rate), or the table holds a code that training does not have"
-                )
-    return found
+    for arrays_by_scenario in outputs.values():
+        for scenario, arrays in arrays_by_scenario.items():
+            _check_finite(scenario, arrays)
+    return outputs
 
 
-def scenario_batches(
-    batch: Batch, masks: Mapping[str, np.ndarray], cells: Mapping[str, Mapping[str, np.ndarray]]
-) -> dict[str, Batch]:
-    """Scenario -> the batch under the masks that its rows have, see :func:`predict`."""
+def _check_finite(scenario: str, arrays: Mapping[str, np.ndarray]) -> None:
+    is_broken = ~np.isfinite(arrays["logits"]).all(1)
+    if is_broken.any():
+        raise UserError(
+            f"scenario '{scenario}': the logits of {int(is_broken.sum())} of {len(is_broken)} rows are not finite "
+            f"(the first is row {arrays['index'][is_broken.argmax()]}): training diverged (lower the learning "
+            "rate), or the table holds a code that training does not have"
+        )
+
+
+def scenario_batches(batch: Batch, masks: Masks, cells: CellMasks) -> dict[str, Batch]:
+    """Scenario -> the batch under its masks, which are those of all rows of the split (see :func:`predict`)."""
     rows, device = batch.index.cpu(), batch.index.device
 
     def rows_of(mask: np.ndarray) -> Tensor:
@@ -214,7 +233,7 @@ def scenario_batches(
 
 
 def _join(pieces: list[Tensor]) -> np.ndarray:
-    """Concatenate; rewards may have fewer rounds in some batches and are padded with NaN."""
+    """Concatenate batches; rewards of a batch with fewer rounds are padded with NaN."""
     if pieces[0].ndim == 3:
         rounds = max(p.shape[1] for p in pieces)
         pieces = [torch.nn.functional.pad(p, (0, 0, 0, rounds - p.shape[1]), value=float("nan")) for p in pieces]
@@ -222,11 +241,11 @@ def _join(pieces: list[Tensor]) -> np.ndarray:
 
 
 def measure(arrays: Mapping[str, np.ndarray], task: str, num_classes: int) -> tuple[dict[str, float], dict[str, str]]:
-    """Metrics of one scenario: classification, and where there was a selection the share of recoveries accepted and the
-    rounds per sample.
+    """Classification metrics of one scenario and, for a selection, the share of accepted recoveries and the rounds per
+    sample.
 
     Returns:
-        metric -> value, and metric -> reason for those that could not be computed, whose value is NaN.
+        metric -> value, NaN where it could not be computed, and metric -> reason for these.
     """
     logits, target = torch.from_numpy(arrays["logits"]), torch.from_numpy(arrays["target"])
     failures: dict[str, str] = {}
@@ -256,7 +275,7 @@ def measure(arrays: Mapping[str, np.ndarray], task: str, num_classes: int) -> tu
 
 
 def measure_labels(arrays: Mapping[str, np.ndarray], class_names: Sequence[str]) -> pd.DataFrame:
-    """Metrics of each label in one scenario: a row a metric and label, NaN of a label that has one class only.
+    """Metrics of each label in one scenario: one row per metric and label, NaN for a label with one class only.
 
     Returns:
         columns metric, class, value, n (labelled rows), positives.
@@ -270,8 +289,8 @@ def measure_labels(arrays: Mapping[str, np.ndarray], class_names: Sequence[str])
 
 
 def accuracy_table(frame: pd.DataFrame) -> str:
-    """Accuracy in percent, models by scenarios, and the missing rate of each scenario, for the terminal; a dagger marks
-    models that use labels."""
+    """Accuracy in percent of models (rows) under scenarios (columns), with missing rates, for the terminal; a dagger
+    marks models that use labels."""
     accuracy = frame[frame.metric == "accuracy"]
     table = accuracy.pivot(index="model", columns="scenario", values="value") * 100
     order = list(dict.fromkeys(accuracy.scenario))
@@ -284,12 +303,7 @@ def accuracy_table(frame: pd.DataFrame) -> str:
 
 
 def write_examples(
-    run: Run,
-    model: Method,
-    scenarios: list[Scenario],
-    masks: Mapping[str, np.ndarray],
-    cells: Mapping[str, Mapping[str, np.ndarray]],
-    noise: Mapping[str, Corruption | None],
+    run: Run, model: Method, masks: Masks, cells: CellMasks, noise: Mapping[str, Corruption | None]
 ) -> None:
     """Write originals, recoveries and rewards of a few rows, for the pictures of the report."""
     data = run.data
@@ -298,22 +312,17 @@ def write_examples(
         return
     n = len(data.split("test"))
     rows = np.linspace(0, n - 1, min(run.cfg.report.samples, n)).astype(int)
-    # Rows without a modality in the source have some other row's content in its place, which is never shown.
+    # Rows that lack a modality in the source hold the content of another row, which must not be shown.
     absent = np.zeros((len(rows), len(data.modalities)), dtype=bool)
-    for name, gone in data.natural_rows("test").items():
-        absent[:, data.modality_names.index(name)] = gone[rows]
-    for scenario in scenarios:
+    for name, is_absent in data.natural_rows("test").items():
+        absent[:, data.modality_names.index(name)] = is_absent[rows]
+    for scenario in run.scenarios:
         mask = masks[scenario.name][rows]
         if not mask.any():
             continue
-        batch = data.rows("test", rows, run.device)
-        batch = batch.replace(
-            missing=torch.from_numpy(mask).to(run.device),
-            feature_missing={
-                table: torch.from_numpy(gone[rows]).to(run.device) for table, gone in cells[scenario.name].items()
-            },
-        )
-        if (corruption := noise[scenario.name]) is not None:
+        name = scenario.name
+        batch = scenario_batches(data.rows("test", rows, run.device), {name: masks[name]}, {name: cells[name]})[name]
+        if (corruption := noise[name]) is not None:
             batch = corruption(batch)
         if (example := model.examples(batch)) is None:
             return

@@ -107,29 +107,18 @@ def train(
     if not resumable:
         directory.clear("checkpoints", "logs", "metrics.csv")
     resume = str(last) if resumable and last.exists() else None
-    attempts = directory / "logs"
-    attempt = len(list(attempts.glob("version_*"))) if attempts.exists() else 0
     data.batch_size, data.seed, data.training_noise = training.batch_size, cfg.seed, noise
     if hasattr(module, "stream_seed"):
         module.stream_seed = cfg.seed
     if cfg.trainer.compile and isinstance(module, IncompleteClassifier):
         module.compile_parts(cfg.trainer.compile)
-    options = ("accumulate_grad_batches", "gradient_clip_val")
-    trainer = build_trainer(
-        cfg,
-        **{key: training[key] for key in options if training.get(key)},
-        max_epochs=training.max_epochs,
-        logger=[CSVLogger(directory.path, "logs", attempt), *build_loggers(cfg, directory.path)],
-        callbacks=[
-            *callbacks,
-            EpochOrder(cfg.seed),
-            Provenance(cfg.dataset.name, data.describe_inputs()),
-            *_checkpoints(cfg, training, checkpoints, monitor, noise),
-        ],
-        num_sanity_val_steps=0,
-        enable_model_summary=False,
-        log_every_n_steps=10**9,
-    )
+    all_callbacks = [
+        *callbacks,
+        EpochOrder(cfg.seed),
+        Provenance(cfg.dataset.name, data.describe_inputs()),
+        *_checkpoints(cfg, training, checkpoints, monitor, noise),
+    ]
+    trainer = _build_trainer(cfg, training, directory, all_callbacks)
     log.info(
         "%s: %s for at most %d epochs of %d batches on %s%s",
         stage,
@@ -144,7 +133,7 @@ def train(
     finally:
         # The files of a run belong to one process; others may arrive here while it writes.
         if trainer.is_global_zero:
-            merge_metrics(attempts, directory / "metrics.csv")
+            merge_metrics(directory / "logs", directory / "metrics.csv")
     best = checkpoints / "best.ckpt"
     score = trainer.checkpoint_callback.best_model_score if monitor else None  # type: ignore[union-attr]
     if score is not None and not torch.isfinite(score):
@@ -159,6 +148,25 @@ def train(
         directory.finish(stage, settings, epochs=trainer.current_epoch, monitor=monitor, best=best_score)
     trainer.strategy.barrier("finished")
     return best
+
+
+def _build_trainer(
+    cfg: DictConfig, training: DictConfig, directory: RunDirectory, callbacks: list[pl.Callback]
+) -> pl.Trainer:
+    """Lightning's Trainer, whose logs go to the next free ``logs/version_<n>``."""
+    attempts = directory / "logs"
+    attempt = len(list(attempts.glob("version_*"))) if attempts.exists() else 0
+    options = ("accumulate_grad_batches", "gradient_clip_val")
+    return build_trainer(
+        cfg,
+        **{key: training[key] for key in options if training.get(key)},
+        max_epochs=training.max_epochs,
+        logger=[CSVLogger(directory.path, "logs", attempt), *build_loggers(cfg, directory.path)],
+        callbacks=callbacks,
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+        log_every_n_steps=10**9,
+    )
 
 
 def _checkpoints(
