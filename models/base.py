@@ -93,9 +93,9 @@ class IncompleteClassifier(Method, pl.LightningModule):
         num_classes: C.
         task: multiclass | binary | multilabel; picks loss and metrics.
         optimizer: partial that takes the parameters.
-        scheduler: partial that takes the optimiser (stepped once an epoch; it may give None), or None.
+        scheduler: partial that takes the optimiser (stepped once per epoch; it may return None), or None.
 
-    What a method needs or can do is said by class attributes, which :func:`trainers.config.validate.validate` checks:
+    Class attributes declare what a method needs and can do; :func:`trainers.config.validate.validate` checks them:
 
     Attributes:
         encoder_view: ``tokens``: encoders give (B, N, D); ``vector``: (B, 1, D) of the width ``model.vector_width``.
@@ -148,17 +148,17 @@ class IncompleteClassifier(Method, pl.LightningModule):
         return [m.name for m in self.modalities]
 
     def compile_parts(self, backend: str) -> None:
-        """``torch.compile`` what dominates a training step; the weights and their names stay."""
+        """Apply ``torch.compile`` to what dominates a training step; weights keep their names."""
         self.forward = torch.compile(self.forward, backend=backend)  # type: ignore[method-assign]
 
     def cells(self, missing: Tensor, feature_missing: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Table name -> (B, F) bool, the cells that a mask (B, M) hides: none of a table that is there, those with a
-        mark in ``feature_missing`` of one that is masked. Tables without an entry are hidden as a whole."""
+        """Hidden cells of tables, name -> (B, F) bool, under a mask (B, M): none of an observed table, those in
+        ``feature_missing`` of a masked one. Masked tables without an entry are hidden completely."""
         columns = {name: missing[:, i, None] for i, name in enumerate(self.modality_names)}
         return {name: columns[name] & cells for name, cells in feature_missing.items()}
 
     def unobserved(self, batch: Batch) -> Tensor:
-        """(B, M) bool: modalities of which nothing is observed. A table with an observed cell is not among them."""
+        """Modalities without any observed content, (B, M) bool; a table with an observed cell is not one of them."""
         return unobserved(batch, self.modality_names)
 
     def observed_inputs(self, batch: Batch) -> dict[str, Tensor]:
@@ -229,7 +229,7 @@ class IncompleteClassifier(Method, pl.LightningModule):
         return results
 
     def loss(self, prediction: Prediction, batch: Batch) -> dict[str, Tensor]:
-        """Named scalars; ``loss`` is the one that is minimised. Multi-label targets < 0 are unlabelled and ignored."""
+        """Named losses, of which ``loss`` is minimised. Multi-label targets < 0 are unlabelled and ignored."""
         return {"loss": self.criterion(prediction.logits, batch.target)}
 
     def criterion(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -255,7 +255,7 @@ class IncompleteClassifier(Method, pl.LightningModule):
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=n, sync_dist=True)
 
     def parameter_groups(self) -> list[Any]:
-        """What the optimiser is given: the trained parameters, or groups of them with settings of their own."""
+        """Parameters for the optimiser, or groups of them with different settings."""
         return [p for p in self.parameters() if p.requires_grad]
 
     def configure_optimizers(self) -> Any:
@@ -267,7 +267,7 @@ class IncompleteClassifier(Method, pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
 
     def architecture(self) -> dict[str, Any]:
-        """Plain values that say what these weights are; kept in the checkpoint."""
+        """Plain values that identify these weights; kept in the checkpoint."""
         return {
             "method": type(self).__name__,
             "modalities": [[m.name, m.kind, list(m.shape)] for m in self.modalities],

@@ -62,8 +62,8 @@ def read_ours(output: Path) -> pd.DataFrame:
     if not frames:
         return pd.DataFrame(columns=[*KEY, "ours", "ours_sd", "seeds"])
     every = pd.concat(frames).assign(value=lambda frame: frame["value"] * 100)
-    found = every.groupby(KEY, sort=False)["value"].agg(ours="mean", ours_sd="std", seeds="count")
-    return found.reset_index()
+    means = every.groupby(KEY, sort=False)["value"].agg(ours="mean", ours_sd="std", seeds="count")
+    return means.reset_index()
 
 
 def validation_of(output: Path) -> dict[str, set[str | None]]:
@@ -155,8 +155,8 @@ def render(joined: pd.DataFrame, protocol: str = "", settings: Mapping[str, set[
     """
     blocks = []
     for (table, dataset, metric), part in joined.groupby(["table", "dataset", "metric"], sort=False):
-        several = part["run"].nunique() > 1
-        label = part["run"] + ": " + part["model"] if several else part["model"]
+        has_several_runs = part["run"].nunique() > 1
+        label = part["run"] + ": " + part["model"] if has_several_runs else part["model"]
         cells = pd.DataFrame(index=pd.Index(label.unique(), name="model"))
         for scenario in part["scenario"].unique():
             rows = part[part["scenario"] == scenario].set_index(label[part["scenario"] == scenario])

@@ -2,7 +2,7 @@
 
 Every modality becomes a few tokens, a CLS token and two pre-norm transformer blocks fuse the visible ones, a linear
 head classifies the CLS token and a linear projection of it is compared with class prototypes. Trained on K random
-modality subsets a step (docs/reference/dymo.md §1 and §2).
+modality subsets per step (docs/reference/dymo.md §1 and §2).
 
 What we do differently: one row of the modality embedding per modality (the original indexes with ``min(i, 1)``;
 ``reference_modality_index=true`` restores that, and loading an original checkpoint switches it on); encoders run once
@@ -163,7 +163,7 @@ class DynamicTransformer(TokenPipeline):
     def encode_partial(
         self, inputs: Mapping[str, Tensor], missing: Tensor, feature_missing: Mapping[str, Tensor]
     ) -> Partial | None:
-        """The observed cells of the tables in ``feature_missing``, or None where there are none."""
+        """Encode the observed cells of masked tables; None without cell masks."""
         cells = self.cells(missing, feature_missing)
         tables = [(i, name) for i, name in enumerate(self.modality_names) if name in cells]
         if not tables:
@@ -173,7 +173,7 @@ class DynamicTransformer(TokenPipeline):
         return Partial(tokens, torch.cat([self.shown(i, cells[name]) for i, name in tables], dim=1), owner)
 
     def prepare(self, tokens: Tensor, partial: Partial | None = None) -> Sequences:
-        """What all subsets of a sample share, computed once."""
+        """Compute what all subsets of a sample share."""
         x = self.with_class_token(tokens if partial is None else torch.cat([tokens, partial.tokens], dim=1))
         return Sequences(x, self.transformer[0].project(x), partial)  # type: ignore[operator]
 
@@ -193,7 +193,7 @@ class DynamicTransformer(TokenPipeline):
             return self.classifier(x), F.normalize(z, dim=-1) if self.distance_metric == COSINE else z
 
     def _class_token(self, sequences: Sequences, visible: Tensor | None) -> Tensor:
-        """(R, D) after the last block."""
+        """CLS token (R, D) after the last block."""
         x = sequences.x
         for depth, block in enumerate(self.transformer):
             last = depth == len(self.transformer) - 1
@@ -253,11 +253,11 @@ class DynamicTransformer(TokenPipeline):
         Args:
             tokens: (B, P, D), or what :meth:`prepare` made of them.
             subsets: (K, M) bool on the CPU, True = missing, the same for all samples.
-            missing: (B, M) genuinely missing modalities, hidden under every subset; None = none. A row of whose
-                modalities a subset has none is fused with all that it has.
+            missing: (B, M) genuinely missing modalities, hidden under every subset; None = none. A row that has no
+                modality of a subset is fused with all that it has.
             max_rows: rows of one call; None = :func:`rows_per_call`.
-            cells: hidden cells of the tables of ``missing`` that are partly there (the tokens were encoded with them);
-                a subset without such a table hides all of it.
+            cells: hidden cells of partly missing tables, with which the tokens were encoded; a subset without such a
+                table hides all of it.
 
         Yields:
             ids (k,) into ``subsets``, logits (k, B, C), features (k, B, D_p).
@@ -285,9 +285,10 @@ class DynamicTransformer(TokenPipeline):
                     shown = visible_tokens(subsets[ids].to(sequences.x.device), self.tokens_per_modality)[:, None]
                     shown = shown.expand(-1, b, -1)
                     if missing is not None:
-                        own = self.visible(missing, cells)
-                        both = shown & own
-                        shown = torch.where(both[..., 1:].any(-1, keepdim=True), both, own)
+                        observed = self.visible(missing, cells)
+                        observed_and_shown = shown & observed
+                        has_tokens = observed_and_shown[..., 1:].any(-1, keepdim=True)
+                        shown = torch.where(has_tokens, observed_and_shown, observed)
                     visible = shown.reshape(-1, shown.shape[-1])
                     stacked = Sequences(sequences.x.repeat(len(ids), 1, 1), sequences.qkv.repeat(len(ids), 1, 1))
                 logits, features = self.fuse_prepared(stacked, visible)
@@ -377,7 +378,7 @@ class DynamicTransformer(TokenPipeline):
             return batch.replace(inputs=recover_possible(self.imputer, self.modalities, masked)[0])
 
     def on_validation_start(self) -> None:
-        """Prototypes of the epoch that ends, before its validation."""
+        """Set the prototypes of the training epoch before its validation."""
         if self._running is None:
             return
         total, count = self._running.sum, self._running.count
@@ -385,14 +386,14 @@ class DynamicTransformer(TokenPipeline):
             total, count = (self.trainer.strategy.reduce(t, reduce_op="sum") for t in (total, count))
         if (count == 0).any():
             raise UserError(
-                f"class {int((count == 0).nonzero()[0])} was not seen in a whole training epoch, so it has no "
+                f"class {int((count == 0).nonzero()[0])} was not seen in a complete training epoch, so it has no "
                 "prototype: check the training split or switch drop_last off"
             )
         self.prototypes.copy_((total / count[:, None]).float())
         self._running = None
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
-        """All 2^M - 1 subsets of every sample, pooled."""
+        """Validate on all 2^M - 1 subsets of every sample, pooled."""
         cells = {} if batch.complete else self.cells(batch.missing, batch.feature_missing)
         tokens = self.encode(batch.inputs if batch.complete else batch.observed(), cells)
         hidden = None if batch.complete else batch.missing

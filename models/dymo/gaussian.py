@@ -76,10 +76,10 @@ class GaussianParameters:
 
     @classmethod
     def load(cls, path: Path, metric: str | None = None) -> GaussianParameters:
-        """Read ours, or the original ``subset_gaussian.pt`` / ``subset_gaussian_EU.pt``, told apart by content.
+        """Read a file of ours, or ``subset_gaussian.pt`` or ``subset_gaussian_EU.pt`` of the original.
 
         Args:
-            metric: what is asked for; settles files of the original that neither name nor values tell apart.
+            metric: expected metric, which decides for files of the original whose name and values leave it open.
 
         Raises:
             UserError: not such a file, or values that cannot be used (sigma <= 0, NaN), named.
@@ -105,13 +105,13 @@ class GaussianParameters:
         else:
             content = read_tensors(path)
             original = read_reference_gaussian(content, path)
-            found = reference_gaussian_metric(content, path, metric)
+            stored_metric = reference_gaussian_metric(content, path, metric)
             parameters = cls(
                 original["prototypes"],
                 original["dist_std"],
                 original["overall_prototypes"],
                 original["subsets"],
-                found,
+                stored_metric,
                 original["student_t"],
                 {"source": "original repository"},
             )
@@ -120,7 +120,7 @@ class GaussianParameters:
         return parameters
 
     def _reorder(self) -> None:
-        """Rows into our subset order, whatever order the file's ids have."""
+        """Sort the rows into our subset order."""
         order = {tuple(row): i for i, row in enumerate(self.subsets.tolist())}
         ours = enumerate_subsets(self.subsets.shape[1])
         index = torch.tensor([order[tuple(row)] for row in ours.tolist()])
@@ -135,8 +135,8 @@ class GaussianParameters:
         bad = ~(torch.isfinite(self.sigma) & (self.sigma > 0) & torch.isfinite(self.prototypes).all(-1))
         if bad.any():
             s, c = bad.nonzero()[0].tolist()
-            visible = [i for i, gone in enumerate(self.subsets[s].tolist()) if not gone]
-            mend = (
+            visible = [i for i, is_missing in enumerate(self.subsets[s].tolist()) if not is_missing]
+            fix = (
                 "the backbone gives all samples the same feature there, so it learned nothing from these modalities: "
                 "train it longer, or with another learning rate"
                 if bool(bad[s].all())
@@ -144,7 +144,7 @@ class GaussianParameters:
             )
             raise UserError(
                 f"{where}: class {c} under visible modalities {visible} has sigma {float(self.sigma[s, c]):g} "
-                f"({int(bad.sum())} such entries); {mend}"
+                f"({int(bad.sum())} such entries); {fix}"
             )
 
     def check_fits(self, model: Backbone, where: str) -> None:
@@ -162,9 +162,9 @@ class GaussianParameters:
         }
         for key, value in have.items():
             if value != want[key]:
-                mend = (
+                fix = (
                     f"set distance_metric={value}, or give parameters made with {want[key]}"
                     if key == "metric"
                     else "use parameters made from this backbone on this data set"
                 )
-                raise UserError(f"{where} has {key} {value} but the backbone has {want[key]}: {mend}")
+                raise UserError(f"{where} has {key} {value} but the backbone has {want[key]}: {fix}")

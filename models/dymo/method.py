@@ -42,12 +42,12 @@ class DyMo(Method):
 
     Args:
         backbone: trained.
-        imputer: recovers what is missing; None where a subclass recovers without.
+        imputer: recovers what is missing; None if a subclass recovers without one.
         parameters: Gaussian parameters of this backbone.
         rule: how recoveries are accepted.
         comparators: names out of :data:`models.dymo.selection.COMPARATORS`, and ``threshold``, which repeats the
             selection with :attr:`validated_threshold`.
-        seed: of what the comparator ``random`` draws, together with the row and the scenario.
+        seed: of the draws of comparator ``random``, together with row and scenario.
         chooses_threshold: :meth:`calibrate` sets the threshold of the rule (``selection.threshold: auto``).
     """
 
@@ -111,8 +111,7 @@ class DyMo(Method):
         """Recover what is missing and encode it; zeros where :meth:`unrecoverable`.
 
         Args:
-            tokens: (B, P, D) of the batch's true content, where the caller has them already; only recoveries are
-                encoded then.
+            tokens: (B, P, D) of the true content, if the caller has them already; then only recoveries are encoded.
 
         Returns:
             tokens (B, P, D) of the completed inputs, and those inputs.
@@ -130,14 +129,13 @@ class DyMo(Method):
         return tokens, completed
 
     def unrecoverable(self, batch: Batch) -> Tensor | None:
-        """(B, M) bool, True = missing and without a recovery in this row, so that no selection takes it; None where
-        everything can be recovered."""
+        """Missing modalities without a recovery, which no selection accepts, (B, M) bool; None if there are none."""
         imputer = self._imputer[0]
         return None if imputer is None else imputer.unrecoverable(self.backbone.modalities, batch.missing)
 
     @torch.inference_mode()
     def partial(self, batch: Batch) -> Partial | None:
-        """The observed cells of masked tables, encoded; None where the batch has no cell masks."""
+        """Encode the observed cells of masked tables; None without cell masks."""
         assert isinstance(self.backbone, DynamicTransformer)
         return self.backbone.encode_partial(batch.inputs, batch.missing, batch.feature_missing)
 
@@ -146,8 +144,7 @@ class DyMo(Method):
         return Scorer(self.backbone, self.gaussian, rule)
 
     def forward(self, batch: Batch) -> Prediction:
-        """Paper rule (or the configured threshold) on one batch; extras hold ``final_missing``, ``accepted``,
-        ``rewards``."""
+        """Classify with the configured rule; extras hold ``final_missing``, ``accepted``, ``rewards``."""
         tokens, _ = self.complete(batch)
         unrecoverable = self.unrecoverable(batch)
         selection = select(self.scorer(), tokens, batch.missing, self.partial(batch), unrecoverable)

@@ -27,10 +27,10 @@ def convert_dynamic_transformer(state: Mapping[str, Any], modality_names: Sequen
     for key, value in state.items():
         key = _PREFIX.sub("", key)
         if key.startswith("m_encoders."):
-            _, name, rest = key.split(".", 2)
+            _, name, parameter = key.split(".", 2)
             if name.isdecimal() and int(name) < len(modality_names):
                 name = modality_names[int(name)]
-            key = f"encoders.{name}.{rest}"
+            key = f"encoders.{name}.{parameter}"
         converted[key] = value
     return converted
 
@@ -174,9 +174,9 @@ def guess_metric(prototypes: Tensor, dist_std: Tensor | None = None) -> Metric |
         return "squared_euclidean"
     if dist_std is None:
         return None
-    rest, spread = 1 - norms.square(), dist_std.double()
+    remainder, spread = 1 - norms.square(), dist_std.double()
     # Prototypes of length one leave cosine no spread; files made by hand have them, trained Euclidean ones do not.
-    possible = (spread >= rest - 1e-3) & ((spread.square() <= rest + 1e-3) | (norms > 1 - 1e-3))
+    possible = (spread >= remainder - 1e-3) & ((spread.square() <= remainder + 1e-3) | (norms > 1 - 1e-3))
     return "cosine_similarity" if possible.all() else "squared_euclidean"
 
 

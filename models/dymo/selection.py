@@ -74,7 +74,7 @@ class SelectionRule:
 
 @dataclass
 class Selection:
-    """What was decided for B rows with at most T missing modalities.
+    """Decisions for B rows with at most T missing modalities.
 
     Attributes:
         logits: (B, C) under the final mask.
@@ -108,9 +108,11 @@ class Scorer:
         self.lookup = subset_lookup(len(model.modalities)).to(parameters.sigma.device)
 
     def __call__(self, sequences: Any, rows: Tensor, missing: Tensor, n_visible: int) -> Score:
-        """``rows`` (R,) of prepared samples under ``missing`` (R, M), each with ``n_visible`` modalities present. A
-        masked table with observed cells is looked up as the rule says; in a row of which nothing else is there, as
-        present, for the empty subset has no parameters."""
+        """Score ``rows`` (R,) of prepared samples under masks (R, M) that leave ``n_visible`` modalities each.
+
+        The rule says whether a masked table with observed cells counts as present in the look-up of parameters. It
+        always does in a row with nothing else, since the empty subset has no parameters.
+        """
         logits, features = self.model.fuse_rows(sequences, rows, missing, n_visible)
         partial: Partial | None = getattr(sequences, "partial", None)
         if partial is not None and (self.rule.counts_partial_tables or not n_visible):

@@ -64,7 +64,7 @@ def calibration(log_p: Tensor, log_p_new: Tensor, kind: str, tail: str = "robust
 
 @dataclass
 class Score:
-    """What DyMo knows of a set of visible modalities: ``quality`` (R,), ``log_ics`` (R,), ``logits`` (R, C)."""
+    """Scores of R sets of visible modalities: ``quality`` (R,), ``log_ics`` (R,), ``logits`` (R, C)."""
 
     quality: Tensor
     log_ics: Tensor

@@ -97,7 +97,7 @@ class Imputer(ABC):
         return unrecoverable | (missing & unrecoverable.any(1, keepdim=True)) if self.reads_others else unrecoverable
 
     def check_training_rows(self, missing: np.ndarray) -> None:
-        """Check that training rows (N, M), True = missing, leave something to learn from.
+        """Check that the method can learn from training rows with this mask (N, M), True = missing.
 
         Raises:
             UserError: they do not.
@@ -207,7 +207,7 @@ class TrainedImputer(pl.LightningModule, Imputer):
 
 
 def recover(imputer: Imputer, batch: Batch) -> dict[str, Tensor]:
-    """The inputs of a batch with everything filled that its masks hide; as they are where the loader knows of none."""
+    """Fill in everything that the masks of a batch hide."""
     if batch.complete:
         return batch.inputs
     if not batch.feature_missing:
@@ -218,7 +218,7 @@ def recover(imputer: Imputer, batch: Batch) -> dict[str, Tensor]:
 def recover_possible(
     imputer: Imputer, modalities: Sequence[Modality], batch: Batch
 ) -> tuple[dict[str, Tensor], Tensor | None]:
-    """:func:`recover`, except that what the method cannot recover in a row stays missing.
+    """Like :func:`recover`, but what the method cannot recover in a row stays missing.
 
     Args:
         modalities: of the data set, in the column order of ``batch.missing``.

@@ -8,7 +8,7 @@ Laplace clusters. Everything is Laplace, with scales that sum to the width of th
 are those of the ``multivae`` package with the networks of the original repository, whose ``model.pt`` therefore loads.
 
 What we do differently: the original recovers row by row from one observed modality drawn at random, and draws u and w.
-``conditioning=mean``, the default, averages over all observed modalities what each says of u, so that no evidence is
+``conditioning=mean``, the default, averages the means of u over all observed modalities, so that no evidence is
 thrown away and, with ``sample=false``, recoveries are reproducible; ``conditioning=random sample=true`` is the
 original, seeded by row. Only the shared branch of the observed modalities' encoders is run, once per modality. CMVAE's
 expectation over the clusters, sum_c q(c|u) [log pi_c p(u|c) - log q(c|u)] with q the exact posterior of c, is log
@@ -213,8 +213,8 @@ class _SharedPrivateVAE(GenerativeImputer):
         log_likelihood = u.new_zeros(m, b)
         for n, (name, x) in enumerate(zip(self.names, inputs)):
             r_mu, r_scale = self.r(name)
-            own = (torch.arange(m, device=u.device) == n)[:, None, None]
-            z = torch.cat([u, torch.where(own, w, r_mu + r_scale * stranger[n])], dim=-1)
+            is_source = (torch.arange(m, device=u.device) == n)[:, None, None]
+            z = torch.cat([u, torch.where(is_source, w, r_mu + r_scale * stranger[n])], dim=-1)
             decoded = self.decoders[name](z.flatten(0, 1))
             log_likelihood = log_likelihood - laplace_nll(x.repeat(m, 1, 1, 1), decoded).unflatten(0, (m, b))
         mixture = laplace_log_prob(u[None], u_mu[:, None], u_scale[:, None]).logsumexp(0) - math.log(m)

@@ -1,4 +1,4 @@
-"""What the generative recovery methods share: training through Lightning and the optional classifier on the latent."""
+"""Base of the generative recovery methods: training, and an optional classifier on the latent."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from utils.errors import UserError
 
 
 class GenerativeImputer(TrainedImputer):
-    """A method implements :meth:`losses` and ``impute``.
+    """Base class; a method implements :meth:`losses` and ``impute``.
 
     Args:
         modalities: of the data set.
@@ -95,7 +95,7 @@ class GenerativeImputer(TrainedImputer):
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Eval mode, for the time of a recovery."""
+        """Context manager for recoveries in eval mode."""
         training = self.training
         self.eval()
         try:

@@ -85,7 +85,7 @@ class Line:
 class IMI(FittedImputer):
     """
     Args:
-        modalities: those of kind table are filled; the others must be there.
+        modalities: of the data set; tables are filled in, all others must be observed.
         max_iter: rounds over the columns.
         trees: of each forest.
         seed: of the forests.
@@ -174,9 +174,9 @@ class IMI(FittedImputer):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         wanted = {m.name: m.shape[0] for m in self.tables}
-        found = {n: len(state[f"{n}.start"]) if f"{n}.start" in state else 0 for n in wanted}
-        if found != wanted:
-            raise ValueError(f"does not hold an iterative imputer of {wanted} columns but of {found}")
+        stored = {n: len(state[f"{n}.start"]) if f"{n}.start" in state else 0 for n in wanted}
+        if stored != wanted:
+            raise ValueError(f"does not hold an iterative imputer of {wanted} columns but of {stored}")
         self.start, self.models = {}, {}
         for name, n in wanted.items():
             self.start[name] = state[f"{name}.start"].numpy()
@@ -209,18 +209,18 @@ class IMI(FittedImputer):
                         "modality, for example imputer=Mean or imputer=Zero"
                     )
                 continue
-            gone = missing_content(x, name, missing[:, i], feature_missing).expand_as(x)
-            if gone.any():
-                content = torch.where(gone, 0, x).double().cpu().numpy()
-                filled = self._fill(name, content, gone.cpu().numpy(), tables[name])
-                completed[name] = torch.where(gone, torch.from_numpy(filled).to(x), x)
+            is_missing = missing_content(x, name, missing[:, i], feature_missing).expand_as(x)
+            if is_missing.any():
+                content = torch.where(is_missing, 0, x).double().cpu().numpy()
+                filled = self._fill(name, content, is_missing.cpu().numpy(), tables[name])
+                completed[name] = torch.where(is_missing, torch.from_numpy(filled).to(x), x)
         return completed
 
-    def _fill(self, name: str, x: np.ndarray, gone: np.ndarray, n_cat: int) -> np.ndarray:
-        """Rows (R, n) with the cells of ``gone`` filled."""
-        x = np.where(gone, self.start[name], x)
+    def _fill(self, name: str, x: np.ndarray, is_missing: np.ndarray, n_cat: int) -> np.ndarray:
+        """Rows (R, n) with the cells of ``is_missing`` filled."""
+        x = np.where(is_missing, self.start[name], x)
         for first, last in ((0, n_cat), (n_cat, x.shape[1])):
-            block, empty, models = x[:, first:last], gone[:, first:last], self.models[name][first:last]
+            block, empty, models = x[:, first:last], is_missing[:, first:last], self.models[name][first:last]
             others = [np.delete(np.arange(last - first), j) for j in range(last - first)]
             moving = empty.any(1)  # rows that the last round changed
             for _ in range(self.max_iter):

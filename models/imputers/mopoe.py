@@ -5,7 +5,7 @@ Posteriors of the single modalities are combined per subset by a product of expe
 mixture over all subsets. The standard normal prior joins the product for the full set only, as in the published code.
 Images have a Laplace, text a categorical likelihood; on CelebA each modality has a style latent of its own besides.
 
-At inference we encode what is there, take the product of exactly those experts and decode what is missing; the
+At inference we encode what is observed, take the product of exactly those experts and decode what is missing; the
 original encodes all modalities and decodes all of them from all 2^M - 1 subsets. ``sample=false`` recovers from the
 posterior mean and the style 0 (deterministic), ``sample=true`` from one seeded draw per row, as the original does
 unseeded. A recovered text is a matrix of probabilities.
@@ -209,12 +209,12 @@ class MoPoE(GenerativeImputer):
                 completed[name] = x
                 if len(rows):
                     recovered = self._decode(i, mean[rows], index[rows])
-                    gone = missing_content(x, name, missing[:, i], feature_missing)
-                    completed[name] = merge(x, gone, x.index_put((rows,), recovered.to(x.dtype)))
+                    is_missing = missing_content(x, name, missing[:, i], feature_missing)
+                    completed[name] = merge(x, is_missing, x.index_put((rows,), recovered.to(x.dtype)))
         return completed
 
     def _decode(self, i: int, z: Tensor, index: Tensor) -> Tensor:
-        """What the shared latents (R, L) of some rows say about modality ``i``."""
+        """Decode modality ``i`` from shared latents (R, L)."""
         if width := self.styles[i]:
             drawn = row_normal(index, width, hash_seed(self.draw_seed, 1 + i)) if self.sample else None
             style = z.new_zeros(len(z), width) if drawn is None else drawn

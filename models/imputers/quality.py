@@ -1,4 +1,4 @@
-"""How good recoveries are: reconstruction error, and coherence (does a classifier read the right class off them)."""
+"""Quality of recoveries: reconstruction error, and coherence (whether a classifier predicts their true class)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Judge(IncompleteClassifier):
 def _errors(
     modality: Modality, recovered: Tensor, truth: Tensor, cells: Tensor | None = None
 ) -> Iterator[tuple[str, Tensor]]:
-    """Name and values of each measure of error, one a row, or one a missing cell where there are ``cells`` (R, F)."""
+    """Name and values of each error measure: one value per row, or per missing cell if ``cells`` (R, F) are given."""
     if modality.vocabulary:  # ids have no distances
         yield "token_accuracy", (recovered == truth).float().mean(1)
         return
@@ -115,12 +115,12 @@ def recovery_quality(imputer: Imputer, judge: Judge, batches: Iterable[Batch], s
             )
             recovered = hidden & ~lacks if unrecoverable is None else hidden & ~lacks & ~unrecoverable
             for i, (name, logits) in enumerate(judge.read(completed).items()):
-                gone = recovered[:, i]
-                known = ~lacking[name][gone] if name in lacking else None
-                truth = batch.inputs[name][gone]
-                for metric, values in _errors(judge.modalities[i], completed[name][gone], truth, known):
+                is_recovered = recovered[:, i]
+                known = ~lacking[name][is_recovered] if name in lacking else None
+                truth = batch.inputs[name][is_recovered]
+                for metric, values in _errors(judge.modalities[i], completed[name][is_recovered], truth, known):
                     add(name, m - k, metric, values)
-                add(name, m - k, "coherence", (logits.argmax(1) == batch.target)[gone].float())
+                add(name, m - k, "coherence", (logits.argmax(1) == batch.target)[is_recovered].float())
         for table in tables if m > 1 else []:
             shape = (len(batch), *table.shape)
             half = np.random.default_rng(seed + int(batch.index[0])).random(shape) < 0.5

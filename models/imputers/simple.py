@@ -14,7 +14,7 @@ from utils.errors import UserError
 
 
 class Zero(Imputer):
-    """Missing content becomes zeros."""
+    """Fill in zeros."""
 
     def impute(
         self,
@@ -30,8 +30,8 @@ class Zero(Imputer):
 
 
 class Mean(FittedImputer):
-    """Missing content becomes the mean of the training split (per pixel or cell), categorical cells of a table their
-    most frequent level.
+    """Fill in the mean of the training split per pixel or cell; for categorical cells of a table the most frequent
+    level.
 
     Args:
         modalities: of the data set.
@@ -51,19 +51,19 @@ class Mean(FittedImputer):
         self.levels = {m.name: m.cardinalities for m in modalities if m.cardinalities}
 
     def fit(self, batches: Iterable[Batch]) -> None:
-        """One pass over training batches; what is missing in them does not count."""
+        """Learn from training batches in one pass, without their missing content."""
         sums = {n: torch.zeros(v.shape, dtype=torch.float64) for n, v in self.means.items()}
         known = {n: torch.zeros(v.shape, dtype=torch.long) for n, v in self.means.items()}
         counts = {n: [torch.zeros(k, dtype=torch.long) for k in levels] for n, levels in self.levels.items()}
         for batch in batches:
             for i, (name, x) in enumerate(batch.inputs.items()):
-                gone = missing_content(x, name, batch.missing[:, i], batch.feature_missing).expand(x.shape)
-                sums[name] += torch.where(gone, 0, x.double()).sum(0).cpu()
-                known[name] += (~gone).sum(0).cpu()
+                is_missing = missing_content(x, name, batch.missing[:, i], batch.feature_missing).expand(x.shape)
+                sums[name] += torch.where(is_missing, 0, x.double()).sum(0).cpu()
+                known[name] += (~is_missing).sum(0).cpu()
                 for j, count in enumerate(counts.get(name, ())):
-                    count += torch.bincount(x[~gone[:, j], j].long().cpu(), minlength=len(count))
-        if never := [n for n, there in known.items() if not there.all()]:
-            raise UserError(f"imputer Mean: no training row has all of '{never[0]}', so that it has no mean")
+                    count += torch.bincount(x[~is_missing[:, j], j].long().cpu(), minlength=len(count))
+        if without_mean := [n for n, count in known.items() if not count.all()]:
+            raise UserError(f"imputer Mean: no training row has all of '{without_mean[0]}', so that it has no mean")
         self.means = {n: (v / known[n]).float() for n, v in sums.items()}
         for name, columns in counts.items():
             self.means[name][: len(columns)] = torch.tensor([float(c.argmax()) for c in columns])
@@ -91,7 +91,7 @@ class Mean(FittedImputer):
 
 
 class Oracle(Imputer):
-    """The true content: an upper reference for studies of the selection rule, never a method."""
+    """Keep the true content: an upper reference for studies of the selection rule, never a method."""
 
     needs: ClassVar[tuple[str, ...]] = ("oracle",)
 

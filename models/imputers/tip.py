@@ -181,8 +181,8 @@ class TIP(TrainedImputer):
             codes = torch.minimum((logits.argmax(-1) - offsets).clamp(min=0), levels - 1)
         else:
             level = torch.arange(logits.shape[-1], device=logits.device)
-            own = (level >= offsets[:, None]) & (level < (offsets + levels)[:, None])
-            codes = torch.where(own, logits, -torch.inf).argmax(-1) - offsets
+            is_of_column = (level >= offsets[:, None]) & (level < (offsets + levels)[:, None])
+            codes = torch.where(is_of_column, logits, -torch.inf).argmax(-1) - offsets
         return torch.cat([codes.to(values.dtype), values], dim=1)
 
     @torch.no_grad()
@@ -207,9 +207,9 @@ class TIP(TrainedImputer):
             return dict(inputs)
         training = self.training
         self.eval()
-        gone = missing_content(x, self.table.name, missing[:, column], feature_missing)[rows].expand(-1, x.shape[1])
-        cells = self.predict_cells(self.encoder_imaging(inputs[self.image.name][rows]), x[rows], gone)
-        filled = torch.where(gone, self.decode(*cells).to(x.dtype), x[rows])
+        absent = missing_content(x, self.table.name, missing[:, column], feature_missing)[rows].expand(-1, x.shape[1])
+        cells = self.predict_cells(self.encoder_imaging(inputs[self.image.name][rows]), x[rows], absent)
+        filled = torch.where(absent, self.decode(*cells).to(x.dtype), x[rows])
         self.train(training)
         return {**inputs, self.table.name: x.index_put((rows,), filled)}
 
@@ -219,15 +219,15 @@ class TIP(TrainedImputer):
         """The three losses and their mean. Cells that the data lack stay hidden, and nothing is asked of them; nor of a
         row without an image."""
         batch = self._with_image(batch)
-        original, gone = batch.inputs[self.table.name], None
+        original, absent = batch.inputs[self.table.name], None
         if not batch.complete:
             column = list(batch.inputs).index(self.table.name)
-            gone = missing_content(original, self.table.name, batch.missing[:, column], batch.feature_missing)
-            gone = gone.expand_as(original)
-            original = torch.where(gone, 0, original)
+            absent = missing_content(original, self.table.name, batch.missing[:, column], batch.feature_missing)
+            absent = absent.expand_as(original)
+            original = torch.where(absent, 0, original)
         image = self.encoder_imaging(batch.inputs[self.image.name])
-        view = corrupt(original, self.corruption, gone) if self.training else original
-        table = self.encoder_tabular.encode(view, gone)
+        view = corrupt(original, self.corruption, absent) if self.training else original
+        table = self.encoder_tabular.encode(view, absent)
         z = F.normalize(self.projector_imaging(image.mean(1)), dim=-1)
         w = F.normalize(self.projector_tabular(table[:, 0]), dim=-1)
         logits = z @ w.T / self.temperature
@@ -235,8 +235,8 @@ class TIP(TrainedImputer):
         contrastive = (F.cross_entropy(logits, same) + F.cross_entropy(logits.T, same)) / 2
         matching = self._matching(image, table, logits.detach())
         hidden = random_cells(len(batch), original.shape[1], self.mask_rate, original.device)
-        shown = self.predict_cells(image, original, hidden if gone is None else hidden | gone)
-        reconstruction = self._reconstruction(shown, original, hidden if gone is None else hidden & ~gone)
+        shown = self.predict_cells(image, original, hidden if absent is None else hidden | absent)
+        reconstruction = self._reconstruction(shown, original, hidden if absent is None else hidden & ~absent)
         return {
             "loss": (contrastive + matching + reconstruction) / 3,
             "contrastive": contrastive,
@@ -301,14 +301,14 @@ def random_cells(rows: int, columns: int, rate: float, device: torch.device | st
     return torch.rand(rows, columns, device=device).argsort(1).argsort(1) < round(columns * rate)
 
 
-def corrupt(table: Tensor, rate: float, gone: Tensor | None = None) -> Tensor:
+def corrupt(table: Tensor, rate: float, absent: Tensor | None = None) -> Tensor:
     """(B, n) with floor(n * rate) cells of every row replaced by those of random rows of the batch; cells that are
-    ``gone`` (B, n) neither give nor take."""
+    ``absent`` (B, n) neither give nor take."""
     b, n = table.shape
     chosen = torch.rand(b, n, device=table.device).argsort(1).argsort(1) < int(n * rate)
     rows = torch.randint(b, (b, n), device=table.device)
-    if gone is not None:
-        chosen = chosen & ~gone & ~gone.gather(0, rows)
+    if absent is not None:
+        chosen = chosen & ~absent & ~absent.gather(0, rows)
     return torch.where(chosen, table.gather(0, rows), table)
 
 
