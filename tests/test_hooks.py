@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hydra.utils import get_object
 
 from models.base import IncompleteClassifier, Method
 from models.baselines.base import Baseline, TokenBaseline, VectorBaseline
@@ -67,6 +69,13 @@ def test_trainers_and_utils_ask_no_class() -> None:
             if is_question and names & METHODS:
                 asked.append(f"{file.relative_to(ROOT)}: {text}")
     assert len(METHODS) > 80 and asked == []
+
+
+def test_every_configured_class_is_complete() -> None:
+    configs = "\n".join(file.read_text() for file in sorted((ROOT / "configs").rglob("*.yaml")))
+    targets = sorted(set(re.findall(r"_target_: (models\.[\w.]+)", configs)))
+    assert len(targets) > 50
+    assert [target for target in targets if inspect.isabstract(get_object(target))] == []
 
 
 @pytest.mark.parametrize("base", [*ABSTRACT, Imputer, FittedImputer, GenerativeImputer], ids=lambda kind: kind.__name__)

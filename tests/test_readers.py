@@ -452,6 +452,7 @@ def test_attention_is_drawn_over_photographs_that_exist(tmp_path: Path, monkeypa
     monkeypatch.setattr(figures, "load_pair", lambda *_: (run, [arrays, arrays]))
     monkeypatch.setattr(figures, "sorted_predictions", lambda *_: {"missing": mask})
     monkeypatch.setattr(figures, "hidden_modalities", lambda *_: [])
+    monkeypatch.setattr(figures, "scenario_title", lambda *_: "none")
     cfg = OmegaConf.create({"dataset": {"name": "A"}})
     directory = SimpleNamespace(path=tmp_path)
     context = SimpleNamespace(data=data, device="cpu", label="CMPT", load_model=PlainCMPT, cfg=cfg, directory=directory)

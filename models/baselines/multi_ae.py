@@ -76,6 +76,11 @@ class Autoencoder(_JointCode):
             {m.name: named[m.name] if m.name in named else decoder(m, self.vector_width) for m in modalities}
         )
 
+    def fuse(self, encoded: Tensor, batch: Batch) -> Prediction:
+        """The code as features; an autoencoder has no classes, so that logits are (B, 0)."""
+        code = self.code(encoded, batch)
+        return Prediction(code[:, :0], code)
+
     def reconstruction(self, code: Tensor, batch: Batch) -> Tensor:
         """Sum over the modalities of the mean error of what the data have.
 
