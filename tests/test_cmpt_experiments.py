@@ -24,12 +24,12 @@ from tests.test_cmpt import build, some_batch
 from tests.test_contracts import tiny_transformer
 from tests.test_pretrained import SIZES
 from tests.test_report import write_run
-from trainers import figures, published
+from trainers import attention, figures, published
 from trainers import run as pipeline
 from trainers.config.build import build_data
 from trainers.config.compose import CONFIGS, compose_config
 from trainers.config.validate import validate
-from trainers.report import distributions, plots
+from trainers.report import distributions, plots, run_data
 from trainers.report.figures import scenarios_at_rate_one
 from trainers.report.runs import COLUMNS, gather
 from trainers.report.statistics import is_right
@@ -343,7 +343,7 @@ SCENARIOS = ("none", "whole_0", "whole_1")
 def made_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Writes a finished run whose predictions are given: scenario -> (N,) predicted class, or (N, C) labels."""
     about = SimpleNamespace(class_names=[], modality_names=["image", "text"])
-    monkeypatch.setattr(figures, "data_module", lambda _: about)
+    monkeypatch.setattr(run_data, "data_module", lambda _: about)
 
     def write(model: str, target: np.ndarray, predicted: dict[str, np.ndarray], seed: int = 0, **more: Any) -> Path:
         run = tmp_path / "Food101" / model / "complete" / f"seed{seed}"
@@ -488,9 +488,9 @@ def test_samples_by_outcome_and_their_shares(made_run: Callable[..., Path]) -> N
         made_run(name, target, {"whole_1": p})
         for name, p in zip(("CMPT", "CMPT_without_proxies"), predicted, strict=True)
     ]
-    _, (data, without) = figures.load_pair(*runs, "whole_1")
+    _, (data, without) = run_data.load_pair(*runs, "whole_1")
     outcomes = [is_right(d["logits"], d["target"]) for d in (data, without)]
-    expected: dict[str, list[int]] = {name: [] for name in figures.OUTCOMES}
+    expected: dict[str, list[int]] = {name: [] for name in attention.OUTCOMES}
     for row, (y, new, old) in enumerate(zip(target, *predicted, strict=True)):
         name = {
             (False, True): "wrong without proxies, right with",
@@ -499,9 +499,9 @@ def test_samples_by_outcome_and_their_shares(made_run: Callable[..., Path]) -> N
             (False, False): "wrong with and without proxies",
         }[bool(old == y), bool(new == y)]
         expected[name].append(row)
-    groups = figures.rows_by_outcome(*outcomes)
+    groups = attention.rows_by_outcome(*outcomes)
     assert {name: rows.tolist() for name, rows in groups.items()} == expected
-    lines = figures.describe_shares(groups, figures.PUBLISHED_SHARES).splitlines()
+    lines = attention.describe_shares(groups, attention.PUBLISHED_SHARES).splitlines()
     for (name, rows), line in zip(expected.items(), lines, strict=True):
         assert line.startswith(name) and f"{len(rows) / 2:.2f} % of 200 rows ({len(rows)})" in line
     published_shares = [line.partition("paper: about ")[2] for line in lines]

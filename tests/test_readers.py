@@ -40,7 +40,7 @@ from datasets.readers.video import ClipReader, Frames
 from datasets.scaling import mean_and_deviation
 from models.cmpt.cmpt import CMPT
 from models.dymo.method import DyMo
-from trainers import evaluate, figures, published
+from trainers import attention, evaluate, published
 from trainers.report import pictures
 from utils.errors import UserError
 from utils.files import natural_key
@@ -449,14 +449,13 @@ def test_attention_is_drawn_over_photographs_that_exist(tmp_path: Path, monkeypa
     n = len(mask)
     arrays = {"index": np.arange(n), "target": np.zeros(n, dtype=int), "logits": np.eye(2)[np.zeros(n, dtype=int)]}
     run = SimpleNamespace(dataset="A")
-    monkeypatch.setattr(figures, "load_pair", lambda *_: (run, [arrays, arrays]))
-    monkeypatch.setattr(figures, "sorted_predictions", lambda *_: {"missing": mask})
-    monkeypatch.setattr(figures, "hidden_modalities", lambda *_: [])
-    monkeypatch.setattr(figures, "scenario_title", lambda *_: "none")
+    monkeypatch.setattr(attention, "load_pair", lambda *_: (run, [arrays, arrays]))
+    monkeypatch.setattr(attention, "sorted_predictions", lambda *_: {"missing": mask})
+    monkeypatch.setattr(attention, "hidden_modalities", lambda *_: [])
     cfg = OmegaConf.create({"dataset": {"name": "A"}})
     directory = SimpleNamespace(path=tmp_path)
     context = SimpleNamespace(data=data, device="cpu", label="CMPT", load_model=PlainCMPT, cfg=cfg, directory=directory)
-    figures.attention(context, tmp_path, "none", 6)  # type: ignore[arg-type]
+    attention.attention(context, tmp_path, "none", 6)  # type: ignore[arg-type]
     assert asked == [0, 2, 4]
     plt.close("all")
 

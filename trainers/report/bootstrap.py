@@ -15,16 +15,16 @@ log = logging.getLogger(__name__)
 
 DRAWS = 1000
 SEED = 0
-# Rows x classes of which an AUROC is resampled: above, the 1000 resamples of one file take minutes.
+# Rows x classes up to which AUROC is resampled: above, the 1000 resamples of one file take minutes.
 AUROC_CELLS = 400_000
 CHUNK_CELLS = 2**24
 
 
 def row_counts(rows: int) -> Iterator[np.ndarray]:
-    """How often each resample holds each row, some resamples at a time; equal for equal ``rows``, which pairs models.
+    """Counts of the rows in each resample, in chunks of resamples; the same for equal ``rows``, which pairs models.
 
     Yields:
-        (B, N) float64; the B add up to :data:`DRAWS`.
+        (B, N) float64; the B sum to :data:`DRAWS`.
     """
     rng = np.random.default_rng([SEED, rows])
     size = min(max(CHUNK_CELLS // rows, 1), DRAWS)
@@ -37,12 +37,12 @@ def resampled(data: Mapping[str, np.ndarray], metric: str) -> np.ndarray | None:
     """A metric on every resample of the rows.
 
     Args:
-        data: ``logits`` (N, C) and ``target`` (N,), or (N, C) of several labels (< 0 = not labelled).
+        data: ``logits`` (N, C) and ``target`` (N,), or (N, C) for several labels (< 0 = not labelled).
         metric: of :data:`utils.metrics.METRICS`.
 
     Returns:
-        (DRAWS,) values, NaN where a resample defines none; None for other metrics, and for an AUROC of so many rows
-        and classes that it would take too long, which is logged.
+        (DRAWS,) values, NaN where a resample defines none; None for other metrics, and (logged) for AUROC with so many
+        rows and classes that it would take too long.
     """
     logits, target = torch.from_numpy(data["logits"]), torch.from_numpy(data["target"])
     task = "multilabel" if target.ndim == 2 else "multiclass"
@@ -62,7 +62,8 @@ def _auroc(scores: Tensor, is_positive: Tensor, row: Tensor | None = None) -> Ca
     """Counts (B, N) -> AUROC (B,); ties count one half.
 
     Args:
-        scores, is_positive: (K,). row: (K,) the row of each, by default all rows in order.
+        scores, is_positive: (K,).
+        row: (K,) rows of the scores; by default all rows in order.
     """
     _, group = scores.double().unique(return_inverse=True)
     groups = int(group.max()) + 1 if len(group) else 1
@@ -114,11 +115,11 @@ def _of_labels(logits: Tensor, target: Tensor, metric: str) -> Callable[[Tensor]
     labelled, true, guess = target >= 0, target > 0, logits > 0
     if metric == "f1_samples":
         guess &= labelled
-        each = 2 * (guess & true).sum(1) / (guess.sum(1) + true.sum(1)).clamp(min=1)
+        f1 = 2 * (guess & true).sum(1) / (guess.sum(1) + true.sum(1)).clamp(min=1)
         has_label = labelled.any(1).double()
-        return lambda counts: (counts @ (each * has_label)) / (counts @ has_label)
+        return lambda counts: (counts @ (f1 * has_label)) / (counts @ has_label)
     kinds = (guess & true, guess & ~true & labelled, ~guess & ~true & labelled, ~guess & true)
-    cells = [kind.double() for kind in kinds]  # tp, fp, tn, fn, (N, C) each
+    cells = [kind.double() for kind in kinds]  # tp, fp, tn, fn: (N, C)
     measure, _, average = metric.partition("_")
     average = average or ("macro" if measure == "auroc" else "micro")
     areas = []

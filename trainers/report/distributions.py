@@ -17,14 +17,14 @@ CLASSES_PER_PANEL = 36
 
 
 def last_rewards(rewards: np.ndarray, accepted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The verdict on each recovery.
+    """Last reward of each recovery, and whether it was accepted.
 
     Args:
         rewards: (N, T, M) of each selection step, NaN where not evaluated.
         accepted: (N, M) modalities in the order of their acceptance, padded with -1.
 
     Returns:
-        (N, M) reward at the last step that evaluated the modality, NaN where none did; (N, M) bool, accepted.
+        (N, M) reward at the last step that evaluated the modality, NaN if none did; (N, M) bool, accepted.
     """
     n, steps, m = rewards.shape
     last = np.full((n, m), np.nan)
@@ -35,18 +35,18 @@ def last_rewards(rewards: np.ndarray, accepted: np.ndarray) -> tuple[np.ndarray,
 
 @rc_context(RC)
 def reward_histograms(panels: Mapping[str, Sequence[np.ndarray]], title: str) -> Figure:
-    """Rewards of accepted against rejected recoveries, one row a scenario; left where the prediction ended right.
+    """Rewards of accepted and rejected recoveries, one row per scenario; left for right predictions, right for wrong.
 
     Args:
-        panels: scenario -> last rewards (N, M), accepted (N, M), prediction right (N,).
+        panels: caption -> last rewards (N, M), accepted (N, M), prediction right (N,).
     """
     figure, axes = grid(len(panels), 2, 8, 2.4 * len(panels) + 0.5, sharex="row")
     figure.suptitle(title, fontsize=11)
-    for row, (scenario, (reward, accepted, right)) in zip(axes, panels.items()):
+    for row, (caption, (reward, accepted, right)) in zip(axes, panels.items()):
         judged = np.isfinite(reward)
         low, high = min(reward[judged].min(), 0), max(reward[judged].max(), 0)
         width = (high - low or 1) / 30
-        bins = np.arange(np.floor(low / width), np.ceil(high / width) + 1) * width  # 0 parts two bins
+        bins = np.arange(np.floor(low / width), np.ceil(high / width) + 1) * width  # 0 is between two bins
         for ax, outcome in zip(row, ("right", "wrong")):
             rows = judged & (right == (outcome == "right"))[:, None]
             parts = {"accepted": reward[rows & accepted], "rejected": reward[rows & ~accepted]}
@@ -55,7 +55,7 @@ def reward_histograms(panels: Mapping[str, Sequence[np.ndarray]], title: str) ->
                 ax.hist(values, bins, histtype="stepfilled", label=verdict, **look)
             ax.axvline(0, color="#333333", linewidth=0.8, linestyle=":")
             counts = ", ".join(f"{len(values)} {verdict}" for verdict, values in parts.items())
-            ax.set_title(f"{scenario}, prediction {outcome}\n{counts}", fontsize=9.5)
+            ax.set_title(f"{caption}, prediction {outcome}\n{counts}", fontsize=9.5)
             ax.set_xlabel("reward")
             ax.yaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
         row[0].set_ylabel("recoveries")
@@ -67,13 +67,14 @@ def reward_histograms(panels: Mapping[str, Sequence[np.ndarray]], title: str) ->
 def distance_histograms(
     values: np.ndarray, target: np.ndarray, sigma: np.ndarray, titles: Mapping[int, str], classes: Sequence[int]
 ) -> Figure:
-    """Distances to the own class's prototype, with the half-normal density that the ICS score assumes.
+    """Distances to the prototype of the true class, with the half-normal density that the ICS score assumes.
 
     Args:
-        values: (S, N) distances, NaN in rows that lack a modality of the subset, which count in no panel. target: (N,).
-            sigma: (S, C).
-        titles: subset id -> title, one row of panels each.
-        classes: one column each.
+        values: (S, N) distances, NaN in rows that lack a modality of the subset; they are not drawn.
+        target: (N,) classes.
+        sigma: (S, C) parameter of the half-normal distribution.
+        titles: subset id -> title of its row of panels.
+        classes: one column per class.
     """
     figure, axes = grid(len(titles), len(classes), 2.6 * len(classes), 2.1 * len(titles))
     for row, (s, title) in zip(axes, titles.items()):
@@ -101,11 +102,11 @@ def per_class(
     title: str,
     gain: pd.Series | None = None,
 ) -> Figure:
-    """A row for each class, in the order of the index, a mark for each column; many classes go into several panels.
+    """Scores of the classes: a line per class in the order of the index, a mark per column, several panels if needed.
 
     Args:
-        values: index class names, columns models (or scenarios); NaN where a class has no rows.
-        gain: class name -> number that is printed beside its row, in percentage points; None = nothing.
+        values: index class names, columns models (or scenarios); NaN for classes without rows.
+        gain: class name -> number printed beside its line, in percentage points.
     """
     panels = -(-len(values) // CLASSES_PER_PANEL)
     rows = -(-len(values) // panels)
@@ -115,7 +116,7 @@ def per_class(
         places = np.arange(len(part))
         ax.hlines(places, part.min(axis=1), part.max(axis=1), color="#bbbbbb", linewidth=1, zorder=0)
         for i, (model, style) in enumerate((m, style) for m, style in styles.items() if m in part):
-            # Smaller one after the other, so that equal scores hide none.
+            # Decreasing sizes, so that marks of equal scores stay visible.
             look = {"color": style["color"], "marker": style["marker"], "s": max(60 - 18 * i, 12)}
             ax.scatter(part[model], places, label=model, zorder=2 + i, **look)
         ax.set_yticks(places, part.index, fontsize=8)
@@ -146,14 +147,14 @@ def embedding(
     subtitle: str = "",
     unit: str = "t-SNE",
 ) -> Figure:
-    """Sets of points in one map; colour and number tell the class, the marker tells the set.
+    """Sets of points in one map; colour and number show the class, the marker shows the set.
 
-    The number of a class stands at the median of its points of the first set.
+    The number of a class is at the median of its points in the first set.
 
     Args:
-        points: name of a set -> positions (N, 2), the same rows in each.
-        target: (N,) class of each row. Rows of other ``classes`` are not drawn.
-        classes: number of a class -> name.
+        points: name of the set -> positions (N, 2), the same rows in every set.
+        target: (N,) classes of the rows; rows of classes that are not among ``classes`` are not drawn.
+        classes: number of the class -> name.
     """
     figure, axes = grid(1, 1, 8.0, 6.2)
     ax = axes[0, 0]

@@ -1,4 +1,4 @@
-"""The ``report`` stage: any number of run directories into tables, tests, figures and one ``report.html``."""
+"""Stage ``report``: tables, tests, figures and one ``report.html`` from any number of run directories."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Report:
-    """What was written: the page, ``summary.csv``, ``tests.csv``, and (dataset, metric) -> table of plain strings."""
+    """Results: the page, ``summary.csv``, ``tests.csv``, and (dataset, metric) -> table of plain strings."""
 
     html: Path
     summary: pd.DataFrame
@@ -40,15 +40,15 @@ class Report:
 PAGE = Path(__file__).with_name("page.html")
 SECTIONS = {
     "sweep": "Tested on complete data; at rate 0 trained on complete data.",
-    "samples": "Missing originals are dimmed in a dashed frame. Accepted recoveries have a green frame and their order "
-    "in brackets; their reward is bold at the step that accepted them.",
-    "rewards": "The last reward of each recovery, over all seeds; numbers in brackets count recoveries.",
-    "training": "One line for each seed or fold.",
+    "samples": "Missing originals are dimmed, in a dashed frame. Accepted recoveries have a green frame and their "
+    "order in brackets; their reward is bold at the step that accepted them.",
+    "rewards": "Last reward of each recovery, over all seeds.",
+    "training": "One line per seed or fold.",
 }
 
 
 def _environment(runs: Sequence[Run]) -> list[Markup]:
-    """Tables of environment.json: what all runs share, and what differs."""
+    """Tables of environment.json: entries that all runs share, and entries that differ."""
     entries = [json.loads(run.text("environment.json") or "{}") for run in runs]
     frame = pd.json_normalize(entries).astype(object).map(lambda v: "–" if v is None or v != v else str(v))
     shared = [column for column in frame if frame[column].nunique() == 1]
@@ -100,10 +100,12 @@ def _page(
 
 def _check_output(output: Path, run_dirs: Sequence[Path]) -> None:
     if any(Path(run).resolve().is_relative_to(output) for run in run_dirs):
-        mend = f"give it a folder of its own, for example {output / 'report'}"
-        raise UserError(f"{output} holds runs, and a report replaces its folder whole: {mend}")
+        raise UserError(
+            f"{output} holds runs, and a report replaces its folder: choose another folder, for example "
+            f"{output / 'report'}"
+        )
     if output.is_file() or (output.exists() and any(output.iterdir()) and not (output / "report.html").is_file()):
-        raise UserError(f"{output} holds something else than a report, which would be lost: give a new folder")
+        raise UserError(f"{output} holds something else than a report, which would be lost: choose a new folder")
 
 
 def write_report(
@@ -114,16 +116,16 @@ def write_report(
     metrics: Sequence[str] | None = None,
     primary: str = "accuracy",
 ) -> Report:
-    """Gather finished run directories into ``output``, which is replaced whole once everything is written.
+    """Report finished run directories in the folder ``output``, which is replaced once everything is written.
 
     Args:
-        run_dirs: ``.../<dataset>/<model>/<name>/seed<k>``; without DONE or results.csv skipped with a warning.
+        run_dirs: ``.../<dataset>/<model>/<name>/seed<k>``; skipped with a warning without DONE or results.csv.
         title: heading of the page.
-        metrics: those that get tables and figures, all by default.
-        primary: the metric of the paired tests, shown first.
+        metrics: metrics with tables and figures; all by default.
+        primary: metric of the paired tests, shown first.
 
     Raises:
-        UserError: nothing to report, unreadable results, unknown metric, or an ``output`` that holds other things.
+        UserError: nothing to report, unreadable results, unknown metric, or an ``output`` that holds other files.
     """
     output = Path(output).resolve()
     _check_output(output, run_dirs)

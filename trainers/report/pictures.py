@@ -17,7 +17,7 @@ from trainers.report.style import GREEN, RC, VERMILLION
 def _picture(
     ax: Axes, images: np.ndarray | None, k: int, colour: str, heavy: bool, dim: bool, empty: str = "no picture"
 ) -> None:
-    """One framed cell; grey with the words ``empty`` where the modality is no picture, or has none in this row."""
+    """One framed picture; a grey cell with the text ``empty`` if there is none."""
     if images is None:
         ax.set_facecolor("#eeeeee")
         ax.text(0.5, 0.5, empty, ha="center", va="center", fontsize=7.5, color="#555555", transform=ax.transAxes)
@@ -33,14 +33,12 @@ def _picture(
 
 @rc_context(RC)
 def samples(data: Mapping[str, np.ndarray], title: str, limit: int = 6) -> Figure:
-    """One block a sample: originals (missing ones dimmed), recoveries, and the reward of each selection step.
-
-    A modality that the source does not have in that row (``absent``, (R, M) bool, all False where it is not given) has
-    no original.
+    """One block per sample: originals (missing ones dimmed), recoveries, and the rewards of the selection steps.
 
     Args:
-        data: the arrays of ``examples/<scenario>.npz``.
-        limit: samples shown.
+        data: arrays of ``examples/<scenario>.npz``; modalities that the source lacks (``absent``, (R, M) bool) have no
+            original.
+        limit: number of samples shown.
     """
     names, classes = [str(n) for n in data["modality_names"]], [str(c) for c in data["class_names"]]
     shown = range(min(len(data["index"]), limit))
@@ -71,12 +69,12 @@ def samples(data: Mapping[str, np.ndarray], title: str, limit: int = 6) -> Figur
         write(0.1, y + cell / 2, "original")
         for m, name in enumerate(names):
             centre = left + m * (cell + gap) + cell / 2
-            gone = bool(missing[k, m])
-            heading = name + (" – absent" if absent[k, m] else " – missing" * gone)
+            is_missing = bool(missing[k, m])
+            heading = name + (" – absent" if absent[k, m] else " – missing" * is_missing)
             write(centre, y - 0.12, heading, 8 * min(1, 18 / len(heading)), ha="center")
             original = None if absent[k, m] else data.get(f"original_{name}")
             empty = "not in the data" if absent[k, m] else "no picture"
-            _picture(axes(m, y), original, k, VERMILLION if gone else "#999999", False, gone, empty)
+            _picture(axes(m, y), original, k, VERMILLION if is_missing else "#999999", False, is_missing, empty)
         if not missing[k].any():
             continue
         y += cell + gap + 0.16
@@ -102,12 +100,12 @@ def samples(data: Mapping[str, np.ndarray], title: str, limit: int = 6) -> Figur
 def attention_maps(
     groups: Mapping[str, Sequence[tuple[np.ndarray, Mapping[str, np.ndarray], str]]], title: str
 ) -> Figure:
-    """A block for each group of samples, a line for each sample: its label, the image, and every map over it, each
-    scaled by its own maximum.
+    """A block per group of samples, a line per sample: its label, the image, and the maps over it, each scaled by its
+    own maximum.
 
     Args:
-        groups: heading -> samples: image (H, W, 3) or (H, W) in [0, 1], name -> map (rows, columns) of attention to
-            the patches, label (lines separated by a line feed).
+        groups: heading -> samples: image (H, W, 3) or (H, W) in [0, 1]; name -> map (rows, columns) of attention to the
+            patches; label, with line feeds.
     """
     names = next((list(sample[1]) for samples in groups.values() for sample in samples), [])
     lines = [max(len(samples), 1) for samples in groups.values()]
@@ -127,7 +125,7 @@ def attention_maps(
         for line, (image, maps, label) in zip(axes, samples):
             wrapped = "\n".join(textwrap.fill(text, 22, subsequent_indent="   ") for text in label.split("\n"))
             line[0].text(0, 0.5, wrapped, fontsize=8, va="center", transform=line[0].transAxes)
-            # Grey below a map, so that its colours are those of the attention alone.
+            # Grey below a map, so that only the attention has colours.
             grey = image.mean(-1) if image.ndim == 3 else image
             place: dict[str, Any] = {"extent": (0, image.shape[1], image.shape[0], 0), "aspect": "auto"}
             for ax, name in zip(line[1:], ("input", *names)):

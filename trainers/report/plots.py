@@ -174,11 +174,12 @@ def _bars(ax: Axes, values: pd.DataFrame, position: float, width: float, style: 
 
 @rc_context(RC)
 def noise_curves(curves: pd.DataFrame, title: str) -> Figure:
-    """Weight of a modality, and its predicted level, against the level of its noise while the others are clean; one
-    line a modality, the mean over the seeds with its SD band.
+    """Weight and predicted noise level of a modality against its noise level, with the other modalities clean.
+
+    One line per modality: mean over the seeds with SD band.
 
     Args:
-        curves: columns modality, level, seed, weight, predicted (means over the rows of a test; NaN = not known).
+        curves: columns modality, level, seed, weight, predicted (means over the test rows; NaN = unknown).
     """
     panels = [("weight", "weight of the modality"), ("predicted", "predicted level")]
     panels = [(column, label) for column, label in panels if curves[column].notna().any()]
@@ -188,8 +189,8 @@ def noise_curves(curves: pd.DataFrame, title: str) -> Figure:
         for (name, style), (_, part) in zip(
             model_styles([str(m) for m in curves["modality"].unique()]).items(), curves.groupby("modality", sort=False)
         ):
-            found = part.groupby("level")[column].agg(["mean", "std"])
-            _line_with_band(ax, found.index, found["mean"], found["std"], name, style)
+            line = part.groupby("level")[column].agg(["mean", "std"])
+            _line_with_band(ax, line.index, line["mean"], line["std"], name, style)
         ends = [curves["level"].min(), curves["level"].max()]
         ax.plot(ends, ends if column == "predicted" else [1, 1], color="#333333", linewidth=0.8, linestyle=":")
         ax.set_xlabel("level of its noise (1 = clean)")
@@ -202,7 +203,7 @@ def noise_curves(curves: pd.DataFrame, title: str) -> Figure:
 
 @rc_context(RC)
 def training_curves(frames: Mapping[Any, pd.DataFrame], title: str) -> Figure | None:
-    """Losses on the left and validation metrics on the right against the epoch, a thin line for each run.
+    """Losses (left) and validation metrics (right) against the epoch, a thin line per run.
 
     Args:
         frames: run -> ``metrics.csv`` of Lightning's CSVLogger; columns may be sparse.

@@ -1,4 +1,4 @@
-"""Runs: what their folders hold, gathered into one table."""
+"""Finished run directories: their results, masks and predictions."""
 
 from __future__ import annotations
 
@@ -22,13 +22,18 @@ log = logging.getLogger(__name__)
 
 COLUMNS = ("dataset", "model", "seed", "scenario", "metric", "value", "n")
 KEY = ["dataset", "model", "scenario", "metric"]
-REPEAT = ["seed", "fold"]  # what is averaged over
-MEND = "delete it and run stages=[test] again"
+REPEAT = ["seed", "fold"]  # averaged over
+FIX = "delete it and run stages=[test] again"
 
 
 @dataclass
 class Run:
-    """A finished run directory; ``frame`` is its results.csv, ``model`` the one its comparators belong to."""
+    """A finished run directory.
+
+    Attributes:
+        frame: its results.csv.
+        model: the trained model; its comparators are named ``model/comparator``.
+    """
 
     path: Path
     frame: pd.DataFrame
@@ -40,15 +45,15 @@ class Run:
 
     @property
     def repeat(self) -> str:
-        """Which of the runs that are averaged over."""
+        """Seed and fold, in words."""
         return f"seed {self.seed}" + (f", fold {self.fold}" if self.fold >= 0 else "")
 
     def text(self, file: str) -> str:
-        """Content of a text file, empty where there is none."""
+        """Content of a text file, empty if there is none."""
         return (self.path / file).read_text() if (self.path / file).is_file() else ""
 
     def predictions(self, model: str, scenario: str) -> Path:
-        """Where the predictions of the model, or of a comparator on the same backbone, lie."""
+        """File of the predictions of the model, or of a comparator with the same backbone."""
         return self.path / "predictions" / model.removeprefix(self.model).lstrip("/") / f"{slug(scenario)}.npz"
 
 
@@ -61,22 +66,22 @@ def scenario_of(name: str) -> Scenario:
 
 
 def stored_rate(run: Run, name: str) -> float:
-    """Realised missing rate of a scenario, from the run's masks or predictions; without these the rate in the name, or
-    NaN where it names none."""
+    """Realised missing rate of a scenario, from the run's masks or predictions; without these, the rate in the name, or
+    NaN if it has none."""
     scenario = scenario_of(name)
     for file in (run.path / "masks" / f"{slug(name)}.npz", run.predictions(run.model, name)):
         arrays = load_arrays(file) if file.is_file() else {}
         if "missing" in arrays and arrays["missing"].size:
             cells = {key: value for key, value in arrays.items() if key.startswith("cells_")}
             if isinstance(scenario, Table) and not cells:
-                continue  # the marks of rows do not say how many cells are missing
+                continue  # the mask of modalities does not say how many cells are missing
             if max(scenario.named_modalities, default=0) < arrays["missing"].shape[1]:
                 mask = arrays["missing"].astype(bool)
                 if cells:
                     names = json.loads(file.with_suffix(".json").read_text())["modalities"]
                     mask = unobserved(mask, {key.removeprefix("cells_"): gone for key, gone in cells.items()}, names)
                 return scenario.realised_rate(mask, cells)
-    log.warning("report: %s stores no mask of '%s', its missing rate is that of the name", run.path, name)
+    log.warning("report: %s stores no mask of '%s', its missing rate is the one in the name", run.path, name)
     rate = scenario.named_rate if scenario.hides else 0.0
     return np.nan if rate is None else rate
 
@@ -93,10 +98,10 @@ def modality_names(runs: Sequence[Run]) -> dict[str, list[str]]:
 
 
 def read_results(path: Path) -> pd.DataFrame:
-    """A checked results.csv; ``fold`` is -1 without cross-validation, ``train`` is none where the file does not say.
+    """Read and check a results.csv; ``fold`` is -1 without cross-validation, ``train`` is ``none`` by default.
 
     Raises:
-        UserError: it cannot be read, or columns, numbers or uniqueness are not as they should be.
+        UserError: the file cannot be read, lacks a column, has another value than a number, or has a row twice.
     """
     try:
         frame = pd.read_csv(path, keep_default_na=False)
@@ -111,18 +116,18 @@ def read_results(path: Path) -> pd.DataFrame:
             frame["missing_rate"] = pd.to_numeric(frame["missing_rate"].replace("", np.nan))
         frame["train"] = frame["train"].astype(str) if "train" in frame else "none"
         frame = frame.astype(dict.fromkeys(KEY, str))
-        if (twice := frame.duplicated([*KEY, *REPEAT])).any():
-            raise ValueError("twice " + ", ".join(frame.loc[twice, KEY].iloc[0]))
+        if (is_duplicate := frame.duplicated([*KEY, *REPEAT])).any():
+            raise ValueError("twice " + ", ".join(frame.loc[is_duplicate, KEY].iloc[0]))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not a results file ({error}): {MEND}") from None
+        raise UserError(f"{path} is not a results file ({error}): {FIX}") from None
     return frame
 
 
 def gather(run_dirs: Sequence[Path]) -> tuple[list[Run], list[str]]:
-    """The finished runs, and why the others were skipped.
+    """The finished runs, and the reasons why others were skipped.
 
-    Runs of one data set and model under different names are told apart as ``model [name]``, or, where each name stands
-    for another missingness in training, as ``model [train ...]``. The column ``method`` keeps the plain name.
+    Runs of one data set and model under different names are called ``model [name]``, or, if each name stands for
+    another scenario in training, ``model [train ...]``. The column ``method`` has the plain name.
 
     Raises:
         UserError: no finished run, a broken results.csv, two runs with the same rows, or runs of a model with and
@@ -143,38 +148,61 @@ def gather(run_dirs: Sequence[Path]) -> tuple[list[Run], list[str]]:
     if not runs:
         tried = ", ".join(map(str, run_dirs)) or "an empty list"
         raise UserError(f"no finished run (with results.csv and DONE) in {tried}: run stages=[test] first")
-    names: dict[tuple[str, str], set[tuple[str, str]]] = {}
+    _check_folds(runs)
+    _tell_variants_apart(runs)
+    _check_unique(runs)
+    return runs, skipped
+
+
+def _check_folds(runs: Sequence[Run]) -> None:
+    path_of: dict[tuple[str, str, bool], Path] = {}
     for run in runs:
-        names.setdefault((run.dataset, run.model), set()).add((run.path.parent.name, run.train))
-    for dataset, model in names:
-        own = [run for run in runs if (run.dataset, run.model) == (dataset, model)]
-        if len(kinds := {run.fold >= 0: run.path for run in own}) > 1:
+        is_fold = run.fold >= 0
+        path_of[run.dataset, run.model, is_fold] = run.path
+        if other := path_of.get((run.dataset, run.model, not is_fold)):
+            paths = (run.path, other) if is_fold else (other, run.path)
             raise UserError(
-                f"{dataset}, {model}: {kinds[True]} is of a fold and {kinds[False]} is not, which have no common mean: "
-                "report them apart (report.include)"
+                f"{run.dataset}, {run.model}: {paths[0]} is of a fold and {paths[1]} is not, which have no common "
+                "mean: report them apart (report.include)"
             )
-    owner: dict[tuple, Path] = {}
+
+
+def _tell_variants_apart(runs: Sequence[Run]) -> None:
+    variants: dict[tuple[str, str], set[tuple[str, str]]] = {}  # (data set, model) -> (name of the runs, training)
+    for run in runs:
+        variants.setdefault((run.dataset, run.model), set()).add((run.path.parent.name, run.train))
     for run in runs:
         run.frame["method"] = run.frame["model"]
-        variants = names[run.dataset, run.model]
-        of_training = len({name for name, _ in variants}) == len({train for _, train in variants}) == len(variants)
-        if len(variants) > 1 and not (of_training and run.train == "none"):
-            main = f"{run.model} [{f'train {run.train}' if of_training else run.path.parent.name}]"
-            run.frame["model"] = [main + model.removeprefix(run.model) for model in run.frame["model"]]
-            run.model = main
+        names, trainings = map(set, zip(*(pairs := variants[run.dataset, run.model])))
+        differ_in_training = len(names) == len(trainings) == len(pairs)
+        if len(pairs) > 1 and not (differ_in_training and run.train == "none"):
+            model = f"{run.model} [{f'train {run.train}' if differ_in_training else run.path.parent.name}]"
+            run.frame["model"] = [model + member.removeprefix(run.model) for member in run.frame["model"]]
+            run.model = model
+
+
+def _check_unique(runs: Sequence[Run]) -> None:
+    path_of: dict[tuple, Path] = {}
+    for run in runs:
         for key in run.frame[[*KEY, *REPEAT]].itertuples(index=False, name=None):
-            if (other := owner.setdefault(key, run.path)) != run.path:
+            if (other := path_of.setdefault(key, run.path)) != run.path:
                 raise UserError(
                     f"{other} and {run.path} both hold {key[0]}, {key[1]}, seed {key[4]}, {key[2]}: "
                     "give one of them another name=..., or leave one out"
                 )
-    return runs, skipped
+
+
+def load_sorted(path: Path, *keys: str) -> dict[str, np.ndarray]:
+    """The named arrays of a file of predictions, as far as it has them, and ``index``, sorted by ``index``."""
+    arrays = load_arrays(path, "index", *keys)
+    order = np.argsort(arrays["index"], kind="stable")
+    return {key: values[order] for key, values in arrays.items()}
 
 
 def load_arrays(path: Path, *keys: str) -> dict[str, np.ndarray]:
-    """The named arrays of an npz file as far as it has them, without names all; reads no pickles."""
+    """The named arrays of an npz file, as far as it has them; all without names. Reads no pickles."""
     try:
         with np.load(path, allow_pickle=False) as file:
             return {key: file[key] for key in keys or file.files if key in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} cannot be read ({error}): {MEND}") from None
+        raise UserError(f"{path} cannot be read ({error}): {FIX}") from None

@@ -1,7 +1,7 @@
 """Look of the report's figures: colours, styles of models, grids of panels, files.
 
-Colours are those of Okabe and Ito, told apart with every common colour blindness; a second cue (marker, line style,
-hatch, frame, word) always repeats what a colour says.
+Colours are those of Okabe and Ito, which are distinct with every common colour blindness; a second cue (marker, line
+style, hatch, frame, word) always repeats the information of a colour.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def is_oracle(model: str) -> bool:
 
 
 def with_dagger(model: str) -> str:
-    """The name, marked where the model uses labels at test time."""
+    """The name, marked if the model uses labels at test time."""
     return model + "†" * is_oracle(model)
 
 
@@ -43,7 +43,7 @@ def model_styles(models: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Colour, marker, line style and hatch of each model, the same in all figures; oracles are grey and dotted."""
     styles: dict[str, dict[str, Any]] = {}
     plain = [m for m in models if not is_oracle(m)]
-    for i, model in enumerate(sorted(plain, key=lambda m: "/" in m)):  # comparators take what is left of the colours
+    for i, model in enumerate(sorted(plain, key=lambda m: "/" in m)):  # comparators take the remaining colours
         turn = i // len(COLOURS) % len(LINES)
         styles[model] = {
             "color": COLOURS[i % len(COLOURS)],
@@ -56,7 +56,7 @@ def model_styles(models: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def save(figure: Figure, path: Path, pdf: bool = False) -> None:
-    """Write ``path`` (.png) and, where asked, the same as .pdf."""
+    """Write ``path`` (.png), and on request the same figure as .pdf."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     if pdf:
@@ -64,19 +64,20 @@ def save(figure: Figure, path: Path, pdf: bool = False) -> None:
 
 
 def data_uri(path: Path) -> str:
-    """A PNG as the value of ``src``."""
+    """A PNG as a data URI."""
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
 def grid(rows: int, columns: int, width: float, height: float, **kwargs: Any) -> tuple[Figure, np.ndarray]:
+    """A figure of ``width`` x ``height`` inches, and its axes (rows, columns)."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **kwargs)
 
 
 def legend(figure: Figure, axes: Sequence[Axes], columns: int) -> None:
-    """One legend below all panels, for what any of them shows, at most ``columns`` wide; the figure grows by it."""
+    """Add one legend for all panels below them, at most ``columns`` wide; the figure grows by its height."""
     shown = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels())}
-    # In inches, about: a letter of the legend, and line and gaps of an entry.
+    # Approximate widths in inches: 0.09 per letter, 0.7 for line and gaps of an entry.
     widest = 0.09 * max(map(len, shown), default=0) + 0.7
     columns = max(min(columns, int(figure.get_figwidth() / widest)), 1)
     look: dict[str, Any] = {"ncols": columns, "frameon": False, "handlelength": 3}

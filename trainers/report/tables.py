@@ -26,27 +26,26 @@ LATEX = {c: "\\" + c for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\t
 
 
 def summarise(frame: pd.DataFrame) -> pd.DataFrame:
-    """Mean, SD (n - 1; empty for one run) and number of runs of every dataset, model, scenario and metric.
+    """Mean, SD (n - 1; empty for one run) and number of runs per dataset, model, scenario and metric.
 
-    ``missing_rate`` is the mean realised rate, where ``frame`` has it.
-
-    Under cross-validation a fold is what is repeated: its seeds are averaged first, and ``error``, which is shown, is
-    the standard error SD / sqrt(folds). Else ``error`` is the SD, over ``n_seeds``, and ``n_folds`` is 0.
+    Tables show ``error``: the SD over ``n_seeds`` seeds (``n_folds`` is 0), and under cross-validation, where seeds are
+    averaged per fold first, the standard error SD / sqrt(folds). ``missing_rate`` is the mean realised rate, if
+    ``frame`` has it.
     """
     frame = frame if "fold" in frame else frame.assign(fold=-1)
     seeds = frame[frame["value"].notna()].groupby(KEY, sort=False)["seed"].nunique()
     unit = frame["fold"].where(frame["fold"] >= 0, -1 - frame["seed"])
     units = frame.assign(unit=unit).groupby([*KEY, "unit"], sort=False)[["value", "fold"]].mean().reset_index()
-    found = units.groupby(KEY, sort=False).agg(
+    summary = units.groupby(KEY, sort=False).agg(
         mean=("value", "mean"), sd=("value", "std"), count=("value", "count"), fold=("fold", "max")
     )
-    folds = found.pop("count").where(found.pop("fold") >= 0, 0)
-    found["n_seeds"] = seeds.reindex(found.index, fill_value=0)
-    found["n_folds"] = folds
-    found["error"] = found["sd"] / np.sqrt(folds.where(folds > 0, 1))
+    folds = summary.pop("count").where(summary.pop("fold") >= 0, 0)
+    summary["n_seeds"] = seeds.reindex(summary.index, fill_value=0)
+    summary["n_folds"] = folds
+    summary["error"] = summary["sd"] / np.sqrt(folds.where(folds > 0, 1))
     if "missing_rate" in frame:
-        found["missing_rate"] = frame.groupby(KEY, sort=False)["missing_rate"].mean().reindex(found.index)
-    return found.reset_index()
+        summary["missing_rate"] = frame.groupby(KEY, sort=False)["missing_rate"].mean().reindex(summary.index)
+    return summary.reset_index()
 
 
 def spread(summary: pd.DataFrame) -> str:
@@ -72,12 +71,12 @@ def rows_of_metric(summary: pd.DataFrame, metric: str) -> pd.DataFrame:
 def table(summary: pd.DataFrame, metric: str, style: str = "plain") -> pd.DataFrame:
     """Rows are models, columns scenarios, cells 'mean ± SD' (± SE over folds); best and second best are marked.
 
-    Equal as shown is equal: all firsts are best, all holders of the next value second best. Models that use labels,
-    metrics without a better side and columns with one model get no marks.
+    Values that look equal count as equal: all models with the best value are best, all with the next value second best.
+    Models that use labels, metrics that are neither better high nor low, and columns with one model get no marks.
 
     Args:
         summary: of :func:`summarise`, one data set.
-        style: plain | markdown | latex | html; text is escaped to suit.
+        style: plain | markdown | latex | html; text is escaped accordingly.
     """
     rows = rows_of_metric(summary, metric)
     digits = (".2f", ".2f") if label(metric) != metric else (".4g", ".2g")
@@ -99,9 +98,9 @@ def table(summary: pd.DataFrame, metric: str, style: str = "plain") -> pd.DataFr
 
 
 def escape(text: str, style: str) -> str:
-    """The text as it must be written in a style of :func:`table`."""
+    """The text, escaped for a style of :func:`table`."""
     if style == "latex":
-        text = re.sub(r"[&%$#_{}\\~^]", lambda found: LATEX[found[0]], text)
+        text = re.sub(r"[&%$#_{}\\~^]", lambda match: LATEX[match[0]], text)
         return text.replace("±", r"$\pm$").replace("–", "--")
     if style == "markdown":
         return text.replace("|", r"\|")
@@ -220,7 +219,7 @@ def latex_block(summary: pd.DataFrame, metric: str, captions: Mapping[str, str],
 
 
 def print_table(summary: pd.DataFrame, metric: str, models: Sequence[str] | None = None) -> str:
-    """The table of one metric for the terminal, a block for each data set; ``models`` keeps only those."""
+    """The table of one metric for the terminal, a block per data set; with ``models``, of these only."""
     rows = summary[(summary["metric"] == metric) & (summary["model"].isin(models or summary["model"]))]
     blocks = []
     for dataset, part in rows.groupby("dataset", sort=False):
