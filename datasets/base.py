@@ -1,8 +1,4 @@
-"""What passes between the parts: `Modality`, `Batch`, and the data module that makes batches.
-
-Tensor legend used everywhere: ``B`` batch, ``M`` modalities, ``N`` tokens of one modality, ``P`` tokens of all,
-``D`` width, ``C`` classes, ``S`` subsets. A mask is boolean and **True = missing**.
-"""
+"""Base of the data modules: from the packed store to batches with masks and noise."""
 
 from __future__ import annotations
 
@@ -18,10 +14,12 @@ import torch
 from torch import Tensor
 
 from datasets.batch import Batch, Modality
+from datasets.description import describe_inputs
 from datasets.loader import Choose, Corrupt, PackedLoader, Transform
 from datasets.missingness import Complete, Rows, Scenario
 from datasets.missingness.table import forest_ranking
 from datasets.noise import Corruption, TrainingNoise
+from datasets.split_masks import SourceGaps, SplitMask
 from datasets.storage import PackedSplit, PackedStore
 from utils.errors import UserError
 from utils.files import replacing
@@ -30,53 +28,31 @@ log = logging.getLogger(__name__)
 SPLITS = ("train", "val", "test")
 
 
-def _describe_columns(
-    table: Modality, levels: Mapping[str, Sequence[str]], scaling: Mapping[str, Sequence[float]]
-) -> list[dict[str, Any]]:
-    """Columns of a table for :meth:`MultimodalDataModule.describe_inputs`.
-
-    Args:
-        levels: categorical column -> names of its levels, as far as the source has names.
-        scaling: continuous column -> zero and unit, as far as the data set standardised it itself.
-    """
-    names = table.columns or tuple(str(i) for i in range(table.shape[0]))
-    columns: list[dict[str, Any]] = []
-    for name, count in zip(names, (*table.cardinalities, *[None] * (len(names) - len(table.cardinalities)))):
-        column: dict[str, Any] = {"name": name}
-        if count is not None:
-            column["levels"] = list(levels[name]) if name in levels else count
-        elif name in scaling:
-            column["scaling"] = [float(value) for value in scaling[name]]
-        columns.append(column)
-    return columns
-
-
 class MultimodalDataModule(pl.LightningDataModule):
-    """Base of every data set: packed arrays, the masks of each split, loaders.
+    """Base of every data set: packed arrays, masks of the splits, loaders.
 
     Subclasses set ``name``, ``modalities``, ``class_names`` and ``task``, and implement :meth:`prepare`.
 
     Args:
         store: folder of the packed store (made by stage ``prepare``).
         batch_size, test_batch_size: rows per training / evaluation batch.
-        missing_train, missing_val: scenario of these splits (one each).
-        missing_seed: seed of the masks; each split adds its own offset.
+        missing_train, missing_val: scenario of the split, None = complete.
+        missing_seed: of the masks; every split adds its own offset.
         train_fraction: fraction of the training rows to keep (a seeded shuffle before the cut), 1 = all.
         residence: auto | device | host | mmap, see :class:`PackedLoader`.
         reshuffle_pairs, jitter: training augmentation, see :class:`PackedLoader`.
         seed: of the order of the training rows.
 
     Attributes:
-        training_noise: what the training batches of a fit get, None = nothing; stage fit sets it.
-        paths: constructor arguments that say where files are. The signature of the packed store says what is in them,
-            so that folders may move and paths may be relative or absolute.
-        paths_or_names: those of ``paths`` that may also be the name of something that is not a file.
+        training_noise: noise on training batches, None = none; stage fit sets it.
+        paths: constructor arguments that are paths. The signature of the packed store covers the content of these
+            files, so that folders may move and paths may be relative or absolute.
+        paths_or_names: those of ``paths`` that may also be a name instead of a path.
         folders: those of ``paths`` that must be existing folders where they are given.
-        read_time: constructor arguments that act when batches are read, and leave the packed store as it is.
+        read_time: constructor arguments that apply when batches are read, not when the store is packed.
         resources: constructor arguments that results do not depend on, such as where arrays reside.
 
-    These tuples of argument names are declared by every class for its own arguments; a class also has those of its
-    base classes.
+    Every class declares these tuples of argument names for its own arguments; those of its base classes are added.
     """
 
     paths: ClassVar[tuple[str, ...]] = ()
@@ -135,7 +111,7 @@ class MultimodalDataModule(pl.LightningDataModule):
         self._splits: dict[str, PackedSplit] = {}
 
     def prepare(self) -> None:
-        """Raw files -> packed store, unless a valid one is there. Idempotent."""
+        """Pack the raw files, unless a valid packed store exists. Idempotent."""
         raise AssertionError("a data set implements prepare()")
 
     @property
@@ -152,10 +128,10 @@ class MultimodalDataModule(pl.LightningDataModule):
         return {m.name: m.kind for m in self.modalities}
 
     def split(self, name: str) -> PackedSplit:
-        """The packed arrays of one split.
+        """Packed arrays of one split.
 
         Raises:
-            UserError: the store or the split is absent.
+            UserError: the store or the split does not exist.
         """
         if name not in self._splits:
             split = self.store.split(name)
@@ -177,124 +153,79 @@ class MultimodalDataModule(pl.LightningDataModule):
         return {}
 
     def describe_inputs(self) -> dict[str, Any]:
-        """Describe what classes and inputs mean, in plain values that every trained file carries.
-
-        Returns:
-            ``version``; ``task``; ``classes``, the names in their order; ``modalities``, one mapping each in the order
-            of the columns of a mask: ``name``, ``kind``, ``shape``; of a table ``columns``, each with ``name``, and
-            where they are known ``levels`` (names in the order of their codes, or their number) or ``scaling``
-            (zero and unit, in units of the source: value = (source - zero) / unit); of pictures, sound and clips
-            ``normalisation``; and what :meth:`input_settings` adds. :mod:`utils.inputs` compares two of them.
+        """Describe what classes and inputs mean, see :func:`datasets.description.describe_inputs`.
 
         Raises:
-            UserError: the data must be packed to know it, and are not.
+            UserError: the data must be packed first.
         """
         source = (self.store.meta() or {}).get("source") or {}
-        settings = self.input_settings()
-        described = []
-        for m in self.modalities:
-            about: dict[str, Any] = {"name": m.name, "kind": m.kind, "shape": list(m.shape)}
-            if m.kind == "table":
-                about["columns"] = _describe_columns(m, source.get("levels") or {}, source.get("scaling") or {})
-            elif m.kind != "text":
-                about["normalisation"] = {"mean": list(m.scale.mean), "deviation": list(m.scale.deviation)}
-            if m.vocabulary:
-                about["vocabulary"] = m.vocabulary
-            described.append(about | settings.get(m.name, {}))
-        plain = {"version": 1, "task": self.task, "classes": list(self.class_names), "modalities": described}
-        # As JSON gives it back, so that a stored and a new description compare equal.
-        return dict(json.loads(json.dumps(plain)))
+        return describe_inputs(
+            self.task,
+            self.class_names,
+            self.modalities,
+            levels=source.get("levels") or {},
+            scaling=source.get("scaling") or {},
+            settings=self.input_settings(),
+        )
 
     def mask_seed(self, split: str, scenario: Scenario) -> int:
-        """The seed that a scenario takes on a split."""
+        """Seed of a scenario on a split."""
         return scenario.seed(self.missing_seed, SPLITS.index(split))
 
     def mask(self, split: str, scenario: Scenario) -> np.ndarray:
-        """(N, M) bool mask of a scenario on a split; True = missing. See :meth:`masks`."""
+        """Mask of a scenario on a split, (N, M) bool, True = missing; see :meth:`masks`."""
         return self.masks(split, scenario)[0]
 
     def masks(self, split: str, scenario: Scenario) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """The mask of a scenario on a split, and the missing cells of its tables.
+        """Mask of a scenario on a split, and the missing cells of its tables.
 
-        Cells and rows that the source never had (:meth:`natural_cells`, :meth:`natural_rows`) are missing under every
-        scenario. A row whose source lacks a modality keeps what else it has where the scenario would leave it nothing:
-        the scenario is not applied to it.
+        Content that the source lacks (:meth:`source_gaps`) is missing under every scenario. All modalities of a row may
+        be marked, but then a table of the row has some of its cells.
 
         Returns:
-            (N, M) bool, True = missing, of a table also where only some cells are; table name -> (N, F) bool, which has
-            a True exactly in rows whose table is marked (no entry: marked rows miss all cells). All modalities of a row
-            may be marked, but then a table of it has some of its cells.
+            (N, M) bool, True = missing, and table name -> (N, F) bool: see :class:`datasets.split_masks.SplitMask`.
 
         Raises:
             UserError: the scenario does not fit the data, or leaves a row with nothing.
         """
+        gaps = self.source_gaps(split)
         n, seed = len(self.split(split)), self.mask_seed(split, scenario)
-        absent = np.zeros((n, len(self.modalities)), dtype=bool)
-        for name, rows in self.natural_rows(split).items():
-            absent[:, self.modality_names.index(name)] = rows
-        natural_cells = self.natural_cells(split)
-        chosen = np.zeros((n, len(self.modalities)), dtype=bool)
-        chosen_cells: dict[str, np.ndarray] = {}
         if scenario.hides_cells:
             column, table = self._the_table(scenario)
-            importance = self.column_ranking(table) if scenario.needs_ranking else None
-            chosen_cells[table.name] = scenario.generate(Rows(n, table.shape[0], seed, ranking=importance))
-            chosen[:, column] = chosen_cells[table.name].any(1)
+            ranking = self.column_ranking(table) if scenario.needs_ranking else None
+            cells = scenario.generate(Rows(n, table.shape[0], seed, ranking=ranking))
+            missing = np.zeros((n, len(self.modalities)), dtype=bool)
+            missing[:, column] = cells.any(1)
+            hidden = SplitMask(self.modality_names, missing, {table.name: cells})
         else:
-            never = absent.copy()
-            for name, gaps in natural_cells.items():
-                never[:, self.modality_names.index(name)] |= gaps.all(1)
             kinds = [m.kind for m in self.modalities]
-            before = SPLITS[: SPLITS.index(split)] if scenario.continues_splits else ()
-            earlier = [len(self.split(s)) for s in before if self.has_split(s)]
-            chosen = scenario.generate(Rows(n, len(kinds), seed, kinds, never, earlier))
+            previous = SPLITS[: SPLITS.index(split)] if scenario.continues_splits else ()
+            earlier = [len(self.split(name)) for name in previous if self.has_split(name)]
+            missing = scenario.generate(Rows(n, len(kinds), seed, kinds, gaps.unobservable(), earlier))
+            hidden = SplitMask(self.modality_names, missing)
+        mask = gaps.combine(hidden, scenario.name, split)
+        return mask.missing, dict(mask.cells)
 
-        def with_natural() -> tuple[np.ndarray, dict[str, np.ndarray]]:
-            missing, cells = chosen | absent, {}
-            for name in natural_cells | chosen_cells:
-                column = self.modality_names.index(name)
-                hidden = chosen_cells[name] if name in chosen_cells else chosen[:, column, None]
-                cells[name] = hidden | absent[:, column, None] | natural_cells.get(name, False)
-                missing[:, column] = cells[name].any(1)
-            return missing, cells
-
-        missing, cells = with_natural()
-        alone = self._empty(missing, cells) & absent.any(1) & ~self._empty(chosen, chosen_cells)
-        if alone.any():
-            log.info(
-                "%s, split %s: %d rows keep the only modality that they have", scenario.name, split, int(alone.sum())
-            )
-            others = ~alone[:, None]
-            chosen, chosen_cells = chosen & others, {name: gone & others for name, gone in chosen_cells.items()}
-            missing, cells = with_natural()
-        if (empty := self._empty(missing, cells)).any():
-            raise UserError(
-                f"missing scenario '{scenario.name}' leaves nothing in {int(empty.sum())} rows of split '{split}' (the "
-                f"first is {int(empty.argmax())}): their table has no value at all; leave the scenario out, remove "
-                "these rows from the source, or set dataset.natural_missing=fill"
-            )
-        return missing, cells
-
-    def _empty(self, missing: np.ndarray, cells: Mapping[str, np.ndarray]) -> np.ndarray:
-        """(N,) bool: rows of which a mask (N, M) and its cells leave nothing."""
-        gone = missing.copy()
-        for name, mask in cells.items():
-            gone[:, self.modality_names.index(name)] &= mask.all(1)
-        return np.asarray(gone.all(1))
+    def source_gaps(self, split: str) -> SourceGaps:
+        """Content that the source of a split lacks."""
+        absent = np.zeros((len(self.split(split)), len(self.modalities)), dtype=bool)
+        for name, rows in self.natural_rows(split).items():
+            absent[:, self.modality_names.index(name)] = rows
+        return SourceGaps(self.modality_names, absent, self.natural_cells(split))
 
     def corruption(self, split: str, scenario: Scenario) -> Corruption | None:
-        """The noise of a scenario on a split, None = none. The same row gets the same noise, whatever else the
-        scenario hides, and at a higher level the same pattern louder.
+        """Noise of a scenario on a split, None = none.
+
+        A row gets the same noise whatever the scenario hides, and at a higher level the same pattern, louder.
 
         Raises:
             UserError: the noise does not fit the data.
         """
         if scenario.noise is None:
             return None
+        seed = self.missing_seed + SPLITS.index(split)
         levels = scenario.noise.levels(self.kinds)
-        return Corruption(
-            tuple(self.modalities), scenario.noise.operator, levels, self.missing_seed + SPLITS.index(split)
-        )
+        return Corruption(tuple(self.modalities), scenario.noise.operator, levels, seed)
 
     def _the_table(self, scenario: Scenario) -> tuple[int, Modality]:
         tables = [(i, m) for i, m in enumerate(self.modalities) if m.kind == "table"]
@@ -306,47 +237,44 @@ class MultimodalDataModule(pl.LightningDataModule):
         return tables[0]
 
     def natural_cells(self, split: str) -> dict[str, np.ndarray]:
-        """Cells that the source never had: table name -> (N, F) bool; only tables that have such cells."""
+        """Cells without a value in the source: table name -> (N, F) bool, only of tables that have such cells."""
         packed = self.split(split)
-        found = {}
-        for m in self.modalities:
-            if m.kind == "table" and packed.has(f"{m.name}_missing"):
-                found[m.name] = packed.read(f"{m.name}_missing").numpy()
-        return found
+        names = [m.name for m in self.modalities if m.kind == "table" and packed.has(f"{m.name}_missing")]
+        return {name: packed.read(f"{name}_missing").numpy() for name in names}
 
     def natural_rows(self, split: str) -> dict[str, np.ndarray]:
-        """Rows for which the source has no content: modality name -> (N,) bool; only modalities with such rows."""
+        """Rows without content in the source: modality name -> (N,) bool, only of modalities with such rows."""
         packed = self.split(split)
         names = [m.name for m in self.modalities if packed.has(f"{m.name}_absent")]
         return {name: packed.read(f"{name}_absent").numpy() for name in names}
 
     def pixels(self, name: str, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) of a batch as they can be shown, in [0, 1]."""
+        """Convert images (B, C, H, W) of a batch to pixel values in [0, 1], for display."""
         return images.clamp(0, 1)
 
     def column_ranking(self, table: Modality) -> list[int]:
-        """Columns of a table by impurity importance of a forest on all training rows, the most important first.
+        """Rank the columns of a table by the impurity importance of a forest on all training rows, descending.
 
         Computed once and kept in the store (``train/<table>_ranking.json``).
 
         Raises:
             UserError: the store has no training split.
         """
-        whole = self.store.split("train")
-        file = whole.folder / f"{table.name}_ranking.json"
+        train = self.store.split("train")
+        file = train.folder / f"{table.name}_ranking.json"
         if not file.exists():
-            log.info("ranking the columns of '%s' with a forest on %d training rows", table.name, len(whole))
-            ranking = forest_ranking(whole.read(table.name).numpy(), whole.read("target").numpy())
+            log.info("ranking the columns of '%s' with a forest on %d training rows", table.name, len(train))
+            ranking = forest_ranking(train.read(table.name).numpy(), train.read("target").numpy())
             with replacing(file) as temporary:
                 temporary.write_text(json.dumps(ranking) + "\n")
         return [int(column) for column in json.loads(file.read_text())]
 
     def choose(self) -> Mapping[str, Choose]:
-        """Which parts of an item to take where it has several, see :class:`PackedLoader`."""
+        """Modality -> function that chooses the frames of multi-frame items, see :class:`PackedLoader`."""
         return {}
 
     def transform(self, train: bool) -> Transform | None:
-        """What is done to gathered batches, see :class:`PackedLoader`; None = nothing."""
+        """Transform of gathered batches, see :class:`PackedLoader`; None = none."""
         return None
 
     def loader(
@@ -362,16 +290,16 @@ class MultimodalDataModule(pl.LightningDataModule):
         world_size: int = 1,
         pad: bool = True,
     ) -> PackedLoader:
-        """Batches of one split under one scenario; None = complete, see :class:`PackedLoader`.
+        """Batches of one split under one scenario, None = complete; see :class:`PackedLoader`.
 
         Args:
             train: shuffle and augment.
-            noise: besides what the scenario says, which then must be without.
+            noise: of training batches; the scenario must then be without noise.
         """
         corrupt: Corrupt | None = None if scenario is None else self.corruption(split, scenario)
         if noise is not None:
             assert corrupt is None, (
-                "noise of a scenario and of the training: trainers.config.validate refuses both at once"
+                "noise of the scenario and of training: trainers.config.validate refuses the combination"
             )
             corrupt = noise.bind(self.modalities, len(self.split(split)), self.seed)
         missing, cells = (None, None) if scenario is None else self.masks(split, scenario)

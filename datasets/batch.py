@@ -1,4 +1,4 @@
-"""What passes between the parts: :class:`Modality` and :class:`Batch`, and how missing content is hidden.
+"""Modalities and batches, and how missing content is hidden.
 
 Tensor legend used everywhere: ``B`` batch, ``M`` modalities, ``N`` tokens of one modality, ``P`` tokens of all,
 ``D`` width, ``C`` classes, ``S`` subsets. A mask is boolean and **True = missing**.
@@ -23,14 +23,14 @@ class Modality:
     """One input of a data set. Its position in the data set's list is its column in ``missing``.
 
     A text of characters has the shape (L, symbols): stored as uint8 codes (N, L), one-hot rows in a batch. A text of
-    tokens has the shape (L,): stored as int32 ids (N, L), int64 in a batch, padding and nothing else is 0
+    tokens has the shape (L,): stored as int32 ids (N, L), int64 in a batch, only padding is 0
     (``datasets/readers/tokens.py``).
 
     Attributes:
-        cardinalities: levels of the leading, categorical columns of a table; the rest is continuous.
+        cardinalities: levels of the leading, categorical columns of a table; the other columns are continuous.
         columns: names of the columns of a table.
         vocabulary: number of ids of a text of tokens.
-        scale: what the values mean, for noise.
+        scale: meaning of the values, for noise.
     """
 
     name: str
@@ -49,16 +49,16 @@ class Batch:
     Attributes:
         inputs: name -> float tensor (B, *modality.shape), int64 of a text of tokens. The content of a missing modality
             is arbitrary.
-        missing: (B, M) bool, True = missing. A table is also marked where only some of its cells are missing, so that a
-            row with all modalities marked may still have cells.
+        missing: (B, M) bool, True = missing. A table is also marked where only some of its cells are missing: a row
+            with all modalities marked may still have observed cells.
         target: (B,) int64, or (B, C) float for multi-label tasks.
         index: (B,) int64, the row in the split's sorted order.
-        feature_missing: table modality -> (B, F) bool, True = this cell is missing. Counts where the modality is
-            masked in ``missing``; without an entry, a masked table hides all its cells.
+        feature_missing: table modality -> (B, F) bool, True = this cell is missing. Applies where the modality is
+            marked in ``missing``; without an entry, a marked table misses all its cells.
         noise_level: (B, M) float, 1 = clean to 11 = destroyed (:mod:`datasets.noise`); None = all clean.
-        complete: the loader knows, on the host, that nothing is missing (spares a device synchronisation).
-        sources: (B, M) int64, the row that each modality's content was taken from, where pairs are drawn anew; None =
-            ``index`` for all of them.
+        complete: nothing is missing, known on the host (saves a device synchronisation).
+        sources: (B, M) int64, the row from which each modality's content was taken, where pairs are drawn anew; None =
+            ``index`` for all modalities.
     """
 
     inputs: dict[str, Tensor]
@@ -89,7 +89,7 @@ class Batch:
         )
 
     def replace(self, **changes: Any) -> Batch:
-        """A shallow copy with some fields replaced; of other masks nothing is known that ``complete`` does not say."""
+        """A shallow copy with some fields replaced; new masks reset ``complete`` unless it is given."""
         if "missing" in changes or "feature_missing" in changes:
             changes.setdefault("complete", False)
         return replace(self, **changes)
@@ -100,7 +100,7 @@ class Batch:
 
 
 def unobserved(batch: Batch, names: Sequence[str]) -> Tensor:
-    """(B, M) bool: modalities of which nothing is observed. A table with an observed cell is not among them.
+    """Modalities without observed content, (B, M) bool. A table with an observed cell is not among them.
 
     Args:
         names: of the M modalities, in the column order of ``batch.missing``.
@@ -131,17 +131,17 @@ def hide(
 def missing_content(
     x: Tensor, name: str, missing: Tensor, feature_missing: Mapping[str, Tensor] | None = None
 ) -> Tensor:
-    """What of one modality is missing, as a mask that broadcasts against its content.
+    """Missing-content mask of one modality, broadcastable to its tensor.
 
     Args:
         x: (B, ...) of the modality ``name``.
-        missing: (B,) bool, its column of the mask.
+        missing: (B,) bool, the column of this modality.
         feature_missing: table name -> (B, F) bool, see :class:`Batch`.
 
     Returns:
-        (B, 1, ...) bool, or (B, F) for a table whose cells have a mask of their own.
+        (B, 1, ...) bool, or (B, F) for a table with an entry in ``feature_missing``.
     """
-    gone = missing.reshape(-1, *[1] * (x.ndim - 1))
+    is_missing = missing.reshape(-1, *[1] * (x.ndim - 1))
     if feature_missing and name in feature_missing:
-        gone = gone & feature_missing[name]
-    return gone
+        is_missing = is_missing & feature_missing[name]
+    return is_missing

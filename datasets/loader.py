@@ -16,13 +16,13 @@ from utils.noise import hash_seed
 
 Transform = Callable[[dict[str, Tensor], torch.Generator | None], dict[str, Tensor]]
 Choose = Callable[[Tensor, torch.Generator | None], Tensor]
-Corrupt = Callable[["Batch", int], "Batch"]  # batch and epoch -> the batch with noise
+Corrupt = Callable[["Batch", int], "Batch"]  # batch, epoch -> batch with noise
 
 
-def _residence(wanted: str, split: PackedSplit, device: torch.device) -> str:
-    """Where the arrays of a split live: on the ``device``, in ``host`` memory, or on disk (``mmap``)."""
-    if wanted != "auto":
-        return wanted
+def _residence(option: str, split: PackedSplit, device: torch.device) -> str:
+    """Where the arrays of a split reside: on the ``device``, in ``host`` memory, or on disk (``mmap``)."""
+    if option != "auto":
+        return option
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return "device" if split.nbytes < 0.5 * free else "mmap"
@@ -37,21 +37,22 @@ class PackedLoader:
 
     Args:
         split: the packed arrays.
-        missing: (N, M) bool mask of the split; None = nothing is missing, and NaN are the caller's to hide.
-        batch_size: rows per batch; the last one may be smaller unless ``drop_last``.
-        shuffle: reshuffle each epoch, from ``seed`` and the epoch set by :meth:`set_epoch` alone (so that a resumed
-            run sees the order that it would have seen).
-        reshuffle_pairs: draw, for each modality and epoch, another item of the same class; a list of names does so for
-            these modalities. Only for data whose modalities share nothing but the label (PolyMNIST, MST): it multiplies
+        missing: (N, M) bool mask of the split; None = nothing is missing, and the caller hides NaN.
+        batch_size: rows per batch; the last batch may be smaller unless ``drop_last``.
+        shuffle: reshuffle in every epoch. The order depends only on ``seed`` and the epoch of :meth:`set_epoch`, so
+            that a resumed run sees the same order.
+        reshuffle_pairs: draw another item of the same class for every modality and epoch; a list of names restricts it
+            to these modalities. Only for data whose modalities share only the label (PolyMNIST, MST): it multiplies
             the training tuples.
-        jitter: shift each image by up to this many pixels (replicated edges), drawn per row and modality.
+        jitter: shift images by up to this many pixels (replicated edges), drawn per row and modality.
         cells: table name -> (N, F) bool, the missing cells of rows whose table is marked in ``missing``.
-        choose: modality whose items have parts (frames of a clip) -> function of how many parts each row has (R,) and a
-            generator, None in evaluation, which gives the places (R, T) of those to take: the input is (R, T, ...).
+        choose: modality whose items have parts (frames of a clip) -> function of the number of parts per row (R,) and a
+            generator, None in evaluation, that returns the positions (R, T) of the parts to use: the input is
+            (R, T, ...).
         transform: (inputs, generator) -> inputs, applied to gathered batches; the generator is None in evaluation.
         corrupt: (batch, epoch) -> batch with noise, applied last.
         rank, world_size: under DDP each rank sees every ``world_size``-th row.
-        pad: repeat rows so that all ranks have as many; without it every row is seen once.
+        pad: repeat rows so that all ranks have the same number; without it every row is seen once.
     """
 
     def __init__(
@@ -85,9 +86,9 @@ class PackedLoader:
         self.epoch = 0
         store_device = self.device if self.residence == "device" else torch.device("cpu")
         self.arrays: dict[str, Tensor] = {}
-        self.pointers: dict[str, Tensor] = {}  # which item each row shows, where rows share items
-        self.counts: dict[str, Tensor] = {}  # how many parts each row has, where items have parts ...
-        self.parts: dict[str, int] = {}  # ... and how many there is room for
+        self.pointers: dict[str, Tensor] = {}  # number of the item of each row, where rows share items
+        self.counts: dict[str, Tensor] = {}  # number of parts per row, where items have parts
+        self.parts: dict[str, int] = {}  # maximum number of parts of an item
         self.choose = dict(choose or {})
         for m in self.modalities:
             items, pointers = split.pool(m.name, in_memory=self.residence != "mmap")
@@ -110,12 +111,12 @@ class PackedLoader:
             raise ValueError(f"mask has {len(self.missing)} rows, split has {len(split)}")
 
     def set_epoch(self, epoch: int) -> None:
-        """The epoch whose order the next iteration takes."""
+        """Set the epoch whose order the next iteration uses."""
         self.epoch = epoch
 
     @property
     def n_rows(self) -> int:
-        """Rows this rank sees in one epoch."""
+        """Number of rows that this rank sees per epoch."""
         if self.pad:
             return -(-len(self.split) // self.world_size)
         return len(range(self.rank, len(self.split), self.world_size))
@@ -132,7 +133,7 @@ class PackedLoader:
             order = torch.cat([order, order[:extra]])[self.rank :: self.world_size]
         partners = self._same_class_partners(generator) if self.reshuffle_pairs else None
         order = order.to(self.target.device)
-        # A stream of its own: what is drawn for augmentation never changes the order, and differs between ranks.
+        # A separate stream: draws for augmentation never change the order, and differ between ranks.
         augmenting = torch.Generator().manual_seed(hash_seed(self.seed, self.epoch, 3, self.rank))
         for step in range(len(self)):
             rows = order[step * self.batch_size : (step + 1) * self.batch_size]
@@ -145,8 +146,12 @@ class PackedLoader:
         generator: torch.Generator | None = None,
         augmenting: torch.Generator | None = None,
     ) -> Batch:
-        """The batch of some rows (R,); with a generator, images are jittered, and ``augmenting`` goes to the
-        transform."""
+        """Gather the batch of some rows (R,).
+
+        Args:
+            generator: of the jitter, None = no jitter.
+            augmenting: passed to ``choose`` and ``transform``.
+        """
         inputs = {}
         for m in self.modalities:
             source = partners[m.name][rows] if partners and m.name in partners else rows
@@ -165,7 +170,7 @@ class PackedLoader:
                 x = x.long()
             x = x.float().div_(255) if x.dtype == torch.uint8 else x
             if m.kind == "image" and self.device.type == "cpu":
-                x = x.contiguous(memory_format=torch.channels_last)  # convolutions on the CPU are faster so
+                x = x.contiguous(memory_format=torch.channels_last)  # faster convolutions on the CPU
             if self.jitter and m.kind == "image" and generator is not None:
                 x = self._shift(x, generator)
             inputs[m.name] = x
@@ -227,5 +232,5 @@ def check_rows_without_nan(nan_rows: np.ndarray, missing: np.ndarray, modalities
         row, column = bad[0]
         raise UserError(
             f"row {row} of modality '{modalities[column].name}' holds NaN but is marked as observed "
-            f"({len(bad)} such cells): mark it missing in the mask, or mend the source file and prepare again"
+            f"({len(bad)} such cells): mark it missing in the mask, or correct the source file and prepare again"
         )

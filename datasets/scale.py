@@ -1,4 +1,4 @@
-"""What the values of a modality mean, for noise."""
+"""Meaning of the values of a modality, for noise."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Scale:
-    """What the values x of a modality mean, as a model gets them: x * deviation + mean is a pixel in [0, 1], the
-    natural logarithm of a spectrogram, or a z-score.
+    """Affine map from values as a model gets them to their meaning.
+
+    x * deviation + mean is a pixel in [0, 1], the natural logarithm of a spectrogram, or a z-score.
 
     Attributes:
-        mean, deviation: one value, or one a channel (of a table, one a number).
-        time: the axis of a spectrogram (of its two) that is time.
+        mean, deviation: one value, or one per channel (of a table: per continuous column).
+        time: the axis of a spectrogram, 0 or 1, that is time.
     """
 
     mean: tuple[float, ...] = (0.0,)
@@ -27,11 +28,11 @@ class Scale:
         return tensor[0] if len(values) == 1 else tensor[:, None, None]
 
     def read(self, x: Tensor) -> Tensor:
-        """Values of a batch -> what they mean; the channel is the third axis from the end."""
+        """Convert values of a batch to their meaning; the channel is the third axis from the end."""
         return x * self._as(self.deviation, x) + self._as(self.mean, x)
 
     def write(self, meaning: Tensor) -> Tensor:
-        """The inverse of :meth:`read`."""
+        """Inverse of :meth:`read`."""
         return (meaning - self._as(self.mean, meaning)) / self._as(self.deviation, meaning)
 
 

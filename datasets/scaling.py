@@ -1,7 +1,7 @@
 """Mean and deviation for z-scores. A column is constant if its largest value equals its smallest.
 
-The deviation of equal numbers need not be 0 in floating point: that of many times 0.1 is about 3e-17, and dividing by
-it would make 3.6e15 of an unseen 0.2.
+The computed deviation of equal numbers need not be 0 in floating point: for many times 0.1 it is about 3e-17, and
+division by it would turn an unseen 0.2 into 3.6e15.
 """
 
 from __future__ import annotations
@@ -10,20 +10,19 @@ import numpy as np
 
 
 def is_constant(values: np.ndarray) -> np.ndarray:
-    """Whether each column of (N, ...) holds one value only."""
+    """Whether the columns of (N, ...) have a single value, (...) bool."""
     return values.max(0) == values.min(0)
 
 
 def mean_and_deviation(values: np.ndarray, ddof: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each column, for ``(x - mean) / deviation``.
+    """Mean and standard deviation per column, for ``(x - mean) / deviation``.
 
     Args:
         values: (N, ...), N >= 1.
         ddof: 0 or 1.
 
     Returns:
-        Both (...), of the type of the values (floating point). A constant column has its value as the mean and the
-        deviation 1.
+        (...) each, of the floating-point type of the values. A constant column has its value as mean and deviation 1.
     """
     constant = is_constant(values)
     mean = np.where(constant, values[0], values.mean(0)).astype(values.dtype)

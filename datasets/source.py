@@ -1,4 +1,4 @@
-"""From raw files to the packed store: what a data set reads, and whether the store was made from exactly that."""
+"""From raw files to the packed store, which is made again whenever its source or settings changed."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
-# Version of the rules by which raw content becomes packed content. A store of an earlier version is used as it is where
-# the versions agree on its content, and packed again otherwise. 2: deep images, EXIF orientation, natural order of
-# frame files, constant columns, texts without tokens.
+# Version of the rules that turn raw content into packed content. A store of an earlier version stays valid where the
+# versions agree on its content, and is packed again otherwise. 2: deep images, EXIF orientation, natural order of frame
+# files, constant columns, texts without tokens.
 READING_RULES = 2
 
 Arrays = dict[str, np.ndarray]
@@ -35,11 +35,11 @@ class Source:
     """Raw data that can be packed.
 
     Attributes:
-        kind: what it is, in a word (folder | mnist | ...).
+        kind: in one word (folder | mnist | ...).
         signature: changes whenever the packed arrays would.
         about: plain values for ``meta.json``.
-        load: reads or builds what :meth:`SourcedDataModule.pack` makes arrays of.
-        pictures: image files, and folders of frames, that are read with :func:`datasets.readers.pictures.open_picture`.
+        load: reads or builds the content that :meth:`SourcedDataModule.pack` turns into arrays.
+        pictures: image files, and folders of frames, that :func:`datasets.readers.pictures.open_picture` reads.
     """
 
     kind: str
@@ -50,37 +50,38 @@ class Source:
 
 
 class SourcedDataModule(MultimodalDataModule):
-    """A data set whose store is made again whenever its source or settings changed; subclasses find the source."""
+    """Data set whose store is made again whenever its source or settings changed; subclasses find the source."""
 
     def find_source(self) -> Source:
-        """The raw data to pack.
+        """Find the raw data to pack.
 
         Raises:
-            UserError: there are none; names what was looked for.
+            UserError: no raw data; names what was looked for.
         """
         raise AssertionError("a data set implements find_source()")
 
     @property
     def scratch(self) -> Path:
-        """A folder for half-finished work, which an interrupted run leaves for the next one.
+        """Folder for unfinished work, from which an interrupted run continues.
 
         Only one process at a time works in it, and it is removed once the arrays are packed.
         """
         return self.store.folder.with_name(f".{self.store.folder.name}.decoding")
 
     def pack(self, source: Source) -> tuple[Mapping[str, Mapping[str, Any]], dict[str, Any]]:
-        """
+        """Turn the loaded source into arrays.
+
         Returns:
-            split -> modality names, ``target`` and, where rows have names, ``name`` -> array; one that is too large for
-            memory may be the path of a ``.npy`` file; and what ``meta.json`` says of them.
+            Split -> name of the array (a modality, ``target`` and, where rows have names, ``name``) -> array, or for
+            arrays that are too large for memory the path of a ``.npy`` file; and plain values for ``meta.json``.
         """
         return source.load(), {"class_names": self.class_names, "source": {"kind": source.kind, **source.about}}
 
     def packed_meta(self) -> dict[str, Any]:
-        """What ``meta.json`` of the packed store says.
+        """Content of ``meta.json`` of the packed store.
 
         Raises:
-            UserError: there is none yet.
+            UserError: the data are not packed yet.
         """
         meta = self.store.meta()
         if meta is None:
@@ -88,7 +89,7 @@ class SourcedDataModule(MultimodalDataModule):
         return meta
 
     def prepare(self) -> None:
-        """Raw files -> packed store, unless the store was made from these very files and settings.
+        """Pack the raw files, unless the store was made from these very files and settings.
 
         Raises:
             UserError: no source, or a bad file in it.
@@ -97,7 +98,7 @@ class SourcedDataModule(MultimodalDataModule):
         if self._is_packed(source):
             return
         with alone(self.scratch):
-            if not self._is_packed(source):  # as another process may have done meanwhile
+            if not self._is_packed(source):  # another process may have packed it meanwhile
                 self._prepare(source)
             shutil.rmtree(self.scratch, ignore_errors=True)
 
@@ -118,19 +119,23 @@ class SourcedDataModule(MultimodalDataModule):
         return True
 
     def _is_read_alike(self, source: Source) -> bool:
-        """Whether a store that earlier rules packed from ``source`` has the content of READING_RULES, noted there."""
+        """Whether a store that earlier rules packed has the content of READING_RULES; if so, the store notes it."""
         folder = self.store.folder
         try:
             changes = _picture_changes(source)
-        except UserError as error:  # the raw files are needed for packing only, and may be gone
-            log.warning("%s: the pictures of %s cannot be checked, it is used as it is: %s", self.name, folder, error)
+        except UserError as error:  # the raw files are needed only for packing, and may have been removed
+            log.warning(
+                "%s: the pictures of %s cannot be checked, the store is used unchanged: %s", self.name, folder, error
+            )
             return True
         if self.may_read_differently():
             changes.append("table cells or texts")
         if changes:
-            found = "; ".join(changes)
             log.warning(
-                "%s: rules that read some content wrongly packed %s (%s): packing it again", self.name, folder, found
+                "%s: earlier rules read some content of %s wrongly (%s): packing it again",
+                self.name,
+                folder,
+                "; ".join(changes),
             )
             return False
         self.store.note(reading_rules=READING_RULES, source_signature=source.signature)
@@ -138,8 +143,8 @@ class SourcedDataModule(MultimodalDataModule):
 
     def _prepare(self, source: Source) -> None:
         check_replaceable(self.store.folder)
-        changed = "" if self.store.meta() is None else " again: the source or its settings changed"
-        log.info("%s: packing (source: %s) into %s%s", self.name, source.kind, self.store.folder, changed)
+        reason = "" if self.store.meta() is None else " again: the source or its settings changed"
+        log.info("%s: packing (source: %s) into %s%s", self.name, source.kind, self.store.folder, reason)
         splits, about = self.pack(source)
         changes = [*_picture_changes(source), *about.pop("reading_changes", [])]
         names = about["class_names"]
@@ -149,7 +154,7 @@ class SourcedDataModule(MultimodalDataModule):
         meta = {
             "dataset": self.name,
             "class_counts": class_counts,
-            # Outputs of a store that earlier rules packed with other content are not continued.
+            # Runs on a store that earlier rules packed with other content are not continued.
             "signature": sha256([READING_RULES, source.signature]) if changes else source.signature,
             "source_signature": source.signature,
             "reading_rules": READING_RULES,
@@ -161,7 +166,7 @@ class SourcedDataModule(MultimodalDataModule):
 
 
 def _picture_changes(source: Source) -> list[str]:
-    """What version 1 of the rules for pictures read wrongly, with counts and the first file."""
+    """Pictures that version 1 of the rules read wrongly: their number and the first file."""
     changed = changed_pictures(source.pictures())
     return [f"{len(changed)} pictures or folders of frames, first {changed[0].name}"] if changed else []
 
@@ -173,36 +178,36 @@ def _class_counts(target: np.ndarray, names: Sequence[str]) -> dict[str, int]:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Wait until no other process is at work on ``folder``; the system frees the lock of a process that dies."""
+    """Wait until no other process works on ``folder``; the system frees the lock of a process that dies."""
     lock = folder.with_name(f"{folder.name}.lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-        lock.unlink(missing_ok=True)  # whoever waited for it, or comes now, finds the work done
+        lock.unlink(missing_ok=True)  # processes that waited find the work done
 
 
 def check_classes(split: str, target: np.ndarray, num_classes: int, where: object) -> None:
-    """Every class must be in the training split; in the others an absent class is only a warning.
+    """Check that every class is in the training split; in other splits, an absent class is logged.
 
     Args:
         target: (N,) labels.
-        where: the source, for messages.
+        where: name of the source, for messages.
 
     Raises:
-        UserError: names the class.
+        UserError: names the absent class.
     """
     absent = [str(c) for c in np.flatnonzero(np.bincount(target, minlength=num_classes) == 0)]
     if not absent:
         return
-    found = f"no image of class {', '.join(absent)} in split '{split}' ({where})"
+    problem = f"no image of class {', '.join(absent)} in split '{split}' ({where})"
     if split == "train":
-        raise UserError(f"{found}: it cannot be learned, restore its files and prepare again")
-    log.warning("%s: scores of this split leave it out", found)
+        raise UserError(f"{problem}: it cannot be learned, restore its files and prepare again")
+    log.warning("%s: scores of this split leave it out", problem)
 
 
 def sha256(value: object) -> str:
-    """Of an array (shape, type and content), or of plain values (as JSON with sorted keys)."""
+    """SHA-256 of an array (shape, type and content), or of plain values (as JSON with sorted keys)."""
     if isinstance(value, np.ndarray):
         head = f"{value.dtype.str}{value.shape}".encode()
         return hashlib.sha256(head + np.ascontiguousarray(value).tobytes()).hexdigest()
@@ -216,5 +221,5 @@ def file_digest(path: Path) -> str:
 
 
 def file_stats(files: Mapping[str, Path]) -> dict[str, list[int]]:
-    """Name -> bytes and time of the last change (ns) of each file, for a signature."""
+    """Name -> bytes and time of the last change (ns) of the file, for a signature."""
     return {name: [(s := file.stat()).st_size, s.st_mtime_ns] for name, file in files.items()}

@@ -18,12 +18,16 @@ def draw_split(
     seed: int,
     class_names: Sequence[str] | None = None,
 ) -> list[np.ndarray]:
-    """Row numbers of disjoint parts, each sorted.
+    """Draw disjoint parts of N rows.
 
     Args:
-        labels: (N,) to keep the class shares in every part; a group counts with its commonest label. None = do not.
-        groups: (N,), rows of one value stay together; the fractions are then of groups. None = every row is its own.
+        labels: (N,), for equal class shares in every part; a group counts with its most common label. None = do not
+            stratify.
+        groups: (N,), rows of one value stay together; the fractions are then of groups. None = no groups.
         fractions: of the parts; they add up to 1.
+
+    Returns:
+        Sorted row numbers of every part.
 
     Raises:
         UserError: a class is too rare to be in every part.
@@ -39,51 +43,51 @@ def draw_split(
         table = np.zeros((len(units), int(labels.max()) + 1), dtype=np.int64)
         np.add.at(table, (member, labels), 1)
         unit_labels = table.argmax(1)
-    wanted = [f for f in fractions if f > 0]
-    rest, parts = np.arange(len(units)), []
+    positive = [f for f in fractions if f > 0]
+    left, parts = np.arange(len(units)), []
     remaining = 1.0
-    for fraction in wanted[:-1]:
-        size = round(len(rest) * fraction / remaining)
+    for fraction in positive[:-1]:
+        size = round(len(left) * fraction / remaining)
         remaining -= fraction
-        strata = None if unit_labels is None else unit_labels[rest]
+        strata = None if unit_labels is None else unit_labels[left]
         try:
-            part, rest = train_test_split(
-                rest, train_size=size, test_size=len(rest) - size, stratify=strata, random_state=seed
+            part, left = train_test_split(
+                left, train_size=size, test_size=len(left) - size, stratify=strata, random_state=seed
             )
         except ValueError as error:
             counts = np.bincount(unit_labels) if unit_labels is not None else np.zeros(1, dtype=np.int64)
             rare = int(np.where(counts > 0, counts, counts.max() + 1).argmin())
-            what = f"class {class_names[rare] if class_names else rare} has {counts[rare]}"
+            rarest = f"class {class_names[rare] if class_names else rare} has {counts[rare]}"
             raise UserError(
-                f"cannot divide {len(units)} {'rows' if groups is None else 'groups'} into {len(wanted)} parts with "
-                f"the class shares of the whole ({what}; {str(error).splitlines()[0]}): give more rows, leave the "
+                f"cannot divide {len(units)} {'rows' if groups is None else 'groups'} into {len(positive)} parts with "
+                f"the class shares of all rows ({rarest}; {str(error).splitlines()[0]}): give more rows, leave the "
                 "class out, or set dataset.stratify=false"
             ) from None
         parts.append(part)
-    chosen = iter([*parts, rest])
+    chosen = iter([*parts, left])
     return [np.flatnonzero(np.isin(member, next(chosen))) if f > 0 else np.zeros(0, dtype=np.int64) for f in fractions]
 
 
 def draw_folds(
     target: np.ndarray, groups: np.ndarray | None, folds: int, validation: float, seed: int
 ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Train, validation and test rows of each fold of a stratified cross-validation; every row is tested once.
+    """Divide rows into the folds of a stratified cross-validation; every row is tested once.
 
-    One label: scikit-learn's stratified folds (with groups: its stratified group folds), inside each the same split for
-    validation. Several labels: iterative stratification (Sechidis et al., 2011) of the positives, of groups by
-    whether any of their rows has the label; an unlabelled cell counts as not positive. (The vision-tabular release
-    counts its unlabelled cells, -100, as positives in the stratification, so that its folds differ from ours where
-    labels have gaps.)
+    One label: scikit-learn's stratified folds (with groups: its stratified group folds), with a validation split of the
+    same kind inside every fold. Multi-label: iterative stratification (Sechidis et al., 2011) of the positives, of
+    groups by whether any of their rows has the label; an unlabelled cell counts as not positive. (The vision-tabular
+    release counts its unlabelled cells, -100, as positives in the stratification, so that its folds differ from ours
+    where labels have gaps.)
 
     Args:
         target: (N,) classes, or (N, C) labels with 1 for a positive.
-        groups: (N,), rows of one value stay together; None = every row is its own.
-        folds: their number.
+        groups: (N,), rows of one value stay together; None = no groups.
+        folds: number of folds.
         validation: share of the rows (or groups) outside the fold.
         seed: of all draws.
 
     Returns:
-        (train, validation, test) row numbers of each fold, each sorted.
+        Sorted row numbers (train, validation, test) of every fold.
 
     Raises:
         UserError: fewer rows or groups than folds.
@@ -97,59 +101,64 @@ def draw_folds(
             f"{len(units)} {'rows' if groups is None else 'groups'} cannot be divided into {folds} folds: lower "
             "dataset.folds"
         )
-    found = []
+    rows_of_folds = []
     if target.ndim == 2:
-        # The sequence of its draws is part of the result: this version's is the one that results were made with.
+        # The sequence of draws is part of the result: results were made with that of this version.
         from iterstrat.ml_stratifiers import MultilabelStratifiedKFold, MultilabelStratifiedShuffleSplit
 
         positive = np.zeros((len(units), target.shape[1]), dtype=np.int64)
         np.maximum.at(positive, member, (target == 1).astype(np.int64))
         outer = MultilabelStratifiedKFold(folds, shuffle=True, random_state=seed)
-        for rest, test in outer.split(positive, positive):
+        for others, test in outer.split(positive, positive):
             inner = MultilabelStratifiedShuffleSplit(1, test_size=validation, random_state=seed)
-            train, val = next(inner.split(positive[rest], positive[rest]))
-            found.append((rest[train], rest[val], test))
-        return [tuple(np.flatnonzero(np.isin(member, part)) for part in parts) for parts in found]  # type: ignore[misc]
-    every = np.arange(n)
+            train, val = next(inner.split(positive[others], positive[others]))
+            rows_of_folds.append((others[train], others[val], test))
+        return [tuple(np.flatnonzero(np.isin(member, part)) for part in parts) for parts in rows_of_folds]  # type: ignore[misc]
+    rows = np.arange(n)
     with warnings.catch_warnings():
-        # A class rarer than that is in some folds only; whether training has it is checked when the rows are packed.
+        # A class with fewer rows is absent from some folds; packing checks that training has it.
         warnings.filterwarnings("ignore", message="The least populated class")
         if groups is None:
-            for rest, test in StratifiedKFold(folds, shuffle=True, random_state=seed).split(every, target):
+            for others, test in StratifiedKFold(folds, shuffle=True, random_state=seed).split(rows, target):
                 try:
-                    train, val = train_test_split(rest, test_size=validation, stratify=target[rest], random_state=seed)
+                    train, val = train_test_split(
+                        others, test_size=validation, stratify=target[others], random_state=seed
+                    )
                 except ValueError as error:
                     raise UserError(
-                        f"no stratified validation split of {len(rest)} rows ({str(error).splitlines()[0]}): leave the "
-                        "rarest class out, or set dataset.stratify=false"
+                        f"no stratified validation split of {len(others)} rows ({str(error).splitlines()[0]}): leave "
+                        "the rarest class out, or set dataset.stratify=false"
                     ) from None
-                found.append((np.sort(train), np.sort(val), test))
-            return found
-        for rest, test in StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(every, target, groups):
+                rows_of_folds.append((np.sort(train), np.sort(val), test))
+            return rows_of_folds
+        for others, test in StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(rows, target, groups):
             parts = max(2, round(1 / validation))
             inner_folds = StratifiedGroupKFold(parts, shuffle=True, random_state=seed)
-            train, val = next(inner_folds.split(rest, target[rest], groups[rest]))
-            found.append((rest[train], rest[val], test))
-    return found
+            train, val = next(inner_folds.split(others, target[others], groups[others]))
+            rows_of_folds.append((others[train], others[val], test))
+    return rows_of_folds
 
 
 def stratified_split(labels: np.ndarray, sizes: Sequence[int], seed: int) -> list[np.ndarray]:
-    """Row numbers of disjoint parts with the class shares of the whole, each part sorted.
+    """Draw disjoint parts with the class shares of all rows.
 
     Args:
         labels: (N,).
-        sizes: rows of each part; they add up to N.
+        sizes: rows per part; they add up to N.
+
+    Returns:
+        Sorted row numbers of every part.
 
     Raises:
-        UserError: a part is smaller than the number of classes, or a class has fewer rows than there are parts.
+        UserError: a part has fewer rows than there are classes, or a class fewer rows than there are parts.
     """
     from sklearn.model_selection import train_test_split
 
-    rest, parts = np.arange(len(labels)), []
+    left, parts = np.arange(len(labels)), []
     for size in sizes[:-1]:
         try:
-            part, rest = train_test_split(
-                rest, train_size=size, test_size=len(rest) - size, stratify=labels[rest], random_state=seed
+            part, left = train_test_split(
+                left, train_size=size, test_size=len(left) - size, stratify=labels[left], random_state=seed
             )
         except ValueError as error:
             raise UserError(
@@ -157,4 +166,4 @@ def stratified_split(labels: np.ndarray, sizes: Sequence[int], seed: int) -> lis
                 "give more items of each class"
             ) from None
         parts.append(np.sort(part))
-    return [*parts, np.sort(rest)]
+    return [*parts, np.sort(left)]

@@ -5,16 +5,16 @@
     <store>/meta.json                      counts, class names, seed, source, format version
     <store>/<split>/<modality>.npy         (N, *shape), uint8 for images (0..255), int32 token ids, else float32
     <store>/<split>/target.npy             (N,) int64, or (N, C) float32
-    <store>/<split>/name.npy               (N,) file stems of the source, where there are any
-    <store>/<split>/<table>_missing.npy    (N, F) bool, cells that the source never had, where there are any
-    <store>/<split>/<modality>_absent.npy  (N,) bool, rows without this modality in the source, where there are any
+    <store>/<split>/name.npy               (N,) file stems of the source, optional
+    <store>/<split>/<table>_missing.npy    (N, F) bool, cells without a value in the source, optional
+    <store>/<split>/<modality>_absent.npy  (N,) bool, rows without this modality in the source, optional
 
-An array may be stored once for many rows: ``<modality>.npy`` then holds the P different items and
-``<modality>.rows.npy`` (N,) which of them each row shows (MST pairs every image twenty times; the folds of a
-cross-validation are stores that show one file of images, a hard link). With
-``<modality>.counts.npy`` (N,) an item is (K, *shape), of which the row has the first so many (frames of a clip).
+Rows may share items: ``<modality>.npy`` then holds the P different items and ``<modality>.rows.npy`` (N,) the number of
+the item of each row (MST pairs every image twenty times; the folds of a cross-validation share one file of images, a
+hard link). With ``<modality>.counts.npy`` (N,), an item is (K, *shape), of which a row uses the first ``counts`` parts
+(frames of a clip).
 
-It is written to a temporary name and renamed, so a folder that exists is complete.
+The store is written to a temporary name and renamed, so that an existing folder is complete.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class PackedSplit:
     """The arrays of one split, read lazily.
 
     Args:
-        folder: where the arrays are.
-        rows: keep only these rows (sorted), None = all.
+        folder: of the arrays.
+        rows: use only these rows (sorted), None = all.
     """
 
     def __init__(self, folder: Path, rows: np.ndarray | None = None) -> None:
@@ -64,21 +64,21 @@ class PackedSplit:
         return sum(f.stat().st_size for f in self.folder.glob("*.npy"))
 
     def has(self, name: str) -> bool:
-        """Whether there is such an array."""
+        """Whether an array of this name exists."""
         return (self.folder / f"{name}.npy").exists()
 
     def array(self, name: str) -> np.ndarray:
-        """The memory-mapped array (copy on write), all rows of the file."""
+        """Memory-mapped array (copy on write) with all rows of the file."""
         return np.load(self.folder / f"{name}.npy", mmap_mode="c")
 
     def _pointers(self, name: str) -> np.ndarray | None:
-        """Which item of the file each row shows; None = the i-th row the i-th item."""
+        """Number of the item of each row; None = row i has item i."""
         file = self.folder / f"{name}.rows.npy"
         pointers = np.load(file) if file.exists() else None
         return pointers if pointers is None or self.rows is None else pointers[self.rows]
 
     def counts(self, name: str) -> Tensor | None:
-        """How many of the K parts of its item each row has (N,); None = the items have no parts."""
+        """Number of parts of each row (N,), at most K; None = the items have no parts."""
         file = self.folder / f"{name}.counts.npy"
         if not file.exists():
             return None
@@ -86,29 +86,29 @@ class PackedSplit:
         return counts if self.rows is None else counts[torch.from_numpy(self.rows)]
 
     def pool(self, name: str, in_memory: bool) -> tuple[Tensor, Tensor | None]:
-        """The different items (P, ...) of an array, and which of them each row shows (N,).
+        """Different items of an array, and the number of the item of each row.
 
         Args:
-            in_memory: read them, instead of a tensor over the memory map.
+            in_memory: read the items instead of mapping the file.
 
         Returns:
-            items; and None where the i-th row shows the i-th item.
+            Items (P, ...); numbers (N,), or None where row i has item i.
         """
         array, pointers = self.array(name), self._pointers(name)
         if pointers is None and self.rows is not None:
             array = array[self.rows]
         if in_memory and pointers is not None and len(used := np.unique(pointers)) < len(array):
-            array, pointers = array[used], np.searchsorted(used, pointers)  # what other splits show stays on disk
+            array, pointers = array[used], np.searchsorted(used, pointers)  # items of other splits stay on disk
         items = torch.from_numpy(np.array(array) if in_memory else array)
         return items, None if pointers is None else torch.from_numpy(pointers)
 
     def memory_map(self, name: str) -> Tensor:
-        """The array, a row each, over the memory map, read when touched (in memory where rows share items)."""
+        """Array with one entry per row over the memory map (in memory where rows share items)."""
         items, pointers = self.pool(name, in_memory=False)
         return items if pointers is None else items[pointers]
 
     def read(self, name: str) -> Tensor:
-        """The array, a row each, as a tensor in memory."""
+        """Array with one entry per row, in memory."""
         items, pointers = self.pool(name, in_memory=True)
         return items if pointers is None else items[pointers]
 
@@ -119,7 +119,7 @@ class PackedSplit:
         return list(names if self.rows is None else names[self.rows])
 
     def head(self, fraction: float, seed: int) -> PackedSplit:
-        """A random ``fraction`` of the rows (rounded down), in their order."""
+        """Select a random ``fraction`` of the rows (rounded down), in their order."""
         keep = int(len(self) * fraction)
         if keep < 1:
             raise UserError(f"dataset.train_fraction={fraction} keeps no row of {len(self)}: raise it")
@@ -134,7 +134,7 @@ class PackedStore:
         self.folder = folder
 
     def meta(self) -> dict[str, Any] | None:
-        """The content of ``meta.json``, or None where there is no complete store of this format.
+        """Content of ``meta.json``, or None without a complete store of this format.
 
         Raises:
             UserError: the file is damaged.
@@ -154,22 +154,23 @@ class PackedStore:
         return self.meta() is not None and (self.folder / name / "target.npy").exists()
 
     def split(self, name: str) -> PackedSplit:
-        """
+        """Packed arrays of one split.
+
         Raises:
-            UserError: there is no such split; says how to make it.
+            UserError: the split does not exist; names the stage that makes it.
         """
         if self.meta() is None:
             raise UserError(f"no packed data in {self.folder}: run the stage 'prepare' first (stages=[prepare])")
         if not self.has_split(name):
-            there = sorted(p.parent.name for p in self.folder.glob("*/target.npy"))
+            existing = sorted(p.parent.name for p in self.folder.glob("*/target.npy"))
             raise UserError(
-                f"the data in {self.folder} have no split '{name}' (only {', '.join(there)}): add its folder to the "
+                f"the data in {self.folder} have no split '{name}' (only {', '.join(existing)}): add its folder to the "
                 "source and prepare again, or leave out the stages that need it"
             )
         return PackedSplit(self.folder / name)
 
     def write(self, splits: Mapping[str, Mapping[str, np.ndarray | Path]], meta: Mapping[str, Any]) -> None:
-        """Write all splits at once; replaces an older store atomically.
+        """Write all splits at once, replacing an older store atomically.
 
         Args:
             splits: split -> array name -> array, or a ``.npy`` file, which is moved; ``target`` is required.
@@ -197,10 +198,10 @@ class PackedStore:
 
 
 def check_replaceable(folder: Path) -> None:
-    """A packed store may be replaced, nothing else: the folder could be that of the raw files.
+    """Check that a folder is a packed store or absent, since it could hold raw files.
 
     Raises:
-        UserError: names what does not belong to a packed store.
+        UserError: names a file that does not belong to a packed store.
     """
     if not folder.exists():
         return
@@ -230,8 +231,8 @@ class _Writing:
             if kind is None:
                 self._finish(old)
         finally:
-            for rest in (self.temporary, old):
-                shutil.rmtree(rest, ignore_errors=True)
+            for leftover in (self.temporary, old):
+                shutil.rmtree(leftover, ignore_errors=True)
 
     def _finish(self, old: Path) -> None:
         counts = {p.parent.name: len(np.load(p, mmap_mode="r")) for p in sorted(self.temporary.glob("*/target.npy"))}

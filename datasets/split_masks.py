@@ -1,0 +1,99 @@
+"""Masks of a split: content that a scenario hides, together with content that the source lacks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from utils.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SplitMask:
+    """Missing content of a split.
+
+    Attributes:
+        names: of the M modalities, in the order of the columns.
+        missing: (N, M) bool, True = missing; a table is also marked where only some of its cells are missing.
+        cells: table name -> (N, F) bool, True in at least one cell of exactly the rows whose table is marked; without
+            an entry, marked rows miss all cells.
+    """
+
+    names: Sequence[str]
+    missing: np.ndarray
+    cells: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def empty_rows(self) -> np.ndarray:
+        """(N,) bool: rows without any observed content."""
+        unobserved = self.missing.copy()
+        for name, cells in self.cells.items():
+            unobserved[:, self.names.index(name)] &= cells.all(1)
+        return np.asarray(unobserved.all(1))
+
+    def complete_in(self, rows: np.ndarray) -> SplitMask:
+        """The mask with nothing missing in some rows (N,) bool."""
+        others = ~rows[:, None]
+        cells = {name: hidden & others for name, hidden in self.cells.items()}
+        return SplitMask(self.names, self.missing & others, cells)
+
+
+@dataclass(frozen=True)
+class SourceGaps:
+    """Content that the source of a split lacks; it is missing under every scenario.
+
+    Attributes:
+        names: of the M modalities, in the order of the columns.
+        absent: (N, M) bool, rows without any content of a modality.
+        cells: table name -> (N, F) bool, cells without a value.
+    """
+
+    names: Sequence[str]
+    absent: np.ndarray
+    cells: Mapping[str, np.ndarray]
+
+    def unobservable(self) -> np.ndarray:
+        """(N, M) bool: modalities without any content in the source, including tables without a single value."""
+        unobservable = self.absent.copy()
+        for name, gaps in self.cells.items():
+            unobservable[:, self.names.index(name)] |= gaps.all(1)
+        return unobservable
+
+    def combine(self, hidden: SplitMask, scenario: str, split: str) -> SplitMask:
+        """Combine a scenario with the gaps of the source.
+
+        A row whose source lacks a modality keeps its other content where the scenario would leave it nothing: the
+        scenario is not applied to it.
+
+        Args:
+            hidden: content that the scenario hides.
+            scenario, split: names, for messages.
+
+        Raises:
+            UserError: rows are left with nothing.
+        """
+        mask = self._union(hidden)
+        spared = mask.empty_rows() & self.absent.any(1) & ~hidden.empty_rows()
+        if spared.any():
+            log.info("%s, split %s: %d rows keep the only modality that they have", scenario, split, int(spared.sum()))
+            mask = self._union(hidden.complete_in(spared))
+        if (empty := mask.empty_rows()).any():
+            raise UserError(
+                f"missing scenario '{scenario}' leaves nothing in {int(empty.sum())} rows of split '{split}' (the "
+                f"first is {int(empty.argmax())}): their table has no value at all; leave the scenario out, remove "
+                "these rows from the source, or set dataset.natural_missing=fill"
+            )
+        return mask
+
+    def _union(self, hidden: SplitMask) -> SplitMask:
+        missing, cells = hidden.missing | self.absent, {}
+        for name in {**self.cells, **hidden.cells}:
+            column = self.names.index(name)
+            hidden_cells = hidden.cells.get(name, hidden.missing[:, column, None])
+            cells[name] = hidden_cells | self.absent[:, column, None] | self.cells.get(name, False)
+            missing[:, column] = cells[name].any(1)
+        return SplitMask(self.names, missing, cells)
