@@ -36,6 +36,7 @@ from trainers.loading import Run
 
 # Old spelling -> new spelling: regular expressions for flattened configuration keys, values and state-dict keys.
 RENAMED: dict[str, str] = {
+    r"\bmodels\.baselines\.base\.TrainingMasks": "models.baselines.masks.TrainingMasks",
     r"\bdatasets\.(audio|video)\.": r"datasets.readers.\1.",
     r"\bdataset\.(module\.)?low\b": r"dataset.\1train_fraction",
     r"\bdataset\.baselines\b": "dataset.training_defaults",

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from datasets.batch import Batch
 from models.base import IncompleteClassifier
-from models.baselines.base import Completed
 from models.baselines.concat import MultimodalConcat
 from models.baselines.dynmm import straight_through
 from models.baselines.mtl import hide_from_class_token
 from models.baselines.pdf import holo_confidence, relative_calibration
 from models.baselines.qmf import confidence, normalised, rank_loss
+from models.completed import Completed
 from models.imputers.simple import Zero
 from tests.test_baselines import FAMILIES, SMALL_ENCODERS, TOKENS, VECTOR, build, some_batch
 from trainers.config.validate import validate
@@ -466,7 +466,8 @@ def test_pattern_experts_count() -> None:
     encoder = 93_248 + (2048 + 1) * 8
     assert sum(p.numel() for p in model.parameters()) == 80 * encoder + 80 * 8 * 10 + 31 * 10
     with pytest.raises(Exception, match="every expert learns from every row"):
-        build("PatternExperts", "MST", "+model.module.masks={_target_: models.baselines.base.TrainingMasks, kind: all}")
+        masks = "{_target_: models.baselines.masks.TrainingMasks, kind: all}"
+        build("PatternExperts", "MST", f"+model.module.masks={masks}")
 
 
 def test_the_dropping_concatenation_is_a_configuration(composed: Callable[..., DictConfig]) -> None:

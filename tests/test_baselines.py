@@ -23,8 +23,10 @@ from torch import Tensor
 from datasets.batch import Batch, Modality
 from datasets.multi_feature_digits import VIEWS
 from models.base import IncompleteClassifier, Prediction, classification_loss
-from models.baselines.base import Completed, RowMemory, TrainingMasks
+from models.baselines.masks import TrainingMasks
+from models.baselines.memory import RowMemory
 from models.baselines.unimodal import prior_logits
+from models.completed import Completed
 from models.imputers.simple import Zero
 from tests.makers import make_image_table
 from tests.networks import under
@@ -554,7 +556,7 @@ def test_what_does_not_go_together_is_said(composed, overrides: list[str], messa
 def test_a_method_of_one_mask_a_step_takes_no_several() -> None:
     nothing = torch.zeros(4, 3, dtype=torch.bool)
     for several in (TrainingMasks("subsets", k=2), TrainingMasks("all")):
-        with pytest.raises(UserError, match="has several masks a step"):
+        with pytest.raises(UserError, match="has several masks per step"):
             several.draw_one(nothing, generator())
     for one in (TrainingMasks("subsets", k=1), TrainingMasks("count")):
         assert torch.equal(one.draw_one(nothing, generator()), one.draw(nothing, generator())[0])

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from datasets.batch import Batch, Modality
-from models.baselines.base import take_rows
 from models.dymo.dynamic_transformer import DynamicTransformer
 from models.encoders.convolutional import ConvolutionalEncoder, SpectrogramEncoder
 from models.encoders.residual import ResidualImageEncoder, ResidualTextEncoder
@@ -20,6 +19,7 @@ from models.encoders.table import TableEncoder
 from models.imputers.mopoe_networks import ResidualImageDecoder, ResidualTextDecoder
 from models.imputers.tip import TIP
 from models.layers.batch_norm import BatchNorm1d, BatchNorm2d, accept_single_values
+from models.rows import take_rows
 from models.udml.udml import ProbabilisticHead
 from tests.test_baselines import METHODS, ONLY, PARTS_OF_RUNS, SMALL, SMALL_ENCODERS, build, empty_memory, some_batch
 

@@ -15,7 +15,7 @@ from datasets.base import MultimodalDataModule
 from datasets.batch import Batch
 from datasets.missingness import parse_scenario
 from gaussian_parameter_generation.estimate import estimate
-from models.baselines.base import Completed
+from models.completed import Completed
 from models.dymo.method import DyMo
 from models.dymo.selection import COMPARATORS
 from models.imputers.simple import Mean

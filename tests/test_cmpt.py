@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from datasets.batch import Batch, Modality
-from models.baselines.base import TrainingMasks
+from models.baselines.masks import TrainingMasks
 from models.baselines.unimodal import Unimodal
 from models.cmpt import parameters
 from models.cmpt.cmpt import CMPT, Alignment, Count, Proxy, alignment_loss, count, describe

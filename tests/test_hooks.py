@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 FILES = [file for folder in ("trainers", "utils") for file in sorted((ROOT / folder).rglob("*.py"))]
 # Interfaces, base classes and what several methods share; everything else in models/ is one method.
 SHARED = (
-    *("models.base", "models.baselines.base", "models.baselines.modulation", "models.encoders.pooled"),
+    *("models.base", "models.baselines.modulation", "models.completed", "models.encoders.pooled"),
     *("models.imputers.base", "models.imputers.quality"),
     *("models.dymo.backbone", "models.dymo.gaussian", "models.dymo.prototypes"),
 )
@@ -30,7 +30,7 @@ METHODS = {
     for file in sorted((ROOT / "models").rglob("*.py"))
     for node in ast.parse(file.read_text()).body
     if isinstance(node, ast.ClassDef) and ".".join(file.relative_to(ROOT).with_suffix("").parts) not in SHARED
-} | {"Completed", "Baseline", "FittedImputer", "TrainedImputer"}
+} | {"Completed", "FittedImputer", "TrainedImputer"}
 ABSTRACT = (Method, IncompleteClassifier, Baseline, TokenBaseline, VectorBaseline)
 
 

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datasets.batch import Batch, Modality
-from models.baselines.base import fewer_of
 from models.baselines.flex_moe import DenseMixture, routing_loss
+from models.baselines.masks import fewer_of
 from models.baselines.multi_ae import decoder, reconstruction_error
 from models.baselines.online_mae import OnlineMAE, reconstruction, standardised
 from models.baselines.simmlm import ranking_loss

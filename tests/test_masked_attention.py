@@ -20,7 +20,7 @@ from torchmetrics.functional.classification import binary_auroc
 
 from datasets.batch import Batch, Modality
 from models.base import IncompleteClassifier
-from models.baselines.base import TrainingMasks, take_rows
+from models.baselines.masks import TrainingMasks
 from models.encoders.naim import NAIM
 from models.encoders.pretrained import PretrainedEncoder
 from models.masked_attention.base import TokenFusion, TokenInput, mean_of_labels
@@ -28,6 +28,7 @@ from models.masked_attention.decisions import LateFusion, ModelSelection, pool_p
 from models.masked_attention.masked_attention import MaskedAttention
 from models.masked_attention.perceptron import TokenPerceptron
 from models.masked_attention.unimodal import TokenUnimodal
+from models.rows import take_rows
 from tests.networks import CELLS, LEVELS, N_CONTINUOUS, random_table
 from tests.test_baselines import configure, generator, vectors  # noqa: F401
 from tests.test_naim import jolted, some_cells

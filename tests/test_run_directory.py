@@ -229,10 +229,11 @@ def test_markers_that_hold_paths_of_raw_files_stay_valid(run: RunDirectory) -> N
 
 def test_settings_of_older_runs_are_read_under_the_present_names(run: RunDirectory) -> None:
     data = {"audio": {"_target_": "datasets.readers.audio.LogMel"}, "train_fraction": 0.5}
-    run.finish("fit", {"data": data, "follow": True})
+    settings = {"data": data, "masks": "models.baselines.masks.TrainingMasks", "follow": True}
+    run.finish("fit", settings)
     old = run.marker("fit").read_text().replace("datasets.readers.", "datasets.").replace("train_fraction", "low")
-    run.marker("fit").write_text(old)
-    assert run.finished("fit", {"data": data, "follow": True})
+    run.marker("fit").write_text(old.replace("baselines.masks", "baselines.base"))
+    assert run.finished("fit", settings)
     assert current_names("dataset:\n  low: 0.5\n  baselines:\n    width: 8\n") == (
         "dataset:\n  train_fraction: 0.5\n  training_defaults:\n    width: 8\n"
     )

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from datasets.batch import Batch
 from gaussian_parameter_generation.estimate import estimate
-from models.baselines.base import take_rows
 from models.dymo.backbone import Sequences
 from models.dymo.method import DyMo, validate_selection
 from models.dymo.prototypes import COSINE, EUCLIDEAN
@@ -38,6 +37,7 @@ from models.dymo.selection import (
 from models.dymo.similarity import Score, calibration, log_ics, reward, score
 from models.imputers.base import Imputer, merge
 from models.imputers.simple import Zero
+from models.rows import take_rows
 from tests import slow_twin as twin
 from tests.networks import class_batch, deciding_model, random_masks, twin_evaluator, under
 from tests.tolerances import summation_bound

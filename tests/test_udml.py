@@ -23,7 +23,7 @@ from torch.distributions import Normal, kl_divergence
 
 from datasets.batch import Batch, Modality
 from datasets.noise import TrainingNoise
-from models.baselines.base import TrainingMasks
+from models.baselines.masks import TrainingMasks
 from models.encoders.resnet import ResNetEncoder
 from models.udml.heads import HEADS
 from models.udml.udml import UDML, Dependency, Gaussian, divergence, fusion_weights, logit_distances

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from datasets.batch import Batch, Modality
 from models.base import IncompleteClassifier, Prediction
-from models.baselines.base import Completed, take_rows
+from models.completed import Completed
 from models.dymo.method import DyMo
 from models.dymo.prototypes import COSINE
 from models.dymo.selection import COMPARATORS, compare, exhaustive, select
@@ -24,6 +24,7 @@ from models.imputers.iterative import IMI
 from models.imputers.quality import Judge, recovery_quality
 from models.imputers.simple import Mean, Oracle, Zero
 from models.imputers.tip import TIP
+from models.rows import take_rows
 from tests.networks import TokenEncoder, table_batch, table_encoder, table_modalities
 from tests.test_cmvae import model_of
 from tests.test_imputers import images, mopoe

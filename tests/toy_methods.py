@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from datasets.batch import Batch, Modality
 from models.base import IncompleteClassifier, Prediction
-from models.baselines.base import RowMemory, VectorBaseline
+from models.baselines.base import VectorBaseline
+from models.baselines.memory import RowMemory
 
 
 class Mixture(RowMemory, VectorBaseline):

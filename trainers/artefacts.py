@@ -61,7 +61,10 @@ class Artefacts(Plan):
         difference = next(filter(None, differences), None)
         if difference is None:
             return plain
-        digest = hashlib.sha256(json.dumps(model, sort_keys=True, default=str).encode()).hexdigest()[:8]
+        # With the name that the masks had when such directories were first made.
+        text = json.dumps(model, sort_keys=True, default=str)
+        text = text.replace("models.baselines.masks.", "models.baselines.base.")
+        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         directory = self._directory(f"{self.trainable.name}-{digest}")
         log.info(
             "%s holds %s with another option (%s): %s", plain.path, self.trainable.name, difference, directory.path

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from models.base import IncompleteClassifier, Method
-from models.baselines.base import Completed
+from models.completed import Completed
 from models.dymo.backbone import Backbone
 from models.dymo.gaussian import GaussianParameters
 from models.imputers.base import Imputer

@@ -21,6 +21,7 @@ from utils.files import replacing
 # Regular expressions of classes and keys that have been renamed since older runs were made, and the present names.
 RENAMED = {
     r"\bdatasets\.(audio\.Log|video\.Frames)": r"datasets.readers.\1",
+    r"\bmodels\.baselines\.base\.TrainingMasks": "models.baselines.masks.TrainingMasks",
     r'(?m)^(\s*"?)low("?: )': r"\1train_fraction\2",
     r'(?m)^(\s*"?)baselines("?:)': r"\1training_defaults\2",
 }

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 from datasets.batch import Batch, Modality
 from models.base import IncompleteClassifier, Prediction
-from models.baselines.base import take_rows
 from models.baselines.concat import MultimodalConcat
 from models.baselines.decisions import OnExperts
 from models.baselines.unimodal import Unimodal
+from models.rows import take_rows
 
 
 class DynMM(OnExperts):

@@ -29,8 +29,8 @@ from torch import Tensor, nn
 
 from datasets.batch import Batch, Modality
 from models.base import Prediction
-from models.baselines.base import RowMemory
 from models.baselines.decisions import DecisionFusion, mean_where, row_losses
+from models.baselines.memory import RowMemory
 from utils.errors import UserError
 
 RANKS = ("margin", "slack")

@@ -24,8 +24,9 @@ from torch import Tensor, nn
 
 from datasets.batch import Batch, Modality
 from models.base import IncompleteClassifier, Prediction
-from models.baselines.base import VectorBaseline, fewer_of
+from models.baselines.base import VectorBaseline
 from models.baselines.decisions import row_losses
+from models.baselines.masks import fewer_of
 
 
 class SimMLM(VectorBaseline):

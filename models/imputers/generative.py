@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datasets.batch import Batch, Modality
-from models.baselines.base import take_rows
 from models.imputers.base import TrainedImputer
+from models.rows import take_rows
 from utils.errors import UserError
 
 

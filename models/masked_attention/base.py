@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from datasets.batch import Batch, Modality
 from models.base import IncompleteClassifier, Prediction
-from models.baselines.base import Baseline, take_rows
+from models.baselines.base import Baseline
 from models.encoders.naim import drop_cells
 from models.layers.masked_attention import xavier_initialisation
+from models.rows import take_rows
 from utils.schedule import Plateau
 
 log = logging.getLogger(__name__)

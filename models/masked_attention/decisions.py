@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from datasets.batch import Batch, Modality
 from models.base import IncompleteClassifier, Prediction
-from models.baselines.base import take_rows
 from models.baselines.logit_average import LogitAverage
+from models.rows import take_rows
 
 RULES = ("mean", "max", "min", "majority")
 

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from datasets.batch import Batch, Modality
-from models.baselines.base import take_rows
 from models.baselines.unimodal import Unimodal
 from models.layers.masked_attention import xavier_initialisation
 from models.masked_attention.base import StagedTraining
+from models.rows import take_rows
 
 
 class TokenUnimodal(StagedTraining, Unimodal):

@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 
 from datasets.batch import Batch, Modality
-from models.baselines.base import TrainingMasks
+from models.baselines.masks import TrainingMasks
 from models.cmpt.cmpt import CMPT, Proxy
 from models.encoders.pretrained import PretrainedEncoder
 from tests.benchmarks.__main__ import PeakMemory, alternate

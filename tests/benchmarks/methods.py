@@ -29,7 +29,8 @@ from datasets.base import MultimodalDataModule
 from datasets.batch import Batch
 from gaussian_parameter_generation.estimate import estimate
 from models.base import Method
-from models.baselines.base import Completed, RowMemory
+from models.baselines.memory import RowMemory
+from models.completed import Completed
 from models.dymo.dynamic_transformer import DynamicTransformer
 from models.dymo.method import DyMo
 from tests.benchmarks.__main__ import alternate

@@ -1,0 +1,41 @@
+"""A trained method behind an imputer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from datasets.batch import Batch
+from models.base import IncompleteClassifier, Method, Prediction
+from models.imputers.base import Imputer, recover_possible
+
+
+class Completed(Method):
+    """A method behind an imputer, which fills in all inputs; what it cannot recover in a row stays missing.
+
+    Args:
+        method: trained.
+        imputer: fills in what is missing.
+    """
+
+    def __init__(self, method: IncompleteClassifier, imputer: Imputer) -> None:
+        super().__init__()
+        self.method = method.eval()
+        self._imputer = [imputer]  # kept out of the module tree: it need not be a module
+
+    @torch.inference_mode()
+    def forward(self, batch: Batch) -> Prediction:
+        inputs, unrecoverable = recover_possible(self._imputer[0], self.method.modalities, batch)
+        if unrecoverable is None or not unrecoverable.any():
+            nothing = torch.zeros_like(batch.missing)
+            return self.method(batch.replace(inputs=inputs, missing=nothing, feature_missing={}, complete=True))
+        names = self.method.modality_names
+        cells = {
+            name: hidden & unrecoverable[:, names.index(name), None] for name, hidden in batch.feature_missing.items()
+        }
+        completed = batch.replace(inputs=inputs, missing=unrecoverable, feature_missing=cells)
+        return self.method(completed)
+
+    def predict_scenarios(self, batch: Batch, scenarios: Mapping[str, Batch]) -> dict[str, dict[str, Prediction]]:
+        return self.method.by_label({name: self(masked) for name, masked in scenarios.items()})
