@@ -25,9 +25,9 @@ def main(cfg: DictConfig) -> None:
     """One job; with ``--multirun``, one of several."""
     try:
         if "check" in cfg.stages:
-            from trainers.check import check
+            from trainers.check_table import check_table
 
-            check(cfg)
+            check_table(cfg)
         if list(cfg.stages) != ["check"]:
             from trainers.run import run
             from utils.memory import keep_freed_memory

@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -32,10 +33,11 @@ from datasets.readers.csv_files import Dialect, read_csv
 from tests.makers import make_chest_xray, make_image_table, make_messy_lesions
 from tests.test_cli import execute
 from trainers import run as pipeline
-from trainers.check import check
+from trainers.check_table import check_table
 from trainers.config.build import build_data, data_arguments
 from trainers.config.compose import CONFIGS, compose_config
 from utils.errors import UserError
+from utils.files import natural_key
 
 PARTS: dict[str, Any] = {
     "name": "Parts",
@@ -206,8 +208,8 @@ def test_the_stage_writes_a_report_and_a_configuration_once(tmp_path: Path, capl
     cfg = check_config(tmp_path, *files, f"check.output={output}", "check.label=diagnosis")
     caplog.set_level("INFO")
     with pytest.raises(SystemExit, match="1"):
-        check(cfg)
-    levels = [record.levelname for record in caplog.records if record.name == "trainers.check"]
+        check_table(cfg)
+    levels = [record.levelname for record in caplog.records if record.name == "trainers.check_table"]
     assert levels.count("ERROR") == 6 and levels[:6] == ["ERROR"] * 6
     assert "nevus" in caplog.text and "116 rows, 11 columns: 6 errors, 10 warnings, 8 notes" in caplog.text
     assert {file.name for file in (tmp_path / "out" / "Lesions" / "check").iterdir()} == {"check.md", "check.json"}
@@ -215,11 +217,11 @@ def test_the_stage_writes_a_report_and_a_configuration_once(tmp_path: Path, capl
     assert "csv: " + str(csv) in first
     output.write_text("mine")
     with pytest.raises(SystemExit):
-        check(cfg)
+        check_table(cfg)
     assert output.read_text() == "mine" and "exists and differs from the suggestion: not written" in caplog.text
     cfg.overwrite = True
     with pytest.raises(SystemExit):
-        check(cfg)
+        check_table(cfg)
     assert output.read_text() == first
 
 
@@ -253,7 +255,7 @@ def test_the_stage_stops_the_other_stages_at_errors(tmp_path: Path) -> None:
 )
 def test_bad_options_of_the_stage(tmp_path: Path, overrides: tuple[str, ...], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        check(check_config(tmp_path, *overrides))
+        check_table(check_config(tmp_path, *overrides))
 
 
 def test_the_report_says_the_same_in_markdown_and_json(messy: tuple[Report, dict[str, list[int]]]) -> None:
@@ -390,15 +392,91 @@ def test_a_missing_or_unusable_file_is_an_error_of_the_user(tmp_path: Path) -> N
             check_unknown(Layout("T", csv, tmp_path, None, ()))
 
 
-def test_nothing_to_suggest_without_label_images_or_inputs(tmp_path: Path) -> None:
+def animals(folder: Path, n: int = 60, classes: Sequence[str] = ("cat", "dog")) -> pd.DataFrame:
+    """A clean table, and the images that it names."""
+    rng = np.random.default_rng(0)
+    for i in range(n):
+        Image.fromarray(rng.integers(0, 255, (4, 4, 3)).astype(np.uint8)).save(folder / f"a{i}.png")
+    ages = rng.integers(1, 30, n).astype(str)
+    return pd.DataFrame({"image": [f"a{i}.png" for i in range(n)], "label": np.resize(classes, n), "age": ages})
+
+
+def checked(folder: Path, frame: pd.DataFrame) -> Report:
+    frame.to_csv(folder / "table.csv", index=False)
+    return check_unknown(Layout("Animals", folder / "table.csv", folder, None, ()))
+
+
+@pytest.mark.parametrize(
+    ("changes", "place", "words"),
+    [
+        ({"label": "cat"}, "file", "no configuration can be suggested: all labels are the same"),
+        ({"age": "", "sex": ""}, "file", "no column can be an input"),
+        ({"image": [f"b{i}.png" for i in range(60)]}, "file", "no row has an image that can be read"),
+    ],
+)
+def test_nothing_is_suggested_from_which_nothing_can_be_learned(
+    tmp_path: Path, changes: dict[str, Any], place: str, words: str
+) -> None:
+    report = checked(tmp_path, animals(tmp_path).assign(**changes))
+    assert report.suggestion is None and placed(report, place, words, "error")
+    small = checked(tmp_path, animals(tmp_path, 3))
+    assert "too few rows" in placed(small, "file", "", "error").text
+
+
+def test_nothing_is_suggested_without_label_or_images(tmp_path: Path) -> None:
     csv = tmp_path / "table.csv"
     csv.write_text("a,b\n1,x\n2,y\n")
     report = check_unknown(Layout("T", csv, tmp_path, None, ()))
     assert report.suggestion is None and {f.place for f in report.of_level("error")} == {"file", "images"}
-    Image.new("RGB", (4, 4)).save(tmp_path / "x.png")
-    csv.write_text("image,label\nx.png,cat\nx.png,dog\n")
-    report = check_unknown(Layout("T", csv, tmp_path, None, ()))
-    assert report.suggestion is None and placed(report, "file", "no column can be an input")
+
+
+@pytest.mark.parametrize(
+    ("write", "instead"),
+    [("photos/{}.png", "a0.png"), ("C:\\data\\{}.png", "a0.png"), ("{}.PNG", "a0.png"), ("IMG_{}", None)],
+)
+def test_nearly_right_names_of_images(tmp_path: Path, write: str, instead: str | None) -> None:
+    frame = animals(tmp_path)
+    frame["image"] = [write.format(f"a{i}") for i in range(len(frame))]
+    fix = placed(checked(tmp_path, frame), "images", "not in ", "error").fix
+    assert fix.startswith(f"write '{instead}' instead of " if instead else "restore the files")
+
+
+@pytest.mark.parametrize("classes", [("1.0", "2.0"), ("yes", "no"), tuple(f"c{i}" for i in range(12))])
+def test_labels_that_yaml_or_the_kinds_of_columns_could_mistake(tmp_path: Path, classes: Sequence[str]) -> None:
+    report = checked(tmp_path, animals(tmp_path, 120, classes))
+    assert alarms(report) == [] and report.suggestion is not None
+    read = yaml.safe_load(yaml_of(report.suggestion, {}))
+    assert read["classes"] == sorted(classes, key=natural_key) and all(n > 0 for n in report.counts["val"].values())
+
+
+def test_a_column_of_splits_is_followed(tmp_path: Path) -> None:
+    frame = animals(tmp_path).assign(part=["Train", "train", "training", "Valid", "test"] * 12)
+    report = checked(tmp_path, frame)
+    assert report.suggestion is not None and report.suggestion.split["split"] == "part"
+    assert {split: sum(counts.values()) for split, counts in report.counts.items()} == {
+        "train": 36,
+        "val": 12,
+        "test": 12,
+    }
+    without_val = checked(tmp_path, frame.assign(part=["train", "test"] * 30))
+    assert without_val.suggestion is not None and "split" not in without_val.suggestion.split
+    assert without_val.rejected() == {"part": "split"}
+
+
+def test_numbers_with_units_or_thousands_are_no_inputs(tmp_path: Path) -> None:
+    frame = animals(tmp_path)
+    frame["share"] = [f"{i % 37} %" for i in range(60)]
+    frame["price"] = [f"{900 + 13 * i:,}" for i in range(60)]
+    report = checked(tmp_path, frame)
+    assert len(placed(report, "share", "unit or sign", "error").rows) == 60
+    assert placed(report, "price", "between thousands, or a decimal comma", "error").rows[0] == 10
+    assert report.rejected() == {"share": "not numbers alone", "price": "not numbers alone"}
+
+
+def test_a_table_without_a_header_is_suspected(tmp_path: Path) -> None:
+    animals(tmp_path).to_csv(tmp_path / "table.csv", index=False, header=False)
+    report = check_unknown(Layout("T", tmp_path / "table.csv", tmp_path, None, ()))
+    assert placed(report, "file", "the header has the numbers", "warning")
 
 
 # ------------------------------------------------------------------------------------------------------------- columns
@@ -493,7 +571,7 @@ def test_no_content_fails_otherwise_than_with_an_error_of_the_user(tmp_path: Pat
 
 
 def test_the_stage_does_not_import_torch() -> None:
-    code = "import sys, run, trainers.check; assert 'torch' not in sys.modules"
+    code = "import sys, run, trainers.check_table; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

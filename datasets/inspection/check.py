@@ -10,12 +10,21 @@ from datasets.inspection.columns import Column, describe_column, mark_findings, 
 from datasets.inspection.dialect import read_raw
 from datasets.inspection.findings import LEVELS, Finding, quoted, row_numbers
 from datasets.inspection.labels import label_findings, rare_findings
-from datasets.inspection.layout import Layout, class_of_rows, guess_group, guess_image, guess_label, target_of
+from datasets.inspection.layout import (
+    Layout,
+    class_of_rows,
+    guess_group,
+    guess_image,
+    guess_label,
+    guess_split,
+    target_of,
+)
 from datasets.inspection.leaks import crossing_findings, divide, duplicate_findings, leak_findings, text_findings
 from datasets.inspection.pictures import inspect_pictures, picture_findings
 from datasets.inspection.report import NO_INPUT, Report
 from datasets.inspection.suggestion import suggest
 from datasets.readers.csv_files import Dialect
+from utils.errors import UserError
 
 
 def check_configured(layout: Layout) -> Report:
@@ -64,9 +73,11 @@ def check_unknown(layout: Layout) -> Report:
     _check_rows(report, [name for name in report.columns if report.role(name) is None])
     if layout.image is None:
         return _sorted(report, problems)
-    report.suggestion = suggest(report)
-    if report.suggestion is None:
-        problems.append(Finding("error", "file", "no column can be an input", "add one, or correct the cells"))
+    try:
+        report.suggestion = suggest(report)
+    except UserError as error:
+        text, _, fix = str(error).rpartition(": ")
+        problems.append(Finding("error", "file", f"no configuration can be suggested: {text}", fix))
     else:
         _check_division(report, report.suggestion)
     return _sorted(report, problems)
@@ -111,7 +122,9 @@ def _completed(report: Report) -> Layout:
         named, suffix = guess_image(cells, layout.images)
         image = image or named
     group = layout.group or guess_group(list(columns.values()), [label, image])
-    return replace(layout, labels=(label,) if label else (), image=image, image_suffix=suffix, group=group)
+    labels = (label,) if label else ()
+    split = guess_split(list(columns.values()))
+    return replace(layout, labels=labels, image=image, image_suffix=suffix, group=group, split=split)
 
 
 def _input_findings(report: Report, column: Column) -> list[Finding]:
@@ -186,7 +199,7 @@ def _check_rows(report: Report, inputs: Sequence[str]) -> None:
             report.shares |= {name: max(share, report.shares.get(name, 0)) for name, share in shares.items()}
         labels = cells[list(layout.labels)].agg("|".join, axis=1)
     identifiers = [name for name, column in report.columns.items() if column.kind == "identifier"]
-    content = cells.drop(columns=[name for name in identifiers if name != layout.image])
+    content = cells.drop(columns=[name for name in identifiers if name != layout.image] if layout.image else [])
     findings += duplicate_findings(content, report.pictures.digests, labels, layout.image, group)
 
 

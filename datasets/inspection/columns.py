@@ -11,6 +11,7 @@ from difflib import SequenceMatcher
 import pandas as pd
 
 from datasets.inspection.findings import Finding, quoted, row_numbers
+from utils.files import natural_key
 
 MISSING_MARKS = (  # compared in lower case
     *("na", "n/a", "n.a.", "nan", "null", "none", "k.a.", "unknown", "unbekannt", "missing"),
@@ -23,14 +24,20 @@ SYNONYMS = (
 )
 MEANING = {word: words[0] for words in SYNONYMS for word in words}
 NUMBERS = {sign: re.compile(rf"[+-]?(\d+{s}?\d*|{s}\d+)([eE][+-]?\d+)?") for sign, s in ((".", r"\."), (",", ","))}
+THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+")  # 1,234: in an English table no decimal comma
 WITH_MORE = re.compile(
+    # 6,5 mm; <5; 1.234,5; 63 J.
     r"[<>≤≥~=]*\s*[+-]?\d[\d.,' ]*\s*([A-Za-zµμ°%²³/^.]{1,10})?"
-)  # "6,5 mm", "<5", "1.234,5", "63 J."
-DATE = re.compile(
-    r"(\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.](\d{4}|\d{2}))([ T]\d{1,2}:\d{2}(:\d{2})?.*)?"
 )
+DAY = r"\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.](\d{4}|\d{2})"
+DATE = re.compile(rf"({DAY})([ T]\d{{1,2}}:\d{{2}}(:\d{{2}})?.*)?")
 GROUP_NAME = re.compile(r"patient|subject|person|proband|lesion|participant|specimen", re.IGNORECASE)
 IDENTIFIER_NAME = re.compile(r"(^|[_\W])(id|nr|no|num|number|index|key|uid|row)$|(Id|ID|Nr|No)$", re.IGNORECASE)
+SPLIT_OF = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
 MAX_LEVELS = 50  # of a categorical column
 MAX_CODES = 8  # whole numbers that count as categories
 MIN_IDENTIFIED = 20  # rows from which on unique cells count as identifiers
@@ -41,7 +48,7 @@ class Column:
     """What a column holds.
 
     Attributes:
-        kind: empty | constant | identifier | group | date | continuous | categorical | text.
+        kind: empty | constant | identifier | group | date | split | continuous | categorical | text.
         known: cells that are not missing.
         missing: share of missing cells.
         marks: spellings of missing cells in the column that are not listed as such.
@@ -84,11 +91,11 @@ def _kind(name: str, known: pd.Series) -> str:
     share = distinct / len(known)
     if known.map(lambda cell: bool(DATE.fullmatch(cell))).mean() >= 0.8:
         return "date"
-    numeric = known.map(lambda cell: any(n.fullmatch(cell) for n in NUMBERS.values()))
-    like_numbers = numeric | known.map(lambda cell: bool(WITH_MORE.fullmatch(cell)))
+    if known.str.casefold().isin(SPLIT_OF).all():
+        return "split"
     whole = known.str.fullmatch(r"[+-]?\d+")
     is_many = len(known) > MIN_IDENTIFIED
-    if like_numbers.mean() >= 0.8 and numeric.mean() >= 0.5:
+    if _is_numeric(known):
         if GROUP_NAME.search(name) and whole.all() and share > 0.1:
             return "group" if share < 0.9 else "identifier"
         if is_many and whole.all() and share > 0.9 and (IDENTIFIER_NAME.search(name) or _is_counted(known)):
@@ -101,6 +108,16 @@ def _kind(name: str, known: pd.Series) -> str:
     if is_many and distinct > MAX_CODES and (GROUP_NAME.search(name) or coded) and share > 0.1:
         return "group"
     return "categorical" if distinct <= MAX_LEVELS and share <= 0.5 else "text" if words >= 3 else "categorical"
+
+
+def _is_numeric(known: pd.Series) -> bool:
+    """Whether most cells are numbers, or numbers with the same unit."""
+    numeric = known.map(lambda cell: any(n.fullmatch(cell) for n in NUMBERS.values()))
+    with_more = known.map(lambda cell: bool(WITH_MORE.fullmatch(cell)))
+    if (numeric | with_more).mean() < 0.8:
+        return False
+    units = known[~numeric].str.extract(r"([^\d\s.,]+)$")[0].value_counts()
+    return bool(numeric.mean() >= 0.5 or (len(units) and units.iloc[0] >= 0.8 * (~numeric).sum()))
 
 
 def _is_counted(known: pd.Series) -> bool:
@@ -132,7 +149,7 @@ def merged_levels(values: pd.Series | Sequence[str]) -> dict[str, list[str]]:
     for value, count in Counter(map(str, values)).items():
         groups.setdefault(spelling_key(value), Counter())[value] = count
     named = {group.most_common(1)[0][0]: [value for value, _ in group.most_common()] for group in groups.values()}
-    return {name: named[name] for name in sorted(named)}
+    return {name: named[name] for name in sorted(named, key=natural_key)}
 
 
 def spelling_findings(name: str, known: pd.Series, fix: str, level: str = "warning") -> list[Finding]:
@@ -164,7 +181,9 @@ def number_findings(column: Column, decimal: str, level: str) -> list[Finding]:
     other = "," if decimal == "." else "."
     kinds: dict[str, list[int]] = {}
     for row, cell in column.odd.items():
-        if NUMBERS[other].fullmatch(cell):
+        if decimal == "." and THOUSANDS.fullmatch(cell):
+            kinds.setdefault("',' between thousands, or a decimal comma", []).append(row)
+        elif NUMBERS[other].fullmatch(cell):
             kinds.setdefault(f"decimal sign '{other}' instead of '{decimal}'", []).append(row)
         elif WITH_MORE.fullmatch(cell):
             kinds.setdefault("unit or sign beside the number", []).append(row)

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from datasets.inspection.findings import Finding, row_numbers
+from datasets.inspection.columns import THOUSANDS
+from datasets.inspection.findings import Finding, quoted, row_numbers
 from datasets.readers.csv_files import Dialect
 from utils.errors import UserError
 
@@ -52,6 +53,8 @@ def sniff(path: Path) -> Dialect:
     scores = [_consistency(_records(content, candidate, SNIFFED_ROWS)) for candidate in candidates]
     dialect = candidates[scores.index(max(scores))]  # of equals the first, which is the comma
     cells = [cell.strip() for record in _records(content, dialect, SNIFFED_ROWS)[1:] for cell in record]
+    if dialect.separator == ",":
+        cells = [cell for cell in cells if not THOUSANDS.fullmatch(cell)]
     counts = {sign: sum(bool(pattern.fullmatch(cell)) for cell in cells) for sign, pattern in FRACTION.items()}
     return replace(dialect, decimal="," if counts[","] > counts["."] else ".")
 
@@ -177,6 +180,10 @@ def _shape_findings(header: list[str], body: dict[int, list[str]]) -> list[Findi
         if name and count > 1:
             text = f"{count} columns have this name"
             findings.append(Finding("error", name, text, "give each column a name of its own"))
+    numbers = [name for name in header if FRACTION["."].fullmatch(name) or name.isdecimal()]
+    if numbers:
+        text = f"the header has the numbers {quoted(numbers)}"
+        findings.append(Finding("warning", "file", text, "is the first row a header? If not, add one"))
     unnamed = [i for i, name in enumerate(header) if not name]
     filled = [i + 1 for i in unnamed if any(i < len(record) and record[i].strip() for record in body.values())]
     if filled:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from datasets.inspection.columns import mark_findings, spelling_findings, spelling_key
-from datasets.inspection.findings import Finding, quoted, row_numbers
+from datasets.inspection.findings import Finding, number_of, quoted, row_numbers
 from datasets.inspection.report import Report
 
 FEW = 5  # rows or groups, below which a class cannot be learned and tested
@@ -47,11 +47,11 @@ def label_findings(report: Report) -> list[Finding]:
 
 def rare_findings(target: pd.Series, group: pd.Series | None) -> list[Finding]:
     units = pd.Series(target.index, index=target.index) if group is None else group[target.index]
-    what = "rows" if group is None else f"values of '{group.name}'"
     sizes = units.groupby(target).nunique()
     findings = []
     for name, size in sizes[sizes < FEW].items():
-        text = f"class '{name}' has {size} {what}: too few to learn and test it"
+        what = number_of(size, "row") if group is None else f"{number_of(size, 'value')} of '{group.name}'"
+        text = f"class '{name}' has {what}: too few to learn and test it"
         rows = row_numbers(target == name)
         findings.append(Finding("warning", str(target.name), text, "leave it out: dataset.leave_out", rows))
     return findings

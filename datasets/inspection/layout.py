@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from datasets.inspection.columns import Column, spelling_key
+from datasets.inspection.columns import MAX_LEVELS, SPLIT_OF, Column, spelling_key
 from datasets.readers.csv_files import Dialect
 from datasets.readers.spellings import as_texts, spellings
 
 LABEL_NAME = re.compile(r"diagnos|label|class|target|outcome|finding|^dx$|^y$", re.IGNORECASE)
+IMAGE_NAME = re.compile(r"image|img|photo|foto|picture|file|bild", re.IGNORECASE)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".npy")
 
 
@@ -165,12 +166,18 @@ def _first_spellings(labels: pd.Series) -> pd.Series:
 
 def guess_label(columns: Sequence[Column]) -> str | None:
     """The column that is named like a label and holds few values."""
-    fitting = [c.name for c in columns if c.kind in ("categorical", "text") and LABEL_NAME.search(c.name)]
-    return fitting[0] if fitting else None
+    for column in columns:
+        distinct = column.known.nunique()
+        if LABEL_NAME.search(column.name) and distinct <= min(MAX_LEVELS, max(2, len(column.known) / 2)):
+            return column.name
+    return None
 
 
 def guess_image(cells: pd.DataFrame, images: Path) -> tuple[str | None, str]:
-    """The column whose cells name the most files in the folder, and what is to be appended to them."""
+    """The column whose cells name the most files in the folder, and what is to be appended to them.
+
+    Without any such file, the first column that seems to hold names of images.
+    """
     best: tuple[int, str | None, str] = (0, None, "")
     files = {path.relative_to(images).as_posix() for path in images.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES}
     common = [suffix for suffix, _ in Counter(Path(name).suffix for name in files).most_common()]
@@ -179,11 +186,26 @@ def guess_image(cells: pd.DataFrame, images: Path) -> tuple[str | None, str]:
             count = sum(f"{cell}{suffix}" in files for cell in cells[name])
             if count > best[0]:
                 best = (count, str(name), suffix)
-    return best[1], best[2]
+    if best[0]:
+        return best[1], best[2]
+    with_suffix = [name for name in cells if cells[name].str.lower().str.endswith(IMAGE_SUFFIXES).mean() > 0.5]
+    written = [str(name) for name in (*with_suffix, *filter(IMAGE_NAME.search, cells))]
+    return (written[0], "") if written else (None, "")
+
+
+def guess_split(columns: Sequence[Column]) -> dict[str, Any]:
+    """Settings of a column that names training, validation and test rows; none without such a column."""
+    for column in columns:
+        values: dict[str, list[str]] = {}
+        for value in column.known.unique() if column.kind == "split" and not column.missing else ():
+            values.setdefault(SPLIT_OF[value.casefold()], []).append(value)
+        if len(values) == 3:
+            return {"split": column.name, "split_values": {split: values[split] for split in ("train", "val", "test")}}
+    return {}
 
 
 def guess_group(columns: Sequence[Column], used: Sequence[str | None]) -> str | None:
     """The column whose values stand in several rows and name what the rows belong to; the coarsest of them."""
-    fitting = [c for c in columns if c.kind == "group" and c.name not in used and c.missing == 0]
+    fitting = [c for c in columns if c.kind == "group" and c.name not in used and c.missing < 0.2]
     named = [c for c in fitting if re.search(r"patient|subject|person|proband|participant", c.name, re.IGNORECASE)]
     return min(named or fitting, key=lambda column: column.known.nunique()).name if fitting else None

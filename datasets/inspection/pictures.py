@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,6 +77,22 @@ def inspect_pictures(names: pd.Series, layout: Layout, missing_values: Sequence[
     return pictures
 
 
+def _near_files(missing: Iterable[Path], images: Path) -> str | None:
+    """What to correct where files have nearly the missing names: capital letters, folders or suffixes."""
+    files = {path.name.casefold(): path for path in images.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES}
+    stems = {path.stem.casefold(): path for path in files.values()}
+    for path in missing:
+        name = re.split(r"[/\\]", str(path))[-1]
+        near = files.get(name.casefold()) or stems.get(Path(name).stem.casefold())
+        if near:
+            return f"write '{near.relative_to(images)}' instead of '{_below(path, images)}', as the file is called"
+    return None
+
+
+def _below(path: Path, folder: Path) -> Path:
+    return path.relative_to(folder) if path.is_relative_to(folder) else path
+
+
 def picture_findings(pictures: Pictures, names: pd.Series, layout: Layout) -> list[Finding]:
     """What is wrong with the images, and files that no row names."""
     findings = []
@@ -87,9 +104,7 @@ def picture_findings(pictures: Pictures, names: pd.Series, layout: Layout) -> li
     if pictures.missing:
         files = quoted(dict.fromkeys(path.name for path in pictures.missing.values()), 3)
         text = f"not in {layout.images}: {files}"
-        others = {path.name.casefold() for path in layout.images.iterdir()} if layout.images.is_dir() else set()
-        miswritten = [path.name for path in pictures.missing.values() if path.name.casefold() in others]
-        fix = f"correct capital letters in {quoted(miswritten, 3)}" if miswritten else "restore the files"
+        fix = _near_files(pictures.missing.values(), layout.images) or "restore the files"
         if handled:
             fix += ", or set dataset.without_image"
         findings.append(Finding(level, "images", text, fix, row_numbers(pictures.missing)))

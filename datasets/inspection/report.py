@@ -15,10 +15,12 @@ from datasets.inspection.layout import Layout
 from datasets.inspection.leaks import GIVES_AWAY
 from datasets.inspection.pictures import Pictures
 
+MOSTLY = 0.8  # share of missing cells from which on a column is no input of a suggestion
 NO_INPUT = {
     "identifier": "names the rows",
     "group": "names what the rows belong to",
     "date": "holds dates",
+    "split": "names splits",
     "constant": "has one value",
     "empty": "has no values",
 }
@@ -73,7 +75,11 @@ class Report:
             return role
         if self.shares.get(name, 0) >= GIVES_AWAY:
             return "gives the label away"
-        kind = self.columns[name].kind
+        column, kind = self.columns[name], self.columns[name].kind
+        if column.missing > MOSTLY:
+            return "mostly missing"
+        if kind == "continuous" and len(column.odd) > len(column.known) / 2:
+            return "not numbers alone"
         return kind if kind in NO_INPUT or kind == "text" else None
 
     def rejected(self) -> dict[str, str]:
@@ -89,6 +95,9 @@ class Report:
         lines = [(finding.level, finding.line()) for level in LEVELS for finding in self.of_level(level)]
         gaps = [f"{name} {column.missing:.1%}" for name, column in self.columns.items() if column.missing]
         lines += [("summary", f"missing cells: {', '.join(gaps)}")] if gaps else []
+        if self.suggestion:
+            inputs = ", ".join(f"{name} ({self.columns[name].kind})" for name in self.suggestion.inputs)
+            lines.append(("summary", f"suggested inputs: {inputs}"))
         for split, classes in self.counts.items():
             lines.append(("summary", f"{split}: {', '.join(f'{name} {n:,}' for name, n in classes.items())}"))
         return [*lines, ("summary", summary)]

@@ -11,29 +11,35 @@ import numpy as np
 import yaml
 
 from datasets.inspection.columns import Column, merged_levels
+from datasets.inspection.labels import FEW
 from datasets.inspection.layout import Layout, class_of_rows, target_of
 from datasets.inspection.leaks import divide
 from datasets.inspection.report import Report
 from datasets.readers.csv_files import Dialect
+from utils.errors import UserError
 
 FRACTIONS = ((0.7, 0.1, 0.2), (0.6, 0.2, 0.2), (0.5, 0.2, 0.3), (0.4, 0.3, 0.3))  # the first is the default
 LISTED_LEVELS = 30  # a column with more takes the values of the training split
 
 
-def suggest(report: Report) -> Layout | None:
-    """Settings under which the table is read, divided and learned from without a change; None without inputs.
+def suggest(report: Report) -> Layout:
+    """Settings under which the table is read, divided and learned from without a change.
 
     Cells that are no numbers count as missing; rows without a label or a readable image, and classes too rare for every
     split, are left out.
     """
     layout, columns = report.layout, report.columns
     assert layout.image is not None
+    if len(report.pictures.unusable) == len(report.cells):
+        raise UserError("no row has an image that can be read: give the folder of the images")
+    if len(set(report.classes)) < 2:
+        raise UserError("all labels are the same: name another column, check.label")
     usable = [name for name in columns if report.unused(name) is None]
     categorical = [name for name in usable if columns[name].kind == "categorical"]
     continuous = [name for name in usable if columns[name].kind == "continuous"]
     text = [] if categorical or continuous else [name for name in columns if report.unused(name) == "text"]
     if not (categorical or continuous or text):
-        return None
+        raise UserError("no column can be an input: add one, or correct the cells")
     label = columns[layout.labels[0]]
     unreadable = report.cells.loc[list(report.pictures.unreadable), layout.image]
     used = [columns[name] for name in (*categorical, *continuous, *text)]
@@ -63,18 +69,25 @@ def _levels(column: Column) -> dict[str, list[str]] | None:
 
 
 def _divisible(report: Report, layout: Layout) -> Layout:
-    """The layout with every class in every split: larger validation and test splits, and no class too rare for that."""
+    """The layout with every class in every split: larger validation and test splits, and no class too rare for that.
+
+    Raises:
+        UserError: there are too few rows.
+    """
+    if "split" in layout.split:
+        return layout
     cells, group = report.cells, report.cells[layout.group] if layout.group else None
     while True:
         target = target_of(layout, class_of_rows(layout, cells), cells, report.pictures.unusable)
         units = target.rows.to_series() if group is None else group[target.rows]
         sizes = [units[target.codes == code].nunique() for code in range(len(target.names))]
-        for fractions in FRACTIONS if min(sizes) >= len(FRACTIONS[0]) else ():
+        is_last = len(layout.classes) <= 2
+        for fractions in FRACTIONS if min(sizes) >= FEW or is_last else ():
             divided = layout if fractions == FRACTIONS[0] else replace(layout, split={"fractions": fractions})
             if divide(target, group, None, divided.split).is_complete:
                 return divided
-        if len(layout.classes) <= 2:
-            return replace(layout, split={"stratify": False})
+        if is_last:
+            raise UserError("there are too few rows for three splits: add some")
         rarest = target.names[int(np.argmin(sizes))]
         classes = {name: values for name, values in layout.classes.items() if name != rarest}
         layout = replace(layout, classes=classes, leave_out=(*layout.leave_out, *layout.classes[rarest]))
@@ -117,6 +130,8 @@ def yaml_of(layout: Layout, unused: Mapping[str, str], data_folder: Path | None 
     if layout.categorical:
         lines.append("categorical: # level: [its spellings]")
         lines += [f"  {_flow(name)}: {_flow(_short(levels))}" for name, levels in layout.categorical.items()]
+    if None in layout.categorical.values():
+        lines.append("unseen: missing # values that no training row has")
     if layout.continuous:
         lines.append(f"continuous: {_flow(list(layout.continuous))}")
     if layout.missing_values:
@@ -124,10 +139,10 @@ def yaml_of(layout: Layout, unused: Mapping[str, str], data_folder: Path | None 
         lines.append(f"missing_values: {_flow(list(layout.missing_values))}")
     if layout.group:
         lines.append(f"group: {_flow(layout.group)} # its rows stay in one split")
+    if column := layout.split.get("split"):
+        lines += [f"split: {_flow(column)}", f"split_values: {_flow(layout.split['split_values'])}"]
     if fractions := layout.split.get("fractions"):
         lines.append(f"fractions: {list(fractions)} # every class is in every split")
-    if not layout.split.get("stratify", True):
-        lines.append("stratify: false # the classes are too small for equal shares")
     if unused:
         lines.append(f"# Not used: {', '.join(f'{name} ({why})' for name, why in unused.items())}")
     return "\n".join(lines) + "\n"

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 LOG_LEVELS = {"error": logging.ERROR, "warning": logging.WARNING, "note": logging.INFO, "summary": logging.INFO}
 
 
-def check(cfg: DictConfig) -> None:
+def check_table(cfg: DictConfig) -> None:
     """Check ``check.csv``, or the table of ``cfg.dataset``; log the findings and write ``check.md`` and ``check.json``.
 
     Only the first of several processes does.
