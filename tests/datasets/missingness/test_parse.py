@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datasets.missingness import Scenario, parse_scenario, parse_scenarios
+from datasets.missingness.base import MISSING_RATE
 from datasets.missingness.mask_files import write_dymo_csv
+from datasets.missingness.parse import EXAMPLES, SCENARIOS
 from datasets.missingness.whole import whole
 from utils.errors import UserError
 
@@ -95,3 +97,18 @@ def test_two_files_of_one_name_are_refused_and_one_file_twice_is_not(tmp_path: P
         parse_scenarios(["file:a/m.csv", "file:a/m"], 5)
     once = parse_scenarios(["file:a/m.csv", f"file:{tmp_path}/b/../a/m.csv"], 5)
     assert [(s.name, s.slug) for s in once] == [("file:m.csv", "file_m")]
+
+
+def test_every_kind_names_its_examples_and_describes_them_apart() -> None:
+    """Kinds are read from the registry: a new one is covered without a change here."""
+    names = [name for kind in SCENARIOS for name in kind.examples] + list(EXAMPLES["noise"])
+    scenarios = [parse_scenario(name) for name in names]
+    assert [scenario.name for scenario in scenarios] == names
+    for modalities in ((), ("image", "text", "table")):
+        captions = [scenario.caption(modalities) for scenario in scenarios]
+        assert all(captions) and len(set(captions)) == len(captions)
+    families = [place.family for scenario in scenarios if (place := scenario.place()) and place.axis == MISSING_RATE]
+    assert len(set(families)) == len(families) > 10
+    for kind in SCENARIOS:
+        (pattern,) = {type(parse_scenario(name)) for name in kind.examples}
+        assert pattern is kind and next(iter(kind.examples)).startswith(kind.kind)
