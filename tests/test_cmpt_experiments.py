@@ -23,7 +23,7 @@ from models.encoders.pretrained import Adapter, PretrainedEncoder
 from tests.test_cmpt import build, some_batch
 from tests.test_contracts import tiny_transformer
 from tests.test_pretrained import SIZES
-from tests.test_report import write_run
+from tests.trainers.report.runs import write_run
 from trainers import attention, figures, published
 from trainers import run as pipeline
 from trainers.config.build import build_data

@@ -1,0 +1,48 @@
+"""Run directories: rates, names, folds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.trainers.report.runs import write_run
+from trainers.report.runs import gather
+from utils.errors import UserError
+
+
+def test_old_results_take_the_rate_from_masks_then_predictions_then_the_name(tmp_path, caplog):
+    run = write_run(tmp_path, "M3Care", 0)
+    ((found,), _) = gather([run])
+    rates = found.frame.groupby("scenario")["missing_rate"].first()
+    arrays = np.load(run / "predictions" / "random_0.4.npz")
+    assert rates["random_0.4"] == pytest.approx(arrays["missing"].mean())
+    (run / "masks").mkdir()
+    np.savez(run / "masks" / "random_0.4.npz", missing=np.eye(3, dtype=bool))
+    (run / "predictions" / "random_0.2.npz").unlink()
+    (run / "predictions" / "whole_2.npz").unlink()
+    ((found,), _) = gather([run])
+    rates = found.frame.groupby("scenario")["missing_rate"].first()
+    assert rates["random_0.4"] == pytest.approx(1 / 3) and rates["random_0.2"] == 0.2 and np.isnan(rates["whole_2"])
+    assert "no mask of 'random_0.2'" in caplog.text
+
+
+def test_names_are_told_apart_and_the_same_rows_refused(tmp_path):
+    runs = [write_run(tmp_path / "a", "DyMo", 0, name=name) for name in ("default", "small")]
+    found, _ = gather(runs)
+    assert [run.model for run in found] == ["DyMo [default]", "DyMo [small]"]
+    assert set(found[1].frame["model"]) == {"DyMo [small]" + c for c in ("", "/discard", "/oracle_subset")}
+    assert all(run.predictions(m, "none").is_file() for run in found for m in run.frame["model"])
+    copy = write_run(tmp_path / "b", "DyMo", 0, name="small")
+    with pytest.raises(UserError, match="both hold PolyMNIST, DyMo"):
+        gather([runs[1], copy])
+
+
+def test_runs_with_and_without_a_fold_have_no_common_mean(tmp_path):
+    whole, of_fold = (write_run(tmp_path / str(seed), "DyMo", seed) for seed in (0, 1))
+    frame = pd.read_csv(of_fold / "results.csv")
+    frame.assign(fold=1).to_csv(of_fold / "results.csv", index=False)
+    with pytest.raises(UserError, match=r"PolyMNIST, DyMo: .*seed1 is of a fold and .*seed0 is not") as error:
+        gather([whole, of_fold])
+    assert "\n" not in str(error.value)
+    assert len(gather([of_fold])[0]) == 1

@@ -1,0 +1,139 @@
+"""Paired tests and the bootstrap, against SciPy and by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import stats
+from sklearn.metrics import roc_auc_score
+
+from tests.trainers.report.runs import SCENARIOS, write_run
+from trainers.report import bootstrap
+from trainers.report import page as report
+from trainers.report.runs import COLUMNS, gather
+from trainers.report.statistics import compare, mcnemar, paired_t
+from trainers.report.tables import print_table
+from utils.metrics import classification_metrics, metric_names
+
+
+def outcomes(runs: list[Path], model: str, scenario: str) -> np.ndarray:
+    """(seeds, N) bool, whether a prediction is right, rows in order."""
+    files = [np.load(run / "predictions" / f"{scenario}.npz") for run in runs if f"/{model}/" in str(run)]
+    return np.stack([(f["logits"].argmax(1) == f["target"])[np.argsort(f["index"])] for f in files])
+
+
+def test_tests_of_a_report_agree_with_scipy(made, tmp_path):
+    result, runs = made
+    row = result.tests.set_index(["scenario", "model"]).loc[("random_0.4", "M3Care")]
+    # The rows of three seeds are the same 60 test rows: no test counts them thrice.
+    assert row["best"] == "DyMo" and row["n_seeds"] == 3 and row["n_rows"] == 60 and row["same_masks"]
+    right = [outcomes(runs, model, "random_0.4") for model in ("DyMo", "M3Care")]
+    expected = stats.ttest_rel(right[0].mean(axis=1), right[1].mean(axis=1))
+    np.testing.assert_allclose([row["t"], row["p_t"]], [expected.statistic, expected.pvalue])
+    assert row["unit"] == "row, all seeds together" and np.isnan(row["p_mcnemar"])
+    # By the normal approximation: a row's difference is its mean over the seeds.
+    differences = (right[0].astype(float) - right[1]).mean(axis=0)
+    error = differences.std() / 60**0.5
+    assert row["low"] == pytest.approx(row["difference"] - 1.96 * error, abs=0.015)
+    assert row["high"] == pytest.approx(row["difference"] + 1.96 * error, abs=0.015)
+    assert row["p_bootstrap"] == pytest.approx(2 * stats.norm.sf(row["difference"] / error), abs=0.02)
+    one = report.write_report(
+        [run for run in runs if run.name == "seed1"], tmp_path / "one", title="t", metrics=["ece"]
+    ).tests
+    row = one.set_index(["scenario", "model"]).loc[("random_0.4", "M3Care")]
+    first, second = (right[0][1] & ~right[1][1]).sum(), (~right[0][1] & right[1][1]).sum()
+    assert (row["unit"], row["n_rows"]) == ("row", 60) and np.isnan(row["p_bootstrap"])
+    assert (row["best_only_right"], row["model_only_right"]) == (first, second)
+    assert row["p_mcnemar"] == pytest.approx(stats.binomtest(int(first), int(first + second)).pvalue)
+
+
+def test_an_oracle_is_listed_with_its_dagger_and_never_tested(made):
+    tests = made[0].tests
+    oracles = tests[tests["model"] == "DyMo/oracle_subset†"]
+    assert len(oracles) == len(SCENARIOS) and oracles["difference"].notna().all()
+    assert oracles[["t", "p_t", "p_mcnemar", "p_bootstrap", "low", "high", "unit"]].isna().all(axis=None)
+    assert "DyMo/oracle_subset" not in {*tests["best"], *tests["model"]}
+    assert "DyMo/oracle_subset†" in print_table(made[0].summary, "accuracy")
+
+
+def test_mcnemar_is_of_accuracy_alone(tmp_path):
+    """Ranking and decisions disagree: A orders all rows rightly but says class 0 of all, B decides better."""
+    target = np.arange(60) % 2
+    scores = {"A": np.linspace(-2, -1, 60)[np.argsort(np.argsort(target, kind="stable"))], "B": target - 0.5}
+    scores["B"][:6] *= -1
+    metrics = {"A": (0.5, 1.0), "B": (0.9, roc_auc_score(target, scores["B"]))}
+    runs = []
+    for model, score in scores.items():
+        runs.append(tmp_path / "D" / model / "default" / "seed0")
+        (runs[-1] / "predictions").mkdir(parents=True)
+        rows = [("D", model, 0, "none", name, v, 60) for name, v in zip(("accuracy", "auroc"), metrics[model])]
+        pd.DataFrame(rows, columns=COLUMNS).to_csv(runs[-1] / "results.csv", index=False)
+        arrays = {"index": np.arange(60), "target": target, "missing": np.zeros((60, 2), bool)}
+        np.savez(runs[-1] / "predictions" / "none.npz", logits=np.stack([-score / 2, score / 2], 1), **arrays)
+        (runs[-1] / "DONE").touch()
+    for primary, best in (("accuracy", "B"), ("auroc", "A")):
+        (row,) = report.write_report(
+            runs, tmp_path / primary, title="t", metrics=[primary], primary=primary
+        ).tests.to_dict("records")
+        assert row["best"] == best and row["unit"] == "row"
+        if primary == "accuracy":
+            assert row["p_mcnemar"] == mcnemar(27, 3) and np.isnan(row["p_bootstrap"])
+        else:
+            assert np.isnan(row["p_mcnemar"]) and row["low"] < row["difference"] < row["high"]
+            assert 0 < row["p_bootstrap"] < 0.05
+
+
+@pytest.mark.parametrize("task", ["binary", "multiclass", "multilabel"])
+def test_resampled_metrics_are_those_of_the_resampled_rows(task, monkeypatch):
+    """Against the metrics themselves on repeated rows, with ties, an absent class and unlabelled cells."""
+    monkeypatch.setattr(bootstrap, "DRAWS", 6)
+    rng = np.random.default_rng(4)
+    classes = 2 if task == "binary" else 4
+    logits, target = rng.normal(size=(40, classes)).round(1).astype(np.float32), rng.integers(classes - 1, size=40)
+    logits += np.arange(classes, dtype=np.float32) / 1024  # no tie within a row
+    if task == "binary":
+        target = rng.integers(2, size=40)
+    if task == "multilabel":
+        target = rng.integers(-1, 2, size=(40, classes)).astype(np.float32)
+        target[:3] = -1
+    counts = np.concatenate(list(bootstrap.row_counts(40)))
+    assert counts.shape == (6, 40) and (counts.sum(1) == 40).all()
+    for name in metric_names(task):
+        values = bootstrap.resampled({"logits": logits, "target": target}, name)
+        for value, count in zip(values, counts):
+            rows = np.repeat(np.arange(40), count.astype(int))
+            metrics = classification_metrics(task, classes, [name])
+            metrics.update(torch.from_numpy(logits[rows]), torch.from_numpy(target[rows]))
+            assert value == pytest.approx(float(metrics.compute()[name]), abs=1e-5, nan_ok=True), name
+    assert bootstrap.resampled({"logits": logits, "target": target}, "accepted_share") is None
+
+
+def test_mcnemar_by_hand():
+    # 1 against 5 of 6 disagreements: 2 (C(6,0) + C(6,1)) / 2^6 = 14 / 64.
+    assert mcnemar(1, 5) == mcnemar(5, 1) == pytest.approx(14 / 64)
+    assert mcnemar(3, 3) == 1 and mcnemar(0, 0) == 1
+
+
+def test_paired_t_by_hand():
+    # Differences 1, 2, 3: mean 2, SD 1, t = 2 / (1 / sqrt 3); two degrees of freedom: p = 1 - t / sqrt(t^2 + 2).
+    t, p = paired_t(np.array([2.0, 4.0, 6.0]), np.array([1.0, 2.0, 3.0]))
+    assert t == pytest.approx(12**0.5) and p == pytest.approx(1 - (12 / 14) ** 0.5)
+    a = np.array([0.9, 0.8, 0.7])
+    assert paired_t(a, a) == (0.0, 1.0)
+    t, p = paired_t(a, a - 0.1)  # differences equal up to rounding
+    assert t == np.inf and np.isnan(p)
+    assert np.isnan(paired_t(a[:1], a[:1])).all()
+
+
+def test_masks_that_differ_are_reported(tmp_path, caplog):
+    runs = [write_run(tmp_path, model, 0) for model in ("DyMo", "M3Care")]
+    file = runs[1] / "predictions" / "none.npz"
+    arrays = dict(np.load(file))
+    np.savez(file, **arrays | {"missing": ~arrays["missing"]})
+    tests = compare(gather(runs)[0], pd.concat(r.frame for r in gather(runs)[0]), "accuracy")
+    assert tests.loc[tests["model"] == "M3Care", "same_masks"].tolist() == [False] + [True] * (len(SCENARIOS) - 1)
+    assert "different masks for PolyMNIST, none" in caplog.text
