@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -18,6 +18,7 @@ from datasets.description import describe_inputs
 from datasets.loader import Choose, Corrupt, PackedLoader, Transform
 from datasets.missingness import Complete, Rows, Scenario
 from datasets.missingness.table import forest_ranking
+from datasets.new_rows import NewRows
 from datasets.noise import Corruption, TrainingNoise
 from datasets.split_masks import SourceGaps, SplitMask
 from datasets.storage import PackedSplit, PackedStore
@@ -166,6 +167,54 @@ class MultimodalDataModule(pl.LightningDataModule):
             levels=source.get("levels") or {},
             scaling=source.get("scaling") or {},
             settings=self.input_settings(),
+        )
+
+    def meta_without_rows(self) -> dict[str, Any]:
+        """``meta.json`` of a store without rows, which is all that a trained model needs of its data.
+
+        Raises:
+            UserError: the data are not packed.
+        """
+        meta = self.store.meta()
+        if meta is None:
+            raise UserError(f"no packed data in {self.store.folder}: run the stage 'prepare' first (stages=[prepare])")
+        of_rows = ("counts", "class_counts", "missing_cells", "texts_cut", "without_text", "reading_changes")
+        source = {k: v for k, v in (meta.get("source") or {}).items() if k not in ("csv", "left_out", "masked")}
+        return {k: v for k, v in meta.items() if k not in of_rows} | {"counts": {}, "source": source}
+
+    def save_tokenizer(self, folder: Path) -> None:
+        """Write the files of the tokenizer that new texts need; nothing where there are no texts."""
+
+    def read_new(self, path: Path, chunk: int | None = None) -> Iterator[Any]:
+        """New rows of a CSV file as pandas data frames of ``chunk`` rows, None = one frame.
+
+        Raises:
+            UserError: this data set is not made of a table.
+        """
+        raise UserError(
+            f"{self.name} is not made of one CSV file, so that {path} cannot be encoded: give arrays as .npz, with one "
+            f"array for each of {', '.join(self.modality_names)}"
+        )
+
+    def encode_rows(
+        self, frame: Any, images: Path, where: str, *, unknown: str = "refuse", id_column: str | None = None
+    ) -> NewRows:
+        """Encode new rows with the levels, scaling and image size of the training data.
+
+        Args:
+            frame: a pandas data frame with the columns of the training table.
+            images: folder of image files.
+            where: the source, for messages.
+            unknown: what happens to absent columns, unseen levels, cells that are no numbers and images that cannot be
+                read: ``refuse`` or ``missing``.
+            id_column: names the rows; None = the image names, or the names in the frame's index.
+
+        Raises:
+            UserError: this data set is not made of a table; or everything in the rows that does not fit.
+        """
+        raise UserError(
+            f"{self.name} is not made of one CSV file, so that a data frame cannot be encoded: give arrays, a mapping "
+            f"with one array for each of {', '.join(self.modality_names)}"
         )
 
     def mask_seed(self, split: str, scenario: Scenario) -> int:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from datasets.coded_table import Coded, Content
 from datasets.image_table_module import ImageTableModule
+from datasets.new_rows import NewRows
 from datasets.readers.csv_rows import CsvRows
+from datasets.row_encoder import table_arrays
 from datasets.scale import AS_IT_IS, Scale
 from datasets.source import Source
 from datasets.table_columns import TableColumns
+from utils.errors import UserError
 
 
 class ImageTable(CsvRows, ImageTableModule):
@@ -66,6 +71,23 @@ class ImageTable(CsvRows, ImageTableModule):
     def find_source(self) -> Source:
         return self.content_source("csv", {**self.row_settings(), **self.columns.settings()}, self._load)
 
+    def encode_rows(
+        self, frame: pd.DataFrame, images: Path, where: str, *, unknown: str = "refuse", id_column: str | None = None
+    ) -> NewRows:
+        source = self.packed_meta()["source"]
+        fill = source.get("fill") if self.natural_missing == "fill" else None
+        if fill is None and self.natural_missing == "fill":
+            raise UserError(
+                f"{self.store.folder} does not say what fills missing cells (natural_missing=fill): delete it, prepare "
+                "and export again"
+            )
+        encoder = self.row_encoder(frame, where, unknown)
+        pixels = encoder.images(self.image, images, self.image_suffix, self.image_reader)
+        table = table_arrays(encoder, self.table_name, self.columns, source["levels"], source["scaling"], fill)
+        names = encoder.names(id_column, self.image)
+        target = encoder.target(self.row_labels, self.class_names)
+        return encoder.finish(names, {**pixels.arrays(self.image_name), **table}, target)
+
     def _load(self) -> Content:
         rows = self.read_rows(self.columns.names)
         fold = self.row_splits.fold
@@ -92,6 +114,7 @@ class ImageTable(CsvRows, ImageTableModule):
                 "csv": str(self.csv),
                 "levels": coded.levels,
                 "scaling": coded.scaling,
+                "fill": coded.fill,
                 "left_out": rows.left_out,
             },
         )

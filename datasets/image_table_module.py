@@ -189,9 +189,14 @@ class ImageTableModule(SourcedDataModule):
         """Whether stores (folds of a cross-validation) have the same images, which are then decoded once for all."""
         return False
 
+    @property
+    def image_reader(self) -> ImageReader:
+        """What makes stored images of files."""
+        return ImageReader(self.stored_side, self.channels, resample=self.resample, bits=self.image_bits)
+
     def _decode(self, content: Content) -> dict[str, dict[str, Any]]:
         """Split -> arrays of its images."""
-        reader = ImageReader(self.stored_side, self.channels, resample=self.resample, bits=self.image_bits)
+        reader = self.image_reader
         lists = {split: list(coded.images) for split, coded in content.splits.items()}
         given: dict[str, list[Path]] = {split: [p for p in paths if p] for split, paths in lists.items()}
         if not self.has_shared_images and all(len(given[split]) == len(paths) for split, paths in lists.items()):

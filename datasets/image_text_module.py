@@ -26,6 +26,7 @@ from datasets.readers.tokens import (
     fingerprint,
     identity,
     load_tokenizer,
+    save_tokenizer,
     tokenise,
 )
 from datasets.scale import Scale
@@ -201,6 +202,16 @@ class ImageTextModule(SourcedDataModule):
     def pixels(self, name: str, images: Tensor) -> Tensor:
         return self.transform(False).pixels(images)
 
+    @property
+    def image_reader(self) -> ImageReader:
+        """What makes stored images of files."""
+        return ImageReader(
+            self.stored_side, resample=Image.Resampling.BICUBIC, fit=self.image_fit, bits=self.image_bits
+        )
+
+    def save_tokenizer(self, folder: Path) -> None:
+        save_tokenizer(self.find_tokenizer(), folder)
+
     def pack(self, source: Source) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
         tokenizer = load_tokenizer(self.find_tokenizer())
         content: Content = source.load()
@@ -231,9 +242,9 @@ class ImageTextModule(SourcedDataModule):
         if any(cut.values()):
             total = sum(len(items.names) for items in splits.values())
             log.info("%s: %d of %d texts are cut at %d tokens", self.name, sum(cut.values()), total, self.text_length)
-        resample = Image.Resampling.BICUBIC
-        read = ImageReader(self.stored_side, resample=resample, fit=self.image_fit, bits=self.image_bits)
-        pixels = decode_images({split: items.images for split, items in splits.items()}, self.scratch, read)
+        pixels = decode_images(
+            {split: items.images for split, items in splits.items()}, self.scratch, self.image_reader
+        )
         for split, arrays in packed.items():
             arrays[self.image_name] = pixels[split]
         return packed, {

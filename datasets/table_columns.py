@@ -28,6 +28,7 @@ class CodedColumns:
         gaps: (N, F) bool, True = the source has no (known) value.
         levels: categorical column -> its levels in the order of their codes.
         scaling: continuous column -> zero and unit, in units of the source.
+        fill: (F,) content of gaps.
         rescaled: columns that READING_RULES 1 divided by a rounding error.
     """
 
@@ -35,6 +36,7 @@ class CodedColumns:
     gaps: np.ndarray
     levels: dict[str, list[str]] = field(default_factory=dict)
     scaling: dict[str, list[float]] = field(default_factory=dict)
+    fill: list[float] = field(default_factory=list)
     rescaled: list[str] = field(default_factory=list)
 
 
@@ -47,6 +49,7 @@ class TableColumns:
     Attributes:
         categorical: column -> its levels, None = those of the training rows.
         continuous: columns of numbers.
+        merged: column -> level -> the values that stand for it, of columns whose levels merge values.
 
     Raises:
         UserError: an impossible option.
@@ -62,14 +65,14 @@ class TableColumns:
         self.categorical: dict[str, list[str] | None] = {}
         self.continuous = [str(column) for column in continuous]
         self.unseen, self.scaling = unseen, scaling
-        self._merged: dict[str, dict[str, list[str]]] = {}  # column -> level -> the values that stand for it
+        self.merged: dict[str, dict[str, list[str]]] = {}
         self._unquoted: dict[str, list[Any]] = {}
         for column, given in (categorical or {}).items():
             values = None if given is None else spellings(given, key=f"categorical.{column}", noun="level")
             self.categorical[str(column)] = None if values is None else list(values)
             self._unquoted[str(column)] = unquoted(given)
             if isinstance(given, Mapping) and values is not None:
-                self._merged[str(column)] = values
+                self.merged[str(column)] = values
         if not self.names:
             raise UserError("dataset.categorical and dataset.continuous are empty: name at least one column")
         if repeated := [name for name, n in Counter(self.names).items() if n > 1]:
@@ -88,7 +91,7 @@ class TableColumns:
         """What the values depend on, for a signature."""
         return {
             "categorical": list(self.categorical.items()),
-            **({"levels": list(self._merged.items())} if self._merged else {}),
+            **({"levels": list(self.merged.items())} if self.merged else {}),
             "continuous": self.continuous,
             "unseen": self.unseen,
             "scaling": self.scaling,
@@ -153,6 +156,7 @@ class TableColumns:
                 "correct dataset.categorical, or leave it out"
             )
         commonest = code_of[Counter(known).most_common(1)[0][0]]
+        coded.fill.append(float(commonest))
         coded.values[:, column] = [commonest if is_gap else code_of[v] for v, is_gap in zip(values, gaps)]
         coded.levels[name] = levels
 
@@ -160,8 +164,8 @@ class TableColumns:
         """Cells of a categorical column, with the level in place of the values that stand for it."""
         cells = table.frame[name]
         check_quoted(self._unquoted.get(name, []), cells, f"dataset.categorical.{name}", table.path)
-        if name in self._merged:
-            level_of = {value: level for level, values in self._merged[name].items() for value in values}
+        if name in self.merged:
+            level_of = {value: level for level, values in self.merged[name].items() for value in values}
             return cells.map(lambda cell: level_of.get(cell, cell))
         if similar := similar_spellings(cells[~gaps]):
             log.warning(
@@ -195,6 +199,7 @@ class TableColumns:
         # A gap holds the training mean, whatever the scaling.
         mean = zero if is_constant(observed) else observed.mean()
         coded.values[:, column] = (np.where(gaps, mean, numbers) - zero) / unit
+        coded.fill.append(float((mean - zero) / unit))
         coded.scaling[name] = [zero, unit]
         if self.scaling == "standard" and was_divided_by_rounding_error(observed, ddof=1):
             coded.rescaled.append(name)

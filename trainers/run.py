@@ -16,11 +16,13 @@ from trainers.checks import check_artefacts, check_noise, check_task, needs_impu
 from trainers.config.build import check_imputer_networks
 from trainers.config.validate import check_trainer, stages_without_use, validate
 from trainers.evaluate import evaluate
+from trainers.export import export
 from trainers.fit import fit
 from trainers.gaussian import estimate_parameters
 from trainers.impute import impute
 from trainers.loading import Run
 from trainers.plan import resolve_metric
+from trainers.predict import check_predict, predict, predict_with_bundle
 from trainers.report.page import write_report
 from trainers.report.tables import print_table
 from utils.errors import UserError
@@ -56,6 +58,8 @@ STAGES: dict[str, Callable[[Run], None]] = {
     "gaussian": estimate_parameters,
     "test": evaluate,
     "report": report,
+    "export": export,
+    "predict": predict,
 }
 PARALLEL = ("impute", "fit", "gaussian")  # stages that all processes run
 
@@ -65,7 +69,12 @@ def run(cfg: DictConfig) -> None:
     Raises:
         UserError: bad configuration, absent files or unusable data, before any training.
     """
+    if list(cfg.stages) == ["predict"] and cfg.predict.bundle:
+        predict_with_bundle(cfg)
+        return
     validate(cfg)
+    if "predict" in cfg.stages:
+        check_predict(cfg)
     check_trainer(cfg)
     resolve_metric(cfg)
     opened = Run(cfg)

@@ -8,6 +8,7 @@ containers. Every other object in a file becomes ``None``.
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 import struct
@@ -21,10 +22,15 @@ from typing import IO, Any, cast
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from utils.errors import UserError
+
+# Entry in the header of a .safetensors file that says in JSON what its weights are. Such a file reads like a
+# checkpoint: these values, and the tensors as its state_dict.
+HEADER = "description"
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
@@ -57,7 +63,10 @@ def read_tensors(path: Path) -> dict[str, Any]:
 
 def _read(path: Path, head: bytes) -> Any:
     if path.suffix == ".safetensors" or head[8:9] == b"{":
-        return load_file(path)
+        with safe_open(path, "pt") as file:
+            description = (file.metadata() or {}).get(HEADER)
+        tensors = load_file(path)
+        return tensors if description is None else {**json.loads(description), "state_dict": tensors}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import difflib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,26 @@ class Dialect:
             cells = cells.where(~cells.str.contains(".", regex=False), "").str.replace(",", ".", regex=False)
         return pd.to_numeric(cells, errors="coerce")
 
+    def reading(self) -> dict[str, Any]:
+        """Arguments of :func:`pandas.read_csv` by which every cell is text."""
+        return {
+            "dtype": str,
+            "keep_default_na": False,
+            "skipinitialspace": True,
+            "encoding": self.encoding,
+            "sep": self.delimiter,
+        }
+
+    def unreadable(self, path: Path, error: Exception) -> UserError:
+        """The message that a file cannot be read."""
+        if isinstance(error, UnicodeError):
+            fix = "set dataset.encoding, for example to cp1252 (Windows) or latin-1"
+        elif self.separator == ",":
+            fix = "give a comma-separated table, or set dataset.separator"
+        else:
+            fix = f"dataset.separator={self.separator!r} may not be that of this table"
+        return UserError(f"{path} cannot be read as CSV ({str(error).splitlines()[0]}): {fix}")
+
 
 def read_csv(path: Path, header_only: bool = False, dialect: Dialect | None = None) -> pd.DataFrame:
     """All cells as text, stripped; column names stripped.
@@ -70,25 +90,13 @@ def read_csv(path: Path, header_only: bool = False, dialect: Dialect | None = No
         UserError: the file cannot be read as a table, or repeats a column name.
     """
     dialect = dialect or Dialect()
-    options: dict[str, Any] = {
-        "dtype": str,
-        "keep_default_na": False,
-        "skipinitialspace": True,
-        "encoding": dialect.encoding,
-        "sep": dialect.delimiter,
-    }
+    options = dialect.reading()
     try:
         # pandas would append a number to the second of two equal names.
         names = pd.read_csv(path, header=None, nrows=1, **options).iloc[0].str.strip()
         frame = pd.read_csv(path, nrows=0 if header_only else None, low_memory=False, **options)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeError) as error:
-        if isinstance(error, UnicodeError):
-            fix = "set dataset.encoding, for example to cp1252 (Windows) or latin-1"
-        elif dialect.separator == ",":
-            fix = "give a comma-separated table, or set dataset.separator"
-        else:
-            fix = f"dataset.separator={dialect.separator!r} may not be that of this table"
-        raise UserError(f"{path} cannot be read as CSV ({str(error).splitlines()[0]}): {fix}") from None
+        raise dialect.unreadable(path, error) from None
     if repeated := [name for name, n in Counter(names).items() if n > 1 and name]:
         raise UserError(
             f"{path} has {len(repeated)} column names more than once (the first is '{repeated[0]}'; spaces around "
@@ -100,6 +108,27 @@ def read_csv(path: Path, header_only: bool = False, dialect: Dialect | None = No
     if not len(frame):
         raise UserError(f"{path} has a header and no rows")
     return frame.apply(lambda column: column.str.strip())
+
+
+def read_chunks(path: Path, size: int | None = None, dialect: Dialect | None = None) -> Iterator[pd.DataFrame]:
+    """:func:`read_csv` in frames of ``size`` rows, None = one; the index is the row number that a spreadsheet shows.
+
+    Raises:
+        UserError: it cannot be read as a table, names a column twice, or has no rows.
+    """
+    dialect, start = dialect or Dialect(), 2
+    names = list(read_csv(path, header_only=True, dialect=dialect).columns)
+    try:
+        chunks = pd.read_csv(path, chunksize=size or 2**62, low_memory=False, **dialect.reading())
+        for frame in chunks:
+            frame.columns = names
+            frame.index = pd.RangeIndex(start, start + len(frame))
+            start += len(frame)
+            yield frame.apply(lambda column: column.str.strip())
+    except (pd.errors.ParserError, UnicodeError) as error:
+        raise dialect.unreadable(path, error) from None
+    if start == 2:
+        raise UserError(f"{path} has a header and no rows")
 
 
 def check_columns(frame: pd.DataFrame, needed: Sequence[str], path: Path) -> None:

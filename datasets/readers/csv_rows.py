@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 
 from datasets.base import SPLITS
-from datasets.readers.csv_files import Dialect, check_columns, read_csv
+from datasets.readers.csv_files import Dialect, check_columns, read_chunks, read_csv
 from datasets.readers.csv_table import CsvTable
 from datasets.readers.spellings import as_texts
+from datasets.row_encoder import RowEncoder, as_text
 from datasets.row_labels import RowLabels
 from datasets.row_splits import RowSplits
 from datasets.source import SourcedDataModule, file_digest
@@ -140,6 +141,14 @@ class CsvRows(SourcedDataModule):
         known = ("refuse", "leave_out", "missing") if self.can_lack_images else ("refuse", "leave_out")
         if without_image not in known:
             raise UserError(f"dataset.without_image={without_image}: must be one of {', '.join(known)}")
+
+    def read_new(self, path: Path, chunk: int | None = None) -> Iterator[pd.DataFrame]:
+        return read_chunks(path, chunk, self.dialect)
+
+    def row_encoder(self, frame: pd.DataFrame, where: str, unknown: str) -> RowEncoder:
+        """Encoder of the columns of new rows."""
+        names = [str(name) for name in frame.index]
+        return RowEncoder(as_text(frame, self.dialect), where, self.missing_values, self.dialect, names, unknown)
 
     def row_settings(self) -> dict[str, Any]:
         """What :meth:`read_rows` depends on, for a signature.

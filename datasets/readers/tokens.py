@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -85,6 +86,19 @@ def _checked(file: Path) -> Path:
         problem = f"lacks {', '.join(absent)}" if absent else f"begins with {tokens[0]!r} instead of [PAD]"
         raise UserError(f"the vocabulary {file} {problem}: {MEND}")
     return file
+
+
+def save_tokenizer(source: str, folder: Path) -> None:
+    """Write a tokenizer into a folder from which :func:`load_tokenizer` reads it again.
+
+    Raises:
+        UserError: see :func:`load_tokenizer`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if Path(source).is_file():
+        shutil.copyfile(_checked(Path(source)), folder / VOCABULARY)
+    else:
+        load_tokenizer(source).save_pretrained(folder)
 
 
 def fingerprint(source: str) -> str:

@@ -18,6 +18,8 @@ STAGES = {
     "gaussian": "estimate the class-wise Gaussian parameters of the backbone (DyMo)",
     "test": "evaluate every scenario of missing.test in one pass",
     "report": "gather all runs in tables, figures and report.html",
+    "export": "write one folder with everything that predictions on new data need",
+    "predict": "write a table of predictions for new rows, by this run or by predict.bundle",
 }
 EXAMPLES = {
     "DyMo on Digits, which need no download": "python run.py",

@@ -1,0 +1,124 @@
+"""New rows in the form of a packed store: what predictions are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from datasets.batch import Modality
+from utils.errors import UserError
+
+
+@dataclass
+class NewRows:
+    """Rows without a split, packed like those of a store.
+
+    Attributes:
+        names: N identifiers.
+        arrays: modality name -> (N, ...) content; ``<modality>_absent`` (N,) bool where rows lack the modality;
+            ``<table>_missing`` (N, F) bool where they lack cells.
+        target: (N,) class numbers or (N, C) labels, -1 = not known; None = no row has one.
+        remarks: what was read otherwise than it is written, with counts.
+    """
+
+    names: list[str]
+    arrays: dict[str, np.ndarray]
+    target: np.ndarray | None = None
+    remarks: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def observed(self, modalities: Sequence[Modality]) -> np.ndarray:
+        """(N, M) bool: modalities of which something is observed."""
+        seen: np.ndarray = np.ones((len(self), len(modalities)), dtype=bool)
+        for i, m in enumerate(modalities):
+            if (absent := self.arrays.get(f"{m.name}_absent")) is not None:
+                seen[:, i] &= ~absent
+            if (cells := self.arrays.get(f"{m.name}_missing")) is not None:
+                seen[:, i] &= ~cells.all(1)
+        return seen
+
+    def take(self, rows: np.ndarray) -> NewRows:
+        """Some rows, by their numbers or a mask (N,)."""
+        rows = np.flatnonzero(rows) if rows.dtype == bool else rows
+        target = None if self.target is None else self.target[rows]
+        return NewRows([self.names[i] for i in rows], {k: v[rows] for k, v in self.arrays.items()}, target)
+
+
+def rows_of_arrays(content: Mapping[str, np.ndarray], modalities: Sequence[Modality], where: str) -> NewRows:
+    """Rows given as arrays, by modality.
+
+    Args:
+        content: modality name -> (N, ...) as the packed store has it, images also (N, C, H, W) uint8; a modality that
+            is left out is missing in all rows. ``<modality>_absent``, ``<table>_missing``, ``target`` and ``name`` are
+            optional. NaN anywhere in a row of a modality other than a table means that the row lacks it; in a table it
+            is a missing cell.
+        where: the source, for messages.
+
+    Raises:
+        UserError: an array of unknown name, of another shape, or of another number of rows; all at once.
+    """
+    names = [m.name for m in modalities]
+    known = {*names, *(f"{n}_absent" for n in names), *(f"{n}_missing" for n in names), "target", "name"}
+    problems = [
+        f"{where} has an array '{key}': known are {', '.join(names)}, <modality>_absent, <table>_missing, target, name"
+        for key in content
+        if key not in known
+    ]
+    lengths = {key: len(value) for key, value in content.items() if key in known}
+    if not any(name in content for name in names):
+        problems.append(f"{where} has no array of a modality: give at least one of {', '.join(names)}")
+    if len(set(lengths.values())) > 1:
+        problems.append(
+            f"{where} has arrays of {', '.join(f'{n} rows ({k})' for k, n in lengths.items())}: give as many of each"
+        )
+    for m in modalities:
+        if m.name in content and content[m.name].shape[1:] != m.shape and m.kind != "text":
+            problems.append(
+                f"{where}: '{m.name}' has rows of shape {content[m.name].shape[1:]}, the model takes {m.shape}"
+            )
+    if problems:
+        raise UserError("\n".join(problems))
+    n = next(iter(lengths.values()))
+    arrays: dict[str, np.ndarray] = {}
+    for m in modalities:
+        given = content.get(m.name)
+        absent = np.asarray(content.get(f"{m.name}_absent", np.zeros(n, dtype=bool)), dtype=bool)
+        if given is None:
+            given, absent = np.zeros((n, *m.shape), dtype=np.float32), np.ones(n, dtype=bool)
+        elif np.issubdtype(given.dtype, np.floating):
+            unknown = np.isnan(given)
+            if m.kind == "table":
+                cells = unknown | np.asarray(content.get(f"{m.name}_missing", False), dtype=bool)
+                absent |= cells.all(1)
+                if cells.any():
+                    arrays[f"{m.name}_missing"] = cells
+            else:
+                absent |= unknown.reshape(n, -1).any(1)
+            given = np.where(unknown, 0, given).astype(np.float32)
+        arrays[m.name] = given
+        if absent.any():
+            arrays[f"{m.name}_absent"] = absent
+    target = content.get("target")
+    stems = content.get("name", np.arange(1, n + 1))
+    return NewRows([str(name) for name in stems], arrays, None if target is None else np.asarray(target))
+
+
+def read_arrays(path: Path, modalities: Sequence[Modality]) -> NewRows:
+    """:func:`rows_of_arrays` of an ``.npz`` file; no pickles are read.
+
+    Raises:
+        UserError: it cannot be read, or does not fit.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            content = {key: file[key] for key in file.files}
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(
+            f"{path} cannot be read as .npz ({str(error).splitlines()[0]}): write it with numpy.savez"
+        ) from None
+    return rows_of_arrays(content, modalities, str(path))

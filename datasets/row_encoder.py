@@ -1,0 +1,236 @@
+"""New rows of a CSV file or data frame, encoded with the levels, scaling and image size of the training data."""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from datasets.new_rows import NewRows
+from datasets.readers.csv_files import Dialect
+from datasets.readers.images import ImageReader
+from datasets.readers.pictures import UNREADABLE
+from datasets.readers.spellings import most_common
+from datasets.row_labels import RowLabels
+from datasets.table_columns import TableColumns
+from utils.errors import UserError
+
+# Numbers this many standard deviations from the training mean are remarked on: a wrong unit, or a slip of the keyboard.
+FAR = 6.0
+
+
+def as_text(frame: pd.DataFrame, dialect: Dialect) -> pd.DataFrame:
+    """A user's data frame as :func:`read_csv` would read it: stripped text, "" where there is nothing, numbers as the
+    dialect writes them."""
+    columns = {}
+    for position, name in enumerate(frame.columns):
+        cells = frame.iloc[:, position]
+        text = cells.map(lambda cell: "" if cell is None or cell is pd.NA or cell != cell else str(cell).strip())
+        if pd.api.types.is_float_dtype(cells):  # whole numbers that became floats because others are missing
+            text = text.str.removesuffix(".0").str.replace(".", dialect.decimal, regex=False)
+        columns[str(name).strip()] = text
+    return pd.DataFrame(columns).reset_index(drop=True)
+
+
+@dataclass
+class RowEncoder:
+    """Encodes rows column by column, and collects what is wrong with them.
+
+    Args:
+        frame: cells as text.
+        where: the source, for messages.
+        missing_values: cells that mean "missing".
+        dialect: of the numbers.
+        unknown: what happens to absent columns, unseen levels, cells that are no numbers and images that cannot be
+            read: ``refuse`` or ``missing``.
+        row_names: N names of the rows, for messages and as identifiers.
+    """
+
+    frame: pd.DataFrame
+    where: str
+    missing_values: Sequence[str]
+    dialect: Dialect
+    row_names: Sequence[str]
+    unknown: str = "refuse"
+    problems: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    def cells(self, column: str) -> pd.Series:
+        """The cells of a column; all empty, with a problem or remark, where it is absent."""
+        if column in self.frame:
+            return self.frame[column]
+        near = difflib.get_close_matches(column, list(map(str, self.frame.columns)), 1)
+        hint = f" (did you mean '{near[0]}'?)" if near else ""
+        self._note(f"there is no column '{column}'{hint}", "its cells count as missing", "add it")
+        return pd.Series([""] * len(self.frame), dtype=object)
+
+    def _note(self, what: str, consequence: str, fix: str) -> None:
+        if self.unknown == "missing":
+            self.remarks.append(f"{self.where}: {what}, {consequence}")
+        else:
+            self.problems.append(f"{self.where}: {what}: {fix}, or set predict.unknown=missing")
+
+    def _is_missing(self, cells: pd.Series) -> np.ndarray:
+        return cells.isin(["", *self.missing_values]).to_numpy(bool)
+
+    def codes(
+        self, column: str, levels: Sequence[str], values: Mapping[str, Sequence[str]] | None, unseen: str = "refuse"
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Codes (N,) of a categorical column and its missing cells (N,).
+
+        Args:
+            levels: in the order of their codes.
+            values: level -> the cell values that stand for it, None = each level for itself.
+            unseen: ``missing`` overrides ``unknown`` for values that are no level.
+        """
+        level_of = {value: level for level, listed in (values or {}).items() for value in listed}
+        code_of = {level: code for code, level in enumerate(levels)}
+        cells = self.cells(column)
+        missing = self._is_missing(cells)
+        code = np.array([code_of.get(level_of.get(cell, cell), -1) for cell in cells], dtype=np.int64)
+        is_unseen = (code < 0) & ~missing
+        if is_unseen.any():
+            what = (
+                f"{int(is_unseen.sum())} values in column '{column}' are none of its levels {', '.join(levels[:10])}: "
+                f"{most_common(cells[is_unseen])}, the first in row {self._row(is_unseen)}"
+            )
+            if unseen == "missing":
+                self.remarks.append(f"{self.where}: {what}, they count as missing")
+            else:
+                self._note(what, "they count as missing", "correct them")
+        return np.where(code < 0, 0, code), missing | is_unseen
+
+    def numbers(self, column: str, zero: float, unit: float, scaling: str) -> tuple[np.ndarray, np.ndarray]:
+        """Scaled numbers (N,) of a continuous column, 0 where missing, and its missing cells (N,)."""
+        cells = self.cells(column)
+        missing = self._is_missing(cells)
+        numbers = self.dialect.numbers(cells).to_numpy(np.float64)
+        wrong = ~np.isfinite(numbers) & ~missing
+        if wrong.any():
+            self._note(
+                f"{int(wrong.sum())} cells in column '{column}' are no numbers, {most_common(cells[wrong])}, the first "
+                f"in row {self._row(wrong)}",
+                "they count as missing",
+                "correct them",
+            )
+        missing = missing | wrong
+        scaled = np.where(missing, 0.0, (numbers - zero) / unit)
+        centre, spread = (0.5, 0.5) if scaling == "min_max" else (0.0, 1.0)
+        is_far = np.abs(scaled - centre) > FAR * spread
+        is_far &= ~missing
+        if is_far.any():
+            self.remarks.append(
+                f"{self.where}: {int(is_far.sum())} numbers in column '{column}' are far outside the training data, "
+                f"{most_common(cells[is_far])}, the first in row {self._row(is_far)}; check their unit"
+            )
+        return scaled, missing
+
+    def images(self, column: str, folder: Path, suffix: str, reader: ImageReader) -> NewImages:
+        """Images of the rows. A row lacks its image where it has no name, where there is no such file, and with
+        ``unknown=missing`` where the file cannot be read."""
+        names = self.cells(column)
+        absent = self._is_missing(names)
+        paths = [folder / f"{name}{suffix}" for name in names]
+        exists = np.array([path.is_file() for path in paths], dtype=bool) & ~absent
+        if (~absent).any() and not exists.any():
+            first = paths[int((~absent).argmax())]
+            self.problems.append(f"{self.where}: no image is in {folder}, for example {first.name}: set predict.images")
+        gone = ~absent & ~exists
+        if gone.any() and exists.any():
+            self.remarks.append(
+                f"{self.where}: {int(gone.sum())} of {len(paths)} image files are not in {folder} (the first in row "
+                f"{self._row(gone)}: {paths[int(gone.argmax())].name}), their images count as missing"
+            )
+        content = np.zeros((len(paths), reader.channels, reader.side, reader.side), dtype=np.uint8)
+        broken: list[tuple[int, str]] = []
+        for row in np.flatnonzero(exists):
+            try:
+                content[row] = reader(paths[row])
+            except UNREADABLE as error:
+                broken.append((int(row), f"{paths[row]} ({(str(error) or type(error).__name__).splitlines()[0]})"))
+        if broken:
+            self._note(f"{len(broken)} images cannot be read: {broken[0][1]}", "they count as missing", "replace them")
+            exists[[row for row, _ in broken]] = False
+        return NewImages(content, ~exists)
+
+    def names(self, column: str | None, image: str) -> list[str]:
+        """Identifiers: of the column, else the image name, else the row number (also where these are empty)."""
+        numbers = list(self.row_names)
+        if column is not None and column not in self.frame:
+            self.problems.append(f"{self.where}: there is no column '{column}': correct dataset.id or predict.id")
+            return numbers
+        chosen = column or image
+        return [name or n for name, n in zip(self.frame[chosen], numbers)] if chosen in self.frame else numbers
+
+    def target(self, labels: RowLabels, class_names: Sequence[str]) -> np.ndarray | None:
+        """Labels (N,) or (N, C), -1 where a row has none or an unknown one; None without the label columns."""
+        if not set(labels.columns) <= set(self.frame.columns):
+            return None
+        if labels.task != "multilabel":
+            code_of = {v: i for i, name in enumerate(class_names) for v in labels.values_of.get(name, [name])}
+            return self.frame[labels.columns[0]].map(lambda cell: code_of.get(cell, -1)).to_numpy(np.int64)
+        values = self.frame[labels.columns].apply(pd.to_numeric, errors="coerce")
+        return values.where(values.isin([0, 1]), -1).to_numpy(np.float32)
+
+    def _row(self, rows: np.ndarray) -> str:
+        return self.row_names[int(rows.argmax())]
+
+    def finish(self, names: list[str], arrays: dict[str, np.ndarray], target: np.ndarray | None) -> NewRows:
+        """
+        Raises:
+            UserError: all problems, one line each.
+        """
+        if doubled := [name for name, n in Counter(names).items() if n > 1]:
+            self.remarks.append(
+                f"{self.where}: {len(doubled)} identifiers stand in several rows (the first is {doubled[0]})"
+            )
+        if self.problems:
+            raise UserError("\n".join(dict.fromkeys(self.problems)))
+        return NewRows(names, arrays, target, self.remarks)
+
+
+@dataclass
+class NewImages:
+    """Images (N, C, S, S) uint8, and the rows (N,) that have none."""
+
+    content: np.ndarray
+    absent: np.ndarray
+
+    def arrays(self, name: str) -> dict[str, np.ndarray]:
+        """As a packed store has them, for the modality ``name``."""
+        return {name: self.content, **({f"{name}_absent": self.absent} if self.absent.any() else {})}
+
+
+def table_arrays(
+    encoder: RowEncoder,
+    name: str,
+    columns: TableColumns,
+    levels: Mapping[str, Sequence[str]],
+    scaling: Mapping[str, Sequence[float]],
+    fill: Sequence[float] | None,
+) -> dict[str, np.ndarray]:
+    """A table (N, F) as a packed store has it: codes of the categorical columns, then scaled numbers.
+
+    Args:
+        name: of the modality.
+        columns: options of the columns.
+        levels: categorical column -> its levels, as fitted.
+        scaling: continuous column -> zero and unit, as fitted.
+        fill: (F,) content of missing cells, which then count as observed; None = they are missing.
+    """
+    parts = [
+        encoder.codes(column, known, columns.merged.get(column), columns.unseen) for column, known in levels.items()
+    ]
+    parts += [encoder.numbers(column, zero, unit, columns.scaling) for column, (zero, unit) in scaling.items()]
+    content, missing = (np.stack(arrays, axis=1) for arrays in zip(*parts))
+    if fill is not None:
+        content, missing = np.where(missing, np.asarray(fill), content), np.zeros_like(missing)
+    return {name: content.astype(np.float32), **({f"{name}_missing": missing} if missing.any() else {})}

@@ -1,0 +1,312 @@
+"""Bundle: one folder with a trained method and everything that predictions on new data need.
+
+::
+
+    bundle.json            format, files with their SHA-256, what the model is, temperatures, validation scores
+    config.yaml            resolved configuration
+    data/meta.json         columns, levels, scaling, class names (a packed store without rows)
+    weights/*.safetensors  of the model and, where it has them, of the imputer and the Gaussian parameters
+    tokenizer/             files of the tokenizer, for texts
+    README.md              model card
+
+A bundle holds no pickles, and its configuration may name classes of this project and optimisers of PyTorch only, so
+that opening one executes nothing that came with it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import safetensors.torch
+import torch
+import yaml
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+
+from datasets.source import file_digest
+from trainers.loading import Run
+from utils.calibration import Temperatures
+from utils.errors import UserError
+from utils.files import replacing
+from utils.inputs import KEY as INPUTS
+from utils.run_directory import environment, write_json
+from utils.safe_pickle import HEADER, read_tensors
+
+FORMAT = 1
+MANIFEST = "bundle.json"
+MODEL, IMPUTER, GAUSSIAN = (f"weights/{name}.safetensors" for name in ("model", "imputer", "gaussian"))
+# What a configuration may build: anything else could be a function that does harm.
+TRUSTED = ("models.", "datasets.", "utils.schedule.", "torch.optim.")
+EXECUTABLE = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle", ".py", ".so", ".npy", ".npz", ".joblib")
+# What a checkpoint says of itself besides its weights.
+DESCRIPTION = ("dataset", "architecture", INPUTS, "pytorch-lightning_version")
+REFUSE = "take the bundle from where it was made again"
+
+
+@dataclass
+class Bundle:
+    """An opened bundle; ``about`` is the content of ``bundle.json``."""
+
+    folder: Path
+    about: dict[str, Any]
+    cfg: DictConfig
+
+    @property
+    def temperatures(self) -> Temperatures | None:
+        stored = self.about.get("temperatures")
+        return None if stored is None else Temperatures(**stored)
+
+    def run(self) -> Run:
+        """The run whose method the bundle holds, on its files."""
+        return Run(self.cfg)
+
+
+def write_bundle(
+    run: Run,
+    folder: Path,
+    temperatures: Temperatures | None,
+    validation: Sequence[Mapping[str, Any]],
+    card: str,
+    threshold: float | None = None,
+) -> Path:
+    """Write a bundle of the run's tested method, and ``<folder>.zip`` beside it. Replaces an older bundle.
+
+    Args:
+        run: its artefacts are trained.
+        temperatures: fitted on validation data.
+        validation: scenario, missing_rate, metric and value of the scores on validation data.
+        card: text of ``README.md``.
+        threshold: of DyMo's selection.
+
+    Raises:
+        UserError: ``folder`` holds something else than a bundle, or a file cannot be written.
+    """
+    if folder.exists() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
+        raise UserError(f"{folder} exists and is no bundle: choose another export.folder")
+    temporary = folder.with_name(f".{folder.name}.writing")
+    shutil.rmtree(temporary, ignore_errors=True)
+    (temporary / "weights").mkdir(parents=True)
+    (temporary / "data").mkdir()
+    model = run.load_model()
+    save_weights(temporary / MODEL, model.state_dict(), described(run, read_tensors(run.checkpoint), model))
+    if needs_imputer(run) and run.needs_imputer_weights:
+        imputer = run.load_imputer()
+        save_weights(temporary / IMPUTER, imputer.state_dict(), described(run, {}, imputer))  # type: ignore[attr-defined]
+    if run.uses_selection:
+        parameters = run.load_parameters(model.as_backbone(str(run.distance_metric)))
+        parameters.about = {k: v for k, v in (parameters.about or {}).items() if k != "checkpoint"}
+        parameters.save(temporary / GAUSSIAN)
+    write_json(temporary / "data" / "meta.json", run.data.meta_without_rows())
+    config = plain_config(run, model, threshold)
+    run.data.save_tokenizer(temporary / "tokenizer")
+    (temporary / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    (temporary / "README.md").write_text(card)
+    files = sorted(path for path in temporary.rglob("*") if path.is_file() and path.name != "README.md")
+    about = {
+        "format": FORMAT,
+        "dataset": str(run.cfg.dataset.name),
+        "model": run.label,
+        "seed": int(run.cfg.seed),
+        "task": run.data.task,
+        "classes": list(run.data.class_names),
+        "modalities": run.data.kinds,
+        "temperatures": None if temperatures is None else asdict(temperatures),
+        "validation": [dict(row) for row in validation],
+        "environment": environment(),
+        "files": {path.relative_to(temporary).as_posix(): file_digest(path) for path in files},
+    }
+    write_json(temporary / MANIFEST, about)
+    if folder.exists():
+        shutil.rmtree(folder)
+    temporary.rename(folder)
+    with replacing(folder.with_name(f"{folder.name}.zip")) as file, zipfile.ZipFile(file, "w") as archive:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                archive.write(path, path.relative_to(folder.parent))
+    return folder
+
+
+def needs_imputer(run: Run) -> bool:
+    """Whether predictions read recoveries."""
+    return run.uses_recoveries or run.is_built_on_imputer
+
+
+def described(run: Run, content: Mapping[str, Any], module: Any) -> dict[str, Any]:
+    """What a file of weights says of itself: as its checkpoint did, or for files of other projects as the run knows."""
+    description = {key: content[key] for key in DESCRIPTION if content.get(key)}
+    description.setdefault("dataset", str(run.cfg.dataset.name))
+    description.setdefault(INPUTS, run.inputs)
+    description.setdefault("pytorch-lightning_version", "bundle")
+    if hasattr(module, "architecture"):
+        description["architecture"] = module.architecture()
+    return description
+
+
+def save_weights(path: Path, state: Mapping[str, torch.Tensor], description: Mapping[str, Any]) -> None:
+    """Write a ``.safetensors`` file whose header holds ``description``, which :func:`read_tensors` gives back."""
+    # Tensors that share memory are stored once each: safetensors refuses views.
+    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
+    path.write_bytes(safetensors.torch.save(tensors, {HEADER: json.dumps(description)}))
+
+
+def plain_config(run: Run, model: Any, threshold: float | None) -> dict[str, Any]:
+    """The resolved configuration without the paths of this machine, and with what was settled after it was composed.
+
+    Args:
+        model: the trained one.
+        threshold: of DyMo's selection.
+    """
+    cfg = OmegaConf.create(OmegaConf.to_container(run.cfg, resolve=True))
+    assert isinstance(cfg, DictConfig)
+    cfg.paths = {"data": "data", "cache": "cache", "output": "outputs"}
+    declared = type(run.data)
+    for key in (*declared.paths, *declared.paths_or_names):
+        if cfg.dataset.get(key):
+            cfg.dataset[key] = Path(str(cfg.dataset[key])).name
+    if "demo" in cfg.dataset:
+        cfg.dataset.demo = False
+    cfg.report.include = None
+    cfg.logger = {}
+    if "comparators" in cfg.model:
+        cfg.model.comparators = []  # they are for studies, and one of them reads labels
+    if run.uses_selection:
+        cfg.model.selection.tail = run.tail
+        cfg.model.selection.threshold = threshold
+    trained = cfg.model.backbone if run.has_backbone else cfg.model
+    if "reference_modality_index" in trained.module:  # loading an original checkpoint sets it
+        trained.module.reference_modality_index = model.reference_modality_index
+    plain = OmegaConf.to_container(cfg)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def open_bundle(source: str | Path) -> Bundle:
+    """Open a bundle: a folder, or a ``.zip`` file, which is unpacked into a temporary folder.
+
+    Raises:
+        UserError: it is no bundle, a file is missing, changed or unknown, or the configuration names foreign code.
+    """
+    folder = Path(source)
+    if not folder.exists():
+        raise UserError(f"there is no bundle {folder}: give the folder or .zip file that stage export wrote")
+    if folder.is_file():
+        folder = unpack(folder)
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        raise UserError(f"{folder} is no bundle (it has no {MANIFEST}): give the folder that stage export wrote")
+    try:
+        about = json.loads(manifest.read_text())
+        files = {str(name): str(digest) for name, digest in about["files"].items()}
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{manifest} is damaged ({error}): {REFUSE}") from None
+    if about.get("format") != FORMAT:
+        raise UserError(
+            f"{folder} is a bundle of format {about.get('format')}, this version reads format {FORMAT}: export it again"
+        )
+    check_files(folder, files)
+    cfg = OmegaConf.create(yaml.safe_load((folder / "config.yaml").read_text()))
+    assert isinstance(cfg, DictConfig)
+    if foreign := sorted({target for target in targets(cfg) if not is_trusted(target)}):
+        raise UserError(
+            f"{folder / 'config.yaml'} would run {foreign[0]}: a bundle may name classes of "
+            f"{', '.join(name.rstrip('.') for name in TRUSTED)} only"
+        )
+    on_files(cfg, folder, files)
+    OmegaConf.set_struct(cfg, True)
+    return Bundle(folder, about, cfg)
+
+
+def is_trusted(target: str) -> bool:
+    """Whether a dotted name is a class or function that one of the :data:`TRUSTED` modules defines itself.
+
+    ``models.base.torch.load`` is not: it begins like one of ours and leads elsewhere.
+    """
+    if not target.startswith(TRUSTED):
+        return False
+    try:
+        definition = get_object(target)
+    except Exception:  # of this name nothing is there
+        return False
+    return f"{getattr(definition, '__module__', '')}.".startswith(TRUSTED)
+
+
+def check_files(folder: Path, files: Mapping[str, str]) -> None:
+    """
+    Raises:
+        UserError: all files that are missing, changed, outside the folder, or unlisted and able to hold code.
+    """
+    problems = []
+    for name, digest in files.items():
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or (folder / name).is_symlink():
+            problems.append(f"{folder} lists {name}, which is outside of it: {REFUSE}")
+        elif not (folder / name).is_file():
+            problems.append(f"{folder} lacks {name}: {REFUSE}")
+        elif file_digest(folder / name) != digest:
+            problems.append(f"{folder / name} is not the file that was exported (its SHA-256 differs): {REFUSE}")
+    for file in sorted(folder.rglob("*")):
+        name = file.relative_to(folder).as_posix()
+        if file.suffix.lower() in EXECUTABLE:
+            problems.append(f"{folder} holds {name}, and no bundle has such files: delete it")
+    for name in ("config.yaml", "data/meta.json", MODEL):
+        if name not in files:
+            problems.append(f"{folder / MANIFEST} does not list {name}: {REFUSE}")
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def unpack(archive: Path) -> Path:
+    """Unpack a bundle's archive into a temporary folder.
+
+    Raises:
+        UserError: it is no archive, or an entry leaves the folder.
+    """
+    target = Path(tempfile.mkdtemp(prefix="bundle-"))
+    try:
+        with zipfile.ZipFile(archive) as file:
+            for entry in file.infolist():
+                path = PurePosixPath(entry.filename)
+                is_link = (entry.external_attr >> 16) & 0o170000 == 0o120000
+                if path.is_absolute() or ".." in path.parts or "\\" in entry.filename or is_link:
+                    raise UserError(f"{archive} holds {entry.filename}, which leaves its folder: {REFUSE}")
+            file.extractall(target)
+    except zipfile.BadZipFile as error:
+        raise UserError(f"{archive} is no bundle ({error}): give the folder or .zip file of stage export") from None
+    folders = [path.parent for path in target.rglob(MANIFEST)]
+    return folders[0] if folders else target
+
+
+def on_files(cfg: DictConfig, folder: Path, files: Mapping[str, str]) -> None:
+    """Point a bundle's configuration at its files."""
+    cfg.dataset.store = str(folder / "data")
+    trained = cfg.model.backbone if "backbone" in cfg.model else cfg.model
+    for key in ("transformer_checkpoint", "checkpoint"):
+        if key in trained:
+            trained[key] = None
+    trained["transformer_checkpoint" if "transformer_checkpoint" in trained else "checkpoint"] = str(folder / MODEL)
+    if GAUSSIAN in files:
+        trained.gaussian = str(folder / GAUSSIAN)
+    if "imputer" in cfg:
+        cfg.imputer.checkpoint = str(folder / IMPUTER) if IMPUTER in files else None
+    if any(name.startswith("tokenizer/") for name in files):
+        cfg.dataset.tokenizer = str(folder / "tokenizer")
+
+
+def targets(node: Any) -> Iterator[str]:
+    """Every ``_target_`` of a configuration."""
+    plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    if isinstance(plain, Mapping):
+        for key, value in plain.items():
+            if key == "_target_":
+                yield str(value)
+            yield from targets(value)
+    elif isinstance(plain, list):
+        for value in plain:
+            yield from targets(value)

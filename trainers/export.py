@@ -1,0 +1,161 @@
+"""Stage ``export``: calibrate on validation data, score there, and write the bundle with its model card."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from datasets.missingness import Complete, Scenario, unobserved
+from datasets.missingness.whole import Whole
+from trainers.bundle import write_bundle
+from trainers.evaluate import calibrate, measure, predict
+from trainers.loading import Run
+from utils.calibration import Temperatures, pattern_of
+from utils.errors import UserError
+from utils.subsets import enumerate_subsets
+
+log = logging.getLogger(__name__)
+# Every pattern of missing modalities is calibrated for as long as there are no more than these.
+MAX_PATTERNS = 63
+
+
+def export(run: Run) -> None:
+    """A bundle in ``export.folder``, by default ``bundle`` in the model's run directory, and its ``.zip``."""
+    folder = Path(run.cfg.export.folder or run.directory / "bundle")
+    run.data.prepare()
+    method = run.load_method()
+    if run.uses_selection:
+        # The test stage settles threshold=auto by validation data, and keeps what it chose.
+        threshold = chosen_threshold(run, method)
+    else:
+        threshold = None
+    if run.data.has_split("val"):
+        temperatures, validation = on_validation(run, method)
+    else:
+        temperatures, validation = None, []
+        log.warning("export: the data have no validation split: the bundle's confidence is not calibrated")
+    card = model_card(run, temperatures, validation, folder.name)
+    write_bundle(run, folder, temperatures, validation, card, threshold)
+    log.info("export: %s and %s.zip", folder, folder)
+
+
+def chosen_threshold(run: Run, method: Any) -> float:
+    """The reward threshold of the selection, chosen on validation data where it is ``auto``."""
+    if run.cfg.model.selection.threshold == "auto":
+        calibrate(run, method)
+    return float(method.rule.threshold)
+
+
+def on_validation(run: Run, method: Any) -> tuple[Temperatures, list[dict[str, Any]]]:
+    """Temperatures per pattern of missing modalities, and scores under the scenarios of ``missing.test``.
+
+    Returns:
+        The temperatures; rows of scenario, missing_rate, metric, value and n.
+    """
+    data = run.data
+    patterns: list[Scenario] = [Complete()]
+    subsets = enumerate_subsets(len(data.modalities)).numpy()
+    if len(subsets) <= MAX_PATTERNS:
+        patterns += [Whole(tuple(int(i) for i in np.flatnonzero(subset))) for subset in subsets if subset.any()]
+    by_name: dict[str, Scenario] = {s.name: s for s in (*patterns, *run.scenarios)}
+    masks, cells = {}, {}
+    for name, scenario in list(by_name.items()):
+        try:
+            masks[name], cells[name] = data.masks("val", scenario)
+        except UserError as error:  # a pattern that leaves some row nothing is not calibrated for
+            log.info("export: %s", error)
+            del by_name[name]
+    noise = {name: data.corruption("val", scenario) for name, scenario in by_name.items()}
+    outputs = predict(method, data.loader("val", device=run.device), masks, cells, noise=noise)[""]
+    logits: dict[str, list[np.ndarray]] = {}
+    target: dict[str, list[np.ndarray]] = {}
+    for scenario in patterns:
+        if scenario.name not in outputs:
+            continue
+        arrays = outputs[scenario.name]
+        gone = unobserved(masks[scenario.name], cells[scenario.name], data.modality_names)[arrays["index"]]
+        for pattern in np.unique(gone, axis=0):
+            rows = (gone == pattern).all(1)
+            logits.setdefault(pattern_of(pattern), []).append(arrays["logits"][rows])
+            target.setdefault(pattern_of(pattern), []).append(arrays["target"][rows])
+    temperatures = Temperatures.fit(
+        {name: np.concatenate(parts) for name, parts in logits.items()},
+        {name: np.concatenate(parts) for name, parts in target.items()},
+    )
+    rows_of_scores = []
+    kinds = [m.kind for m in data.modalities]
+    for scenario in run.scenarios:
+        if scenario.name not in outputs:
+            continue
+        hidden = unobserved(masks[scenario.name], cells[scenario.name], data.modality_names)
+        rate = float(scenario.realised_rate(hidden, cells[scenario.name], kinds))
+        values, _ = measure(outputs[scenario.name], data.task, data.num_classes)
+        for metric, value in values.items():
+            rows_of_scores.append(
+                {"scenario": scenario.name, "missing_rate": rate, "metric": metric, "value": value, "n": len(hidden)}
+            )
+    return temperatures, rows_of_scores
+
+
+def model_card(run: Run, temperatures: Temperatures | None, validation: list[dict[str, Any]], name: str) -> str:
+    """``README.md`` of a bundle, with the header that a model hub reads."""
+    data, cfg = run.data, run.cfg
+    lines = [
+        "---",
+        "library_name: pytorch",
+        "tags: [multimodal, missing-modalities, classification]",
+        "---",
+        f"# {run.label} on {cfg.dataset.name}",
+        "",
+        f"{run.label}, trained with seed {cfg.seed}; it classifies rows of which any modalities may be missing.",
+        "",
+        f"- **Task:** {data.task}, {data.num_classes} classes: {', '.join(data.class_names[:20])}"
+        + (", ..." if data.num_classes > 20 else ""),
+        f"- **Modalities:** {', '.join(f'{m.name} ({m.kind}, shape {list(m.shape)})' for m in data.modalities)}",
+    ]
+    for m in data.modalities:
+        if m.columns:
+            lines.append(f"- **Columns of {m.name}:** {', '.join(m.columns)}")
+    if run.uses_recoveries:
+        lines.append(f"- **Missing modalities** are recovered by {cfg.imputer.name}.")
+    lines += [
+        "",
+        "## Use",
+        "",
+        "```bash",
+        f"python run.py stages=[predict] predict.bundle={name} predict.input=new.csv predict.output=predictions.csv",
+        "```",
+        "",
+        "```python",
+        "from trainers.predictor import load",
+        f'load("{name}").predict("new.csv")',
+        "```",
+        "",
+        "## Validation scores",
+        "",
+    ]
+    if validation:
+        frame = pd.DataFrame(validation)
+        metrics = [metric for metric in ("accuracy", "auroc", "f1_macro") if metric in set(frame["metric"])]
+        wide = frame[frame["metric"].isin(metrics)].pivot(
+            index=["scenario", "missing_rate", "n"], columns="metric", values="value"
+        )
+        lines += [
+            "The checkpoint and the temperatures were chosen on these rows, so that unseen rows score lower.",
+            "",
+            f"| scenario | missing rate | rows | {' | '.join(metrics)} |",
+            f"|:--|--:|--:|{'--:|' * len(metrics)}",
+        ]
+        for (scenario, rate, n), row in wide.sort_index(level=1).iterrows():
+            values = " | ".join(f"{row[metric]:.3f}" for metric in metrics)
+            lines.append(f"| {scenario} | {rate:.3g} | {n} | {values} |")
+    else:
+        lines.append("None: the data had no validation split.")
+    if temperatures is not None:
+        lines += ["", f"Temperature of all validation rows: {temperatures.overall:.3g}."]
+    lines += ["", "Not for decisions about people without a study of its errors on the population concerned.", ""]
+    return "\n".join(lines)

@@ -1,0 +1,222 @@
+"""Stage ``predict``: a table of predictions for new rows, in chunks of bounded memory, resumed where it stopped."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from omegaconf import DictConfig
+from PIL import Image
+from tqdm import tqdm
+
+from datasets.new_rows import NewRows, read_arrays
+from trainers.bundle import MANIFEST, open_bundle
+from trainers.loading import Run
+from trainers.predictor import Predictor, load
+from utils.errors import UserError
+from utils.files import replacing
+from utils.metrics import classification_metrics
+from utils.run_directory import file_hash, write_json
+
+log = logging.getLogger(__name__)
+UNKNOWN = ("refuse", "missing")
+
+
+def check_predict(cfg: DictConfig) -> None:
+    """
+    Raises:
+        UserError: everything in ``cfg.predict`` that cannot be done, before anything is loaded.
+    """
+    problems, settings = [], cfg.predict
+    if settings.input is None:
+        problems.append("predict.input=null: give the .csv or .npz file with the new rows")
+    elif not Path(settings.input).is_file():
+        problems.append(f"predict.input={settings.input}: there is no such file")
+    elif Path(settings.input).suffix not in (".csv", ".tsv", ".txt", ".npz"):
+        problems.append(f"predict.input={settings.input}: must be a .csv or .npz file")
+    if settings.output is None or Path(settings.output).suffix != ".csv":
+        problems.append(f"predict.output={settings.output}: must be the name of a .csv file")
+    elif Path(settings.output).is_dir():
+        problems.append(f"predict.output={settings.output}: is a folder, name a .csv file")
+    elif settings.input is not None and Path(settings.output).resolve() == Path(settings.input).resolve():
+        problems.append(f"predict.output={settings.output}: is the input, and would be overwritten")
+    if settings.images is not None and not Path(settings.images).is_dir():
+        problems.append(f"predict.images={settings.images}: there is no such folder")
+    if settings.unknown not in UNKNOWN:
+        problems.append(f"predict.unknown={settings.unknown}: must be one of {', '.join(UNKNOWN)}")
+    if isinstance(settings.chunk, bool) or not isinstance(settings.chunk, int) or settings.chunk < 1:
+        problems.append(f"predict.chunk={settings.chunk}: must be a whole number of at least 1")
+    if settings.bundle is not None and not Path(settings.bundle).exists():
+        problems.append(f"predict.bundle={settings.bundle}: there is no such folder or .zip file")
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def predict_with_bundle(cfg: DictConfig) -> None:
+    """The stage on ``predict.bundle``, which needs no other setting of the run."""
+    check_predict(cfg)
+    bundle = open_bundle(cfg.predict.bundle)
+    log.info(
+        "predict: %s on %s (%d classes: %s)",
+        *(bundle.about["model"], bundle.about["dataset"], len(bundle.about["classes"])),
+        ", ".join(bundle.about["classes"][:8]),
+    )
+    write_predictions(cfg, load(bundle), file_hash(bundle.folder / MANIFEST))
+
+
+def predict(run: Run) -> None:
+    """The stage on the run's own artefacts."""
+    check_predict(run.cfg)
+    write_predictions(run.cfg, Predictor(run), file_hash(run.checkpoint))
+
+
+def write_predictions(cfg: DictConfig, predictor: Predictor, weights: str) -> None:
+    """Predict chunk by chunk into a hidden file, which becomes ``predict.output`` at the end.
+
+    Args:
+        weights: hash of what predicts; the interrupted output of other weights, rows or settings is not continued.
+    """
+    settings = cfg.predict
+    source, output = Path(settings.input), Path(settings.output)
+    stat = source.stat()
+    about = {
+        "weights": weights,
+        "input": [str(source.resolve()), stat.st_size, stat.st_mtime_ns],
+        "settings": {key: settings[key] for key in ("images", "id", "unknown", "chunk", "recovered")},
+    }
+    part, progress = output.with_name(f".{output.name}.part"), output.with_name(f".{output.name}.progress.json")
+    done, size = interrupted(part, progress, about)
+    if done:
+        log.info("predict: continuing after %d rows of an interrupted run", done)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    counts: Counter[str] = Counter()
+    with part.open("r+b" if size else "wb") as stream, tqdm(desc="predict", unit="row", initial=done) as bar:
+        stream.truncate(size)
+        stream.seek(size)
+        for start, rows in chunks_of(predictor, source, cfg):
+            if start < done:
+                continue
+            frame = predictor.table(rows)
+            add_labels(frame, rows, predictor)
+            stream.write(frame.to_csv(index=False, header=stream.tell() == 0).encode())
+            stream.flush()
+            os.fsync(stream.fileno())
+            write_json(progress, about | {"rows": start + len(rows), "bytes": stream.tell()})
+            if settings.recovered:
+                save_recoveries(predictor, rows, Path(settings.recovered))
+            counts.update(rows.remarks)
+            counts["rows that have nothing observed, and no prediction"] += int((~predictor.answerable(rows)).sum())
+            bar.update(len(rows))
+    os.replace(part, output)
+    progress.unlink(missing_ok=True)
+    for remark, n in counts.items():
+        if n:
+            log.warning("predict: %s%s", f"{n} " if remark.startswith("rows that") else "", remark)
+    report_scores(predictor, output)
+    log.info("predict: %s", output)
+
+
+def interrupted(part: Path, progress: Path, about: Mapping[str, Any]) -> tuple[int, int]:
+    """Rows and bytes of an interrupted output that can be continued; 0 and 0 where there is none."""
+    try:
+        stored = json.loads(progress.read_text())
+        rows, size = int(stored.pop("rows")), int(stored.pop("bytes"))
+    except (OSError, ValueError, KeyError):
+        return 0, 0
+    is_same = stored == json.loads(json.dumps(about)) and part.is_file() and part.stat().st_size >= size
+    return (rows, size) if is_same else (0, 0)
+
+
+def chunks_of(predictor: Predictor, source: Path, cfg: DictConfig) -> Iterator[tuple[int, NewRows]]:
+    """The new rows in chunks of ``predict.chunk``, each with the number of rows before it."""
+    settings, data, start = cfg.predict, predictor.data, 0
+    if source.suffix == ".npz":
+        rows = read_arrays(source, data.modalities)
+        for start in range(0, len(rows), settings.chunk):
+            yield start, rows.take(np.arange(start, min(start + settings.chunk, len(rows))))
+        return
+    images = Path(settings.images) if settings.images else source.parent
+    # predict.id, else dataset.id of the training configuration
+    how = {"unknown": str(settings.unknown), "id_column": settings.id or predictor.run.cfg.dataset.get("id")}
+    for frame in data.read_new(source, int(settings.chunk)):
+        yield start, data.encode_rows(frame, images, str(source), **how)
+        start += len(frame)
+
+
+def add_labels(frame: pd.DataFrame, rows: NewRows, predictor: Predictor) -> None:
+    """Add the known labels to a table of predictions: ``label``, or ``label_<name>``, empty where not known."""
+    if rows.target is None:
+        return
+    names = predictor.class_names
+    if rows.target.ndim == 1:
+        frame["label"] = [names[i] if i >= 0 else "" for i in rows.target]
+        return
+    for j, name in enumerate(names):
+        frame[f"label_{name}"] = ["" if value < 0 else int(value) for value in rows.target[:, j]]
+
+
+def report_scores(predictor: Predictor, output: Path) -> None:
+    """Log the scores of the rows whose label is known, and write them to ``<output>.scores.csv``."""
+    header = list(pd.read_csv(output, nrows=0))
+    names = predictor.class_names
+    columns = ["label"] if "label" in header else [f"label_{name}" for name in names]
+    if not set(columns) <= set(header):
+        return
+    task = predictor.data.task
+    metrics, n = classification_metrics(task, len(names)), 0
+    wanted = [*(f"probability_{name}" for name in names), *columns]
+    for chunk in pd.read_csv(output, usecols=wanted, chunksize=65536, dtype=dict.fromkeys(columns, str)):
+        known = chunk[chunk[columns].notna().any(axis=1) & chunk[wanted[0]].notna()]
+        if known.empty:
+            continue
+        probabilities = torch.from_numpy(known[wanted[: len(names)]].to_numpy(np.float64))
+        if task == "multilabel":
+            target = torch.from_numpy(known[columns].astype(float).fillna(-1).to_numpy(np.float32))
+            metrics.update(torch.logit(probabilities).float(), target)
+        else:
+            target = torch.tensor([names.index(label) for label in known["label"]])
+            metrics.update(probabilities.log().float(), target)
+        n += len(known)
+    if not n:
+        return
+    values = {name: float(value) for name, value in metrics.compute().items()}
+    frame = pd.DataFrame([(name, value, n) for name, value in values.items()], columns=["metric", "value", "n"])
+    with replacing(output.with_suffix(".scores.csv")) as file:
+        frame.to_csv(file, index=False)
+    log.info("predict: scores of the %d rows with a label\n%s", n, frame.to_string(index=False))
+
+
+def save_recoveries(predictor: Predictor, rows: NewRows, folder: Path) -> None:
+    """Write what was recovered for every missing modality: images as PNG, tables as CSV, everything else as .npy."""
+    answered = rows.take(predictor.answerable(rows))
+    missing = ~answered.observed(predictor.data.modalities)
+    recovered = predictor.recover(answered)
+    for i, m in enumerate(predictor.data.modalities):
+        content, target = recovered[m.name], folder / m.name
+        filled = np.flatnonzero(missing[:, i] & ~np.isnan(content.reshape(len(content), -1)).any(1))
+        if not len(filled):
+            continue
+        target.mkdir(parents=True, exist_ok=True)
+        if m.kind == "table":
+            table = predictor.cells_of(content[filled], m)
+            table.insert(0, "id", [answered.names[n] for n in filled])
+            file = target / "recovered.csv"
+            table.to_csv(file, mode="a", header=not file.is_file(), index=False)
+            continue
+        for n in filled:
+            stem = re.sub(r"[^\w.-]+", "_", Path(answered.names[n]).name) or str(n)
+            if m.kind == "image":
+                pixels = predictor.data.pixels(m.name, torch.from_numpy(content[n : n + 1]))[0]
+                array = (pixels * 255).round().byte().permute(1, 2, 0).numpy()
+                Image.fromarray(array.squeeze(2) if array.shape[2] == 1 else array).save(target / f"{stem}.png")
+            else:
+                np.save(target / f"{stem}.npy", content[n])
