@@ -27,6 +27,7 @@ from models.dymo.gaussian import GaussianParameters
 from models.dymo.method import DyMo, validate_selection
 from models.dymo.original import convert_dynamic_transformer
 from models.dymo.prototypes import COSINE, EUCLIDEAN
+from models.dymo.recovery_aware import with_recoveries
 from models.dymo.selection import COMPARATORS, Scorer, SelectionRule, exhaustive, select
 from models.encoders.resnet import ResNetEncoder
 from models.encoders.table import TableEncoder
@@ -285,10 +286,9 @@ class Spy(Imputer):
 def test_recovery_aware_training_asks_for_what_the_imputer_can_recover() -> None:
     missing, cells = masks(40)
     missing = torch.stack([torch.zeros(40, dtype=torch.bool), torch.arange(40) % 2 == 0], 1)
-    model, spy = table_model(recovery_aware=1.0), Spy()
-    model.attach_imputer(spy)
+    batch, spy, generator = table_batch(40, 8, missing, cells), Spy(), torch.Generator().manual_seed(0)
     with torch.autocast("cpu", dtype=torch.bfloat16):  # as a trainer of mixed precision does
-        found = model._recovered(table_batch(40, 8, missing, cells), torch.Generator().manual_seed(0))
+        found = with_recoveries(batch, spy, table_modalities(), 1.0, generator)
     asked, of_cells = spy.asked
     assert not asked[:, 0].any() and 4 < int((asked & ~missing)[:, 1].sum()) < 16
     drawn = (asked & ~missing)[:, 1:]

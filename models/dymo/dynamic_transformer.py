@@ -28,7 +28,8 @@ from models.base import Prediction, classification_loss
 from models.dymo.backbone import Partial, Sequences
 from models.dymo.original import convert_dynamic_transformer
 from models.dymo.prototypes import COSINE, DISTANCE_METRICS, RunningPrototypes, prototype_loss
-from models.imputers.base import Imputer, recover_possible
+from models.dymo.recovery_aware import with_recoveries
+from models.imputers.base import Imputer
 from models.layers.transformer import visible_tokens
 from models.tokens import TokenPipeline
 from utils.checks import check_number
@@ -322,7 +323,8 @@ class DynamicTransformer(TokenPipeline):
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         generator = torch.Generator().manual_seed(hash_seed(self.stream_seed, 1, self.global_step))
         if self.recovery_aware:
-            batch = self._recovered(batch, generator)
+            assert self.imputer is not None, "recovery_aware needs an imputer"
+            batch = with_recoveries(batch, self.imputer, self.modalities, self.recovery_aware, generator)
         inputs = batch.inputs if batch.complete else self.observed_inputs(batch)
         cells = {} if batch.complete else self.cells(batch.missing, batch.feature_missing)
         sequences = self.prepare(self.encode(inputs, cells))
@@ -351,31 +353,6 @@ class DynamicTransformer(TokenPipeline):
             )
             losses["loss"] = classification + self.prototype_rate * losses["prototype"]
         return losses
-
-    def _recovered(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """With probability ``recovery_aware``, replace each row's inputs outside a random subset by recoveries."""
-        assert self.imputer is not None, "recovery_aware needs an imputer"
-        if torch.rand((), generator=generator) >= self.recovery_aware:
-            return batch
-        subsets = enumerate_subsets(len(self.modalities))
-        fixed = [name not in self.imputer.recoverable(self.modalities) for name in self.modality_names]
-        subsets = subsets[~(subsets & torch.tensor(fixed)).any(1)]
-        rows = torch.randint(len(subsets), (len(batch),), generator=generator)
-        hidden = subsets[rows].to(batch.missing.device) | batch.missing
-        hidden = torch.where(hidden.all(1, keepdim=True), batch.missing, hidden)
-        unrecoverable = self.imputer.unrecoverable(self.modalities, hidden)
-        if unrecoverable is not None:  # content that is there and would not come back stays
-            hidden = hidden & ~(unrecoverable & ~batch.missing)
-        # Of a table that the subset hides, all cells are recovered.
-        cells = {
-            name: batch.feature_missing[name] | ~batch.missing[:, i, None]
-            for i, name in enumerate(self.modality_names)
-            if name in batch.feature_missing
-        }
-        # In float32 whatever the trainer's precision: these are the recoveries that a test sees.
-        with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
-            masked = batch.replace(missing=hidden, feature_missing=cells)
-            return batch.replace(inputs=recover_possible(self.imputer, self.modalities, masked)[0])
 
     def on_validation_start(self) -> None:
         """Set the prototypes of the training epoch before its validation."""

@@ -65,78 +65,119 @@ def _errors(
         yield "level_accuracy", (recovered == truth)[:, :n][cells[:, :n]].float()
 
 
+class _Sums:
+    """Sums and counts of measurements: (modality, number of observed modalities, metric) -> [sum, count]."""
+
+    def __init__(self) -> None:
+        self.values: dict[tuple[str, int, str], list[float]] = {}
+
+    def add(self, name: str, observed: int, metric: str, values: Tensor) -> None:
+        cell = self.values.setdefault((name, observed, metric), [0.0, 0])
+        cell[0] += float(values.double().sum())
+        cell[1] += len(values)
+
+    def frame(self) -> pd.DataFrame:
+        rows = [(*key, total / n, n) for key, (total, n) in self.values.items() if n]
+        frame = pd.DataFrame(rows, columns=["modality", "observed", "metric", "value", "n"])
+        return frame.sort_values(["metric", "modality", "observed"], ignore_index=True)
+
+
 @torch.inference_mode()
 def recovery_quality(imputer: Imputer, judge: Judge, batches: Iterable[Batch], seed: int = 2025) -> pd.DataFrame:
-    """Quality of recoveries of each modality, by how many modalities are observed.
+    """Quality of recoveries of each modality, by the number of observed modalities.
 
     Each row of each batch gets, for every number of missing modalities from 1 to M-1, one random pattern among those
-    that the method can recover; tables besides one in which half of the cells are missing. Modalities and cells that
-    the data lack (``missing`` and ``feature_missing`` of the batch) stay missing and are in no error; neither are
+    that the method can recover, and for each table one in which half of the cells are missing. Modalities and cells
+    that the data lack (``missing`` and ``feature_missing`` of the batch) stay missing and are in no error; neither are
     modalities that the method cannot recover in a row because of them.
 
     Returns:
         columns modality, observed, metric, value, n. Metrics: ``mse`` and ``mae`` of the content, for tables of the
         continuous columns (z-scores), and ``level_accuracy`` of the categorical ones; ``token_accuracy``, share of the
-        right ids of a text; ``coherence``, share of recoveries that the judge reads as the true class;
-        ``judge_accuracy`` (observed = M), the same on true content. Those that end in
-        ``_cells`` are of tables with half of the cells missing, over the missing cells.
+        right ids of a text; ``coherence``, share of recoveries that the judge classifies right; ``judge_accuracy``
+        (observed = M), the same on true content. Those that end in ``_cells`` are of tables with half of the cells
+        missing, over the missing cells.
     """
     m = len(judge.modalities)
-    names = [x.name for x in judge.modalities]
+    names = judge.modality_names
     columns = [names.index(name) for name in imputer.recoverable(judge.modalities)]
     tables = [x for x in (judge.modalities[i] for i in columns) if x.kind == "table" and len(x.shape) == 1]
-    sums: dict[tuple[str, int, str], list[float]] = {}
-
-    def add(name: str, observed: int, metric: str, values: Tensor) -> None:
-        cell = sums.setdefault((name, observed, metric), [0.0, 0])
-        cell[0] += float(values.double().sum())
-        cell[1] += len(values)
-
+    sums = _Sums()
     judge.eval()
     for batch in batches:
         lacks = unobserved(batch, names)
         for i, (name, logits) in enumerate(judge.read(batch.observed()).items()):
-            add(name, m, "judge_accuracy", (logits.argmax(1) == batch.target)[~lacks[:, i]].float())
+            sums.add(name, m, "judge_accuracy", (logits.argmax(1) == batch.target)[~lacks[:, i]].float())
         lacking = {
             name: gaps & batch.missing[:, names.index(name), None] for name, gaps in batch.feature_missing.items()
         }
         for k in range(1, min(m, len(columns) + 1)):
-            drawn = random_mask(len(batch), m, k / m, "exact", seed + k + int(batch.index[0]))
-            if len(columns) < m:
-                # The k first of the recoverable ones, in an order of chance.
-                ranks = np.random.default_rng(seed + k + int(batch.index[0])).random((len(batch), len(columns)))
-                drawn = np.zeros_like(drawn)
-                drawn[:, columns] = ranks.argsort(1).argsort(1) < k
-            missing = torch.from_numpy(drawn).to(batch.missing.device)
-            hidden = missing | lacks
-            hidden = torch.where(hidden.all(1, keepdim=True), lacks, hidden)  # a row keeps the only one that it has
-            completed, unrecoverable = recover_possible(
-                imputer, judge.modalities, batch.replace(missing=hidden, feature_missing={}, complete=False)
-            )
-            recovered = hidden & ~lacks if unrecoverable is None else hidden & ~lacks & ~unrecoverable
-            for i, (name, logits) in enumerate(judge.read(completed).items()):
-                is_recovered = recovered[:, i]
-                known = ~lacking[name][is_recovered] if name in lacking else None
-                truth = batch.inputs[name][is_recovered]
-                for metric, values in _errors(judge.modalities[i], completed[name][is_recovered], truth, known):
-                    add(name, m - k, metric, values)
-                add(name, m - k, "coherence", (logits.argmax(1) == batch.target)[is_recovered].float())
+            _add_patterns(sums, imputer, judge, batch, lacks, lacking, columns, k, seed)
         for table in tables if m > 1 else []:
-            shape = (len(batch), *table.shape)
-            half = np.random.default_rng(seed + int(batch.index[0])).random(shape) < 0.5
-            cells = torch.from_numpy(half).to(batch.missing.device)
-            gaps = lacking.get(table.name, torch.zeros_like(cells))
-            missing = torch.zeros_like(batch.missing)
-            missing[:, names.index(table.name)] = True
-            masked = batch.replace(missing=missing, feature_missing={table.name: cells | gaps})
-            column = names.index(table.name)
-            masked = masked.replace(missing=missing | lacks, complete=False)
-            completed, unrecoverable = recover_possible(imputer, judge.modalities, masked)
-            known = cells & ~gaps & ~lacks[:, column, None]
-            if unrecoverable is not None:
-                known = known & ~unrecoverable[:, column, None]
-            for metric, values in _errors(table, completed[table.name], batch.inputs[table.name], known):
-                add(table.name, m - 1, f"{metric}_cells", values)
-    rows = [(*key, total / n, n) for key, (total, n) in sums.items() if n]
-    frame = pd.DataFrame(rows, columns=["modality", "observed", "metric", "value", "n"])
-    return frame.sort_values(["metric", "modality", "observed"], ignore_index=True)
+            _add_cells(sums, imputer, judge, batch, lacks, lacking, table, seed)
+    return sums.frame()
+
+
+def _add_patterns(
+    sums: _Sums,
+    imputer: Imputer,
+    judge: Judge,
+    batch: Batch,
+    lacks: Tensor,
+    lacking: Mapping[str, Tensor],
+    columns: list[int],
+    k: int,
+    seed: int,
+) -> None:
+    """Measure recoveries of ``k`` missing modalities, drawn per row among the recoverable ``columns``.
+
+    Args:
+        lacks: (B, M) bool, modalities that the data lack; lacking: table -> (B, F) bool, cells.
+    """
+    m = lacks.shape[1]
+    drawn = random_mask(len(batch), m, k / m, "exact", seed + k + int(batch.index[0]))
+    if len(columns) < m:
+        # The first k of the recoverable ones, in random order.
+        ranks = np.random.default_rng(seed + k + int(batch.index[0])).random((len(batch), len(columns)))
+        drawn = np.zeros_like(drawn)
+        drawn[:, columns] = ranks.argsort(1).argsort(1) < k
+    missing = torch.from_numpy(drawn).to(batch.missing.device)
+    hidden = missing | lacks
+    hidden = torch.where(hidden.all(1, keepdim=True), lacks, hidden)  # a row keeps its only modality
+    completed, unrecoverable = recover_possible(
+        imputer, judge.modalities, batch.replace(missing=hidden, feature_missing={}, complete=False)
+    )
+    recovered = hidden & ~lacks if unrecoverable is None else hidden & ~lacks & ~unrecoverable
+    for i, (name, logits) in enumerate(judge.read(completed).items()):
+        rows = recovered[:, i]
+        known = ~lacking[name][rows] if name in lacking else None
+        truth = batch.inputs[name][rows]
+        for metric, values in _errors(judge.modalities[i], completed[name][rows], truth, known):
+            sums.add(name, m - k, metric, values)
+        sums.add(name, m - k, "coherence", (logits.argmax(1) == batch.target)[rows].float())
+
+
+def _add_cells(
+    sums: _Sums,
+    imputer: Imputer,
+    judge: Judge,
+    batch: Batch,
+    lacks: Tensor,
+    lacking: Mapping[str, Tensor],
+    table: Modality,
+    seed: int,
+) -> None:
+    """Measure recoveries of a table of which half of the cells are missing; arguments as in :func:`_add_patterns`."""
+    half = np.random.default_rng(seed + int(batch.index[0])).random((len(batch), *table.shape)) < 0.5
+    cells = torch.from_numpy(half).to(batch.missing.device)
+    gaps = lacking.get(table.name, torch.zeros_like(cells))
+    column = judge.modality_names.index(table.name)
+    missing = torch.zeros_like(batch.missing)
+    missing[:, column] = True
+    masked = batch.replace(missing=missing | lacks, feature_missing={table.name: cells | gaps}, complete=False)
+    completed, unrecoverable = recover_possible(imputer, judge.modalities, masked)
+    known = cells & ~gaps & ~lacks[:, column, None]
+    if unrecoverable is not None:
+        known = known & ~unrecoverable[:, column, None]
+    for metric, values in _errors(table, completed[table.name], batch.inputs[table.name], known):
+        sums.add(table.name, lacks.shape[1] - 1, f"{metric}_cells", values)
