@@ -1,18 +1,18 @@
-"""CelebA: a face (3, 64, 64) and its attributes written out (256, 71); the class is one attribute, blond hair.
+"""CelebA: a face (3, 64, 64) and its attributes as text (256, 71); the class is one attribute, blond hair.
 
 Liu et al., "Deep Learning Face Attributes in the Wild", ICCV 2015 (https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html);
-image and text as in Sutter, Daunhawer, Vogt, "Generalized Multimodal ELBO", ICLR 2021; used by DyMo, ICLR 2026. Read
-are
+image and text as in Sutter, Daunhawer, Vogt, "Generalized Multimodal ELBO", ICLR 2021; used by DyMo, ICLR 2026. Files
+that are read:
 
 - ``<root>/img_align_celeba/{000001..202599}.jpg`` (or one folder deeper, as some archives unpack);
 - ``<root>/list_attr_celeba.csv`` or ``.txt`` (first the count, then the names), values -1 and 1;
 - ``<root>/list_eval_partition.csv`` or ``.txt``, 0 train, 1 validation, 2 test;
-- where there is one, ``<root>/list_attr_text_256_False_True_celeba.csv``, the texts of the original; without it they
-  are written here by the same rule, seeded.
+- optionally ``<root>/list_attr_text_256_False_True_celeba.csv``, the texts of the original; without it, texts are made
+  by the same rule, seeded.
 
-What differs from the original: files are joined by image name, not by row. The original's README gives 19,962
-validation and 19,867 test images, the official partition has them the other way round, and its "balanced" partition was
-not published: ``partition`` chooses. The text names the class ("blond hair"), as published; ``drop_target_attribute``
+Differences from the original: files are joined by image name, not by row. The original's README gives 19,962 validation
+and 19,867 test images, the official partition has these numbers exchanged, and its "balanced" partition was not
+published: ``partition`` selects one. The text names the class ("blond hair"), as published; ``drop_target_attribute``
 leaves that attribute out.
 """
 
@@ -38,7 +38,7 @@ SIDE = 64
 TEXT_LENGTH = 256
 PARTITIONS = ("official", "official_swapped", "balanced")
 RECIPE_VERSION = 1
-# Left, upper, right, lower: 147 pixels from the corner of a centred crop of 148 on 178 x 218 (MoPoE itself takes 148).
+# Left, upper, right, lower: 147 pixels from the corner of a centred crop of 148 on 178 x 218 (MoPoE uses 148).
 BOX = (15, 35, 162, 182)
 TEXT_FILE = f"list_attr_text_{TEXT_LENGTH:03d}_False_True_celeba.csv"
 
@@ -52,8 +52,8 @@ def read_table(path: Path, header: bool) -> pd.DataFrame:
         header: the text form begins with the number of rows and the names of the columns.
 
     Raises:
-        UserError: unreadable, an image that stands twice, a cell that is no whole number, or fewer or more rows than
-            the text form announces.
+        UserError: the file is unreadable, lists an image twice, has a cell that is no whole number, or another number
+            of rows than the text form announces.
     """
     announced = None
     try:
@@ -62,7 +62,7 @@ def read_table(path: Path, header: bool) -> pd.DataFrame:
         elif header:
             with path.open() as lines:
                 announced = int(lines.readline())
-            # There is one name fewer than columns: the first one becomes the index.
+            # The header has one name fewer than there are columns: the first column becomes the index.
             frame = pd.read_csv(path, sep=r"\s+", skiprows=1, dtype=str)
         else:
             frame = pd.read_csv(path, sep=r"\s+", header=None, dtype=str, index_col=0, names=["image_id", "partition"])
@@ -71,16 +71,16 @@ def read_table(path: Path, header: bool) -> pd.DataFrame:
         raise UserError(f"{path} cannot be read as a table ({reason}): download it again") from None
     if announced is not None and announced != len(frame):
         raise UserError(f"{path} announces {announced} rows and holds {len(frame)}: download it again")
-    twice = frame.index[frame.index.duplicated()]
-    if len(twice):
-        raise UserError(f"{path} lists {twice[0]} twice: remove one of the rows")
+    repeated = frame.index[frame.index.duplicated()]
+    if len(repeated):
+        raise UserError(f"{path} lists {repeated[0]} twice: remove one of the rows")
     values = frame.apply(pd.to_numeric, errors="coerce")
     bad = np.argwhere((values.isna() | (values % 1 != 0)).to_numpy())
     if len(bad):
         row, column = bad[0]
         raise UserError(
             f"{path}: row {row + 1} ({frame.index[row]}) holds {frame.iat[row, column]!r} in column "
-            f"'{frame.columns[column]}', expected a whole number: mend that row, or download the file again"
+            f"'{frame.columns[column]}', expected a whole number: correct that row, or download the file again"
         )
     return values.astype(np.int64)
 
@@ -89,7 +89,7 @@ def read_texts(path: Path) -> pd.Series:
     """The texts of the original, image name -> text.
 
     Raises:
-        UserError: unreadable, no column of that name, an image that stands twice, or a text of another length.
+        UserError: the file is unreadable, lacks a column, lists an image twice, or has a text of another length.
     """
     try:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False)
@@ -101,9 +101,9 @@ def read_texts(path: Path) -> pd.Series:
         if column not in frame.columns:
             raise UserError(f"{path} has no column '{column}' (only {', '.join(frame.columns)}): restore or remove it")
     texts = frame.set_index("image_id")["text"]
-    twice = texts.index[texts.index.duplicated()]
-    if len(twice):
-        raise UserError(f"{path} lists {twice[0]} twice: remove one of the rows")
+    repeated = texts.index[texts.index.duplicated()]
+    if len(repeated):
+        raise UserError(f"{path} lists {repeated[0]} twice: remove one of the rows")
     lengths = texts.str.len().to_numpy()
     bad = np.flatnonzero(lengths != TEXT_LENGTH)
     if len(bad):
@@ -123,12 +123,12 @@ class CelebA(SourcedDataModule):
         target: the attribute to classify.
         drop_target_attribute: leave that attribute out of the text.
         partition: ``official``; ``official_swapped``, with validation and test exchanged; ``balanced``, the official
-            one with as many rows of one class as of the other in every split.
+            partition with the same number of rows of both classes in every split.
         partition_file: another table image name -> 0, 1, 2 in place of ``list_eval_partition``.
-        balance_seed: of the rows that ``balanced`` keeps.
-        text_seed: of the start columns of the texts, where they are not read.
-        demo: ``root`` holds demo data, whose counts are not those of the real ones.
-        **kwargs: see :class:`MultimodalDataModule`.
+        balance_seed: of the rows that ``balanced`` selects.
+        text_seed: of the start columns of the texts, where no file of texts exists.
+        demo: ``root`` holds demo data, whose counts differ from the published ones.
+        **kwargs: see :class:`datasets.base.MultimodalDataModule`.
     """
 
     paths = ("root", "partition_file")
@@ -164,10 +164,9 @@ class CelebA(SourcedDataModule):
         return {"text": {"names_the_target": not self.drop_target_attribute}}
 
     def find_source(self) -> Source:
-        """The folder with the images and tables.
-
+        """
         Raises:
-            UserError: there is none, or a table is absent.
+            UserError: the folder with the images, or a table, does not exist.
         """
         root = self.root
         folder = root and root / "img_align_celeba"
@@ -235,7 +234,7 @@ class CelebA(SourcedDataModule):
         }
 
     def _attributes(self, path: Path) -> pd.DataFrame:
-        """Image name -> attribute is there, bool."""
+        """Attributes (image name x attribute), bool."""
         values = read_table(path, header=True)
         if self.target not in values.columns:
             raise UserError(
@@ -247,62 +246,62 @@ class CelebA(SourcedDataModule):
             row, column = bad[0]
             raise UserError(
                 f"{path}: row {row + 1} ({values.index[row]}) holds {values.iat[row, column]} in column "
-                f"'{values.columns[column]}', expected -1 or 1 ({len(bad)} such cells): mend it, or download it again"
+                f"'{values.columns[column]}', expected -1 or 1 ({len(bad)} such cells): correct or download it again"
             )
         return values == 1
 
     def _partition(self, path: Path, attributes: Path, names: pd.Index) -> np.ndarray:
-        """(N,) 0 to 2, in the order of ``names``."""
+        """Partition 0 to 2 of the images ``names``, (N,)."""
         table = read_table(path, header=False)
         if table.shape[1] != 1:
             raise UserError(
                 f"{path} has {table.shape[1]} columns besides the image name, expected 1: download it again"
             )
         values = table.iloc[:, 0]
-        sides = ((path, attributes, values.index, names), (attributes, path, names, values.index))
-        for one, other, there, wanted in sides:
-            lacking = wanted.difference(there)
+        files = ((path, values.index), (attributes, names))
+        for (file, listed), (other, others) in (files, files[::-1]):
+            lacking = others.difference(listed)
             if len(lacking):
                 raise UserError(
-                    f"{one} lacks {lacking[0]}, which {other.name} lists ({len(lacking)} such images, "
-                    f"{len(there)} rows and {len(wanted)}): take both from one source"
+                    f"{file} lacks {lacking[0]}, which {other.name} lists ({len(lacking)} such images, "
+                    f"{len(listed)} rows and {len(others)}): take both from one source"
                 )
         bad = np.flatnonzero(~values.isin([0, 1, 2]))
         if len(bad):
             raise UserError(
                 f"{path}: row {bad[0] + 1} ({values.index[bad[0]]}) holds {values.iloc[bad[0]]}, expected 0 (train), 1 "
-                f"(validation) or 2 (test) ({len(bad)} such rows): mend it, or download it again"
+                f"(validation) or 2 (test) ({len(bad)} such rows): correct it, or download it again"
             )
         return values.reindex(names).to_numpy()
 
     def _rows(self, partition: np.ndarray, label: np.ndarray) -> dict[str, np.ndarray]:
-        """Sorted rows of each split."""
+        """Split -> its sorted rows."""
         order = (0, 2, 1) if self.partition == "official_swapped" else (0, 1, 2)
         rows = {split: np.flatnonzero(partition == part) for split, part in zip(SPLITS, order)}
         if self.partition == "balanced":
             rng = np.random.default_rng(self.balance_seed)
-            for split, there in rows.items():
-                classes = [there[label[there] == c] for c in (False, True)]
+            for split, numbers in rows.items():
+                classes = [numbers[label[numbers] == c] for c in (False, True)]
                 n = min(map(len, classes))
                 rows[split] = np.sort(np.concatenate([rng.permutation(c)[:n] for c in classes]))
         return rows
 
     def _texts(self, file: Path | None, present: pd.DataFrame) -> np.ndarray:
-        """(N, 256) uint8 codes."""
+        """Codes of the texts, (N, 256) uint8."""
         if file:
             texts = read_texts(file)
             lacking = present.index.difference(texts.index)
             if len(lacking):
                 raise UserError(f"{file} lacks {lacking[0]} ({len(lacking)} such images): restore or remove it")
             return encode_all(texts.reindex(present.index).tolist(), TEXT_LENGTH, file)
-        shown = present.drop(columns=self.target) if self.drop_target_attribute else present
+        named = present.drop(columns=self.target) if self.drop_target_attribute else present
         rng = np.random.default_rng(self.text_seed)
-        written = attribute_texts(list(shown.columns), shown.to_numpy(), TEXT_LENGTH, rng)
+        written = attribute_texts(list(named.columns), named.to_numpy(), TEXT_LENGTH, rng)
         return encode_all(written, TEXT_LENGTH, "the attribute names")
 
 
 def _either(root: Path, stem: str) -> Path:
-    there = [file for suffix in (".csv", ".txt") if (file := root / f"{stem}{suffix}").is_file()]
-    if not there:
+    existing = [file for suffix in (".csv", ".txt") if (file := root / f"{stem}{suffix}").is_file()]
+    if not existing:
         raise UserError(f"no {stem}.csv or {stem}.txt in {root}: download it beside the images")
-    return there[0]
+    return existing[0]

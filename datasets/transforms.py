@@ -1,13 +1,12 @@
-"""Image and table augmentation of the image + table data sets (docs/reference/datasets.md §4.5, §5.2), on whole
-batches.
+"""Batched augmentation of images and tables (docs/reference/datasets.md §4.5, §5.2).
 
-Every row of a batch has its own draws; torchvision's v2 transforms draw once for all the images they are given, so the
-operations are written here for a batch with one parameter a row. Each gives what torchvision's functional gives for
-that row. All draws are made on the CPU from one generator: a seed and an epoch decide them, whatever the device.
+Every row of a batch has its own draws. torchvision's v2 transforms draw once for all images that they are given, so
+that the operations are implemented here for a batch with one parameter per row, with the results of torchvision's
+functionals per row. All draws are made on the CPU from one generator: they depend on seed and epoch, not on the device.
 
-What we do differently from the originals: images are stored at one size first, and crop, flip and rotation are one
-resampling instead of one each; colour comes before geometry in both recipes; hues stay (the originals do not ask for a
-shift of them, but the ColorJitter of albumentations makes one of up to 0.2 by default).
+Differences from the originals: images are stored at one size first, and crop, flip and rotation are one resampling
+instead of three; colour comes before geometry in both recipes; hues do not change (the originals do not ask for a
+shift, but the ColorJitter of albumentations makes one of up to 0.2 by default).
 """
 
 from __future__ import annotations
@@ -28,18 +27,18 @@ _ATTEMPTS = 10
 
 @dataclass(frozen=True)
 class JointAugmentation:
-    """How training rows change; a rate of 0 switches a part off.
+    """Augmentation of training rows; a rate of 0 disables an operation.
 
     Attributes:
-        rate: share of the rows that are changed at all; the others go through the test transform, image and table.
+        rate: share of the augmented rows; the other rows, image and table, go through the test transform.
         brightness, contrast, saturation: factors are drawn from [1 - v, 1 + v], in random order.
-        colour_rate, grey_rate, blur_rate: share of the changed rows with colour jitter, without colour, blurred.
+        colour_rate, grey_rate, blur_rate: share of the augmented rows that get colour jitter, become grey, are blurred.
         blur_kernel, blur_sigma: in pixels of an image of side ``blur_side`` (both are scaled to the stored side).
         rotation: degrees to either side.
-        outside: what comes from outside a rotated image: its mirror image (``reflection``) or ``zeros``.
-        rotation_rate: share of the changed rows that are rotated.
+        outside: content outside a rotated image: its mirror image (``reflection``) or ``zeros``.
+        rotation_rate: share of the augmented rows that are rotated.
         crop_scale, crop_ratio: area share and aspect ratio of the crop.
-        flip_rate: share flipped left to right.
+        flip_rate: share of the augmented rows that are flipped left to right.
         corruption: share of the columns of a row (rounded down) that are replaced by draws from the training column.
     """
 
@@ -76,13 +75,13 @@ class JointAugmentation:
 
 
 class ImageTableTransform:
-    """Inputs as they are stored -> inputs of the model; with a generator, augmented.
+    """Transform of stored images and tables to inputs of the model; augments with a generator.
 
     Args:
         image, table: names of the modalities.
         side: of the images that the model gets.
-        augmentation: None = the test transform always.
-        pool: from which corrupted cells are drawn; None = the table is left as it is.
+        augmentation: None = always the test transform.
+        pool: from which corrupted cells are drawn; None = the table does not change.
     """
 
     def __init__(
@@ -97,27 +96,27 @@ class ImageTableTransform:
 
     def __call__(self, inputs: dict[str, Tensor], generator: torch.Generator | None) -> dict[str, Tensor]:
         images, table = inputs[self.image], inputs[self.table]
-        plain = resize(images, self.side)
+        resized = resize(images, self.side)
         a = self.augmentation
         if generator is None or a is None:
-            return {**inputs, self.image: plain}
-        changed = torch.rand(len(images), generator=generator) < a.rate
+            return {**inputs, self.image: resized}
+        is_augmented = torch.rand(len(images), generator=generator) < a.rate
         augmented = augment_images(images, self.side, a, generator)
         if self.pool is not None and a.corruption:
             corrupted = self.pool.corrupt(table, int(table.shape[1] * a.corruption), generator)
-            table = torch.where(changed.to(table.device)[:, None], corrupted, table)
-        mixed = torch.where(changed.to(images.device)[:, None, None, None], augmented, plain)
+            table = torch.where(is_augmented.to(table.device)[:, None], corrupted, table)
+        mixed = torch.where(is_augmented.to(images.device)[:, None, None, None], augmented, resized)
         return {**inputs, self.image: mixed, self.table: table}
 
 
 class ImageTransform:
-    """Images as they are stored -> images of the model, augmented with a generator, and normalised; the rest is left.
+    """Transform of stored images to normalised images of the model; augments with a generator.
 
     Args:
         image: name of the modality.
         side: of the images that the model gets.
-        augmentation: None = the test transform always; of its parts, those of the image are used.
-        mean, deviation: of each channel, of pixels in [0, 1]; None = pixels stay in [0, 1].
+        augmentation: None = always the test transform; only its image operations are used.
+        mean, deviation: per channel, of pixels in [0, 1]; None = pixels stay in [0, 1].
     """
 
     def __init__(
@@ -136,22 +135,22 @@ class ImageTransform:
         images = inputs[self.image]
         x = resize(images, self.side)
         if generator is not None and self.augmentation is not None:
-            changed = torch.rand(len(images), generator=generator) < self.augmentation.rate
+            is_augmented = torch.rand(len(images), generator=generator) < self.augmentation.rate
             augmented = augment_images(images, self.side, self.augmentation, generator)
-            x = torch.where(changed.to(images.device)[:, None, None, None], augmented, x)
+            x = torch.where(is_augmented.to(images.device)[:, None, None, None], augmented, x)
         if self.mean is not None and self.deviation is not None:
             x = (x - self.mean.to(x)) / self.deviation.to(x)
         return {**inputs, self.image: x}
 
     def pixels(self, images: Tensor) -> Tensor:
-        """Normalised images (B, C, H, W) back in [0, 1]."""
+        """Convert normalised images (B, C, H, W) back to [0, 1]."""
         if self.mean is not None and self.deviation is not None:
             images = images * self.deviation.to(images) + self.mean.to(images)
         return images.clamp(0, 1)
 
 
 class ColumnPool:
-    """The observed training values of each column, to draw from.
+    """Observed training values per column, to draw from.
 
     Args:
         columns: (N, F).
@@ -164,7 +163,7 @@ class ColumnPool:
         self.values, self.counts = columns.gather(0, order), (~gaps).sum(0)
 
     def corrupt(self, table: Tensor, k: int, generator: torch.Generator) -> Tensor:
-        """``k`` random columns of each row of (B, F) replaced by a training value of that column, with replacement."""
+        """Replace ``k`` random columns per row of (B, F) by training values of these columns."""
         b, f = table.shape
         order = torch.rand(b, f, generator=generator).argsort(1)
         chosen = torch.zeros(b, f, dtype=torch.bool).scatter_(1, order[:, :k], True) & (self.counts > 0)
@@ -174,14 +173,14 @@ class ColumnPool:
 
 
 def resize(images: Tensor, side: int) -> Tensor:
-    """(B, C, H, W) -> (B, C, side, side), bilinear with antialiasing; the aspect ratio is not kept."""
+    """(B, C, H, W) -> (B, C, side, side), bilinear with antialiasing; the aspect ratio may change."""
     if images.shape[-2:] == (side, side):
         return images
     return V.resize_image(images, [side, side], antialias=True)
 
 
 def augment_images(images: Tensor, side: int, a: JointAugmentation, generator: torch.Generator) -> Tensor:
-    """(B, C, S, S) in [0, 1] -> (B, C, side, side), each row with its own draws."""
+    """(B, C, S, S) in [0, 1] -> (B, C, side, side), with separate draws per row."""
     b, channels, height, width = images.shape
 
     def rand(*shape: int) -> Tensor:
@@ -211,19 +210,19 @@ def augment_images(images: Tensor, side: int, a: JointAugmentation, generator: t
 
 
 def luminance(x: Tensor) -> Tensor:
-    """(B, 3, H, W) -> (B, 1, H, W), Rec. 601 as torchvision weighs it."""
+    """(B, 3, H, W) -> (B, 1, H, W), Rec. 601 with torchvision's weights."""
     weights = torch.tensor([0.2989, 0.587, 0.114], device=x.device, dtype=x.dtype)
     return (x * weights[:, None, None]).sum(1, keepdim=True)
 
 
 def jitter_colours(x: Tensor, factors: Tensor, order: Tensor, rows: Tensor) -> Tensor:
-    """Brightness, contrast and saturation of some rows, each row in its own order.
+    """Change brightness, contrast and saturation of some rows, in an order per row.
 
     Args:
         x: (B, C, H, W) in [0, 1].
         factors: (3, B).
-        order: (B, 3), a permutation of 0 brightness, 1 contrast, 2 saturation a row.
-        rows: (B,) bool, which to change.
+        order: (B, 3), permutations of 0 brightness, 1 contrast, 2 saturation.
+        rows: (B,) bool, the rows to change.
     """
     x = x.clone()
     for position in range(3):
@@ -246,7 +245,7 @@ def jitter_colours(x: Tensor, factors: Tensor, order: Tensor, rows: Tensor) -> T
 
 
 def blur(x: Tensor, sigma: Tensor, kernel: int) -> Tensor:
-    """Gaussian blur of (B, C, H, W) with a standard deviation (B,) in pixels a row; edges are reflected."""
+    """Gaussian blur of (B, C, H, W) with standard deviations (B,) in pixels; edges are reflected."""
     if not len(x):
         return x
     b, c, h, w = x.shape
@@ -267,9 +266,12 @@ def crop_boxes(
     ratio: tuple[float, float],
     generator: torch.Generator,
 ) -> Tensor:
-    """Random crops as torchvision's RandomResizedCrop draws them: (B, 4) top, left, height, width in whole pixels.
+    """Draw random crops as torchvision's RandomResizedCrop does.
 
-    Of ten candidates a row the first that fits; where none does, the largest central one within the ratios.
+    The first of ten candidates that fits is used, or else the largest central crop within the ratios.
+
+    Returns:
+        (B, 4) top, left, height, width in whole pixels.
     """
     area = height * width * (scale[0] + (scale[1] - scale[0]) * torch.rand(b, _ATTEMPTS, generator=generator))
     low, high = math.log(ratio[0]), math.log(ratio[1])
@@ -278,8 +280,9 @@ def crop_boxes(
     fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
     first = fits.to(torch.uint8).argmax(1, keepdim=True)
     w, h = w.gather(1, first)[:, 0], h.gather(1, first)[:, 0]
-    whole = min(max(width / height, ratio[0]), ratio[1])
-    central_w, central_h = min(width, round(height * whole)), min(height, round(width / whole))
+    central_ratio = min(max(width / height, ratio[0]), ratio[1])
+    central_w = min(width, round(height * central_ratio))
+    central_h = min(height, round(width / central_ratio))
     none = ~fits.any(1)
     w, h = torch.where(none, central_w, w), torch.where(none, central_h, h)
     corner = torch.rand(2, b, generator=generator)
@@ -302,7 +305,7 @@ def resample(x: Tensor, boxes: Tensor, side: int, flip: Tensor, angle: Tensor, o
     top, left, h, w = boxes.float().T[:, :, None]
     steps = (torch.arange(side, dtype=torch.float32) + 0.5) / side
     across = torch.where(flip[:, None], 1 - steps, steps)
-    # Pixel centres have whole coordinates; what a crop interpolates stays inside the crop.
+    # Pixel centres have integer coordinates; interpolation stays inside the crop.
     column = (left + across * w - 0.5).clamp(min=left, max=left + w - 1)
     row = (top + steps * h - 0.5).clamp(min=top, max=top + h - 1)
     grid_x = column[:, None, :].expand(b, side, side)

@@ -1,14 +1,14 @@
-"""Sound files -> what a network hears: AST's log-mel filter bank, or a logarithmic short-time spectrum.
+"""Sound files to inputs of networks: AST's log-mel filter bank, or a logarithmic short-time spectrum.
 
 Decoded with soundfile (wav, flac, ogg, mp3) or PyAV (the sound track of a video), mixed to one channel (the mean) and
 resampled with SciPy's polyphase filter. A front end is a data class with
 
-- ``rate``: samples a second that it works on;
-- ``shape``: of the input that a model gets;
-- ``scale``: what its values mean, for noise;
-- ``stored``: shape and type of what the packed store keeps of a clip;
-- ``prepare(waveform)``: (n,) float32 in [-1, 1] -> that, once, in stage ``prepare``;
-- ``finish(stored, generator)``: a batch of those -> float32 (B, *shape); the generator is None in evaluation.
+- ``rate``: its samples per second (Hz);
+- ``shape``: of the input of a model;
+- ``scale``: meaning of the values, for noise;
+- ``stored``: shape and type of a clip in the packed store;
+- ``prepare(waveform)``: (n,) float32 in [-1, 1] -> stored clip, once, in stage ``prepare``;
+- ``finish(stored, generator)``: batch of stored clips -> float32 (B, *shape); the generator is None in evaluation.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from torch import Tensor
 
 from datasets.scale import Scale
 
-SOUND_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")  # in the order in which a clip's file is looked for
+SOUND_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")  # in order of preference
 SILENT = 1e-4  # peak to peak, about three steps of 16 bit
 FLOOR = 1e-7
 _INT16 = 2.0**15
 
 
 class ClipProblem(ValueError):
-    """Why a clip cannot be used.
+    """Reason why a clip cannot be used.
 
     Args:
         kind: unreadable | no_audio | silent | short | no_frames | few_frames.
-        message: in a few words.
+        message: details in a few words.
     """
 
     def __init__(self, kind: str, message: str) -> None:
@@ -49,17 +49,17 @@ class ClipProblem(ValueError):
 
 
 def read_audio(path: Path, start: float | None = None, end: float | None = None) -> tuple[np.ndarray, int]:
-    """The sound of a file in one channel.
+    """Read the sound of a file as one channel.
 
     Args:
         path: a sound file, or a video with a sound track.
-        start, end: of the part to take, in seconds; None = the beginning, the end.
+        start, end: of the part to read, in seconds; None = beginning, end.
 
     Returns:
-        (n,) float32 in about [-1, 1], and samples a second.
+        (n,) float32 in about [-1, 1]; samples per second.
 
     Raises:
-        ClipProblem: unreadable, or no sound (no track, or no sample in it).
+        ClipProblem: unreadable, or no sound (no track, or no samples).
     """
     if path.suffix.lower() in SOUND_SUFFIXES:
         try:
@@ -87,8 +87,8 @@ def _read_track(path: Path) -> tuple[np.ndarray, int]:
             if not container.streams.audio:
                 raise ClipProblem("no_audio", "no sound track")
             stream = container.streams.audio[0]
-            planar = av.AudioResampler(format="fltp")  # the format alone: rate and channels stay
-            # At the end the resampler gives what it still holds.
+            planar = av.AudioResampler(format="fltp")  # converts the format; rate and channels stay
+            # None flushes the resampler.
             frames = [part for frame in [*container.decode(stream), None] for part in planar.resample(frame)]
             if not frames:
                 raise ClipProblem("no_audio", "no sound in its track")
@@ -98,7 +98,7 @@ def _read_track(path: Path) -> tuple[np.ndarray, int]:
 
 
 def resample(waveform: np.ndarray, rate: int, target: int) -> np.ndarray:
-    """(n,) at ``rate`` samples a second -> (ceil(n target / rate),) float32."""
+    """Resample (n,) from ``rate`` to ``target`` samples per second: (ceil(n target / rate),) float32."""
     if rate == target:
         return waveform.astype(np.float32)
     common = math.gcd(rate, target)
@@ -106,7 +106,7 @@ def resample(waveform: np.ndarray, rate: int, target: int) -> np.ndarray:
 
 
 class FrontEnd(Protocol):
-    """See the module."""
+    """Front end, see the module."""
 
     rate: int
 
@@ -125,10 +125,10 @@ class FrontEnd(Protocol):
 
 
 def hear(front: FrontEnd, path: Path, start: float | None, end: float | None, keeps_silent: bool) -> np.ndarray:
-    """A file through a front end, as it is stored.
+    """Read a file and apply a front end, as the packed store holds it.
 
     Raises:
-        ClipProblem: see :func:`read_audio`; besides, silent (unless those are kept), or too short.
+        ClipProblem: see :func:`read_audio`; also silent (unless ``keeps_silent``) or too short.
     """
     waveform, rate = read_audio(path, start, end)
     if not keeps_silent and float(np.ptp(waveform)) <= SILENT:
@@ -140,13 +140,13 @@ def hear(front: FrontEnd, path: Path, start: float | None, end: float | None, ke
 class LogMel:
     """The input of the Audio Spectrogram Transformer (Gong, Chung, Glass, Interspeech 2021), (frames, mel bins).
 
-    Mean taken off; windows of 25 ms every 10 ms, Kaldi's filter bank, natural logarithm; zeros up to, or cut at,
-    ``frames``; (x - mean) / (2 deviation). All by the feature extractor of transformers.
+    The feature extractor of transformers: mean subtracted; windows of 25 ms every 10 ms, Kaldi's filter bank, natural
+    logarithm; padded with zeros to, or cut at, ``frames``; (x - mean) / (2 deviation).
 
     Attributes:
-        frames: 1,024 of the published network are 10.24 s.
+        frames: of 10 ms; the 1,024 of the published network are 10.24 s.
         mel_bins: number of mel filters, from 20 Hz to half the rate.
-        mean, deviation: of the values; the defaults are those of AudioSet.
+        mean, deviation: of the logarithms; the defaults are those of AudioSet.
     """
 
     frames: int = 1024
@@ -172,7 +172,7 @@ class LogMel:
         from transformers import ASTFeatureExtractor
 
         with warnings.catch_warnings():
-            # The narrowest of 128 filters lie between two bins of the spectrum, in the published network too.
+            # The narrowest of 128 filters lie between two bins of the spectrum, as in the published network.
             warnings.filterwarnings("ignore", message="At least one mel filter has all zero values")
             return ASTFeatureExtractor(
                 sampling_rate=self.rate,
@@ -186,7 +186,7 @@ class LogMel:
         window = self.rate // 40
         if len(waveform) < window:
             raise ClipProblem("short", f"{len(waveform) / self.rate:.3f} s, shorter than a window of 25 ms")
-        # Whatever lies beyond the last frame is never computed.
+        # Samples beyond the last frame are not needed.
         needed = waveform[: window + (self.frames - 1) * (self.rate // 100)]
         centred = (needed - waveform.mean()).astype(np.float32)
         return self.extractor(centred, sampling_rate=self.rate, return_tensors="np")["input_values"][0]
@@ -199,17 +199,16 @@ class LogMel:
 class LogSTFT:
     """log(|S| + 1e-7) of a short-time Fourier transform with a Hann window (UDML), (n_fft / 2 + 1, 1 + samples // hop).
 
-    The waveform is repeated, cut to ``seconds``, and limited to [-1, 1]. With ``longer``, that many seconds of it are
-    stored as 16-bit samples, of which a batch takes a window of ``seconds``: a random one in training, the middle one
-    in evaluation.
+    The waveform is repeated, cut to ``seconds``, and limited to [-1, 1]. With ``longer``, that many seconds are stored
+    as 16-bit samples, and a batch uses a window of ``seconds``: random in training, the middle in evaluation.
 
     Attributes:
-        rate: samples a second.
-        seconds: that the network hears.
+        rate: samples per second.
+        seconds: length of the input of the network.
         n_fft, hop: in samples.
-        repeat: how often the waveform is laid end to end before it is cut; None = as often as it takes.
-        longer: None, or seconds to draw a window from.
-        pad_mode: what the first and the last window see beyond the ends: reflect | constant (zeros).
+        repeat: number of repetitions of the waveform before it is cut; None = as many as needed.
+        longer: seconds from which a window is drawn, None = no window.
+        pad_mode: padding of the first and last window: reflect | constant (zeros).
     """
 
     rate: int
@@ -245,14 +244,14 @@ class LogSTFT:
         return (round(self.rate * self.longer),), np.int16
 
     def prepare(self, waveform: np.ndarray) -> np.ndarray:
-        wanted = self.samples if self.longer is None else self.stored[0][0]
-        copies = -(-wanted // len(waveform)) if self.repeat is None else self.repeat
-        if copies * len(waveform) < wanted:
+        needed = self.samples if self.longer is None else self.stored[0][0]
+        copies = -(-needed // len(waveform)) if self.repeat is None else self.repeat
+        if copies * len(waveform) < needed:
             raise ClipProblem(
                 "short",
-                f"{len(waveform) / self.rate:.2f} s, {copies} times which are less than {wanted / self.rate:g} s",
+                f"{len(waveform) / self.rate:.2f} s, {copies} times which are less than {needed / self.rate:g} s",
             )
-        waveform = np.tile(waveform, copies)[:wanted]
+        waveform = np.tile(waveform, copies)[:needed]
         if self.longer is not None:
             return np.round(waveform * _INT16).clip(-_INT16, _INT16 - 1).astype(np.int16)
         return self.transform(torch.from_numpy(waveform).clamp(-1, 1)).numpy()

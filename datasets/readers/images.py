@@ -1,4 +1,4 @@
-"""Image files -> uint8 arrays (N, C, side, side), decoded once; large sets into files, resumable."""
+"""Image files to uint8 arrays (N, C, side, side), decoded once; large sets into files, resumably."""
 
 from __future__ import annotations
 
@@ -18,28 +18,27 @@ from datasets.source import sha256
 from utils.errors import UserError
 from utils.files import replacing
 
-CHUNK = 512  # images between two notes of progress
+CHUNK = 512  # images between two updates of the progress file
 
-Bad = dict[int, Exception]  # row -> why it could not be decoded
+Bad = dict[int, Exception]  # row -> error of its decoding
 
 
 @dataclass(frozen=True)
 class ImageReader:
-    """Image file -> (channels, side, side) uint8.
+    """Reader of image files as (channels, side, side) uint8.
 
     ``.npy`` files hold (H, W, channels) or (H, W), uint8 or floats in [0, 1]; all others are opened with Pillow, as
-    grey (1 channel) or RGB (3), by the rules of :func:`datasets.readers.pictures.open_picture`.
+    grey (1 channel) or RGB (3), with :func:`datasets.readers.pictures.open_picture`.
 
     Attributes:
         side, channels: of the array.
-        box: left, upper, right, lower edge of the part to take, None = all.
-        resample: how it is brought to its size.
-        fit: ``stretch`` takes all of it, whatever its aspect ratio; ``crop`` the central square, as scaling the shorter
-            side and cropping the centre do.
+        box: left, upper, right, lower edge of the part to read, None = all.
+        resample: resampling filter.
+        fit: ``stretch`` resizes the complete part, whatever its aspect ratio; ``crop`` its central square.
         bits: in use of 16-bit files, see :func:`datasets.readers.pictures.open_picture`.
 
     Raises:
-        any of UNREADABLE: when called, on a file that cannot be read or is smaller than the box.
+        any of UNREADABLE: when called on a file that cannot be read or is smaller than the box.
     """
 
     side: int
@@ -81,7 +80,7 @@ class ImageReader:
 def check_sides(side: int, stored_side: int) -> None:
     """
     Raises:
-        UserError: images cannot be stored at one side and used at the other.
+        UserError: images of ``side`` cannot be cut from images of ``stored_side``.
     """
     if side < 1 or stored_side < side:
         raise UserError(
@@ -90,43 +89,43 @@ def check_sides(side: int, stored_side: int) -> None:
         )
 
 
-def load_images(paths: Sequence[Path], read: ImageReader, what: str = "images") -> np.ndarray:
-    """A few thousand image files as one array (N, C, side, side) uint8 in memory.
+def load_images(paths: Sequence[Path], read: ImageReader, noun: str = "images") -> np.ndarray:
+    """Read a few thousand image files into one array (N, C, side, side) uint8 in memory.
 
     Args:
-        what: they are, for the progress bar and the message.
+        noun: of the files, for the progress bar and the message.
 
     Raises:
-        UserError: how many cannot be read, and the first three with the reason.
+        UserError: files cannot be read; names their number and the first three with the reason.
     """
     array = np.empty((len(paths), read.channels, read.side, read.side), dtype=np.uint8)
     bad: Bad = {}
     rows = np.arange(len(paths))
-    for _ in _fill([array], rows, lambda row: (read(paths[row]),), what, "image", CHUNK, bad):
+    for _ in _fill([array], rows, lambda row: (read(paths[row]),), noun, "image", CHUNK, bad):
         pass
-    _refuse(bad, paths, what)
+    _refuse(bad, paths, noun)
     return array
 
 
 def decode_images(files: Mapping[str, Sequence[Path]], folder: Path, read: ImageReader) -> dict[str, Path]:
     """Decode many image files into memory-mapped ``.npy`` files, once.
 
-    Interrupted, it goes on where it was: beside each array stand size and time of the files decoded so far, and the
-    names of both files tell what they are to hold. Files that changed meanwhile are decoded again. For one process at a
-    time (:class:`datasets.source.SourcedDataModule` sees to that, and removes ``folder`` in the end).
+    An interrupted run continues: a file beside every array holds size and time of the files decoded so far, and both
+    file names include a digest of the content. Files that changed meanwhile are decoded again. Only one process may
+    decode into a folder (:class:`datasets.source.SourcedDataModule` locks it, and removes it at the end).
 
     Args:
-        files: split -> an image file a row.
+        files: split -> one image file per row.
         folder: of the files to write.
 
     Returns:
-        split -> a file with its (N, C, side, side) uint8.
+        Split -> file with its (N, C, side, side) uint8.
 
     Raises:
-        UserError: how many files are absent, in all splits, or cannot be read, in one; what was decoded stays.
+        UserError: files are absent (counted in all splits) or cannot be read (in one split); decoded files stay.
     """
     stats = {split: np.array([_stat(path) for path in paths], dtype=np.int64) for split, paths in files.items()}
-    absent = {split: np.flatnonzero(there[:, 0] < 0) for split, there in stats.items()}
+    absent = {split: np.flatnonzero(stat[:, 0] < 0) for split, stat in stats.items()}
     if any(map(len, absent.values())):
         counts = ", ".join(
             f"{len(rows)} of {len(files[split])} in {split}" for split, rows in absent.items() if len(rows)
@@ -140,7 +139,7 @@ def decode_images(files: Mapping[str, Sequence[Path]], folder: Path, read: Image
 
 
 def _stat(path: Path) -> tuple[int, int]:
-    """Bytes and time of the last change, -1 of an absent file."""
+    """Bytes and time of the last change in ns, (-1, -1) for an absent file."""
     try:
         status = path.stat()
     except OSError:
@@ -149,12 +148,12 @@ def _stat(path: Path) -> tuple[int, int]:
 
 
 def _decode(split: str, paths: Sequence[Path], stats: np.ndarray, folder: Path, read: ImageReader) -> Path:
-    what = f"images of split '{split}'"
+    noun = f"images of split '{split}'"
     shape = (read.channels, read.side, read.side)
     key = [repr(read), [str(path) for path in paths]]
     arrays = {"": (shape, np.uint8)}
-    files, bad = decode_rows(split, key, stats, folder, lambda row: (read(paths[row]),), arrays, what, "image")
-    _refuse(bad, paths, what)
+    files, bad = decode_rows(split, key, stats, folder, lambda row: (read(paths[row]),), arrays, noun, "image")
+    _refuse(bad, paths, noun)
     return files[""]
 
 
@@ -165,24 +164,24 @@ def decode_rows(
     folder: Path,
     read: Callable[[int], Sequence[Any]],
     arrays: Mapping[str, tuple[tuple[int, ...], Any]],
-    what: str,
+    noun: str,
     unit: str,
     chunk: int | None = None,
 ) -> tuple[dict[str, Path], Bad]:
     """Decode the rows of one split into memory-mapped ``.npy`` files, once; see :func:`decode_images`.
 
     Args:
-        split: begins the names of the files.
-        key: plain values, names of the rows and settings of ``read``: files made for another one are not continued.
-        stats: (N, 2) int64, bytes and time of the last change of what a row is read from; a row whose stats changed is
-            decoded again, one of -1 never.
-        read: row -> its values, one for each array; raises one of UNREADABLE for a bad one.
-        arrays: suffix of the file's name -> shape and type of a row.
-        what, unit: they are, for the progress bar.
-        chunk: rows between two notes of progress, None = CHUNK.
+        split: prefix of the file names.
+        key: plain values, names of the rows and settings of ``read``: files of another key are not continued.
+        stats: (N, 2) int64, bytes and time of the last change of the source of a row; a row whose stats changed is
+            decoded again, a row of -1 never.
+        read: row -> its values, one per array; raises one of UNREADABLE for a bad row.
+        arrays: suffix of the file name -> shape and type of a row.
+        noun, unit: of the rows, for the progress bar.
+        chunk: rows between two updates of the progress file, None = CHUNK.
 
     Returns:
-        suffix -> file; and row -> error of the bad ones, whose content is arbitrary.
+        Suffix -> file; bad row -> its error. The content of bad rows is arbitrary.
     """
     content = sha256([PICTURE_RULES, key])[:16]
     targets = {suffix: folder / f"{split}.{content}{suffix}.npy" for suffix in arrays}
@@ -199,9 +198,9 @@ def decode_rows(
     done = np.load(state, mmap_mode="r+")
     bad: Bad = {}
     todo = np.flatnonzero((done != stats).any(axis=1))
-    for rows in _fill(opened, todo, read, what, unit, chunk or CHUNK, bad):
+    for rows in _fill(opened, todo, read, noun, unit, chunk or CHUNK, bad):
         for array in opened:
-            array.flush()  # the content is on disk before it is noted as done
+            array.flush()  # content is on disk before its rows are marked as done
         done[rows] = stats[rows]
     return targets, bad
 
@@ -210,14 +209,14 @@ def _fill(
     arrays: Sequence[np.ndarray],
     rows: np.ndarray,
     read: Callable[[int], Sequence[Any]],
-    what: str,
+    noun: str,
     unit: str,
     size: int,
     bad: Bad,
 ) -> Iterator[np.ndarray]:
-    """Decode ``rows`` into the ``arrays``; yields the good rows of each chunk, adds to the ``bad``."""
+    """Decode ``rows`` into the ``arrays``; yields the good rows of every chunk, and adds the others to ``bad``."""
 
-    def one(row: int) -> Exception | None:
+    def decode(row: int) -> Exception | None:
         try:
             for array, value in zip(arrays, read(row)):
                 array[row] = value
@@ -228,26 +227,26 @@ def _fill(
     n = len(arrays[0])
     with (
         ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool,
-        tqdm(total=n, initial=n - len(rows), desc=f"decoding {what}", unit=unit) as progress,
+        tqdm(total=n, initial=n - len(rows), desc=f"decoding {noun}", unit=unit) as progress,
     ):
         for start in range(0, len(rows), size):
             chunk = rows[start : start + size]
-            problems = list(pool.map(one, chunk.tolist()))
+            problems = list(pool.map(decode, chunk.tolist()))
             bad |= {row: problem for row, problem in zip(chunk.tolist(), problems) if problem}
             progress.update(len(chunk))
             yield chunk[[not problem for problem in problems]]
 
 
 def reason(error: Exception) -> str:
-    """The first line of an error, or its type where it says nothing."""
+    """First line of an error message, or the type of an error without message."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-def _refuse(bad: Bad, paths: Sequence[Path], what: str) -> None:
+def _refuse(bad: Bad, paths: Sequence[Path], noun: str) -> None:
     if bad:
         shown = "; ".join(f"{paths[row]} ({reason(error)})" for row, error in list(bad.items())[:3])
         more = f", and {len(bad) - 3} more" if len(bad) > 3 else ""
         raise UserError(
-            f"{len(bad)} of {len(paths)} {what} cannot be read: {shown}{more}; restore these files, or remove them "
+            f"{len(bad)} of {len(paths)} {noun} cannot be read: {shown}{more}; restore these files, or remove them "
             "from the source"
         )

@@ -1,6 +1,6 @@
-"""How an image file becomes pixels: one rule for each Pillow mode, upright, nothing clipped.
+"""Image files to pixels: one rule per Pillow mode, upright, without clipping.
 
-Every reader of pictures of the project uses :func:`open_picture`.
+All readers of pictures in this project use :func:`open_picture`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FRAME_SUFFIXES = (".jpg", ".jpeg", ".png")
 PICTURE_RULES = 2  # version of the rules of open_picture; 1 clipped deep images and ignored EXIF orientation
 DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 ORIENTATION, BITS_PER_SAMPLE = 0x0112, 258  # EXIF and TIFF tags
-_PNG_MARKS = (b"eXIf", b"Raw profile type", b"com.adobe.xmp")  # where Pillow finds an orientation
+_PNG_MARKS = (b"eXIf", b"Raw profile type", b"com.adobe.xmp")  # blocks in which Pillow finds an orientation
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -36,23 +36,23 @@ _UPRIGHT = {
 def open_picture(path: Path, channels: int, bits: int | None = None) -> Image.Image:
     """Read an image file as grey (mode ``L``) or colour (``RGB``), 8 bits, upright.
 
-    The rule of each Pillow mode:
+    Rules per Pillow mode:
 
-    - 8 bits a channel and less (``1, L, LA, P, PA, RGB, RGBA, RGBX, CMYK, YCbCr, LAB, HSV``): Pillow's conversion;
-      transparency is dropped. 16 bits a channel in colour: Pillow keeps the upper 8.
+    - 8 bits per channel or less (``1, L, LA, P, PA, RGB, RGBA, RGBX, CMYK, YCbCr, LAB, HSV``): Pillow's conversion;
+      transparency is dropped. 16 bits per channel in colour: Pillow keeps the upper 8.
     - 16 bits, grey (``I;16``, ``I;16B``, and ``I`` where all values fit): the range 0 to 2^bits - 1 becomes 0 to 255,
-      rounded. The range is that of the file (16, or the 12 that a TIFF declares), never that of its content, so that
-      the images of a data set stay comparable.
+      rounded. The range is that of the file (16 bits, or the 12 that a TIFF declares), never that of its content, so
+      that the images of a data set stay comparable.
     - floating point (``F``): [0, 1] becomes 0 to 255, rounded.
 
     The orientation in EXIF or TIFF is applied, as image viewers do.
 
     Args:
         channels: 1 or 3.
-        bits: 8 to 16, bits in use of 16-bit files; None = all of them, and files that seem to use fewer are refused.
+        bits: 8 to 16, bits in use of 16-bit files; None = 16, and files that seem to use fewer bits are refused.
 
     Raises:
-        any of UNREADABLE: an unreadable file, or values outside the range of its mode: nothing is clipped.
+        any of UNREADABLE: the file is unreadable, or has values outside the range of its mode, which are not clipped.
     """
     with Image.open(path) as image:
         if _is_misread(image):
@@ -69,31 +69,31 @@ def open_picture(path: Path, channels: int, bits: int | None = None) -> Image.Im
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The image as its orientation tag says it is to be shown; itself without one.
+    """Apply the orientation tag of an image; an image without one is returned unchanged.
 
     Raises:
         any of UNREADABLE: its pixels cannot be read.
     """
-    image.load()  # of a TIFF, Pillow applies and removes the tag here
+    image.load()  # for a TIFF, Pillow applies and removes the tag here
     transposition = _UPRIGHT.get(_orientation(image))
     return image if transposition is None else image.transpose(transposition)
 
 
 def _is_misread(image: Image.Image) -> bool:
-    """Whether Pillow swaps the sides of an uncompressed TIFF before it reads its rows, which garbles them."""
+    """Whether Pillow swaps the sides of an uncompressed TIFF before it reads its rows, which scrambles them."""
     return image.format == "TIFF" and image.info.get("compression") == "raw" and _orientation(image) >= 5
 
 
 def _orientation(image: Image.Image) -> int:
     try:
         value = image.getexif().get(ORIENTATION, 1)
-    except Exception:  # a damaged EXIF block can fail in any way, and says nothing about the pixels
+    except Exception:  # a damaged EXIF block can fail in any way; the pixels may be intact
         return 1
     return value if isinstance(value, int) else 1
 
 
 def _eight_bits(values: np.ndarray, mode: str, bits: int | None, declared: int | None) -> np.ndarray:
-    """(H, W) values of a deep mode -> (H, W) uint8; see :func:`open_picture`."""
+    """Convert values (H, W) of a deep mode to (H, W) uint8, see :func:`open_picture`."""
     if mode == "F":
         if not np.isfinite(values).all() or values.min() < 0 or values.max() > 1:
             raise ValueError("floating-point values outside [0, 1]: save it with values in [0, 1], or as 8 or 16 bits")
@@ -114,19 +114,19 @@ def _eight_bits(values: np.ndarray, mode: str, bits: int | None, declared: int |
 
 
 def frame_files(folder: Path) -> list[Path]:
-    """The pictures in a folder, in the natural order of their names: 2 before 10."""
+    """Pictures in a folder, in the natural order of their names: 2 before 10."""
     files = (f for f in folder.iterdir() if f.suffix.lower() in FRAME_SUFFIXES and not f.name.startswith("."))
     return sorted(files, key=lambda file: natural_key(file.name))
 
 
 def changed_pictures(paths: Iterable[Path]) -> list[Path]:
-    """Files and folders of frames that are read otherwise than by version 1 of the rules (PICTURE_RULES).
+    """Files and folders of frames that version 1 of the rules (PICTURE_RULES) read differently.
 
     Decodes no pixels, except of PNG files with an EXIF block.
     """
     paths = list(dict.fromkeys(paths))
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        return [path for path, changed in zip(paths, pool.map(_is_changed, paths)) if changed]
+        return [path for path, is_changed in zip(paths, pool.map(_is_changed, paths)) if is_changed]
 
 
 def _is_changed(path: Path) -> bool:
@@ -139,10 +139,10 @@ def _is_changed(path: Path) -> bool:
         with Image.open(path) as image:
             if image.mode in DEEP_MODES or _is_misread(image):
                 return True
-            if image.format == "TIFF":  # which Pillow turns itself
+            if image.format == "TIFF":  # Pillow already applied its orientation
                 return False
             if image.format == "PNG" and not any(mark in path.read_bytes() for mark in _PNG_MARKS):
-                return False  # to look for a tag behind the pixels, Pillow would decode them
+                return False  # Pillow would decode the pixels to look for a tag behind them
             return _orientation(image) in _UPRIGHT
     except UNREADABLE:
         return False
@@ -151,7 +151,7 @@ def _is_changed(path: Path) -> bool:
 def check_bits(bits: int | None) -> None:
     """
     Raises:
-        UserError: no number of bits of a 16-bit image.
+        UserError: not a number of bits of a 16-bit image.
     """
     if bits is not None and not 8 <= bits <= 16:
         raise UserError(f"dataset.image_bits={bits}: must be 8 to 16, the bits in use of 16-bit images, or null")

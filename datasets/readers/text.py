@@ -1,7 +1,7 @@
 """Text as characters: the 71-symbol alphabet of MoPoE, digit words (MST) and attribute lists (CelebA).
 
-A text is stored as uint8 codes (L,), its characters' places in the alphabet, and becomes one-hot rows (L, 71) when a
-batch is gathered.
+A text is stored as uint8 codes (L,), the positions of its characters in the alphabet, and becomes one-hot rows (L, 71)
+when a batch is gathered.
 
 Sutter, Daunhawer, Vogt, "Generalized Multimodal ELBO", ICLR 2021 (https://github.com/thomassutter/MoPoE).
 """
@@ -19,20 +19,20 @@ from torch import Tensor
 
 from utils.errors import UserError
 
-# '-' stands twice: the first, 36, is the one that is looked up, so column 59 is never set.
+# '-' occurs twice: look-up finds the first, 36, so that column 59 is never set.
 ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789-,;.!?:'\"\\/|_@#$%^&*~`+-=<>()[]{} \n"
 WIDTH = len(ALPHABET)
-UNKNOWN = 255  # the code of a character outside the alphabet: an all-zero row
+UNKNOWN = 255  # code of a character outside the alphabet: an all-zero row
 DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
-_LATIN = 256  # all of the alphabet lies below; everything above is unknown
+_LATIN = 256  # all characters of the alphabet have lower code points
 _CODES = np.full(_LATIN + 1, UNKNOWN, dtype=np.uint8)
 for _code, _character in reversed(list(enumerate(ALPHABET))):
     _CODES[ord(_character)] = _code
 
 
 def encode(text: str, length: int, pad: str = " ") -> np.ndarray:
-    """Codes (length,) uint8: cut after ``length`` characters, filled up with ``pad``, unknown characters 255."""
+    """Codes (length,) uint8: cut after ``length`` characters, padded with ``pad``, unknown characters 255."""
     points = np.frombuffer(text[:length].ljust(length, pad).encode("utf-32-le"), dtype="<u4")
     return _CODES[np.minimum(points, _LATIN)]
 
@@ -41,7 +41,7 @@ def encode_all(texts: Sequence[str], length: int, where: object, pad: str = " ")
     """Codes (N, length) uint8 of many texts.
 
     Args:
-        where: their source, for messages.
+        where: source of the texts, for messages.
 
     Raises:
         UserError: a character outside the alphabet; names the row, counted from 1, and the character.
@@ -54,7 +54,7 @@ def encode_all(texts: Sequence[str], length: int, where: object, pad: str = " ")
         row, column = bad[0]
         raise UserError(
             f"{where}: text {row + 1} holds {texts[row][column]!r} at place {column + 1}, which is none of the {WIDTH} "
-            "characters of the alphabet (lower case, digits, punctuation): mend or leave out that row"
+            "characters of the alphabet (lower case, digits, punctuation): correct or leave out that row"
         )
     return codes
 
@@ -66,36 +66,38 @@ def one_hot(codes: Tensor, width: int = WIDTH) -> Tensor:
 
 
 def decode(rows: Tensor) -> list[str]:
-    """Texts of codes (B, L) uint8, or of one-hot rows or probabilities (B, L, 71): the likeliest character of each
-    place, and U+FFFD for an unknown character or a row of zeros."""
+    """Decode codes (B, L) uint8, or one-hot rows or probabilities (B, L, 71), to texts.
+
+    Every position gets its most likely character, and U+FFFD for an unknown character or a row of zeros.
+    """
     if rows.dtype != torch.uint8:
-        known = rows.amax(-1) > 0
-        rows = torch.where(known, rows.argmax(-1), UNKNOWN)
+        is_known = rows.amax(-1) > 0
+        rows = torch.where(is_known, rows.argmax(-1), UNKNOWN)
     return ["".join(ALPHABET[c] if c < WIDTH else "\ufffd" for c in row) for row in rows.tolist()]
 
 
 def check_alphabet(file: Path) -> None:
-    """The list in ``alphabet.json`` is the alphabet used here.
+    """Check that the list in ``alphabet.json`` is the alphabet of this module.
 
     Raises:
         UserError: another list, or no list.
     """
     try:
-        found = json.loads(file.read_text())
+        alphabet = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read ({error}): restore it, or remove it (it is not needed)") from None
-    if found != list(ALPHABET):
+    if alphabet != list(ALPHABET):
         raise UserError(
-            f"{file} is not the published alphabet of {WIDTH} characters: texts encoded with it would mean something "
-            "else here, restore the file, or remove it (it is not needed)"
+            f"{file} is not the published alphabet of {WIDTH} characters: texts encoded with it would be "
+            "decoded differently, restore the file, or remove it (it is not needed)"
         )
 
 
 def place_digit_words(labels: np.ndarray, length: int, rng: np.random.Generator) -> np.ndarray:
-    """English digit words among blanks (MST).
+    """English digit words at random columns among blanks (MST).
 
     The start column is uniform on 0 .. length - 1 - letters, so the last column is never filled. The draw of a row
-    depends on the generator and the row's number alone.
+    depends only on the generator and the row number.
 
     Args:
         labels: (N,) digits 0 to 9.
@@ -109,18 +111,18 @@ def place_digit_words(labels: np.ndarray, length: int, rng: np.random.Generator)
     starts = (rng.random(len(labels)) * (length - letters)).astype(np.intp)
     columns = np.arange(length) - starts[:, None]
     codes = np.take_along_axis(words, columns.clip(0, longest - 1), axis=1)
-    inside = (columns >= 0) & (columns < letters[:, None])
-    return np.where(inside, codes, encode("", 1)[0])
+    is_inside = (columns >= 0) & (columns < letters[:, None])
+    return np.where(is_inside, codes, encode("", 1)[0])
 
 
 def attribute_texts(
     names: Sequence[str], present: np.ndarray, length: int, rng: np.random.Generator, pad: str = "*"
 ) -> list[str]:
-    """Attribute names as one text a row, as published with MoPoE (CelebA).
+    """Attribute names as one text per row, as published with MoPoE (CelebA).
 
-    The names of the attributes that are present, joined by comma and space; the last ones are left out while the text
-    is longer than ``length``. Underscores become spaces, all in lower case. A text shorter than length - 1 starts at a
-    column uniform on [0, length - 1 - its length); the rest is ``pad``.
+    The names of the attributes of a row are joined by comma and space, in lower case and with spaces for underscores;
+    the last names are left out while the text is longer than ``length``. A text shorter than length - 1 starts at a
+    column uniform on [0, length - 1 - its length) and is padded with ``pad``.
 
     Args:
         names: A attribute names.

@@ -1,7 +1,7 @@
-"""Text as token ids: a Hugging Face tokenizer, from its name, a local folder or a plain WordPiece vocabulary.
+"""Text as token ids of a Hugging Face tokenizer, loaded by name, from a local folder or from a WordPiece vocabulary.
 
-A text is stored as int32 ids (L,), cut and padded to the length L. Padding has the id 0 and nothing else has, so an
-encoder reads its attention mask off the ids.
+A text is stored as int32 ids (L,), cut and padded to the length L. Only padding has the id 0, so that an encoder
+derives its attention mask from the ids.
 """
 
 from __future__ import annotations
@@ -27,64 +27,64 @@ log = logging.getLogger(__name__)
 PADDING = 0
 CHUNK = 1024
 VOCABULARY = "vocab.txt"
-# What a folder must hold one of, for transformers to build a tokenizer from it.
+# Files from which transformers builds a tokenizer; a folder must hold one of them.
 TOKENIZER_FILES = ("tokenizer.json", VOCABULARY, "vocab.json")
-MEND = (
+FIX = (
     "set dataset.tokenizer to a WordPiece vocabulary (the vocab.txt of bert-base-uncased), or to a folder "
     "with that file or with tokenizer.json and tokenizer_config.json of a tokenizer"
 )
 
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
-    """A tokenizer with padding id 0.
+    """Load a tokenizer with padding id 0.
 
     Args:
-        source: a ``.txt`` file, one WordPiece token a line (lower case, as of bert-base-uncased); a folder with
-            ``vocab.txt``, or with the files of any Hugging Face tokenizer; else the name of one, which is downloaded
-            once.
+        source: a ``.txt`` file with one WordPiece token per line (lower case, as in bert-base-uncased); a folder with
+            ``vocab.txt`` or with the files of any Hugging Face tokenizer; or the name of a tokenizer, which is
+            downloaded once.
 
     Raises:
-        UserError: it cannot be had, which says what to put where; or its padding is not 0.
+        UserError: the tokenizer cannot be loaded, or its padding id is not 0.
     """
     from transformers import AutoTokenizer, BertTokenizer
 
     path = Path(source)
     if path.is_dir() and not any((path / name).is_file() for name in TOKENIZER_FILES):
-        raise UserError(f"the folder {source} holds none of {', '.join(TOKENIZER_FILES)}: {MEND}")
+        raise UserError(f"the folder {source} holds none of {', '.join(TOKENIZER_FILES)}: {FIX}")
     if path.suffix == ".txt" and not path.is_file():
-        raise UserError(f"there is no vocabulary {source}: {MEND}")
-    plain = path if path.is_file() else path / VOCABULARY
+        raise UserError(f"there is no vocabulary {source}: {FIX}")
+    vocabulary = path if path.is_file() else path / VOCABULARY
     try:
-        if path.is_file() or (plain.is_file() and not (path / "tokenizer_config.json").is_file()):
-            tokenizer: PreTrainedTokenizerBase = BertTokenizer(vocab=str(_checked(plain)))
+        if path.is_file() or (vocabulary.is_file() and not (path / "tokenizer_config.json").is_file()):
+            tokenizer: PreTrainedTokenizerBase = BertTokenizer(vocab=str(_checked(vocabulary)))
         else:
             tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=path.is_dir())
     except UserError:
         raise
     except Exception as error:  # a broken file or an unreachable hub can fail in any way
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"the tokenizer '{source}' cannot be had ({reason}): {MEND}") from None
+        raise UserError(f"the tokenizer '{source}' cannot be had ({reason}): {FIX}") from None
     if tokenizer.pad_token_id != PADDING:
         raise UserError(
-            f"the tokenizer '{source}' pads with id {tokenizer.pad_token_id}, texts are stored with padding 0: {MEND}"
+            f"the tokenizer '{source}' pads with id {tokenizer.pad_token_id}, texts are stored with padding 0: {FIX}"
         )
     return tokenizer
 
 
 def _checked(file: Path) -> Path:
-    """A vocabulary of BERT's kind.
+    """Check that a file is a vocabulary of BERT's kind.
 
     Raises:
-        UserError: no text, or a special token is absent or in another place.
+        UserError: the file is no text, or a special token is absent or at another position.
     """
     try:
         tokens = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} cannot be read as text ({error}): {MEND}") from None
+        raise UserError(f"{file} cannot be read as text ({error}): {FIX}") from None
     absent = [token for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if token not in tokens]
     if absent or tokens[0] != "[PAD]":
         problem = f"lacks {', '.join(absent)}" if absent else f"begins with {tokens[0]!r} instead of [PAD]"
-        raise UserError(f"the vocabulary {file} {problem}: {MEND}")
+        raise UserError(f"the vocabulary {file} {problem}: {FIX}")
     return file
 
 
@@ -102,7 +102,7 @@ def save_tokenizer(source: str, folder: Path) -> None:
 
 
 def fingerprint(source: str) -> str:
-    """What a signature needs of a tokenizer, without loading it: the content of its files, or its name."""
+    """Digest of the files of a tokenizer, or its name, for signatures; does not load it."""
     path = Path(source)
     if path.is_file():
         return file_digest(path)
@@ -111,28 +111,27 @@ def fingerprint(source: str) -> str:
     return source
 
 
-# Upper case, accents, a contraction, a number, another script: where tokenizers of one vocabulary differ.
+# Upper case, accents, a contraction, a number, another script: tokenizers of one vocabulary may differ here.
 PROBE = "Don't NAIVE naïve 3.14 Ärzte 漢字 @-mention"
 
 
 def identity(tokenizer: PreTrainedTokenizerBase) -> str:
-    """16 hex digits that tell which ids a tokenizer gives, wherever its files are: a digest of its vocabulary and of
-    the ids of a probe text."""
+    """Digest of the vocabulary of a tokenizer and of the ids of a probe text, 16 hex digits; independent of paths."""
     vocabulary = sorted((token, int(number)) for token, number in tokenizer.get_vocab().items())
     return sha256([vocabulary, tokenizer(PROBE)["input_ids"]])[:16]
 
 
 def tokenise(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int) -> tuple[np.ndarray, int]:
-    """Ids of many texts, with the special tokens of the tokenizer.
+    """Tokenise texts, with the special tokens of the tokenizer.
 
     Args:
-        length: L, of every row.
+        length: L, ids per text.
 
     Returns:
-        (N, L) int32, and how many texts were cut.
+        Ids (N, L) int32; number of texts that were cut.
 
     Raises:
-        UserError: a length that leaves no room for a token.
+        UserError: ``length`` leaves no room for a token.
     """
     if length <= tokenizer.num_special_tokens_to_add():
         raise UserError(
@@ -146,25 +145,26 @@ def tokenise(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: i
     ):
         rows = list(texts[start : start + CHUNK])
         full = tokenizer(rows, return_attention_mask=False, verbose=False)["input_ids"]
-        long = [row for row, tokens in enumerate(full) if len(tokens) > length]
-        if long:
-            short = tokenizer([rows[row] for row in long], truncation=True, max_length=length)["input_ids"]
-            for row, tokens in zip(long, short):
+        too_long = [row for row, tokens in enumerate(full) if len(tokens) > length]
+        if too_long:
+            truncated = tokenizer([rows[row] for row in too_long], truncation=True, max_length=length)["input_ids"]
+            for row, tokens in zip(too_long, truncated):
                 full[row] = tokens
-        cut += len(long)
+        cut += len(too_long)
         for row, tokens in enumerate(full, start):
             ids[row, : len(tokens)] = tokens
     return ids, cut
 
 
 def count_tokens(ids: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens of each text, without padding and the special tokens at its ends, and how many of them are unknown.
+    """Count the tokens of texts, without padding and special tokens, and the unknown ones among them.
 
     Args:
         ids: (N, L) of :func:`tokenise`.
 
     Returns:
-        Both (N,) int64. A text of no token has no content, however many characters it has (such as zero-width ones).
+        Numbers of tokens and of unknown tokens, (N,) int64 each. A text without tokens has no content, however many
+        characters (such as zero-width ones) it has.
     """
     ends = ("cls_token_id", "sep_token_id", "bos_token_id", "eos_token_id")
     special = [PADDING, *(int(token) for name in ends if (token := getattr(tokenizer, name, None)) is not None)]
@@ -174,13 +174,13 @@ def count_tokens(ids: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> tuple[n
 
 
 class WordMask:
-    """Replaces words that would give a label away.
+    """Mask of words that would reveal a label.
 
     Args:
-        beginnings: a word, or a part of one after a hyphen, that begins with one of these goes as a whole, with all its
-            hyphenated parts, in any case: ``covid`` takes ``COVID-19`` and ``post-covid``. Several words with single
-            blanks between them stand for themselves and what follows the last.
-        token: what stands in their place, the mask token of a tokenizer for example.
+        beginnings: a word of which any hyphenated part begins with one of these is replaced completely, in any case:
+            ``covid`` matches ``COVID-19`` and ``post-covid``. Several words with single blanks between them match
+            themselves and the end of the last word.
+        token: replacement, for example the mask token of a tokenizer.
     """
 
     def __init__(self, beginnings: Sequence[str], token: str) -> None:
@@ -189,5 +189,5 @@ class WordMask:
         self.pattern = re.compile(rf"(?<![\w-])(?:\w+-)*(?:{words})[\w-]*", re.IGNORECASE) if beginnings else None
 
     def __call__(self, text: str) -> tuple[str, int]:
-        """The text without them, and how many there were."""
+        """The masked text, and the number of masked words."""
         return (text, 0) if self.pattern is None else self.pattern.subn(self.token, text)

@@ -1,6 +1,6 @@
-"""Videos and folders of frames -> a few frames a clip, one a second, decoded once.
+"""Videos and folders of frames to a few frames per clip, one per second, decoded once.
 
-The rule is ffmpeg's filter ``fps=1``, which wrote the frame folders of the original works; PyAV runs that very filter.
+Frames are chosen by ffmpeg's filter ``fps=1``, run with PyAV, which also wrote the frame folders of the original works.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from datasets.readers.images import ImageReader, reason
 from datasets.readers.pictures import UNREADABLE, frame_files
 from datasets.transforms import crop_boxes, resample, resize
 
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".flv", ".mov")  # in the order in which a clip's file is looked for
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".flv", ".mov")  # in order of preference
 
 
 def extract_frames(
     path: Path, fps: float = 1, start: float | None = None, end: float | None = None
 ) -> list[Image.Image]:
-    """The frames that ``ffmpeg -vf fps=<fps>`` writes, RGB.
+    """Extract the frames that ``ffmpeg -vf fps=<fps>`` writes, RGB.
 
     Args:
-        start, end: of the part to take, in seconds; None = the beginning, the end.
+        start, end: of the part to read, in seconds; None = beginning, end.
 
     Raises:
-        ClipProblem: unreadable, no video track, or no frame (as of a part shorter than half of 1 / fps).
+        ClipProblem: unreadable, no video track, or no frame (such as a part shorter than half of 1 / fps).
     """
     rate, pictures = str(Fraction(fps).limit_denominator(1000)), []
     try:
@@ -71,24 +71,24 @@ def extract_frames(
     except (av.FFmpegError, OSError) as error:
         raise ClipProblem("unreadable", f"no video file: {str(error).splitlines()[0]}") from None
     if not pictures:
-        raise ClipProblem("no_frames", f"no frame in it at {fps:g} a second")
+        raise ClipProblem("no_frames", f"no frame at {fps:g} per second")
     return pictures
 
 
-def spread(n: int, wanted: int) -> np.ndarray:
-    """``wanted`` evenly spaced places among n: the middles of as many equal parts. Repeats some where n is smaller."""
-    return ((np.arange(wanted) + 0.5) * n / wanted).astype(np.int64)
+def spread(n: int, count: int) -> np.ndarray:
+    """Evenly spaced positions (count,) among n: the middles of ``count`` equal parts; repeats some if n < count."""
+    return ((np.arange(count) + 0.5) * n / count).astype(np.int64)
 
 
 @dataclass(frozen=True)
 class ClipReader:
-    """A video file or a folder of frames -> its frames, squeezed into squares, and how many there are.
+    """Reader of the frames of a video file or folder, resized to squares.
 
     Attributes:
         side: of the stored frames, in pixels.
-        most: frames to keep of a clip; of more, evenly spaced ones.
-        least: frames that a clip must have.
-        fps: frames a second, of videos.
+        most: maximum number of frames; evenly spaced frames are chosen from longer clips.
+        least: minimum number of frames.
+        fps: frames per second of videos.
     """
 
     side: int
@@ -107,40 +107,39 @@ class ClipReader:
             (most, 3, side, side) uint8, black behind the last frame; the number of frames.
 
         Raises:
-            ClipProblem: unreadable, or fewer frames than there must be.
+            ClipProblem: unreadable, or fewer than ``least`` frames.
         """
         read, size = ImageReader(self.side), (self.side, self.side)
-        found: list[Any] = frame_files(path) if path.is_dir() else extract_frames(path, self.fps, start, end)
-        if len(found) < self.least:
-            kind = "few_frames" if found else "no_frames"
-            raise ClipProblem(kind, f"{len(found)} frames" + (f", {self.least} are needed" if found else ""))
-        if len(found) > self.most:
-            found = [found[i] for i in spread(len(found), self.most)]
+        frames: list[Any] = frame_files(path) if path.is_dir() else extract_frames(path, self.fps, start, end)
+        if len(frames) < self.least:
+            kind = "few_frames" if frames else "no_frames"
+            raise ClipProblem(kind, f"{len(frames)} frames" + (f", {self.least} are needed" if frames else ""))
+        if len(frames) > self.most:
+            frames = [frames[i] for i in spread(len(frames), self.most)]
         pixels = np.zeros((self.most, 3, self.side, self.side), dtype=np.uint8)
-        for i, picture in enumerate(found):
+        for i, picture in enumerate(frames):
             if isinstance(picture, Path):
                 try:
                     pixels[i] = read(picture)
                 except UNREADABLE as error:
                     raise ClipProblem("unreadable", f"frame {picture.name}: {reason(error)}") from None
             else:
-                small = picture.resize(size, read.resample)
-                pixels[i] = np.asarray(small).transpose(2, 0, 1)
-        return pixels, np.int64(len(found))
+                pixels[i] = np.asarray(picture.resize(size, read.resample)).transpose(2, 0, 1)
+        return pixels, np.int64(len(frames))
 
 
 @dataclass(frozen=True)
 class Frames:
-    """Which frames of a clip a batch gets, and how they change in training.
+    """Choice of the frames of a clip for a batch, and their augmentation.
 
     Attributes:
-        count: T, frames of a clip: in training random ones, without repetition where there are as many, in evaluation
-            evenly spaced ones; always in their order.
+        count: T, frames per clip, in their order: random frames in training (without repetition if the clip has T
+            frames), evenly spaced frames in evaluation.
         side: of the frames that the model gets, in pixels.
-        skip_first: never take the first frame of a clip that has several (UDML on CREMA-D).
-        crop_scale: training frames are random crops of this share of the area, each its own; None = no crops.
+        skip_first: never use the first frame of a clip with more than one (UDML on CREMA-D).
+        crop_scale: area share of the random crops of training frames, drawn per frame; None = no crops.
         flip_rate: share of the training frames flipped left to right.
-        mean, deviation: of the channels, which are standardised with them; the defaults leave values in [0, 1].
+        mean, deviation: per channel, for standardisation; the defaults leave values in [0, 1].
     """
 
     count: int = 3
@@ -162,29 +161,29 @@ class Frames:
             raise ValueError(f"deviation={list(self.deviation)} must be positive")
 
     def choose(self, counts: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Places of the frames to take.
+        """Choose the frames of multi-frame items.
 
         Args:
-            counts: (R,) frames of each clip, 1 or more.
+            counts: (R,) frames per clip, 1 or more.
             generator: None = evenly spaced.
 
         Returns:
-            (R, T) int64, rising.
+            Positions (R, T) int64, ascending.
         """
         first = (counts > 1).long() if self.skip_first else torch.zeros_like(counts)
-        there = (counts - first)[:, None]
+        available = (counts - first)[:, None]
         middles = torch.arange(self.count, device=counts.device, dtype=torch.float64) + 0.5
-        places = (middles * there / self.count).long()
+        positions = (middles * available / self.count).long()
         if generator is not None:
-            width = max(int(there.max()), self.count)
+            width = max(int(available.max()), self.count)
             keys = torch.rand(len(counts), width, generator=generator).to(counts.device)
-            keys = keys.masked_fill(torch.arange(width, device=counts.device) >= there, 2)
+            keys = keys.masked_fill(torch.arange(width, device=counts.device) >= available, 2)
             drawn = keys.argsort(1)[:, : self.count].sort(1).values
-            places = torch.where(there >= self.count, drawn, places)
-        return first[:, None] + places
+            positions = torch.where(available >= self.count, drawn, positions)
+        return first[:, None] + positions
 
     def __call__(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        """(B, T, 3, S, S) in [0, 1] -> (B, T, 3, side, side); with a generator, augmented."""
+        """(B, T, 3, S, S) in [0, 1] -> (B, T, 3, side, side); augmented with a generator."""
         b, t = x.shape[:2]
         x = x.flatten(0, 1)
         if generator is not None and (self.crop_scale or self.flip_rate):
