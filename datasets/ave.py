@@ -1,13 +1,13 @@
 """AVE: an event that is both seen and heard, in a clip of ten seconds; which of 28 (4,143 clips).
 
 Tian et al., "Audio-Visual Event Localization in Unconstrained Videos", ECCV 2018
-(https://github.com/YapengTian/AVE-ECCV18); as a classification of whole clips in CMPT, TMLR. Read are
-``trainSet.txt``, ``valSet.txt`` and ``testSet.txt`` with ``category&video&quality&start&end`` a line (3,339, 402, 402),
-and, anywhere below ``root``, the release's ``<video>.mp4``, of which the part from start to end (s) is taken, or the
-prepared ``Audios/<video>.wav`` with ``Image-01-FPS-SE/<video>/*.jpg``, which are cut already.
+(https://github.com/YapengTian/AVE-ECCV18); as a classification of complete clips in CMPT, TMLR. It reads
+``trainSet.txt``, ``valSet.txt`` and ``testSet.txt`` with lines ``category&video&quality&start&end`` (3,339, 402, 402),
+and, anywhere below ``root``, the release's ``<video>.mp4``, of which the part from start to end (s) is used, or the
+prepared ``Audios/<video>.wav`` with ``Image-01-FPS-SE/<video>/*.jpg``, which are already cut.
 
-What differs: the classes are numbered by the alphabet, not by their first line in the test list. A video that stands in
-several lines counts once, in the test rather than in the validation or training split.
+Differences: classes are numbered alphabetically, not by their first line in the test list. A video on several
+lines is used once, in the test split rather than the validation or training split.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ PUBLISHED = {"train": 3339, "val": 402, "test": 402}
 
 
 def read_events(path: Path) -> list[tuple[str, str, float, float]]:
-    """(category, video, start, end) a line of a list, in seconds.
+    """Lines of a list: (category, video, start, end), in seconds.
 
     Raises:
-        UserError: unreadable, or a line of another form; names the line.
+        UserError: the file is unreadable, or a line has another form; names the line.
     """
     rows = []
     for number, line in read_lines(path):
@@ -42,7 +42,7 @@ def read_events(path: Path) -> list[tuple[str, str, float, float]]:
         except ValueError:
             raise UserError(
                 f"{path}: line {number} is {line!r}, expected category&video&quality&start&end with start before end: "
-                "mend it, or restore the published list"
+                "correct it, or restore the published list"
             ) from None
         rows.append((category, video, float(start), float(end)))
     return rows
@@ -55,7 +55,7 @@ class AVE(ClipModule):
         store: folder of the packed store; not the folder of the raw files.
         root: folder with the videos, or with sounds and frames.
         lists: folder with the three lists, None = ``root``.
-        demo: ``root`` holds demo data, whose counts are not those of the real ones.
+        demo: ``root`` holds demo data, whose counts differ from the published ones.
         **kwargs: see :class:`ClipModule`.
     """
 

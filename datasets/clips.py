@@ -100,8 +100,8 @@ class ClipModule(SourcedDataModule):
         ]
 
     def places(self) -> tuple[Path | None, list[Path]]:
-        """The folder with the clips, and the folders to look for lists in."""
-        return self.root, [place for place in (None if self.demo else self.lists, self.root) if place]
+        """The folder with the clips, and the folders in which lists are looked up."""
+        return self.root, [folder for folder in (None if self.demo else self.lists, self.root) if folder]
 
     def find_clips(self) -> Listing:
         """List the clips of the data set.

@@ -1,18 +1,18 @@
 """CREMA-D: actors say a sentence with one of six emotions; sound and face (7,442 clips).
 
 Cao et al., "CREMA-D: Crowd-sourced Emotional Multimodal Actors Dataset", 2014
-(https://github.com/CheyneyComputerScience/CREMA-D); used by UDML, CVPR 2026, and CMPT, TMLR. Read are, anywhere below
+(https://github.com/CheyneyComputerScience/CREMA-D); used by UDML, CVPR 2026, and CMPT, TMLR. It reads, anywhere below
 ``root``,
 
 - the release: ``AudioWAV/<clip>.wav`` and ``VideoFlash/<clip>.flv``;
 - the prepared folders of OGM-GE and UDML: ``AudioWAV/<clip>.wav`` and ``Image-01-FPS/<clip>/*.jpg``;
 
-and the lists that UDML took from OGM-GE, ``train.csv`` and ``test.csv``: clip and emotion a line, no header, 6,698 and
-744 lines. All 91 actors are in both, so that the score is not one of unknown speakers.
+and the lists that UDML took from OGM-GE, ``train.csv`` and ``test.csv``: lines of clip and emotion without
+a header, 6,698 and 744 lines. All 91 actors are in both lists, so that scores are not for held-out speakers.
 
-What differs from UDML: every test clip is scored (it drops the last 40), the checkpoint is chosen on training clips
-laid aside (``validation=test`` as in the release), evaluation takes evenly spaced frames instead of random ones, frames
-are stored as squares before they are cropped, and SciPy resamples the sound.
+Differences from UDML: every test clip is scored (UDML drops the last 40), the checkpoint is chosen on held-out training
+clips (``validation=test`` as in the release), evaluation uses evenly spaced frames instead of random ones, frames are
+stored as squares before they are cropped, and SciPy resamples the sound.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from datasets.clips import ClipModule
 from utils.errors import UserError
 
 EMOTIONS = ("NEU", "HAP", "SAD", "FEA", "DIS", "ANG")
-# Clips of each emotion in the published lists.
+# Clips per emotion in the published lists.
 PUBLISHED = {"train": (973, 1148, 1131, 1138, 1142, 1166), "test": (114, 123, 140, 133, 129, 105)}
 
 
 def read_emotions(path: Path) -> list[tuple[str, int]]:
-    """(clip, class) a line of ``train.csv`` or ``test.csv``.
+    """Lines of ``train.csv`` or ``test.csv``: (clip, class).
 
     Raises:
-        UserError: unreadable, or a line that is not a clip and an emotion; names the line.
+        UserError: the file is unreadable, or a line is not a clip and an emotion; names the line.
     """
     rows = []
     for number, line in read_lines(path):
@@ -40,7 +40,7 @@ def read_emotions(path: Path) -> list[tuple[str, int]]:
         if not clip or emotion.strip() not in EMOTIONS:
             raise UserError(
                 f"{path}: line {number} is {line!r}, expected a clip and one of {', '.join(EMOTIONS)}, such as "
-                "1001_IEO_NEU_XX,NEU: mend it, or restore the published list"
+                "1001_IEO_NEU_XX,NEU: correct it, or restore the published list"
             )
         rows.append((clip.strip(), EMOTIONS.index(emotion.strip())))
     return rows
@@ -53,7 +53,7 @@ class CREMAD(ClipModule):
         store: folder of the packed store; not the folder of the raw files.
         root: folder with the sounds, and videos or frames.
         lists: folder with ``train.csv`` and ``test.csv``, None = ``root``.
-        demo: ``root`` holds demo data, whose counts are not those of the real ones.
+        demo: ``root`` holds demo data, whose counts differ from the published ones.
         **kwargs: see :class:`ClipModule`.
     """
 

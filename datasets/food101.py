@@ -1,23 +1,22 @@
-"""UPMC Food-101: a photograph of a dish and the title of the web page that it was found on; 101 dishes.
+"""UPMC Food-101: a photograph of a dish and the title of its web page; 101 dishes.
 
 Wang et al., "Recipe recognition with large multimodal food dataset", ICMEW 2015; split and missing tables as in Lee et
-al., "Multimodal Prompting with Missing Modalities" (MAP), CVPR 2023; used by CMPT, TMLR. Read are
+al., "Multimodal Prompting with Missing Modalities" (MAP), CVPR 2023; used by CMPT, TMLR. Files that are read:
 
 - ``<root>/images/{train,test}/<class>/<class>_<n>.jpg``;
 - ``<root>/texts/{train,test}_titles.csv`` (file name, title, class; no header), or ``<root>/text.json``
   {file name: title};
-- ``<root>/split.json`` {train, val, test: file names} of MAP; without it the rows of the title files, in their order,
-  6,846 of 67,988 of the first for validation, by class and seeded;
-- where there is one, ``<root>/class_idx.json`` {class: number}; else classes are in the order of the alphabet.
+- ``<root>/split.json`` {train, val, test: file names} of MAP; without it, the rows of the title files in their order,
+  with 6,846 of 67,988 training rows for validation, by class and seeded;
+- optionally ``<root>/class_idx.json`` {class: number}; without it, classes are numbered alphabetically.
 
-Files without a title are left out, as published: 61,142 / 6,846 / 22,716 are left. What differs from MAP: images become
-squares of one size, not multiples of 32 pixels with their aspect ratio.
+Files without a title are left out, as published, which leaves 61,142 / 6,846 / 22,716. Difference from MAP: images
+become squares of one size, not multiples of 32 pixels with their aspect ratio.
 """
 
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ import numpy as np
 from datasets.base import SPLITS
 from datasets.image_text_module import Content, Items
 from datasets.published_image_text import PublishedImageText
+from datasets.readers.json_files import read_json, read_split
 from datasets.source import Source, file_digest
 from datasets.splits import draw_split
 from utils.errors import UserError
@@ -43,17 +43,17 @@ def read_titles(path: Path) -> dict[str, str]:
     Commas in a title need no quotes: the first field is the file name, the last one the class.
 
     Raises:
-        UserError: unreadable, rows with fewer than three fields, or a file name that stands twice.
+        UserError: the file is unreadable, has rows with fewer than three fields, or repeats a file name.
     """
     titles: dict[str, str] = {}
-    short, twice = [], []
+    short, repeated = [], []
     try:
         with path.open(newline="", encoding="utf-8") as stream:
             for number, row in enumerate(csv.reader(stream), 1):
                 if len(row) < 3:
                     short.append(number)
                 elif row[0] in titles:
-                    twice.append(row[0])
+                    repeated.append(row[0])
                 else:
                     titles[row[0]] = ",".join(row[1:-1]).strip()
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -61,56 +61,18 @@ def read_titles(path: Path) -> dict[str, str]:
     if short:
         raise UserError(
             f"{path}: {len(short)} rows have fewer than three fields (file name, title, class), the first is row "
-            f"{short[0]}: mend them, or download the file again"
+            f"{short[0]}: correct them, or download the file again"
         )
-    if twice:
-        raise UserError(f"{path} lists {twice[0]} twice ({len(twice)} such rows): remove one of the rows")
+    if repeated:
+        raise UserError(f"{path} lists {repeated[0]} twice ({len(repeated)} such rows): remove one of the rows")
     return titles
-
-
-def read_json(path: Path, what: str, kind: type = dict) -> Any:
-    """A JSON file with a mapping (or another ``kind``).
-
-    Raises:
-        UserError: unreadable, or something else in it.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error}): restore it") from None
-    if not isinstance(content, kind):
-        raise UserError(f"{path} holds no {what}: restore it")
-    return content
-
-
-def read_split(path: Path, parts: dict[str, str]) -> dict[str, list[str]]:
-    """The lists of ``split.json``.
-
-    Args:
-        parts: split -> its name in the file.
-
-    Raises:
-        UserError: a list is absent, or a row stands in two of them or twice in one.
-    """
-    content = read_json(path, f"lists {', '.join(parts.values())}")
-    lists = {}
-    for split, name in parts.items():
-        if not isinstance(content.get(name), list):
-            raise UserError(f"{path} has no list '{name}' (it has {', '.join(content)}): take the original file")
-        lists[split] = [str(entry) for entry in content[name]]
-    rows = [row for listed in lists.values() for row in listed]
-    if len(set(rows)) < len(rows):
-        seen: set[str] = set()
-        twice = [row for row in rows if row in seen or seen.add(row)]  # type: ignore[func-returns-value]
-        raise UserError(f"{path} lists {twice[0]} twice ({len(twice)} such entries): take the original file")
-    return lists
 
 
 class Food101(PublishedImageText):
     """UPMC Food-101.
 
     Args:
-        split_seed: of the validation rows, where there is no ``split.json``.
+        split_seed: of the validation rows, without ``split.json``.
         **kwargs: see :class:`PublishedImageText`.
     """
 
@@ -124,15 +86,15 @@ class Food101(PublishedImageText):
     def find_source(self) -> Source:
         root = self.root
         known = ["split.json", "text.json", "class_idx.json", *TITLES.values()]
-        there = [] if root is None else [name for name in known if (root / name).is_file()]
-        titles = "text.json" in there or set(TITLES.values()) <= set(there)
-        if root is None or not titles or not ("split.json" in there or set(TITLES.values()) <= set(there)):
+        existing = [] if root is None else [name for name in known if (root / name).is_file()]
+        has_title_files = set(TITLES.values()) <= set(existing)
+        if root is None or (not has_title_files and not {"text.json", "split.json"} <= set(existing)):
             raise UserError(
                 f"no Food-101 in {root}: looked for {', '.join(TITLES.values())}, or text.json and split.json, beside "
                 "images/train and images/test (UPMC Food-101, https://visiir.isir.upmc.fr/explore): set dataset.root, "
-                "or dataset.demo=true for a small stand-in"
+                "or dataset.demo=true for small demo data"
             )
-        digests = {name: file_digest(root / name) for name in there}
+        digests = {name: file_digest(root / name) for name in existing}
         settings = [digests, str(root.resolve()), self.split_seed, RECIPE_VERSION]
         settings += [] if self.validation is None else [self.validation]
         return self.content_source("demo" if self.demo else "files", settings, lambda: self._load(root))
@@ -145,8 +107,8 @@ class Food101(PublishedImageText):
         listed = {part: read_titles(root / file) for part, file in TITLES.items() if (root / file).is_file()}
         titles = {name: title for part in listed.values() for name, title in part.items()}
         if not titles:
-            found = read_json(root / "text.json", "titles by file name")
-            titles = {name: " ".join(text) if isinstance(text, list) else str(text) for name, text in found.items()}
+            texts = read_json(root / "text.json", "titles by file name")
+            titles = {name: " ".join(text) if isinstance(text, list) else str(text) for name, text in texts.items()}
         if (root / "split.json").is_file():
             rows = read_split(root / "split.json", {split: split for split in SPLITS})
         else:
@@ -165,7 +127,7 @@ class Food101(PublishedImageText):
         return Content(list(classes), splits, {"root": str(root), "split.json": (root / "split.json").is_file()})
 
     def _draw(self, listed: dict[str, dict[str, str]], classes: dict[str, int]) -> dict[str, list[str]]:
-        """Validation rows out of the training rows; of those with a title, of which the published number is."""
+        """Draw validation rows from the training rows with a title, which the published number counts."""
         names = [name for name, title in listed["train"].items() if title]
         labels = np.array([classes[_class(name)] for name in names])
         parts = draw_split(len(names), labels, None, (1 - VAL_SHARE, VAL_SHARE), self.split_seed, list(classes))
@@ -174,19 +136,19 @@ class Food101(PublishedImageText):
         return {"train": train, "val": val, "test": list(listed["test"])}
 
     def _classes(self, root: Path, names: list[str]) -> dict[str, int]:
-        """Class -> number, in the order of the numbers.
+        """Class -> number, in numerical order.
 
         Raises:
             UserError: rows of classes that ``class_idx.json`` does not number, or numbers that are not 0, 1, ...
         """
-        found = sorted({_class(name) for name in names})
+        listed = sorted({_class(name) for name in names})
         path = root / "class_idx.json"
         if not path.is_file():
-            if not self.demo and len(found) != CLASSES:
+            if not self.demo and len(listed) != CLASSES:
                 raise UserError(
-                    f"{root} names files of {len(found)} classes, Food-101 has {CLASSES}: complete the download"
+                    f"{root} names files of {len(listed)} classes, Food-101 has {CLASSES}: complete the download"
                 )
-            return {name: i for i, name in enumerate(found)}
+            return {name: i for i, name in enumerate(listed)}
         classes = dict(sorted(read_json(path, "numbers of classes").items(), key=lambda item: item[1]))
         if list(classes.values()) != list(range(len(classes))):
             raise UserError(f"{path} does not number its {len(classes)} classes from 0 on: restore it")

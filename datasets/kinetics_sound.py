@@ -1,18 +1,19 @@
-"""Kinetics-Sound: ten-second clips of what can be seen and heard, music and hand work above all.
+"""Kinetics-Sound: ten-second clips of actions that are both seen and heard, mostly music and manual work.
 
 Arandjelović, Zisserman, "Look, Listen and Learn", ICCV 2017; clips of Kinetics-400
-(https://github.com/cvdfoundation/kinetics-dataset), of which every work has those that were still to be had. Read are
+(https://github.com/cvdfoundation/kinetics-dataset), of which every work has those that were still available. It
+reads
 
-- the lists of OGM-GE, which CMPT (TMLR) uses: ``my_train.txt`` and ``my_test.txt`` with ``clip,10,label`` a line,
-  labels 0 to 30, 14,799 and 2,597 lines (CMPT: 14,739 and 2,594 clips), and the clips anywhere below ``root``: videos,
+- the lists of OGM-GE, which CMPT (TMLR) uses: ``my_train.txt`` and ``my_test.txt`` with lines ``clip,10,label``, labels
+  0 to 30, 14,799 and 2,597 lines (CMPT: 14,739 and 2,594 clips), and the clips anywhere below ``root``: videos,
   or ``<clip>.wav`` with folders of frames ``<clip>/*.jpg``;
 - without lists, class folders: UDML's (CVPR 2026) ``visual/{train,val}_img/Image-01-FPS/<class>/<clip>/*.jpg``
   with ``audio/{train,test}/<class>/<clip>.wav``, or videos in ``{train,val or test}/<class>/<clip>.mp4``. The classes
   are those of ``class.txt`` (one line, commas), or the 33 names that UDML ships.
 
-What differs from UDML: sound and frames of a clip are found by its name, where its lists can shift against each other;
-as many outputs as there are names (it has one more, never trained); evaluation hears the middle of the sound and sees
-evenly spaced frames, instead of random ones.
+Differences from UDML: sound and frames of a clip are matched by name, where UDML's lists can be misaligned; one output
+per class name (UDML has one more, never trained); evaluation uses the middle of the sound and evenly spaced frames
+instead of random ones.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ UDML_CLASSES = (
 LISTED_CLASSES = 31
 PUBLISHED = {"train": 14_799, "test": 2_597}
 LISTS = {"train": "my_train.txt", "test": "my_test.txt"}
-# Of each split: the folders with its class folders, of one layout or the other.
+# Split -> folders with its class folders, in any of the layouts.
 FOLDERS = {
     "train": ("visual/train_img", "audio/train", "train"),
     "test": ("visual/val_img", "audio/test", "val", "test"),
@@ -45,10 +46,10 @@ FOLDERS = {
 
 
 def read_labels(path: Path) -> list[tuple[str, int]]:
-    """(clip, label) a line of ``my_train.txt`` or ``my_test.txt``.
+    """Lines of ``my_train.txt`` or ``my_test.txt``: (clip, label).
 
     Raises:
-        UserError: unreadable, or a line that is not ``clip,seconds,label``; names the line.
+        UserError: the file is unreadable, or a line is not ``clip,seconds,label``; names the line.
     """
     rows = []
     for number, line in read_lines(path):
@@ -56,17 +57,17 @@ def read_labels(path: Path) -> list[tuple[str, int]]:
         if len(fields) != 3 or not fields[0] or not fields[2].isdecimal() or int(fields[2]) >= LISTED_CLASSES:
             raise UserError(
                 f"{path}: line {number} is {line!r}, expected clip,seconds,label with a label from 0 to "
-                f"{LISTED_CLASSES - 1}: mend it, or restore the published list"
+                f"{LISTED_CLASSES - 1}: correct it, or restore the published list"
             )
         rows.append((fields[0], int(fields[2])))
     return rows
 
 
 def read_class_names(path: Path) -> list[str]:
-    """The names in ``class.txt``, one line with commas; blanks inside a name become underscores.
+    """Names in ``class.txt``, one line with commas; blanks inside a name become underscores.
 
     Raises:
-        UserError: unreadable, empty, or a name that stands twice.
+        UserError: the file is unreadable or empty, or repeats a name.
     """
     names = [name.strip().replace(" ", "_") for _, line in read_lines(path) for name in line.split(",")]
     names = [name for name in names if name]
@@ -82,7 +83,7 @@ class KineticsSound(ClipModule):
         store: folder of the packed store; not the folder of the raw files.
         root: folder with the clips.
         lists: folder with ``my_train.txt`` and ``my_test.txt``, or with ``class.txt``; None = ``root``.
-        demo: ``root`` holds demo data, whose counts are not those of the real ones.
+        demo: ``root`` holds demo data, whose counts differ from the published ones.
         **kwargs: see :class:`ClipModule`.
     """
 
@@ -120,24 +121,24 @@ class KineticsSound(ClipModule):
         names = read_class_names(given) if given else list(UDML_CLASSES)
         clips: dict[str, list[Clip]] = {}
         for split, tops in folders.items():
-            found: dict[str, Clip] = {}
+            clip_of: dict[str, Clip] = {}
             for top in tops:
                 media = MediaFolder(top, self.fps)
                 for name in [*media.frames, *media.videos, *media.sounds]:
                     item = media.clip(name, 0)
-                    place = (item.visual or item.audio).path  # type: ignore[union-attr]
-                    group = place.parent.name.replace(" ", "_")
+                    path = (item.visual or item.audio).path  # type: ignore[union-attr]
+                    group = path.parent.name.replace(" ", "_")
                     if group not in names:
                         continue
                     clip = Clip(name, names.index(group), item.audio, item.visual)
-                    other = found.get(name)
+                    other = clip_of.get(name)
                     if other and other.label != clip.label:
                         raise UserError(
                             f"{root}: clip {name} is in the folders of {names[other.label]} and of {group}: remove one"
                         )
                     if other:
                         clip = Clip(name, clip.label, other.audio or clip.audio, other.visual or clip.visual)
-                    found[name] = clip
-            clips[split] = sorted(found.values(), key=lambda clip: (clip.label, natural_key(clip.name)))
+                    clip_of[name] = clip
+            clips[split] = sorted(clip_of.values(), key=lambda clip: (clip.label, natural_key(clip.name)))
         refuse_repeated(clips, f"the folders below {root}")
         return Listing("folders", names, clips, {"root": str(root)})

@@ -1,13 +1,13 @@
 """MM-IMDb: a film's poster and plot; 23 genres, of which a film has any number.
 
 Arevalo et al., "Gated multimodal units for information fusion", ICLR workshop 2017 (archive.org/details/mmimdb); used
-by MAP (Lee et al., CVPR 2023) and CMPT, TMLR. Read are
+by MAP (Lee et al., CVPR 2023) and CMPT, TMLR. Files that are read:
 
 - ``<root>/split.json`` {train, dev, test: ids}; 15,552 / 2,608 / 7,799 films;
-- ``<root>/labels/<id>.json`` with ``plot`` (a list; the first counts) and ``genres``, and ``<root>/images/<id>.jpeg``;
-  or both in ``<root>/dataset``, as the archive unpacks.
+- ``<root>/labels/<id>.json`` with ``plot`` (a list, of which the first is used) and ``genres``, and
+  ``<root>/images/<id>.jpeg``; or both in ``<root>/dataset``, as the archive unpacks.
 
-What differs from MAP: one item per film, where it takes one per plot although its missing table has one entry per film;
+Differences from MAP: one item per film, where MAP has one per plot although its missing table has one entry per film;
 images become squares of one size. Genres outside the 23 (News, Adult, Talk-Show, Reality-TV) are counted and left out.
 """
 
@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from datasets.food101 import read_json, read_split
 from datasets.image_text_module import Content, Items
 from datasets.published_image_text import PublishedImageText
+from datasets.readers.json_files import read_json, read_split
 from datasets.source import Source, file_digest, file_stats
 from utils.errors import UserError
 
@@ -51,7 +51,7 @@ class MMIMDb(PublishedImageText):
         if root is None or not (root / "split.json").is_file():
             raise UserError(
                 f"no MM-IMDb in {root}: looked for split.json, beside labels and images, or dataset "
-                "(https://archive.org/details/mmimdb): set dataset.root, or dataset.demo=true for a small stand-in"
+                "(https://archive.org/details/mmimdb): set dataset.root, or dataset.demo=true for small demo data"
             )
         labels, images = (root / "labels", root / "images") if (root / "labels").is_dir() else (root / "dataset",) * 2
         rows = read_split(root / "split.json", PARTS)
@@ -72,7 +72,7 @@ class MMIMDb(PublishedImageText):
     def _load(self, root: Path, labels: Path, images: Path, rows: dict[str, list[str]]) -> Content:
         column = {genre: j for j, genre in enumerate(GENRES)}
         outside: Counter[str] = Counter()
-        splits, without = {}, 0
+        splits, without_genre = {}, 0
         for split, names in rows.items():
             target = np.zeros((len(names), len(GENRES)), dtype=np.float32)
             plots = []
@@ -81,24 +81,24 @@ class MMIMDb(PublishedImageText):
                 plots.append(plot)
                 outside.update(genre for genre in genres if genre not in column)
                 target[row, [column[genre] for genre in genres if genre in column]] = 1
-            without += int((target == 0).all(1).sum())
+            without_genre += int((target == 0).all(1).sum())
             splits[split] = Items([images / f"{name}.jpeg" for name in names], plots, target, names)
         if outside:
-            found = ", ".join(f"{genre} ({n})" for genre, n in outside.most_common())
-            log.warning("%s: genres outside the %d are left out: %s", self.name, len(GENRES), found)
-        if without:
-            log.warning("%s: %d films have none of the %d genres", self.name, without, len(GENRES))
+            counts = ", ".join(f"{genre} ({n})" for genre, n in outside.most_common())
+            log.warning("%s: genres outside the %d are left out: %s", self.name, len(GENRES), counts)
+        if without_genre:
+            log.warning("%s: %d films have none of the %d genres", self.name, without_genre, len(GENRES))
         if self.validation == "test":
             splits = self.validated_on_test(splits, has_drawn_validation=False)
-        about = {"root": str(root), "genres_left_out": dict(outside), "films_without_genre": without}
+        about = {"root": str(root), "genres_left_out": dict(outside), "films_without_genre": without_genre}
         return Content(list(GENRES), splits, about)
 
 
 def read_film(path: Path) -> tuple[str, list[str]]:
-    """The first plot ('' where there is none) and the genres.
+    """First plot ('' without a plot) and genres of a film.
 
     Raises:
-        UserError: unreadable, or no genres in it.
+        UserError: the file is unreadable, or has no genres.
     """
     film = read_json(path, "film")
     plots, genres = film.get("plot") or [], film.get("genres")

@@ -1,9 +1,9 @@
 """Six views of handwritten digits: vectors of 216, 76, 64, 6, 240 and 47 features of the same 2,000 images.
 
 UCI "Multiple Features" (https://archive.ics.uci.edu/dataset/72/multiple+features, CC BY 4.0), 200 digits of each
-class. Read are the files of the download (``mfeat-fac`` ..., numbers parted by blanks, class after class) or tables
-with a heading and the class in the last column (``mfeat-fac.csv`` ...). The six files list the digits in the same
-order. A view is a table of continuous columns, standardised by the training split.
+class. It reads the files of the download (``mfeat-fac`` ..., numbers between blanks, class by class) or tables with a
+header and the class in the last column (``mfeat-fac.csv`` ...). The six files list the digits in the same
+order. A view is a table of continuous columns, standardised with the training split.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from datasets.source import Arrays, Source, SourcedDataModule, file_stats, sha25
 from datasets.splits import stratified_split
 from utils.errors import UserError
 
-# view -> features: profile correlations, Fourier coefficients, Karhunen-Loeve coefficients, morphology, pixel averages,
-# Zernike moments
+# View -> number of features: profile correlations, Fourier coefficients, Karhunen-Loeve coefficients, morphology, pixel
+# averages, Zernike moments.
 VIEWS = {"fac": 216, "fou": 76, "kar": 64, "mor": 6, "pix": 240, "zer": 47}
 SHARES = {"train": 0.6, "val": 0.1, "test": 0.3}
 RECIPE_VERSION = 1
@@ -33,20 +33,21 @@ def read_view(path: Path, features: int) -> tuple[np.ndarray, np.ndarray]:
     """Values (N, ``features``) float32 and classes (N,) int64 of one file.
 
     Raises:
-        UserError: unreadable, another number of columns, a value that is no finite number, or a class outside 0 to 9.
+        UserError: the file is unreadable, or has another number of columns, a value that is no finite number, or a
+            class outside 0 to 9.
     """
-    titled = path.suffix == ".csv"
+    has_header = path.suffix == ".csv"
     try:
-        frame = pd.read_csv(path) if titled else pd.read_csv(path, sep=r"\s+", header=None)
+        frame = pd.read_csv(path) if has_header else pd.read_csv(path, sep=r"\s+", header=None)
         values = frame.to_numpy(dtype=np.float64)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as numbers ({str(error).splitlines()[0]}): download it again") from None
-    if values.shape[1] != features + titled:
-        raise UserError(f"{path} has {values.shape[1]} columns, expected {features + titled}: download it again")
+    if values.shape[1] != features + has_header:
+        raise UserError(f"{path} has {values.shape[1]} columns, expected {features + has_header}: download it again")
     if not np.isfinite(values).all():
         row = int(np.argwhere(~np.isfinite(values))[0, 0])
         raise UserError(f"{path} holds no number in row {row + 1}: download it again")
-    if titled:
+    if has_header:
         labels, values = values[:, -1], values[:, :-1]
         bad = np.flatnonzero(~np.isin(labels, np.arange(CLASSES)))
         if len(bad):
@@ -59,14 +60,14 @@ def read_view(path: Path, features: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 class MultiFeatureDigits(SourcedDataModule):
-    """Six vectors of each digit: 1,200 / 200 / 600.
+    """Six vectors per digit: 1,200 / 200 / 600 digits.
 
     Args:
         store: folder of the packed store.
         root: folder with the six files.
         split_seed: of the division of the digits, stratified by class.
-        demo: ``root`` holds demo data, whose counts are not those of the real ones.
-        **kwargs: see :class:`MultimodalDataModule`.
+        demo: ``root`` holds demo data, whose counts differ from the published ones.
+        **kwargs: see :class:`datasets.base.MultimodalDataModule`.
     """
 
     paths = ("root",)
@@ -93,14 +94,15 @@ class MultiFeatureDigits(SourcedDataModule):
         root = self.root
         files = {}
         for view in VIEWS:
-            wanted = [] if root is None else [root / f"mfeat-{view}", root / f"mfeat-{view}.csv"]
-            there = [file for file in wanted if file.is_file()]
-            if not there:
+            candidates = [] if root is None else [root / f"mfeat-{view}", root / f"mfeat-{view}.csv"]
+            existing = [file for file in candidates if file.is_file()]
+            if not existing:
+                file = candidates[0] if candidates else f"mfeat-{view}: dataset.root is null"
                 raise UserError(
-                    f"no {wanted[0] if wanted else f'mfeat-{view}: dataset.root is null'} (.csv or without suffix): "
-                    "set dataset.root to the folder of UCI's Multiple Features, or (to try it) dataset.demo=true"
+                    f"no {file} (.csv or without suffix): set dataset.root to the folder of UCI's Multiple Features, "
+                    "or (to try it) dataset.demo=true"
                 )
-            files[view] = there[0]
+            files[view] = existing[0]
         about = {"split_seed": self.split_seed, "recipe_version": RECIPE_VERSION}
         return Source("folder", sha256([about, file_stats(files)]), about, lambda: self._read(files, about))
 
@@ -109,12 +111,12 @@ class MultiFeatureDigits(SourcedDataModule):
         return splits, about | {"reading_changes": ["constant columns"] if self._rescaled else []}
 
     def may_read_differently(self) -> bool:
-        """A column that was divided by a rounding error is constant in training, and not 0."""
+        """Whether a column is constant in training and not 0, as columns that were divided by a rounding error are."""
         training = [self.store.split("train").read(view).numpy() for view in VIEWS]
         return any(bool((is_constant(values) & (values[0] != 0)).any()) for values in training)
 
     def _read(self, files: dict[str, Path], about: dict[str, Any]) -> dict[str, Arrays]:
-        """The splits; adds zero and unit of every column to ``about``."""
+        """Read the splits; adds zero and unit of every column to ``about``."""
         content = {view: read_view(file, VIEWS[view]) for view, file in files.items()}
         first = next(iter(VIEWS))
         target = content[first][1]

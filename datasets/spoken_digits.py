@@ -1,10 +1,10 @@
-"""Spoken and written digits: a digit said aloud and an image of one, paired by class.
+"""Spoken and written digits: a recording and an image of a digit, paired by class.
 
 Recordings of the Free Spoken Digit Dataset (https://github.com/Jakobovski/free-spoken-digit-dataset, CC BY-SA 4.0):
 ``{digit}_{speaker}_{take}.wav``, 8 kHz, 6 speakers with 50 takes of each digit; images of MNIST. The modalities share
-nothing but the label, and nothing is in two splits: images of validation and test are others than those of training,
-recordings by speakers that were not trained on (``protocol=speakers``), or other takes of the same speakers
-(``official``: takes 0 to 4 are the test as its authors say, 5 to 9 validation, by us).
+only the label, and no item is in two splits: validation and test have their own images, and recordings by held-out
+speakers (``protocol=speakers``) or held-out takes of the same speakers (``official``: takes 0 to 4 are the test split
+of the authors, 5 to 9 our validation split).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from utils.errors import UserError
 
 RECIPE_VERSION = 1
 VAL_IMAGES = 1 / 12  # of the training images of MNIST: 5,000
-OFFICIAL_TEST, OFFICIAL_VAL = 5, 10  # takes below the first are the test, up to the second the validation split
+OFFICIAL_TEST, OFFICIAL_VAL = 5, 10  # takes 0 to 4 are the test split, 5 to 9 the validation split
 _FILE_NAME = re.compile(r"(\d)_(.+)_(\d+)\.wav")
 
 
@@ -48,59 +48,59 @@ class Recording:
 
 
 def find_recordings(folder: Path) -> list[Recording]:
-    """The recordings in a folder, by name.
+    """Recordings in a folder, sorted by name.
 
     Raises:
-        UserError: there is none, or a sound file has another name.
+        UserError: no recording, or a sound file of another name.
     """
-    found, other = [], []
+    recordings, others = [], []
     for file in sorted(folder.glob("*.wav")) if folder.is_dir() else []:
         match = _FILE_NAME.fullmatch(file.name)
         if match:
-            found.append(Recording(file, int(match[1]), match[2], int(match[3])))
+            recordings.append(Recording(file, int(match[1]), match[2], int(match[3])))
         elif not file.name.startswith("."):
-            other.append(file.name)
-    if other:
+            others.append(file.name)
+    if others:
         raise UserError(
-            f"{folder} holds {other[0]} ({len(other)} such files), expected {{digit}}_{{speaker}}_{{take}}.wav: move "
+            f"{folder} holds {others[0]} ({len(others)} such files), expected {{digit}}_{{speaker}}_{{take}}.wav: move "
             "them away"
         )
-    if not found:
+    if not recordings:
         raise UserError(f"{folder} holds no {{digit}}_{{speaker}}_{{take}}.wav: name the folder 'recordings'")
-    return found
+    return recordings
 
 
 def speakers_of(
-    recordings: Sequence[Recording], wanted: Sequence[int] | Mapping[str, Sequence[str]]
+    recordings: Sequence[Recording], option: Sequence[int] | Mapping[str, Sequence[str]]
 ) -> dict[str, list[str]]:
     """Split -> its speakers.
 
     Args:
-        wanted: how many each split gets, in alphabetical order; or split -> names.
+        option: number of speakers of train, val and test, in alphabetical order; or split -> names.
 
     Raises:
-        UserError: a speaker that is not there, or is in two splits; a split without any; too few speakers.
+        UserError: an unknown speaker, a speaker in two splits, a split without speakers, or too few speakers.
     """
-    there = sorted({recording.speaker for recording in recordings})
-    if not isinstance(wanted, Mapping):
-        sizes = list(wanted)
-        if len(sizes) != len(SPLITS) or min(sizes) < 1 or sum(sizes) > len(there):
+    speakers = sorted({recording.speaker for recording in recordings})
+    if not isinstance(option, Mapping):
+        sizes = list(option)
+        if len(sizes) != len(SPLITS) or min(sizes) < 1 or sum(sizes) > len(speakers):
             raise UserError(
-                f"dataset.speakers={sizes}: there are {len(there)} speakers ({', '.join(there)}), say how many of them "
-                "train, val and test get, 1 or more each"
+                f"dataset.speakers={sizes}: there are {len(speakers)} speakers ({', '.join(speakers)}), give the "
+                "numbers of speakers of train, val and test, 1 or more each"
             )
         ends = np.cumsum(sizes)
-        return {split: there[end - n : end] for split, n, end in zip(SPLITS, sizes, ends)}
-    chosen = {split: list(wanted.get(split, [])) for split in SPLITS}
+        return {split: speakers[end - n : end] for split, n, end in zip(SPLITS, sizes, ends)}
+    chosen = {split: list(option.get(split, [])) for split in SPLITS}
     names = [name for part in chosen.values() for name in part]
-    unknown, twice = sorted(set(names) - set(there)), sorted({n for n in names if names.count(n) > 1})
+    unknown, repeated = sorted(set(names) - set(speakers)), sorted({n for n in names if names.count(n) > 1})
     empty = [split for split, part in chosen.items() if not part]
-    if unknown or twice or empty or set(wanted) - set(SPLITS):
+    if unknown or repeated or empty or set(option) - set(SPLITS):
         problem = (
-            f"there is no speaker {unknown[0]}, only {', '.join(there)}"
+            f"there is no speaker {unknown[0]}, only {', '.join(speakers)}"
             if unknown
-            else f"{twice[0]} is named twice"
-            if twice
+            else f"{repeated[0]} is named twice"
+            if repeated
             else f"no speaker for {empty[0]}"
             if empty
             else f"splits are {', '.join(SPLITS)}"
@@ -112,25 +112,24 @@ def speakers_of(
 def pair_with_images(
     digits: np.ndarray, labels: np.ndarray, pairings: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Every recording with ``pairings`` images of its class; no image comes twice before all of the class have come.
+    """Pair every recording with ``pairings`` images of its class; images repeat once all of the class were used.
 
     Args:
         digits: (N,) of the recordings.
         labels: (I,) of the images.
 
     Returns:
-        Row numbers of the recordings and of the images, (pairings N,) each: the recordings in their order, again and
-        again.
+        Row numbers of the recordings and of the images, (pairings N,) each; the recordings repeat in their order.
 
     Raises:
         UserError: no image of a class.
     """
     images = np.empty((pairings, len(digits)), dtype=np.int64)
     for digit in np.unique(digits):
-        rows, there = np.flatnonzero(digits == digit), rng.permutation(np.flatnonzero(labels == digit))
-        if not len(there):
+        rows, candidates = np.flatnonzero(digits == digit), rng.permutation(np.flatnonzero(labels == digit))
+        if not len(candidates):
             raise UserError(f"no image of the digit {digit} to pair its recordings with: restore the files of MNIST")
-        images[:, rows] = np.resize(there, (pairings, len(rows)))
+        images[:, rows] = np.resize(candidates, (pairings, len(rows)))
     return np.tile(np.arange(len(digits)), pairings), images.flatten()
 
 
@@ -142,14 +141,14 @@ class SpokenDigits(SourcedDataModule):
         audio: the front end, see :mod:`datasets.readers.audio`.
         recordings: folder with the wav files.
         mnist: folder with the four idx files, plain or .gz.
-        root: the stand-in is made beside it.
-        demo: make and use that stand-in.
+        root: folder of the demo data, with ``demo`` only.
+        demo: use demo data.
         protocol: ``speakers`` or ``official``, see the module.
         speakers: see :func:`speakers_of`; for ``protocol=speakers``.
-        pairings: images that each training recording is paired with; validation and test have one each.
+        pairings: images per training recording; validation and test recordings have one.
         pair_seed: of the pairs and of the division of the training images.
         bad_clips: see :class:`datasets.bad_clips.BadClips`.
-        **kwargs: see :class:`MultimodalDataModule`.
+        **kwargs: see :class:`datasets.base.MultimodalDataModule`.
     """
 
     paths = ("recordings", "mnist", "root")
@@ -192,10 +191,9 @@ class SpokenDigits(SourcedDataModule):
         ]
 
     def find_source(self) -> Source:
-        """The recordings and images.
-
+        """
         Raises:
-            UserError: either is not there; or the speakers cannot be divided as asked.
+            UserError: no recordings or no images, or ``speakers`` does not fit the recordings.
         """
         recordings_folder, mnist = self.recordings, self.mnist
         if self.demo:
@@ -230,7 +228,7 @@ class SpokenDigits(SourcedDataModule):
         return {"audio": {"front_end": {"name": type(self.audio).__name__, **asdict(self.audio)}}}  # type: ignore[call-overload]
 
     def _division(self, recordings: Sequence[Recording]) -> Any:
-        """Recording -> its split, or None."""
+        """Function from a recording to its split, None = not used."""
         if self.protocol == "speakers":
             chosen = speakers_of(recordings, self.speakers)
             split = {speaker: s for s, speakers in chosen.items() for speaker in speakers}
@@ -240,12 +238,12 @@ class SpokenDigits(SourcedDataModule):
     def pack(self, source: Source) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
         files, divided = source.load()
         recordings = [recording for recording, _ in divided]
-        heard, problems = self._decode(recordings)
-        of = {split: [i for i, (_, s) in enumerate(divided) if s == split] for split in SPLITS}
+        stored, problems = self._decode(recordings)
+        rows_of = {split: [i for i, (_, s) in enumerate(divided) if s == split] for split in SPLITS}
         left_out = self.bad_clips.judge(
             self.name,
-            {split: [recordings[i].path.stem for i in rows] for split, rows in of.items()},
-            {split: {k: problems[i] for k, i in enumerate(rows) if i in problems} for split, rows in of.items()},
+            {split: [recordings[i].path.stem for i in rows] for split, rows in rows_of.items()},
+            {split: {k: problems[i] for k, i in enumerate(rows) if i in problems} for split, rows in rows_of.items()},
         )
         images, labels = read_mnist(files, "train")
         n_val = max(CLASSES, round(VAL_IMAGES * len(labels)))
@@ -254,18 +252,17 @@ class SpokenDigits(SourcedDataModule):
         written["test"] = read_mnist(files, "test")
         splits = {}
         for number, split in enumerate(SPLITS):
-            good = [i for i in of[split] if i not in problems]
+            good = [i for i in rows_of[split] if i not in problems]
             if not good:
                 raise UserError(f"{self.name}: no recording for split '{split}': give more takes or speakers")
             digits = np.array([recordings[i].digit for i in good], dtype=np.int64)
             check_classes(split, digits, CLASSES, "the recordings")
             rng = np.random.default_rng([self.pair_seed, number])
-            audio_rows, image_rows = pair_with_images(
-                digits, written[split][1], self.pairings if split == "train" else 1, rng
-            )
+            pairings = self.pairings if split == "train" else 1
+            audio_rows, image_rows = pair_with_images(digits, written[split][1], pairings, rng)
             used, pointers = np.unique(image_rows, return_inverse=True)
             arrays: Arrays = {
-                "audio": heard[good],
+                "audio": stored[good],
                 "audio.rows": audio_rows,
                 "image": written[split][0][used][:, None],
                 "image.rows": pointers.astype(np.int64),
@@ -277,14 +274,14 @@ class SpokenDigits(SourcedDataModule):
         return splits, {"class_names": self.class_names, "source": about, "left_out": left_out}
 
     def _decode(self, recordings: Sequence[Recording]) -> tuple[np.ndarray, dict[int, ClipProblem]]:
-        """What the front end makes of each recording, and what is wrong with which."""
+        """Stored values of the recordings, and the problem of each row that has one."""
         keeps_silent = self.bad_clips.keeps_silent
 
         def sound(row: int) -> tuple[np.ndarray]:
             return (hear(self.audio, recordings[row].path, None, None, keeps_silent),)
 
-        found = [os.stat(r.path) for r in recordings]
-        stats = np.array([(s.st_size, s.st_mtime_ns) for s in found], dtype=np.int64).reshape(-1, 2)
+        statuses = [os.stat(r.path) for r in recordings]
+        stats = np.array([(s.st_size, s.st_mtime_ns) for s in statuses], dtype=np.int64).reshape(-1, 2)
         key = [repr(self.audio), keeps_silent, [r.path.name for r in recordings]]
         files, bad = decode_rows(
             "recordings", key, stats, self.scratch, sound, {"": self.audio.stored}, "recordings", "file"

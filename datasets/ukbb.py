@@ -1,8 +1,8 @@
 """UK Biobank, cardiac MR and a table of 75 columns: coronary artery disease (CAD) and Infarction, from TIP's files.
 
-Du et al., "TIP", ECCV 2024 (https://github.com/siyi-wind/TIP); used by DyMo, ICLR 2026. The data may not be passed on:
-apply to UK Biobank, and prepare them with TIP's notebooks (docs/reference/datasets.md §5); the files are read as these
-write them. ``demo=true`` makes a synthetic stand-in in that layout.
+Du et al., "TIP", ECCV 2024 (https://github.com/siyi-wind/TIP); used by DyMo, ICLR 2026. The data may not be
+redistributed: apply to UK Biobank, and prepare them with TIP's notebooks (docs/reference/datasets.md §5), whose files
+are read here. ``demo=true`` makes synthetic demo data in that layout.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ _TABLE = "cardiac_features_{}_imputed_noOH_tabular_imaging_{}reordered.csv"
 
 
 def file_names(target: str, split: str, balanced: bool) -> tuple[str, str, str]:
-    """Table, labels and image paths of a split; ``balanced`` counts for the training split alone."""
+    """File names of table, labels and image paths of a split; ``balanced`` applies only to the training split."""
     if split == "train" and balanced:
         return (
             _TABLE.format("train", f"{target}_balanced_"),
@@ -112,11 +112,11 @@ class UKBB(ImageTableModule):
 
     Args:
         store: folder of the packed store.
-        root: folder with TIP's files; ``subjects/`` is looked for in it where the stored paths do not exist.
+        root: folder with TIP's files, and with ``subjects/`` where the stored paths do not exist.
         target: CAD | Infarction.
-        demo: ``root`` holds demo data, whose counts are not those of the real ones.
+        demo: ``root`` holds demo data, whose counts differ from the published ones.
         balanced: train on all positives and as many negatives, from TIP's balanced files or, without them, drawn from
-            the full ones (seed 2022); false = the full training split.
+            the full files (seed 2022); false = the full training split.
         **kwargs: see :class:`ImageTableModule`.
     """
 
@@ -139,7 +139,7 @@ class UKBB(ImageTableModule):
         if not (root / LENGTHS).is_file():
             raise UserError(
                 f"no UK Biobank files in {root}: looked for {LENGTHS} and {file_names(self.target, 'test', True)[0]}; "
-                "prepare them with TIP's notebooks and set dataset.root, or dataset.demo=true for a synthetic stand-in"
+                "prepare them with TIP's notebooks and set dataset.root, or dataset.demo=true for synthetic demo data"
             )
         drawn = self.balanced and not (root / file_names(self.target, "train", True)[0]).is_file()
         files = {split: file_names(self.target, split, self.balanced and not drawn) for split in SPLITS}
@@ -164,11 +164,10 @@ class UKBB(ImageTableModule):
 
 
 def balance(train: Coded) -> Coded:
-    """All positives and as many negatives, drawn without replacement with Python's generator (seed 2022), in their
-    order.
+    """Select all positives and as many negatives, drawn with Python's generator (seed 2022), in their order.
 
     Raises:
-        UserError: labels that are not 0 and 1, or fewer negatives than positives.
+        UserError: labels other than 0 and 1, or fewer negatives than positives.
     """
     positive, negative = (np.flatnonzero(train.target == value) for value in (1, 0))
     if len(positive) + len(negative) < len(train.target):

@@ -219,7 +219,7 @@ def test_a_part_of_a_video(tmp_path: Path) -> None:
     path = write_counting(tmp_path / "v.mkv", 40)
     assert numbers(extract_frames(path, 1, 1, 3)) == [14, 24]
     for start, end in ((9, 12), (1, 1.3)):  # behind the end, and less than half a second
-        with pytest.raises(ClipProblem, match="no frame in it at 1 a second") as caught:
+        with pytest.raises(ClipProblem, match="no frame at 1 per second") as caught:
             extract_frames(path, 1, start, end)
         assert caught.value.kind == "no_frames"
 

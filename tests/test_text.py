@@ -73,7 +73,7 @@ def test_texts_come_back_from_codes_rows_and_probabilities() -> None:
 
 
 def test_a_character_outside_the_alphabet_is_named() -> None:
-    with pytest.raises(UserError, match=r"texts\.csv: text 2 holds 'Ä' at place 3, .*: mend or leave out that row"):
+    with pytest.raises(UserError, match=r"texts\.csv: text 2 holds 'Ä' at place 3, .*: correct or leave out that row"):
         encode_all(["fine", "naÄme", "neither Ö"], 8, "texts.csv")
     assert encode_all(["fine", "cut Ä"], 4, "x").shape == (2, 4)
 

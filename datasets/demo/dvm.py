@@ -1,4 +1,4 @@
-"""Small seeded stand-ins of DVM and UK Biobank, in the layouts of the real files, so that the real readers read them.
+"""Small seeded demo data of DVM and UK Biobank in the layouts of the real files, for the real readers.
 
 Synthetic: nothing is learned from them about cars or hearts. Every class can be told from the image and from the table,
 neither perfectly.

@@ -1,4 +1,4 @@
-"""Small seeded stand-ins for the audio and video sets, in the real file layouts, for ``dataset.demo=true`` and tests.
+"""Small seeded demo data of the audio and video sets in the real file layouts, for ``dataset.demo=true`` and tests.
 
 A class is a pitch with a beat to the ear and a coloured shape that moves to the eye. Some classes sound alike in half
 of their clips, others look alike in half of theirs: both modalities together know more than each.

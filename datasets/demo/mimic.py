@@ -1,4 +1,4 @@
-"""A small seeded stand-in of MIMIC in the layout of the published tables, so that the real reader reads it.
+"""Small seeded demo data of MIMIC in the layout of the published tables, for the real reader.
 
 Synthetic: nothing is learned from it about lungs. Every finding shows in the film and in the table, in neither
 perfectly.

@@ -11,7 +11,7 @@ from datasets.readers.mnist import CLASSES
 
 
 def make_views(folder: Path) -> None:
-    """A stand-in in the layout of the download: 20 vectors of each class around a random centre."""
+    """Make demo data in the layout of the download: 20 vectors per class around a random centre."""
     rng = np.random.default_rng(0)
     for view, features in VIEWS.items():
         centres = rng.normal(size=(CLASSES, features))

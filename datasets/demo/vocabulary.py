@@ -1,4 +1,4 @@
-"""Small seeded stand-ins for Food-101 and MM-IMDb, in the real file layouts, each with a vocabulary of its own.
+"""Small seeded demo data of Food-101 and MM-IMDb in the real file layouts, with a vocabulary for each.
 
 As in ``datasets/demo/folders.py``: they show that everything runs; no number of theirs says anything about the real
 sets.

@@ -16,14 +16,14 @@ CLASSES = 10
 
 
 def read_idx(path: Path, ndim: int) -> np.ndarray:
-    """A file of the MNIST format: two zero bytes, type 8 (uint8), the number of dimensions, big-endian sizes, data.
+    """Read the MNIST format: two zero bytes, type 8 (uint8), the number of dimensions, big-endian sizes, data.
 
     Args:
-        path: plain or gzip, told apart by content.
+        path: plain or gzip, recognised by its content.
         ndim: 3 for images, 1 for labels.
 
     Raises:
-        UserError: wrong magic number, or more or fewer bytes than the header promises.
+        UserError: wrong magic number, or another number of bytes than the header announces.
     """
     raw = path.read_bytes()
     unpacker = None
@@ -75,7 +75,7 @@ def read_mnist(files: Mapping[str, Path], part: str) -> tuple[np.ndarray, np.nda
     """Images (N, 28, 28) uint8 and labels (N,) of ``train`` or ``test``.
 
     Raises:
-        UserError: a damaged file, images of another size, a label above 9, unequal counts.
+        UserError: a damaged file, images of another size, a label above 9, or unequal counts.
     """
     image_file, label_file = files[f"{part} images"], files[f"{part} labels"]
     images, labels = read_idx(image_file, 3), read_idx(label_file, 1)

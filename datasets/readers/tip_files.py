@@ -12,20 +12,18 @@ import pandas as pd
 from datasets.coded_table import Coded
 from utils.errors import UserError
 
-# ------------------------------------------------------------------------------------------- files that TIP prepared
-
 
 def read_list(path: Path) -> list[Any]:
-    """A ``.pt`` file with a list of numbers or strings, read without executing anything in it.
+    """Read a ``.pt`` file with a list of numbers or strings, without executing anything in it.
 
     Raises:
-        UserError: absent, damaged, or something else.
+        UserError: the file is absent or damaged, or holds something else.
     """
     import torch
 
     if not path.is_file():
         raise UserError(f"there is no {path}: copy the folder of prepared files completely")
-    scalar = np.float64(0).__reduce__()[0]  # what NumPy numbers in a list are stored with
+    scalar = np.float64(0).__reduce__()[0]  # NumPy numbers in a list are stored with it
     safe: list[Any] = [
         scalar,
         (scalar, "numpy.core.multiarray.scalar"),
@@ -45,7 +43,7 @@ def read_list(path: Path) -> list[Any]:
 
 
 def read_cardinalities(path: Path, columns: Sequence[str]) -> list[int]:
-    """Levels of the leading categorical columns, from TIP's list of lengths (1 stands for a continuous column).
+    """Read the levels of the leading categorical columns from TIP's list of lengths (1 = a continuous column).
 
     Raises:
         UserError: the list does not fit the columns.
@@ -72,15 +70,15 @@ def read_prepared(
     anchor: str,
     root: Path,
 ) -> Coded:
-    """One split in TIP's layout: numbers without a header, lists of labels and of image files.
+    """Read one split in TIP's layout: numbers without a header, lists of labels and of image files.
 
     Args:
-        columns: names, as many as the table must have.
-        anchor: folder name in the stored paths from which they hold on any machine.
-        root: where the folder ``anchor`` is, for paths that do not exist as they stand.
+        columns: names of all columns.
+        anchor: name of the folder in the stored paths below which they are the same on any machine.
+        root: folder that contains ``anchor``, for stored paths that do not exist.
 
     Raises:
-        UserError: names the file and what is wrong.
+        UserError: names the file and the problem.
     """
     if not table.is_file():
         raise UserError(f"there is no {table}: copy the folder of prepared files completely")
