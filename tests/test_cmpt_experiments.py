@@ -145,7 +145,7 @@ def test_ours_stand_beside_the_papers(tmp_path: Path, capsys: pytest.CaptureFixt
     published.main([str(PUBLISHED), "--table", "table_2", "--output", str(tmp_path)])
     text = capsys.readouterr().out
     line = next(line for line in text.splitlines() if line.startswith("| CMPT ") and "85.31" in line)
-    assert "| 76.00 ± 2.83 " in line and "Food101, accuracy (%), ours: 2 seeds a cell" in text
+    assert "| 76.00 ± 2.83 " in line and "Food101, accuracy (%), ours: 2 seeds per cell" in text
     assert "CREMAD, accuracy (%), no runs of ours yet" in text
     joined = published.join(published.read_published(PUBLISHED), published.read_ours(tmp_path))
     both = joined[joined["model"] == "CMPT - CMPT_without_proxies"].dropna(subset="ours")
@@ -175,7 +175,7 @@ def test_models_beside_each_other_at_every_rate(tmp_path: Path, capsys: pytest.C
         (run / "DONE").touch()
     arguments = [str(PUBLISHED), "--output", str(tmp_path), "--compare", "CMPT", "CMPT_without_proxies"]
     text = published.main(arguments)
-    assert text in capsys.readouterr().out and "Food101, accuracy (%), ours: 2 seeds a cell" in text
+    assert text in capsys.readouterr().out and "Food101, accuracy (%), ours: 2 seeds per cell" in text
     table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
     assert table[0] == ["scenario", "CMPT", "CMPT_without_proxies", "CMPT - CMPT_without_proxies"]
     assert table[-2:] == [

@@ -1,7 +1,7 @@
-"""Our results beside published ones: ``python -m trainers.published docs/published/cmpt.csv --table table_8``.
+"""Print our results beside published ones: ``python -m trainers.published docs/published/cmpt.csv --table table_8``.
 
-``--compare CMPT CMPT_without_proxies`` prints our models beside each other instead, under every scenario that all of
-them have, for figures that are curves and print no numbers.
+``--compare CMPT CMPT_without_proxies`` prints our models beside each other instead, under all scenarios that they
+share, for published figures that are curves without numbers.
 
 A published file has the columns table, dataset, model, run, scenario, metric, value and sd (in percent). ``model`` is a
 model of ours or one that only the paper has; ``A - B`` is a difference. ``run`` is the ``name`` of our runs.
@@ -36,21 +36,22 @@ TRAINING_ROWS: dict[str, dict[str, tuple[int | None, str]]] = {
 
 
 def read_published(path: Path) -> pd.DataFrame:
-    """
+    """Read a file of published results.
+
     Raises:
-        UserError: it is no such file.
+        UserError: the file is absent or has another format.
     """
     try:
         frame = pd.read_csv(path, dtype=dict.fromkeys(COLUMNS[:6], str) | {"value": float, "sd": float})
     except (OSError, ValueError) as error:
         raise UserError(f"{path} holds no published results ({error})") from None
     if list(frame) != COLUMNS or frame.duplicated(["table", *KEY]).any():
-        raise UserError(f"{path}: needs the columns {', '.join(COLUMNS)}, and one row for each number of a table")
+        raise UserError(f"{path}: needs the columns {', '.join(COLUMNS)}, and one row per number of a table")
     return frame
 
 
 def read_ours(output: Path) -> pd.DataFrame:
-    """Mean, SD (n - 1) and number of seeds, in percent, of every finished run below ``output``.
+    """Mean and SD (n - 1) over seeds, in percent, and number of seeds of all finished runs below ``output``.
 
     Returns:
         columns :data:`KEY`, ours, ours_sd, seeds.
@@ -67,7 +68,7 @@ def read_ours(output: Path) -> pd.DataFrame:
 
 
 def validation_of(output: Path) -> dict[str, set[str | None]]:
-    """Data set -> ``dataset.validation`` of its finished runs below ``output`` (None where it is not set)."""
+    """Data set -> values of ``dataset.validation`` in its finished runs below ``output``, None if it is not set."""
     settings: dict[str, set[str | None]] = {}
     for path in sorted(output.glob("*/*/*/seed*/config.yaml")):
         if (path.parent / "DONE").is_file():
@@ -78,7 +79,7 @@ def validation_of(output: Path) -> dict[str, set[str | None]]:
 
 
 def training_note(protocol: str, dataset: str, settings: set[str | None]) -> str:
-    """How our training rows differ from the paper's, for below a heading; '' where they are the published ones.
+    """Sentence on how our training rows differ from the paper's; '' if they do not.
 
     Args:
         protocol: stem of the published file.
@@ -95,8 +96,8 @@ def training_note(protocol: str, dataset: str, settings: set[str | None]) -> str
 
 
 def join(published: pd.DataFrame, ours: pd.DataFrame) -> pd.DataFrame:
-    """The published rows with ours, NaN where there are none; a difference ``A - B`` is that of our means, with the
-    fewer seeds of the two and no SD."""
+    """Add our results to the published rows, NaN without runs. A difference ``A - B`` is that of our means, without SD,
+    and has the smaller number of seeds of the two."""
     joined = published.merge(ours, on=KEY, how="left")
     means = ours.set_index(KEY)[["ours", "seeds"]]
     for row in joined.index[joined["model"].str.contains(" - ", regex=False)]:
@@ -110,8 +111,8 @@ def join(published: pd.DataFrame, ours: pd.DataFrame) -> pd.DataFrame:
 
 
 def compare(ours: pd.DataFrame, models: Sequence[str], run: str, metrics: pd.DataFrame) -> str:
-    """Markdown, one block per data set and metric: a row per scenario, a column per model, and the first model minus
-    each other one (of means, in percentage points).
+    """Markdown, one block per data set and metric: one row per scenario, one column per model, and differences of the
+    first model to each other one (of means, in percentage points).
 
     Args:
         ours: of :func:`read_ours`.
@@ -135,7 +136,7 @@ def compare(ours: pd.DataFrame, models: Sequence[str], run: str, metrics: pd.Dat
             difference = by_model[models[0]]["ours"] - by_model[model]["ours"]
             cells[f"{models[0]} - {model}"] = [f"{value:+.2f}" for value in difference]
         seeds = sorted({int(n) for frame in by_model.values() for n in frame["seeds"]})
-        heading = f"### {dataset}, {metric} (%), ours: {' to '.join(map(str, seeds))} seeds a cell"
+        heading = f"### {dataset}, {metric} (%), ours: {' to '.join(map(str, seeds))} seeds per cell"
         blocks.append(f"{heading}\n\n{to_markdown(cells)}\n")
     return "\n".join(blocks) or f"No data set has finished runs of {', '.join(models)} yet.\n"
 
@@ -147,8 +148,8 @@ def _number(value: float, sd: float) -> str:
 
 
 def render(joined: pd.DataFrame, protocol: str = "", settings: Mapping[str, set[str | None]] | None = None) -> str:
-    """Markdown, a block for each table, data set and metric: rows are models (and runs, where they differ), a column of
-    ours and one of the paper's for each scenario.
+    """Markdown, one block per table, data set and metric: rows are models (with the run if there are several), columns
+    are our and the paper's values under each scenario.
 
     Args:
         protocol, settings: see :func:`training_note`; settings of each data set.
@@ -164,7 +165,7 @@ def render(joined: pd.DataFrame, protocol: str = "", settings: Mapping[str, set[
                 text = {name: _number(row[value], row[sd]) for name, row in rows.iterrows()}
                 cells[f"{scenario}, {column}"] = cells.index.map(lambda name, text=text: text.get(name, "–"))
         seeds = sorted({int(n) for n in part["seeds"].dropna()})
-        note = f"ours: {' to '.join(map(str, seeds))} seeds a cell" if seeds else "no runs of ours yet"
+        note = f"ours: {' to '.join(map(str, seeds))} seeds per cell" if seeds else "no runs of ours yet"
         heading = f"### {str(table).replace('_', ' ').capitalize()}: {dataset}, {metric} (%), {note}"
         training = training_note(protocol, str(dataset), (settings or {}).get(str(dataset), set()))
         blocks.append("\n\n".join(filter(None, (heading, training, to_markdown(cells)))) + "\n")

@@ -1,4 +1,4 @@
-"""How fusion weights and predicted levels follow the noise of a test: python -m trainers.udml_curves OUT RUN [RUN ...]
+"""Curves of fusion weights and predicted levels over test noise: python -m trainers.udml_curves OUT RUN [RUN ...]
 
 Reads the predictions of finished runs, of any number of seeds, under ``none`` and under the scenarios in which one
 modality has the noise of the training (``model.noise``), and writes ``OUT/curves.csv`` and ``OUT/curves.png``.
@@ -40,7 +40,7 @@ def read_curves(runs: Sequence[Path]) -> pd.DataFrame:
         cfg = OmegaConf.load(run / "config.yaml")
         names = list(cfg.dataset.modalities)
         operator = (cfg.model.get("noise") or {}).get("operator", "gaussian")
-        found: dict[int, dict[int, tuple[np.ndarray, np.ndarray]]] = {m: {} for m in range(len(names))}
+        by_modality: dict[int, dict[int, tuple[np.ndarray, np.ndarray]]] = {m: {} for m in range(len(names))}
         for file in sorted((run / "predictions").glob("*.npz")):
             if file.stem.startswith("noise_") and not file.stem.startswith(f"noise_{operator}_"):
                 continue
@@ -54,8 +54,8 @@ def read_curves(runs: Sequence[Path]) -> pd.DataFrame:
                     continue
                 noisy = [m for m, level in enumerate(levels) if level > 1]
                 for m in noisy or range(len(names)):
-                    found[m][int(levels[m])] = (weights[:, m], predicted[:, m])
-        for m, by_level in found.items():
+                    by_modality[m][int(levels[m])] = (weights[:, m], predicted[:, m])
+        for m, by_level in by_modality.items():
             true = np.concatenate([np.full(len(w), level) for level, (w, _) in by_level.items()])
             all_predicted = np.concatenate([p for _, p in by_level.values()])
             rank = float(pd.Series(true).corr(pd.Series(all_predicted), method="spearman"))
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str]) -> None:
     out, *runs = map(Path, arguments)
     curves = read_curves(runs)
     if curves["level"].max() <= 1:
-        raise UserError("no test with noise on one modality: add scenarios such as noise_gaussian_6_0 to missing.test")
+        raise UserError("the runs have no test with noise on one modality: add noise_gaussian_6_0 to missing.test")
     with replacing(out / "curves.csv") as file:
         curves.to_csv(file, index=False)
     save(noise_curves(curves, f"{len(runs)} run{'s' * (len(runs) > 1)}"), out / "curves.png")
