@@ -253,7 +253,7 @@ def make_messy_lesions(folder: Path, seed: int = 0) -> tuple[Path, dict[str, lis
                 "icd": codes[c],
                 "sex": spellings[patient % 2][int(rng.integers(4))],
                 "age": str(int(rng.integers(20, 90))),
-                "diameter": f"{3 + 2 * c + rng.random():.1f}".replace(".", ","),
+                "diameter": f"{3 + c + 3 * rng.random():.1f}".replace(".", ","),
                 "site": sites[int(rng.integers(4))],
                 "visit": f"{rng.integers(1, 29):02d}.{rng.integers(1, 13):02d}.2024",
                 "clinic": "Haut 1",

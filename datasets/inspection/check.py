@@ -131,7 +131,7 @@ def _input_findings(report: Report, column: Column) -> list[Finding]:
     """Remarks on an input of a configuration."""
     layout, name = report.layout, column.name
     findings = _missing_findings(column)
-    if column.kind in NO_INPUT:
+    if column.kind in NO_INPUT and (name not in layout.text or column.kind in ("empty", "constant")):
         level = "error" if column.kind == "empty" else "warning"
         findings.append(Finding(level, name, f"is an input, and {NO_INPUT[column.kind]}", "take it out of the inputs"))
     if name in layout.continuous:
@@ -186,11 +186,13 @@ def _check_rows(report: Report, inputs: Sequence[str]) -> None:
             text = "no value, and the splits are divided by this column"
             findings.append(Finding("error", str(group.name), text, "complete it", row_numbers(blank)))
     report.classes = class_of_rows(layout, cells)
-    columns = [report.columns[name] for name in inputs]
+    is_text = {name: name in layout.text or report.columns[name].kind == "text" for name in inputs}
+    texts = [report.columns[name] for name in inputs if is_text[name]]
+    columns = [report.columns[name] for name in inputs if not is_text[name]]
     labels = report.classes
     if len(layout.labels) == 1:
         leaks, report.shares = leak_findings(columns, cells, labels, report.decimal)
-        findings += leaks + text_findings(columns, labels) + rare_findings(labels, group)
+        findings += leaks + text_findings(texts, labels, layout.mask_words) + rare_findings(labels, group)
     else:
         for label in layout.labels:
             known = cells[label][cells[label].isin(["0", "1"])]

@@ -45,6 +45,7 @@ class Layout:
     categorical: dict[str, dict[str, list[str]] | None] = field(default_factory=dict)
     continuous: tuple[str, ...] = ()
     text: tuple[str, ...] = ()
+    mask_words: tuple[str, ...] = ()
     missing_values: tuple[str, ...] = ()
     without_image: str = "refuse"
     image_bits: int | None = None
@@ -85,6 +86,7 @@ def layout_of(settings: Mapping[str, Any]) -> Layout:
         },
         continuous=tuple(settings.get("continuous") or ()),
         text=(text,) if isinstance(text, str) else tuple(text),
+        mask_words=tuple(map(str, settings.get("mask_words") or ())),
         missing_values=tuple(as_texts(settings.get("missing_values") or ())),
         without_image=settings.get("without_image") or "refuse",
         image_bits=settings.get("image_bits"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -69,7 +70,7 @@ def leak_findings(
     findings, shares = [], {}
     usual = target.value_counts(normalize=True)
     for column in columns:
-        if column.kind not in ("categorical", "continuous", "group", "text"):
+        if column.kind not in ("categorical", "continuous", "group"):
             continue
         levels = discretised(column, cells.loc[target.index, column.name], decimal)
         if levels.nunique() > min(MAX_COMPARED, len(levels) / 2):
@@ -93,13 +94,20 @@ def leak_findings(
     return findings, shares
 
 
-def text_findings(columns: Sequence[Column], target: pd.Series) -> list[Finding]:
-    """Texts that contain the name of their class."""
+def text_findings(columns: Sequence[Column], target: pd.Series, mask_words: Sequence[str]) -> list[Finding]:
+    """Texts that contain the name of their class.
+
+    Args:
+        mask_words: beginnings of the words that a mask token replaces.
+    """
+    masked = re.compile(rf"\b(?:{'|'.join(map(re.escape, mask_words))})\w*", re.IGNORECASE) if mask_words else None
     findings = []
     for column in columns:
-        texts = column.known[column.known.index.isin(target.index)].str.casefold()
-        named = [row for row, text in texts.items() if str(target[row]).casefold() in text]
-        if column.kind == "text" and len(named) > 0.05 * len(texts):
+        texts = column.known[column.known.index.isin(target.index)]
+        if masked is not None:
+            texts = texts.str.replace(masked, " ", regex=True)
+        named = [row for row, text in texts.items() if str(target[row]).casefold() in text.casefold()]
+        if len(named) > COMMON * len(texts):
             text = "text contains the name of its class"
             fix = "list the words in dataset.mask_words, or leave the column out"
             findings.append(Finding("warning", column.name, text, fix, row_numbers(named)))

@@ -93,11 +93,12 @@ class Report:
         rows = f"{number_of(len(self.cells), 'row')}, {number_of(len(self.columns), 'column')}"
         summary = f"{self.layout.csv}: {rows}: {', '.join(counts) or 'nothing to remark'}"
         lines = [(finding.level, finding.line()) for level in LEVELS for finding in self.of_level(level)]
-        gaps = [f"{name} {column.missing:.1%}" for name, column in self.columns.items() if column.missing]
+        inputs = [self.columns[name] for name in (self.suggestion or self.layout).inputs if name in self.columns]
+        gaps = [f"{column.name} {column.missing:.1%}" for column in inputs if column.missing]
         lines += [("summary", f"missing cells: {', '.join(gaps)}")] if gaps else []
         if self.suggestion:
-            inputs = ", ".join(f"{name} ({self.columns[name].kind})" for name in self.suggestion.inputs)
-            lines.append(("summary", f"suggested inputs: {inputs}"))
+            kinds = ", ".join(f"{column.name} ({column.kind})" for column in inputs)
+            lines.append(("summary", f"suggested inputs: {kinds}"))
         for split, classes in self.counts.items():
             lines.append(("summary", f"{split}: {', '.join(f'{name} {n:,}' for name, n in classes.items())}"))
         return [*lines, ("summary", summary)]
