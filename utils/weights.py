@@ -1,4 +1,4 @@
-"""Tell what a checkpoint is, and load weights strictly. :mod:`utils.safe_pickle` reads the files."""
+"""Identify checkpoints by their content, and load weights strictly. :mod:`utils.safe_pickle` reads the files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _PREFIX = re.compile(r"^(?:module\.|model\.)+")
 
 
 def checkpoint_kind(content: Mapping[str, Any]) -> Kind:
-    """What a checkpoint is, told by its content."""
+    """Identify a checkpoint by its content."""
     state = content.get("state_dict")
     if isinstance(state, Mapping):
         names = {_PREFIX.sub("", str(key)) for key in state}
@@ -55,9 +55,9 @@ def load_part(module: nn.Module, path: Path, prefixes: Sequence[str], what: str,
     """Load a module from a file that holds it alone, or as a part of a larger one.
 
     Args:
-        prefixes: of the part's entries in larger files; the first that occurs counts.
-        what: the module in words, for the message.
-        ignore: entries of the part that start so are left out.
+        prefixes: of the part's entries in larger files; the first one that occurs is used.
+        what: name of the module, for the message.
+        ignore: prefixes of entries of the part that are left out.
 
     Raises:
         UserError: no such file, or its entries do not fit.
@@ -74,17 +74,17 @@ def load_strict(module: nn.Module, state: Mapping[str, Any], path: Path, what: s
 
     Args:
         path: where the weights come from, for the message.
-        what: the module in words, for the message ("DynamicTransformer on PolyMNIST").
+        what: name of the module, for the message ("DynamicTransformer on PolyMNIST").
 
     Raises:
         UserError: they do not fit; one line that says what they were trained for.
     """
-    own = {key: tuple(getattr(value, "shape", ())) for key, value in module.state_dict().items()}
-    theirs = {key: tuple(getattr(value, "shape", ())) for key, value in state.items()}
-    if own != theirs:
+    expected = {key: tuple(getattr(value, "shape", ())) for key, value in module.state_dict().items()}
+    stored = {key: tuple(getattr(value, "shape", ())) for key, value in state.items()}
+    if expected != stored:
         raise UserError(
-            f"{path} does not fit the {what}: {_misfit(theirs, own)}: give the checkpoint that was trained with this "
-            "data set and these settings"
+            f"{path} does not fit the {what}: {_misfit(stored, expected)}: give the checkpoint that was trained with "
+            "this data set and these settings"
         )
     for key, value in state.items():
         if isinstance(value, Tensor) and value.is_floating_point() and not torch.isfinite(value).all():
@@ -97,20 +97,20 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 def _names(shapes: Shapes, pattern: str) -> list[str]:
     """The distinct parts of the keys that the group of the pattern matches, in their order."""
-    return list(dict.fromkeys(found[1] for key in shapes if (found := re.match(pattern, key))))
+    return list(dict.fromkeys(match[1] for key in shapes if (match := re.match(pattern, key))))
 
 
-def _misfit(theirs: Shapes, own: Shapes) -> str:
-    """What the checkpoint was made for, where that can be told from shapes; else the first names that differ."""
+def _misfit(stored: Shapes, expected: Shapes) -> str:
+    """What the checkpoint was made for, if shapes tell; else the first names that differ."""
 
     def size(shapes: Shapes, axis: int, *keys: str) -> int:
         return next((shapes[key][axis] for key in keys if len(shapes.get(key, ())) > axis), 0)
 
     def sizes(axis: int, *keys: str) -> tuple[int, int]:
-        return size(theirs, axis, *keys), size(own, axis, *keys)
+        return size(stored, axis, *keys), size(expected, axis, *keys)
 
     def counts(pattern: str) -> tuple[int, int]:
-        return len(_names(theirs, pattern)), len(_names(own, pattern))
+        return len(_names(stored, pattern)), len(_names(expected, pattern))
 
     encoder = r"encoders\.([^.]+)\."
     modalities = next(
@@ -125,7 +125,7 @@ def _misfit(theirs: Shapes, own: Shapes) -> str:
         (sizes(1, "prototypes", "projection.weight"), "prototypes of {} values, those of the model have {}"),
     ]
     reasons = [text.format(a, b) for (a, b), text in facts if a and b and a != b]
-    tokens, encoders = sizes(1, "pos_embeddings"), (_names(theirs, encoder), _names(own, encoder))
+    tokens, encoders = sizes(1, "pos_embeddings"), (_names(stored, encoder), _names(expected, encoder))
     if modalities[0] == modalities[1]:
         if all(encoders) and set(encoders[0]) != set(encoders[1]):
             reasons.append("trained for {}, the data set has {}".format(*map(" + ".join, encoders)))
@@ -134,11 +134,11 @@ def _misfit(theirs: Shapes, own: Shapes) -> str:
     if reasons:
         return "; ".join(reasons)
 
-    other = [key for key in own if key in theirs and own[key] != theirs[key]]
+    other = [key for key in expected if key in stored and expected[key] != stored[key]]
     listed = [
-        ("without", [key for key in own if key not in theirs]),
-        ("with unknown", [key for key in theirs if key not in own]),
-        ("another shape of", [f"{key} {theirs[key]}, the model has {own[key]}" for key in other]),
+        ("without", [key for key in expected if key not in stored]),
+        ("with unknown", [key for key in stored if key not in expected]),
+        ("another shape of", [f"{key} {stored[key]}, the model has {expected[key]}" for key in other]),
     ]
     return "; ".join(
         f"{word} {', '.join(keys[:3])}" + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -142,13 +142,13 @@ class CMPT(Baseline):
         widths = [self.encoder(i).hidden for i in range(m)]
         self.width = width or max(widths)
         self.projections = nn.ModuleDict(
-            {name: nn.Linear(own, self.width) for name, own in zip(names, widths) if own != self.width}
+            {name: nn.Linear(hidden, self.width) for name, hidden in zip(names, widths) if hidden != self.width}
         )
         self.proxies = nn.ParameterList([self._first_proxies(i) for i in range(m)] if proxy else [])
-        learned = proxy is not None and proxy.position == "learned"
-        self.positions = nn.ParameterList([torch.zeros_like(p) for p in self.proxies] if learned else [])
-        several = proxy is not None and m > 2 and gate == "confidence"
-        self.confidence = nn.Linear(self.width, 1) if several else None
+        has_positions = proxy is not None and proxy.position == "learned"
+        self.positions = nn.ParameterList([torch.zeros_like(p) for p in self.proxies] if has_positions else [])
+        has_confidence = proxy is not None and m > 2 and gate == "confidence"
+        self.confidence = nn.Linear(self.width, 1) if has_confidence else None
         self.classifier = nn.Linear(self.width, num_classes, bias=head_bias)
 
     @classmethod
@@ -167,7 +167,7 @@ class CMPT(Baseline):
         checkpointing: bool,
         prerequisites: Mapping[str, IncompleteClassifier] | None,
     ) -> None:
-        """Check the encoder of a modality, give it its weights, freeze and adapt it."""
+        """Check the encoder of a modality, load its weights, freeze and adapt it."""
         name, encoder = modality.name, self.encoders[modality.name]
         if not isinstance(encoder, PretrainedEncoder):
             raise UserError(
@@ -180,18 +180,17 @@ class CMPT(Baseline):
             encoder.network.load_state_dict(trained.encoders[name].network.state_dict())
             encoder.pretrained = True
         encoder.checkpointing = encoder.checkpointing or checkpointing
-        own = self.adapter if targets is None else Adapter(**{**vars(self.adapter), "targets": targets})
-        encoder.adapt(own)
+        encoder.adapt(self.adapter if targets is None else replace(self.adapter, targets=targets))
 
     def as_backbone(self, metric: str) -> ProxyBackbone:
         return ProxyBackbone(self, metric)
 
     def encoder(self, i: int) -> PretrainedEncoder:
-        """Of modality ``i``."""
+        """Encoder of modality ``i``."""
         return self.encoders[self.modality_names[i]]  # type: ignore[return-value]
 
     def _first_proxies(self, i: int) -> nn.Parameter:
-        """(M - 1, D_i) before training."""
+        """Initial proxies (M - 1, D_i) of modality ``i``."""
         assert self.proxy is not None
         encoder, k = self.encoder(i), len(self.modalities) - 1
         if self.proxy.init == "class":
@@ -218,8 +217,8 @@ class CMPT(Baseline):
         mapped = self.projections[name](row)
         if proxies is not None:
             return mapped
-        own = torch.arange(len(self.modalities), device=x.device) == i
-        return torch.where(own[:, None], mapped, 0)
+        is_class_state = torch.arange(len(self.modalities), device=x.device) == i
+        return torch.where(is_class_state[:, None], mapped, 0)
 
     def _tokens(self, i: int) -> tuple[Tensor | None, bool]:
         """The proxies (M - 1, D_i) that go into the encoder of modality ``i``, and whether others do not see them."""
@@ -240,7 +239,7 @@ class CMPT(Baseline):
         return self.encoder(i).attention(x, *self._tokens(i))
 
     def complete(self, states: Tensor, missing: Tensor) -> Tensor:
-        """What is there, and a proxy for what is not (Eq. 5).
+        """Class states of observed modalities, and a proxy for each missing one (Eq. 5).
 
         Args:
             states: (B, M, M, D) of :meth:`encode`.
@@ -249,9 +248,9 @@ class CMPT(Baseline):
         Returns:
             (B, M, D): C_k, or the mean (by confidence) of P_{m->k} over the m that are there; zeros without proxies.
         """
-        own = states.diagonal(dim1=1, dim2=2).transpose(1, 2)
+        class_states = states.diagonal(dim1=1, dim2=2).transpose(1, 2)
         if self.proxy is None:
-            return torch.where(missing[..., None], 0, own)
+            return torch.where(missing[..., None], 0, class_states)
         eye = torch.eye(missing.shape[1], dtype=torch.bool, device=missing.device)
         source = ~missing[:, :, None] & ~eye
         values = torch.where(source[..., None], states, 0)
@@ -261,7 +260,7 @@ class CMPT(Baseline):
             scores = self.confidence(values)[..., 0]
             scores = scores.masked_fill(~source, torch.finfo(scores.dtype).min).softmax(1)
             shares = torch.where(source, scores, 0)
-        return torch.where(missing[..., None], (shares[..., None].to(values.dtype) * values).sum(1), own)
+        return torch.where(missing[..., None], (shares[..., None].to(values.dtype) * values).sum(1), class_states)
 
     def classify(self, vectors: Tensor, missing: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The sum of the modalities through the linear layer (Eqs. 3 and 6).
@@ -343,16 +342,16 @@ def alignment_loss(states: Tensor, missing: Tensor, alignment: Alignment) -> Ten
     m = missing.shape[1]
     with torch.autocast(states.device.type, enabled=False):
         states = states.float()
-        there = ~missing
-        pairs = there[:, :, None] & there[:, None, :] & ~torch.eye(m, dtype=torch.bool, device=missing.device)
-        # Before any arithmetic: an error of what is not there could be NaN, whose gradient no mask would stop.
-        own = torch.where(pairs.any(1)[..., None], states.diagonal(dim1=1, dim2=2).transpose(1, 2), 0)
-        targets = own.detach() if alignment.detach_target else own
+        observed = ~missing
+        pairs = observed[:, :, None] & observed[:, None, :] & ~torch.eye(m, dtype=torch.bool, device=missing.device)
+        # Before any arithmetic: the error of missing content could be NaN, whose gradient no mask would stop.
+        class_states = torch.where(pairs.any(1)[..., None], states.diagonal(dim1=1, dim2=2).transpose(1, 2), 0)
+        targets = class_states.detach() if alignment.detach_target else class_states
         proxies = torch.where(pairs[..., None], states, 0)
         errors = torch.where(pairs, (proxies - targets[:, None]).square().mean(-1), 0).sum((1, 2)) / (m - 1)
         rows = pairs.any((1, 2))
         if alignment.form == "printed":
-            errors = errors / (proxies[:, 0, 1] - own[:, 0]).square().mean(-1).clamp(min=1e-8)
+            errors = errors / (proxies[:, 0, 1] - class_states[:, 0]).square().mean(-1).clamp(min=1e-8)
         return torch.where(rows, errors, 0).sum() / rows.sum().clamp(min=1)
 
 
@@ -380,19 +379,24 @@ def count(model: CMPT) -> Count:
     def trained(*parts: nn.Module | None) -> int:
         return sum(p.numel() for part in parts if part is not None for p in part.parameters() if p.requires_grad)
 
-    found = Count(
+    counted = Count(
         adapters=trained(*(model.encoder(i).network for i in range(len(model.modalities)))),
         proxies=trained(model.proxies, model.positions),
         head=trained(model.classifier),
         projections=trained(model.projections, model.confidence),
         total=sum(p.numel() for p in model.parameters()),
     )
-    assert found.trained == trained(model), "something is trained that is neither adapter, proxy nor head"
-    return found
+    assert counted.trained == trained(model), "something is trained that is neither adapter, proxy nor head"
+    return counted
 
 
-def describe(found: Count) -> str:
-    """One line."""
-    parts = {"adapters": found.adapters, "proxies": found.proxies, "projections": found.projections, "head": found.head}
+def describe(counted: Count) -> str:
+    """One line with the numbers of trained parameters."""
+    parts = {
+        "adapters": counted.adapters,
+        "proxies": counted.proxies,
+        "projections": counted.projections,
+        "head": counted.head,
+    }
     listed = ", ".join(f"{name} {n:,}" for name, n in parts.items() if n)
-    return f"trains {found.trained:,} of {found.total:,} parameters ({listed})"
+    return f"trains {counted.trained:,} of {counted.total:,} parameters ({listed})"

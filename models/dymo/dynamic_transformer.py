@@ -314,7 +314,8 @@ class DynamicTransformer(TokenPipeline):
             log.warning(
                 "the prototype loss sets in at epoch %d, and training ends before it, after %d: for a loss on "
                 "prototypes set module.prototype_start of the backbone lower",
-                *(self.prototype_start, last),
+                self.prototype_start,
+                last,
             )
 
     def on_train_epoch_start(self) -> None:

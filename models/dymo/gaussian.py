@@ -1,9 +1,9 @@
-"""Class-wise Gaussian parameters of a backbone's features: what the selection reads."""
+"""Class-wise Gaussian parameters of a backbone's features, which the selection reads."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ class GaussianParameters:
         prototypes: (S, C, D) float32 mean features (not re-normalised).
         sigma: (S, C) float32, > 0.
         overall: (C, D), unweighted mean of the prototypes over subsets.
-        subsets: (S, M) bool, True = missing, in the order of ``utils.subsets``.
+        subsets: (S, M) bool, True = missing, in the order of :mod:`utils.subsets`.
         metric: cosine_similarity or squared_euclidean.
         student_t: (S, C, 3) df, loc, scale of a fit to the mirrored distances, or None. DyMo does not use it.
         about: plain values: split, rows, checkpoint fingerprint.
@@ -48,15 +48,17 @@ class GaussianParameters:
     about: dict[str, Any] | None = None
 
     def to(self, device: torch.device | str) -> GaussianParameters:
-        def move(t: Tensor) -> Tensor:
-            return t.to(device)
-
-        return GaussianParameters(
-            move(self.prototypes), move(self.sigma), move(self.overall), self.subsets, self.metric, None, self.about
+        """Copy for the selection on a device, without ``student_t``."""
+        return replace(
+            self,
+            prototypes=self.prototypes.to(device),
+            sigma=self.sigma.to(device),
+            overall=self.overall.to(device),
+            student_t=None,
         )
 
     def save(self, path: Path) -> None:
-        """Write ``.safetensors`` (metric and the rest in the header)."""
+        """Write ``.safetensors``, with metric and ``about`` in the header."""
         tensors = {
             "prototypes": self.prototypes,
             "sigma": self.sigma,
@@ -92,28 +94,27 @@ class GaussianParameters:
                     header = file.metadata() or {}
                     t = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (not a mapping)
                 parameters = cls(
-                    t["prototypes"],
-                    t["sigma"],
-                    t["overall"],
-                    t["subsets"],
-                    header["metric"],
-                    t.get("student_t"),
-                    json.loads(header["about"]),
+                    prototypes=t["prototypes"],
+                    sigma=t["sigma"],
+                    overall=t["overall"],
+                    subsets=t["subsets"],
+                    metric=header["metric"],
+                    student_t=t.get("student_t"),
+                    about=json.loads(header["about"]),
                 )
             except (KeyError, ValueError, safetensors.SafetensorError) as error:
                 raise UserError(f"{path} holds no Gaussian parameters ({error}): run stage 'gaussian' again") from None
         else:
             content = read_tensors(path)
             original = read_reference_gaussian(content, path)
-            stored_metric = reference_gaussian_metric(content, path, metric)
             parameters = cls(
-                original["prototypes"],
-                original["dist_std"],
-                original["overall_prototypes"],
-                original["subsets"],
-                stored_metric,
-                original["student_t"],
-                {"source": "original repository"},
+                prototypes=original["prototypes"],
+                sigma=original["dist_std"],
+                overall=original["overall_prototypes"],
+                subsets=original["subsets"],
+                metric=reference_gaussian_metric(content, path, metric),
+                student_t=original["student_t"],
+                about={"source": "original repository"},
             )
             parameters._reorder()
         parameters.check(str(path))

@@ -191,7 +191,8 @@ class DyMo(Method):
             log.warning(
                 "selection by the paper's rule loses to discarding on validation data (accuracy in %%: %s). The "
                 "recoveries mislead the backbone: %s model.selection.threshold=auto",
-                *(text, self.advice),
+                text,
+                self.advice,
             )
         rows = [(s, t, a, discard[s]) for s, by in accuracy.items() for t, a in by.items()]
         return pd.DataFrame(rows, columns=["scenario", "threshold", "accuracy", "discard"])
