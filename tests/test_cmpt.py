@@ -18,7 +18,8 @@ from datasets.batch import Batch, Modality
 from models.baselines.masks import TrainingMasks
 from models.baselines.unimodal import Unimodal
 from models.cmpt import parameters
-from models.cmpt.cmpt import CMPT, Alignment, Count, Proxy, alignment_loss, count, describe
+from models.cmpt.cmpt import CMPT, Alignment, Proxy, alignment_loss
+from models.cmpt.count import Count, count, describe
 from models.encoders.convolutional import PolyMNISTEncoder
 from models.encoders.pretrained import Adapter, PretrainedEncoder
 from tests.test_pretrained import SIZES, with_heads

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ import transformers
 from torch import Tensor, nn
 
 from datasets.batch import Modality
-from models.encoders import pretrained
 from models.encoders.pretrained import Adapter, PretrainedEncoder
 from utils.errors import UserError
 
@@ -315,7 +315,7 @@ def test_targets_that_match_nothing_are_named(monkeypatch: pytest.MonkeyPatch) -
     # Another version of the library, with another name.
     encoder = make("vit")
     renamed = {**encoder.layout.projections, "q": "attention.query"}
-    encoder.layout = pretrained.Family(**{**vars(encoder.layout), "projections": renamed})
+    encoder.layout = replace(encoder.layout, projections=renamed)
     with pytest.raises(UserError, match="found 6 modules in vit instead of 8"):
         encoder.adapt(Adapter())
 

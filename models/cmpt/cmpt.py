@@ -33,6 +33,7 @@ from datasets.batch import Batch, Modality
 from models.base import IncompleteClassifier, Prediction
 from models.baselines.base import Baseline
 from models.cmpt.backbone import ProxyBackbone
+from models.cmpt.count import count, describe
 from models.encoders.pretrained import Adapter, PretrainedEncoder
 from utils.errors import UserError
 
@@ -353,50 +354,3 @@ def alignment_loss(states: Tensor, missing: Tensor, alignment: Alignment) -> Ten
         if alignment.form == "printed":
             errors = errors / (proxies[:, 0, 1] - class_states[:, 0]).square().mean(-1).clamp(min=1e-8)
         return torch.where(rows, errors, 0).sum() / rows.sum().clamp(min=1)
-
-
-@dataclass(frozen=True)
-class Count:
-    """Numbers of parameters; ``total`` has the frozen ones too."""
-
-    adapters: int
-    proxies: int
-    head: int
-    projections: int
-    total: int
-
-    @property
-    def trained(self) -> int:
-        return self.adapters + self.proxies + self.head + self.projections
-
-
-def count(model: CMPT) -> Count:
-    """
-    Raises:
-        AssertionError: something else is trained.
-    """
-
-    def trained(*parts: nn.Module | None) -> int:
-        return sum(p.numel() for part in parts if part is not None for p in part.parameters() if p.requires_grad)
-
-    counted = Count(
-        adapters=trained(*(model.encoder(i).network for i in range(len(model.modalities)))),
-        proxies=trained(model.proxies, model.positions),
-        head=trained(model.classifier),
-        projections=trained(model.projections, model.confidence),
-        total=sum(p.numel() for p in model.parameters()),
-    )
-    assert counted.trained == trained(model), "something is trained that is neither adapter, proxy nor head"
-    return counted
-
-
-def describe(counted: Count) -> str:
-    """One line with the numbers of trained parameters."""
-    parts = {
-        "adapters": counted.adapters,
-        "proxies": counted.proxies,
-        "projections": counted.projections,
-        "head": counted.head,
-    }
-    listed = ", ".join(f"{name} {n:,}" for name, n in parts.items() if n)
-    return f"trains {counted.trained:,} of {counted.total:,} parameters ({listed})"

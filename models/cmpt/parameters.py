@@ -13,7 +13,8 @@ import pandas as pd
 import torch
 
 from datasets.batch import Modality
-from models.cmpt.cmpt import CMPT, Proxy, count
+from models.cmpt.cmpt import CMPT, Proxy
+from models.cmpt.count import count
 from models.encoders.pretrained import Adapter, PretrainedEncoder
 
 IMAGE = Modality("image", "image", (3, 224, 224))
