@@ -11,13 +11,12 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from trainers.config.compose import VERSION_BASE
+from trainers.config.compose import VERSION_BASE, register
 from trainers.config.help import help_text
 from trainers.config.overrides import check_overrides
-from trainers.config.resolvers import register_resolvers
 from utils.errors import UserError
 
-register_resolvers()
+register()
 
 
 @hydra.main(version_base=VERSION_BASE, config_path="configs", config_name="config")

@@ -38,7 +38,7 @@ from tests.tolerances import batch_bound
 from trainers import fit as fit_module
 from trainers import run as pipeline
 from trainers.config.build import build_model, build_trainer
-from trainers.config.compose import CONFIGS, compose_config
+from trainers.config.compose import CONFIGS, blocks, compose_config
 from trainers.config.overrides import check_overrides
 from trainers.config.validate import validate
 from trainers.loading import Run
@@ -52,24 +52,24 @@ FILES = sorted(f.relative_to(CONFIGS) for f in CONFIGS.rglob("*.yaml"))
 # A new file is to be noticed here, and everything below covers it; where it cannot, say so with the reason.
 COUNTS = {
     ".": 1,
-    "dataset": 20,
-    "model": 32,  # 3 of them parts
+    "dataset": 31,  # 11 of them parts
+    "model": 33,  # 4 of them parts
     "imputer": 8,
     "missing": 2,
     "trainer": 4,
     "logger": 3,
-    "schedule": 6,
+    "schedule": 3,
     "experiment": 14,
-    "recipe": 61,
+    "recipe": 15,
 }
 # Recipes and experiments are for one data set or a few: test_cmpt_experiments.py.
 GROUPS = [group for group in COUNTS if group not in (".", "recipe", "experiment")]
 # (schedule, data set, imputer) of every schedule that changes something; what it says of all models shows with any.
 SCHEDULES = sorted(
     {
-        (*f.parts[1:3], "MoPoE" if f.stem == "training_defaults" else f.stem)
-        for f in FILES
-        if f.parts[0] == "schedule" and len(f.parts) == 4
+        (*group.split("/")[1:], "MoPoE" if name == "training_defaults" else name)
+        for group, name, _ in blocks()
+        if group.startswith("schedule/")
     }
 )
 SMALL_TABLE = {
@@ -148,6 +148,12 @@ def test_all_files_are_known() -> None:
 def test_a_file_opens_with_what_it_is_or_how_to_run_it(file: Path) -> None:
     lines = [line for line in (CONFIGS / file).read_text().splitlines() if not line.startswith("# @package")]
     assert re.match(r"# .{10,}", lines[0]), lines[0]
+
+
+def test_a_block_is_for_an_option_that_exists() -> None:
+    for group, name, node in blocks():
+        assert Path(group).name in options("dataset") and isinstance(node, dict)
+        assert name in [*options("model"), *options("imputer"), "training_defaults"], f"{group}: {name}"
 
 
 def commands() -> list[Any]:
@@ -244,9 +250,11 @@ def epochs_of_parts(*overrides: str) -> dict[str, int]:
 
 
 # Every model on the embedded data, and wherever a recipe has a number of epochs.
-EPOCH_RECIPES = [f for f in FILES if f.parts[0] == "recipe" and "max_epochs" in (CONFIGS / f).read_text()]
+RECIPES = [(group.removeprefix("recipe/"), name, str(node)) for group, name, node in blocks() if "recipe" in group]
 EPOCH_PAIRS = [(model, "Digits") for model in options("model")] + [
-    (f.stem, f.parts[1]) for f in EPOCH_RECIPES if f.stem in options("model") and f.parts[1] in USUAL_EPOCHS
+    (name, dataset)
+    for dataset, name, text in RECIPES
+    if re.search("max_epochs|recipe/", text) and name in options("model") and dataset in USUAL_EPOCHS
 ]
 
 

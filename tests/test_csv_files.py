@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from omegaconf import OmegaConf
 
 from datasets.image_table import ImageTable
 from datasets.readers.csv_files import Dialect, read_csv
 from tests.makers import make_image_table
-from trainers.config.compose import CONFIGS
+from trainers.config.compose import compose_config
 from utils.errors import UserError
 
 DIALECTS = [(";", ",", "cp1252"), ("tab", ",", "utf-16"), ("|", ".", "utf-8"), (";", ".", "utf-8-sig")]
@@ -74,7 +73,7 @@ def test_stores_of_the_default_dialect_stay_valid(make: Callable[..., ImageTable
     assert explicit.row_settings() == make().row_settings()
     assert make(separator=";").row_settings()["dialect"]["separator"] == ";"
     for preset in ("ImageTable", "ImageText"):
-        options = OmegaConf.load(CONFIGS / "dataset" / f"{preset}.yaml")
+        options = compose_config(f"dataset={preset}").dataset
         assert [options[key] for key in ("separator", "decimal", "encoding")] == [None] * 3
 
 

@@ -35,7 +35,7 @@ def configured(family: str, recipe: str = "", **module: Any) -> DictConfig:
     """``imputer=MoPoE`` with the recipe of a family, as the command line composes it."""
     parts = [OmegaConf.load(CONFIGS / "imputer" / "MoPoE.yaml")]
     if recipe := recipe or family:
-        parts.append(OmegaConf.load(CONFIGS / "recipe" / recipe / "MoPoE.yaml"))
+        parts.append(OmegaConf.load(CONFIGS / "recipe" / f"{recipe}.yaml").MoPoE)
     dataset = {"name": family, "num_classes": 10 if family == "MST" else 2}
     cfg = OmegaConf.create({"dataset": dataset, "trainer": {"accelerator": "cpu"}})
     cfg.imputer = OmegaConf.merge(*parts, {"module": module})

@@ -11,7 +11,6 @@ import pytest
 from trainers.config.compose import CONFIGS
 from trainers.config.help import EXAMPLES, GROUPS, STAGES, help_text
 from trainers.config.overrides import RENAMED_KEYS, check_overrides
-from trainers.run import RUNNERS
 from utils.errors import UserError
 
 # Runs run.py as a program with the arguments after it, and fails if anything slow was imported.
@@ -37,7 +36,6 @@ def test_help_opens_with_purpose_stages_and_examples_on_one_screen() -> None:
     opening, groups = process.stdout.split("Groups")
     assert len(opening.splitlines()) <= 24 and max(map(len, process.stdout.splitlines())) <= 120
     assert all(f"  {stage} " in opening for stage in STAGES)
-    assert set(RUNNERS) | {"prepare"} == set(STAGES)
     for group in GROUPS:
         assert all(f"{file.stem}" in groups for file in (CONFIGS / group).glob("*.yaml"))
     assert all(f"[{default}]" in groups for default in ("DyMo", "Digits", "MoPoE", "published", "csv"))

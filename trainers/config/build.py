@@ -244,7 +244,7 @@ def _imputer_network(cfg: DictConfig, part: str, modality: Modality, kinds: Mapp
 def _no_network(cfg: DictConfig, part: str, name: str, what: str, kinds: Mapping[str, str]) -> UserError:
     return UserError(
         f"imputer {cfg.imputer.name} has no {part} for modality '{name}' ({what}): name one in imputer.{part}s.{name}, "
-        f"see configs/recipe/MST/MoPoE.yaml, or choose another imputer that fits, {fitting_imputers(kinds)}"
+        f"see MoPoE in configs/recipe/MST.yaml, or choose another imputer that fits, {fitting_imputers(kinds)}"
     )
 
 

@@ -15,7 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from trainers.config.compose import CONFIGS, VERSION_BASE, compose_config
+from trainers.config.compose import CONFIGS, VERSION_BASE, compose_config, register
 from utils.checks import nearest
 from utils.errors import UserError
 
@@ -77,6 +77,7 @@ def _option_problems(override: Override, configs: Path) -> list[str]:
 def _hydra_problems(texts: Sequence[str], configs: Path) -> list[str]:
     """Overrides of Hydra's own configuration (launcher, sweeper, folders) that it would refuse with a traceback."""
     problems = []
+    register(configs)
     chosen: list[str] = []  # the options that the values of others may depend on
     for text in sorted(texts, key=lambda text: "/" not in text.partition("=")[0]):
         group, _, name = text.partition("=")

@@ -88,7 +88,7 @@ def validate(cfg: DictConfig) -> None:
         # Nothing else can be read: the model takes its defaults from there.
         raise UserError(
             f"dataset={cfg.dataset.name} has no block 'training_defaults', from which models take their defaults: "
-            "copy that of configs/dataset/PolyMNIST.yaml"
+            "see configs/dataset/PolyMNIST.yaml"
         )
     if "forms" in cfg.dataset and cfg.dataset.form not in cfg.dataset.forms:
         # Nothing else can be read: the data module takes its settings from there.
@@ -289,7 +289,7 @@ def _check_method(cfg: DictConfig, model: DictConfig, stages: Sequence[str], hid
             problems.append(
                 f"model {name} works inside transformers, and the encoder of '{other[0]}' is no "
                 "models.encoders.pretrained.PretrainedEncoder: give one in model.encoders, see "
-                "configs/recipe/Digits/CMPT.yaml, or choose another data set"
+                "CMPT in configs/recipe/Digits.yaml, or choose another data set"
             )
     if method.encoder_view == "vector" and not isinstance(model.get("vector_width"), int):
         problems.append(f"model {name}: vector_width={model.get('vector_width')} must be a whole number")
