@@ -63,6 +63,12 @@ class Column:
     odd: dict[int, str] = field(default_factory=dict)
 
 
+def matches(cells: pd.Series, *patterns: re.Pattern[str]) -> pd.Series:
+    """Whether each cell is matched by any of the patterns, as a whole; equal cells are looked at once."""
+    fitting = {cell for cell in cells.unique() if any(pattern.fullmatch(cell) for pattern in patterns)}
+    return cells.isin(fitting)
+
+
 def describe_column(cells: pd.Series, decimal: str, missing_values: Sequence[str], is_numeric: bool = False) -> Column:
     """Kind and irregular cells of a column.
 
@@ -77,7 +83,7 @@ def describe_column(cells: pd.Series, decimal: str, missing_values: Sequence[str
     known = cells[~gaps & ~is_mark]
     missing = 1 - len(known) / len(cells)
     kind = _kind(str(cells.name), known)
-    fits = known.map(lambda cell: bool(NUMBERS[decimal].fullmatch(cell))).astype(bool)
+    fits = matches(known, NUMBERS[decimal])
     odd = known[~fits] if is_numeric or kind == "continuous" else known[:0]
     return Column(str(cells.name), kind, known, missing, marks, dict(zip(row_numbers(odd.index), odd)))
 
@@ -89,7 +95,7 @@ def _kind(name: str, known: pd.Series) -> str:
     if distinct == 1:
         return "constant"
     share = distinct / len(known)
-    if known.map(lambda cell: bool(DATE.fullmatch(cell))).mean() >= 0.8:
+    if matches(known, DATE).mean() >= 0.8:
         return "date"
     if known.str.casefold().isin(SPLIT_OF).all():
         return "split"
@@ -112,8 +118,8 @@ def _kind(name: str, known: pd.Series) -> str:
 
 def _is_numeric(known: pd.Series) -> bool:
     """Whether most cells are numbers, or numbers with the same unit."""
-    numeric = known.map(lambda cell: any(n.fullmatch(cell) for n in NUMBERS.values()))
-    with_more = known.map(lambda cell: bool(WITH_MORE.fullmatch(cell)))
+    numeric = matches(known, *NUMBERS.values())
+    with_more = matches(known, WITH_MORE)
     if (numeric | with_more).mean() < 0.8:
         return False
     units = known[~numeric].str.extract(r"([^\d\s.,]+)$")[0].value_counts()
@@ -140,6 +146,11 @@ def spelling_key(value: str) -> str:
     return MEANING.get(key, key)
 
 
+def spelling_keys(cells: pd.Series) -> pd.Series:
+    """The :func:`spelling_key` of each cell."""
+    return cells.map({cell: spelling_key(cell) for cell in cells.unique()})
+
+
 def merged_levels(values: pd.Series | Sequence[str]) -> dict[str, list[str]]:
     """Level -> its spellings, both commonest first, the levels sorted by name.
 
@@ -160,7 +171,7 @@ def spelling_findings(name: str, known: pd.Series, fix: str, level: str = "warni
         counts = ", ".join(f"'{value}' ({count})" for value, count in group.most_common())
         rows = row_numbers(known.isin(set(group) - {common}))
         findings.append(Finding(level, name, f"spellings of one value: {counts}", fix, rows))
-    keys = known.map(spelling_key)
+    keys = spelling_keys(known)
     sizes = keys.value_counts()
     for rare, n in sizes.items():
         for frequent in sizes.index[sizes >= 10 * n] if len(rare) > 4 else ():

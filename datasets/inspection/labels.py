@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from datasets.inspection.columns import mark_findings, spelling_findings, spelling_key
+from datasets.inspection.columns import mark_findings, spelling_findings, spelling_keys
 from datasets.inspection.findings import Finding, number_of, quoted, row_numbers
 from datasets.inspection.report import Report
 
@@ -37,7 +37,7 @@ def label_findings(report: Report) -> list[Finding]:
             fix = "add them to dataset.classes or dataset.leave_out"
             findings.append(Finding("error", name, text, fix, row_numbers(unknown)))
         classes = cells.map(layout.value_classes)
-        for key, values in cells.groupby(cells.map(spelling_key)):
+        for key, values in cells.groupby(spelling_keys(cells)):
             if key and classes[values.index].nunique() > 1:
                 text = f"spellings of one value are in several classes: {quoted(dict.fromkeys(values))}"
                 rows = row_numbers(values.index)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from datasets.inspection.columns import MAX_LEVELS, SPLIT_OF, Column, spelling_key
+from datasets.inspection.columns import MAX_LEVELS, SPLIT_OF, Column, spelling_keys
 from datasets.readers.csv_files import Dialect
 from datasets.readers.spellings import as_texts, spellings
 
@@ -162,7 +162,7 @@ def class_of_rows(layout: Layout, cells: pd.DataFrame) -> pd.Series:
 
 def _first_spellings(labels: pd.Series) -> pd.Series:
     """The commonest spelling in place of each spelling."""
-    keys = labels.map(spelling_key)
+    keys = spelling_keys(labels)
     return keys.map(labels.groupby(keys).agg(lambda values: values.value_counts().index[0]))
 
 
@@ -185,7 +185,7 @@ def guess_image(cells: pd.DataFrame, images: Path) -> tuple[str | None, str]:
     common = [suffix for suffix, _ in Counter(Path(name).suffix for name in files).most_common()]
     for name in cells:
         for suffix in ("", *common):
-            count = sum(f"{cell}{suffix}" in files for cell in cells[name])
+            count = int((cells[name] + suffix).isin(files).sum())
             if count > best[0]:
                 best = (count, str(name), suffix)
     if best[0]:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from datasets.inspection.columns import NUMBERS, Column, spelling_key
-from datasets.inspection.findings import Finding, quoted, row_numbers
+from datasets.inspection.columns import NUMBERS, Column, matches, spelling_keys
+from datasets.inspection.findings import Finding, number_of, quoted, row_numbers
 from datasets.inspection.layout import Target
 from datasets.splits import draw_folds, draw_split
 from utils.errors import UserError
@@ -47,8 +47,8 @@ def information(cells: Sequence[Any] | np.ndarray, target: Sequence[Any] | np.nd
 def discretised(column: Column, cells: pd.Series, decimal: str) -> pd.Series:
     """Cells as few levels: merged spellings, or quantiles of numbers; missing cells are a level."""
     if column.kind != "continuous":
-        return cells.map(spelling_key)
-    fits = cells.map(lambda cell: bool(NUMBERS[decimal].fullmatch(cell))).astype(bool)
+        return spelling_keys(cells)
+    fits = matches(cells, NUMBERS[decimal])
     numbers = pd.to_numeric(cells[fits].str.replace(",", "."))
     if numbers.nunique() > BINS:
         numbers = pd.qcut(numbers, BINS, labels=False, duplicates="drop")
@@ -137,25 +137,34 @@ def duplicate_findings(
     named = cells[image] if image else pd.Series("", index=cells.index)
     content = pd.Series(digests, dtype=object)
     pairs = content.groupby(content).filter(lambda rows: len(rows) > 1)
-    copies, clashing, crossing = [], [], []
+    copies: list[int] = []
+    grouped: list[int] = []
+    clashing: list[int] = []
+    crossing: list[int] = []
     for _, rows in pairs.groupby(pairs):
         labels = target[target.index.isin(rows.index)]
         if labels.nunique() > 1:
             clashing += list(rows.index)
         if group is not None and group[rows.index].nunique() > 1:
             crossing += list(rows.index)
-        if not equal[rows.index].all():
-            copies += list(rows.index)
+        elif not equal[rows.index].all():
+            (copies if group is None else grouped).extend(rows.index)
+
+    def shown(rows: Sequence[int]) -> str:
+        return quoted(dict.fromkeys(named[sorted(rows)]), 4)
+
     if copies:
-        names = quoted(dict.fromkeys(named[sorted(copies)]), 4)
-        text = f"same image as another row: {names}"
+        text = f"same image as another row: {shown(copies)}"
         fix = "remove the copies, or keep them in one split with dataset.group"
         findings.append(Finding("warning", "images", text, fix, row_numbers(sorted(copies))))
+    if grouped:
+        text = f"same image as another row of the same '{group.name}'"  # type: ignore[union-attr]
+        findings.append(Finding("note", "images", text, rows=row_numbers(sorted(grouped))))
     if clashing:
         text = "same image as a row of another label"
         findings.append(Finding("warning", "images", text, "correct the labels", row_numbers(sorted(clashing))))
     if crossing:
-        text = f"same image as a row of another '{group.name}'"  # type: ignore[union-attr]
+        text = f"same image as a row of another '{group.name}': {shown(crossing)}"  # type: ignore[union-attr]
         fix = "correct the groups: such images may be in several splits"
         findings.append(Finding("warning", "images", text, fix, row_numbers(sorted(crossing))))
     return findings
@@ -236,15 +245,15 @@ def crossing_findings(
 ) -> list[Finding]:
     """Images and groups that stand in several splits."""
     findings = []
-    for what, values in (("images are", pd.Series(digests, dtype=object)), ("groups are", group)):
+    for noun, values in (("image", pd.Series(digests, dtype=object)), ("group", group)):
         if values is None:
             continue
         split_of = pd.Series({row: split for split, rows in splits.items() for row in rows}, dtype=object)
         both = pd.DataFrame({"value": values, "split": split_of}).dropna()
         several = both.groupby("value")["split"].transform("nunique") > 1
         if several.any():
-            level = "error" if what == "groups are" else "warning"
-            text = f"{both['value'][several].nunique()} {what} in several splits"
+            level = "error" if noun == "group" else "warning"
+            text = f"{number_of(both['value'][several].nunique(), noun)} in several splits"
             fix = "correct the split column" if level == "error" else "set dataset.group, or remove the copies"
             findings.append(Finding(level, "splits", text, fix, row_numbers(several)))
     return findings
