@@ -21,7 +21,7 @@ from trainers import run as pipeline
 from trainers.evaluate import accuracy_table, predict
 from trainers.loading import Run
 from trainers.report.page import write_report
-from utils import metrics
+from utils import auroc
 from utils.errors import UserError
 from utils.safe_pickle import read_tensors
 
@@ -116,7 +116,7 @@ def test_fit_looks_at_the_monitor_before_it_writes_anything(composed, tmp_path: 
 
 
 def test_results_are_written_though_one_metric_fails(composed, tmp_path: Path, monkeypatch, caplog) -> None:
-    def fail(self: metrics._AUROC) -> torch.Tensor:
+    def fail(self: auroc.AUROC) -> torch.Tensor:
         raise MemoryError("57.7 GB\nof log-odds")
 
     settings = [s for s in TINY if not s.startswith("stages")]
@@ -124,7 +124,7 @@ def test_results_are_written_though_one_metric_fails(composed, tmp_path: Path, m
     settings += ["model.training.max_epochs=1", f"paths.output={tmp_path}"]
     with monkeypatch.context() as patched:
         patched.setattr(IncompleteClassifier, "on_validation_epoch_end", lambda self: None)
-        patched.setattr(metrics._AUROC, "compute", fail)
+        patched.setattr(auroc.AUROC, "compute", fail)
         pipeline.run(composed(*settings))
     folder = next(tmp_path.rglob("results.csv")).parent
     assert (folder / "DONE").is_file() and (folder / "predictions" / "none.npz").is_file()

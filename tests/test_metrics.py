@@ -23,12 +23,11 @@ from sklearn.metrics import (
 from torch import Tensor
 
 from tests import slow_twin as twin
+from utils.auroc import binary_auroc, log_odds
 from utils.metrics import (
     METRICS,
     LabelMetrics,
-    binary_auroc,
     classification_metrics,
-    log_odds,
     metric_names,
     undefined_monitor,
 )

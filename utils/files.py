@@ -1,4 +1,4 @@
-"""Files that are either whole or absent."""
+"""Files that are either complete or absent."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from utils.errors import UserError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside ``path`` that takes its place when the block ends without an error.
+    """Yield a temporary name beside ``path``, renamed to ``path`` when the block ends without an error.
 
     Raises:
-        UserError: the system refuses to write it.
+        UserError: the file cannot be written.
     """
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
@@ -33,7 +33,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def unwritable(path: Path, error: BaseException) -> UserError:
-    """The message that ``path`` could not be written."""
+    """Error for a ``path`` that cannot be written."""
     reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
     return UserError(
         f"{path} cannot be written ({reason}): make room or correct the permissions, and run the same command again"
@@ -41,12 +41,12 @@ def unwritable(path: Path, error: BaseException) -> UserError:
 
 
 def natural_key(name: str | Path) -> tuple[str, str]:
-    """Sorting key that compares the numbers in a name by value: 2 before 10; otherwise as the text itself."""
+    """Sorting key that compares numbers in a name by value (2 before 10) and other text as usual."""
     text = str(name)
     return re.sub(r"\d+", lambda digits: digits[0].zfill(32), text), text
 
 
 def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """A compressed ``.npz`` that is whole or absent."""
+    """Write a compressed ``.npz`` that is complete or absent."""
     with replacing(path) as temporary, temporary.open("wb") as stream:
         np.savez_compressed(stream, allow_pickle=False, **arrays)

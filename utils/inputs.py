@@ -1,9 +1,9 @@
-"""Compare what the inputs of a checkpoint mean with what those of a run mean.
+"""Comparison of the meaning of the inputs of a checkpoint with those of a run.
 
-``MultimodalDataModule.describe_inputs`` gives a description of plain values, which every trained file carries under
-the key ``inputs``: class names, and of each modality its name, kind and shape, columns with levels and scaling of a
-table, normalisation, front end, tokenizer. Weights fit every meaning of the same shape, so that nothing but this
-description can tell that column 3 is another column now.
+``MultimodalDataModule.describe_inputs`` returns a description in plain values, which every trained file carries under
+the key ``inputs``: class names, and per modality its name, kind and shape, columns with levels and scaling of a table,
+normalisation, front end, tokenizer. Weights fit any meaning of the same shape, so that only this description shows
+that, for example, column 3 is now another column.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any
 
 KEY = "inputs"
 VERSION = 1
-# Scaling fitted on the same rows differs by rounding between machines, and by nothing else.
+# Scaling fitted on the same rows differs between machines only by rounding.
 SCALING_TOLERANCE = 1e-6
 SHOWN = 8
 
 
 def from_architecture(architecture: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a description that checkpoints without one hold: name, kind and shape of the modalities."""
+    """Partial description of checkpoints without one: name, kind and shape of the modalities."""
     known = [
         {"name": m[0], "kind": m[1], "shape": list(m[2])} for m in architecture.get("modalities", []) if len(m) == 3
     ]
@@ -34,24 +34,24 @@ def input_differences(
     classes: bool = True,
     kinds: Sequence[str] | None = None,
 ) -> list[str]:
-    """Describe in words what two descriptions of inputs disagree about.
+    """Describe in words the differences between two descriptions of inputs.
 
-    Entries that one of them does not have are not compared.
+    Entries that only one of them has are not compared.
 
     Args:
-        stored: description that a file carries, see ``MultimodalDataModule.describe_inputs``.
-        current: that of the run.
-        classes: whether class names count.
-        kinds: kinds of modality that count; None = all.
+        stored: description in a file, see ``MultimodalDataModule.describe_inputs``.
+        current: description of the run.
+        classes: whether to compare class names.
+        kinds: kinds of modality to compare; None = all.
 
     Returns:
-        Sentences "<what> <stored value>, this run has <current value>: <fix>"; none where the two agree.
+        Sentences "<what> <stored value>, this run has <current value>: <fix>"; none if the two agree.
     """
     problems = []
     if classes and stored.get("classes") and stored["classes"] != current["classes"]:
         problems.append(
             _lists("classes", stored["classes"], current["classes"])
-            + ": set dataset.classes (several labels: dataset.label) as the file has them, or train again"
+            + ": set dataset.classes (multi-label: dataset.label) as the file has them, or train again"
         )
     if not (stored.get("modalities") and current.get("modalities")):
         return problems
@@ -72,8 +72,8 @@ def input_differences(
 def _modality_difference(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
     if old["kind"] != new["kind"]:
         return f"'{name}' as {old['kind']}, this run has {new['kind']}: give a file that was made with these data"
-    tables = "columns" in old and "columns" in new
-    if tables and (problem := _table_difference(name, old["columns"], new["columns"])):
+    are_tables = "columns" in old and "columns" in new
+    if are_tables and (problem := _table_difference(name, old["columns"], new["columns"])):
         return problem
     for key in (k for k in old if k in new and k not in ("name", "kind", "columns")):
         if not _same(old[key], new[key]):

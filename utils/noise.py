@@ -1,4 +1,4 @@
-"""Random numbers that depend on the row they are for, and on nothing else."""
+"""Random numbers keyed by row number, so that a row gets the same draws in any batch and on any device."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def hash_seed(*parts: int) -> int:
-    """One well-mixed 63-bit seed out of several integers."""
+    """Hash integers to one 63-bit seed."""
     return int(np.random.SeedSequence([p & 0xFFFFFFFF for p in parts]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
@@ -27,7 +27,7 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def _row_bits(index: Tensor, width: int, seed: int) -> Tensor:
-    """64 random bits as int64 (B, width), keyed by row number and column; the same on every device."""
+    """Random int64 (B, width), keyed by row number and column; the same on every device."""
     golden = -0x61C8864680B583EB
     column = torch.arange(width, device=index.device)
     start = _mix(torch.tensor(seed, device=index.device) * golden)
@@ -35,14 +35,14 @@ def _row_bits(index: Tensor, width: int, seed: int) -> Tensor:
 
 
 def row_uniform(index: Tensor, width: int, seed: int) -> Tensor:
-    """Uniform noise on (0, 1], float64 (B, width), keyed by row number: the same row gets the same noise in any batch.
+    """Uniform noise on (0, 1], float64 (B, width), keyed by row number.
 
     Args:
         index: (B,) int64 row numbers.
-        seed: of the whole table.
+        seed: of all rows.
     """
     state = _row_bits(index, width, seed)
-    # The top 53 bits, as every conversion to double does; (0, 1] keeps logarithms finite.
+    # The top 53 bits give a double; (0, 1] keeps logarithms finite.
     return (((state >> 11) & ((1 << 53) - 1)).double() + 1) / 2.0**53
 
 
@@ -61,18 +61,21 @@ def row_laplace(index: Tensor, width: int, seed: int) -> Tensor:
 
 @cache
 def _quantiles(device: torch.device) -> Tensor:
-    """65,536 equally likely values of a standard normal, (65536,) float32: the middles of as many equal parts of its
-    distribution, scaled to a variance of 1. Made on the CPU, so that every device has the same."""
+    """65,536 equally likely values of a standard normal distribution, (65536,) float32.
+
+    They are the middles of 65,536 equal parts of the distribution, scaled to a variance of 1, and computed on the CPU,
+    so that they are the same on every device.
+    """
     middles = (torch.arange(2**16, dtype=torch.float64) + 0.5) / 2**16
     values = torch.special.ndtri(middles)
     return (values / values.square().mean().sqrt()).float().to(device)
 
 
 def row_normal_16bit(index: Tensor, width: int, seed: int) -> Tensor:
-    """Standard normal noise (B, width) float32 of 65,536 different values, for whole images and spectrograms.
+    """Standard normal noise (B, width) float32 with 65,536 different values, for complete images and spectrograms.
 
-    Integers and one look-up: bit for bit the same on CPU and GPU, where a logarithm is not, and one hash gives four
-    values. See :func:`row_uniform`.
+    Made of integers and one look-up, it is bit for bit the same on CPU and GPU, which a logarithm is not, and one hash
+    gives four values. See :func:`row_uniform`.
     """
     shifts = torch.arange(0, 64, 16, device=index.device)
     words = (_row_bits(index, -(-width // 4), seed)[..., None] >> shifts) & 0xFFFF

@@ -1,4 +1,4 @@
-"""Run directories: named files, one marker per finished stage, nothing overwritten silently."""
+"""Run directories: named files, one marker per finished stage, no silent overwriting."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from utils.errors import UserError
 from utils.files import replacing
 
-# Regular expressions of classes and keys that have been renamed since older runs were made, and the present names.
+# Regular expressions of renamed classes and keys in the settings of older runs -> present names.
 RENAMED = {
     r"\bdatasets\.(audio\.Log|video\.Frames)": r"datasets.readers.\1",
     r"\bmodels\.baselines\.base\.TrainingMasks": "models.baselines.masks.TrainingMasks",
@@ -29,7 +29,7 @@ SOURCE_ROOT = Path(__file__).resolve().parent.parent
 
 
 def current_names(text: str) -> str:
-    """Settings (JSON) or configuration (YAML) of a run, with what has been renamed since under its present name."""
+    """Settings (JSON) or configuration (YAML) of an older run with the present names of classes and keys."""
     for old, new in RENAMED.items():
         text = re.sub(old, new, text)
     return text
@@ -39,10 +39,10 @@ class RunDirectory:
     """``<output>/<dataset>/<model>/<name>/seed<k>``.
 
     Args:
-        path: the folder; made by the first stage that writes.
+        path: the folder; the first stage that writes makes it.
         overwrite: a stage may replace finished output that was made with another configuration.
-        data_paths: settings of the data that older markers hold beside the signature of the packed store, and that are
-            not compared.
+        data_paths: settings of the data that older markers hold beside the signature of the packed store; they are not
+            compared.
     """
 
     def __init__(self, path: Path, overwrite: bool = False, data_paths: Collection[str] = ()) -> None:
@@ -55,13 +55,14 @@ class RunDirectory:
         return self.path / "stages" / f"{stage}.json"
 
     def finished(self, stage: str, settings: Mapping[str, Any], output: Path | None = None) -> bool:
-        """Whether a stage's output is there and was made with these settings.
+        """Whether the output of a stage exists and was made with these settings.
 
         Args:
-            output: a file without which the stage does not count as finished, whatever its marker says.
+            output: a file that must exist for the stage to be finished, whatever its marker says.
 
         Raises:
-            UserError: it was made, or begun, with other settings and ``overwrite`` is off; names the first difference.
+            UserError: the stage was run, or begun, with other settings and ``overwrite`` is off; names the first
+                difference.
         """
         for marker in (self.marker(stage), self.marker(f"{stage}.begun")):
             if not marker.exists():
@@ -90,25 +91,25 @@ class RunDirectory:
             key: of the part in the settings.
 
         Returns:
-            ``key: old -> new`` of the first leaf that differs; None where all agree, or where there is no such marker.
+            ``key: old -> new`` of the first leaf that differs; None if all agree, or without such a marker.
         """
         file = self.marker(marker)
         return first_difference(self._read(file)["settings"].get(key), _plain(settings)) if file.exists() else None
 
     def begin(self, stage: str, settings: Mapping[str, Any]) -> bool:
-        """Note what a stage is going to run with.
+        """Mark a stage as begun with these settings.
 
         Returns:
-            True if the same stage was begun with the same settings and may be continued.
+            Whether the stage was begun before with the same settings and may be continued.
         """
         begun = self.marker(f"{stage}.begun")
-        same = begun.exists()
-        if same:
+        can_continue = begun.exists()
+        if can_continue:
             old = self._read(begun)["settings"]
-            same = first_difference(*map(self._without_paths, (old, _plain(settings)))) is None
+            can_continue = first_difference(*map(self._without_paths, (old, _plain(settings)))) is None
         self.marker(stage).unlink(missing_ok=True)
         write_json(begun, {"settings": _plain(settings)})
-        return same
+        return can_continue
 
     def finish(self, stage: str, settings: Mapping[str, Any], **results: Any) -> None:
         write_json(self.marker(stage), {"settings": _plain(settings), **results})
@@ -153,7 +154,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _plain(settings: Any) -> Any:
-    """What JSON makes of it, so that stored and current settings compare equal."""
+    """Settings as JSON returns them, so that stored and current settings compare equal."""
     if OmegaConf.is_config(settings):
         settings = OmegaConf.to_container(settings, resolve=True)
     return json.loads(json.dumps(settings, default=str))
@@ -163,9 +164,9 @@ def first_difference(old: Any, new: Any, key: str = "") -> str | None:
     """``key: old -> new`` of the first leaf that differs, or None."""
     if isinstance(old, dict) and isinstance(new, dict):
         for k in sorted(old.keys() | new.keys()):
-            found = first_difference(old.get(k), new.get(k), f"{key}.{k}" if key else k)
-            if found:
-                return found
+            difference = first_difference(old.get(k), new.get(k), f"{key}.{k}" if key else k)
+            if difference:
+                return difference
         return None
     return None if old == new else f"{key}: {old} -> {new}"
 

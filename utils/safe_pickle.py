@@ -1,9 +1,9 @@
-"""Read tensors from files that others wrote, without executing anything that a file contains.
+"""Reader of tensors from untrusted files, which executes nothing that a file contains.
 
 ``read_tensors`` opens every format that ``torch.save`` has written (zip, and the stream before torch 1.6) and
 ``.safetensors``: first with PyTorch's own ``weights_only`` reader, and where that refuses (the checkpoints of the
-original DyMo hold an OmegaConf object) with a restricted reader that can build tensors, arrays of numbers and plain
-containers. Every other object in a file becomes ``None``.
+original DyMo hold an OmegaConf object) with a restricted reader that builds only tensors, arrays of numbers and plain
+containers. All other objects in a file become ``None``.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from torch import Tensor
 
 from utils.errors import UserError
 
-# Entry in the header of a .safetensors file that says in JSON what its weights are. Such a file reads like a
-# checkpoint: these values, and the tensors as its state_dict.
+# Entry in the header of a .safetensors file that describes its weights in JSON. Such a file reads like a checkpoint:
+# these values, and the tensors as its state_dict.
 HEADER = "description"
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint, on the CPU, without executing anything in it.
+    """Read a checkpoint to the CPU, without executing anything in it.
 
     Returns:
         Tensors, NumPy arrays, numbers, strings and containers of them; objects of other classes are None.
 
     Raises:
-        UserError: there is no such file, or it holds no dictionary of tensors.
+        UserError: the file does not exist, or holds no dictionary of tensors.
     """
     path = Path(path)
     if not path.is_file():
@@ -71,7 +71,7 @@ def _read(path: Path, head: bytes) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # refused: see what our own reader makes of it
+    except Exception:  # refused: try the restricted reader
         return _read_zip(path) if zipfile.is_zipfile(path) else _read_legacy(path)
 
 
@@ -120,12 +120,12 @@ def _number(dtype: np.dtype, data: bytes) -> Any:
     return np.frombuffer(data, dtype).item()
 
 
-# Everything that a file may call: our own functions under the names of the originals. Their values are new objects.
+# All functions that a file may call: replacements under the names of the originals, which return new objects.
 _FUNCTIONS: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): lambda items=(): dict(items),
     ("collections", "defaultdict"): lambda *_: {},
     ("builtins", "set"): lambda items=(): set(items),
-    ("_codecs", "encode"): lambda text, _encoding: text.encode("latin1"),  # how protocol 2 writes bytes
+    ("_codecs", "encode"): lambda text, _encoding: text.encode("latin1"),  # bytes in protocol 2
     ("torch", "Size"): lambda items=(): tuple(items),
     ("torch._utils", "_rebuild_tensor"): _tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
@@ -141,11 +141,11 @@ _FUNCTIONS: dict[tuple[str, str], Any] = {
 }
 
 
-_PythonUnpickler: Any = pickle._Unpickler  # the one in pure Python: there every instruction can be replaced
+_PythonUnpickler: Any = pickle._Unpickler  # the pure Python version, whose instructions can be replaced
 
 
 class _Reader(_PythonUnpickler):
-    """Unpickler that imports nothing, sets no attribute and calls only ``_FUNCTIONS``; the rest becomes None."""
+    """Unpickler that imports nothing, sets no attribute and calls only ``_FUNCTIONS``; other objects become None."""
 
     def __init__(self, file: IO[bytes], storage: Callable[..., Tensor] | None = None) -> None:
         super().__init__(file, encoding="latin1")

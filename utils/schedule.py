@@ -1,4 +1,4 @@
-"""Learning-rate schedules that PyTorch does not have in one piece, and the choice of one by name."""
+"""Learning-rate schedules that PyTorch lacks, and schedules by name."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from utils.errors import UserError
 def warmup_cosine(
     optimizer: torch.optim.Optimizer, warmup_epochs: int, max_epochs: int
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """Linear warm-up over ``warmup_epochs`` (the first epoch has a share 1 / warmup of the rate), then half a cosine
-    down to zero after ``max_epochs``; stepped once an epoch."""
+    """Linear warm-up over ``warmup_epochs``, then half a cosine down to zero after ``max_epochs``; stepped per epoch.
+
+    The first epoch has the rate / ``warmup_epochs``.
+    """
 
     def factor(epoch: int) -> float:
         if epoch < warmup_epochs:
             return (epoch + 1) / warmup_epochs
-        done = (epoch - warmup_epochs) / max(1, max_epochs - warmup_epochs)
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+        progress = (epoch - warmup_epochs) / max(1, max_epochs - warmup_epochs)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
@@ -34,11 +36,12 @@ def warmup_polynomial(
     warmup_factor: float = 0.1,
     ramp: bool = False,
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """``warmup_factor`` times the rate for ``warmup_epochs``, then (1 - t)^power, t from 0 to 1 at the end of
-    ``max_epochs``; stepped every step.
+    """Warm-up at ``warmup_factor`` times the rate, then polynomial decay (1 - t)^power; stepped per step.
+
+    t rises from 0 after ``warmup_epochs`` to 1 after ``max_epochs``.
 
     Args:
-        ramp: rise from ``warmup_factor`` to 1 during the warm-up.
+        ramp: raise the factor from ``warmup_factor`` to 1 during the warm-up.
     """
     warmup, total = warmup_epochs * steps_per_epoch, max_epochs * steps_per_epoch
 
@@ -53,8 +56,12 @@ def warmup_polynomial(
 def by_name(
     optimizer: torch.optim.Optimizer, name: str | None, max_epochs: int
 ) -> torch.optim.lr_scheduler.LRScheduler | None:
-    """``cosine``: half a cosine down to zero after ``max_epochs``; ``step``: a tenth of the rate after 70 % of them;
-    None: a constant rate."""
+    """Build a schedule by name.
+
+    Args:
+        name: ``cosine``, half a cosine down to zero after ``max_epochs``; ``step``, a tenth of the rate after 70 % of
+            the epochs; None, a constant rate.
+    """
     if name is None:
         return None
     if name == "step":
@@ -65,15 +72,17 @@ def by_name(
 
 
 class Plateau:
-    """Lower every learning rate when a validation loss has stopped to fall. PyTorch's own is stepped by Lightning after
-    the checkpoint is written, so that a resumed run would differ; the method steps this one before.
+    """Reduce the learning rates when a validation loss stops falling.
+
+    Lightning steps PyTorch's scheduler after it writes the checkpoint, so that a resumed run would differ; methods step
+    this one before.
 
     Args:
-        patience: epochs without improvement after which the rates fall, and fall again after as many more.
-        factor: of the rates.
+        patience: number of epochs without improvement after which the rates are reduced, repeatedly.
+        factor: of the reduction.
         min_delta: an improvement is lower by more than this.
-        warmup_epochs: epochs at the start that count for nothing.
-        recreate: forget the optimiser's moments at every fall.
+        warmup_epochs: epochs at the start that are ignored.
+        recreate: clear the state of the optimiser at every reduction.
 
     Raises:
         ValueError: an argument that is out of range.
@@ -97,7 +106,7 @@ class Plateau:
         self.best, self.stale = math.inf, 0
 
     def step(self, optimizer: torch.optim.Optimizer, loss: float, epoch: int) -> None:
-        """After the validation of ``epoch``, counted from 0."""
+        """Update the rates after the validation of ``epoch``, counted from 0."""
         if epoch < self.warmup_epochs:
             return
         if loss < self.best - self.min_delta:

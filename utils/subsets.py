@@ -1,4 +1,4 @@
-"""The non-empty subsets of M modalities, in the order of the original files: by size, then lexicographic."""
+"""Non-empty subsets of M modalities, in the order of the original files: by size, then lexicographically."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ MAX_MODALITIES = 16
 
 
 def enumerate_subsets(m: int) -> Tensor:
-    """(S, M) bool masks, S = 2^M - 1, True = missing; row 0 keeps modality 0 alone, the last row keeps all.
+    """Masks (S, M) bool of all subsets, S = 2^M - 1, True = missing; row 0 has modality 0 alone, the last row all.
 
     Raises:
         ValueError: M outside 1..16 (the table would not fit).
     """
     if not 1 <= m <= MAX_MODALITIES:
         raise ValueError(f"subsets are enumerated for 1 to {MAX_MODALITIES} modalities, not {m}")
-    present = [p for size in range(1, m + 1) for p in combinations(range(m), size)]
-    masks = torch.ones(len(present), m, dtype=torch.bool)
-    for row, columns in enumerate(present):
+    observed = [p for size in range(1, m + 1) for p in combinations(range(m), size)]
+    masks = torch.ones(len(observed), m, dtype=torch.bool)
+    for row, columns in enumerate(observed):
         masks[row, list(columns)] = False
     return masks
 
 
 def subset_lookup(m: int) -> Tensor:
-    """(2^M,) int64: subset id of a mask read as the integer sum_i present_i 2^i; entry 0 (nothing present) is -1."""
+    """Subset ids (2^M,) int64 by :func:`mask_code`; entry 0 (nothing observed) is -1."""
     masks = enumerate_subsets(m)
     table = torch.full((2**m,), -1, dtype=torch.long)
     table[mask_code(masks)] = torch.arange(len(masks))
@@ -34,12 +34,12 @@ def subset_lookup(m: int) -> Tensor:
 
 
 def mask_code(missing: Tensor) -> Tensor:
-    """(..., M) bool, True = missing -> (...,) int64 code sum_i present_i 2^i."""
+    """Code sum_i observed_i 2^i of masks: (..., M) bool, True = missing -> (...,) int64."""
     weights = 2 ** torch.arange(missing.shape[-1], device=missing.device)
     return ((~missing).long() * weights).sum(-1)
 
 
 def draw_subsets(m: int, k: int, generator: torch.Generator) -> Tensor:
-    """(k, M) bool: k distinct subsets, uniform without replacement (docs/reference/datasets.md §12.2.4)."""
+    """Draw k distinct subsets (k, M) bool, uniformly without replacement (docs/reference/datasets.md §12.2.4)."""
     masks = enumerate_subsets(m)
     return masks[torch.randperm(len(masks), generator=generator)[:k]]

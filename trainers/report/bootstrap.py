@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.metrics import METRICS, RATIOS, log_odds, metric_names
+from utils.auroc import log_odds
+from utils.metrics import METRICS, RATIOS, metric_names
 
 log = logging.getLogger(__name__)
 
