@@ -20,7 +20,7 @@ from models.imputers.mopoe_networks import ResidualImageDecoder, ResidualTextDec
 from models.imputers.tip import TIP
 from models.layers.batch_norm import BatchNorm1d, BatchNorm2d, accept_single_values
 from models.rows import take_rows
-from models.udml.udml import ProbabilisticHead
+from models.udml.representation import ProbabilisticHead
 from tests.test_baselines import METHODS, ONLY, PARTS_OF_RUNS, SMALL, SMALL_ENCODERS, build, empty_memory, some_batch
 
 FEW_FAMILIES = {method: ["CAD"] for method in ("MaskedAttention", *PARTS_OF_RUNS)}

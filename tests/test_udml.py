@@ -26,7 +26,9 @@ from datasets.noise import TrainingNoise
 from models.baselines.masks import TrainingMasks
 from models.encoders.resnet import ResNetEncoder
 from models.udml.heads import HEADS
-from models.udml.udml import UDML, Dependency, Gaussian, divergence, fusion_weights, logit_distances
+from models.udml.representation import Gaussian, divergence
+from models.udml.udml import UDML, Dependency
+from models.udml.weights import fusion_weights, logit_distances
 from tests.test_baselines import configure
 from trainers import run as pipeline
 from trainers import udml_curves as curves

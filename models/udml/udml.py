@@ -4,9 +4,9 @@ Every modality is encoded as a Gaussian: a mean and a log-variance head on the t
 training, the mean itself in evaluation, then averaged over the tokens to z_m; the deviations are averaged likewise to
 s_m. Training inputs carry noise of known level l_m (1 = clean ... 11 = destroyed, ``Batch.noise_level``), which a
 regressor predicts from s_m, detached. With rho_m = predicted level^2 and alpha_m, how much the logits move when
-modality m is taken away (normalised to mean 1), the fusion weights are
+modality m is removed (normalised to mean 1), the fusion weights are
 
-    w_m = n (rho_m alpha_m)^-1 / sum_j (rho_j alpha_j)^-1   (n modalities that are there; they sum to n)
+    w_m = n (rho_m alpha_m)^-1 / sum_j (rho_j alpha_j)^-1   (n observed modalities; they sum to n)
 
 and z_m enters the fusion head as (1 + w_m) z_m. Missing is the limit of endless noise: weight and feature 0. The
 objective (docs/reference/udml.md §1.8):
@@ -17,7 +17,7 @@ CE_m is that of the head with modality m alone. Sums are of means over the rows 
 clean at first, then noisy (``noise`` of the configuration), and the weights set in ``weights_from`` epochs after its
 start; until then all are 1.
 
-The paper was not to be had when this was written; formulas and constants are those of the authors' release. Ours, where
+The paper was not available when this was written; formulas and constants are those of the authors' release. Ours, where
 it does something that it does not intend; each has a switch, ``reference=true`` turns all of them back:
 
 - ``dependency.measure=removal``: |logits - logits without m|_1, as described. Reference ``alone``: |logits of m
@@ -44,11 +44,10 @@ over: a regression loss of infinity counts as 0.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,20 +56,12 @@ from datasets.batch import Batch, Modality
 from models.base import Prediction, classification_loss
 from models.baselines.base import Baseline
 from models.baselines.decisions import mean_where, row_losses
-from models.layers.batch_norm import BatchNorm1d, apply_to_observed
+from models.layers.batch_norm import apply_to_observed
 from models.udml.heads import HEADS
+from models.udml.representation import Gaussian, ProbabilisticHead, divergence
+from models.udml.weights import EPSILON, fusion_weights, logit_distances
 
 log = logging.getLogger(__name__)
-
-EPSILON = 1e-8
-
-
-class Gaussian(NamedTuple):
-    """A modality's tokens as means and log variances, both (B, T, N, D): T frames of a clip, else 1. Without a
-    probabilistic representation the log variance is None."""
-
-    mean: Tensor
-    log_variance: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -92,15 +83,15 @@ class Dependency:
     from_epoch: int | None = None
 
     def resolved(self, reference: bool, weights_from: int, modalities: int) -> Dependency:
-        """With every open choice made.
+        """Copy with all open choices resolved.
 
         Raises:
-            ValueError: a choice that there is not.
+            ValueError: an unknown choice.
         """
         init = self.init
         if init is None and reference:
             if modalities != 2:
-                raise ValueError(f"dependency.init: reference has two values, give {modalities}, one a modality")
+                raise ValueError(f"dependency.init: reference has two values, give {modalities}, one per modality")
             init = (32.0, 10.0)
         chosen = Dependency(
             self.measure or ("alone" if reference else "removal"),
@@ -118,34 +109,6 @@ class Dependency:
         if len(chosen.init) != modalities or min(chosen.init) < 0:
             raise ValueError(f"dependency.init: give {modalities} positive values, not {list(chosen.init)}")
         return chosen
-
-
-class ProbabilisticHead(nn.Module):
-    """Tokens (R, N, D_in) -> mean and log variance (R, N, D), each a linear map (a 1x1 convolution of the feature map)
-    and a batch normalisation over rows and tokens.
-
-    Args:
-        probabilistic: false = the mean alone.
-        max_deviation: upper bound of the standard deviations, or None.
-    """
-
-    def __init__(self, width_in: int, width: int, probabilistic: bool, max_deviation: float | None) -> None:
-        super().__init__()
-        names = ("mean", "log_variance") if probabilistic else ("mean",)
-        self.linears = nn.ModuleDict({name: nn.Linear(width_in, width) for name in names})
-        self.norms = nn.ModuleDict({name: BatchNorm1d(width) for name in names})
-        self.bound = None if max_deviation is None else 2 * math.log(max_deviation)
-        for linear in self.linears.values():
-            assert isinstance(linear, nn.Linear)
-            nn.init.kaiming_normal_(linear.weight, mode="fan_out", nonlinearity="relu")
-
-    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
-        flat = tokens.flatten(0, 1)
-        found = {name: self.norms[name](f(flat)).unflatten(0, tokens.shape[:2]) for name, f in self.linears.items()}
-        log_variance = found.get("log_variance")
-        if log_variance is not None and self.bound is not None:
-            log_variance = log_variance.clamp(max=self.bound)
-        return found["mean"], log_variance
 
 
 class UDML(Baseline):
@@ -178,7 +141,7 @@ class UDML(Baseline):
         others: see :class:`models.baselines.base.Baseline`.
 
     Raises:
-        ValueError: a choice that there is not.
+        ValueError: an unknown choice.
     """
 
     reports_unimodal = True
@@ -218,8 +181,8 @@ class UDML(Baseline):
         regressor_start = regressor_start or ("random" if self.reference else "clean")
         if regressor_start not in ("clean", "random"):
             raise ValueError(f"regressor_start={regressor_start}: must be clean or random")
-        each = max_deviation if isinstance(max_deviation, Mapping) else dict.fromkeys(names, max_deviation)
-        bounds = {name: bound for name, bound in each.items() if bound is not None}
+        by_name = max_deviation if isinstance(max_deviation, Mapping) else dict.fromkeys(names, max_deviation)
+        bounds = {name: bound for name, bound in by_name.items() if bound is not None}
         if bad := [name for name, bound in bounds.items() if name not in names or bound <= 0]:
             raise ValueError(f"max_deviation.{bad[0]}={bounds[bad[0]]}: give a positive bound of {', '.join(names)}")
         self.gamma, self.beta, self.mse_weight = gamma, beta, mse_weight
@@ -254,7 +217,7 @@ class UDML(Baseline):
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
-        """What has set in by this epoch."""
+        """Switch on what applies from this epoch on."""
         self.active[0] = epoch >= self.weights_from
         self.active[1] = self.measuring is not None and epoch >= (self.measuring.from_epoch or 0)
 
@@ -267,14 +230,14 @@ class UDML(Baseline):
         self, inputs: Mapping[str, Tensor], cells: Mapping[str, Tensor] | None = None
     ) -> dict[str, Gaussian]:
         """Inputs (B, ...) per modality -> its tokens as Gaussians."""
-        found = {}
+        distributions = {}
         for name, encoder in self.encoders.items():
             function = partial(self._mean_and_log_variance, name)
             mean, *log_variance = apply_to_observed(
                 function, inputs, name, cells, (encoder, self.gaussians[name])
             ).unbind(1)
-            found[name] = Gaussian(mean, log_variance[0] if log_variance else None)
-        return found
+            distributions[name] = Gaussian(mean, log_variance[0] if log_variance else None)
+        return distributions
 
     def _mean_and_log_variance(self, name: str, x: Tensor, missing: Tensor | None = None) -> Tensor:
         """One modality (R, ...) -> (R, 2, T, N, D), or (R, 1, T, N, D) without variances."""
@@ -315,16 +278,16 @@ class UDML(Baseline):
         total = self.dependency.sum()
         return torch.where(total > 0, len(self.dependency) * self.dependency / total.clamp(min=EPSILON), 1)
 
-    def weighted(self, encoded: Tensor, there: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def weighted(self, encoded: Tensor, observed: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """
         Args:
             encoded: (B, M, 2, D), see :meth:`encode`.
-            there: (B, M) bool.
+            observed: (B, M) bool.
 
         Returns:
             features (B, M, D), 0 where missing; weights (B, M); log uncertainty (B, M), None without an estimator.
         """
-        vectors, seen = torch.where(there[..., None, None], encoded, 0).unbind(2)
+        vectors, seen = torch.where(observed[..., None, None], encoded, 0).unbind(2)
         active = self.active
         if self.always_in_evaluation and not self.training:
             active = torch.ones_like(active)
@@ -335,31 +298,31 @@ class UDML(Baseline):
         log_alpha = torch.zeros_like(self.dependency)
         if self.measuring is not None:
             log_alpha = torch.where(active[1], self.alpha().clamp(min=EPSILON).log(), 0)
-        weights = fusion_weights(uncertainty + log_alpha, there)
+        weights = fusion_weights(uncertainty + log_alpha, observed)
         return (weights + float(self.residual))[..., None] * vectors, weights, log_rho
 
     def fuse(self, encoded: Tensor, batch: Batch) -> Prediction:
-        there = ~self.absent(batch)
-        features, weights, log_rho = self.weighted(encoded, there)
-        alone = torch.eye(there.shape[1], dtype=torch.bool, device=there.device)
-        unimodal = torch.stack([self.head(features, only.expand_as(there)) for only in alone], dim=1)
+        observed = ~self.absent(batch)
+        features, weights, log_rho = self.weighted(encoded, observed)
+        alone = torch.eye(observed.shape[1], dtype=torch.bool, device=observed.device)
+        unimodal = torch.stack([self.head(features, only.expand_as(observed)) for only in alone], dim=1)
         extras = {"fusion_weights": weights, "unimodal_logits": unimodal}
         if log_rho is not None:
             level = (0.5 * log_rho).exp()
-            extras["predicted_level"] = level if self.training else torch.where(there, level, torch.nan)
-        return Prediction(self.head(features, there), features.flatten(1), extras)
+            extras["predicted_level"] = level if self.training else torch.where(observed, level, torch.nan)
+        return Prediction(self.head(features, observed), features.flatten(1), extras)
 
     # ---- training ----------------------------------------------------------------------------------------------------
 
     def loss(self, prediction: Prediction, batch: Batch) -> dict[str, Tensor]:
-        """All terms but the divergences, which training adds."""
-        there, extras = ~self.absent(batch), prediction.extras
+        """All terms except the divergences, which training adds."""
+        observed, extras = ~self.absent(batch), prediction.extras
         fused = classification_loss(prediction.logits, batch.target, self.task)
-        unimodal = mean_where(there, row_losses(extras["unimodal_logits"], batch.target, self.task)).sum()
+        unimodal = mean_where(observed, row_losses(extras["unimodal_logits"], batch.target, self.task)).sum()
         losses = {"loss": fused + self.gamma * unimodal, "fused": fused, "unimodal": unimodal}
         if "predicted_level" in extras:
-            predicted = torch.where(there, extras["predicted_level"], 1)
-            losses["regression"] = mean_where(there, (predicted - levels(batch)).square()).sum()
+            predicted = torch.where(observed, extras["predicted_level"], 1)
+            losses["regression"] = mean_where(observed, (predicted - levels(batch)).square()).sum()
             losses["loss"] = losses["loss"] + self.mse_weight * losses["regression"]
         return losses
 
@@ -378,40 +341,40 @@ class UDML(Baseline):
         else:
             masks = self.masks.draw(self.absent(batch), self.mask_generator(batch_index))
             losses = self.losses_under(encoded, batch, masks)
-        there = ~self.absent(batch)
+        observed = ~self.absent(batch)
         if self.probabilistic and self.beta:
             prior = levels(batch)
             parts = [divergence(g, prior[:, i]) for i, g in enumerate(distributions.values())]
-            losses["divergence"] = mean_where(there, torch.stack(parts, dim=1)).sum()
+            losses["divergence"] = mean_where(observed, torch.stack(parts, dim=1)).sum()
             losses["loss"] = losses["loss"] + self.beta * losses["divergence"]
         if self.measuring is not None:
-            self.measure(encoded, there, fused)
+            self.measure(encoded, observed, fused)
         self.log_losses("train", losses, len(batch))
         return losses["loss"]
 
     @torch.no_grad()
-    def measure(self, encoded: Tensor, there: Tensor, fused: Tensor | None = None) -> None:
-        """Take a training step into the moving average of the dependency: the L1 distances of logits, means over the
-        rows that have everything; nothing where no row does.
+    def measure(self, encoded: Tensor, observed: Tensor, fused: Tensor | None = None) -> None:
+        """Update the moving average of the dependency after a training step: L1 distances of logits, means over the
+        complete rows; unchanged without complete rows.
 
         Args:
             encoded: (B, M, 2, D), see :meth:`encode`.
-            there: (B, M) bool.
+            observed: (B, M) bool.
             fused: (B, M * D), the weighted features of the step; None under modality dropout, which has several.
         """
         assert self.measuring is not None
         features = encoded[:, :, 0]
         if self.measuring.source == "weighted":
-            features = self.weighted(encoded, there)[0] if fused is None else fused.view_as(features)
-        rows = there.all(1)
+            features = self.weighted(encoded, observed)[0] if fused is None else fused.view_as(features)
+        rows = observed.all(1)
         features = torch.where(rows[:, None, None], features, 0).float()
         distances = logit_distances(self.head, features, self.measuring.measure == "removal")
         sums = torch.cat([torch.where(rows[:, None], distances, 0).sum(0), rows.sum()[None]])
         if self._trainer is not None and self.trainer.world_size > 1:
             sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
-        found = sums[:-1] / sums[-1].clamp(min=1)
+        measured = sums[:-1] / sums[-1].clamp(min=1)
         momentum = self.measuring.momentum or 0.0
-        mixed = torch.where(self.dependency.sum() > 0, momentum * self.dependency + (1 - momentum) * found, found)
+        mixed = torch.where(self.dependency.sum() > 0, momentum * self.dependency + (1 - momentum) * measured, measured)
         self.dependency.copy_(torch.where(sums[-1] > 0, mixed, self.dependency))
 
     def on_train_end(self) -> None:
@@ -422,7 +385,7 @@ class UDML(Baseline):
             )
 
     def compile_parts(self, backend: str) -> None:
-        """The encoders with their heads, and what fuses, whose calls differ in size (hence dynamic)."""
+        """Compile the encoders with their heads, and the fusion, whose calls differ in size (hence dynamic)."""
         self.distributions = torch.compile(self.distributions, backend=backend)  # type: ignore[method-assign]
         self.fuse = torch.compile(self.fuse, backend=backend, dynamic=True)  # type: ignore[method-assign]
 
@@ -430,48 +393,3 @@ class UDML(Baseline):
 def levels(batch: Batch) -> Tensor:
     """(B, M) float, 1 = clean, as a batch without levels is."""
     return torch.ones_like(batch.missing, dtype=torch.float) if batch.noise_level is None else batch.noise_level.float()
-
-
-def fusion_weights(log_cost: Tensor, there: Tensor) -> Tensor:
-    """n_b exp(-c_m) / sum_j exp(-c_j) over the n_b modalities that a row has; 0 for the others.
-
-    Args:
-        log_cost: (B, M), log(rho_m alpha_m).
-        there: (B, M) bool.
-    """
-    cost = torch.where(there, log_cost, torch.inf)
-    # The lowest cost is taken off, so that no exponential overflows.
-    excess = torch.where(there, log_cost - cost.amin(1, keepdim=True).detach(), 0)
-    inverse = torch.where(there, (-excess).exp(), 0)
-    number = there.sum(1, keepdim=True)
-    return number * inverse / inverse.sum(1, keepdim=True).clamp(min=EPSILON)
-
-
-def divergence(gaussian: Gaussian, prior_variance: Tensor) -> Tensor:
-    """KL of N(mean, variance) to N(0, ``prior_variance``), the sum over the tokens of a frame and their coordinates,
-    the mean over the frames, in float32.
-
-    Args:
-        gaussian: (B, T, N, D).
-        prior_variance: (B,).
-
-    Returns:
-        (B,).
-    """
-    assert gaussian.log_variance is not None
-    with torch.autocast(gaussian.mean.device.type, enabled=False):
-        prior = prior_variance.float()[:, None, None, None]
-        variance, mean = gaussian.log_variance.float().exp(), gaussian.mean.float()
-        each = 0.5 * ((variance + mean.square()) / prior - ((variance + EPSILON) / prior).log() - 1)
-        return each.sum((2, 3)).mean(1)
-
-
-def logit_distances(head: nn.Module, features: Tensor, removal: bool) -> Tensor:
-    """(B, M, D) complete features -> (B, M): sum over the classes of |logits - logits without m|, or of |logits of m
-    alone| where ``removal`` is false."""
-    b, m = features.shape[:2]
-    alone = torch.eye(m, dtype=torch.bool, device=features.device)
-    if not removal:
-        return torch.stack([head(features, only.expand(b, m)).abs().sum(1) for only in alone], dim=1)
-    logits = head(features, torch.ones_like(alone[:1]).expand(b, m))
-    return torch.stack([(logits - head(features, (~only).expand(b, m))).abs().sum(1) for only in alone], dim=1)
