@@ -249,11 +249,11 @@ def crossing_findings(
         if values is None:
             continue
         split_of = pd.Series({row: split for split, rows in splits.items() for row in rows}, dtype=object)
-        both = pd.DataFrame({"value": values, "split": split_of}).dropna()
-        several = both.groupby("value")["split"].transform("nunique") > 1
-        if several.any():
+        divided = pd.DataFrame({"value": values, "split": split_of}).dropna()
+        is_shared = divided.groupby("value")["split"].transform("nunique") > 1
+        if is_shared.any():
             level = "error" if noun == "group" else "warning"
-            text = f"{number_of(both['value'][several].nunique(), noun)} in several splits"
+            text = f"{number_of(divided['value'][is_shared].nunique(), noun)} in several splits"
             fix = "correct the split column" if level == "error" else "set dataset.group, or remove the copies"
-            findings.append(Finding(level, "splits", text, fix, row_numbers(several)))
+            findings.append(Finding(level, "splits", text, fix, row_numbers(is_shared)))
     return findings
