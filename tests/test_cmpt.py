@@ -20,8 +20,9 @@ from models.baselines.unimodal import Unimodal
 from models.cmpt import parameters
 from models.cmpt.cmpt import CMPT, Alignment, Proxy, alignment_loss
 from models.cmpt.count import Count, count, describe
+from models.encoders.adapters import Adapter
 from models.encoders.convolutional import PolyMNISTEncoder
-from models.encoders.pretrained import Adapter, PretrainedEncoder
+from models.encoders.pretrained import PretrainedEncoder
 from tests.test_pretrained import SIZES, with_heads
 from trainers import run as pipeline
 from trainers.config.validate import validate

@@ -19,7 +19,8 @@ import torch
 from omegaconf import DictConfig
 from sklearn.metrics import f1_score, recall_score
 
-from models.encoders.pretrained import Adapter, PretrainedEncoder
+from models.encoders.adapters import Adapter
+from models.encoders.pretrained import PretrainedEncoder
 from tests.test_cmpt import build, some_batch
 from tests.test_contracts import tiny_transformer
 from tests.test_pretrained import SIZES

@@ -23,7 +23,7 @@ from models.dymo.gaussian import GaussianParameters
 from models.dymo.method import validate_selection
 from models.dymo.prototypes import COSINE, EUCLIDEAN
 from models.dymo.selection import SelectionRule
-from models.encoders.pretrained import Adapter
+from models.encoders.adapters import Adapter
 from tests import slow_twin as twin
 from tests.networks import under
 from tests.test_cmpt import CLASSES, MODALITIES, build, mixed

@@ -22,6 +22,7 @@ from utils.files import replacing
 RENAMED = {
     r"\bdatasets\.(audio\.Log|video\.Frames)": r"datasets.readers.\1",
     r"\bmodels\.baselines\.base\.TrainingMasks": "models.baselines.masks.TrainingMasks",
+    r"\bmodels\.encoders\.pretrained\.Adapter\b": "models.encoders.adapters.Adapter",
     r'(?m)^(\s*"?)low("?: )': r"\1train_fraction\2",
     r'(?m)^(\s*"?)baselines("?:)': r"\1training_defaults\2",
 }

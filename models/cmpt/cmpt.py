@@ -34,7 +34,8 @@ from models.base import IncompleteClassifier, Prediction
 from models.baselines.base import Baseline
 from models.cmpt.backbone import ProxyBackbone
 from models.cmpt.count import count, describe
-from models.encoders.pretrained import Adapter, PretrainedEncoder
+from models.encoders.adapters import Adapter
+from models.encoders.pretrained import PretrainedEncoder
 from utils.errors import UserError
 
 log = logging.getLogger(__name__)

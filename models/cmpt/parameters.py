@@ -15,7 +15,8 @@ import torch
 from datasets.batch import Modality
 from models.cmpt.cmpt import CMPT, Proxy
 from models.cmpt.count import count
-from models.encoders.pretrained import Adapter, PretrainedEncoder
+from models.encoders.adapters import Adapter
+from models.encoders.pretrained import PretrainedEncoder
 
 IMAGE = Modality("image", "image", (3, 224, 224))
 TEXT = Modality("text", "text", (256,))

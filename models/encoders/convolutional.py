@@ -1,4 +1,4 @@
-"""Small convolutional encoders: image -> tokens (B, N, D), or one vector (B, 1, D)."""
+"""Small convolutional encoders: image -> tokens (B, N, D) or one vector (B, 1, D)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ class PolyMNISTEncoder(nn.Module):
     """(B, 3, 28, 28) in [0, 1] -> (B, 4, 128): three stride-2 convolutions, 1x1, max-pool
     (docs/reference/dymo.md §1.4).
 
-    109,760 parameters at the default widths. With ``vector_width``, a linear map of the flat feature map takes the
-    place of 1x1 and max-pool: (B, 1, ``vector_width``), 1,142,336 parameters at 512 (docs/reference/baselines.md §1.2).
+    109,760 parameters at the default widths. With ``vector_width``, a linear map of the flattened feature map replaces
+    1x1 and max-pool: (B, 1, ``vector_width``), 1,142,336 parameters at 512 (docs/reference/baselines.md §1.2).
     """
 
     def __init__(self, channels: int = 3, width: int = 128, vector_width: int | None = None) -> None:
@@ -38,9 +38,9 @@ class PolyMNISTEncoder(nn.Module):
 
 
 class ConvolutionalEncoder(nn.Module):
-    """(B, channels, H, W) of any size from 16 x 16 -> (B, 4, width): four stride-2 convolutions, a 2 x 2 mean.
+    """(B, channels, H, W) of at least 16 x 16 -> (B, 4, width): four stride-2 convolutions, 2 x 2 average pooling.
 
-    98,176 parameters at the default width: for trials on a CPU, where a ResNet takes too long.
+    98,176 parameters at the default width, for experiments on a CPU, where a ResNet is too slow.
     """
 
     tokens = 4
@@ -62,7 +62,7 @@ class ConvolutionalEncoder(nn.Module):
 
 
 class SpectrogramEncoder(ConvolutionalEncoder):
-    """The same for spectrograms (B, H, W), 97,888 parameters at the default width."""
+    """:class:`ConvolutionalEncoder` of spectrograms (B, H, W), 97,888 parameters at the default width."""
 
     def __init__(self, width: int = 128) -> None:
         super().__init__(width, channels=1)

@@ -1,6 +1,6 @@
-"""Encoders of MNIST-SVHN-Text, one token each, which is their vector as well (docs/reference/dymo.md §1.4).
+"""Encoders of MNIST-SVHN-Text, with one token each, which is also their vector (docs/reference/dymo.md §1.4).
 
-The trunks, which the posterior networks of MoPoE share, keep the layer names of the original files.
+The trunks are shared with the posterior networks of MoPoE. Layers are named as in the original.
 """
 
 from __future__ import annotations

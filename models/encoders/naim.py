@@ -1,15 +1,14 @@
-"""NAIM, "Not Another Imputation Method" (arXiv 2407.11540): a table -> one token per column, missing cells masked.
+"""NAIM, "Not Another Imputation Method" (arXiv 2407.11540): one token per column of a table, missing cells masked.
 
-docs/reference/masked-attention.md §3.3. A cell becomes the row of its level in a table of its column, or its value
-times the only row of that table; the last row of each is that of a missing cell: zero, without a gradient. The blocks
-are :class:`models.layers.masked_attention.MaskedBlock`. A missing cell is no key of any other and gets nothing as a
-query, so its state is a learned constant, the same in every row and column. Values enter as they are: the original
-scales them to [0, 1] with the extremes of the training rows. A value of exactly 0 has the token of a missing cell
-(``bias=true``, ours, tells them apart) but is attended to.
+See docs/reference/masked-attention.md §3.3. Each column has an embedding table: a categorical cell is embedded as the
+row of its level, a continuous one as its value times the only row. The last row is for missing cells and is zero,
+without a gradient. The blocks are :class:`models.layers.masked_attention.MaskedBlock`. No cell attends to a missing
+cell, and a missing cell attends to none, so that its state is a learned constant, the same in every row and column.
+Values are not rescaled; the original scales them to [0, 1] by the extremes of the training rows. A value of exactly 0
+has the token of a missing cell (unless ``bias=true``, ours), but is attended to.
 
-Alone it is a classifier: ``vector_width=C`` is the published head, the flattened states of the last block through a
-linear layer. There, and before any head of a method, the states of missing cells are overwritten by zeros, which the
-original leaves out.
+With ``vector_width=C`` it is the published classifier: a linear layer on the flattened states of the last block. In
+front of this and any other head, the states of missing cells are overwritten with zeros, unlike in the original.
 """
 
 from __future__ import annotations
@@ -25,19 +24,19 @@ from models.layers.masked_attention import MaskedTransformer
 class NAIM(nn.Module):
     """(B, n) -> (B, n, width), categorical columns first; with ``vector_width`` (B, 1, ``vector_width``).
 
-    381 columns, 374 of them binary, at width 1024: 13,662,160 parameters, and 5,462,030 of the head of 14 classes.
+    381 columns, 374 of them binary, at width 1024: 13,662,160 parameters, plus 5,462,030 in the head of 14 classes.
 
     Args:
-        cardinalities: levels of the leading, categorical columns; their content is the code 0 .. levels-1.
-        n_continuous: columns after those.
-        width, heads, hidden, blocks: of the transformer; the published vision-tabular model has 1024, 16, 1000, 2, the
-            tabular one 6, 3, 1000, 6.
-        bias: add a learned vector of its column to every cell that is there.
-        pooling: of the one vector, see :class:`models.layers.masked_attention.MaskedTransformer`.
-        vector_width: for one vector in place of tokens.
+        cardinalities: number of levels of the leading, categorical columns, whose values are codes 0 .. levels - 1.
+        n_continuous: number of continuous columns, which follow.
+        width, heads, hidden, blocks: of the transformer; 1024, 16, 1000, 2 in the published vision-tabular model, 6, 3,
+            1000, 6 in the tabular one.
+        bias: add a learned vector per column to every observed cell.
+        pooling: with ``vector_width``, see :class:`models.layers.masked_attention.MaskedTransformer`.
+        vector_width: return one vector of this width instead of tokens.
 
     Raises:
-        ValueError: no columns, or an argument that is out of range.
+        ValueError: no columns, or an argument out of range.
     """
 
     def __init__(
@@ -62,7 +61,7 @@ class NAIM(nn.Module):
         counts = [levels + 1 for levels in self.cardinalities] + [2] * n_continuous
         rows = torch.tensor(counts)
         last = rows.cumsum(0) - 1
-        # All tables one below the other.
+        # The tables of all columns, concatenated.
         self.embedding = nn.Embedding(sum(counts), width)
         nn.init.normal_(self.embedding.weight, std=width**-0.5)
         with torch.no_grad():
@@ -82,10 +81,11 @@ class NAIM(nn.Module):
             nn.init.zeros_(self.proj.bias)
 
     def forward(self, x: Tensor, missing: Tensor | None = None) -> Tensor:
-        """
+        """Encode rows of a table.
+
         Args:
-            x: (B, n) float; the content of missing cells is never read. A code that is no level gives NaN.
-            missing: (B, n) bool, True = missing; None = all cells are there.
+            x: (B, n) float; the content of missing cells is never read. An invalid code yields NaN.
+            missing: (B, n) bool, True = missing; None = all cells are observed.
 
         Returns:
             (B, n, width), a constant for missing cells; or (B, 1, vector_width).
@@ -97,39 +97,40 @@ class NAIM(nn.Module):
         return states if self.transformer.cls_token is None else states[:, 1:]
 
     def cells(self, x: Tensor, missing: Tensor | None = None) -> Tensor:
-        """As :meth:`forward` -> (B, n, width) before the blocks, zero where a cell is missing."""
+        """Embedded cells (B, n, width), zero where missing; arguments as in :meth:`forward`."""
         if missing is not None:
             x = torch.where(missing, 0, x)
         n = len(self.cardinalities)
         codes, values = x[:, :n], x[:, n:]
-        known = (codes >= 0) & (codes < self.levels)
+        is_valid = (codes >= 0) & (codes < self.levels)
         rows = self.first_rows.expand(len(x), -1).clone()
-        rows[:, :n] += torch.where(known, codes, 0).long()
-        # Never another level in its place: what is no level shows in the output.
-        scale = torch.cat([torch.where(known, 1.0, torch.nan), values], dim=1)
+        rows[:, :n] += torch.where(is_valid, codes, 0).long()
+        # NaN makes invalid codes visible in the output.
+        scale = torch.cat([torch.where(is_valid, 1.0, torch.nan), values], dim=1)
         tokens = scale[..., None] * self.embedding(
             rows if missing is None else torch.where(missing, self.padding_rows, rows)
         )
         if self.bias is not None:
             tokens = tokens + self.bias
-        # The rows of missing cells are zero already: this stops their gradient.
+        # Missing cells have zero rows already: this stops their gradient.
         return tokens if missing is None else torch.where(missing[..., None], 0, tokens)
 
 
 def drop_cells(hidden: Tensor, rate: float, generator: torch.Generator) -> Tensor:
-    """NAIM's regularisation (docs/reference/masked-attention.md §3.3.4): hide k of the n cells that a row has, k
-    uniform on 1 .. n - 2, with the probability ``rate``; rows with n < 3 stay as they are.
+    """NAIM's regularisation (docs/reference/masked-attention.md §3.3.4): with probability ``rate``, hide k of the n
+    observed cells of a row, k uniform on 1 .. n - 2; rows with n < 3 are unchanged.
 
     Args:
-        hidden: (B, F) bool, cells that are missing already.
+        hidden: (B, F) bool, missing cells.
         generator: on the CPU.
 
     Returns:
         (B, F) bool.
     """
-    gone = hidden.cpu()
-    n = (~gone).sum(1)
-    k = 1 + (torch.rand(len(gone), generator=generator) * (n - 2).clamp(min=0)).long()
-    drops = (torch.rand(len(gone), generator=generator) < rate) & (n > 2)
-    order = torch.where(gone, 2.0, torch.rand(gone.shape, generator=generator)).argsort(1).argsort(1)
-    return hidden | (drops[:, None] & (order < k[:, None])).to(hidden.device)
+    missing = hidden.cpu()
+    n = (~missing).sum(1)
+    k = 1 + (torch.rand(len(missing), generator=generator) * (n - 2).clamp(min=0)).long()
+    is_regularised = (torch.rand(len(missing), generator=generator) < rate) & (n > 2)
+    # Random rank of each observed cell in its row; missing cells come last.
+    ranks = torch.where(missing, 2.0, torch.rand(missing.shape, generator=generator)).argsort(1).argsort(1)
+    return hidden | (is_regularised[:, None] & (ranks < k[:, None])).to(hidden.device)

@@ -1,4 +1,4 @@
-"""One vector of a modality out of any token encoder."""
+"""Average pooling of any token encoder."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from torch import Tensor, nn
 
 
 class PooledEncoder(nn.Module):
-    """(B, ...) -> (B, 1, width): a linear map of the mean of the tokens. After a ResNet that is its average pooling.
+    """(B, ...) -> (B, 1, width): a linear map of the mean of the tokens (for a ResNet, its average pooling).
 
     Args:
-        encoder: with the attribute ``width`` of its tokens.
+        encoder: returns tokens (B, N, D), with the attribute ``width`` (D).
     """
 
     tokens = 1

@@ -1,8 +1,8 @@
-"""Networks of the libraries transformers and timm: where their parts are, and how they are loaded."""
+"""Architectures of pretrained transformers of transformers and timm: their module paths, settings and loading."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,16 @@ import torch
 import transformers
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
-from torch import Tensor, nn
 
 from utils.errors import UserError
 
-# What each letter of Adapter targets stands for.
-LETTERS = {"q": "query", "k": "key", "v": "value", "o": "output of the attention", "f": "output of the perceptron"}
+# Projections of a transformer block by the letters of ``Adapter.targets``.
+PROJECTIONS = {"q": "query", "k": "key", "v": "value", "o": "attention output", "f": "MLP output"}
 
 
 @dataclass(frozen=True)
-class Family:
-    """Where an architecture keeps its parts; paths are relative to the network, ``projections`` to a block."""
+class Layout:
+    """Module paths of an architecture, relative to the network; those in ``projections`` are relative to a block."""
 
     kinds: tuple[str, ...]
     blocks: str
@@ -37,8 +36,8 @@ class Family:
 _SELF = {"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.out_proj"}
 _VIT = {letter: f"attention.{letter}_proj" for letter in "qkvo"}
 _IMAGE = ("image", "video")
-FAMILIES = {
-    "clip": Family(
+LAYOUTS = {
+    "clip": Layout(
         _IMAGE,
         "encoder.layers",
         "post_layernorm",
@@ -47,7 +46,7 @@ FAMILIES = {
         "CLIPVisionConfig",
         first_norm="pre_layrnorm",
     ),
-    "siglip": Family(
+    "siglip": Layout(
         _IMAGE,
         "encoder.layers",
         "post_layernorm",
@@ -56,20 +55,20 @@ FAMILIES = {
         "SiglipVisionConfig",
         pooling="head",
     ),
-    "vit": Family(_IMAGE, "layers", "layernorm", {**_VIT, "f": "mlp.fc2"}, "ViTModel", "ViTConfig"),
-    "ast": Family(("audio",), "layers", "layernorm", {**_VIT, "f": "mlp.fc2"}, "ASTModel", "ASTConfig"),
-    "bert": Family(
+    "vit": Layout(_IMAGE, "layers", "layernorm", {**_VIT, "f": "mlp.fc2"}, "ViTModel", "ViTConfig"),
+    "ast": Layout(("audio",), "layers", "layernorm", {**_VIT, "f": "mlp.fc2"}, "ASTModel", "ASTConfig"),
+    "bert": Layout(
         ("text",),
         "encoder.layer",
         "",
         {
-            **{letter: f"attention.self.{LETTERS[letter]}" for letter in "qkv"},
+            **{letter: f"attention.self.{PROJECTIONS[letter]}" for letter in "qkv"},
             **{"o": "attention.output.dense", "f": "output.dense"},
         },
         "BertModel",
         "BertConfig",
     ),
-    "timm": Family(
+    "timm": Layout(
         _IMAGE,
         "blocks",
         "norm",
@@ -79,7 +78,7 @@ FAMILIES = {
     ),
 }
 _LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
-# What differs from the defaults of the configuration class, which are the Base sizes.
+# Layout and settings that differ from the defaults of the configuration class, which are the Base sizes.
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "clip_vit_base_patch16": ("clip", {"patch_size": 16}),
     "clip_vit_large_patch14": ("clip", {**_LARGE, "patch_size": 14}),
@@ -90,8 +89,8 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "bert_large": ("bert", _LARGE),
     "ast_base": ("ast", {}),
 }
-# Settings that decide what a network computes: weights made with others are refused.
-SETTINGS = (
+# Settings that change the function of a network: weights with other values are refused.
+COMPARED_SETTINGS = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act", "layer_norm_eps"),
     *("num_channels", "image_size", "patch_size", "qkv_bias", "vision_use_head"),
     *("vocab_size", "max_position_embeddings", "type_vocab_size", "pad_token_id"),
@@ -99,47 +98,27 @@ SETTINGS = (
 )
 
 
-class SplitProjection(nn.Module):
-    """timm's fused projection of queries, keys and values as three, so that each can have its own adapter; the same
-    numbers."""
-
-    def __init__(self, fused: nn.Linear) -> None:
-        super().__init__()
-        width = fused.out_features // 3
-        for i, letter in enumerate("qkv"):
-            part = nn.Linear(fused.in_features, width, fused.bias is not None, fused.weight.device, fused.weight.dtype)
-            rows = slice(i * width, (i + 1) * width)
-            part.weight = nn.Parameter(fused.weight.detach()[rows].clone(), requires_grad=False)
-            if fused.bias is not None:
-                part.bias = nn.Parameter(fused.bias.detach()[rows].clone(), requires_grad=False)
-            self.add_module(letter, part)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([part(x) for part in self.children()], dim=-1)
-
-
-def transformers_network(architecture: str, layout: Family, weights: str, size: Mapping[str, Any]) -> Any:
-    """Network of the library transformers with random or given weights."""
+def transformers_network(architecture: str, layout: Layout, weights: str, size: Mapping[str, Any]) -> Any:
+    """Build a network of transformers with random or pretrained weights."""
     config_class, model_class = getattr(transformers, layout.config), getattr(transformers, layout.model)
-    known = config_class().to_dict()
-    if unknown := sorted(set(size) - set(known)):
+    if unknown := sorted(set(size) - set(config_class().to_dict())):
         raise ValueError(f"size.{unknown[0]}: {architecture} has no such setting")
     config = config_class(**size)
-    # BERT's and ViT's poolers come after the class token and are not used.
-    more = {"add_pooling_layer": False} if layout.model in ("BertModel", "ViTModel") else {}
+    # The poolers of BERT and ViT follow the class token and are not used.
+    options = {"add_pooling_layer": False} if layout.model in ("BertModel", "ViTModel") else {}
     config._attn_implementation = "sdpa"
     if weights == "none":
-        return model_class(config, **more)
-    stored_config = _attempt(
+        return model_class(config, **options)
+    weights_config = _load_local_or_download(
         architecture, weights, lambda local: config_class.from_pretrained(weights, local_files_only=local)
     )
-    expected, stored = config.to_dict(), stored_config.to_dict()
-    differing = [key for key in SETTINGS if key in expected and expected[key] != stored.get(key)]
+    expected, actual = config.to_dict(), weights_config.to_dict()
+    differing = [key for key in COMPARED_SETTINGS if key in expected and expected[key] != actual.get(key)]
     if differing:
-        settings = ", ".join(f"{key}: {stored.get(key)}" for key in differing)
+        settings = ", ".join(f"{key}: {actual.get(key)}" for key in differing)
         raise UserError(
-            f"weights={weights} are of another network than {architecture} ({', '.join(differing)} differ): set "
-            f"size={{{settings}}}, or choose the architecture that they are of"
+            f"weights={weights} belong to another network than {architecture} ({', '.join(differing)} differ): set "
+            f"size={{{settings}}}, or choose the architecture of the weights"
         )
 
     def load(local: bool) -> Any:
@@ -150,25 +129,25 @@ def transformers_network(architecture: str, layout: Family, weights: str, size: 
             attn_implementation="sdpa",
             local_files_only=local,
             output_loading_info=True,
-            **more,
+            **options,
         )
 
-    network, about = _attempt(architecture, weights, load)
-    if missing := sorted(about["missing_keys"]):
+    network, loading_info = _load_local_or_download(architecture, weights, load)
+    if missing := sorted(loading_info["missing_keys"]):
         raise UserError(
             f"weights={weights} lack {len(missing)} tensors of {architecture} (the first is "
-            f"{missing[0]}): give the weights of the complete network"
+            f"{missing[0]}): specify weights of the complete network"
         )
     return network.train()
 
 
-def _attempt(architecture: str, weights: str, load: Any) -> Any:
-    """``load(local_files_only)``: from the folder or the cache, else from the hub."""
+def _load_local_or_download(architecture: str, weights: str, load: Callable[[bool], Any]) -> Any:
+    """Call ``load(local_files_only)``, first for the folder or the cache, then for the hub."""
     is_folder = Path(weights).is_dir()
     verbosity = transformers.logging.get_verbosity()
     for local in (True,) if is_folder else (True, False):
         try:
-            transformers.logging.set_verbosity_error()  # it lists what is not used; what lacks is an error of ours
+            transformers.logging.set_verbosity_error()  # unused tensors; missing ones raise below
             return load(local)
         except (OSError, ValueError, TypeError, RuntimeError, SafetensorError, HfHubHTTPError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -180,23 +159,23 @@ def _attempt(architecture: str, weights: str, load: Any) -> Any:
             "model.safetensors"
         )
     raise UserError(
-        f"weights={weights} of {architecture} are neither in the cache nor can they be downloaded: put config.json and "
-        f"model.safetensors of https://huggingface.co/{weights} into a folder and give that as weights, or set "
+        f"weights={weights} of {architecture} are not in the cache and cannot be downloaded: put config.json and "
+        f"model.safetensors of https://huggingface.co/{weights} into a folder and set weights to that folder, or set "
         "weights=none"
     )
 
 
-def timm_network(variant: str, weights: str, size: dict[str, Any]) -> Any:
-    """Vision transformer of timm with random or given weights."""
-    local = weights not in ("none", "hub")
-    if local and not Path(weights).is_file():
-        raise UserError(f"weights={weights} of timm/{variant}: there is no such file, give one, hub, or none")
+def timm_network(variant: str, weights: str, size: Mapping[str, Any]) -> Any:
+    """Build a vision transformer of timm with random or pretrained weights."""
+    is_file = weights not in ("none", "hub")
+    if is_file and not Path(weights).is_file():
+        raise UserError(f"weights={weights} of timm/{variant}: there is no such file; specify a file, hub or none")
     try:
         network = timm.create_model(
             variant,
             pretrained=weights != "none",
             num_classes=0,
-            pretrained_cfg_overlay={"file": weights} if local else None,
+            pretrained_cfg_overlay={"file": weights} if is_file else None,
             **size,
         )
     except (OSError, RuntimeError, HfHubHTTPError) as error:
@@ -204,9 +183,9 @@ def timm_network(variant: str, weights: str, size: dict[str, Any]) -> Any:
         if "Unknown model" in reason:
             raise ValueError(f"architecture=timm/{variant}: timm has no such network") from None
         raise UserError(
-            f"weights={weights} of timm/{variant} cannot be loaded ({reason}): put model.safetensors of "
-            f"https://huggingface.co/timm/{variant} somewhere and give that file as weights, or set weights=none"
+            f"weights={weights} of timm/{variant} cannot be loaded ({reason}): download model.safetensors of "
+            f"https://huggingface.co/timm/{variant} and set weights to that file, or set weights=none"
         ) from None
     if not isinstance(network, timm.models.VisionTransformer):
-        raise ValueError(f"architecture=timm/{variant}: is a {type(network).__name__}, not a VisionTransformer")
+        raise ValueError(f"architecture=timm/{variant}: it is a {type(network).__name__}, not a VisionTransformer")
     return network

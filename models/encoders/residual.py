@@ -1,10 +1,10 @@
-"""Residual encoders of CelebA, image and attribute text, one token each, which is their vector as well
+"""Residual encoders of CelebA for images and attribute text, with one token each, which is also their vector
 (docs/reference/dymo.md §1.4).
 
-Pre-activation blocks with batch normalisation and dropout 0.5; the block also comes transposed, for the decoders of
-MoPoE. Layer names are those of the original files. The original encodes a batch once per subset of a training step,
-we once: running statistics then move by 0.1 a step where the original's move by 1 - 0.9^K, and the subsets of a step
-share their dropout. A training batch of one row passes layers of one value per channel by their running statistics.
+Pre-activation blocks with batch normalisation and dropout 0.5, and transposed blocks for the decoders of MoPoE. Layers
+are named as in the original. The original encodes a batch once per subset of a training step, we once per step: running
+statistics then move by 0.1 per step instead of 1 - 0.9^K, and the subsets of a step share their dropout. In a training
+batch of one row, layers with one value per channel normalise by their running statistics.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ DROPOUT = 0.5
 
 
 class ResidualBlock(nn.Module):
-    """2.0 shortcut + 0.3 branch.
+    """2.0 * shortcut + 0.3 * branch.
 
-    Branch: BN - ReLU - 1x1 convolution - dropout - BN - ReLU - convolution of kernel 4 - dropout, without biases on
-    images; shortcut: convolution of kernel 4 - BN.
+    Branch: BN - ReLU - 1x1 convolution - dropout - BN - ReLU - 4x4 convolution - dropout, without biases for images;
+    shortcut: 4x4 convolution - BN.
 
     Args:
-        dims: 2 for images (whole channels are dropped), 1 for text.
-        transposed: transposed convolutions, for decoders; names the shortcut ``upsample``.
+        dims: 2 for images (dropout of complete channels), 1 for text.
+        transposed: use transposed convolutions, for decoders; the shortcut is then named ``upsample``.
     """
 
     def __init__(

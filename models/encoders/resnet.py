@@ -1,7 +1,6 @@
-"""ResNet encoder of images, spectrograms and clips: the last feature map as tokens, (B, H/32 * W/32, D).
+"""ResNet encoder of images, spectrograms and clips: the last feature map as tokens (B, H/32 * W/32, D).
 
-Of images (docs/reference/dymo.md §1.4); of spectrograms and of the frames of a clip as in UDML
-(docs/reference/udml.md §1.3).
+Images as in DyMo (docs/reference/dymo.md §1.4), spectrograms and clips as in UDML (docs/reference/udml.md §1.3).
 """
 
 from __future__ import annotations
@@ -22,24 +21,23 @@ LAYERS = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "laye
 
 
 class ResNetEncoder(nn.Module):
-    """torchvision's ResNet without pooling and classifier; names of the weights are torchvision's.
+    """torchvision's ResNet without pooling and classifier, with its parameter names.
 
-    Takes images (B, C, H, W); spectrograms (B, H, W), which are images of one channel; clips (B, T, C, H, W), whose
-    frames go through it one by one, and whose tokens are the mean over the frames.
+    Takes images (B, C, H, W), spectrograms (B, H, W) as images of one channel, and clips (B, T, C, H, W), whose tokens
+    are averaged over frames.
 
     ResNet-50: 23,508,032 parameters, 16 tokens of width 2048 at 128 x 128 pixels.
 
     Args:
         architecture: resnet18 | resnet34 (width 512) | resnet50 | resnet101 (width 2048).
         weights: ``none``, ``imagenet`` (torchvision's IMAGENET1K_V1, downloaded once), or a file: a state dict of
-            torchvision's, or a checkpoint whose entries ``encoder_imaging.`` (TIP) or ``m_encoders.img.`` (DyMo) are
-            used.
-        image_size: side of the images in pixels, or their height and width, which decides the number of tokens.
-        channels: of the input; the first layer is a new one where they are not 3.
+            torchvision, or a checkpoint with the entries ``encoder_imaging.`` (TIP) or ``m_encoders.img.`` (DyMo).
+        image_size: side of the images in pixels, or their height and width; determines the number of tokens.
+        channels: of the input; other than 3 replaces the first layer.
 
     Raises:
-        ValueError: another architecture, or weights of ImageNet for other than 3 channels.
-        UserError: the weights cannot be had, or do not fit.
+        ValueError: an unknown architecture, or ImageNet weights for other than 3 channels.
+        UserError: the weights cannot be loaded or do not fit.
     """
 
     def __init__(
@@ -59,8 +57,8 @@ class ResNetEncoder(nn.Module):
             network = torchvision.models.get_model(architecture, weights=enum)
         except (URLError, OSError, RuntimeError) as error:
             raise UserError(
-                f"the ImageNet weights of {architecture} cannot be downloaded ({error}): put a file with them in "
-                "weights, or set weights=none"
+                f"the ImageNet weights of {architecture} cannot be downloaded ({error}): set weights to a file "
+                "with them, or set weights=none"
             ) from None
         if channels != 3:
             network.conv1 = nn.Conv2d(channels, 64, 7, 2, 3, bias=False)

@@ -1,8 +1,7 @@
-"""TIP's tabular transformer (ECCV 2024, arXiv 2407.07582): a table -> one token per column, with missing cells.
+"""TIP's tabular transformer (ECCV 2024, arXiv 2407.07582): one token per column, with missing cells.
 
-A cell becomes an embedding of its level, or a linear map of its value (a z-score); a missing cell becomes a learned
-token instead, and is no key of any other cell (docs/reference/dymo.md §1.4). Names of the weights are those of the
-original.
+A cell is embedded by its level, or by a linear map of its value (a z-score); a missing cell is replaced by a learned
+token, to which no other cell attends (docs/reference/dymo.md §1.4). Parameters are named as in the original.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ from utils.weights import load_part
 
 
 class TableEncoder(nn.Module):
-    """(B, n) -> (B, n, width), categorical columns first; with ``vector_width``, a linear map of the CLS token, (B, 1,
-    ``vector_width``).
+    """(B, n) -> (B, n, width), categorical columns first; with ``vector_width``, a linear map of the CLS token
+    (B, 1, ``vector_width``).
 
     Args:
-        cardinalities: levels of the leading, categorical columns; their content is the code 0 .. levels-1.
-        n_continuous: columns after those.
-        weights: ``none``, or a file: the entries ``encoder_tabular.`` (TIP) or ``m_encoders.tabular.`` (DyMo) of a
-            checkpoint are used.
+        cardinalities: number of levels of the leading, categorical columns, whose values are codes 0 .. levels - 1.
+        n_continuous: number of continuous columns, which follow.
+        weights: ``none``, or a checkpoint with the entries ``encoder_tabular.`` (TIP) or ``m_encoders.tabular.``
+            (DyMo).
     """
 
     def __init__(
@@ -66,25 +65,26 @@ class TableEncoder(nn.Module):
         self.proj = nn.Linear(width, vector_width) if vector_width else None
 
     def forward(self, x: Tensor, missing: Tensor | None = None) -> Tensor:
-        """
+        """Encode rows of a table.
+
         Args:
-            x: (B, n) float; the content of missing cells is never read. A code that is no level gives NaN.
-            missing: (B, n) bool, True = missing; None = all cells are there.
+            x: (B, n) float; the content of missing cells is never read. An invalid code yields NaN.
+            missing: (B, n) bool, True = missing; None = all cells are observed.
 
         Returns:
-            (B, n, width), a token for missing cells too; or (B, 1, vector_width).
+            (B, n, width), with tokens of missing cells; or (B, 1, vector_width).
         """
         if self.proj is not None:
             return self.proj(self.encode(x, missing)[:, :1])
         return self.encode(x, missing)[:, 1:]
 
     def encode(self, x: Tensor, missing: Tensor | None = None) -> Tensor:
-        """As :meth:`forward`, with the CLS token first: (B, 1 + n, width)."""
+        """Encode as :meth:`forward`, with the CLS token first: (B, 1 + n, width)."""
         visible = None
         cells = self._cells(x if missing is None else torch.where(missing, 0, x))
         if missing is not None:
             cells = torch.where(missing[..., None], self.mask_special_token, cells)
-            # A missing cell is seen by itself alone.
+            # Only the missing cell itself attends to it: visible is (B, 1 + n, 1 + n).
             keys = F.pad(~missing, (1, 0), value=True)
             visible = keys[:, None] | torch.eye(keys.shape[1], dtype=torch.bool, device=keys.device)
         cells = torch.cat([self.cls_token.expand(len(x), -1, -1), cells], dim=1)
@@ -99,10 +99,10 @@ class TableEncoder(nn.Module):
         n = len(self.cardinalities)
         if self.cat_embedding is not None:
             codes = x[:, :n]
-            known = (codes >= 0) & (codes < self.levels)
-            rows = torch.where(known, codes, 0).long() + self.cat_offsets
-            # Never another level in its place: what is no level shows in the output.
-            parts.append(torch.where(known[..., None], self.cat_embedding(rows), torch.nan))
+            is_valid = (codes >= 0) & (codes < self.levels)
+            rows = torch.where(is_valid, codes, 0).long() + self.cat_offsets
+            # NaN makes invalid codes visible in the output.
+            parts.append(torch.where(is_valid[..., None], self.cat_embedding(rows), torch.nan))
         if self.con_proj is not None:
             parts.append(self.con_proj(x[:, n:, None]))
         return torch.cat(parts, dim=1)

@@ -1,6 +1,6 @@
-"""Token ids -> one token: embeddings, transformer blocks, mean over what is no padding.
+"""Small transformer that encodes token ids as one token, the mean over all but the padding.
 
-For the methods that bring no language model of their own; trained from nothing.
+Trained from scratch, for methods without a pretrained language model.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from models.layers.transformer import Block, normal_initialisation
 
 
 class TokenTextEncoder(nn.Module):
-    """(B, L) integer ids -> (B, 1, width), or (B, 1, ``vector_width``); padding takes no part.
+    """(B, L) integer ids -> (B, 1, width), or (B, 1, ``vector_width``); padding is masked.
 
     Args:
-        vocabulary: number of ids; that of the data set where it is not given.
-        length: L, the longest text.
-        blocks: 0 = the mean of the embeddings.
+        vocabulary: number of ids.
+        length: maximum text length L.
+        blocks: number of blocks; 0 averages the embeddings.
     """
 
     tokens = 1
@@ -46,9 +46,9 @@ class TokenTextEncoder(nn.Module):
         normal_initialisation(self)
 
     def forward(self, ids: Tensor) -> Tensor:
-        # The ids of a missing text may be anything, and an index outside the table would end the process on a GPU.
+        # The ids of a missing text are arbitrary; one outside the table would abort the process on a GPU.
         ids = ids.clamp(0, self.embedding.num_embeddings - 1)
-        visible = F.pad(ids != PADDING, (1, 0), value=True)  # the first is the CLS token: no text is empty to attention
+        visible = F.pad(ids != PADDING, (1, 0), value=True)  # (B, 1 + L), CLS token first
         x = torch.cat([self.cls_token.expand(len(ids), -1, -1), self.embedding(ids) + self.pos_embeddings], dim=1)
         for block in self.blocks:
             x = block(x, visible)

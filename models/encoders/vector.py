@@ -1,4 +1,4 @@
-"""Encoder of a vector of numbers."""
+"""Encoder of tables with continuous columns."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 
 class VectorEncoder(nn.Module):
-    """A table of continuous columns as one vector: (B, n) -> (B, 1, width), one hidden layer. A missing cell counts as
-    0, the training mean of a standardised column.
+    """Perceptron on a table of continuous columns: (B, n) -> (B, 1, width), one hidden layer.
+
+    A missing cell is set to 0, the training mean of a standardised column.
 
     Args:
-        cardinalities: none; for categorical columns take :class:`models.encoders.table.TableEncoder`.
-        n_continuous: columns (n).
-        hidden: units of the hidden layer.
+        cardinalities: empty; use :class:`models.encoders.table.TableEncoder` for categorical columns.
+        n_continuous: number of columns (n).
+        hidden: number of hidden units.
     """
 
     tokens = 1
@@ -35,10 +36,7 @@ class VectorEncoder(nn.Module):
         self.layers = nn.Sequential(nn.Linear(n_continuous, hidden), nn.ReLU(), nn.Linear(hidden, self.width))
 
     def forward(self, x: Tensor, missing: Tensor | None = None) -> Tensor:
-        """
-        Args:
-            missing: (B, n) bool, True = this cell is missing.
-        """
+        """Encode rows (B, n), with missing cells ``missing`` (B, n) bool, True = missing."""
         if missing is not None:
             x = torch.where(missing, torch.zeros((), dtype=x.dtype, device=x.device), x)
         return self.layers(x)[:, None]
