@@ -28,6 +28,8 @@ from utils.files import replacing
 log = logging.getLogger(__name__)
 SPLITS = ("train", "val", "test")
 
+Names = tuple[str, ...]
+
 
 class MultimodalDataModule(pl.LightningDataModule):
     """Base of every data set: packed arrays, masks of the splits, loaders.
@@ -56,17 +58,11 @@ class MultimodalDataModule(pl.LightningDataModule):
     Every class declares these tuples of argument names for its own arguments; those of its base classes are added.
     """
 
-    paths: ClassVar[tuple[str, ...]] = ()
-    paths_or_names: ClassVar[tuple[str, ...]] = ()
-    folders: ClassVar[tuple[str, ...]] = ()
-    read_time: ClassVar[tuple[str, ...]] = (
-        "test_batch_size",
-        "train_fraction",
-        "residence",
-        "reshuffle_pairs",
-        "jitter",
-    )
-    resources: ClassVar[tuple[str, ...]] = ("test_batch_size", "residence")
+    paths: ClassVar[Names] = ()
+    paths_or_names: ClassVar[Names] = ()
+    folders: ClassVar[Names] = ()
+    read_time: ClassVar[Names] = ("test_batch_size", "train_fraction", "residence", "reshuffle_pairs", "jitter")
+    resources: ClassVar[Names] = ("test_batch_size", "residence")
 
     name: str
     modalities: list[Modality]

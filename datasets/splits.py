@@ -68,9 +68,10 @@ def draw_split(
     return [np.flatnonzero(np.isin(member, next(chosen))) if f > 0 else np.zeros(0, dtype=np.int64) for f in fractions]
 
 
-def draw_folds(
-    target: np.ndarray, groups: np.ndarray | None, folds: int, validation: float, seed: int
-) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+Fold = tuple[np.ndarray, np.ndarray, np.ndarray]  # sorted training, validation and test rows
+
+
+def draw_folds(target: np.ndarray, groups: np.ndarray | None, folds: int, validation: float, seed: int) -> list[Fold]:
     """Divide rows into the folds of a stratified cross-validation; every row is tested once.
 
     One label: scikit-learn's stratified folds (with groups: its stratified group folds), with a validation split of the
@@ -86,57 +87,75 @@ def draw_folds(
         validation: share of the rows (or groups) outside the fold.
         seed: of all draws.
 
-    Returns:
-        Sorted row numbers (train, validation, test) of every fold.
-
     Raises:
         UserError: fewer rows or groups than folds.
     """
-    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train_test_split
-
-    n = len(target)
-    units, member = np.unique(groups, return_inverse=True) if groups is not None else (np.arange(n), np.arange(n))
-    if len(units) < 2 * folds:
+    n_units = len(target) if groups is None else len(np.unique(groups))
+    if n_units < 2 * folds:
         raise UserError(
-            f"{len(units)} {'rows' if groups is None else 'groups'} cannot be divided into {folds} folds: lower "
+            f"{n_units} {'rows' if groups is None else 'groups'} cannot be divided into {folds} folds: lower "
             "dataset.folds"
         )
-    rows_of_folds = []
     if target.ndim == 2:
-        # The sequence of draws is part of the result: results were made with that of this version.
-        from iterstrat.ml_stratifiers import MultilabelStratifiedKFold, MultilabelStratifiedShuffleSplit
-
-        positive = np.zeros((len(units), target.shape[1]), dtype=np.int64)
-        np.maximum.at(positive, member, (target == 1).astype(np.int64))
-        outer = MultilabelStratifiedKFold(folds, shuffle=True, random_state=seed)
-        for others, test in outer.split(positive, positive):
-            inner = MultilabelStratifiedShuffleSplit(1, test_size=validation, random_state=seed)
-            train, val = next(inner.split(positive[others], positive[others]))
-            rows_of_folds.append((others[train], others[val], test))
-        return [tuple(np.flatnonzero(np.isin(member, part)) for part in parts) for parts in rows_of_folds]  # type: ignore[misc]
-    rows = np.arange(n)
+        return _multilabel_folds(target == 1, groups, folds, validation, seed)
     with warnings.catch_warnings():
         # A class with fewer rows is absent from some folds; packing checks that training has it.
         warnings.filterwarnings("ignore", message="The least populated class")
         if groups is None:
-            for others, test in StratifiedKFold(folds, shuffle=True, random_state=seed).split(rows, target):
-                try:
-                    train, val = train_test_split(
-                        others, test_size=validation, stratify=target[others], random_state=seed
-                    )
-                except ValueError as error:
-                    raise UserError(
-                        f"no stratified validation split of {len(others)} rows ({str(error).splitlines()[0]}): leave "
-                        "the rarest class out, or set dataset.stratify=false"
-                    ) from None
-                rows_of_folds.append((np.sort(train), np.sort(val), test))
-            return rows_of_folds
-        for others, test in StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(rows, target, groups):
-            parts = max(2, round(1 / validation))
-            inner_folds = StratifiedGroupKFold(parts, shuffle=True, random_state=seed)
-            train, val = next(inner_folds.split(others, target[others], groups[others]))
-            rows_of_folds.append((others[train], others[val], test))
-    return rows_of_folds
+            return _class_folds(target, folds, validation, seed)
+        return _grouped_folds(target, groups, folds, validation, seed)
+
+
+def _multilabel_folds(
+    is_positive: np.ndarray, groups: np.ndarray | None, folds: int, validation: float, seed: int
+) -> list[Fold]:
+    # The sequence of draws is part of the result: results were made with that of this version.
+    from iterstrat.ml_stratifiers import MultilabelStratifiedKFold, MultilabelStratifiedShuffleSplit
+
+    n = len(is_positive)
+    units, member = np.unique(groups, return_inverse=True) if groups is not None else (np.arange(n), np.arange(n))
+    positive = np.zeros((len(units), is_positive.shape[1]), dtype=np.int64)
+    np.maximum.at(positive, member, is_positive.astype(np.int64))
+
+    def rows_of(part: np.ndarray) -> np.ndarray:
+        return np.flatnonzero(np.isin(member, part))
+
+    result = []
+    outer = MultilabelStratifiedKFold(folds, shuffle=True, random_state=seed)
+    for others, test in outer.split(positive, positive):
+        inner = MultilabelStratifiedShuffleSplit(1, test_size=validation, random_state=seed)
+        train, val = next(inner.split(positive[others], positive[others]))
+        result.append((rows_of(others[train]), rows_of(others[val]), rows_of(test)))
+    return result
+
+
+def _class_folds(target: np.ndarray, folds: int, validation: float, seed: int) -> list[Fold]:
+    from sklearn.model_selection import StratifiedKFold, train_test_split
+
+    result = []
+    outer = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    for others, test in outer.split(np.arange(len(target)), target):
+        try:
+            train, val = train_test_split(others, test_size=validation, stratify=target[others], random_state=seed)
+        except ValueError as error:
+            raise UserError(
+                f"no stratified validation split of {len(others)} rows ({str(error).splitlines()[0]}): leave the "
+                "rarest class out, or set dataset.stratify=false"
+            ) from None
+        result.append((np.sort(train), np.sort(val), test))
+    return result
+
+
+def _grouped_folds(target: np.ndarray, groups: np.ndarray, folds: int, validation: float, seed: int) -> list[Fold]:
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    result = []
+    outer = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    for others, test in outer.split(np.arange(len(target)), target, groups):
+        inner = StratifiedGroupKFold(max(2, round(1 / validation)), shuffle=True, random_state=seed)
+        train, val = next(inner.split(others, target[others], groups[others]))
+        result.append((others[train], others[val], test))
+    return result
 
 
 def stratified_split(labels: np.ndarray, sizes: Sequence[int], seed: int) -> list[np.ndarray]:
