@@ -40,7 +40,7 @@ from trainers.config.validate import validate
 from trainers.loading import Run
 from utils.errors import UserError
 
-SHARED = Path(__file__).parents[1].parent / "shared" / "data"
+SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 SPLITS = ("train", "val", "test")
 STFT = LogSTFT(8000, 1.0, 64, 100)
 MEL = LogMel(24, 12)

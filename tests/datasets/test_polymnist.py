@@ -30,7 +30,7 @@ from datasets.storage import PackedStore
 from tests.makers import make_mnist_idx, make_polymnist_folder, write_idx
 from utils.errors import UserError
 
-REAL_MNIST = Path(os.environ.get("MNIST_DIR", Path(__file__).parents[1].parent / "shared" / "data" / "mnist"))
+REAL_MNIST = Path(os.environ.get("MNIST_DIR", Path(__file__).parents[2].parent / "shared" / "data" / "mnist"))
 needs_mnist = pytest.mark.skipif(
     not REAL_MNIST.is_dir(),
     reason=f"the real MNIST is not at {REAL_MNIST}: set MNIST_DIR to a folder with its idx files",

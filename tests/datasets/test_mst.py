@@ -22,7 +22,7 @@ from datasets.readers.text import DIGIT_WORDS, decode
 from tests.makers import make_mnist_idx, write_idx
 from utils.errors import UserError
 
-SHARED = Path(__file__).parents[1].parent / "shared" / "data"
+SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 SPLITS = ("train", "val", "test")
 # Images of each digit, 0 to 9, in the official files.
 MNIST_TRAIN = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]

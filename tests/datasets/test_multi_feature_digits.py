@@ -16,7 +16,7 @@ from datasets.multi_feature_digits import VIEWS, MultiFeatureDigits, read_view
 from models.encoders.vector import VectorEncoder
 from utils.errors import UserError
 
-SHARED = Path(__file__).parents[1].parent / "shared" / "data"
+SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 
 
 @pytest.fixture(scope="module")

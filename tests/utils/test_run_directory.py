@@ -143,7 +143,7 @@ def test_environment_says_what_ran_where() -> None:
     assert {"torch", "pytorch-lightning", "numpy", "hydra-core"} <= set(about["packages"])
     if not torch.cuda.is_available():
         assert about["device"] == f"cpu, {torch.get_num_threads()} threads"
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     commit = about["git_commit"].removesuffix("-dirty")
     command = ["git", "rev-parse", "HEAD^{commit}", f"{commit}^{{commit}}"]
     known = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)

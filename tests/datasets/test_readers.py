@@ -623,7 +623,7 @@ def test_films_keep_their_list_and_clips_all_train(tmp_path: Path) -> None:
 
 
 def test_the_training_rows_stand_beside_a_comparison(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = Path(__file__).parent.parent / "docs" / "published" / "cmpt.csv"
+    file = Path(__file__).parents[2] / "docs" / "published" / "cmpt.csv"
 
     def printed() -> str:
         published.main([str(file), "--table", "table_2", "--output", str(tmp_path)])
