@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from datasets.batch import Batch, Modality
+from datasets.declared import DeclaredArguments, Names
 from datasets.description import describe_inputs
 from datasets.loader import Choose, Corrupt, PackedLoader, Transform
 from datasets.missingness import Complete, Rows, Scenario
@@ -28,13 +29,12 @@ from utils.files import replacing
 log = logging.getLogger(__name__)
 SPLITS = ("train", "val", "test")
 
-Names = tuple[str, ...]
 
-
-class MultimodalDataModule(pl.LightningDataModule):
+class MultimodalDataModule(DeclaredArguments, pl.LightningDataModule):
     """Base of every data set: packed arrays, masks of the splits, loaders.
 
     Subclasses set ``name``, ``modalities``, ``class_names`` and ``task``, and implement :meth:`prepare`.
+    They declare their arguments, see :class:`DeclaredArguments`.
 
     Args:
         store: folder of the packed store (made by stage ``prepare``).
@@ -48,19 +48,8 @@ class MultimodalDataModule(pl.LightningDataModule):
 
     Attributes:
         training_noise: noise on training batches, None = none; stage fit sets it.
-        paths: constructor arguments that are paths. The signature of the packed store covers the content of these
-            files, so that folders may move and paths may be relative or absolute.
-        paths_or_names: those of ``paths`` that may also be a name instead of a path.
-        folders: those of ``paths`` that must be existing folders where they are given.
-        read_time: constructor arguments that apply when batches are read, not when the store is packed.
-        resources: constructor arguments that results do not depend on, such as where arrays reside.
-
-    Every class declares these tuples of argument names for its own arguments; those of its base classes are added.
     """
 
-    paths: ClassVar[Names] = ()
-    paths_or_names: ClassVar[Names] = ()
-    folders: ClassVar[Names] = ()
     read_time: ClassVar[Names] = ("test_batch_size", "train_fraction", "residence", "reshuffle_pairs", "jitter")
     resources: ClassVar[Names] = ("test_batch_size", "residence")
 
@@ -68,12 +57,6 @@ class MultimodalDataModule(pl.LightningDataModule):
     modalities: list[Modality]
     class_names: list[str]
     task: Literal["multiclass", "binary", "multilabel"] = "multiclass"
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        for declared in ("paths", "paths_or_names", "folders", "read_time", "resources"):
-            merged = [name for base in reversed(cls.__mro__) for name in vars(base).get(declared, ())]
-            setattr(cls, declared, tuple(dict.fromkeys(merged)))
 
     def __init__(
         self,

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
@@ -57,6 +57,7 @@ class ImageTableModule(SourcedDataModule):
     """
 
     read_time = ("augmentation", "natural_missing")
+    later: ClassVar[tuple[str, ...]] = ("image_bits",)
     image_name = "image"
     table_name = "table"
     resample = Image.Resampling.BILINEAR

@@ -103,6 +103,7 @@ class ImageTextModule(SourcedDataModule):
     paths: ClassVar[tuple[str, ...]] = ("tokenizer",)
     paths_or_names = ("tokenizer",)
     read_time = ("augmentation", "mean", "deviation")
+    later: ClassVar[tuple[str, ...]] = ("image_bits",)
     image_name, text_name = "image", "text"
 
     def __init__(

@@ -35,6 +35,7 @@ class PublishedImageText(ImageTextModule):
     """
 
     paths = ("root",)
+    later = ("validation",)
     published: ClassVar[dict[str, int]]
 
     def __init__(

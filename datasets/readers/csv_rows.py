@@ -82,6 +82,7 @@ class CsvRows(SourcedDataModule):
     """
 
     paths: ClassVar[tuple[str, ...]] = ("csv", "images")
+    later: ClassVar[tuple[str, ...]] = ("separator", "decimal", "encoding")
     can_lack_images = False  # whether rows without an image can be used
 
     def __init__(

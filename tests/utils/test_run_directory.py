@@ -258,7 +258,7 @@ def test_data_modules_declare_their_arguments(target: str) -> None:
         converted |= {a.id for c in calls for a in c.args if isinstance(a, ast.Name) and a.id in parameters}
     # `store` is where the packed store is, not what it is made of.
     assert converted - {"store"} and converted - {"store"} <= set(data.paths)
-    assert {*data.paths, *data.read_time, *data.resources} <= set(constructor_arguments(data))
+    assert {*data.paths, *data.read_time, *data.resources, *data.later} <= set(constructor_arguments(data))
     assert set(data.paths_or_names) <= set(data.paths) and set(data.folders) <= set(data.paths)
 
 

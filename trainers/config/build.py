@@ -87,15 +87,7 @@ def store_path(cfg: DictConfig) -> Path:
     """Where the packed store of ``cfg.dataset`` is: as given, or under ``paths.cache`` by a hash of its source."""
     if cfg.dataset.store:
         return Path(cfg.dataset.store)
-    data = data_class(cfg)
-    source = {k: v for k, v in data_arguments(cfg).items() if k not in data.read_time}
-    # Stores from before there were these options are valid.
-    for key in ("image_bits", "validation", "separator", "decimal", "encoding"):
-        if source.get(key) is None:
-            source.pop(key, None)
-    for key in data.paths:
-        if source.get(key) and (key not in data.paths_or_names or Path(str(source[key])).exists()):
-            source[key] = str(Path(str(source[key])).resolve())
+    source = data_class(cfg).packing_arguments(data_arguments(cfg))
     # Under the names that the front ends had when stores were first packed, which stay valid so.
     text = json.dumps(source, sort_keys=True, default=str).replace("datasets.readers.", "datasets.")
     digest = hashlib.sha256(text.encode()).hexdigest()[:10]
