@@ -23,10 +23,11 @@ from models.base import IncompleteClassifier
 from models.baselines.masks import TrainingMasks
 from models.encoders.naim import NAIM
 from models.encoders.pretrained import PretrainedEncoder
-from models.masked_attention.base import TokenFusion, TokenInput, mean_of_labels
+from models.masked_attention.base import TokenFusion, TokenInput
 from models.masked_attention.decisions import LateFusion, ModelSelection, pool_probabilities
 from models.masked_attention.masked_attention import MaskedAttention
 from models.masked_attention.perceptron import TokenPerceptron
+from models.masked_attention.training import mean_of_labels
 from models.masked_attention.unimodal import TokenUnimodal
 from models.rows import take_rows
 from tests.networks import CELLS, LEVELS, N_CONTINUOUS, random_table

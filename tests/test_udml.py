@@ -516,11 +516,11 @@ def test_ablations() -> None:
         ({"fusion": "film"}, "fusion=film: must be one of concat, sum, gated, bilinear"),
         ({"regressor_start": "zero"}, "regressor_start=zero: must be clean or random"),
         ({"gamma": -1.0}, "gamma=-1.0: must not be negative"),
-        ({"max_deviation": {"m7": 2.0}}, "max_deviation.m7=2.0: give a positive bound of m0, m1"),
+        ({"max_deviation": {"m7": 2.0}}, "max_deviation.m7=2.0: specify positive bounds of m0, m1"),
         ({"dependency": Dependency(measure="L2")}, "dependency.measure=L2: must be removal or alone"),
         ({"dependency": Dependency(momentum=1.0)}, "dependency.momentum=1.0"),
-        ({"dependency": Dependency(init=(1.0,))}, "give 2 positive values"),
-        ({"m": 3, "reference": True}, "reference has two values, give 3"),
+        ({"dependency": Dependency(init=(1.0,))}, "specify 2 non-negative values"),
+        ({"m": 3, "reference": True}, "reference has two values, specify 3"),
     ],
 )
 def test_bad_settings_are_named(options: dict[str, Any], message: str) -> None:

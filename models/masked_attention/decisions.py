@@ -1,5 +1,5 @@
-"""Baselines of the masked-attention model on trained models (docs/reference/masked-attention.md §3.11): late fusion and
-model selection.
+"""Baselines of the masked-attention model that combine trained models (docs/reference/masked-attention.md §3.11):
+late fusion and model selection.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ RULES = ("mean", "max", "min", "majority")
 
 
 class LateFusion(LogitAverage):
-    """The probabilities of unimodal classifiers, over the modalities that are there. Logits are their logarithms
-    (several labels: log-odds), so that the softmax makes the maxima and minima sum to one.
+    """Combine the probabilities of unimodal classifiers over the observed modalities.
+
+    The logits are logarithms of the combined probabilities (multilabel: log-odds); their softmax normalises maxima and
+    minima.
 
     Args:
         encoders, prerequisites: see :class:`models.baselines.logit_average.LogitAverage`.
-        rule: ``mean``, ``max``, ``min``, or ``majority``: of n votes, (votes + mean) / (n + 1), so that the mean
-            decides between equals.
+        rule: ``mean``, ``max``, ``min``, or ``majority``: (votes + mean) / (n + 1) of n votes, so that the mean breaks
+            ties.
         others: see :class:`models.baselines.base.Baseline`; ``reference`` changes nothing.
     """
 
@@ -46,54 +48,59 @@ class LateFusion(LogitAverage):
             raise ValueError(f"rule={rule}: must be one of {', '.join(RULES)}")
         self.rule = rule
 
-    def combine(self, logits: Tensor, there: Tensor) -> Tensor:
-        several = self.task == "multilabel"
-        # In float32 confident probabilities round to 1, and their order is lost.
-        each = logits.double().sigmoid() if several else logits.double().softmax(-1)
-        joint = pool_probabilities(each, there, self.rule, several)
+    def combine(self, logits: Tensor, observed: Tensor) -> Tensor:
+        is_multilabel = self.task == "multilabel"
+        # In float32, high probabilities would round to 1 and lose their order.
+        probabilities = logits.double().sigmoid() if is_multilabel else logits.double().softmax(-1)
+        joint = pool_probabilities(probabilities, observed, self.rule, is_multilabel)
         tiny = torch.finfo(joint.dtype).tiny
-        if several:
+        if is_multilabel:
             return (joint.clamp(min=tiny).log() - (1 - joint).clamp(min=tiny).log()).float()
         return joint.clamp(min=tiny).log().float()
 
 
-def pool_probabilities(each: Tensor, there: Tensor, rule: str, several: bool = False) -> Tensor:
-    """
+def pool_probabilities(probabilities: Tensor, observed: Tensor, rule: str, is_multilabel: bool = False) -> Tensor:
+    """Combine probabilities over the observed modalities.
+
     Args:
-        each: (B, M, C) probabilities.
-        there: (B, M) bool, those that count.
+        probabilities: (B, M, C).
+        observed: (B, M) bool.
         rule: see :class:`LateFusion`.
-        several: labels do not exclude one another: each is voted on.
+        is_multilabel: vote on every label separately.
 
     Returns:
         (B, C).
     """
-    counts, n = there[..., None], there.sum(1, keepdim=True).clamp(min=1)
+    counts, n = observed[..., None], observed.sum(1, keepdim=True).clamp(min=1)
     if rule == "max":
-        return torch.where(counts, each, 0).amax(1)
+        return torch.where(counts, probabilities, 0).amax(1)
     if rule == "min":
-        return torch.where(counts, each, 1).amin(1)
-    mean = torch.where(counts, each, 0).sum(1) / n
+        return torch.where(counts, probabilities, 1).amin(1)
+    mean = torch.where(counts, probabilities, 0).sum(1) / n
     if rule == "mean":
         return mean
-    votes = each > 0.5 if several else torch.zeros_like(each).scatter(-1, each.argmax(-1, keepdim=True), 1).bool()
+    votes = probabilities > 0.5
+    if not is_multilabel:
+        winners = probabilities.argmax(-1, keepdim=True)
+        votes = torch.zeros_like(votes).scatter(-1, winners, True)
     return ((votes & counts).sum(1) + mean) / (n + 1)
 
 
 class ModelSelection(LateFusion):
-    """A multimodal model, trained on complete rows, for rows that have every modality; else the unimodal classifier of
-    the one that is there (ours, of more than two modalities: late fusion of those that are there).
+    """Classify complete rows by a multimodal model trained on complete rows, and others by the observed modality.
+
+    Ours, for more than two modalities: late fusion of the observed ones.
 
     Args:
         encoders, others: see :class:`LateFusion`.
-        prerequisites: ``unimodal_<modality>`` of each, and ``joint``.
+        prerequisites: ``unimodal_<modality>`` for every modality, and ``joint``.
     """
 
     def forward(self, batch: Batch) -> Prediction:
         late = super().forward(batch)
-        whole = ~self.absent(batch).any(1)
-        if not whole.any():
+        is_complete = ~self.absent(batch).any(1)
+        if not is_complete.any():
             return late
         logits = late.logits.clone()
-        logits[whole] = self.experts["joint"](take_rows(batch, whole)).logits.to(logits.dtype)
+        logits[is_complete] = self.experts["joint"](take_rows(batch, is_complete)).logits.to(logits.dtype)
         return Prediction(logits, extras=late.extras)

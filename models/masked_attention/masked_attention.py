@@ -1,29 +1,29 @@
 """Masked attention over the tokens of an image and a table with missing cells (arXiv 2605.12031; its code of 2026).
 
-docs/reference/masked-attention.md §3.5 to §3.9. Encoders (a ResNet, :class:`models.encoders.naim.NAIM`), trained alone
-first, turn each modality into tokens of width D: a token a column, and the pooled vector of an image split into D-wide
-pieces. Each token is multiplied by a vector of its modality, which the paper calls a modality token. A small
-transformer of masked blocks (:mod:`models.layers.masked_attention`) hides missing tokens as keys and as queries; a
-linear layer on its flattened states gives the logits. Robustness comes from training: whole modalities (``masks``) and
-cells of tables (``feature_dropout``) are hidden at random. Any number of modalities, of any kind.
+See docs/reference/masked-attention.md §3.5 to §3.9. Encoders (a ResNet, :class:`models.encoders.naim.NAIM`), first
+trained separately, map each modality to tokens of width D: one token per column of a table, and the pooled vector of an
+image split into D-wide pieces. Each token is multiplied by a learned vector of its modality, which the paper calls a
+modality token. A small transformer of masked blocks (:mod:`models.layers.masked_attention`) masks missing tokens as
+keys and as queries; a linear layer on its flattened states returns the logits. For robustness, training hides random
+modalities (``masks``) and cells of tables (``feature_dropout``). Takes any number of modalities of any kind.
 
-What the paper's figures call early fusion is ``freeze_encoders``; its "modality tokens" are ``gate: mul``.
+``freeze_encoders`` is early fusion in the paper's figures; ``gate: mul`` are its "modality tokens".
 
-Ours: tokens of what is missing are zero before the first block and before the head; the encoder of a table knows which
-cells are missing; modalities are dropped behind their encoders, whose batch normalisation sees no blank images; labels
-that no row of a batch has are left out of the loss, which was NaN. ``reference=true`` restores what the released code
-does where that changes numbers:
+Ours: tokens of missing content are zero before the first block and before the head; missing cells are passed to the
+encoder of a table; modalities are dropped after their encoders, so that blank images do not enter batch statistics;
+labels without any row in a batch are excluded from the loss, which was NaN. ``reference=true`` reproduces the released
+code where this changes numbers:
 
-- cells are filled with zeros before the encoder of a table, whose own mask never takes effect, and their tokens enter
-  the blocks as they are (as queries they get nothing, and no token sees them);
-- states of missing tokens reach the head;
+- missing cells are filled with zeros before the encoder of a table, whose mask has no effect, and their tokens enter
+  the blocks unchanged (no token attends to them, and they attend to none);
+- states of missing tokens enter the head;
 - modalities are dropped before the encoders;
-- every fall of the learning rates forgets the moments of the optimiser;
+- each reduction of the learning rates resets the moments of the optimiser;
 - encoders without weights are initialised Xavier uniform.
 
-Not restored: the released code tests the weights of the last epoch, since its copy of the best ones is a reference to
-the current (``model.monitor=null`` tests the last epoch, without early stopping), orders each epoch's rows by how rare
-their labels are, and leaves out its last, incomplete batch.
+Not reproduced: the released code tests the weights of the last epoch, since its copy of the best ones is a reference to
+the current ones (``model.monitor=null`` tests the last epoch, without early stopping), sorts the rows of each epoch by
+the rarity of their labels, and drops the last, incomplete batch.
 """
 
 from __future__ import annotations
@@ -43,15 +43,16 @@ GATES = ("mul", "add", "none")
 
 
 class MaskedAttention(TokenFusion):
-    """
+    """Transformer on the tokens of all modalities, masked where they are missing.
+
     Args:
         encoders, width: see :class:`models.masked_attention.base.TokenFusion`.
         heads, layers, hidden, mask_mode, pooling: see :class:`models.layers.masked_attention.MaskedTransformer`.
-        gate: what a learned vector of its modality does to a token: ``mul`` scales it, ``add`` shifts it, ``none``.
+        gate: effect of a learned vector per modality on its tokens: ``mul`` scales, ``add`` shifts, ``none``.
         others: see :class:`models.masked_attention.base.TokenFusion`.
 
     Raises:
-        ValueError: an argument that is out of range, or ``fill=inputs`` or ``fill=mixed`` with a mask.
+        ValueError: an argument out of range, or ``fill=inputs`` or ``fill=mixed`` with a mask.
     """
 
     def __init__(
@@ -73,10 +74,10 @@ class MaskedAttention(TokenFusion):
         if gate not in GATES:
             raise ValueError(f"gate={gate}: must be one of {', '.join(GATES)}")
         if self.fill != "tokens" and mask_mode != "none":
-            raise ValueError(f"fill={self.fill}: nothing is left to mask, set mask_mode=none instead of {mask_mode}")
+            raise ValueError(f"fill={self.fill}: it replaces the mask, set mask_mode=none instead of {mask_mode}")
         self.mask_mode, self.gate = mask_mode, gate
-        modality = [i for i, count in enumerate(self.tokens_per_modality) for _ in range(count)]
-        self.register_buffer("modality_of_token", torch.tensor(modality), persistent=False)
+        columns = [i for i, count in enumerate(self.tokens_per_modality) for _ in range(count)]
+        self.register_buffer("modality_of_token", torch.tensor(columns), persistent=False)
         self.modality_of_token: Tensor
         self.gates = nn.Parameter(torch.randn(len(modalities), width) * width**-0.5) if gate != "none" else None
         self.transformer = MaskedTransformer(width, heads, layers, hidden, mask_mode, pooling)
@@ -84,7 +85,7 @@ class MaskedAttention(TokenFusion):
         self.initialise()
 
     def mark(self, tokens: Tensor) -> Tensor:
-        """Tokens (B, P, D) with the vectors of their modalities."""
+        """Scale or shift tokens (B, P, D) by the vectors of their modalities."""
         if self.gates is None:
             return tokens
         vectors = self.gates[self.modality_of_token]

@@ -1,8 +1,8 @@
 """Baselines of the masked-attention model without attention (docs/reference/masked-attention.md §3.11): a perceptron on
-the tokens of all modalities, side by side ("Zeros") or their maximum or sum. As published (``fill=mixed``), a missing
-image enters its encoder as zeros, and the tokens of a missing table are zeros.
+the concatenated tokens of all modalities ("Zeros"), or on their maximum or sum. As published (``fill=mixed``), missing
+images are encoded as zeros, and the tokens of missing tables are zeros.
 
-``reference`` is that of :class:`models.masked_attention.base.TokenFusion`.
+``reference``: see :class:`models.masked_attention.base.TokenFusion`.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ COMBINATIONS = ("concat", "max", "sum")
 
 
 class TokenPerceptron(TokenFusion):
-    """
+    """Perceptron on the combined tokens.
+
     Args:
         encoders, width: see :class:`models.masked_attention.base.TokenFusion`.
-        combine: the tokens (B, P, D): ``concat`` (B, P * D), ``max`` or ``sum`` over them (B, D).
+        combine: how to combine tokens (B, P, D): ``concat`` (B, P * D), or ``max`` or ``sum`` (B, D).
         hidden: units of each hidden layer.
         others: see :class:`models.masked_attention.base.TokenFusion`.
     """

@@ -1,9 +1,10 @@
-"""A classifier on one modality as the masked-attention model starts from (docs/reference/masked-attention.md §3.3,
-§3.4, §3.9): all tokens of a table, side by side, or the mean of those of anything else, through a linear layer.
+"""Unimodal classifier that initialises the encoders of the masked-attention model
+(docs/reference/masked-attention.md §3.3, §3.4, §3.9): a linear layer on the concatenated tokens of a table, or on the
+mean of the tokens of another modality.
 
-Rows that do not have the modality take no part in training, and get the class frequencies as
-:class:`models.baselines.unimodal.Unimodal` does. ``reference`` keeps the states of missing cells in the flattened
-tokens, and initialises encoders without weights Xavier uniform.
+Rows without the modality are excluded from training, and their logits are the class frequencies as in
+:class:`models.baselines.unimodal.Unimodal`. ``reference`` keeps the states of missing cells in the flattened tokens,
+and initialises encoders without weights Xavier uniform.
 """
 
 from __future__ import annotations
@@ -17,15 +18,16 @@ from torch import Tensor, nn
 from datasets.batch import Batch, Modality
 from models.baselines.unimodal import Unimodal
 from models.layers.masked_attention import xavier_initialisation
-from models.masked_attention.base import StagedTraining
+from models.masked_attention.training import StagedTraining
 from models.rows import take_rows
 
 
 class TokenUnimodal(StagedTraining, Unimodal):
-    """
+    """Linear classifier on the tokens of one modality.
+
     Args:
-        encoders: modality name -> module with ``tokens`` (N) and ``width`` (W) whose output is (B, N, W).
-        others: see :class:`models.masked_attention.base.StagedTraining` and
+        encoders: modality name -> module with ``tokens`` (N) and ``width`` (W) and output (B, N, W).
+        others: see :class:`models.masked_attention.training.StagedTraining` and
             :class:`models.baselines.unimodal.Unimodal`.
     """
 
@@ -50,10 +52,10 @@ class TokenUnimodal(StagedTraining, Unimodal):
         return tokens.flatten(1)[:, None]
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        there = ~self.absent(batch)[:, self.column]
-        # Batch normalisation needs two rows; the loss leaves out the others anyway.
-        if not batch.complete and there.sum() > 1:
-            batch = take_rows(batch, there)
+        is_present = ~self.absent(batch)[:, self.column]
+        # Batch normalisation needs two rows; the loss ignores rows without the modality.
+        if not batch.complete and is_present.sum() > 1:
+            batch = take_rows(batch, is_present)
         batch = self.drop_features(batch, self.mask_generator(batch_index))
         losses = self.loss(self.fuse(self.encode_batch(batch), batch), batch)
         self.log_losses("train", losses, len(batch))

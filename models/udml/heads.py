@@ -1,8 +1,8 @@
-"""The four ways in which UDML turns the features of all modalities into logits (docs/reference/udml.md §1.7).
+"""The four fusion heads of UDML (docs/reference/udml.md §1.7).
 
-A head is called with the features (B, M, D) and with which of them count (B, M), so that the fused logits, those of one
-modality alone and those without one modality come from the same weights: all count, one counts, all but one count. For
-two modalities they are the released ones; how they go on for more is ours.
+A head maps features (B, M, D) and a mask (B, M) bool of the modalities that count to logits (B, C). The fused logits,
+those of a single modality and those without one modality come from the same weights. For two modalities the heads are
+the released ones; the extension to more is ours.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 class ConcatHead(nn.Module):
-    """A linear layer on the concatenation; what does not count is zero."""
+    """A linear layer on the concatenated features; those that do not count are zero."""
 
     def __init__(self, modalities: int, width: int, classes: int) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class ConcatHead(nn.Module):
 
 
 class SumHead(nn.Module):
-    """A linear layer a modality; the logits of those that count are added."""
+    """Sum of the logits of one linear layer per modality, over those that count."""
 
     def __init__(self, modalities: int, width: int, classes: int) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class SumHead(nn.Module):
 
 
 class GatedHead(nn.Module):
-    """The last modality that counts, times the sigmoids of the others that do; one alone is its own gate."""
+    """The last modality that counts times the sigmoids of the others that count; a single one gates itself."""
 
     def __init__(self, modalities: int, width: int, classes: int) -> None:
         super().__init__()
@@ -46,15 +46,15 @@ class GatedHead(nn.Module):
 
     def forward(self, features: Tensor, counts: Tensor) -> Tensor:
         hidden = torch.stack([f(z) for f, z in zip(self.linears, features.unbind(1), strict=True)], dim=1)
-        last = counts & (counts.flip(1).cumsum(1).flip(1) == 1)
-        alone = counts.sum(1, keepdim=True) == 1
-        gates = torch.where((counts & (~last | alone))[..., None], hidden.sigmoid(), 1).prod(1)
-        return self.out(gates * torch.where(last[..., None], hidden, 0).sum(1))
+        is_last = counts & (counts.flip(1).cumsum(1).flip(1) == 1)
+        is_single = counts.sum(1, keepdim=True) == 1
+        gates = torch.where((counts & (~is_last | is_single))[..., None], hidden.sigmoid(), 1).prod(1)
+        return self.out(gates * torch.where(is_last[..., None], hidden, 0).sum(1))
 
 
 class BilinearHead(nn.Module):
-    """A bilinear form of two modalities (called FiLM in the release), the mean over the pairs that count, then a linear
-    layer; one alone is paired with itself. D^3 parameters: 134 million at width 512."""
+    """A linear layer on the mean over the pairs that count of a bilinear form (called FiLM in the release); a single
+    modality is paired with itself. D^3 parameters: 134 million at width 512."""
 
     def __init__(self, modalities: int, width: int, classes: int) -> None:
         super().__init__()
@@ -66,10 +66,10 @@ class BilinearHead(nn.Module):
         features = torch.where(counts[..., None], features, 0)
         total, number = torch.zeros_like(features[:, 0]), torch.zeros_like(counts[:, :1], dtype=features.dtype)
         for i, j in self.pairs:
-            both = (counts[:, i] & counts[:, j])[:, None]
-            total = total + torch.where(both, self.bilinear(features[:, i], features[:, j]), 0)
-            number = number + both
-        single = features.sum(1)  # of rows where one counts
+            is_pair = (counts[:, i] & counts[:, j])[:, None]
+            total = total + torch.where(is_pair, self.bilinear(features[:, i], features[:, j]), 0)
+            number = number + is_pair
+        single = features.sum(1)  # (B, D), the feature of rows with one modality that counts
         hidden = torch.where(number > 0, total / number.clamp(min=1), self.bilinear(single, single))
         return self.out(hidden)
 

@@ -13,19 +13,21 @@ from models.udml.weights import EPSILON
 
 
 class Gaussian(NamedTuple):
-    """A modality's tokens as means and log variances, both (B, T, N, D): T frames of a clip, else 1. Without a
-    probabilistic representation the log variance is None."""
+    """Tokens of one modality as means and log variances (B, T, N, D), with T frames of a clip, else T = 1.
+
+    ``log_variance`` is None without a probabilistic representation.
+    """
 
     mean: Tensor
     log_variance: Tensor | None
 
 
 class ProbabilisticHead(nn.Module):
-    """Tokens (R, N, D_in) -> mean and log variance (R, N, D), each a linear map (a 1x1 convolution of the feature map)
-    and a batch normalisation over rows and tokens.
+    """Tokens (R, N, D_in) -> mean and log variance (R, N, D), by one linear layer (a 1x1 convolution of the feature
+    map) and one batch normalisation over rows and tokens per output.
 
     Args:
-        probabilistic: false = the mean alone.
+        probabilistic: False returns the mean and None.
         max_deviation: upper bound of the standard deviations, or None.
     """
 
@@ -49,8 +51,8 @@ class ProbabilisticHead(nn.Module):
 
 
 def divergence(gaussian: Gaussian, prior_variance: Tensor) -> Tensor:
-    """KL of N(mean, variance) to N(0, ``prior_variance``), the sum over the tokens of a frame and their coordinates,
-    the mean over the frames, in float32.
+    """KL divergence of N(mean, variance) from N(0, ``prior_variance``) in float32, summed over the tokens of a frame
+    and their coordinates, averaged over frames.
 
     Args:
         gaussian: (B, T, N, D).

@@ -1,44 +1,43 @@
 """UDML: Unbiased Dynamic Multimodal Learning (CVPR 2026 Findings, arXiv 2603.19681).
 
-Every modality is encoded as a Gaussian: a mean and a log-variance head on the tokens of its encoder, sampled in
-training, the mean itself in evaluation, then averaged over the tokens to z_m; the deviations are averaged likewise to
-s_m. Training inputs carry noise of known level l_m (1 = clean ... 11 = destroyed, ``Batch.noise_level``), which a
-regressor predicts from s_m, detached. With rho_m = predicted level^2 and alpha_m, how much the logits move when
-modality m is removed (normalised to mean 1), the fusion weights are
+Each modality is encoded as a Gaussian by a mean and a log-variance head on the tokens of its encoder. A sample (in
+evaluation the mean) is averaged over the tokens to z_m, and the standard deviation to s_m. Training inputs have noise
+of known level l_m (1 = clean ... 11 = destroyed, ``Batch.noise_level``), which a regressor predicts from the detached
+s_m. With rho_m = predicted level^2, and alpha_m the change of the logits when modality m is removed (normalised to mean
+1), the fusion weights are
 
-    w_m = n (rho_m alpha_m)^-1 / sum_j (rho_j alpha_j)^-1   (n observed modalities; they sum to n)
+    w_m = n (rho_m alpha_m)^-1 / sum_j (rho_j alpha_j)^-1   (n observed modalities; the weights sum to n)
 
-and z_m enters the fusion head as (1 + w_m) z_m. Missing is the limit of endless noise: weight and feature 0. The
-objective (docs/reference/udml.md §1.8):
+and the input of the fusion head is (1 + w_m) z_m. A missing modality is the limit of infinite noise: weight and feature
+are 0. The objective (docs/reference/udml.md §1.8):
 
     L = CE + gamma sum_m CE_m + beta sum_m KL(N(mu_m, sigma_m^2) || N(0, l_m)) + 0.1 sum_m (predicted - l_m)^2
 
-CE_m is that of the head with modality m alone. Sums are of means over the rows that have the modality. Training is
-clean at first, then noisy (``noise`` of the configuration), and the weights set in ``weights_from`` epochs after its
-start; until then all are 1.
+CE_m is the cross-entropy of the head with modality m alone. Each term is a mean over the rows that have the modality.
+Training starts with clean data and continues with noisy data (``noise`` of the configuration). The weights are 1 before
+epoch ``weights_from``.
 
-The paper was not available when this was written; formulas and constants are those of the authors' release. Ours, where
-it does something that it does not intend; each has a switch, ``reference=true`` turns all of them back:
+The paper was not available when this was written; formulas and constants are those of the authors' release. We differ
+where the release deviates from its description. Each difference has an option, and ``reference=true`` restores all:
 
 - ``dependency.measure=removal``: |logits - logits without m|_1, as described. Reference ``alone``: |logits of m
-  alone|_1, which the bias of the head is part of.
-- ``dependency.source=unweighted``: from z_m. Reference ``weighted``: from (1 + w_m) z_m, so that the weights feed back.
-- ``dependency.momentum=0.9``, a moving average. Reference 0: the last batch counts alone.
-- ``dependency.init``: 1 for all until it was measured. Reference 32 for the first, 10 for the second modality.
-- ``dependency.from_epoch``: together with the weights. Reference 0: it divides from the start.
-- ``regressor_start=clean``: the last layer of the regressors starts at zero, which is level 1. Reference ``random``: a
-  start below that may not come back, since the gradient of exp(o / 2) vanishes with it.
-- ``detach_weights=true``: the regressors learn from the levels alone, as described. Reference false: the classification
-  moves them as well once the weights have set in.
-- ``always_in_evaluation=false``: evaluation weights as the training of the same epoch does. Reference true: in full.
+  alone|_1, which includes the bias of the head.
+- ``dependency.source=unweighted``: from z_m. Reference ``weighted``: from (1 + w_m) z_m, a feedback of the weights.
+- ``dependency.momentum=0.9``: a moving average. Reference 0: the last batch only.
+- ``dependency.init``: 1 for all until measured. Reference: 32 for the first modality, 10 for the second.
+- ``dependency.from_epoch``: the same epoch as the weights. Reference 0: from the start.
+- ``regressor_start=clean``: the last layer of the regressors is initialised to zero, which is level 1. Reference
+  ``random``: a lower initial level may not recover, since the gradient of exp(o / 2) vanishes.
+- ``detach_weights=true``: the regressors learn only from the levels, as described. Reference false: the classification
+  loss also trains them once the weights are in use.
+- ``always_in_evaluation=false``: evaluation uses the weights as the training of the same epoch. Reference true: always.
 
-In both the dependency is a buffer of the checkpoint (the release evaluates a reloaded model with 32 and 10), it is
-measured on rows that have everything, and the best epoch is chosen on validation data, among those whose training had
-the weights (the release, and ``reference=true``: from the second noisy epoch on, 51 counted from 0; the release chooses
-it on test data). The last, smaller batch of an epoch counts; the release drops it. ``max_deviation`` bounds the
-standard deviations: inputs at level 11 are tens of deviations away from clean ones, and exp(log variance) overflows in
-their first batch otherwise. The release has such a bound for audio, whose value it does not give; 10 is ours. Not taken
-over: a regression loss of infinity counts as 0.
+In both cases, the dependency is a buffer of the checkpoint (the release evaluates a reloaded model with 32 and 10) and
+is measured on complete rows. The best epoch is selected on validation data among those trained with the weights (the
+release and ``reference=true``: from the second noisy epoch on, 51 counted from 0; the release selects it on test data).
+The last, smaller batch of an epoch is used; the release drops it. ``max_deviation`` bounds the standard deviations:
+inputs of level 11 are tens of deviations away from clean ones, for which exp(log variance) would overflow. The release
+has an unspecified bound for audio; 10 is ours. Unlike the release, an infinite regression loss is not set to 0.
 """
 
 from __future__ import annotations
@@ -66,14 +65,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Dependency:
-    """How the reliance on each modality is measured; None = by ``reference``, see the module.
+    """Measurement of the dependency on each modality; None = the default, which depends on ``reference`` (see module).
 
     Attributes:
-        measure: ``removal`` | ``alone``.
-        source: ``unweighted`` | ``weighted`` features.
+        measure: ``removal`` or ``alone``.
+        source: ``unweighted`` or ``weighted`` features.
         momentum: of the moving average over training steps.
-        init: values of the modalities before the first step.
-        from_epoch: first epoch whose training it influences.
+        init: initial value per modality.
+        from_epoch: first epoch whose training uses the dependency.
     """
 
     measure: str | None = None
@@ -83,65 +82,67 @@ class Dependency:
     from_epoch: int | None = None
 
     def resolved(self, reference: bool, weights_from: int, modalities: int) -> Dependency:
-        """Copy with all open choices resolved.
+        """Replace None by the defaults.
 
         Raises:
-            ValueError: an unknown choice.
+            ValueError: an unknown option or a value out of range.
         """
         init = self.init
         if init is None and reference:
             if modalities != 2:
-                raise ValueError(f"dependency.init: reference has two values, give {modalities}, one per modality")
+                raise ValueError(f"dependency.init: reference has two values, specify {modalities}, one per modality")
             init = (32.0, 10.0)
         chosen = Dependency(
-            self.measure or ("alone" if reference else "removal"),
-            self.source or ("weighted" if reference else "unweighted"),
-            (0.0 if reference else 0.9) if self.momentum is None else self.momentum,
-            (0.0,) * modalities if init is None else init,
-            (0 if reference else weights_from) if self.from_epoch is None else self.from_epoch,
+            measure=self.measure or ("alone" if reference else "removal"),
+            source=self.source or ("weighted" if reference else "unweighted"),
+            momentum=(0.0 if reference else 0.9) if self.momentum is None else self.momentum,
+            init=(0.0,) * modalities if init is None else init,
+            from_epoch=(0 if reference else weights_from) if self.from_epoch is None else self.from_epoch,
         )
         assert chosen.momentum is not None and chosen.init is not None
-        for key, known in (("measure", ("removal", "alone")), ("source", ("unweighted", "weighted"))):
-            if getattr(chosen, key) not in known:
-                raise ValueError(f"dependency.{key}={getattr(chosen, key)}: must be {' or '.join(known)}")
+        for key, options in (("measure", ("removal", "alone")), ("source", ("unweighted", "weighted"))):
+            if getattr(chosen, key) not in options:
+                raise ValueError(f"dependency.{key}={getattr(chosen, key)}: must be {' or '.join(options)}")
         if not 0 <= chosen.momentum < 1:
             raise ValueError(f"dependency.momentum={chosen.momentum}: must be at least 0 and below 1")
         if len(chosen.init) != modalities or min(chosen.init) < 0:
-            raise ValueError(f"dependency.init: give {modalities} positive values, not {list(chosen.init)}")
+            raise ValueError(f"dependency.init={list(chosen.init)}: specify {modalities} non-negative values")
         return chosen
 
 
 class UDML(Baseline):
-    """``dependency`` (M,) is a buffer: the measured d_m, 0 before the first measurement. ``active`` (2,) says whether
-    the noise levels and the dependency have set in.
+    """UDML for any number of modalities.
 
-    Predictions carry ``fusion_weights`` (B, M), ``predicted_level`` (B, M; NaN in evaluation where the modality is
-    missing; absent without an estimator), and ``unimodal_logits`` (B, M, C), whose accuracies stage test reports as
-    ``UDML/<modality>``, as the release prints them: the same head with the features of the others at 0.
+    Extras of predictions: ``fusion_weights`` (B, M); ``predicted_level`` (B, M), NaN in evaluation if the modality is
+    missing, absent without an estimator; ``unimodal_logits`` (B, M, C), of the head with the features of the other
+    modalities at 0. Stage test reports their accuracies as ``UDML/<modality>``, as the release prints them.
 
     Args:
-        encoders: modality name -> module whose output is tokens (B, N, D_m), with the attribute ``width`` where D_m is
-            not ``width``. Clips (B, T, ...) go through an encoder of images frame by frame.
-        width: D of the representation; the regressors have half of it as hidden units.
-        fusion: concat | sum | gated | bilinear, see :mod:`models.udml.heads`.
-        probabilistic: false = without variances (ablation): no sampling and no KL, and the regressors see the mean.
-        estimator: false = without noise-level regressors (ablation): all levels count as 1.
-        dependency: None = without it (ablation): alpha = 1.
+        encoders: modality name -> module with output (B, N, D_m), and the attribute ``width`` if D_m is not ``width``.
+            Clips (B, T, ...) are encoded frame by frame by an image encoder.
+        width: D of the representation; the regressors have D / 2 hidden units.
+        fusion: ``concat``, ``sum``, ``gated`` or ``bilinear``, see :mod:`models.udml.heads`.
+        probabilistic: False omits the variances (ablation): no sampling, no KL, and the regressors take the mean.
+        estimator: False omits the noise-level regressors (ablation): all levels are 1.
+        dependency: None omits the dependency (ablation): alpha = 1.
         gamma: weight of the unimodal cross-entropies.
-        beta: weight of the divergences.
-        mse_weight: of the regression of the levels.
+        beta: weight of the KL divergences.
+        mse_weight: weight of the regression of the levels.
         regressor_dropout: between the two layers of a regressor.
-        regressor_start: clean | random; None = by ``reference``, see the module.
-        residual: features are (1 + w) z, else w z.
-        detach_weights: no gradient of the classification reaches the regressors; None = by ``reference``.
+        regressor_start: ``clean`` or ``random``; None: depends on ``reference``, see the module.
+        residual: multiply features by 1 + w instead of w.
+        detach_weights: stop gradients of the classification at the regressors; None: depends on ``reference``.
         weights_from: first epoch whose training uses the predicted levels.
-        max_deviation: upper bound of the standard deviations, of all modalities or modality name -> its own; None = no
-            bound.
-        always_in_evaluation: None = by ``reference``, see the module.
+        max_deviation: upper bound of the standard deviations, or modality name -> bound; None = unbounded.
+        always_in_evaluation: None: depends on ``reference``, see the module.
         others: see :class:`models.baselines.base.Baseline`.
 
+    Attributes:
+        dependency: (M,), the measured d_m, 0 before the first measurement.
+        active: (2,) bool, whether the noise levels and the dependency are in use.
+
     Raises:
-        ValueError: an unknown choice.
+        ValueError: an unknown option or a value out of range.
     """
 
     reports_unimodal = True
@@ -181,16 +182,16 @@ class UDML(Baseline):
         regressor_start = regressor_start or ("random" if self.reference else "clean")
         if regressor_start not in ("clean", "random"):
             raise ValueError(f"regressor_start={regressor_start}: must be clean or random")
-        by_name = max_deviation if isinstance(max_deviation, Mapping) else dict.fromkeys(names, max_deviation)
-        bounds = {name: bound for name, bound in by_name.items() if bound is not None}
+        limits = max_deviation if isinstance(max_deviation, Mapping) else dict.fromkeys(names, max_deviation)
+        bounds = {name: bound for name, bound in limits.items() if bound is not None}
         if bad := [name for name, bound in bounds.items() if name not in names or bound <= 0]:
-            raise ValueError(f"max_deviation.{bad[0]}={bounds[bad[0]]}: give a positive bound of {', '.join(names)}")
+            raise ValueError(f"max_deviation.{bad[0]}={bounds[bad[0]]}: specify positive bounds of {', '.join(names)}")
         self.gamma, self.beta, self.mse_weight = gamma, beta, mse_weight
         self.probabilistic, self.residual = probabilistic, residual
         self.detach_weights = not self.reference if detach_weights is None else detach_weights
         self.weights_from = weights_from
         self.always_in_evaluation = self.reference if always_in_evaluation is None else always_in_evaluation
-        self.measuring = None if dependency is None else dependency.resolved(self.reference, weights_from, m)
+        self.measurement = None if dependency is None else dependency.resolved(self.reference, weights_from, m)
         self.encoders = nn.ModuleDict({name: encoders[name] for name in names})
         self.gaussians = nn.ModuleDict(
             {
@@ -211,15 +212,15 @@ class UDML(Baseline):
                 nn.init.zeros_(layer.bias)
         for network in self.regressors if regressor_start == "clean" else ():
             nn.init.zeros_(network[-1].weight)  # type: ignore[index]
-        init = (0.0,) * m if self.measuring is None else self.measuring.init
+        init = (0.0,) * m if self.measurement is None else self.measurement.init
         self.register_buffer("dependency", torch.tensor(init, dtype=torch.float))
         self.register_buffer("active", torch.zeros(2, dtype=torch.bool))
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
-        """Switch on what applies from this epoch on."""
+        """Update ``active``."""
         self.active[0] = epoch >= self.weights_from
-        self.active[1] = self.measuring is not None and epoch >= (self.measuring.from_epoch or 0)
+        self.active[1] = self.measurement is not None and epoch >= (self.measurement.from_epoch or 0)
 
     def on_train_epoch_start(self) -> None:
         self.set_epoch(self.current_epoch)
@@ -229,7 +230,7 @@ class UDML(Baseline):
     def distributions(
         self, inputs: Mapping[str, Tensor], cells: Mapping[str, Tensor] | None = None
     ) -> dict[str, Gaussian]:
-        """Inputs (B, ...) per modality -> its tokens as Gaussians."""
+        """Inputs (B, ...) per modality -> tokens as Gaussians."""
         distributions = {}
         for name, encoder in self.encoders.items():
             function = partial(self._mean_and_log_variance, name)
@@ -250,8 +251,8 @@ class UDML(Baseline):
         return torch.stack(parts, dim=1)
 
     def pooled(self, distributions: Mapping[str, Gaussian]) -> Tensor:
-        """Samples (in evaluation means) and deviations, averaged over frames and tokens: (B, M, 2, D). Without
-        variances the means stand in the place of the deviations."""
+        """Samples (in evaluation means) and standard deviations, averaged over frames and tokens: (B, M, 2, D). Without
+        variances, the means replace the deviations."""
         parts = []
         for mean, log_variance in distributions.values():
             if log_variance is None:
@@ -263,23 +264,24 @@ class UDML(Baseline):
         return torch.stack(parts, dim=1)
 
     def encode(self, inputs: Mapping[str, Tensor], cells: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Inputs (B, ...) per modality -> (B, M, 2, D): what is fused, and what the regressors see."""
+        """Inputs (B, ...) per modality -> (B, M, 2, D): features, and the input of the regressors."""
         return self.pooled(self.distributions(inputs, cells))
 
     # ---- fuse --------------------------------------------------------------------------------------------------------
 
-    def log_uncertainty(self, seen: Tensor) -> Tensor:
-        """(B, M, D), detached here -> (B, M) log rho = 2 log(level), which the regressors give."""
-        seen = seen.detach()
-        return torch.cat([f(s) for f, s in zip(self.regressors, seen.unbind(1), strict=True)], dim=1)
+    def log_uncertainty(self, deviations: Tensor) -> Tensor:
+        """Deviations (B, M, D), which are detached -> predicted log rho = 2 log(level) (B, M)."""
+        deviations = deviations.detach()
+        return torch.cat([f(s) for f, s in zip(self.regressors, deviations.unbind(1), strict=True)], dim=1)
 
     def alpha(self) -> Tensor:
-        """(M,) the dependency, normalised to mean 1; 1 before it was measured."""
+        """Dependency (M,), normalised to mean 1; 1 before the first measurement."""
         total = self.dependency.sum()
         return torch.where(total > 0, len(self.dependency) * self.dependency / total.clamp(min=EPSILON), 1)
 
     def weighted(self, encoded: Tensor, observed: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """
+        """Weight the features.
+
         Args:
             encoded: (B, M, 2, D), see :meth:`encode`.
             observed: (B, M) bool.
@@ -287,16 +289,16 @@ class UDML(Baseline):
         Returns:
             features (B, M, D), 0 where missing; weights (B, M); log uncertainty (B, M), None without an estimator.
         """
-        vectors, seen = torch.where(observed[..., None, None], encoded, 0).unbind(2)
+        vectors, deviations = torch.where(observed[..., None, None], encoded, 0).unbind(2)
         active = self.active
         if self.always_in_evaluation and not self.training:
             active = torch.ones_like(active)
-        log_rho = self.log_uncertainty(seen) if len(self.regressors) else None
+        log_rho = self.log_uncertainty(deviations) if len(self.regressors) else None
         uncertainty = torch.zeros_like(vectors[..., 0])
         if log_rho is not None:
             uncertainty = torch.where(active[0], log_rho.detach() if self.detach_weights else log_rho, 0)
         log_alpha = torch.zeros_like(self.dependency)
-        if self.measuring is not None:
+        if self.measurement is not None:
             log_alpha = torch.where(active[1], self.alpha().clamp(min=EPSILON).log(), 0)
         weights = fusion_weights(uncertainty + log_alpha, observed)
         return (weights + float(self.residual))[..., None] * vectors, weights, log_rho
@@ -304,8 +306,8 @@ class UDML(Baseline):
     def fuse(self, encoded: Tensor, batch: Batch) -> Prediction:
         observed = ~self.absent(batch)
         features, weights, log_rho = self.weighted(encoded, observed)
-        alone = torch.eye(observed.shape[1], dtype=torch.bool, device=observed.device)
-        unimodal = torch.stack([self.head(features, only.expand_as(observed)) for only in alone], dim=1)
+        single = torch.eye(observed.shape[1], dtype=torch.bool, device=observed.device)
+        unimodal = torch.stack([self.head(features, only.expand_as(observed)) for only in single], dim=1)
         extras = {"fusion_weights": weights, "unimodal_logits": unimodal}
         if log_rho is not None:
             level = (0.5 * log_rho).exp()
@@ -315,7 +317,7 @@ class UDML(Baseline):
     # ---- training ----------------------------------------------------------------------------------------------------
 
     def loss(self, prediction: Prediction, batch: Batch) -> dict[str, Tensor]:
-        """All terms except the divergences, which training adds."""
+        """All terms except the KL divergences, which :meth:`training_step` adds."""
         observed, extras = ~self.absent(batch), prediction.extras
         fused = classification_loss(prediction.logits, batch.target, self.task)
         unimodal = mean_where(observed, row_losses(extras["unimodal_logits"], batch.target, self.task)).sum()
@@ -327,11 +329,9 @@ class UDML(Baseline):
         return losses
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        inputs, cells = (
-            (batch.inputs, None)
-            if batch.complete
-            else (self.observed_inputs(batch), self.cells(batch.missing, batch.feature_missing))
-        )
+        inputs, cells = batch.inputs, None
+        if not batch.complete:
+            inputs, cells = self.observed_inputs(batch), self.cells(batch.missing, batch.feature_missing)
         distributions = self.distributions(inputs, cells)
         encoded = self.pooled(distributions)
         fused = None
@@ -347,49 +347,48 @@ class UDML(Baseline):
             parts = [divergence(g, prior[:, i]) for i, g in enumerate(distributions.values())]
             losses["divergence"] = mean_where(observed, torch.stack(parts, dim=1)).sum()
             losses["loss"] = losses["loss"] + self.beta * losses["divergence"]
-        if self.measuring is not None:
+        if self.measurement is not None:
             self.measure(encoded, observed, fused)
         self.log_losses("train", losses, len(batch))
         return losses["loss"]
 
     @torch.no_grad()
     def measure(self, encoded: Tensor, observed: Tensor, fused: Tensor | None = None) -> None:
-        """Update the moving average of the dependency after a training step: L1 distances of logits, means over the
-        complete rows; unchanged without complete rows.
+        """Update the moving average of the dependency by the mean logit distances of the complete rows, if any.
 
         Args:
             encoded: (B, M, 2, D), see :meth:`encode`.
             observed: (B, M) bool.
-            fused: (B, M * D), the weighted features of the step; None under modality dropout, which has several.
+            fused: (B, M * D), weighted features of the step; None under modality dropout (one set per mask).
         """
-        assert self.measuring is not None
+        assert self.measurement is not None
         features = encoded[:, :, 0]
-        if self.measuring.source == "weighted":
+        if self.measurement.source == "weighted":
             features = self.weighted(encoded, observed)[0] if fused is None else fused.view_as(features)
-        rows = observed.all(1)
-        features = torch.where(rows[:, None, None], features, 0).float()
-        distances = logit_distances(self.head, features, self.measuring.measure == "removal")
-        sums = torch.cat([torch.where(rows[:, None], distances, 0).sum(0), rows.sum()[None]])
+        is_complete = observed.all(1)
+        features = torch.where(is_complete[:, None, None], features, 0).float()
+        distances = logit_distances(self.head, features, self.measurement.measure == "removal")
+        sums = torch.cat([torch.where(is_complete[:, None], distances, 0).sum(0), is_complete.sum()[None]])
         if self._trainer is not None and self.trainer.world_size > 1:
             sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
         measured = sums[:-1] / sums[-1].clamp(min=1)
-        momentum = self.measuring.momentum or 0.0
+        momentum = self.measurement.momentum or 0.0
         mixed = torch.where(self.dependency.sum() > 0, momentum * self.dependency + (1 - momentum) * measured, measured)
         self.dependency.copy_(torch.where(sums[-1] > 0, mixed, self.dependency))
 
     def on_train_end(self) -> None:
-        if self.measuring is not None and self.dependency.tolist() == torch.tensor(self.measuring.init).tolist():
+        if self.measurement is not None and self.dependency.tolist() == torch.tensor(self.measurement.init).tolist():
             log.warning(
-                "UDML: the dependency was never measured, since no training row has every modality: its weights know "
-                "the noise levels alone, as with model.module.dependency=null"
+                "UDML: the dependency was never measured, since no training row has all modalities: the weights depend "
+                "on the noise levels only, as with model.module.dependency=null"
             )
 
     def compile_parts(self, backend: str) -> None:
-        """Compile the encoders with their heads, and the fusion, whose calls differ in size (hence dynamic)."""
+        """Compile the encoders with their heads, and the fusion, with dynamic shapes."""
         self.distributions = torch.compile(self.distributions, backend=backend)  # type: ignore[method-assign]
         self.fuse = torch.compile(self.fuse, backend=backend, dynamic=True)  # type: ignore[method-assign]
 
 
 def levels(batch: Batch) -> Tensor:
-    """(B, M) float, 1 = clean, as a batch without levels is."""
+    """Noise levels (B, M) float; 1 = clean, also for batches without levels."""
     return torch.ones_like(batch.missing, dtype=torch.float) if batch.noise_level is None else batch.noise_level.float()
