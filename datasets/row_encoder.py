@@ -143,11 +143,11 @@ class RowEncoder:
         if (~absent).any() and not exists.any():
             first = paths[int((~absent).argmax())]
             self.problems.append(f"{self.where}: no image is in {folder}, for example {first.name}: set predict.images")
-        gone = ~absent & ~exists
-        if gone.any() and exists.any():
+        is_lost = ~absent & ~exists
+        if is_lost.any() and exists.any():
             self.remarks.append(
-                f"{self.where}: {int(gone.sum())} of {len(paths)} image files are not in {folder} (the first in row "
-                f"{self._row(gone)}: {paths[int(gone.argmax())].name}), their images count as missing"
+                f"{self.where}: {int(is_lost.sum())} of {len(paths)} image files are not in {folder} (the first in row "
+                f"{self._row(is_lost)}: {paths[int(is_lost.argmax())].name}), their images count as missing"
             )
         content = np.zeros((len(paths), reader.channels, reader.side, reader.side), dtype=np.uint8)
         broken: list[tuple[int, str]] = []

@@ -41,13 +41,13 @@ def fit_temperature(logits: np.ndarray, target: np.ndarray) -> float:
     The loss is convex in 1 / T, so the bounded search finds its minimum.
     """
     logits = logits.astype(np.float64)
-    found = minimize_scalar(
+    result = minimize_scalar(
         lambda log_t: negative_log_likelihood(logits * np.exp(-log_t), target),
         bounds=LOG_BOUNDS,
         method="bounded",
         options={"xatol": 1e-6},
     )
-    return float(np.exp(found.x))
+    return float(np.exp(result.x))
 
 
 @dataclass

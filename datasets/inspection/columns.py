@@ -13,14 +13,18 @@ import pandas as pd
 from datasets.inspection.findings import Finding, quoted, row_numbers
 from utils.files import natural_key
 
-MISSING_MARKS = (  # compared in lower case
-    *("na", "n/a", "n.a.", "nan", "null", "none", "k.a.", "unknown", "unbekannt", "missing"),
-    *("?", "-", "--", "."),
+# Compared in lower case.
+MISSING_MARKS = tuple(
+    ["na", "n/a", "n.a.", "nan", "null", "none", "k.a.", "unknown", "unbekannt", "missing", "?", "-", "--", "."]
 )
 # Words of one meaning; the levels of a column are merged where two of them occur.
 SYNONYMS = (
-    *(("female", "f", "w", "woman", "weiblich"), ("male", "m", "man", "männlich")),
-    *(("yes", "y", "ja", "j", "true"), ("no", "n", "nein", "false"), ("left", "l", "links"), ("right", "r", "rechts")),
+    ("female", "f", "w", "woman", "weiblich"),
+    ("male", "m", "man", "männlich"),
+    ("yes", "y", "ja", "j", "true"),
+    ("no", "n", "nein", "false"),
+    ("left", "l", "links"),
+    ("right", "r", "rechts"),
 )
 MEANING = {word: words[0] for words in SYNONYMS for word in words}
 NUMBERS = {sign: re.compile(rf"[+-]?(\d+{s}?\d*|{s}\d+)([eE][+-]?\d+)?") for sign, s in ((".", r"\."), (",", ","))}

@@ -92,14 +92,15 @@ def layout_of(settings: Mapping[str, Any]) -> Layout:
         image_bits=settings.get("image_bits"),
         channels=settings.get("channels") or 3,
         group=settings.get("group"),
-        dialect=Dialect.of(*(settings.get(key) for key in ("separator", "decimal", "encoding"))),
+        dialect=Dialect.of(
+            separator=settings.get("separator"), decimal=settings.get("decimal"), encoding=settings.get("encoding")
+        ),
         split={key: settings[key] for key in SPLIT_KEYS if settings.get(key) is not None},
     )
 
 
-SPLIT_KEYS = (
-    *("split", "split_values", "fractions", "stratify", "split_seed"),
-    *("fold", "folds", "fold_validation", "fold_seed"),
+SPLIT_KEYS = tuple(
+    ["split", "split_values", "fractions", "stratify", "split_seed", "fold", "folds", "fold_validation", "fold_seed"]
 )
 
 

@@ -109,7 +109,9 @@ def yaml_of(layout: Layout, unused: Mapping[str, str], data_folder: Path | None 
     preset = "ImageText" if layout.text else "ImageTable"
     lines = [
         f"# {layout.name}: suggested by stage check. Read it, and correct what it guessed.",
-        *("defaults:", f"  - {preset}", "  - _self_"),
+        "defaults:",
+        f"  - {preset}",
+        "  - _self_",
         f"name: {_flow(layout.name)}",
         f"csv: {_flow(path(layout.csv))}",
     ]
