@@ -13,13 +13,12 @@ from omegaconf import DictConfig
 
 from datasets.readers.images import ImageReader
 from tests.makers import make_polymnist_folder
-from trainers.config.compose import compose_config
-from trainers.config.resolvers import register_resolvers
+from trainers.config.compose import compose_config, register
 
 # DYMO_TEST_THREADS sets the number of threads of PyTorch. One by default: threads of several test processes that share
 # the cores wait for each other.
 torch.set_num_threads(int(os.environ.get("DYMO_TEST_THREADS", "1")))
-register_resolvers()
+register()
 
 Composer = Callable[..., DictConfig]
 

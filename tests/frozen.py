@@ -31,7 +31,7 @@ from tests.test_baselines import METHODS, ONLY
 from tests.test_contracts import PAIRS, SMALL_DATA, SMALL_METHODS, configure, options
 from trainers import run as pipeline
 from trainers.config.build import data_arguments
-from trainers.config.resolvers import register_resolvers
+from trainers.config.compose import group_options, register
 from trainers.loading import Run
 
 # Old spelling -> new spelling: regular expressions for flattened configuration keys, values and state-dict keys.
@@ -68,7 +68,7 @@ def compositions() -> Iterator[list[str]]:
             yield [f"dataset={dataset}", f"imputer={imputer}"]
         for schedule in options("schedule"):
             yield [f"dataset={dataset}", f"schedule={schedule}"]
-    for experiment in options("experiment"):
+    for experiment in group_options("experiment"):
         yield [f"+experiment={experiment}", "dataset=Food101", "model=CMPT"]
 
 
@@ -233,7 +233,7 @@ def main() -> int:
     parser.add_argument("arguments", nargs="+", help="FOLDER [PATTERN], or OLD NEW")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    register_resolvers()
+    register()
     logging.disable(logging.WARNING)
     if arguments.command == "record":
         folder, *pattern = arguments.arguments

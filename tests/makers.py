@@ -13,28 +13,50 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from PIL import Image
 
 from datasets.demo.vocabulary import write_vocabulary
+from trainers.config.compose import CONFIGS, VERSION_BASE, register
 
 SCRIPTS = Path(__file__).parents[1] / "job_scripts"
 
 
-def multiruns_of(tmp_path: Path, script: str, *arguments: str, sourced: Sequence[str] = ()) -> list[dict[str, str]]:
-    """The overrides of each ``--multirun`` of a job script, which is run with a ``python`` that prints its arguments.
-
-    Args:
-        sourced: scripts beside it that it sources, ``_environment.sh`` apart.
-    """
+def calls_of(tmp_path: Path, script: str, *arguments: str) -> list[list[str]]:
+    """The arguments of every ``python`` that a job script calls, with a ``python`` that only prints them."""
     folder = tmp_path / "job_scripts"
-    folder.mkdir()
-    for name in (script, *sourced):
-        shutil.copy(SCRIPTS / name, folder)
+    shutil.copytree(SCRIPTS, folder, dirs_exist_ok=True)
     (folder / "_environment.sh").write_text('python() { printf "%q " "$@"; echo; }\n')
     command = ["bash", str(folder / script), *arguments]
-    lines = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.splitlines()
-    return [dict(a.split("=", 1) for a in shlex.split(line)[1:] if "=" in a) for line in lines if "--multirun" in line]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    return [shlex.split(line) for line in process.stdout.splitlines()]
+
+
+def jobs_of(tmp_path: Path, script: str, *arguments: str) -> list[list[str]]:
+    """The overrides of every job that a job script runs, one list for each combination of a sweep."""
+    jobs = []
+    for call in calls_of(tmp_path, script, *arguments):
+        overrides = [argument for argument in call[1:] if argument != "--multirun"]
+        if call[0] == "run.py" and "--multirun" in call:
+            jobs += expand_sweep(overrides)
+        elif call[0] == "run.py":
+            jobs.append(overrides)
+    return jobs
+
+
+def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
+    """One list of overrides for each combination, also of the values that an experiment sweeps by itself."""
+    chosen = [o for o in overrides if o.startswith("experiment=") and "," not in o]
+    register()
+    with initialize_config_dir(str(CONFIGS), version_base=VERSION_BASE):
+        sweeper = compose("config", chosen, return_hydra_config=True).hydra.sweeper
+    swept = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
+    parsed = OverridesParser.create().parse_overrides([*swept, *overrides])
+    return [list(job) for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
 
 
 def make_polymnist_folder(

@@ -38,7 +38,7 @@ from tests.tolerances import batch_bound
 from trainers import fit as fit_module
 from trainers import run as pipeline
 from trainers.config.build import build_model, build_trainer
-from trainers.config.compose import CONFIGS, blocks, compose_config
+from trainers.config.compose import CONFIGS, blocks, compose_config, group_options
 from trainers.config.overrides import check_overrides
 from trainers.config.validate import validate
 from trainers.loading import Run
@@ -58,18 +58,19 @@ COUNTS = {
     "missing": 2,
     "trainer": 4,
     "logger": 3,
-    "schedule": 3,
-    "experiment": 14,
+    "schedule": 22,  # 5 options, their data sets below
+    "experiment": 17,
     "recipe": 15,
+    "study": 3,
 }
 # Recipes and experiments are for one data set or a few: test_cmpt_experiments.py.
-GROUPS = [group for group in COUNTS if group not in (".", "recipe", "experiment")]
+GROUPS = [group for group in COUNTS if group not in (".", "recipe", "experiment", "study")]
 # (schedule, data set, imputer) of every schedule that changes something; what it says of all models shows with any.
 SCHEDULES = sorted(
     {
-        (*group.split("/")[1:], "MoPoE" if name == "training_defaults" else name)
+        (*group.split("/")[1:], "MoPoE" if name == "dataset" else name)
         for group, name, _ in blocks()
-        if group.startswith("schedule/")
+        if group.startswith("schedule/short/")
     }
 )
 SMALL_TABLE = {
@@ -152,8 +153,18 @@ def test_a_file_opens_with_what_it_is_or_how_to_run_it(file: Path) -> None:
 
 def test_a_block_is_for_an_option_that_exists() -> None:
     for group, name, node in blocks():
+        if group.startswith("experiment/"):
+            continue  # composed in test_an_experiment_composes
         assert Path(group).name in options("dataset") and isinstance(node, dict)
-        assert name in [*options("model"), *options("imputer"), "training_defaults"], f"{group}: {name}"
+        assert name in [*options("model"), *options("imputer"), "dataset"], f"{group}: {name}"
+
+
+@pytest.mark.parametrize("option", [o for o in group_options("experiment") if not o.startswith("cmpt_")])
+def test_an_experiment_composes(option: str) -> None:
+    dataset = {"udml": "CREMAD", "vision_tabular": "MIMIC", "cmpt_small": "SpokenDigits"}.get(option.split("/")[0])
+    chosen = [f"experiment={option}", *([f"dataset={dataset}"] if dataset else [])]
+    check_overrides(chosen)
+    validate(configure(*chosen))
 
 
 def commands() -> list[Any]:
@@ -168,7 +179,7 @@ def commands() -> list[Any]:
 @pytest.mark.parametrize("arguments", commands())
 def test_the_commands_in_comments_are_understood(arguments: list[str]) -> None:
     check_overrides(arguments)
-    configure(*arguments)
+    configure(*(argument for argument in arguments if not argument.startswith("--")))
 
 
 @pytest.mark.parametrize(("group", "option"), [(g, o) for g in GROUPS for o in options(g)])

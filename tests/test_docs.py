@@ -244,7 +244,7 @@ def test_a_wrong_command_is_found(machine: SimpleNamespace) -> None:
         "python run.py 'missing.tset=[none]'",
         "python -m trainers.figure selection a.png RUN",
         "python -m trainers.figures selektion a.png RUN",
-        "bash job_scripts/polymnist_baselines.sh",
+        "bash job_scripts/baselines.sh",
         "bash job_scripts/quickstart.sh model=MUSEE",
         "bash job_scripts/absent.sh",
     ):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.makers import multiruns_of
+from tests.makers import jobs_of
 from trainers.loading import Run, open_run
 
 
@@ -30,12 +30,12 @@ def check(context: Run, epochs: int, batch_size: int, patience: int | None, sche
 
 
 def test_all_methods_train_alike_and_keep_their_last_epoch(tmp_path: Path) -> None:
-    commands = multiruns_of(tmp_path, "polymnist_baselines.sh", str(tmp_path), "schedule=short")
-    models = {model: run for run in commands for model in run["model"].split(",")}
+    jobs = jobs_of(tmp_path, "baselines.sh", "PolyMNIST", str(tmp_path), "schedule=short")[:-1]
+    models = {next(o for o in job if o.startswith("model=")).removeprefix("model="): job for job in jobs}
     assert len(models) == 19
-    for model, run in models.items():
-        overrides = {**run, "model": model, "paths.output": str(tmp_path)}
-        check(open_run(*(f"{k}={v}" for k, v in overrides.items())), 15, 128, None, "cosine")
+    for model, job in models.items():
+        overrides = [*job, f"paths.output={tmp_path}"]
+        check(open_run(*overrides), 15, 128, None, "cosine")
         if model in ("DyMo", "OnlineMAE", "SimMLM"):
-            overrides |= {"schedule": "published", "dataset.training_defaults.batch_size": "32"}
-            check(open_run(*(f"{k}={v}" for k, v in overrides.items())), 100, 32, 20, None)
+            longer = ["schedule=published", "dataset.training_defaults.batch_size=32"]
+            check(open_run(*(o for o in overrides if o != "schedule=short"), *longer), 100, 32, 20, None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import random
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,9 +27,10 @@ from datasets.missingness import parse_scenario
 from datasets.missingness.table import table_mask
 from datasets.readers.tip_files import read_list
 from datasets.ukbb import UKBB
+from tests.makers import calls_of
 from trainers.config import build as build_module
 from trainers.config.build import build_data
-from trainers.config.compose import CONFIGS, compose_config
+from trainers.config.compose import compose_config
 from trainers.config.overrides import check_overrides
 from utils.errors import UserError
 
@@ -418,14 +418,8 @@ def test_the_demo_is_made_beside_the_root_and_read_by_the_real_reader(
 @pytest.mark.parametrize("place", ["demo", "folder"])
 def test_a_job_script_runs_the_scenarios_of_the_original(name: str, place: str, tmp_path: Path) -> None:
     """With a stand-in for ``python``, which writes down its arguments: whole table, and 10 to 90 % of its cells."""
-    scripts = CONFIGS.parent / "job_scripts"
-    (tmp_path / "job_scripts").mkdir()
     (tmp_path / "folder").mkdir()
-    shutil.copy(scripts / f"{name}_DyMo.sh", tmp_path / "job_scripts")
-    (tmp_path / "job_scripts" / "_environment.sh").write_text('python() { printf "%s\\n" "$@"; }\n')
-    command = ["bash", f"job_scripts/{name}_DyMo.sh", place, "seed=3"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    program, *overrides = done.stdout.splitlines()
+    ((program, *overrides),) = calls_of(tmp_path, f"{name}_DyMo.sh", place, "seed=3")
     assert program == "run.py" and overrides[-1] == "seed=3"
     check_overrides(overrides)
     cfg = compose_config(*overrides)
@@ -439,5 +433,3 @@ def test_a_job_script_runs_the_scenarios_of_the_original(name: str, place: str, 
     assert backbone.training.batch_size == (256 if name == "DVM" else 128) and backbone.training.max_epochs == 300
     assert cfg.model.selection.calibration == ("auto" if name == "DVM" else "ratio")
     assert cfg.dataset.monitor == ("val_accuracy" if name == "DVM" else "val_auroc")
-    alone = subprocess.run(command[:2], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert alone.returncode == 2 and "usage" in alone.stderr

@@ -22,8 +22,7 @@ from omegaconf import OmegaConf
 from datasets.base import MultimodalDataModule
 from datasets.clip_listing import MediaFolder
 from trainers.config.build import constructor_arguments, data_arguments, data_class, store_path
-from trainers.config.compose import CONFIGS, compose_config
-from trainers.config.resolvers import register_resolvers
+from trainers.config.compose import CONFIGS, compose_config, register
 from trainers.loading import Run
 from utils.errors import UserError
 from utils.files import replacing
@@ -264,7 +263,7 @@ def test_data_modules_declare_their_arguments(target: str) -> None:
 
 @pytest.mark.parametrize("dataset", sorted(f.stem for f in (CONFIGS / "dataset").glob("*.yaml")))
 def test_relative_and_absolute_paths_are_the_same_data(dataset: str, tmp_path: Path) -> None:
-    register_resolvers()
+    register()
 
     def context(make: Callable[[str], str]) -> Run:
         given = ["dataset.label=kind", "dataset.classes=[a,b]"] if dataset.startswith(("Image", "Skin")) else []

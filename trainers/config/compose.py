@@ -15,8 +15,8 @@ from trainers.config.resolvers import register_resolvers
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 VERSION_BASE = "1.3"  # the version of Hydra whose defaults hold, whichever is installed
-# One file per data set, of which each block is an option of a group of its own.
-BLOCK_FILES = ("recipe/*.yaml", "schedule/*/*.yaml")
+# Files of which each block is an option of its own, one file per data set or study: pattern -> group.
+BLOCK_FILES = {"recipe/*.yaml": "recipe", "schedule/*/*.yaml": "schedule", "study/*.yaml": "experiment"}
 
 
 def compose_config(*overrides: str, configs: Path = CONFIGS) -> DictConfig:
@@ -30,22 +30,32 @@ def register(configs: Path = CONFIGS) -> None:
     """Make resolvers and :func:`blocks` known to Hydra, which is needed before it composes anything."""
     register_resolvers()
     for group, name, content in blocks(configs):
-        ConfigStore.instance().store(group=group, name=name, node=content)
+        package = "_global_" if group.startswith("experiment/") else None
+        ConfigStore.instance().store(group=group, name=name, node=content, package=package)
 
 
 @cache
 def blocks(configs: Path = CONFIGS) -> tuple[tuple[str, str, dict[str, Any]], ...]:
-    """Group, name and content of the blocks of recipes and schedules.
+    """Group, name and content of the blocks of recipes, schedules and studies.
 
     The block ``MAP`` of ``recipe/CAD.yaml`` is what a file ``recipe/CAD/MAP.yaml`` would be, and may have a defaults
-    list like one.
+    list like one; the block ``QMF`` of ``study/udml.yaml`` is the option ``experiment=udml/QMF``.
     """
     return tuple(_blocks(configs))
 
 
 def _blocks(configs: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    for pattern in BLOCK_FILES:
+    for pattern, group in BLOCK_FILES.items():
         for file in sorted(configs.glob(pattern)):
+            folder = file.relative_to(configs / pattern.partition("/")[0]).with_suffix("")
             content: Any = OmegaConf.to_container(OmegaConf.load(file))
             for name, block in content.items():
-                yield str(file.relative_to(configs).with_suffix("")), name, block
+                yield f"{group}/{folder}", name, block
+
+
+def group_options(group: str, configs: Path = CONFIGS) -> list[str]:
+    """Names of the options that a user can choose from a group."""
+    names = [file.stem for file in (configs / group).glob("*.yaml")]
+    if group == "experiment":
+        names += [f"{path.removeprefix('experiment/')}/{name}" for path, name, _ in blocks(configs) if group in path]
+    return sorted(name for name in names if not name.endswith("common"))

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from trainers.config.compose import CONFIGS
+from trainers.config.compose import CONFIGS, group_options
 
 STAGES = {
     "check": "report everything that is wrong with a CSV file and its images, suggest a configuration",
@@ -62,6 +62,6 @@ def _options(group: str, configs: Path) -> str:
     for entry in yaml.safe_load((configs / "config.yaml").read_text())["defaults"]:
         defaults |= entry if isinstance(entry, dict) else {}
     chosen = defaults.get(group) or []
-    names = sorted(file.stem for file in (configs / group).glob("*.yaml"))
+    names = group_options(group, configs)
     marked = (f"[{name}]" if name in chosen or name == chosen else name for name in names)
     return textwrap.fill(", ".join(marked), WIDTH, initial_indent=f"  {group:11}", subsequent_indent=" " * 13)

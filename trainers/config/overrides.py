@@ -15,7 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from trainers.config.compose import CONFIGS, VERSION_BASE, compose_config, register
+from trainers.config.compose import CONFIGS, VERSION_BASE, compose_config, group_options, register
 from utils.checks import nearest
 from utils.errors import UserError
 
@@ -62,7 +62,7 @@ def _options(override: Override) -> list[str]:
 
 def _option_problems(override: Override, configs: Path) -> list[str]:
     """Why the options that an override chooses do not exist."""
-    group, known = override.key_or_group, sorted(p.stem for p in (configs / override.key_or_group).glob("*.yaml"))
+    group, known = override.key_or_group, group_options(override.key_or_group, configs)
     if isinstance(override.value(), list) and group not in LISTED_GROUPS:
         return [f"{group}={_text(override)}: takes one option, choose one of {', '.join(known)}"]
     problems = []

@@ -1,0 +1,64 @@
+"""The job scripts: what their commands set."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.makers import SCRIPTS, calls_of, jobs_of
+from trainers.config.compose import compose_config
+
+
+@pytest.mark.parametrize(("dataset", "epochs"), [("MIMIC", (8, 5)), ("SkinLesions", (8, 5)), ("ChestXray", (12, 8))])
+def test_a_model_without_parts_trains_as_long_as_parts_and_fusion_together(
+    dataset: str, epochs: tuple[int, int], tmp_path: Path
+) -> None:
+    where = "demo" if dataset == "MIMIC" else str(tmp_path)
+    jobs = jobs_of(tmp_path, "vision_tabular.sh", "fusion_stage", dataset, where)
+    assert len(jobs) == 4 * 5 + 1
+    configs = [compose_config(*job) for job in jobs if "dataset.fold=0" in job]
+    by_name = {cfg.model.name: cfg for cfg in configs if list(cfg.stages) != ["report"]}
+    parts, fused = epochs
+    assert list(by_name) == ["MaskedAttention", "MaskedAttention_frozen", "MaskedAttention_scratch", "Late"]
+    scratch, complete = by_name["MaskedAttention_scratch"], by_name["MaskedAttention"]
+    assert complete.model.unimodal.training.max_epochs == parts and complete.model.training.max_epochs == fused
+    assert complete.model.module.encoder_lr == 1e-4 and complete.model.module.optimizer.lr == 1e-3
+    assert scratch.model.training.max_epochs == scratch.dataset.training_defaults.max_epochs == parts + fused
+    assert scratch.model.module.optimizer.lr == 2e-3 and scratch.model.module.encoder_lr is None
+    assert scratch.name == "stress_none" and len(scratch.missing.test) == 9
+
+
+def test_the_tables_of_udml_compare_all_models_in_one_sweep(tmp_path: Path) -> None:
+    calls = calls_of(tmp_path, "udml.sh", "CREMAD", "demo", "seed=0,1")
+    assert [call[0] for call in calls] == ["run.py", "-m", "-m", "-m", "-m", "run.py"]
+    assert "seed=0,1" in calls[0] and "seed=0,1" not in calls[-1], "the report is of all seeds"
+    configs = [compose_config(*job) for job in jobs_of(tmp_path, "udml.sh", "CREMAD", "demo")[:-1]]
+    assert len({cfg.model.name for cfg in configs}) == len(configs) == 10
+    assert {cfg.model.training.max_epochs for cfg in configs} == {100}
+    assert {cfg.model.noise.start_epoch for cfg in configs} == {50}
+    assert len({tuple(cfg.missing.test) for cfg in configs}) == 1 and len(configs[0].missing.test) == 17
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["dymo.sh"],
+        ["baselines.sh", "seed=0"],
+        ["noise_levels.sh"],
+        ["vision_tabular.sh", "stress", "MIMIC", "demo"],
+        ["udml.sh", "CREMAD"],
+        ["cmpt_small.sh"],
+        ["recovery_methods.sh"],
+    ],
+)
+def test_a_script_without_a_data_set_says_how_it_is_used(command: list[str]) -> None:
+    process = subprocess.run(["bash", SCRIPTS / command[0], *command[1:]], capture_output=True, text=True)
+    assert process.returncode == 2 and f"usage: bash job_scripts/{command[0]}" in process.stderr
+
+
+@pytest.mark.parametrize("script", ["dymo.sh", "baselines.sh"])
+def test_an_absent_folder_is_named(script: str) -> None:
+    process = subprocess.run(["bash", SCRIPTS / script, "CelebA", "absent"], capture_output=True, text=True)
+    assert process.returncode == 2 and process.stderr == "error: there is no absent\n"
