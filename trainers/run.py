@@ -14,7 +14,9 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from trainers.checks import check_artefacts, check_noise, check_task, needs_imputer
 from trainers.config.build import check_imputer_networks
-from trainers.config.validate import check_trainer, stages_without_use, validate
+from trainers.config.checks.machine import check_trainer
+from trainers.config.stages import stages_without_use
+from trainers.config.validate import validate
 from trainers.evaluate import evaluate
 from trainers.export import export
 from trainers.fit import fit

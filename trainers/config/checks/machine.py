@@ -1,0 +1,65 @@
+"""Checks of the machine: what Lightning would refuse once the data are packed."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from trainers.config.build import build_loggers, build_trainer
+from utils.errors import UserError
+
+
+def check_trainer(cfg: DictConfig) -> None:
+    """Find what Lightning would refuse on this machine once the data are packed: the device, the trainer, the loggers.
+
+    Raises:
+        UserError: all problems, one line each.
+    """
+    if not {"impute", "fit", "gaussian", "test"} & set(cfg.stages):
+        return
+    if cfg.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise UserError(
+            f"trainer.accelerator={cfg.trainer.accelerator}: PyTorch finds no GPU on this machine; set trainer=cpu, or "
+            "trainer=default to use a GPU where there is one"
+        )
+    problems = []
+    try:
+        # Neither starts processes nor writes; Lightning's remarks on the device come once, when a stage begins.
+        with _quiet():
+            build_trainer(cfg, logger=False, enable_checkpointing=False, enable_model_summary=False)
+    except UserError as error:
+        problems.append(str(error))
+    if {"impute", "fit"} & set(cfg.stages):
+        try:
+            build_loggers(cfg, Path(cfg.paths.output))
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    logger = logging.getLogger("pytorch_lightning.utilities.rank_zero")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def number_of_processes(cfg: DictConfig) -> Any:
+    """Number of processes that ``trainer.devices`` asks for; ``auto`` means all GPUs, if there are any."""
+    if cfg.trainer.devices != "auto":
+        return cfg.trainer.devices
+    return max(1, torch.cuda.device_count()) if cfg.trainer.accelerator in ("auto", "gpu", "cuda") else 1

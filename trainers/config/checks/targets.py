@@ -1,0 +1,41 @@
+"""Checks of classes: every ``_target_`` exists and takes the arguments that the configuration gives it."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+
+from utils.checks import nearest
+
+
+def target_of(node: DictConfig | None) -> Any:
+    """The object that ``_target_`` of a node names, or None, which :func:`check_targets` reports."""
+    module, _, name = str(node.get("_target_") if node else None).rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name, None)  # Hydra's would log the error a second time
+    except (ImportError, ValueError):
+        return None
+
+
+def check_targets(cfg: DictConfig, key: str = "") -> Iterator[str]:
+    """Classes that do not exist, and arguments that they do not take, in a node and everything below it."""
+    if "_target_" in cfg:
+        try:
+            target = get_object(cfg._target_)
+        except (ImportError, ValueError) as error:
+            yield f"{key}._target_={cfg._target_}: {str(error).splitlines()[0]}"
+            return
+        parameters = inspect.signature(target).parameters
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            for given in map(str, cfg):
+                if not given.startswith("_") and given not in parameters:
+                    yield f"{key}.{given}: {cfg._target_} takes no '{given}'{nearest(given, list(parameters))}"
+    for name in map(str, cfg):
+        is_plain = not OmegaConf.is_missing(cfg, name) and not OmegaConf.is_interpolation(cfg, name)
+        if is_plain and isinstance(cfg[name], DictConfig):
+            yield from check_targets(cfg[name], f"{key}.{name}" if key else name)
