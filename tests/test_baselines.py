@@ -28,6 +28,7 @@ from models.baselines.memory import RowMemory
 from models.baselines.unimodal import prior_logits
 from models.completed import Completed
 from models.imputers.simple import Zero
+from tests.bundles import assert_bundle_predicts_alike
 from tests.makers import make_image_table
 from tests.networks import under
 from tests.tolerances import batch_bound
@@ -493,6 +494,7 @@ def test_the_default_stages_run_and_resume(
     alone = context.data.modality_names if method_class(cfg.model).reports_unimodal else []
     assert set(results["model"]) == {label, *(f"{label}/{modality}" for modality in alone)}
     assert context.directory.path.parts[-3] == label
+    assert_bundle_predicts_alike(context, tmp_path)
 
     original = fit_module.build_trainer
 
@@ -535,6 +537,7 @@ def test_tables_with_gaps_run(tmp_path: Path, method: str) -> None:
     pipeline.run(cfg)
     results = pd.read_csv(Run(cfg).directory / "results.csv")
     assert len(set(results["scenario"])) == 3 and np.isfinite(results["value"]).all()
+    assert_bundle_predicts_alike(Run(cfg), tmp_path, "table_value_0.5")
 
 
 @pytest.mark.parametrize(

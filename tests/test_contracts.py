@@ -32,6 +32,7 @@ from datasets.missingness import Rows, parse_scenario
 from gaussian_parameter_generation.estimate import estimate
 from models.dymo.gaussian import GaussianParameters
 from models.imputers.simple import Oracle
+from tests.bundles import assert_bundle_predicts_alike
 from tests.makers import make_image_table
 from tests.test_baselines import METHODS
 from tests.tolerances import batch_bound
@@ -533,6 +534,10 @@ def test_weights_read_back_into_a_new_model(run: tuple[Run, Watch, list[str]]) -
         assert torch.equal(fresh(batch).logits, trained(batch).logits)
     content = torch.load(context.checkpoint, weights_only=True)  # plain values only
     assert content["architecture"]["modalities"] == [[m.name, m.kind, list(m.shape)] for m in context.data.modalities]
+
+
+def test_a_bundle_predicts_like_the_run(run: tuple[Run, Watch, list[str]], tmp_path: Path) -> None:
+    assert_bundle_predicts_alike(run[0], tmp_path)
 
 
 def test_a_seed_decides_everything(run: tuple[Run, Watch, list[str]], tmp_path: Path) -> None:
