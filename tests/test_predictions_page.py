@@ -27,7 +27,11 @@ SMALL = [
     "imputer.training.max_epochs=1",
 ]
 SMALL_MODELS = {
-    "DyMo": ["model.backbone.module.width=128", "model.backbone.module.prototype_start=1", "distance_metric=squared_euclidean"],
+    "DyMo": [
+        "model.backbone.module.width=128",
+        "model.backbone.module.prototype_start=1",
+        "distance_metric=squared_euclidean",
+    ],
     "ModDrop": ["model.module.width=128"],
     "LogitAverage": [],
 }

@@ -3,7 +3,7 @@
 ::
 
     bundle.json            format, files with their SHA-256, what the model is, temperatures, validation scores
-    config.yaml            resolved configuration
+    config.yaml            configuration
     data/meta.json         columns, levels, scaling, class names (a packed store without rows)
     weights/*.safetensors  of the model and, where it has them, of the imputer and the Gaussian parameters
     tokenizer/             files of the tokenizer, for texts
@@ -29,8 +29,10 @@ import torch
 import yaml
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from datasets.source import file_digest
+from trainers.config.compose import register
 from trainers.loading import Run
 from utils.calibration import Temperatures
 from utils.errors import UserError
@@ -157,13 +159,15 @@ def save_weights(path: Path, state: Mapping[str, torch.Tensor], description: Map
 
 
 def plain_config(run: Run, model: Any, threshold: float | None) -> dict[str, Any]:
-    """The resolved configuration without the paths of this machine, and with what was settled after it was composed.
+    """The configuration without the paths of this machine, and with what was settled after it was composed.
+
+    Interpolations stay: parts of a method that are built once per modality resolve them for each modality.
 
     Args:
         model: the trained one.
         threshold: of DyMo's selection.
     """
-    cfg = OmegaConf.create(OmegaConf.to_container(run.cfg, resolve=True))
+    cfg = OmegaConf.create(OmegaConf.to_container(run.cfg, resolve=False))
     assert isinstance(cfg, DictConfig)
     cfg.paths = {"data": "data", "cache": "cache", "output": "outputs"}
     declared = type(run.data)
@@ -211,9 +215,15 @@ def open_bundle(source: str | Path) -> Bundle:
             f"{folder} is a bundle of format {about.get('format')}, this version reads format {FORMAT}: export it again"
         )
     check_files(folder, files)
-    cfg = OmegaConf.create(yaml.safe_load((folder / "config.yaml").read_text()))
-    assert isinstance(cfg, DictConfig)
-    if foreign := sorted({target for target in targets(cfg) if not is_trusted(target)}):
+    register()
+    try:
+        cfg = OmegaConf.create(yaml.safe_load((folder / "config.yaml").read_text()))
+        if not isinstance(cfg, DictConfig):
+            raise ValueError("it holds a list")
+        named = set(targets(cfg))
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
+        raise UserError(f"{folder / 'config.yaml'} is damaged ({str(error).splitlines()[0]}): {REFUSE}") from None
+    if foreign := sorted(target for target in named if not is_trusted(target)):
         raise UserError(
             f"{folder / 'config.yaml'} would run {foreign[0]}: a bundle may name classes of "
             f"{', '.join(name.rstrip('.') for name in TRUSTED)} only"

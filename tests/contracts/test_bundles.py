@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -181,6 +182,13 @@ def test_another_process_predicts_the_same_from_the_archive(parts: SimpleNamespa
     expected = load(parts.bundle).predict_proba(parts.frame, images=parts.photos)
     np.testing.assert_allclose(table[[f"probability_{c}" for c in CLASSES]], expected, atol=1e-6)
     assert not list(tmp_path.glob(".out*"))
+    script = (
+        f"from trainers.predictor import load; load({str(archive)!r}).predict({str(rows)!r}, {str(parts.photos)!r})"
+    )
+    script += f".to_csv({str(tmp_path / 'api.csv')!r}, index=False)"
+    environment = {**os.environ, "PYTHONPATH": str(CONFIGS.parent)}
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path, env=environment, timeout=300)
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "api.csv"), table)
 
 
 def predict_config(bundle: Path, **settings: Any) -> DictConfig:
