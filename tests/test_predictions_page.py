@@ -72,6 +72,8 @@ def test_the_story_of_the_page_works_as_it_is_written(tmp_path: Path, monkeypatc
     assert len(training) == 3 and "stages=[report]" in report
     with pytest.raises(SystemExit):  # there are errors, which the suggestion works around
         check_table(compose_config(*checking, f"check.output={configs / 'dataset' / 'Lesions.yaml'}", configs=configs))
+    page = (CONFIGS.parent / "docs" / "predictions.md").read_text()
+    assert (configs / "dataset" / "Lesions.yaml").read_text() in page
     for arguments in (*training, report):
         pipeline.run(small(arguments, configs))
     assert (tmp_path / "outputs" / "Lesions" / "report" / "default" / "report.html").is_file()
