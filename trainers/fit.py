@@ -108,10 +108,10 @@ def train(
         directory.clear("checkpoints", "logs", "metrics.csv")
     resume = str(last) if resumable and last.exists() else None
     data.batch_size, data.seed, data.training_noise = training.batch_size, cfg.seed, noise
-    if hasattr(module, "stream_seed"):
+    if isinstance(module, IncompleteClassifier):
         module.stream_seed = cfg.seed
-    if cfg.trainer.compile and isinstance(module, IncompleteClassifier):
-        module.compile_parts(cfg.trainer.compile)
+        if cfg.trainer.compile:
+            module.compile_parts(cfg.trainer.compile)
     all_callbacks = [
         *callbacks,
         EpochOrder(cfg.seed),
@@ -134,20 +134,29 @@ def train(
         # The files of a run belong to one process; others may arrive here while it writes.
         if trainer.is_global_zero:
             merge_metrics(directory / "logs", directory / "metrics.csv")
+    score = _best_score(trainer, monitor, directory / "metrics.csv")
     best = checkpoints / "best.ckpt"
-    score = trainer.checkpoint_callback.best_model_score if monitor else None  # type: ignore[union-attr]
-    if score is not None and not torch.isfinite(score):
-        raise UserError(
-            f"{monitor} is not finite in any epoch that can be the best (see {directory / 'metrics.csv'}): training "
-            "diverged (lower the learning rate), or the validation split has no such value (set dataset.monitor)"
-        )
     if trainer.is_global_zero:
         for file in (best, last):
             check_checkpoint(file)
-        best_score = None if score is None else float(score)
-        directory.finish(stage, settings, epochs=trainer.current_epoch, monitor=monitor, best=best_score)
+        directory.finish(stage, settings, epochs=trainer.current_epoch, monitor=monitor, best=score)
     trainer.strategy.barrier("finished")
     return best
+
+
+def _best_score(trainer: pl.Trainer, monitor: str | None, metrics: Path) -> float | None:
+    """Value of ``monitor`` in the best epoch; None without a monitor.
+
+    Raises:
+        UserError: it is not finite.
+    """
+    score = trainer.checkpoint_callback.best_model_score if monitor else None  # type: ignore[union-attr]
+    if score is not None and not torch.isfinite(score):
+        raise UserError(
+            f"{monitor} is not finite in any epoch that can be the best (see {metrics}): training diverged (lower the "
+            "learning rate), or the validation split has no such value (set dataset.monitor)"
+        )
+    return None if score is None else float(score)
 
 
 def _build_trainer(
