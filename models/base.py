@@ -23,12 +23,12 @@ from utils.errors import UserError
 from utils.metrics import classification_metrics
 from utils.weights import checkpoint_kind, load_strict
 
-MAIN = ""  # label of a method's predictions among those that it makes
+MAIN = ""  # label of a method's own predictions, beside those of comparators or single modalities
 
 
 @dataclass
 class Prediction:
-    """Output of a method: ``logits`` (B, C), ``features`` (B, D) where there are any, method-specific ``extras``."""
+    """Output of a method: ``logits`` (B, C), optional ``features`` (B, D), and method-specific ``extras``."""
 
     logits: Tensor
     features: Tensor | None = None
@@ -55,13 +55,13 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, batch: Batch) -> Prediction:
-        """Classify the rows of a batch; the content of what is missing never counts."""
+        """Classify the rows of a batch; missing content never influences the result."""
 
     def predict_scenarios(self, batch: Batch, scenarios: Mapping[str, Batch]) -> dict[str, dict[str, Prediction]]:
         """Classify a batch under every scenario.
 
         Args:
-            batch: the rows with all the content that the data have.
+            batch: rows with all the content that the data have.
             scenarios: scenario -> the same rows under its masks.
 
         Returns:
@@ -102,7 +102,7 @@ class IncompleteClassifier(Method, pl.LightningModule):
         accepts_imputer: ``model.use_imputer=true`` completes its inputs in stage test.
         needs_imputer: it classifies complete inputs only, so that a scenario that hides something needs an imputer.
         needs_complete_training: ``missing.train`` has to be none.
-        needs_index: it keeps values by ``Batch.index`` (:class:`models.baselines.base.RowMemory`), in one process.
+        needs_index: it keeps values by ``Batch.index`` (:class:`models.baselines.memory.RowMemory`), in one process.
         batch_dependent: a prediction depends on the other rows of its batch; of a class, the name of the option of
             ``model.module`` with which that is so.
         max_modalities: of the data set, None = any number.
