@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 import torch
 
 from datasets.batch import Batch
-from models.base import IncompleteClassifier, Prediction
+from models.base import IncompleteClassifier, Method, Prediction
 from trainers import callbacks, checks
 from trainers import fit as fit_module
 from trainers import run as pipeline
@@ -155,9 +155,7 @@ def test_the_terminal_table_has_rates_and_daggers() -> None:
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_logits_that_are_not_finite_are_no_result(value: float) -> None:
-    class Broken(torch.nn.Module):
-        reports_unimodal = False
-
+    class Broken(Method):
         def forward(self, batch: Batch) -> Prediction:
             hit = batch.missing[:, 1] & (batch.index > 3)
             return Prediction(
