@@ -14,9 +14,11 @@ from datasets.inspection.findings import Finding, quoted, row_numbers
 from utils.files import natural_key
 
 # Compared in lower case.
-MISSING_MARKS = tuple(
-    ["na", "n/a", "n.a.", "nan", "null", "none", "k.a.", "unknown", "unbekannt", "missing", "?", "-", "--", "."]
+# fmt: off
+MISSING_MARKS = (
+    "na", "n/a", "n.a.", "nan", "null", "none", "k.a.", "unknown", "unbekannt", "missing", "?", "-", "--", ".",
 )
+# fmt: on
 # Words of one meaning; the levels of a column are merged where two of them occur.
 SYNONYMS = (
     ("female", "f", "w", "woman", "weiblich"),

@@ -99,9 +99,11 @@ def layout_of(settings: Mapping[str, Any]) -> Layout:
     )
 
 
-SPLIT_KEYS = tuple(
-    ["split", "split_values", "fractions", "stratify", "split_seed", "fold", "folds", "fold_validation", "fold_seed"]
+# fmt: off
+SPLIT_KEYS = (
+    "split", "split_values", "fractions", "stratify", "split_seed", "fold", "folds", "fold_validation", "fold_seed",
 )
+# fmt: on
 
 
 @dataclass(frozen=True)
