@@ -178,8 +178,8 @@ class CelebA(SourcedDataModule):
             )
         if (folder / folder.name).is_dir():
             folder = folder / folder.name
-        tables = {"attributes": _either(root, "list_attr_celeba")}
-        tables["partition"] = self.partition_file or _either(root, "list_eval_partition")
+        tables = {"attributes": _csv_or_txt(root, "list_attr_celeba")}
+        tables["partition"] = self.partition_file or _csv_or_txt(root, "list_eval_partition")
         if not tables["partition"].is_file():
             raise UserError(f"dataset.partition_file: there is no file {tables['partition']}")
         if (root / TEXT_FILE).is_file() and not self.drop_target_attribute:
@@ -300,7 +300,7 @@ class CelebA(SourcedDataModule):
         return encode_all(written, TEXT_LENGTH, "the attribute names")
 
 
-def _either(root: Path, stem: str) -> Path:
+def _csv_or_txt(root: Path, stem: str) -> Path:
     existing = [file for suffix in (".csv", ".txt") if (file := root / f"{stem}{suffix}").is_file()]
     if not existing:
         raise UserError(f"no {stem}.csv or {stem}.txt in {root}: download it beside the images")

@@ -182,7 +182,7 @@ def refuse_repeated(clips: Mapping[str, Sequence[Clip]], lists: str) -> None:
         lists: names of the lists, for the message.
 
     Raises:
-        UserError: names the first repeated clip, and how many there are.
+        UserError: clips are repeated; names the first and their number.
     """
     split_of: dict[str, str] = {}
     repeated = []

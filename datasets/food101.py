@@ -99,8 +99,8 @@ class Food101(PublishedImageText):
         settings += [] if self.validation is None else [self.validation]
         return self.content_source("demo" if self.demo else "files", settings, lambda: self._load(root))
 
-    def wanted_counts(self) -> dict[str, int]:
-        counts = super().wanted_counts()
+    def expected_counts(self) -> dict[str, int]:
+        counts = super().expected_counts()
         return counts | ({"train": PUBLISHED["train"] + PUBLISHED["val"]} if self.validation == "test" else {})
 
     def _load(self, root: Path) -> Content:

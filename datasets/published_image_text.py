@@ -59,7 +59,7 @@ class PublishedImageText(ImageTextModule):
     def find_tokenizer(self) -> str:
         return str(self.root / VOCABULARY) if self.demo and self.root else super().find_tokenizer()
 
-    def wanted_counts(self) -> dict[str, int]:
+    def expected_counts(self) -> dict[str, int]:
         """Published numbers of rows per split, with the chosen validation rows."""
         return self.published | ({"val": self.published["test"]} if self.validation == "test" else {})
 
@@ -87,7 +87,7 @@ class PublishedImageText(ImageTextModule):
         """
         differences = [
             f"{split} has {counts.get(split, 0):,} rows, {n:,} were published"
-            for split, n in self.wanted_counts().items()
+            for split, n in self.expected_counts().items()
             if counts.get(split, 0) != n
         ]
         if not differences or self.demo:

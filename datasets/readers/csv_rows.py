@@ -59,8 +59,8 @@ class CsvRows(SourcedDataModule):
         classes: values of the label column in the order of the class numbers, or a mapping class -> the values that
             stand for it; for multi-label unused.
         leave_out: values of the label column whose rows are not used.
-        min_groups: classes with fewer groups (rows, where there is no ``group``) are not used, or ...
-        rare_class: ... together become a class of this name, the last one.
+        min_groups: minimum number of groups (without ``group``: of rows) of a class; rarer classes are not used.
+        rare_class: name of a last class that rarer classes are merged into instead, None = none.
         missing_values: cells that mean 'no value', besides empty ones.
         separator, decimal, encoding: of the CSV file, see :class:`Dialect`; None = comma, point and UTF-8.
         split: column that names the split of each row, None = drawn.
@@ -173,7 +173,7 @@ class CsvRows(SourcedDataModule):
         """Read and check the table.
 
         Args:
-            columns: needed besides those of image, label, split and group.
+            columns: further columns to check, beside those of image, label, split and group.
 
         Raises:
             UserError: names column, count and first row of what does not fit.

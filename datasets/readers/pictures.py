@@ -57,7 +57,7 @@ def open_picture(path: Path, channels: int, bits: int | None = None) -> Image.Im
     with Image.open(path) as image:
         if _is_misread(image):
             raise ValueError(
-                "an uncompressed TIFF that is to be shown on its side, which Pillow misreads: save it upright"
+                "an uncompressed TIFF with an orientation of 90 degrees, which Pillow misreads: save it upright"
             )
         declared = image.tag_v2.get(BITS_PER_SAMPLE) if hasattr(image, "tag_v2") else None
         picture = upright(image)

@@ -138,7 +138,7 @@ def test_orientation_is_what_a_viewer_shows(tmp_path: Path, tag: int) -> None:
     if tag < 5:
         assert np.array_equal(np.asarray(open_picture(tmp_path / "raw.tif", 1)), TURNS[tag](pixels))
     else:
-        with pytest.raises(ValueError, match="uncompressed TIFF that is to be shown on its side"):
+        with pytest.raises(ValueError, match="uncompressed TIFF with an orientation of 90 degrees"):
             open_picture(tmp_path / "raw.tif", 1)
 
 
@@ -593,7 +593,7 @@ def test_food_without_validation_rows(tmp_path: Path, has_list: bool) -> None:
     drawn, whole = parts[None], parts["test"]
     assert sorted(whole["train"]) == sorted(drawn["train"] + drawn["val"]) and whole["test"] == drawn["test"]
     assert whole["val"] == whole["test"]
-    assert data.wanted_counts() == {"train": 67_988, "val": 22_716, "test": 22_716}
+    assert data.expected_counts() == {"train": 67_988, "val": 22_716, "test": 22_716}
     with pytest.raises(UserError, match=r"dataset\.validation=0\.1: must be test, or null"):
         Food101(store="x", root=str(root), tokenizer="x", text_length=8, validation="0.1")
 
