@@ -24,7 +24,7 @@
 # lay a tenth aside. For the paper's: dataset.validation=test dataset.monitor=null paths.output=outputs/published_split (the last
 # epoch counts; without monitor=null it is chosen on the test rows). Every printed comparison says which of them it is.
 # DATA: folder with Food101/, MMIMDb/, AVE/, CREMA-D/ and KineticsSound/ (with my_train.txt and my_test.txt, the lists of CMPT's 31
-# classes; or KINETICS_LISTS=their folder). 'demo': made stand-ins and tiny random encoders, which show that a path works and nothing
+# classes; or KINETICS_LISTS=their folder). 'demo': demo data and tiny random encoders, which show that a path works and nothing
 # else; their runs are in outputs/demo. Runs that another table has trained already are not trained again: on one GPU a set takes
 # hours once.
 set -euo pipefail
@@ -47,7 +47,7 @@ tiny() { # modality, family, settings: in the place of a published encoder with 
   small+=("model.encoders.$1.architecture=$2" "model.encoders.$1.weights=none"
     "+model.encoders.$1.size={hidden_size:16,intermediate_size:32,num_hidden_layers:1,num_attention_heads:2,$3}")
 }
-settings() { # data set, experiment: what both have besides, into `common`
+settings() { # data set, experiment: fills `common` with the overrides of its commands
   small=()
   local image=clip
   [[ $2 == siglip* ]] && image=siglip
@@ -167,4 +167,4 @@ case $table in
   figure_2 | figure_3 | figure_7) python -m trainers.published docs/published/cmpt.csv --compare "${models[@]}" --output "$output" ;;
   table_3 | table_4) python -m models.cmpt.parameters --totals ;;
 esac
-if [[ $demo ]]; then echo "These are stand-ins with random encoders: ours mean nothing."; fi
+if [[ $demo ]]; then echo "These are demo data and random encoders: the numbers mean nothing."; fi

@@ -136,20 +136,20 @@ def build_encoder(
         arguments["vocabulary"] = modality.vocabulary
     if not pretrained and "weights" in node:
         arguments["weights"] = "none"
-    own_vector = "vector_width" in inspect.signature(get_object(node._target_)).parameters
-    if vector_width is not None and own_vector:
+    makes_vector = "vector_width" in inspect.signature(get_object(node._target_)).parameters
+    if vector_width is not None and makes_vector:
         arguments["vector_width"] = vector_width
     encoder = _make(node, where, **arguments)
     if hasattr(encoder, "check_modality"):  # of models.encoders.pretrained, whose import takes seconds
         encoder.check_modality(modality)
-    return encoder if vector_width is None or own_vector else PooledEncoder(encoder, vector_width)
+    return encoder if vector_width is None or makes_vector else PooledEncoder(encoder, vector_width)
 
 
 def encoder_nodes(cfg: DictConfig, model: DictConfig | None = None) -> dict[str, tuple[str, DictConfig]]:
-    """Modality -> key and node of its encoder: the model's own in ``model.encoders``, or else the data set's."""
-    own = (model.get("encoders") if model is not None else None) or {}
+    """Modality -> key and node of its encoder: that of ``model.encoders``, or else the data set's."""
+    of_model = (model.get("encoders") if model is not None else None) or {}
     return {
-        name: (f"model.encoders.{name}", own[name]) if name in own else (f"dataset.encoders.{name}", node)
+        name: (f"model.encoders.{name}", of_model[name]) if name in of_model else (f"dataset.encoders.{name}", node)
         for name, node in cfg.dataset.encoders.items()
     }
 
@@ -213,21 +213,21 @@ def build_imputer(cfg: DictConfig, data: MultimodalDataModule, pretrained: bool 
             arguments[f"{part}s"] = {m.name: _imputer_network(cfg, part, m, kinds) for m in data.modalities}
     for part, kind in (("image_encoder", "image"), ("table_encoder", "table")):
         if part in cfg.imputer:
-            found = [m for m in data.modalities if m.kind == kind]
-            if len(found) != 1:
+            fitting = [m for m in data.modalities if m.kind == kind]
+            if len(fitting) != 1:
                 raise UserError(
-                    f"imputer={cfg.imputer.name} is for one image and one table, {cfg.dataset.name} has {len(found)} "
+                    f"imputer={cfg.imputer.name} is for one image and one table, {cfg.dataset.name} has {len(fitting)} "
                     f"modalities of kind {kind}: choose one that fits, {fitting_imputers(kinds)}"
                 )
-            arguments[part] = build_encoder(cfg.imputer[part], f"imputer.{part}", found[0], pretrained)
+            arguments[part] = build_encoder(cfg.imputer[part], f"imputer.{part}", fitting[0], pretrained)
     return _make(cfg.imputer.module, "imputer", **arguments)
 
 
 def _imputer_network(cfg: DictConfig, part: str, modality: Modality, kinds: Mapping[str, str]) -> Any:
-    """A modality's own network in ``imputer.encoders`` or ``imputer.decoders``, else the one for 28 x 28 images."""
-    own = cfg.imputer.get(f"{part}s") or {}
-    if modality.name in own:
-        return _make(own[modality.name], f"imputer.{part}s.{modality.name}")
+    """The network of a modality in ``imputer.encoders`` or ``imputer.decoders``, else the one for 28 x 28 images."""
+    of_modalities = cfg.imputer.get(f"{part}s") or {}
+    if modality.name in of_modalities:
+        return _make(of_modalities[modality.name], f"imputer.{part}s.{modality.name}")
     if modality.kind != "image" or modality.shape[1:] != (28, 28):
         raise _no_network(cfg, part, modality.name, f"{modality.kind} of shape {modality.shape}", kinds)
     return _make(cfg.imputer[part], f"imputer.{part}", channels=modality.shape[0])

@@ -15,7 +15,7 @@ from trainers.config.resolvers import register_resolvers
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 VERSION_BASE = "1.3"  # the version of Hydra whose defaults hold, whichever is installed
-# Files of which each block is an option of its own, one file per data set or study: pattern -> group.
+# Files of which each block is a separate option, one file per data set or study: pattern -> group.
 BLOCK_FILES = {"recipe/*.yaml": "recipe", "schedule/*/*.yaml": "schedule", "study/*.yaml": "experiment"}
 
 

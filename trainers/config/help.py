@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,7 @@ def _options(group: str, configs: Path) -> str:
     for entry in yaml.safe_load((configs / "config.yaml").read_text())["defaults"]:
         defaults |= entry if isinstance(entry, dict) else {}
     chosen = defaults.get(group) or []
-    names = group_options(group, configs)
+    # Of a study in configs/study only its name.
+    names = dict.fromkeys(re.sub("/.*", "/...", name) for name in group_options(group, configs))
     marked = (f"[{name}]" if name in chosen or name == chosen else name for name in names)
     return textwrap.fill(", ".join(marked), WIDTH, initial_indent=f"  {group:11}", subsequent_indent=" " * 13)

@@ -24,7 +24,7 @@ def check_method(cfg: DictConfig) -> Iterator[str]:
         method = None
     if method is None:
         return
-    # DyMo's own models need nothing of this, and their names may not resolve before the other checks.
+    # The names of DyMo's models may not resolve before the other checks.
     name = cfg.model.name if "use_imputer" in cfg.model else method.__name__
     for check in (_check_training_data, _check_modalities, _check_imputer, _check_parts, _check_encoders):
         yield from check(cfg, model, method, name)
