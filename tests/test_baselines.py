@@ -575,7 +575,7 @@ def test_a_data_set_without_defaults_for_comparison_methods_is_named(composed) -
     cfg = composed("model=ModDrop")
     OmegaConf.set_struct(cfg, False)
     del cfg.dataset.training_defaults
-    with pytest.raises(UserError, match="dataset=PolyMNIST has no block 'baselines'"):
+    with pytest.raises(UserError, match="dataset=PolyMNIST has no block 'training_defaults'"):
         validate(cfg)
 
 
