@@ -190,7 +190,7 @@ def test_an_option_composes_with_the_defaults_of_all_others(group: str, option: 
     cfg = configure(f"{group}={option}", *built_on)
     check_overrides([f"{group}={option}"])
     plain = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(plain, dict) and sorted(plain)[:2] == ["dataset", "distance_metric"]
+    assert isinstance(plain, dict) and {"dataset", "distance_metric"} <= plain.keys()
     if group in ("dataset", "model", "imputer"):
         assert cfg[group].get("name", option).startswith(option)
     if group == "model":
