@@ -93,11 +93,11 @@ def test_a_resumed_run_has_the_gradients_of_its_incomplete_group(tmp_path: Path)
 
 
 def test_what_cannot_be_accumulated_is_said(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"a step every 24 batches, and training has 3"):
+    with pytest.raises(UserError, match=r"one step per 24 batches, but training has 3"):
         trainer(tmp_path, 1, enable_checkpointing=False).fit(model_of(24), datamodule=Rows())
     with pytest.raises(UserError, match=r"set model\.training\.accumulate_grad_batches=1"):
         trainer(tmp_path, 4, enable_checkpointing=False, accumulate_grad_batches=2).fit(model_of(), datamodule=Rows())
-    with pytest.raises(Exception, match=r"accumulation=3: .* is for reference=true"):
+    with pytest.raises(Exception, match=r"accumulation=3: .* requires reference=true"):
         model_of(3, "model.module.reference=false")
 
 

@@ -137,7 +137,7 @@ def test_map_against_a_slow_version(kind: str) -> None:
 def test_map_says_what_is_wrong() -> None:
     for bad in ("prompts=prefix", "depth=3", "length=0", "{prompts:attention,length:5}"):
         overrides = bad.strip("{}").replace(":", "=").split(",")
-        with pytest.raises(Exception, match="prompts is one of input, attention"):
+        with pytest.raises(Exception, match="prompts must be one of input, attention"):
             build("MAP", "PolyMNIST", *TOKENS, *(f"model.module.{o}" for o in overrides))
 
 
@@ -396,10 +396,10 @@ def test_dynmm_runs_what_it_takes_only(family: str) -> None:
         model.scores = lambda *_, hidden=hidden: scores.masked_fill(hidden, -torch.inf)
         with torch.inference_mode():
             model.sparse = False
-            assert model.splits
+            assert model.can_split
             dense = model(shown)
             model.sparse, taken = True, int(dense.extras["gates"][:, -1].sum())
-            assert not model.splits and 0 < taken < 12
+            assert not model.can_split and 0 < taken < 12
             rows.clear()
             sparse = model(shown)
             assert rows == [taken]
@@ -465,7 +465,7 @@ def test_pattern_experts_count() -> None:
     model = build("PatternExperts", "PolyMNIST", *VECTOR)
     encoder = 93_248 + (2048 + 1) * 8
     assert sum(p.numel() for p in model.parameters()) == 80 * encoder + 80 * 8 * 10 + 31 * 10
-    with pytest.raises(Exception, match="every expert learns from every row"):
+    with pytest.raises(Exception, match="all experts are trained on every row"):
         masks = "{_target_: models.baselines.masks.TrainingMasks, kind: all}"
         build("PatternExperts", "MST", f"+model.module.masks={masks}")
 

@@ -559,7 +559,7 @@ def test_what_does_not_go_together_is_said(composed, overrides: list[str], messa
 def test_a_method_of_one_mask_a_step_takes_no_several() -> None:
     nothing = torch.zeros(4, 3, dtype=torch.bool)
     for several in (TrainingMasks("subsets", k=2), TrainingMasks("all")):
-        with pytest.raises(UserError, match="has several masks per step"):
+        with pytest.raises(UserError, match="draws several masks per step"):
             several.draw_one(nothing, generator())
     for one in (TrainingMasks("subsets", k=1), TrainingMasks("count")):
         assert torch.equal(one.draw_one(nothing, generator()), one.draw(nothing, generator())[0])

@@ -45,7 +45,7 @@ def losses_of_a_step(model: Any, batch: Batch) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def test_texts_of_token_numbers_are_refused_by_name() -> None:
-    with pytest.raises(UserError, match="modality notes is a text of token numbers, which autoencoders"):
+    with pytest.raises(UserError, match="modality notes is text of token ids, which autoencoders"):
         decoder(Modality("notes", "text", (12,), vocabulary=30), 8)
 
 

@@ -446,7 +446,7 @@ def test_perceptrons_read_tokens_of_zeros() -> None:
     batch = some_batch()
     for combine in ("concat", "max", "sum"):
         model = build(TokenPerceptron, combine=combine, hidden=(5,), fill="inputs", feature_mask=False)
-        assert not model.splits
+        assert not model.can_split
         with torch.no_grad():
             image = model.encoders["img"](filled(batch, 0.0).inputs["img"]).mean(1).unflatten(1, (2, WIDTH))
             tokens = torch.cat([image, model.encoders["tab"](filled(batch, 0.0).inputs["tab"])], 1)
@@ -480,7 +480,7 @@ def test_a_missing_table_gives_zero_features_as_published(reference: bool, hidde
     for combine in ("concat", "max", "sum"):
         options: dict[str, Any] = {"fill": "mixed", "feature_mask": False, "reference": reference}
         model = build(TokenPerceptron, combine=combine, hidden=(5,), **options)
-        assert not model.splits
+        assert not model.can_split
         with torch.no_grad():
             tokens = released_tokens(model, batch)
             x = {"concat": tokens.flatten(1), "max": tokens.max(1).values, "sum": tokens.sum(1)}[combine]
@@ -660,7 +660,7 @@ def test_model_selection_sends_every_row_to_its_model() -> None:
             rows = (absent == torch.tensor(pattern)).all(1)
             assert rows.any()
             torch.testing.assert_close(found[rows], expert(batch).logits.softmax(1)[rows])
-    assert not model.splits and not any(p.requires_grad for p in model.parameters())
+    assert not model.can_split and not any(p.requires_grad for p in model.parameters())
 
 
 @pytest.mark.parametrize("rows", [3, 7, 40])

@@ -173,7 +173,7 @@ def test_settings_and_refusals(composed) -> None:
     for node, message in (
         ("{alfa: 1}", r"model\.modulation\.alfa: there is no such key, known are alpha"),
         ("{alpha: -1}", r"model\.modulation\.alpha=-1: must be 0 or more"),
-        ("{start_epoch: 3, end_epoch: 3}", "leave no epoch between them"),
+        ("{start_epoch: 3, end_epoch: 3}", "must be at least 0 and below end_epoch=3"),
         ("0.3", r"model\.modulation=0\.3: must be null or a mapping"),
     ):
         with pytest.raises(UserError, match=message):

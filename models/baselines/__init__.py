@@ -1,1 +1,1 @@
-"""The methods that DyMo is compared with: one file each."""
+"""Methods that DyMo is compared with, one per file."""

@@ -1,9 +1,9 @@
-"""Rows of the training data that stand in for a batch, for methods whose rows learn from each other.
+"""Anchors: training rows that replace the batch in the predictions of methods whose rows depend on each other.
 
-In training such a method sees its batch. A prediction that depended on the other test rows would change with the batch
-size and with the order of the rows, so that prediction takes training rows in their place: drawn once, with the seed of
-the run, encoded with the weights of the end of each epoch, and kept in the checkpoint as vectors and masks. With
-``reference=true`` there are none, and a prediction sees its batch, as in the original works.
+In training, such a method uses the rows of its batch. Predictions that depend on other test rows would change with the
+batch size and the order of the rows. They use training rows instead, which are drawn once with the seed of the run,
+encoded at the end of each epoch, and saved in the checkpoint as vectors and masks. With ``reference=true``, there are
+no anchors, and a prediction uses its batch, as in the original works.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from utils.noise import hash_seed
 
 
 class AnchorBaseline(VectorBaseline):
-    """A vector method with anchors; its constructor calls :meth:`add_anchors` after ``add_encoders``.
+    """A vector method with anchors. The constructor calls :meth:`add_anchors` after ``add_encoders``.
 
     Attributes:
         anchors: (A, M, D), the output of ``encode`` for the anchors.
-        anchor_missing: (A, M) bool; rows in which all is missing stand for nothing (before training all of them).
+        anchor_missing: (A, M) bool; rows without any modality (before training, all) are ignored.
     """
 
-    stack_masks = False
+    can_stack_masks = False
     batch_dependent: ClassVar[bool | str] = "reference"
     anchors: Tensor
     anchor_missing: Tensor
@@ -35,10 +35,7 @@ class AnchorBaseline(VectorBaseline):
     _anchors_current = False
 
     def add_anchors(self, count: int) -> None:
-        """
-        Args:
-            count: A; fewer where the training data have fewer rows. 0 = a row is classified on its own.
-        """
+        """Add A = ``count`` anchors, or all training rows if there are fewer; with 0, rows do not depend on others."""
         if count < 0:
             raise ValueError(f"anchors: must be at least 0, not {count}")
         rows = 0 if self.reference else count
@@ -48,8 +45,8 @@ class AnchorBaseline(VectorBaseline):
         self.batch_dependent = self.reference  # type: ignore[misc]
 
     @property
-    def in_batch(self) -> bool:
-        """Whether rows see those of their batch, not the anchors."""
+    def uses_batch(self) -> bool:
+        """Whether rows depend on those of their batch instead of the anchors."""
         return self.training or self.reference
 
     def on_fit_start(self) -> None:
@@ -62,7 +59,7 @@ class AnchorBaseline(VectorBaseline):
         if len(rows):
             self._anchor_batch = data.rows("train", rows).replace(
                 missing=torch.from_numpy(missing[rows]),
-                feature_missing={name: torch.from_numpy(gone[rows]) for name, gone in cells.items()},
+                feature_missing={name: torch.from_numpy(hidden[rows]) for name, hidden in cells.items()},
             )
 
     def on_train_epoch_start(self) -> None:
@@ -72,12 +69,12 @@ class AnchorBaseline(VectorBaseline):
         self.refresh_anchors()
 
     def on_train_epoch_end(self) -> None:
-        if not self._anchors_current:  # there was no validation
+        if not self._anchors_current:  # without validation
             self.refresh_anchors()
 
     @torch.no_grad()
     def refresh_anchors(self) -> None:
-        """Encode the anchors with the weights as they are."""
+        """Encode the anchors with the current weights."""
         self._anchors_current = True
         if self._anchor_batch is None:
             return

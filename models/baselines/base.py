@@ -1,12 +1,11 @@
 """Base classes of the comparison methods: encode once, draw masks, fuse under each mask
 (docs/reference/baselines.md §1.2 to §1.4, §5.1).
 
-A method implements ``fuse(encoded, batch) -> Prediction`` and, where its objective is more than classification,
-``loss(prediction, batch)``. Everything that hides content goes through :meth:`Baseline.absent` or
-:meth:`models.tokens.TokenPipeline.visible`, and overwrites.
+A method implements ``fuse(encoded, batch) -> Prediction`` and, for additional objectives, ``loss(prediction, batch)``.
+Hidden content is determined by :meth:`Baseline.absent` or :meth:`models.tokens.TokenPipeline.visible`, and overwritten.
 
-Unlike the original: masks are drawn per row, not per batch (``masks.per=batch`` restores that), and always on top of
-the mask of the data, which the original ignores; encoders run once per sample and step, not once per mask.
+Unlike in the original, masks are drawn per row, not per batch (``masks.per=batch`` restores that), in addition to the
+mask of the data, which the original ignores; encoders run once per sample and step, not once per mask.
 """
 
 from __future__ import annotations
@@ -28,19 +27,20 @@ from utils.noise import hash_seed
 
 
 class Baseline(IncompleteClassifier):
-    """
+    """Base class of methods that encode a batch once and fuse it under several masks.
+
     Args:
-        masks: what training hides on top of what the data lack; None = nothing.
+        masks: modalities hidden in training in addition to missing ones; None = none.
         reference: reproduce the original implementation's behaviour (see the method's docstring).
     """
 
     accepts_imputer = True
-    # Whether the masks of a step go through one call of ``fuse``, all rows under each: K * B rows, in a batch without
-    # ``inputs``. A method whose rows see each other, or whose loss reads inputs, says False.
-    stack_masks: ClassVar[bool] = True
-    # Whether ``fuse`` then takes the B rows that were encoded, instead of K copies of them.
-    broadcasts: ClassVar[bool] = False
-    # Whether the original implementation counts a table with any missing cell as missing; ``reference`` restores that.
+    # Whether one call of ``fuse`` can take the K masks of a step, as K * B rows in a batch without ``inputs``. False if
+    # rows depend on each other or the loss reads inputs.
+    can_stack_masks: ClassVar[bool] = True
+    # Whether ``fuse`` then takes the B encoded rows instead of K copies of them.
+    can_broadcast: ClassVar[bool] = False
+    # Whether the original treats a table with any missing cell as missing; ``reference`` restores that.
     reference_hides_partial_tables: ClassVar[bool] = False
 
     def __init__(
@@ -57,12 +57,12 @@ class Baseline(IncompleteClassifier):
         super().__init__(modalities, num_classes, task, optimizer, scheduler)
         self.masks, self.reference = masks or TrainingMasks(), reference
 
-    # ---- what a method implements ------------------------------------------------------------------------------------
+    # ---- to implement ------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def encode(self, inputs: Mapping[str, Tensor], cells: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Inputs (B, ...) per modality -> (B, P, D) or (B, M, D); no row may influence another (batch normalisation
-        apart).
+        """Inputs (B, ...) per modality -> (B, P, D) or (B, M, D); no row may influence another (except by batch
+        normalisation).
 
         Args:
             cells: table name -> (B, F) bool, cells that are hidden from the encoder, as :meth:`cells` gives them.
@@ -70,10 +70,12 @@ class Baseline(IncompleteClassifier):
 
     @abstractmethod
     def fuse(self, encoded: Tensor, batch: Batch) -> Prediction:
-        """Classify under ``batch.missing`` and ``batch.feature_missing``, which may hide more than what was hidden from
-        :meth:`encode`: nothing of what they hide may count."""
+        """Classify under ``batch.missing`` and ``batch.feature_missing``.
 
-    # ---- what it gets ------------------------------------------------------------------------------------------------
+        They may hide more than was hidden from :meth:`encode`; hidden content must not influence the prediction.
+        """
+
+    # ---- provided ----------------------------------------------------------------------------------------------------
 
     def encode_batch(self, batch: Batch) -> Tensor:
         """Encode the observed content of a batch; missing content is overwritten before any arithmetic. With
@@ -86,9 +88,9 @@ class Baseline(IncompleteClassifier):
     def absent(self, batch: Batch) -> Tensor:
         """(B, M) bool: modalities that count as missing.
 
-        Those of which nothing is observed (:meth:`unobserved`): a table with an observed cell counts as present. With
-        ``reference``, in methods with ``reference_hides_partial_tables``, also tables with any missing cell, except in
-        rows of which nothing else would be left.
+        These are the unobserved ones (:meth:`unobserved`); a table with an observed cell is present. With ``reference``
+        and ``reference_hides_partial_tables``, also tables with any missing cell, except in rows that would lose all
+        modalities.
         """
         unobserved = self.unobserved(batch)
         if not (self.reference and self.reference_hides_partial_tables):
@@ -105,14 +107,14 @@ class Baseline(IncompleteClassifier):
         return batch.replace(missing=batch.missing | missing, feature_missing=cells)
 
     def mask_generator(self, batch_index: int) -> torch.Generator:
-        """Generator of the masks of one step: the same on resume, another on every rank."""
+        """Generator of the masks of one step: reproducible after a restart, different on every rank."""
         rank = self.global_rank if self._trainer is not None else 0
         seed = hash_seed(self.stream_seed, 4, self.current_epoch, batch_index, rank)
         return torch.Generator().manual_seed(seed)
 
     @property
-    def splits(self) -> bool:
-        """Whether a prediction is ``fuse`` of ``encode``, which then is computed once for all scenarios of a test."""
+    def can_split(self) -> bool:
+        """Whether a prediction is ``fuse`` of ``encode``, so that one encoding serves all scenarios of a test."""
         return type(self).forward is Baseline.forward
 
     def forward(self, batch: Batch) -> Prediction:
@@ -121,8 +123,8 @@ class Baseline(IncompleteClassifier):
     def predict_each(self, batch: Batch, scenarios: Mapping[str, Batch]) -> dict[str, Prediction]:
         predictions, encoded = {}, None
         for name, masked in scenarios.items():
-            # Cells of a table attend to each other in its encoder, so that other cell masks need another encoding.
-            if not self.splits or masked.feature_missing:
+            # Cells of a table attend to each other in its encoder, so that every cell mask needs an encoding.
+            if not self.can_split or masked.feature_missing:
                 predictions[name] = self(masked)
                 continue
             encoded = self.encode(batch.inputs) if encoded is None else encoded
@@ -142,9 +144,9 @@ class Baseline(IncompleteClassifier):
     def losses_under(self, encoded: Tensor, batch: Batch, masks: Tensor) -> dict[str, Tensor]:
         """Mean over the masks (K, B, M) of the losses under each."""
         k = len(masks)
-        if self.stack_masks:
+        if self.can_stack_masks:
             stacked = self.hide_more(repeat_rows(batch, k), masks.flatten(0, 1))
-            copies = encoded if self.broadcasts else encoded.repeat(k, *[1] * (encoded.ndim - 1))
+            copies = encoded if self.can_broadcast else encoded.repeat(k, *[1] * (encoded.ndim - 1))
             return self.loss(self.fuse(copies, stacked), stacked)
         losses_by_mask = []
         for mask in masks:
@@ -153,7 +155,7 @@ class Baseline(IncompleteClassifier):
         return {key: torch.stack([losses[key] for losses in losses_by_mask]).mean() for key in losses_by_mask[0]}
 
     def compile_parts(self, backend: str) -> None:
-        """Compile the encoders, and the fusion, whose calls differ in size (hence dynamic)."""
+        """Compile the encoders, and the fusion with dynamic shapes."""
         self.encode = torch.compile(self.encode, backend=backend)  # type: ignore[method-assign]
         self.fuse = torch.compile(self.fuse, backend=backend, dynamic=True)  # type: ignore[method-assign]
 
@@ -164,22 +166,22 @@ class Baseline(IncompleteClassifier):
 class TokenBaseline(TokenPipeline, Baseline):
     """A method on the token pipeline.
 
-    Constructor: :meth:`add_tokens`, parts of the method, :meth:`initialise_normal`. ``fuse`` reads the encoded tokens
-    through :meth:`models.tokens.TokenPipeline.replace_missing` alone.
+    The constructor calls :meth:`add_tokens`, adds the layers of the method, and calls :meth:`initialise_normal`.
+    ``fuse`` must access the encoded tokens through :meth:`models.tokens.TokenPipeline.replace_missing`.
     """
 
-    broadcasts = True
+    can_broadcast = True
 
 
 class VectorBaseline(Baseline):
-    """A method on one vector per modality. Constructor: :meth:`add_encoders`, then the parts of the method."""
+    """A method on one vector per modality. The constructor calls :meth:`add_encoders`, then adds its own layers."""
 
     encoder_view = "vector"
 
     def add_encoders(self, encoders: Mapping[str, nn.Module]) -> None:
         """
         Args:
-            encoders: modality name -> module whose output is (B, 1, ``width``), the same width for all.
+            encoders: modality name -> module with output (B, 1, ``width``), of the same width.
         """
         self.encoders = nn.ModuleDict({name: encoders[name] for name in self.modality_names})
         self.vector_width = int(next(iter(encoders.values())).width)  # type: ignore[arg-type]
@@ -193,6 +195,6 @@ class VectorBaseline(Baseline):
         return apply_to_observed(self.encoders[name], inputs, name, cells)
 
     def replace_missing(self, vectors: Tensor, batch: Batch, value: float | Tensor = 0.0) -> Tensor:
-        """Vectors (B, M, D) with ``value`` (a number, or broadcast against them) in place of absent modalities."""
+        """Replace absent modalities of vectors (B, M, D) by ``value``, a number or broadcastable."""
         value = torch.as_tensor(value, dtype=vectors.dtype, device=vectors.device)
         return torch.where(self.absent(batch)[..., None], value, vectors)

@@ -1,12 +1,12 @@
-"""One vector a modality and a linear head on them: late fusion, the bound on complete data
+"""Late fusion by a linear head on one vector per modality, the bound on complete data
 (docs/reference/baselines.md §2.2).
 
-``fusion``: ``concat``, one head on all vectors; ``sum``, a head for each, whose logits are added (for linear heads the
-same functions, from another start, and what is missing adds nothing, not even a bias).
+``fusion``: ``concat``, one head on all vectors; ``sum``, the sum of the logits of one head per modality (the same
+functions with another initialisation, where missing modalities do not even add a bias).
 
-It knows complete inputs only: scenarios that hide something need ``model.use_imputer=true``, or a training that hides
-(``model.module.masks.kind=bernoulli``, a control of ours); the vector of a missing modality is zero then. The original
-carries the M heads of its unimodal parts along, which nothing uses; ``reference`` changes nothing.
+The method takes complete inputs. Incomplete scenarios need ``model.use_imputer=true``, or training with masks
+(``model.module.masks.kind=bernoulli``, a control of ours), where the vectors of missing modalities are zero. The
+original has additional, unused heads of its unimodal parts; ``reference`` has no effect.
 """
 
 from __future__ import annotations
@@ -25,15 +25,16 @@ FUSIONS = ("concat", "sum")
 
 
 class MultimodalConcat(VectorBaseline):
-    """
+    """Linear head on the vectors of all modalities.
+
     Args:
         encoders: see :meth:`models.baselines.base.VectorBaseline.add_encoders`.
-        fusion: concat | sum.
+        fusion: ``concat`` or ``sum``.
         others: see :class:`models.baselines.base.Baseline`.
 
     Attributes:
-        watcher: gets each prediction of a training step with its batch, for what watches the training
-            (:mod:`models.baselines.modulation`).
+        watcher: called with the prediction and the batch of each training step
+            (see :mod:`models.baselines.modulation`).
     """
 
     needs_imputer = True
@@ -61,12 +62,15 @@ class MultimodalConcat(VectorBaseline):
         features = self.replace_missing(encoded, batch).flatten(1)
         if isinstance(self.classifier, nn.Linear):
             return Prediction(self.classifier(features), features)
-        each = torch.where(self.absent(batch)[..., None], 0, self.unimodal_logits(features))
-        return Prediction(each.sum(1), features)
+        logits = torch.where(self.absent(batch)[..., None], 0, self.unimodal_logits(features))
+        return Prediction(logits.sum(1), features)
 
     def unimodal_logits(self, features: Tensor) -> Tensor:
-        """Features (B, M D) of a prediction -> the share of each modality in its logits, (B, M, C): they add up to
-        them. A bias that they have in common is shared out evenly."""
+        """Features (B, M D) of a prediction -> shares of the modalities in its logits (B, M, C), which sum to the
+        logits.
+
+        A common bias is divided equally.
+        """
         vectors = features.unflatten(1, (len(self.modalities), self.vector_width))
         if isinstance(self.classifier, nn.Linear):
             weights = self.classifier.weight.unflatten(1, (len(self.modalities), self.vector_width))

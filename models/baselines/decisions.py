@@ -1,4 +1,4 @@
-"""What the methods share that fuse the decisions of single modalities (docs/reference/baselines.md §2.12 to §2.14)."""
+"""Base classes and losses of decision-level fusion (docs/reference/baselines.md §2.12 to §2.14)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from models.baselines.base import VectorBaseline
 
 
 class DecisionFusion(VectorBaseline):
-    """A linear classifier on each modality, and a weighted sum of their logits. Only modalities that are there vote and
-    count in the loss.
+    """A weighted sum of the logits of one linear classifier per modality. Only observed modalities vote and enter the
+    loss.
 
-    A method implements ``fuse``, whose extras hold ``unimodal_logits`` (B, M, C) and ``fusion_weights`` (B, M).
-    ``reference=true`` lets missing modalities vote, as the original does: their vector is 1.0 then. Tables with any
-    missing cell count as missing there.
+    A subclass implements ``fuse``, with extras ``unimodal_logits`` (B, M, C) and ``fusion_weights`` (B, M).
+    ``reference=true`` lets missing modalities vote with a vector of 1.0, as in the original, where tables with any
+    missing cell are missing.
 
     Args:
         encoders: see :meth:`models.baselines.base.VectorBaseline.add_encoders`.
@@ -37,12 +37,12 @@ class DecisionFusion(VectorBaseline):
         self.classifiers = nn.ModuleList(nn.Linear(self.vector_width, num_classes) for _ in modalities)
 
     def voters(self, batch: Batch) -> Tensor:
-        """(B, M) bool."""
+        """Modalities that vote (B, M) bool."""
         absent = self.absent(batch)
         return torch.ones_like(absent) if self.reference else ~absent
 
     def vectors(self, encoded: Tensor, batch: Batch) -> Tensor:
-        """(B, M, D) as the classifiers see it."""
+        """Inputs (B, M, D) of the classifiers."""
         return self.replace_missing(encoded, batch, float(self.reference))
 
     def decide(self, vectors: Tensor) -> Tensor:
@@ -50,15 +50,15 @@ class DecisionFusion(VectorBaseline):
         return torch.stack([head(v) for head, v in zip(self.classifiers, vectors.unbind(1), strict=True)], dim=1)
 
     def loss(self, prediction: Prediction, batch: Batch) -> dict[str, Tensor]:
-        """Cross-entropy of the fused logits, and of each modality's over the rows that have it."""
-        each = row_losses(prediction.extras["unimodal_logits"], batch.target, self.task)
-        unimodal = mean_where(self.voters(batch), each).sum()
+        """Cross-entropy of the fused logits, plus that of the unimodal logits over the rows with the modality."""
+        losses = row_losses(prediction.extras["unimodal_logits"], batch.target, self.task)
+        unimodal = mean_where(self.voters(batch), losses).sum()
         fused = classification_loss(prediction.logits, batch.target, self.task)
         return {"loss": fused + unimodal, "fused": fused, "unimodal": unimodal}
 
 
 class OnExperts(VectorBaseline):
-    """A method on trained models, its prerequisites: they are frozen, and in eval mode while the method is trained."""
+    """A method on trained models (prerequisites), which are frozen and stay in eval mode."""
 
     def add_experts(self, prerequisites: Mapping[str, IncompleteClassifier]) -> None:
         self.experts = nn.ModuleDict(dict(prerequisites)).requires_grad_(False)
@@ -72,16 +72,16 @@ class OnExperts(VectorBaseline):
 
 
 def row_losses(logits: Tensor, target: Tensor, task: str) -> Tensor:
-    """What :func:`models.base.classification_loss` is the mean of: (B, M, C) logits -> (B, M)."""
+    """Logits (B, M, C) -> losses (B, M), whose mean is :func:`models.base.classification_loss`."""
     m = logits.shape[1]
     if task != "multilabel":
         return F.cross_entropy(logits.transpose(1, 2), target[:, None].expand(-1, m), reduction="none")
-    labelled = (target >= 0)[:, None]
+    is_labelled = (target >= 0)[:, None]  # (B, 1, C)
     expected = target.clamp(min=0)[:, None].expand(-1, m, -1)
-    cells = F.binary_cross_entropy_with_logits(logits, expected, reduction="none")
-    return torch.where(labelled, cells, 0).sum(-1) / labelled.sum(-1).clamp(min=1)
+    losses = F.binary_cross_entropy_with_logits(logits, expected, reduction="none")
+    return torch.where(is_labelled, losses, 0).sum(-1) / is_labelled.sum(-1).clamp(min=1)
 
 
 def mean_where(counts: Tensor, values: Tensor) -> Tensor:
-    """Means (M,) of the columns of ``values`` (B, M) over the rows that count, 0 where none does."""
+    """Means (M,) of ``values`` (B, M) over the rows that count, 0 without any."""
     return torch.where(counts, values, 0).sum(0) / counts.sum(0).clamp(min=1)

@@ -1,15 +1,15 @@
 """DynMM: Dynamic Multimodal Fusion (Xue and Marculescu, CVPR workshops 2023, arXiv 2204.00102), its modality level.
 
-A gate sends each row to one of M + 1 trained experts: a classifier on one modality, or the concatenation of all
-(docs/reference/baselines.md §2.14). It sees the experts' vectors of all modalities; its choice is hard, with the
-gradient of the softmax (straight-through). L = CE + ``resource`` * (share of rows that take the concatenation). Only
-the gate is trained; stage fit trains the experts first, in their own run directories.
+A gate routes each row to one of M + 1 trained experts: a classifier on one modality, or the concatenation of all
+(docs/reference/baselines.md §2.14). Its input is the experts' vectors of all modalities; its decision is hard, with the
+gradient of the softmax (straight-through). L = CE + ``resource`` * (fraction of rows routed to the concatenation). Only
+the gate is trained; stage fit first trains the experts in their own run directories.
 
-The experts know complete inputs, so scenarios that hide something need ``model.use_imputer=true`` or a training that
-hides (``model.module.masks.kind=bernoulli``, ours): the gate then sees zeros for what is missing and cannot choose its
-expert. ``sparse=true`` saves the computation in evaluation: the encoders of the concatenation see only the rows that
-are sent to it (the original always runs everything). ``reference=true`` leaves the frozen experts in training mode
-while the gate is trained: batch normalisation drifts, dropout is on.
+The experts take complete inputs. Incomplete scenarios need ``model.use_imputer=true`` or training with masks
+(``model.module.masks.kind=bernoulli``, ours): the gate then takes zeros for missing modalities and cannot select their
+experts. With ``sparse=true``, the encoders of the concatenation process only the rows routed to it in evaluation (the
+original always runs everything). ``reference=true`` leaves the frozen experts in training mode while the gate is
+trained: batch statistics are updated, and dropout is active.
 """
 
 from __future__ import annotations
@@ -30,13 +30,14 @@ from models.rows import take_rows
 
 
 class DynMM(OnExperts):
-    """
+    """Gate over unimodal experts and their concatenation.
+
     Args:
-        encoders: unused, the experts have their own.
-        prerequisites: ``unimodal_<modality>`` of each, and ``concat``.
+        encoders: not used; the experts have their own.
+        prerequisites: ``unimodal_<modality>`` for every modality, and ``concat``.
         temperature: of the gate.
-        resource: weight of the share of rows that take the concatenation.
-        sparse: run the concatenation for the rows that take it only, in evaluation.
+        resource: weight of the fraction of rows routed to the concatenation.
+        sparse: in evaluation, run the concatenation only for the rows routed to it.
         others: see :class:`models.baselines.base.Baseline`.
     """
 
@@ -75,11 +76,11 @@ class DynMM(OnExperts):
         return self.experts["concat"]  # type: ignore[return-value]
 
     @property
-    def splits(self) -> bool:
+    def can_split(self) -> bool:
         return not self.sparse
 
     def encode(self, inputs: Mapping[str, Tensor], cells: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Inputs -> (B, 2M, D): the vectors of the unimodal experts, then those of the concatenation."""
+        """Inputs -> (B, 2M, D), vectors of the unimodal experts, then of the concatenation."""
         return torch.cat([self.encode_unimodal(inputs, cells), self.concat.encode(inputs, cells)], dim=1)
 
     def encode_unimodal(self, inputs: Mapping[str, Tensor], cells: Mapping[str, Tensor] | None = None) -> Tensor:
@@ -93,38 +94,38 @@ class DynMM(OnExperts):
 
     def decisions(self, vectors: Tensor, batch: Batch) -> Tensor:
         """Unimodal vectors (B, M, D) -> logits (B, M, C)."""
-        each = [expert.fuse(vectors[:, i : i + 1], batch).logits for i, expert in enumerate(self.unimodal)]
-        return torch.stack(each, dim=1)
+        logits = [expert.fuse(vectors[:, i : i + 1], batch).logits for i, expert in enumerate(self.unimodal)]
+        return torch.stack(logits, dim=1)
 
     def fuse(self, encoded: Tensor, batch: Batch) -> Prediction:
-        own, joint = encoded.chunk(2, dim=1)
-        gates = straight_through(self.scores(own, batch))
-        logits = torch.cat([self.decisions(own, batch), self.concat.fuse(joint, batch).logits[:, None]], dim=1)
+        unimodal, joint = encoded.chunk(2, dim=1)
+        gates = straight_through(self.scores(unimodal, batch))
+        logits = torch.cat([self.decisions(unimodal, batch), self.concat.fuse(joint, batch).logits[:, None]], dim=1)
         return Prediction((gates[..., None] * logits).sum(1), extras={"gates": gates})
 
     def forward(self, batch: Batch) -> Prediction:
         return self.route(batch) if self.sparse and not self.training else super().forward(batch)
 
     def route(self, batch: Batch) -> Prediction:
-        """As :meth:`forward`, where no row meets the encoders of the concatenation in vain."""
+        """Predict as :meth:`forward`, but run the concatenation only for the rows routed to it."""
         cells = None if batch.complete else self.cells(batch.missing, batch.feature_missing)
-        own = self.encode_unimodal(batch.inputs if batch.complete else batch.observed(), cells)
-        gates = straight_through(self.scores(own, batch))
-        logits = (gates[:, :-1, None] * self.decisions(own, batch)).sum(1)
+        vectors = self.encode_unimodal(batch.inputs if batch.complete else batch.observed(), cells)
+        gates = straight_through(self.scores(vectors, batch))
+        logits = (gates[:, :-1, None] * self.decisions(vectors, batch)).sum(1)
         rows = gates[:, -1].nonzero()[:, 0]
         if len(rows):
             logits[rows] = self.concat(take_rows(batch, rows)).logits.to(logits.dtype)
         return Prediction(logits, extras={"gates": gates})
 
     def loss(self, prediction: Prediction, batch: Batch) -> dict[str, Tensor]:
-        """Classification, and the share of rows that take the concatenation."""
+        """Classification loss plus the weighted fraction of rows routed to the concatenation."""
         classification = super().loss(prediction, batch)["loss"]
         share = prediction.extras["gates"][:, -1].mean()
         return {"loss": classification + self.resource * share, "multimodal_share": share}
 
 
 def straight_through(scores: Tensor) -> Tensor:
-    """(B, K) -> one-hot of the greatest, with the gradient of the softmax."""
+    """Scores (B, K) -> one-hot of the maximum, with the gradient of the softmax."""
     soft = scores.softmax(-1)
     hard = F.one_hot(scores.argmax(-1), scores.shape[-1]).to(soft.dtype)
     return hard + (soft - soft.detach())

@@ -1,20 +1,20 @@
 """Flex-MoE: modeling arbitrary modality combination via the flexible mixture-of-experts (Yun et al., NeurIPS 2024,
 arXiv 2410.08245), with a dense mixture.
 
-Each modality is one token; a missing one is taken from a bank of learned tokens, one for every pair of observed
-combination and missing modality. In the transformer blocks a mixture of experts stands for the perceptron. A router
-scores the experts for each token, and the k best share the token by the softmax of their scores. Complete rows
-generalise: their routing is kept balanced over the experts (squared coefficient of variation of the gates' sums).
-Incomplete rows specialise: the expert of their observed combination is always among the k, and a cross-entropy of the
-router makes it the first. Every row is trained on as the data have it and under a drawn mask.
+Each modality is one token. A missing one is replaced by a learned token from a bank with one token per pair of observed
+combination and missing modality. The transformer blocks have a mixture of experts instead of an MLP. A router scores
+the experts for each token, whose output is the average of the k best experts, weighted by the softmax of their scores.
+Complete rows train the experts to generalise: their routing is balanced (squared coefficient of variation of the gates'
+sums). Incomplete rows train them to specialise: the expert of the observed combination is always among the k, and a
+cross-entropy trains the router to rank it first. Each row is trained with its observed modalities and under a drawn
+mask.
 
-    L = CE + weight * (balance of complete rows + cross-entropy of the router on incomplete ones), the mean over blocks.
+    L = CE + weight * (balance of complete rows + cross-entropy of the router on incomplete rows), averaged over blocks.
 
-Every expert is computed for every token and weighed by 0 where it was not chosen: the same numbers as a sparse
-dispatch, without its library. Ours besides: combinations share experts where there are fewer experts (expert 0 is the
-full set's); rows are not sorted by the number of their modalities, but complete and incomplete ones are in every step;
-the noise of the gates and their load estimate are left out. There is no earlier code in the comparison: ``reference``
-changes nothing.
+All experts are computed for every token, with weight 0 if they are not selected, which equals sparse dispatch without a
+library. Also ours: combinations share experts if there are fewer experts than combinations (expert 0 is that of the
+full set); rows are not sorted by the number of their modalities, so that every step has complete and incomplete rows;
+gates have neither noise nor load estimates. The original comparison lacks this method: ``reference`` has no effect.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from utils.subsets import mask_code, subset_lookup
 
 
 class DenseMixture(nn.Module):
-    """Perceptrons D - ``hidden`` - D (GELU) of which each token uses ``chosen``."""
+    """MLPs D - ``hidden`` - D (GELU), of which each token uses ``chosen``."""
 
     def __init__(self, width: int, hidden: int, experts: int, chosen: int) -> None:
         super().__init__()
@@ -49,22 +49,22 @@ class DenseMixture(nn.Module):
         self.bias_out = nn.Parameter(torch.empty(experts, 1, width).uniform_(-out, out))
 
     def gates(self, scores: Tensor, fixed: Tensor) -> Tensor:
-        """Shares (T, E) of the experts in each token, which sum to 1; 0 for all but the chosen ones.
+        """Weights (T, E) of the experts per token, which sum to 1; 0 for all but the selected ones.
 
         Args:
             scores: (T, E).
-            fixed: (T,) the expert that is always chosen, -1 = none.
+            fixed: (T,) index of an expert that is always selected, -1 = none.
         """
-        always = F.one_hot(fixed.clamp(min=0), scores.shape[1]).bool() & (fixed >= 0)[:, None]
-        best = scores.masked_fill(always, torch.inf).topk(self.chosen, dim=1).indices
-        chosen = torch.zeros_like(always).scatter(1, best, True)
-        return scores.masked_fill(~chosen, -torch.inf).softmax(1)
+        is_fixed = F.one_hot(fixed.clamp(min=0), scores.shape[1]).bool() & (fixed >= 0)[:, None]
+        best = scores.masked_fill(is_fixed, torch.inf).topk(self.chosen, dim=1).indices
+        is_chosen = torch.zeros_like(is_fixed).scatter(1, best, True)
+        return scores.masked_fill(~is_chosen, -torch.inf).softmax(1)
 
     def forward(self, x: Tensor, fixed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(T, D) -> (T, D), with the scores and the gates (T, E)."""
+        """Tokens (T, D) -> outputs (T, D), scores (T, E) and gates (T, E)."""
         scores = self.router(x)
         gates = self.gates(scores, fixed)
-        hidden = F.gelu(x @ self.weight_in + self.bias_in)
+        hidden = F.gelu(x @ self.weight_in + self.bias_in)  # (E, T, hidden)
         outputs = hidden @ self.weight_out + self.bias_out
         return torch.einsum("te,etd->td", gates, outputs), scores, gates
 
@@ -79,7 +79,7 @@ class FlexBlock(nn.Module):
         self.mixture = DenseMixture(width, hidden, experts, chosen)
 
     def forward(self, x: Tensor, fixed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, M, D) -> (B, M, D), with the scores and the gates (B, M, E); ``fixed`` (B,)."""
+        """Tokens (B, M, D), ``fixed`` (B,) -> states (B, M, D), scores (B, M, E) and gates (B, M, E)."""
         b, m, _ = x.shape
         q, k, v = self.attn.qkv(self.norm1(x)).chunk(3, dim=-1)
         x = x + self.attn.attend(q, k, v)
@@ -88,17 +88,18 @@ class FlexBlock(nn.Module):
 
 
 class FlexMoE(VectorBaseline):
-    """
+    """Transformer with mixtures of experts.
+
     Args:
-        encoders: see :meth:`models.baselines.base.VectorBaseline.add_encoders`; their width is the transformer's.
+        encoders: see :meth:`models.baselines.base.VectorBaseline.add_encoders`; their width is that of the transformer.
         heads, layers: of the transformer.
-        experts, chosen: of each mixture, and of those how many a token uses.
+        experts, chosen: number of experts per mixture, and per token.
         hidden: width of an expert's hidden layer.
         routing: weight of the routers' losses.
         others: see :class:`models.baselines.base.Baseline`.
     """
 
-    max_modalities: ClassVar[int | None] = 10  # the bank has a row for each of 2^M - 1 combinations
+    max_modalities: ClassVar[int | None] = 10  # the bank has one row per combination (2^M - 1)
 
     def __init__(
         self,
@@ -116,7 +117,7 @@ class FlexMoE(VectorBaseline):
     ) -> None:
         super().__init__(modalities, num_classes, **others)
         if experts < 2:
-            raise ValueError(f"experts={experts}: must be at least 2, one is the full set's")
+            raise ValueError(f"experts={experts}: must be at least 2, one of them for the full set")
         self.routing, self.experts = routing, experts
         self.add_encoders(encoders)
         m, width = len(modalities), self.vector_width
@@ -132,10 +133,10 @@ class FlexMoE(VectorBaseline):
         absent = self.absent(batch)
         combination = self.subset_ids[mask_code(absent)]
         tokens = self.replace_missing(encoded, batch, self.bank[combination])
-        # The last combination is the full set; its expert is 0, and nothing is fixed for it.
-        complete = ~absent.any(1)
+        # The full set has expert 0, which is not fixed.
+        is_complete = ~absent.any(1)
         expert = 1 + combination % (self.experts - 1)
-        fixed = torch.where(complete, -1, expert)
+        fixed = torch.where(is_complete, -1, expert)
         x = tokens + self.modality_embeddings
         losses = []
         for block in self.blocks:
@@ -161,17 +162,17 @@ class FlexMoE(VectorBaseline):
 
 
 def routing_loss(scores: Tensor, gates: Tensor, fixed: Tensor) -> Tensor:
-    """Squared coefficient of variation of the complete rows' gates, summed by expert, plus the cross-entropy of the
-    incomplete rows' scores against their expert; each 0 where there are no such rows.
+    """Squared coefficient of variation of the gates of complete rows, summed per expert, plus the cross-entropy between
+    the scores and the fixed expert of incomplete rows; a term without rows is 0.
 
     Args:
         scores, gates: (B, M, E).
-        fixed: (B,) the expert of an incomplete row, -1 = complete.
+        fixed: (B,) expert of an incomplete row, -1 = complete.
     """
-    incomplete = fixed >= 0
-    sums = torch.where(incomplete[:, None, None], 0, gates).sum((0, 1))
+    is_incomplete = fixed >= 0
+    sums = torch.where(is_incomplete[:, None, None], 0, gates).sum((0, 1))
     balance = sums.var() / (sums.mean().square() + 1e-10)
-    wanted = fixed.clamp(min=0)[:, None].expand(scores.shape[:2])
-    errors = F.cross_entropy(scores.flatten(0, 1), wanted.flatten(), reduction="none").view_as(wanted)
-    specialised = torch.where(incomplete[:, None], errors, 0).sum()
-    return balance + specialised / (incomplete.sum() * scores.shape[1]).clamp(min=1)
+    experts = fixed.clamp(min=0)[:, None].expand(scores.shape[:2])
+    errors = F.cross_entropy(scores.flatten(0, 1), experts.flatten(), reduction="none").view_as(experts)
+    specialised = torch.where(is_incomplete[:, None], errors, 0).sum()
+    return balance + specialised / (is_incomplete.sum() * scores.shape[1]).clamp(min=1)

@@ -1,13 +1,12 @@
-"""Linear classifiers on the latent of a trained generative imputer (docs/reference/baselines.md §2.10 and §2.11).
+"""Linear classifiers on the latent variables of a generative imputer (docs/reference/baselines.md §2.10, §2.11).
 
-``MoPoE_Classification``: the mean of the product of experts over what is there (Generalized multimodal ELBO, Sutter et
-al., ICLR 2021); as in the imputer, the prior is one more expert for the full set only. ``CMVAE_Classification``: the
-shared latent of CMVAE (Palumbo et al., ICLR 2024), the average of what the observed modalities say of it.
+``MoPoE_Classification``: the mean of the product of experts over the observed modalities (Generalized multimodal ELBO,
+Sutter et al., ICLR 2021); as in the imputer, the prior is an additional expert only for the full set.
+``CMVAE_Classification``: the shared latent of CMVAE (Palumbo et al., ICLR 2024), averaged over the observed modalities.
 
-The imputer is frozen, and kept in the checkpoint with the classifier. The original leaves it in train mode, so that on
-CelebA dropout and batch statistics go on; ``reference=true`` restores that, masks of whole batches, and for CMVAE the
-shared latent of one observed modality drawn at random, in prediction too: there by row and seed, so that a result can
-be repeated.
+The imputer is frozen, and saved in the checkpoint with the classifier. The original leaves it in training mode, where
+dropout and batch statistics are active on CelebA. ``reference=true`` restores this, masks drawn per batch, and for
+CMVAE the shared latent of one random observed modality, which is reproducible in predictions (drawn by row and seed).
 """
 
 from __future__ import annotations
@@ -27,11 +26,12 @@ from utils.noise import row_uniform
 
 
 class _LatentProbe(Baseline):
-    """
+    """Linear classifier on the latent variables of an imputer.
+
     Args:
-        encoders: of the data set; not used.
+        encoders: not used.
         imputer: trained, one of ``built_on``.
-        draw_seed: of the modality drawn for a row, with ``reference``.
+        draw_seed: seed of the modality drawn per row, with ``reference``.
         others: see :class:`models.baselines.base.Baseline`.
     """
 
@@ -63,7 +63,7 @@ class _LatentProbe(Baseline):
 
     @torch.no_grad()
     def encode(self, inputs: Mapping[str, Tensor], cells: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Inputs -> (B, M, L), what each modality says of the shared latent."""
+        """Inputs -> unimodal posterior parameters (B, M, L)."""
         return self.posteriors({name: inputs[name] for name in self.modality_names})
 
     @abstractmethod
@@ -71,7 +71,7 @@ class _LatentProbe(Baseline):
 
     @abstractmethod
     def latent(self, encoded: Tensor, batch: Batch) -> Tensor:
-        """(B, M, L) -> (B, L) under the masks of a batch."""
+        """Posterior parameters (B, M, L) -> latent (B, L) under the masks of a batch."""
 
     def fuse(self, encoded: Tensor, batch: Batch) -> Prediction:
         z = self.latent(encoded, batch)
@@ -79,12 +79,12 @@ class _LatentProbe(Baseline):
 
 
 class MoPoEClassification(_LatentProbe):
-    """On the posterior mean of :class:`models.imputers.mopoe.MoPoE`."""
+    """Classify by the posterior mean of :class:`models.imputers.mopoe.MoPoE`."""
 
     built_on: ClassVar[tuple[str, ...]] = ("MoPoE",)
 
     def posteriors(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """(B, M, 2 L), means and log-variances."""
+        """Means and log variances (B, M, 2 L)."""
         return torch.cat(self.imputer.encode_all(inputs), -1).transpose(0, 1)
 
     def latent(self, encoded: Tensor, batch: Batch) -> Tensor:
@@ -93,7 +93,7 @@ class MoPoEClassification(_LatentProbe):
 
 
 class CMVAEClassification(_LatentProbe):
-    """On the means of the shared latent of :class:`models.imputers.cmvae.CMVAE`."""
+    """Classify by the means of the shared latent of :class:`models.imputers.cmvae.CMVAE`."""
 
     built_on: ClassVar[tuple[str, ...]] = ("CMVAE",)
 
@@ -101,11 +101,11 @@ class CMVAEClassification(_LatentProbe):
         return torch.stack([self.imputer.encoders[name].branch(x, "u")[0] for name, x in inputs.items()], 1)
 
     def latent(self, encoded: Tensor, batch: Batch) -> Tensor:
-        use = ~self.absent(batch)
+        is_used = ~self.absent(batch)
         if self.reference:
-            drawn = torch.rand(use.shape, device=use.device)
+            drawn = torch.rand(is_used.shape, device=is_used.device)
             if not self.training:
-                drawn = row_uniform(batch.index, use.shape[1], self.draw_seed).to(drawn.dtype)
-            drawn = torch.where(use, drawn, -1)
-            use = torch.zeros_like(use).scatter(1, drawn.argmax(1, keepdim=True), True)
-        return torch.where(use[..., None], encoded, 0).sum(1) / use.sum(1, keepdim=True).clamp(min=1)
+                drawn = row_uniform(batch.index, is_used.shape[1], self.draw_seed).to(drawn.dtype)
+            drawn = torch.where(is_used, drawn, -1)
+            is_used = torch.zeros_like(is_used).scatter(1, drawn.argmax(1, keepdim=True), True)
+        return torch.where(is_used[..., None], encoded, 0).sum(1) / is_used.sum(1, keepdim=True).clamp(min=1)

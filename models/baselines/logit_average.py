@@ -1,7 +1,7 @@
-"""LogitAverage, a control of ours: the mean of the logits of unimodal classifiers, over the modalities that are there.
+"""LogitAverage, a control of ours: the mean of the logits of unimodal classifiers over the observed modalities.
 
-Nothing is trained but its parts, each in its own run directory (docs/reference/baselines.md §7.5); stage fit measures
-them in one pass and keeps their weights together. ``reference`` changes nothing.
+The classifiers are trained in their own run directories (docs/reference/baselines.md §7.5); stage fit only validates
+them and saves their weights together. ``reference`` has no effect.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from models.baselines.decisions import OnExperts
 
 
 class LogitAverage(OnExperts):
-    """
+    """Average of the logits of unimodal classifiers.
+
     Args:
-        encoders: unused, the experts have their own.
-        prerequisites: ``unimodal_<modality>`` of each.
+        encoders: not used; the experts have their own.
+        prerequisites: ``unimodal_<modality>`` for every modality.
         others: see :class:`models.baselines.base.Baseline`.
     """
 
@@ -43,17 +44,17 @@ class LogitAverage(OnExperts):
         return torch.stack([e.classifier(e.encode(inputs, cells)[:, 0]) for e in experts], dim=1)
 
     def fuse(self, encoded: Tensor, batch: Batch) -> Prediction:
-        there = ~self.absent(batch)
-        # Kept with the predictions: of what is hidden, nothing.
-        shown = torch.where(there[..., None], encoded, 0)
-        return Prediction(self.combine(encoded, there), extras={"unimodal_logits": shown})
+        observed = ~self.absent(batch)
+        # Saved with the predictions, without logits of hidden content.
+        unimodal = torch.where(observed[..., None], encoded, 0)
+        return Prediction(self.combine(encoded, observed), extras={"unimodal_logits": unimodal})
 
-    def combine(self, logits: Tensor, there: Tensor) -> Tensor:
-        """(B, M, C) of which some count, ``there`` (B, M) bool -> (B, C)."""
-        return torch.where(there[..., None], logits, 0).sum(1) / there.sum(1, keepdim=True).clamp(min=1)
+    def combine(self, logits: Tensor, observed: Tensor) -> Tensor:
+        """Logits (B, M, C) of the modalities ``observed`` (B, M) bool -> (B, C)."""
+        return torch.where(observed[..., None], logits, 0).sum(1) / observed.sum(1, keepdim=True).clamp(min=1)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         return super().training_step(batch, batch_index).detach().requires_grad_()
 
     def configure_optimizers(self) -> None:
-        """None: there is nothing to optimise."""
+        """Without parameters to train, there is no optimiser."""

@@ -1,28 +1,28 @@
 """M3Care: learning with missing modalities in multimodal healthcare data
 (Zhang et al., KDD 2022; docs/reference/baselines.md §2.6).
 
-Rows that look alike in the modalities they share are neighbours in a graph; graph convolutions give each row a vector
-of what it lacks out of its neighbours' vectors; a transformer over one token a modality classifies. With o = observed
-and h_m = LN(encoder(x_m)), 0 where missing:
+Rows with similar vectors of shared modalities are neighbours in a graph. Graph convolutions impute vectors of missing
+modalities from those of the neighbours, and a transformer classifies by one token per modality. With o = observed and
+h_m = LN(encoder(x_m)), 0 where missing:
 
     S = sum_m o_m o_m' [(1 - s(e_m)) K(norm(phi_m(h_m))) + s(e_m) K(norm(h_m))] / sum_m o_m o_m',   s the sigmoid,
     K(u)_ij = mean over c in {1/2, 1, 2} of exp(-|u_i - u_j|^2 / (c b)),   b the mean squared distance of two rows,
 
-entries of S below s(theta) are cut, and H <- selu(S H W + bias), twice. An observed modality keeps a learned share of
-its own vector. The loss adds 1e-8 sum_m | |phi_m(h_m)|_F - |h_m|_F |.
+entries of S below s(theta) are set to 0, and H <- selu(S H W + bias), twice. Vectors of observed modalities are mixed
+with the imputed ones by a learned weight. The loss includes 1e-8 sum_m | |phi_m(h_m)|_F - |h_m|_F |.
 
-``reference=true`` restores what DyMo's comparison does, and we do not by default:
+``reference=true`` reproduces the comparison of DyMo, unlike our default:
 
-- masks are drawn for whole batches, so that nobody has what a row lacks and the graph can only give a constant;
-- S is not normalised; we divide its rows by their sums, so that the scale does not grow with the batch;
-- a prediction uses the graph of its test batch; ours uses training rows (:mod:`models.baselines.anchors`): they see
-  each other, a test row sees them and itself, and b is theirs;
-- rows without a modality take part in its normalisation and in b as zeros, and one running statistic serves the raw and
-  the projected vectors of all modalities; ours are of observed rows, each with its own. The learned scale is shared in
-  both (a shift cancels in distances, so there is none); the shared statistic is updated by the projected, then the raw
-  vectors of each modality in turn;
-- a table with a missing cell counts as missing (the original refuses such tables);
-- the modality index min(i, 1).
+- masks are drawn per batch, so that no row has the modalities that another lacks, and the graph imputes a constant;
+- S is not normalised; we divide its rows by their sums, so that the scale is independent of the batch size;
+- a prediction uses the graph of its test batch; ours uses training rows (:mod:`models.baselines.anchors`), which are
+  connected to each other and determine b; a test row is connected to them and to itself;
+- rows without a modality enter its normalisation and b as zeros, and raw and projected vectors of all modalities share
+  one running statistic; ours are computed over observed rows, one per modality and kind of vector. The learned scale is
+  shared in both cases (a shift would cancel in distances); the shared statistic is updated by the projected, then the
+  raw vectors, modality by modality;
+- a table with a missing cell is missing (the original does not accept such tables);
+- the modality index is min(i, 1).
 """
 
 from __future__ import annotations
@@ -44,13 +44,14 @@ BANDWIDTHS = (0.5, 1.0, 2.0)
 
 
 class M3Care(AnchorBaseline):
-    """
+    """Graph convolutions between similar rows, then a transformer.
+
     Args:
-        encoders: see :meth:`models.baselines.base.VectorBaseline.add_encoders`; their width is the transformer's.
+        encoders: see :meth:`models.baselines.base.VectorBaseline.add_encoders`; their width is that of the transformer.
         heads, layers: of the transformer.
-        graph_layers: graph convolutions.
-        stability: weight of the term that keeps the projected vectors as long as the raw ones.
-        anchors: training rows that predictions learn from.
+        graph_layers: number of graph convolutions.
+        stability: weight of the term that preserves the norm of projected vectors.
+        anchors: number of training rows in the graph of predictions.
         others: see :class:`models.baselines.base.Baseline`.
     """
 
@@ -106,22 +107,22 @@ class M3Care(AnchorBaseline):
         return torch.stack([norm(vectors[:, i]) for i, norm in enumerate(self.m_norms)], 1)
 
     def fuse(self, encoded: Tensor, batch: Batch) -> Prediction:
-        there = ~self.absent(batch)
+        observed = ~self.absent(batch)
         h = self.replace_missing(encoded, batch).transpose(0, 1)
         projected = self.project(h)
-        nodes = self.normalise(h, projected, there)
-        if self.in_batch:
+        nodes = self.normalise(h, projected, observed)
+        if self.uses_batch:
             squared = distances(nodes, nodes)
-            s = self.similarity(squared, there, there, self.bandwidth(squared, there))
+            s = self.similarity(squared, observed, observed, self.bandwidth(squared, observed))
             imputed = self.convolve(h, s if self.reference else s / s.sum(1, keepdim=True))
         else:
-            imputed = self.convolve_from_anchors(h, nodes, there)
-        own = torch.stack([head(x) for head, x in zip(self.share_own, h)]).sigmoid()
-        new = torch.stack([head(x) for head, x in zip(self.share_imputed, imputed)]).sigmoid()
-        share = new / (new + own)
-        mixed = torch.where(there.T[..., None], share * imputed + (1 - share) * h, imputed).transpose(0, 1)
+            imputed = self.convolve_from_anchors(h, nodes, observed)
+        h_weight = torch.stack([head(x) for head, x in zip(self.share_own, h)]).sigmoid()
+        imputed_weight = torch.stack([head(x) for head, x in zip(self.share_imputed, imputed)]).sigmoid()
+        share = imputed_weight / (imputed_weight + h_weight)
+        mixed = torch.where(observed.T[..., None], share * imputed + (1 - share) * h, imputed).transpose(0, 1)
         logits, features = self.classify(mixed)
-        extras = {"stability": self.lengths_apart(h, projected, there)} if self.training else {}
+        extras = {"stability": self.norm_difference(h, projected, observed)} if self.training else {}
         return Prediction(logits, features, extras)
 
     def loss(self, prediction: Prediction, batch: Batch) -> dict[str, Tensor]:
@@ -133,41 +134,41 @@ class M3Care(AnchorBaseline):
     # ---- graph -------------------------------------------------------------------------------------------------------
 
     def project(self, h: Tensor) -> Tensor:
-        """phi of each modality: (M, R, D) -> (M, R, D)."""
+        """Apply phi_m to vectors (M, R, D)."""
         return torch.stack([phi(x) for phi, x in zip(self.maps, h)])
 
-    def normalise(self, h: Tensor, projected: Tensor, there: Tensor) -> Tensor:
-        """What kernels compare: (2, M, R, D), projected vectors and raw ones.
+    def normalise(self, h: Tensor, projected: Tensor, observed: Tensor) -> Tensor:
+        """Normalise the inputs of the kernels: (2, M, R, D), projected and raw vectors.
 
         Args:
             h, projected: (M, R, D).
-            there: (R, M) bool; rows that take part in the statistics.
+            observed: (R, M) bool; rows that enter the statistics.
         """
         kinds: tuple[list[Tensor], list[Tensor]] = ([], [])
-        # Modality by modality: with one shared norm, the running statistics depend on the order.
+        # With one shared norm, the running statistics depend on this order.
         for i, vectors in enumerate(zip(projected, h, strict=True)):
-            rows = torch.ones_like(there[:, i]) if self.reference else there[:, i]
+            rows = torch.ones_like(observed[:, i]) if self.reference else observed[:, i]
             for kind, x in enumerate(vectors):
                 norm = self.kernel_norms[0 if self.reference else kind * len(h) + i]
                 kinds[kind].append(masked_batch_norm(x, rows, norm) * self.kernel_scale)  # type: ignore[arg-type]
         return torch.stack([torch.stack(parts) for parts in kinds])
 
-    def bandwidth(self, squared: Tensor, there: Tensor) -> Tensor:
-        """b of each kernel, (2, M, 1, 1): the mean of ``squared`` (2, M, R, R) over pairs of two rows that have the
-        modality; 1 where that is below 1e-3."""
+    def bandwidth(self, squared: Tensor, observed: Tensor) -> Tensor:
+        """b of the kernels (2, M, 1, 1): the mean of ``squared`` (2, M, R, R) over pairs of different rows with the
+        modality; 1 if it is below 1e-3."""
         if self.reference:
-            there = torch.ones_like(there)
-        pairs = there.T[:, :, None] & there.T[:, None, :]
-        n = there.sum(0).to(squared.dtype)
+            observed = torch.ones_like(observed)
+        pairs = observed.T[:, :, None] & observed.T[:, None, :]
+        n = observed.sum(0).to(squared.dtype)
         b = torch.where(pairs, squared.detach(), 0).sum((-1, -2)) / (n * n - n).clamp(min=1)
         return torch.where(b < 1e-3, 1.0, b)[..., None, None]
 
     def similarity(self, squared: Tensor, rows: Tensor, keys: Tensor, bandwidth: Tensor) -> Tensor:
-        """S, (R, K) in [0, 1], entries below the threshold cut to 0.
+        """S (R, K) in [0, 1], with entries below the threshold set to 0.
 
         Args:
             squared: (2, M, R, K).
-            rows, keys: (R, M) and (K, M) bool, what is there.
+            rows, keys: observed modalities, (R, M) and (K, M) bool.
         """
         kernels = torch.stack([(-squared / (c * bandwidth)).exp() for c in BANDWIDTHS]).mean(0)
         share = self.kernel_mix.sigmoid()
@@ -178,21 +179,22 @@ class M3Care(AnchorBaseline):
         return torch.where(s > 0, s + threshold.detach(), s)
 
     def convolve(self, h: Tensor, s: Tensor) -> Tensor:
-        """(M, R, D) over the graph S (R, R)."""
+        """Graph convolutions of vectors (M, R, D) over the graph S (R, R)."""
         for weight, bias in zip(self.graph_weights, self.graph_biases):
             h = F.selu(s @ (h @ weight) + bias)
         return h
 
-    def convolve_from_anchors(self, h: Tensor, nodes: Tensor, there: Tensor) -> Tensor:
-        """(M, R, D) over the graph in which anchors see anchors, and a row sees the anchors and itself (S_ii = 1)."""
+    def convolve_from_anchors(self, h: Tensor, nodes: Tensor, observed: Tensor) -> Tensor:
+        """Graph convolutions of vectors (M, R, D) over the graph in which anchors are connected to each other, and a
+        row to the anchors and itself (S_ii = 1)."""
         known = ~self.anchor_missing
         anchor = torch.where(known[..., None], self.anchors, 0).transpose(0, 1).to(h.dtype)
         anchor_nodes = self.normalise(anchor, self.project(anchor), known)
         squared = distances(anchor_nodes, anchor_nodes)
         b = self.bandwidth(squared, known)
         among = self.similarity(squared, known, known, b)
-        among = among / among.sum(1, keepdim=True).clamp(min=1e-9)  # rows that stand for nothing see nothing
-        s = self.similarity(distances(nodes, anchor_nodes), there, known, b)
+        among = among / among.sum(1, keepdim=True).clamp(min=1e-9)  # anchors without any modality are isolated
+        s = self.similarity(distances(nodes, anchor_nodes), observed, known, b)
         degree = s.sum(1, keepdim=True) + 1
         for weight, bias in zip(self.graph_weights, self.graph_biases):
             source = anchor @ weight
@@ -200,14 +202,14 @@ class M3Care(AnchorBaseline):
             anchor = F.selu(among @ source + bias)
         return h
 
-    def lengths_apart(self, h: Tensor, projected: Tensor, there: Tensor) -> Tensor:
-        """sum_m | |phi_m(h_m)|_F - |h_m|_F | over the rows that have the modality (``reference``: over all)."""
-        rows = torch.ones_like(there) if self.reference else there
-        lengths = [torch.linalg.norm(torch.where(rows.T[..., None], x, 0).flatten(1), dim=1) for x in (projected, h)]
-        return (lengths[0] - lengths[1]).abs().sum()
+    def norm_difference(self, h: Tensor, projected: Tensor, observed: Tensor) -> Tensor:
+        """sum_m | |phi_m(h_m)|_F - |h_m|_F | over the rows with the modality (``reference``: over all)."""
+        rows = torch.ones_like(observed) if self.reference else observed
+        norms = [torch.linalg.norm(torch.where(rows.T[..., None], x, 0).flatten(1), dim=1) for x in (projected, h)]
+        return (norms[0] - norms[1]).abs().sum()
 
     def classify(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits and CLS out of one token a modality, (B, M, D)."""
+        """Vectors (B, M, D), one token per modality -> logits (B, C) and CLS state (B, D)."""
         m = vectors.shape[1]
         index = torch.arange(m, device=vectors.device)
         tokens = vectors + self.modality_embeddings(index.clamp(max=1) if self.reference else index)
@@ -224,18 +226,18 @@ def distances(a: Tensor, b: Tensor) -> Tensor:
 
 
 def masked_batch_norm(x: Tensor, rows: Tensor, norm: nn.BatchNorm1d) -> Tensor:
-    """Batch normalisation without scale and shift whose statistics are those of some rows.
+    """Batch normalisation without scale and shift, with the statistics of selected rows.
 
     Args:
         x: (R, D).
-        rows: (R,) bool; fewer than two leave the running statistics as they are.
+        rows: (R,) bool; fewer than two do not update the running statistics.
     """
     if not norm.training:
         return norm(x)
     n = rows.sum()
-    there = rows[:, None]
-    mean = torch.where(there, x, 0).sum(0) / n.clamp(min=1)
-    variance = torch.where(there, (x - mean).square(), 0).sum(0) / n.clamp(min=1)
+    selected = rows[:, None]
+    mean = torch.where(selected, x, 0).sum(0) / n.clamp(min=1)
+    variance = torch.where(selected, (x - mean).square(), 0).sum(0) / n.clamp(min=1)
     with torch.no_grad():
         unbiased = variance * n / (n - 1).clamp(min=1)
         assert norm.running_mean is not None and norm.running_var is not None and norm.momentum is not None

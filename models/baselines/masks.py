@@ -1,4 +1,4 @@
-"""Modality dropout: which modalities training hides on top of those that the data lack."""
+"""Modality dropout: masks drawn in training in addition to the missing modalities of the data."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ KINDS = ("none", "bernoulli", "subsets", "count", "all", "one", "fewer")
 
 @dataclass(frozen=True)
 class TrainingMasks:
-    """Modalities that training hides on top of those that the data lack.
+    """Modalities hidden in training in addition to those that the data lack.
 
     Attributes:
-        kind: ``none``; ``bernoulli``: every modality with probability ``p``, independently; ``subsets``: ``k`` distinct
-            non-empty subsets, uniformly; ``count``: keeps n modalities, n uniform on 1 .. M, uniformly chosen;
-            ``all``: each of the 2^M - 1 subsets; ``one``: nothing or one modality, by ``shares``; ``fewer``: with
-            probability ``p`` keeps k of the n that the row has, k uniform on 1 .. n - 1 (never ``per`` batch).
-        shares: of nothing, of modality 0, of modality 1, ...; they sum to 1.
-        per: ``row``: one draw per sample; ``batch``: one draw for the batch, as in the original.
+        kind: ``none``; ``bernoulli``: hide each modality with probability ``p``, independently; ``subsets``: ``k``
+            distinct non-empty subsets, uniformly; ``count``: keep n random modalities, n uniform on 1 .. M; ``all``:
+            all 2^M - 1 subsets; ``one``: hide no or one modality, with probabilities ``shares``; ``fewer``: with
+            probability ``p``, keep k of the n modalities of a row, k uniform on 1 .. n - 1 (not with ``per=batch``).
+        shares: probabilities of hiding none, modality 0, modality 1, ...; they sum to 1.
+        per: ``row``: one draw per row; ``batch``: one draw per batch, as in the original.
     """
 
     kind: str = "none"
@@ -35,11 +35,11 @@ class TrainingMasks:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS or self.per not in ("row", "batch"):
-            raise ValueError(f"masks: kind is one of {', '.join(KINDS)} and per is row or batch, not {self}")
+            raise ValueError(f"masks: kind must be one of {', '.join(KINDS)}, and per row or batch, not {self}")
         if not 0 <= self.p < 1 or self.k < 1:
-            raise ValueError(f"masks: p must be at least 0 and below 1 (it is {self.p}), k at least 1 (it is {self.k})")
+            raise ValueError(f"masks: p must be at least 0 and below 1 (is {self.p}), and k at least 1 (is {self.k})")
         if self.kind == "fewer" and self.per == "batch":
-            raise ValueError("masks: kind=fewer is drawn for every row, leave out per=batch")
+            raise ValueError("masks: kind=fewer is drawn per row, set per=row")
         shares = self.shares
         if (self.kind == "one") != (shares is not None):
             raise ValueError("masks: kind=one needs shares, and no other kind takes them")
@@ -47,15 +47,15 @@ class TrainingMasks:
             raise ValueError(f"masks: shares {list(shares)} must not be negative and sum to 1")
 
     def draw_one(self, missing: Tensor, generator: torch.Generator) -> Tensor:
-        """The mask (B, M) of a method that draws one per step, see :meth:`draw`.
+        """Mask (B, M) for methods that draw one per step, see :meth:`draw`.
 
         Raises:
             UserError: the kind draws several masks.
         """
         if self.kind == "all" or (self.kind == "subsets" and self.k > 1):
             raise UserError(
-                f"masks.kind={self.kind} has several masks per step, of which this method takes one: set masks.kind="
-                "count, or masks.kind=subsets with masks.k=1"
+                f"masks.kind={self.kind} draws several masks per step, but this method takes one: set "
+                "masks.kind=count, or masks.kind=subsets with masks.k=1"
             )
         return self.draw(missing, generator)[0]
 
@@ -63,16 +63,16 @@ class TrainingMasks:
         """Masks for one training batch.
 
         Args:
-            missing: (B, M) bool, what the data lack.
+            missing: (B, M) bool, missing modalities of the data.
             generator: on the CPU.
 
         Returns:
-            (K, B, M) bool, True = missing: all of ``missing`` and more; a row that would lose everything keeps one of
-            its modalities, uniformly chosen.
+            (K, B, M) bool, True = missing, including ``missing``. A row that would lose all its modalities keeps a
+            random one.
         """
         if self.kind == "fewer":
-            drops = torch.rand(len(missing), 1, generator=generator) < self.p
-            return torch.where(drops.to(missing.device), missing | fewer_of(missing, generator), missing)[None]
+            is_reduced = torch.rand(len(missing), 1, generator=generator) < self.p
+            return torch.where(is_reduced.to(missing.device), missing | fewer_of(missing, generator), missing)[None]
         b, m = missing.shape
         rows = b if self.per == "row" else 1
         if self.kind == "bernoulli":
@@ -82,7 +82,7 @@ class TrainingMasks:
             drawn = (rank >= torch.randint(1, m + 1, (rows, 1), generator=generator))[None]
         elif self.shares is not None:
             if len(self.shares) != m + 1:
-                raise UserError(f"masks.shares has {len(self.shares)} values, {m} modalities need {m + 1}")
+                raise UserError(f"masks.shares has {len(self.shares)} values: {m} modalities need {m + 1}")
             picked = torch.multinomial(
                 torch.tensor(self.shares, dtype=torch.float), rows, replacement=True, generator=generator
             )
@@ -104,7 +104,7 @@ class TrainingMasks:
 
 
 def fewer_of(absent: Tensor, generator: torch.Generator) -> Tensor:
-    """A mask (B, M) that keeps k of the n modalities of a row, k uniform on 1 .. n - 1; the only one if n is 1."""
+    """Mask (B, M) that keeps k of the n modalities of a row, k uniform on 1 .. n - 1; a single one is kept."""
     n = (~absent).sum(1).cpu()
     order = torch.where(absent.cpu(), 2.0, torch.rand(absent.shape, generator=generator)).argsort(1).argsort(1)
     drawn = 1 + (torch.rand(len(n), generator=generator) * (n - 1)).long()

@@ -1,4 +1,4 @@
-"""Values of each training row that persist across epochs."""
+"""Values per training row that persist across epochs."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from models.baselines.base import Baseline
 
 
 class RowMemory(Baseline):
-    """A method that keeps values of each training row across epochs.
+    """A method with values per training row that persist across epochs.
 
-    ``self.memory`` (N_train, M) float32 starts with zeros and is addressed by ``batch.index`` or, per modality,
-    ``batch.sources``. It is part of the checkpoint, so that a resumed run continues with it.
+    ``self.memory`` (N_train, M) float32 is initialised to zeros, and indexed by ``batch.index`` or, per modality,
+    ``batch.sources``. It is saved in the checkpoint for resumed runs.
     """
 
     needs_index = True

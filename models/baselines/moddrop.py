@@ -1,12 +1,13 @@
 """ModDrop: adaptive multi-modal gesture recognition (Neverova et al., TPAMI 2016, arXiv 1501.00102).
 
-Whole modalities are dropped at random while the fusion is trained, p = 0.5 each, at least one left
-(docs/reference/baselines.md §2.3). On the token pipeline: the content of a missing modality's tokens is zero, its
-embeddings of modality and position stay, and nothing is hidden from attention. Unlike the paper, and like DyMo's
-comparison: a transformer in place of the MLP, no staged training. Cells of a table that are missing are zeroed one by
-one, in training too.
+The fusion is trained with modality dropout, p = 0.5, where at least one modality remains (docs/reference/baselines.md
+§2.3). On the token pipeline, the content of the tokens of a missing modality is zero, its embeddings of modality and
+position remain, and attention is not masked. Unlike in the paper, but as in the comparison of DyMo: a transformer
+instead of the MLP, and no staged training. Tokens of missing cells of a table are set to zero one by one, also in
+training.
 
-``reference=true`` restores the modality index ``min(i, 1)``: all modalities after the first share an embedding.
+``reference=true`` restores the modality index ``min(i, 1)``, by which all modalities after the first share an
+embedding.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from models.baselines.base import TokenBaseline
 
 
 class ModDrop(TokenBaseline):
-    """
+    """Transformer trained with modality dropout.
+
     Args:
         encoders, width, heads, layers: see :meth:`models.tokens.TokenPipeline.add_tokens`.
         others: see :class:`models.baselines.base.Baseline`.

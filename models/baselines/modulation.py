@@ -1,13 +1,13 @@
 """On-the-fly gradient modulation (OGM-GE; Peng, Wei, Deng, Wang, Hu, CVPR 2022, https://arxiv.org/abs/2203.15332).
 
-In joint training the modality that learns faster holds the others back. Of each batch, a modality's score is the sum
-of the probabilities that its own share of the logits gives to the targets. Where one scores above the other, by a ratio
-rho > 1, the gradient of its encoder is multiplied by 1 - tanh(alpha rho) ("OGM"), and every gradient gets Gaussian
-noise of its own deviation, for the generalisation that smaller steps cost ("GE").
+In joint training, a modality that learns faster impedes the others. The score of a modality is the sum over a batch of
+the target probabilities by its share of the logits. If the ratio rho of its score to that of the other modality exceeds
+1, the gradient of its encoder is multiplied by 1 - tanh(alpha rho) ("OGM"). Gaussian noise with the standard deviation
+of the gradient is added to every gradient, to compensate for the loss of generalisation ("GE").
 
-For more than two modalities rho is the score over the mean score of the others (ours; the same for two). Rows that lack
-a modality do not count. The original modulates convolutions alone; here all weights of an encoder with two or more
-dimensions are, which in its ResNets are these, so that it serves encoders of any kind.
+For more than two modalities, rho is the ratio to the mean score of the others (ours; equal for two). Incomplete rows
+are excluded. The original modulates only convolutions; to support any encoder, we modulate all weights with two or more
+dimensions, which are the convolutions in its ResNets.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from utils.noise import hash_seed
 
 
 def coefficients(scores: Tensor, alpha: float) -> Tensor:
-    """What the gradients of the encoders are multiplied by: (M,) in (0, 1].
+    """Factors (M,) in (0, 1] of the gradients of the encoders.
 
     Args:
-        scores: (M,), zero or more.
-        alpha: how much a leading modality is slowed down; 0 = not at all.
+        scores: (M,), non-negative.
+        alpha: strength of the modulation; 0 = none.
     """
     if len(scores) == 1:
         return torch.ones_like(scores)
@@ -40,16 +40,16 @@ def coefficients(scores: Tensor, alpha: float) -> Tensor:
 
 
 class GradientModulation(pl.Callback):
-    """For a method that has ``encoders`` by modality, ``unimodal_logits`` and ``watcher``
-    (:class:`models.baselines.concat.MultimodalConcat`).
+    """Modulate the gradients of a method with ``encoders`` by modality, ``unimodal_logits`` and ``watcher``, such as
+    :class:`models.baselines.concat.MultimodalConcat`.
 
     Args:
         alpha: see :func:`coefficients`; 0.1 to 0.8 in the original.
-        enhancement: add the noise.
-        start_epoch, end_epoch: it works in start_epoch <= epoch < end_epoch; None = to the end.
+        enhancement: add noise.
+        start_epoch, end_epoch: modulate in start_epoch <= epoch < end_epoch; None = until the end.
 
     Raises:
-        UserError: an impossible value.
+        UserError: a value out of range.
     """
 
     def __init__(
@@ -59,16 +59,16 @@ class GradientModulation(pl.Callback):
             raise UserError(f"model.modulation.alpha={alpha}: must be 0 or more")
         if start_epoch < 0 or (end_epoch is not None and end_epoch <= start_epoch):
             raise UserError(
-                f"model.modulation: start_epoch={start_epoch} and end_epoch={end_epoch} leave no epoch between them"
+                f"model.modulation: start_epoch={start_epoch} must be at least 0 and below end_epoch={end_epoch}"
             )
         self.alpha, self.enhancement, self.start_epoch, self.end_epoch = alpha, enhancement, start_epoch, end_epoch
         self.scores: Tensor | None = None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         def watch(prediction: Prediction, batch: Batch) -> None:
-            found = unimodal_scores(pl_module, prediction, batch)
-            # Of all batches whose gradients add up to one step.
-            self.scores = found if self.scores is None else self.scores + found
+            scores = unimodal_scores(pl_module, prediction, batch)
+            # Accumulated like the gradients of one step.
+            self.scores = scores if self.scores is None else self.scores + scores
 
         pl_module.watcher = watch
 
@@ -87,7 +87,7 @@ class GradientModulation(pl.Callback):
         )
         generator = None
         if self.enhancement:
-            # Every process adds the same noise to the gradient that they share, a resumed run what it would have had.
+            # The same noise on all ranks, and after a restart.
             seed = hash_seed(pl_module.stream_seed, 8, trainer.global_step)
             generator = torch.Generator(pl_module.device).manual_seed(seed)
         modulate(pl_module.encoders, names, factors, generator)
@@ -95,12 +95,13 @@ class GradientModulation(pl.Callback):
 
 @torch.no_grad()
 def unimodal_scores(module: Any, prediction: Prediction, batch: Batch) -> Tensor:
-    """(M,): of each modality, the sum over the complete rows of softmax(its logits)[target]."""
+    """Scores (M,): sums over the complete rows of the target probabilities of the unimodal logits."""
     assert prediction.features is not None
     probabilities = module.unimodal_logits(prediction.features.detach()).float().softmax(-1)
-    of_target = probabilities.gather(2, batch.target[:, None, None].expand(-1, probabilities.shape[1], 1))[..., 0]
+    target = batch.target[:, None, None].expand(-1, probabilities.shape[1], 1)
+    target_probabilities = probabilities.gather(2, target)[..., 0]
     incomplete = module.absent(batch).any(1, keepdim=True)
-    return torch.where(incomplete, 0, of_target).sum(0)
+    return torch.where(incomplete, 0, target_probabilities).sum(0)
 
 
 @torch.no_grad()
@@ -110,8 +111,8 @@ def modulate(
     factors: Tensor,
     generator: torch.Generator | None = None,
 ) -> None:
-    """Multiply the gradients of each encoder's weights by its factor (M,); with a generator, add Gaussian noise of the
-    deviation that a gradient had."""
+    """Multiply the gradients of the encoders by ``factors`` (M,); with a generator, add Gaussian noise of the standard
+    deviation of the original gradient."""
     for name, factor in zip(names, factors):
         for parameter in encoders[name].parameters():
             gradient = parameter.grad

@@ -1,15 +1,15 @@
 """MTL: Are Multimodal Transformers Robust to Missing Modality? (Ma et al., CVPR 2022, arXiv 2204.05454).
 
-One transformer is trained on every pattern of missing modalities at once, each with a class token of its own:
-L = 1 / (2^M - 1) * sum_S CE(f(x; S), y) (docs/reference/baselines.md §2.4). A missing modality counts as tokens without
-content, which the class token may not attend to; all other queries see them. Unlike the paper: no search for the layer
-of fusion, one head for all patterns. The encoders run once a step, and what is repeated for each pattern are their
-tokens.
+One transformer is trained on all patterns of missing modalities simultaneously, with one class token per pattern:
+L = 1 / (2^M - 1) * sum_S CE(f(x; S), y) (docs/reference/baselines.md §2.4). The tokens of a missing modality have no
+content; the class token does not attend to them, but all others do. Unlike in the paper, the fusion layer is not
+searched, and all patterns share one head. The encoders run once per step, and their tokens are repeated for each
+pattern.
 
-A table with an observed cell counts as present. ``reference=true`` restores the class token of the original, for which
-any missing cell makes the table missing, while the observed cells still feed its tokens; and the modality index
-``min(i, 1)``: all modalities after the first share an embedding. What the data do not have stays hidden either way; the
-original showed it.
+A table with an observed cell is present. ``reference=true`` restores the class token of the original, where any missing
+cell makes a table missing although its tokens encode the observed cells; and the modality index ``min(i, 1)``, by which
+all modalities after the first share an embedding. Missing content of the data is hidden in both cases, unlike in the
+original.
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ from utils.subsets import mask_code, subset_lookup
 
 
 class MTL(TokenBaseline):
-    """
+    """Transformer with one class token per pattern of missing modalities.
+
     Args:
         encoders, width, heads, layers: see :meth:`models.tokens.TokenPipeline.add_tokens`.
         others: see :class:`models.baselines.base.Baseline`.
     """
 
     reference_hides_partial_tables = True
-    max_modalities: ClassVar[int | None] = 8  # a step goes through all 2^M - 1 patterns
+    max_modalities: ClassVar[int | None] = 8  # a step uses all 2^M - 1 patterns
 
     def __init__(
         self,
@@ -67,6 +68,6 @@ class MTL(TokenBaseline):
 
 
 def hide_from_class_token(visible: Tensor) -> Tensor:
-    """(B, N) bool, True = visible -> (B, N, N), queries by keys: that for token 0, and everything for all others."""
+    """Visible tokens (B, N) bool -> attention mask (B, N, N): applies to token 0 only, all others attend to all."""
     others = torch.arange(visible.shape[1], device=visible.device) > 0
     return visible[:, None, :] | others[None, :, None]

@@ -1,17 +1,17 @@
 """MultiAE: the multimodal denoising autoencoder (after Ngiam et al., Multimodal deep learning, ICML 2011;
 docs/reference/baselines.md §2.8).
 
-The vectors of what is there, zeros for the rest, go through a joint perceptron into one code. First the code learns to
-reconstruct all modalities, those that were hidden included (:class:`Autoencoder`, the last epoch counts); then a linear
-classifier is trained on it, with the joint perceptron, while the encoders stay as they are (:class:`MultiAE`). Both
-draw K subsets a step.
+A joint perceptron maps the vectors of all modalities, zeros for missing ones, to one code. First, :class:`Autoencoder`
+is trained to reconstruct all modalities, including the hidden ones, from the code (its last epoch is used). Then,
+:class:`MultiAE` trains a linear classifier on the code and the joint perceptron, with frozen encoders. Both draw K
+subsets per step.
 
-Images are reconstructed under the mean squared error, text and the categories of a table under the cross-entropy, its
-numbers under the squared error; text and tables average over positions and cells. Content that the data do not have is
-no target. The original has no decoder for tables; ours lets the method run on them.
+The reconstruction loss is the mean squared error for images, the cross-entropy for text and categorical columns, and
+the squared error for continuous columns, averaged over positions of text and cells of tables. Missing content of the
+data is not a target. The original has no decoder for tables.
 
-Frozen encoders are kept in eval mode; the original leaves them in train mode, so that dropout and batch statistics go
-on. ``reference=true`` restores that, and masks of whole batches.
+Frozen encoders stay in eval mode; the original leaves them in training mode, where dropout and batch statistics are
+active. ``reference=true`` restores this, and masks drawn per batch.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from utils.errors import UserError
 
 
 class _JointCode(VectorBaseline):
-    """Encoders and the perceptron on top of them."""
+    """Encoders and the joint perceptron."""
 
     def __init__(
         self, modalities: Sequence[Modality], num_classes: int, encoders: Mapping[str, nn.Module], **others: Any
@@ -46,16 +46,17 @@ class _JointCode(VectorBaseline):
         self.joint = nn.Sequential(nn.Linear(len(modalities) * width, width), nn.ReLU(), nn.Linear(width, width))
 
     def code(self, encoded: Tensor, batch: Batch) -> Tensor:
-        """(B, M, D) -> (B, D)."""
+        """Vectors (B, M, D) -> code (B, D)."""
         return self.joint(self.replace_missing(encoded, batch).flatten(1))
 
 
 class Autoencoder(_JointCode):
-    """
+    """Multimodal denoising autoencoder.
+
     Args:
         encoders: see :meth:`models.baselines.base.VectorBaseline.add_encoders`.
-        decoders: modality name -> module from a code (B, D) to content, text as log-probabilities; see :func:`decoder`
-            for what those get that are not named.
+        decoders: modality name -> module from a code (B, D) to content, text as log-probabilities; default:
+            :func:`decoder`.
         others: see :class:`models.baselines.base.Baseline`.
     """
 
@@ -69,37 +70,37 @@ class Autoencoder(_JointCode):
         **others: Any,
     ) -> None:
         super().__init__(modalities, num_classes, encoders, **others)
-        named = decoders or {}
-        if unknown := set(named) - set(self.modality_names):
-            raise ValueError(f"a decoder of '{min(unknown)}', the modalities are {', '.join(self.modality_names)}")
+        custom = decoders or {}
+        if unknown := set(custom) - set(self.modality_names):
+            raise ValueError(f"decoders names '{min(unknown)}', the modalities are {', '.join(self.modality_names)}")
         self.decoders = nn.ModuleDict(
-            {m.name: named[m.name] if m.name in named else decoder(m, self.vector_width) for m in modalities}
+            {m.name: custom[m.name] if m.name in custom else decoder(m, self.vector_width) for m in modalities}
         )
 
     def fuse(self, encoded: Tensor, batch: Batch) -> Prediction:
-        """The code as features; an autoencoder has no classes, so that logits are (B, 0)."""
+        """Return the code as features; the logits of an autoencoder are (B, 0)."""
         code = self.code(encoded, batch)
         return Prediction(code[:, :0], code)
 
     def reconstruction(self, code: Tensor, batch: Batch) -> Tensor:
-        """Sum over the modalities of the mean error of what the data have.
+        """Sum over the modalities of the mean reconstruction error of observed content.
 
         Args:
-            batch: as the data have it, whatever was hidden from the code.
+            batch: without the masks under which the code was computed.
         """
         content, cells = batch.observed(), self.cells(batch.missing, batch.feature_missing)
         total = code.new_zeros(())
         for i, m in enumerate(self.modalities):
             error = reconstruction_error(m, self.decoders[m.name](code), content[m.name])
-            there = ~cells[m.name] if m.name in cells else ~batch.missing[:, i, None].expand_as(error)
-            total = total + torch.where(there, error, 0).sum() / there.sum().clamp(min=1)
+            observed = ~cells[m.name] if m.name in cells else ~batch.missing[:, i, None].expand_as(error)
+            total = total + torch.where(observed, error, 0).sum() / observed.sum().clamp(min=1)
         return total
 
     def losses(self, batch: Batch, masks: Tensor) -> dict[str, Tensor]:
-        """Mean over the masks (K, B, M)."""
+        """Mean reconstruction loss under masks (K, B, M)."""
         encoded = self.encode_batch(batch)
-        each = [self.reconstruction(self.code(encoded, self.hide_more(batch, mask)), batch) for mask in masks]
-        return {"loss": torch.stack(each).mean()}
+        errors = [self.reconstruction(self.code(encoded, self.hide_more(batch, mask)), batch) for mask in masks]
+        return {"loss": torch.stack(errors).mean()}
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         losses = self.losses(batch, self.masks.draw(self.absent(batch), self.mask_generator(batch_index)))
@@ -107,7 +108,7 @@ class Autoencoder(_JointCode):
         return losses["loss"]
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
-        """Reconstruction from everything that is there; there is nothing to classify."""
+        """Log the reconstruction loss without additional masks, in place of classification metrics."""
         self.log_losses("val", self.losses(batch, self.absent(batch)[None]), len(batch))
 
     def on_validation_epoch_end(self) -> None:
@@ -115,7 +116,8 @@ class Autoencoder(_JointCode):
 
 
 class MultiAE(_JointCode):
-    """
+    """Linear classifier on the code of an autoencoder.
+
     Args:
         encoders: see :meth:`models.baselines.base.VectorBaseline.add_encoders`.
         prerequisites: ``autoencoder``, a trained :class:`Autoencoder`; None = as initialised.
@@ -152,12 +154,12 @@ class MultiAE(_JointCode):
 
 
 def reconstruction_error(modality: Modality, output: Tensor, x: Tensor) -> Tensor:
-    """Error of each row, (B, 1), or of each cell of a table, (B, F).
+    """Error per row (B, 1), or per cell of a table (B, F).
 
     Args:
-        output: of the decoder: content (B, ...) of an image; log-probabilities (B, L, symbols) of a text; scores of all
-            levels, then the numbers, of a table.
-        x: the content.
+        output: of the decoder: images (B, ...); log-probabilities (B, L, symbols) of text; for tables, logits of all
+            levels of the categorical columns, then continuous values.
+        x: content.
     """
     if modality.kind == "text":
         return -(x * output).sum(-1).mean(-1, keepdim=True)
@@ -170,20 +172,20 @@ def reconstruction_error(modality: Modality, output: Tensor, x: Tensor) -> Tenso
 
 
 class Reshape(nn.Module):
-    """(B, D) -> (B, *shape), through a linear map; with ``symbols``, log-probabilities over the last axis."""
+    """Linear map (B, D) -> (B, *shape); with ``is_text``, log-probabilities over the last axis."""
 
-    def __init__(self, width: int, shape: Sequence[int], symbols: bool = False) -> None:
+    def __init__(self, width: int, shape: Sequence[int], is_text: bool = False) -> None:
         super().__init__()
         self.linear = nn.Linear(width, int(torch.tensor(shape).prod()))
-        self.shape, self.symbols = tuple(shape), symbols
+        self.shape, self.is_text = tuple(shape), is_text
 
     def forward(self, code: Tensor) -> Tensor:
         x = self.linear(code).unflatten(1, self.shape)
-        return x.log_softmax(-1) if self.symbols else x
+        return x.log_softmax(-1) if self.is_text else x
 
 
 class Resized(nn.Module):
-    """Images (B, C, h, w) -> (B, C, *sides)."""
+    """Resize images (B, C, h, w) to (B, C, *sides)."""
 
     def __init__(self, sides: Sequence[int]) -> None:
         super().__init__()
@@ -194,17 +196,17 @@ class Resized(nn.Module):
 
 
 def decoder(modality: Modality, width: int) -> nn.Module:
-    """Images of 28 x 28: as published. Others are ours: doublings from 4 x 4 for images, a linear map after a hidden
-    layer for the rest.
+    """Default decoder of a modality: as published for 28 x 28 images; otherwise ours, transposed convolutions from
+    4 x 4 for images, and a perceptron with one hidden layer for text and tables.
 
     Raises:
-        UserError: a text of token numbers, whose vocabulary a decoder would have to know.
+        UserError: text of token ids, which the decoders do not support.
     """
     shape = modality.shape
     if modality.kind == "text" and len(shape) == 1:
         raise UserError(
-            f"modality {modality.name} is a text of token numbers, which autoencoders (MultiAE, OnlineMAE) do not "
-            "rebuild: choose another model, or a data set whose texts are symbols (MST)"
+            f"modality {modality.name} is text of token ids, which autoencoders (MultiAE, OnlineMAE) cannot "
+            "reconstruct: choose another model, or a data set whose text is one-hot symbols (MST)"
         )
     if modality.kind == "image" and tuple(shape[1:]) == (28, 28):
         return nn.Sequential(ImageDecoder(shape[0], width), nn.Sigmoid())
@@ -221,4 +223,4 @@ def decoder(modality: Modality, width: int) -> nn.Module:
     if modality.kind == "table":
         outputs = sum(modality.cardinalities) + shape[0] - len(modality.cardinalities)
         return nn.Sequential(*hidden, nn.Linear(width, outputs))
-    return nn.Sequential(*hidden, Reshape(width, shape, symbols=modality.kind == "text"))
+    return nn.Sequential(*hidden, Reshape(width, shape, is_text=modality.kind == "text"))

@@ -1,17 +1,17 @@
 """MUSE: multimodal patient representation learning with missing modalities
 (Wu et al., ICLR 2024; docs/reference/baselines.md §2.7).
 
-Rows and modalities are the two sides of a graph; an observed modality of a row is an edge that carries its vector. In
-each layer a node takes the mean of its messages relu(W_msg [x_neighbour, e]) and becomes relu(W_upd [mean, x]); between
-layers e becomes relu(W_e [x_source, x_destination, e]). Rows start from ones, modalities from learned vectors. A second
-view of each training row, with edges dropped, is held against the first by two contrastive losses, one without and one
-with labels:  L = CE + 0.5 L_unsupervised + 0.5 L_supervised.
+A bipartite graph connects rows and modalities: each observed modality of a row is an edge with its vector e. A layer
+averages the messages relu(W_msg [x_neighbour, e]) of the neighbours of a node and updates its state to
+relu(W_upd [mean, x]); between layers, e is updated to relu(W_e [x_source, x_destination, e]). Rows are initialised to
+ones, modalities to learned vectors. Two contrastive losses, without and with labels, compare each training row with a
+second view that has fewer edges:  L = CE + 0.5 L_unsupervised + 0.5 L_supervised.
 
-With every edge in one matrix (B, M), a layer is two dense steps; no graph library is needed. The state of a modality
-after a layer is a mean over rows. In prediction the rows are those of the training data
-(:mod:`models.baselines.anchors`), so that a test row only reads it; with ``reference=true`` they are the test batch's,
-as in the original, and predictions change with it. A table with an observed cell has an edge; with ``reference=true``,
-one with a missing cell has none.
+With all edges in one matrix (B, M), a layer is two dense operations and needs no graph library. The state of a modality
+after a layer is a mean over rows. In predictions, these are training rows (:mod:`models.baselines.anchors`), so that
+test rows are independent; with ``reference=true``, they are those of the test batch, as in the original, on which
+predictions then depend. A table with an observed cell has an edge; with ``reference=true``, a table with a missing cell
+has none.
 """
 
 from __future__ import annotations
@@ -29,15 +29,16 @@ from models.baselines.anchors import AnchorBaseline
 
 
 class MUSE(AnchorBaseline):
-    """
+    """Message passing between rows and modalities.
+
     Args:
         encoders: see :meth:`models.baselines.base.VectorBaseline.add_encoders`.
-        graph_layers: of message passing.
+        graph_layers: number of message-passing layers.
         dropout: of nodes between layers, and in the classifier.
         temperature: of the contrastive losses.
-        unsupervised, supervised: their weights.
-        mapper: whether a linear map of each modality makes edges out of vectors.
-        anchors: training rows that predictions take the states of the modalities from.
+        unsupervised, supervised: weights of the contrastive losses.
+        mapper: apply a linear map per modality to the vectors of the edges.
+        anchors: number of training rows for the states of the modalities in predictions.
         others: see :class:`models.baselines.base.Baseline`.
     """
 
@@ -81,9 +82,10 @@ class MUSE(AnchorBaseline):
     def fuse(self, encoded: Tensor, batch: Batch) -> Prediction:
         edges = ~self.absent(batch)
         states = None
-        if not self.in_batch:
-            known = ~self.anchor_missing
-            _, states = self.pass_messages(torch.where(known[..., None], self.anchors, 0).to(encoded.dtype), known)
+        if not self.uses_batch:
+            anchor_edges = ~self.anchor_missing
+            anchors = torch.where(anchor_edges[..., None], self.anchors, 0).to(encoded.dtype)
+            _, states = self.pass_messages(anchors, anchor_edges)
         e = self.replace_missing(encoded, batch)
         z, _ = self.pass_messages(e, edges, states)
         extras = {}
@@ -95,28 +97,29 @@ class MUSE(AnchorBaseline):
     def pass_messages(
         self, e: Tensor, edges: Tensor, states: list[Tensor] | None = None
     ) -> tuple[Tensor, list[Tensor]]:
-        """
+        """Run all layers.
+
         Args:
-            e: (B, M, D), what the edges carry.
-            edges: (B, M) bool, which there are.
-            states: of the modalities before each layer, (M, D) each; None = what these rows make of them.
+            e: (B, M, D), vectors of the edges.
+            edges: (B, M) bool, True = there is an edge.
+            states: (M, D) per layer, states of the modalities before the layer; None computes them from these rows.
 
         Returns:
-            rows (B, D) after the last layer, and the states of the modalities before each layer.
+            States (B, D) of the rows after the last layer, and states (M, D) of the modalities before each layer.
         """
         rows = e.new_ones(len(e), e.shape[-1])
         modalities: Tensor = self.modality_nodes
         to_row = to_modality = e
-        found: list[Tensor] = []
+        layer_states: list[Tensor] = []
         for layer, (message, update) in enumerate(zip(self.messages, self.updates)):
             if states is not None:
                 modalities = states[layer]
-            found.append(modalities)
+            layer_states.append(modalities)
             x, y = rows[:, None].expand_as(e), modalities.expand_as(e)
             for_rows = mean_of(F.relu(message(torch.cat([y, to_row], -1))), edges, 1)
             new_rows = F.relu(update(torch.cat([for_rows, rows], -1)))
             if layer == len(self.messages) - 1:
-                return new_rows, found
+                return new_rows, layer_states
             if states is None:
                 for_modalities = mean_of(F.relu(message(torch.cat([x, to_modality], -1))), edges, 0)
                 modalities = self.dropout(F.relu(update(torch.cat([for_modalities, modalities], -1))))
@@ -129,7 +132,7 @@ class MUSE(AnchorBaseline):
                 F.relu(edge_update(torch.cat([y, x, to_row], -1))),
                 F.relu(edge_update(torch.cat([x, y, to_modality], -1))),
             )
-        raise AssertionError("MUSE needs a layer")
+        raise AssertionError("graph_layers must be at least 1")
 
     def loss(self, prediction: Prediction, batch: Batch) -> dict[str, Tensor]:
         losses = super().loss(prediction, batch)
@@ -149,31 +152,31 @@ class MUSE(AnchorBaseline):
 
 
 def mean_of(x: Tensor, edges: Tensor, axis: int) -> Tensor:
-    """Mean of x (B, M, D) over rows (0) or modalities (1) with an edge (B, M); 0 where there is none."""
+    """Mean of x (B, M, D) over rows (axis 0) or modalities (axis 1) with an edge (B, M); 0 without any."""
     return torch.where(edges[..., None], x, 0).sum(axis) / edges.sum(axis).clamp(min=1)[:, None]
 
 
 def drop_edges(edges: Tensor) -> Tensor:
-    """Each row keeps its edges (B, M) with probability 1/2; else, of n edges, k of 1 .. n - 1, uniform, any of them
-    alike. Rows with one edge keep it."""
+    """With probability 1/2, reduce the n edges (B, M) of a row to a random k, uniform on 1 .. n - 1; a single edge is
+    kept."""
     b, m = edges.shape
     n = edges.sum(1)
     order = torch.where(edges, torch.rand(b, m, device=edges.device), 2.0).argsort(1).argsort(1)
     k = 1 + (torch.rand(b, device=edges.device) * (n - 1)).long().clamp(max=(n - 2).clamp(min=0))
-    keep_all = (torch.rand(b, device=edges.device) < 0.5) | (n < 2)
-    return edges & (keep_all[:, None] | (order < k[:, None]))
+    is_unchanged = (torch.rand(b, device=edges.device) < 0.5) | (n < 2)
+    return edges & (is_unchanged[:, None] | (order < k[:, None]))
 
 
 def unsupervised_contrast(first: Tensor, second: Tensor, temperature: float) -> Tensor:
-    """Symmetric InfoNCE of two views (B, D) of unit length: a row is to find itself among those of the other view."""
+    """Symmetric InfoNCE of two views (B, D) of unit norm, whose positive pairs are the views of the same row."""
     logits = first @ second.T / temperature
-    own = torch.arange(len(first), device=first.device)
-    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+    target = torch.arange(len(first), device=first.device)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
 def supervised_contrast(first: Tensor, second: Tensor, same: Tensor, temperature: float) -> Tensor:
-    """Mean over all pairs, a row with itself included, of the cross-entropy of 'same label' (B, B) against similarity:
-    half of it within the first view, a quarter each way between the views."""
+    """Mean binary cross-entropy between similarity and ``same`` label (B, B) over all pairs (i, j), i = j included: one
+    half within the first view, one quarter from the first to the second view, one quarter back."""
     y = same.to(first.dtype)
     within = F.binary_cross_entropy_with_logits(first @ first.T / temperature, y)
     between = F.binary_cross_entropy_with_logits(first @ second.T / temperature, y)

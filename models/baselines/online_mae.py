@@ -1,25 +1,24 @@
-"""OnlineMAE, that is ActionMAE: towards good practices for missing modality robust action recognition (Woo et al., AAAI
+"""OnlineMAE: the ActionMAE of "Towards good practices for missing modality robust action recognition" (Woo et al., AAAI
 2023, arXiv 2211.13916; docs/reference/baselines.md §2.9).
 
-Each modality is one token. Modalities are dropped at random while training; a small masked autoencoder with learned
-memory tokens rebuilds their tokens from the rest, and a transformer classifies all M tokens. With t a dropped token
-after its LayerNorm and t' its standardisation over the width (unbiased variance + 1e-6),
+Each modality is one token. Training drops random modalities; a small masked autoencoder with learned memory tokens
+reconstructs their tokens from the others, and a transformer classifies all M tokens. With t a dropped token after its
+LayerNorm and t' its standardisation over the width (unbiased variance + 1e-6),
 
     L = CE + mean over dropped tokens of |output - t'|^2 / D.
 
-The encoder sees the memory and what is there: dropped tokens are hidden from its attention, which is the same as
-taking them out, so rows of one batch may lack different numbers of modalities. The encoders start as those of a trained
-MultiAE.
+The encoder attends to the memory and the observed tokens. Dropped tokens are masked, which equals removing them, so
+that rows of a batch may lack different numbers of modalities. The encoders are initialised from a trained MultiAE.
 
-``reference=true`` restores what DyMo's comparison does, and we do not by default:
+``reference=true`` reproduces the comparison of DyMo, unlike our default:
 
-- one to M - 1 modalities are kept, one number for the whole batch; ours keeps 1 .. M, drawn per row, so that complete
-  rows are seen, on top of what the data do not have;
-- what is classified is the autoencoder's output for observed modalities too; ours puts their own tokens back, as the
-  paper draws it;
-- the gradient of the reconstruction flows into its target too;
-- the initialisation overwrites the linear layers of the encoders that were just loaded;
-- a table with a missing cell counts as missing (the original refuses such tables).
+- 1 to M - 1 modalities are kept, the same number in the complete batch; ours keeps 1 to M per row, in addition to the
+  missing ones of the data, so that training includes complete rows;
+- the classifier takes the output of the autoencoder also for observed modalities; ours takes their tokens, as in the
+  figure of the paper;
+- the reconstruction loss also has a gradient for its target;
+- the initialisation overwrites the linear layers of the loaded encoders;
+- a table with a missing cell is missing (the original does not accept such tables).
 """
 
 from __future__ import annotations
@@ -37,13 +36,14 @@ from models.layers.transformer import Block, normal_initialisation
 
 
 class OnlineMAE(VectorBaseline):
-    """
+    """Masked autoencoder over modality tokens, and a transformer classifier.
+
     Args:
         encoders: see :meth:`models.baselines.base.VectorBaseline.add_encoders`.
         width, heads: of the three transformers.
         layers: of the encoder, the decoder and the fusion.
-        memory: learned tokens that the autoencoder sees besides.
-        prerequisites: ``multiae``, whose encoders are the start; None = as initialised.
+        memory: number of learned memory tokens.
+        prerequisites: ``multiae``, whose encoders are copied; None = as initialised.
         others: see :class:`models.baselines.base.Baseline`.
     """
 
@@ -65,9 +65,9 @@ class OnlineMAE(VectorBaseline):
         super().__init__(modalities, num_classes, **others)
         self.add_encoders(encoders)
         m = len(modalities)
-        project = self.vector_width != width
+        needs_projection = self.vector_width != width
         self.m_projection = nn.ModuleList(
-            nn.Linear(self.vector_width, width) if project else nn.Identity() for _ in range(m)
+            nn.Linear(self.vector_width, width) if needs_projection else nn.Identity() for _ in range(m)
         )
         self.m_norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(m))
         self.memory_tokens = nn.Parameter(torch.zeros(1, memory, width))
@@ -96,7 +96,7 @@ class OnlineMAE(VectorBaseline):
             self.start_from(prerequisites)
 
     def start_from(self, prerequisites: Mapping[str, IncompleteClassifier] | None) -> None:
-        """Take over the encoders of a MultiAE."""
+        """Copy the encoders of a MultiAE."""
         if prerequisites:
             self.encoders.load_state_dict(prerequisites["multiae"].encoders.state_dict())  # type: ignore[union-attr]
 
@@ -107,10 +107,10 @@ class OnlineMAE(VectorBaseline):
         return torch.stack([norm(projection(vectors[:, i])) for i, (projection, norm) in enumerate(parts)], 1)
 
     def rebuilt(self, tokens: Tensor, dropped: Tensor) -> Tensor:
-        """The autoencoder's output for every modality.
+        """Output (B, M, D) of the autoencoder for all modalities.
 
         Args:
-            tokens: (B, M, D), without content where ``dropped`` (B, M).
+            tokens: (B, M, D), without content where ``dropped`` (B, M) bool.
         """
         b, memory = len(tokens), self.memory_tokens.shape[1]
         visible = torch.cat([dropped.new_ones(b, memory), ~dropped], 1)
@@ -146,7 +146,7 @@ class OnlineMAE(VectorBaseline):
         return losses["loss"]
 
     def draw(self, missing: Tensor, generator: torch.Generator) -> Tensor:
-        """The mask of a step, (B, M)."""
+        """Draw the mask (B, M) of a step."""
         m = missing.shape[1]
         if not self.reference or m == 1:
             return self.masks.draw_one(missing, generator)
@@ -156,12 +156,12 @@ class OnlineMAE(VectorBaseline):
 
 
 def standardised(tokens: Tensor) -> Tensor:
-    """Tokens (..., D) minus their mean, over the root of their unbiased variance + 1e-6."""
+    """Standardise tokens (..., D) over their width, with unbiased variance + 1e-6."""
     variance, mean = torch.var_mean(tokens, dim=-1, keepdim=True)
     return (tokens - mean) / (variance + 1e-6).sqrt()
 
 
 def reconstruction(rebuilt: Tensor, target: Tensor, dropped: Tensor) -> Tensor:
-    """Mean squared error against the standardised target (B, M, D) over dropped tokens (B, M); 0 without any."""
+    """Mean squared error from the standardised target (B, M, D) over ``dropped`` tokens (B, M); 0 without any."""
     error = (rebuilt - standardised(target)).square().mean(-1)
     return torch.where(dropped, error, 0).sum() / dropped.sum().clamp(min=1)

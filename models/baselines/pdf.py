@@ -1,14 +1,17 @@
 """PDF: Predictive Dynamic Fusion (Cao et al., ICML 2024, arXiv 2406.04802).
 
-A small network predicts each modality's probability of the true class, its mono-confidence c_m; what the others leave
-to be explained is its holo-confidence h_m = sum_{j != m} log c_j / sum_j log c_j. Their sum weights the modalities'
-logits by a softmax, in evaluation times the relative calibration
-RC_m = min(1, (M - 1) D_m / sum_{j != m} D_j), D_m = mean_c |p_m(c) - 1 / C| (docs/reference/baselines.md §2.13; for two
-modalities as in the paper). L = CE(F, y) + sum_m CE(f_m, y) + sum_m |c_m - p_m(y)|; the networks learn from the last
-term alone, on detached vectors, and have no non-linearity but the last, as in the original.
+A small network predicts the probability of the true class by each modality, its mono-confidence c_m. Its
+holo-confidence is h_m = sum_{j != m} log c_j / sum_j log c_j. The softmax of their sum weights the logits of the
+modalities. In evaluation, the sum is multiplied by the relative calibration RC_m = min(1, (M - 1) D_m / sum_{j != m}
+D_j) with D_m = mean_c |p_m(c) - 1 / C| (docs/reference/baselines.md §2.13; as in the paper for two modalities).
 
-Everything that runs over modalities runs over those that are there. ``reference=true`` lets missing ones vote, with a
-vector of 1.0, as the original does without an imputer.
+    L = CE(F, y) + sum_m CE(f_m, y) + sum_m |c_m - p_m(y)|
+
+The networks are trained only by the last term, on detached vectors, and their only non-linearity is the final one, as
+in the original.
+
+All sums over modalities are restricted to observed ones. With ``reference=true``, missing modalities vote with a vector
+of 1.0, as in the original without an imputer.
 """
 
 from __future__ import annotations
@@ -26,7 +29,8 @@ from models.baselines.decisions import DecisionFusion, mean_where, row_losses
 
 
 class PDF(DecisionFusion):
-    """
+    """Fusion weighted by predicted confidence.
+
     Args:
         encoders: see :meth:`models.baselines.base.VectorBaseline.add_encoders`.
         others: see :class:`models.baselines.base.Baseline`.
@@ -54,24 +58,24 @@ class PDF(DecisionFusion):
         return Prediction((weights[..., None] * logits).sum(1), extras=extras)
 
     def loss(self, prediction: Prediction, batch: Batch) -> dict[str, Tensor]:
-        """Classification, and how far the predicted probabilities of the true class are off."""
+        """Classification losses plus the errors of the predicted probabilities of the true class."""
         losses = super().loss(prediction, batch)
         logits = prediction.extras["unimodal_logits"].detach()
-        off = (prediction.extras["mono_confidence"] - (-row_losses(logits, batch.target, self.task)).exp()).abs()
-        confidence = mean_where(self.voters(batch), off).sum()
+        errors = (prediction.extras["mono_confidence"] - (-row_losses(logits, batch.target, self.task)).exp()).abs()
+        confidence = mean_where(self.voters(batch), errors).sum()
         return losses | {"loss": losses["loss"] + confidence, "confidence": confidence}
 
 
 def holo_confidence(log_confidence: Tensor, voters: Tensor) -> Tensor:
-    """(B, M) log c_m <= 0 -> (B, M) in [0, 1]; over the voters of a row it sums to their number - 1."""
+    """Log c_m (B, M) -> h_m (B, M) in [0, 1], whose sum over the voters of a row is their number - 1."""
     logs = torch.where(voters, log_confidence, 0)
     total = logs.sum(1, keepdim=True)
     return (total - logs) / total.clamp(max=-1e-8)
 
 
 def relative_calibration(probabilities: Tensor, voters: Tensor) -> Tensor:
-    """(B, M, C) -> (B, M) in [0, 1]; 0 for a single voter, where it has no say."""
-    uneven = (probabilities - 1 / probabilities.shape[-1]).abs().mean(-1)
-    uneven = torch.where(voters, uneven, 0)
-    others = uneven.sum(1, keepdim=True) - uneven
-    return ((voters.sum(1, keepdim=True) - 1) * uneven / (others + 1e-8)).clamp(max=1)
+    """Probabilities (B, M, C) -> RC_m (B, M) in [0, 1]; 0 for a single voter, where it has no effect."""
+    distances = (probabilities - 1 / probabilities.shape[-1]).abs().mean(-1)
+    distances = torch.where(voters, distances, 0)
+    others = distances.sum(1, keepdim=True) - distances
+    return ((voters.sum(1, keepdim=True) - 1) * distances / (others + 1e-8)).clamp(max=1)

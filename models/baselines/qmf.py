@@ -1,22 +1,22 @@
 """QMF: Provable Dynamic Fusion for Low-Quality Multimodal Data (Zhang et al., ICML 2023, arXiv 2306.02050).
 
-A modality's logits f_m are weighted by its confidence, the negative energy w_m = log sum_c exp f_mc / 10, without
-normalisation; a ranking loss aligns confidences with how hard a training row has been so far
-(docs/reference/baselines.md §2.12): L = CE(F, y) + sum_m CE(f_m, y) + sum_m R_m with F = sum_m w_m f_m, the weights
-detached there.
+The logits f_m of a modality are weighted by its confidence, the negative energy w_m = log sum_c exp f_mc / 10, without
+normalisation. A ranking loss aligns the confidence with the past losses of a training row (docs/reference/baselines.md
+§2.12): L = CE(F, y) + sum_m CE(f_m, y) + sum_m R_m, with F = sum_m w_m f_m and detached weights.
 
 ``reference=true`` restores:
 
-- missing modalities vote with a constant (their vector is 1.0), instead of being left out;
-- ``rank=slack``: the ranking loss is zero until the harder row is the more confident one by more than the difference of
-  the histories, which the official code has too; ``rank=margin``, ours, wants the easier one ahead by it, as in the
-  loss on which it is modelled (Moon et al., ICML 2020) and as the paper says;
-- rows without a history yet count as the easiest;
-- a table with a missing cell counts as missing;
-- one step of the optimiser in 24 batches (12 on CAD and Infarction), taken over from batches of 16: ``accumulation``. A
-  group that the end of an epoch leaves incomplete goes on in the next epoch, and is lost at the end of training.
+- missing modalities vote with a constant vector of 1.0 instead of being excluded;
+- ``rank=slack``: the ranking loss is zero unless the confidence of the harder row exceeds that of the easier one by
+  more than the difference of their histories, as in the official code; ours, ``rank=margin``, requires the easier row
+  to exceed the harder one by this difference, as in the paper and the loss on which it is based (Moon et al., ICML
+  2020);
+- rows without a history are the easiest;
+- a table with a missing cell is missing;
+- one optimiser step per 24 batches (12 on CAD and Infarction), inherited from batches of 16: ``accumulation``. A group
+  that is incomplete at the end of an epoch continues in the next epoch, and is discarded at the end of training.
 
-Its ``QMF_ML`` is ``model.use_imputer=true imputer=IMI``.
+The ``QMF_ML`` of the comparison is ``model.use_imputer=true imputer=IMI``.
 """
 
 from __future__ import annotations
@@ -38,13 +38,15 @@ REFERENCE_ACCUMULATION = 24
 
 
 class QMF(RowMemory, DecisionFusion):
-    """``memory``: the sum of the losses so far of what each training row has of each modality, wherever pairs that are
-    drawn anew take it.
+    """Fusion weighted by energy-based confidence.
+
+    ``memory`` (N_train, M) is the sum of the past losses of the modalities of each training row, which follows the
+    content if pairs are drawn.
 
     Args:
         encoders: see :meth:`models.baselines.base.VectorBaseline.add_encoders`.
         rank: ``margin`` or ``slack``; None = slack with ``reference``, else margin.
-        accumulation: batches per step of the optimiser with ``reference``, None = 24; the loss is divided by it.
+        accumulation: batches per optimiser step with ``reference``, by which the loss is divided; None = 24.
         others: see :class:`models.baselines.base.Baseline`.
     """
 
@@ -61,15 +63,15 @@ class QMF(RowMemory, DecisionFusion):
         super().__init__(modalities, num_classes, encoders, **others)
         if accumulation is not None and (accumulation < 1 or not self.reference):
             raise ValueError(
-                f"accumulation={accumulation}: must be at least 1, and is for reference=true; without, set "
+                f"accumulation={accumulation}: must be at least 1, and requires reference=true; otherwise, set "
                 "training.accumulate_grad_batches"
             )
         self.accumulation = (accumulation or REFERENCE_ACCUMULATION) if self.reference else 1
-        self.accumulated = 0  # batches of the present group so far
-        self._pending: dict[str, Tensor] = {}  # gradients of an incomplete group, out of a checkpoint
+        self.accumulated = 0  # batches of the current group
+        self._pending: dict[str, Tensor] = {}  # gradients of an incomplete group, from a checkpoint
         self.rank = rank or ("slack" if self.reference else "margin")
         if self.rank not in RANKS:
-            raise ValueError(f"rank is one of {', '.join(RANKS)}, not {rank}")
+            raise ValueError(f"rank={rank}: must be {' or '.join(RANKS)}")
 
     def fuse(self, encoded: Tensor, batch: Batch) -> Prediction:
         logits = self.decide(self.vectors(encoded, batch))
@@ -78,20 +80,20 @@ class QMF(RowMemory, DecisionFusion):
         return Prediction(fused, extras={"unimodal_logits": logits, "fusion_weights": weights})
 
     def loss(self, prediction: Prediction, batch: Batch) -> dict[str, Tensor]:
-        """Classification, and in training the ranking; the history takes the losses of the batch in before."""
+        """Classification loss plus, in training, the ranking loss, computed after updating the memory by this batch."""
         losses = super().loss(prediction, batch)
         if not self.training:
             return losses
-        assert self.memory is not None, "stage fit makes the memory"
+        assert self.memory is not None, "on_fit_start allocates the memory"
         logits, counts = prediction.extras["unimodal_logits"], self.voters(batch)
-        each = torch.where(counts, row_losses(logits, batch.target, self.task).detach(), 0)
+        unimodal_losses = torch.where(counts, row_losses(logits, batch.target, self.task).detach(), 0)
         items = batch.index[:, None].expand_as(counts) if batch.sources is None else batch.sources
-        self.memory.scatter_add_(0, items, each.to(self.memory.dtype))
+        self.memory.scatter_add_(0, items, unimodal_losses.to(self.memory.dtype))
         hardness = normalised(self.memory, only_visited=not self.reference).gather(0, items)
         rank = rank_loss(confidence(logits), hardness, counts, self.rank == "margin")
         return losses | {"loss": losses["loss"] + rank, "rank": rank}
 
-    # ---- accumulation that goes on over the end of an epoch, where that of the trainer steps -------------------------
+    # ---- accumulation across the end of an epoch, where that of the trainer steps ------------------------------------
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
@@ -107,8 +109,8 @@ class QMF(RowMemory, DecisionFusion):
         batches = self.trainer.num_training_batches * (self.trainer.max_epochs or 1)
         if batches < self.accumulation:
             raise UserError(
-                f"QMF with reference=true takes a step every {self.accumulation} batches, and training has "
-                f"{batches:g}: set model.module.accumulation lower, or train longer (model.training.max_epochs)"
+                f"QMF with reference=true takes one step per {self.accumulation} batches, but training has {batches:g} "
+                "batches: reduce model.module.accumulation, or increase model.training.max_epochs"
             )
         for name, parameter in self.named_parameters():
             if name in self._pending:
@@ -143,21 +145,22 @@ class QMF(RowMemory, DecisionFusion):
 
 
 def confidence(logits: Tensor) -> Tensor:
-    """(..., C) -> (...), the negative energy over 10."""
+    """Negative energy of logits (..., C), divided by 10 -> (...)."""
     return logits.logsumexp(-1) / 10
 
 
 def normalised(history: Tensor, only_visited: bool) -> Tensor:
-    """(N, M) -> (N, M) in [0, 1] by the extremes of each column; ``only_visited``: of its positive entries."""
-    low = (torch.where(history > 0, history, torch.inf) if only_visited else history).amin(0)
-    span = (history.amax(0) - low).clamp(min=torch.finfo(history.dtype).tiny)
-    return ((history - low) / span).clamp(0, 1)
+    """Scale a history (N, M) to [0, 1] by the extremes of each column, or only of its positive entries."""
+    minimum = (torch.where(history > 0, history, torch.inf) if only_visited else history).amin(0)
+    span = (history.amax(0) - minimum).clamp(min=torch.finfo(history.dtype).tiny)
+    return ((history - minimum) / span).clamp(0, 1)
 
 
 def rank_loss(confidence: Tensor, hardness: Tensor, counts: Tensor, margin: bool) -> Tensor:
-    """Sum over the modalities of the mean over pairs of a row and the next one that both count.
+    """Sum over modalities of the mean over pairs of consecutive rows (i, j) that count.
 
-    With t = sign(k_i - k_j) and d = |k_i - k_j| of the hardness: max(0, t (w_i - w_j) + d), or - d without ``margin``.
+    With t = sign(k_i - k_j) and d = |k_i - k_j| of the hardness k: max(0, t (w_i - w_j) + d), or - d without
+    ``margin``.
 
     Args:
         confidence, hardness: (B, M).

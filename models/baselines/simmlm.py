@@ -1,16 +1,16 @@
 """SimMLM: a simple framework for multi-modal learning with missing modality (Li et al., ICCV 2025, arXiv 2507.19264).
 
-One expert a modality, encoder and linear head, gives logits o_m; a gate looks at the same inputs and weighs the experts
-of what is there, o = sum_m w_m o_m. Each training row is seen with more (+) and with fewer (-) of its modalities, and
-the more-versus-fewer ranking loss asks that having more does not raise the loss:
+One expert per modality, an encoder with linear head, returns logits o_m; a gate with the same inputs weights the
+experts of the observed modalities, o = sum_m w_m o_m. Each training row is used with more (+) and with fewer (-)
+modalities, and the more-versus-fewer ranking loss penalises a higher loss with more modalities:
 
     L = CE(+) + CE(-) + weight * mean over rows of max(0, CE_i(+) - CE_i(-)).
 
-The experts are trained alone first, as in the paper (``model.prerequisites=null`` leaves that out). Ours, where the
-paper leaves the choice to the task: the gate is a perceptron on the experts' vectors, zeros for what is missing; its
-softmax is over what is there; (+) is the mask that ``masks`` draws, (-) keeps 1 .. n - 1 of its n modalities, any
-number alike, and rows with one modality are not ranked. There is no earlier code in the comparison: ``reference``
-changes nothing.
+The experts are first trained separately, as in the paper (``model.prerequisites=null`` omits this). Ours, where the
+paper leaves the choice to the task: the gate is a perceptron on the experts' vectors, zeros for missing ones; its
+softmax is over the observed modalities; (+) is the mask drawn by ``masks``, (-) keeps k of its n modalities, k uniform
+on 1 .. n - 1, and the ranking loss of rows with one modality is 0. The original comparison lacks this method:
+``reference`` has no effect.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ from models.baselines.masks import fewer_of
 
 
 class SimMLM(VectorBaseline):
-    """
+    """Gated sum of unimodal experts.
+
     Args:
         encoders: see :meth:`models.baselines.base.VectorBaseline.add_encoders`.
         ranking: weight of the ranking loss.
-        prerequisites: ``unimodal_<modality>``, trained on one modality each; None = as initialised.
+        prerequisites: ``unimodal_<modality>``, trained unimodal classifiers; None = as initialised.
         others: see :class:`models.baselines.base.Baseline`.
     """
 
@@ -74,13 +75,17 @@ class SimMLM(VectorBaseline):
         absent = self.absent(more)
         fewer = self.hide_more(more, fewer_of(absent, generator))
         logits = torch.stack([self.fuse(encoded, view).logits for view in (more, fewer)], dim=1)
-        each = row_losses(logits, batch.target, self.task).unbind(1)
-        losses = {"more": each[0].mean(), "fewer": each[1].mean(), "ranking": ranking_loss(*each)}
+        more_loss, fewer_loss = row_losses(logits, batch.target, self.task).unbind(1)
+        losses = {
+            "more": more_loss.mean(),
+            "fewer": fewer_loss.mean(),
+            "ranking": ranking_loss(more_loss, fewer_loss),
+        }
         losses["loss"] = losses["more"] + losses["fewer"] + self.ranking * losses["ranking"]
         self.log_losses("train", losses, len(batch))
         return losses["loss"]
 
 
 def ranking_loss(more: Tensor, fewer: Tensor) -> Tensor:
-    """Mean over rows of what the loss with more modalities (B,) is above that with fewer."""
+    """Mean over rows of the excess of the loss with more modalities (B,) over that with fewer."""
     return F.relu(more - fewer).mean()

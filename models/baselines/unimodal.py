@@ -1,7 +1,7 @@
-"""A classifier on one modality: lower bound, and expert of DynMM (docs/reference/baselines.md §2.1).
+"""Classifier on one modality: lower bound, and expert of DynMM (docs/reference/baselines.md §2.1).
 
-A row that does not have the modality gets the class frequencies of the training data, whose logarithms are its logits;
-the original reads the hidden content. Such rows take no part in the loss. ``reference`` changes nothing.
+The logits of a row without the modality are the logarithms of the class frequencies of the training data; the original
+uses the hidden content. Such rows are excluded from the loss. ``reference`` has no effect.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from models.baselines.base import VectorBaseline
 
 
 class Unimodal(VectorBaseline):
-    """
+    """Linear classifier on one modality.
+
     Args:
-        modality: its name or number.
+        modality: name or index.
         encoders: see :meth:`models.baselines.base.VectorBaseline.add_encoders`; only that of ``modality`` is used.
         others: see :class:`models.baselines.base.Baseline`.
     """
@@ -47,7 +48,7 @@ class Unimodal(VectorBaseline):
         self.prior.copy_(prior_logits(target, self.num_classes))
 
     def encode(self, inputs: Mapping[str, Tensor], cells: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Inputs -> (B, 1, D) of the modality."""
+        """Inputs -> vector (B, 1, D) of the modality."""
         name = self.modality_names[self.column]
         return self.encode_one(name, inputs, cells)
 
@@ -57,19 +58,19 @@ class Unimodal(VectorBaseline):
         return Prediction(torch.where(absent, self.prior, self.classifier(features)), features)
 
     def loss(self, prediction: Prediction, batch: Batch) -> dict[str, Tensor]:
-        """Classification of the rows that have the modality; zero where none has it."""
-        there = ~self.absent(batch)[:, self.column]
-        logits, target = prediction.logits[there], batch.target[there]
+        """Classification loss of the rows with the modality; zero without any."""
+        is_observed = ~self.absent(batch)[:, self.column]
+        logits, target = prediction.logits[is_observed], batch.target[is_observed]
         return {"loss": self.criterion(logits, target) if len(logits) else prediction.logits.sum() * 0}
 
 
 def prior_logits(target: Tensor, num_classes: int) -> Tensor:
-    """Logits (C,) of the class frequencies; one count is added to each class, so that all are finite.
+    """Logits (C,) of the class frequencies, with one added count per class, so that all are finite.
 
     Args:
-        target: (N,) int64, or (N, C) float with values < 0 for 'no label': the logits of each label's frequency then.
+        target: (N,) int64, or (N, C) float labels, < 0 = not labelled.
     """
     if target.ndim == 1:
         return ((torch.bincount(target, minlength=num_classes) + 1) / (len(target) + num_classes)).log()
-    positive, labelled = (target > 0).sum(0) + 1, (target >= 0).sum(0) + 2
-    return torch.logit(positive / labelled)
+    positive, total = (target > 0).sum(0) + 1, (target >= 0).sum(0) + 2
+    return torch.logit(positive / total)

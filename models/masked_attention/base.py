@@ -142,8 +142,8 @@ class TokenFusion(StagedTraining):
         """
 
     @property
-    def splits(self) -> bool:
-        return super().splits and self.fill == "tokens"
+    def can_split(self) -> bool:
+        return super().can_split and self.fill == "tokens"
 
     def encode(self, inputs: Mapping[str, Tensor], cells: Mapping[str, Tensor] | None = None) -> Tensor:
         """Inputs (B, ...) per modality -> (B, P, D)."""
