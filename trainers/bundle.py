@@ -16,6 +16,7 @@ that opening one executes nothing that came with it.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tempfile
 import zipfile
@@ -24,6 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import huggingface_hub
 import safetensors.torch
 import torch
 import yaml
@@ -192,12 +194,15 @@ def plain_config(run: Run, model: Any, threshold: float | None) -> dict[str, Any
 
 
 def open_bundle(source: str | Path) -> Bundle:
-    """Open a bundle: a folder, or a ``.zip`` file, which is unpacked into a temporary folder.
+    """Open a bundle: a folder, a ``.zip`` file, which is unpacked into a temporary folder, or ``user/name`` on the
+    Hugging Face hub, which is downloaded once.
 
     Raises:
         UserError: it is no bundle, a file is missing, changed or unknown, or the configuration names foreign code.
     """
     folder = Path(source)
+    if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+        folder = download(str(source))
     if not folder.exists():
         raise UserError(f"there is no bundle {folder}: give the folder or .zip file that stage export wrote")
     if folder.is_file():
@@ -231,6 +236,42 @@ def open_bundle(source: str | Path) -> Bundle:
     on_files(cfg, folder, files)
     OmegaConf.set_struct(cfg, True)
     return Bundle(folder, about, cfg)
+
+
+def download(name: str) -> Path:
+    """The folder of a bundle on the Hugging Face hub.
+
+    Raises:
+        UserError: it cannot be had.
+    """
+    try:
+        return Path(huggingface_hub.snapshot_download(name))
+    except Exception as error:  # no network, no such repository, no permission: the hub has many ways to fail
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"there is no folder {name}, and no bundle of that name can be had from the Hugging Face hub ({reason}): "
+            "correct the path or the name"
+        ) from None
+
+
+def push(folder: str | Path, name: str, private: bool = True) -> str:
+    """Upload a bundle to the Hugging Face hub, where its model card is shown.
+
+    Args:
+        folder: that stage export wrote; it is checked first.
+        name: ``user/name``.
+        private: whether only you see the repository, where it is made anew.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        UserError: it is no bundle.
+    """
+    bundle = open_bundle(folder)
+    api = huggingface_hub.HfApi()
+    api.create_repo(name, private=private, exist_ok=True)
+    return str(api.upload_folder(repo_id=name, folder_path=str(bundle.folder)))
 
 
 def is_trusted(target: str) -> bool:

@@ -55,8 +55,6 @@ def check_predict(cfg: DictConfig) -> None:
         problems.append(f"predict.unknown={settings.unknown}: must be one of {', '.join(UNKNOWN)}")
     if isinstance(settings.chunk, bool) or not isinstance(settings.chunk, int) or settings.chunk < 1:
         problems.append(f"predict.chunk={settings.chunk}: must be a whole number of at least 1")
-    if settings.bundle is not None and not Path(settings.bundle).exists():
-        problems.append(f"predict.bundle={settings.bundle}: there is no such folder or .zip file")
     if problems:
         raise UserError("\n".join(problems))
 

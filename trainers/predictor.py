@@ -249,7 +249,8 @@ class Predictor:
 
 
 def load(source: str | Path | Run | Bundle, unknown: str = "refuse") -> Predictor:
-    """The method of a bundle (a folder or ``.zip`` file), or of a run (:func:`trainers.loading.open_run`).
+    """The method of a bundle (a folder, a ``.zip`` file, or ``user/name`` on the Hugging Face hub), or of a run
+    (:func:`trainers.loading.open_run`).
 
     Args:
         unknown: see :class:`Predictor`.

@@ -23,7 +23,7 @@ from scipy.special import softmax
 
 from tests.makers import make_image_table
 from trainers import run as pipeline
-from trainers.bundle import MANIFEST, MODEL, open_bundle
+from trainers.bundle import MANIFEST, MODEL, open_bundle, push
 from trainers.config.build import CONFIGS
 from trainers.loading import Run
 from trainers.predictor import load
@@ -326,6 +326,41 @@ def test_a_folder_that_is_no_bundle_or_lacks_a_file_is_refused(copied: Path, tmp
     (copied / "data" / "meta.json").unlink()
     with pytest.raises(UserError, match=r"lacks data/meta\.json"):
         open_bundle(copied)
+
+
+class Hub:
+    """Stands for the hub: repositories are folders."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.made = root, []  # type: ignore[var-annotated]
+
+    def create_repo(self, name: str, private: bool, exist_ok: bool) -> None:
+        self.made.append((name, private))
+
+    def upload_folder(self, repo_id: str, folder_path: str) -> str:
+        shutil.copytree(folder_path, self.root / repo_id)
+        return f"hub/{repo_id}/commit"
+
+    def snapshot_download(self, name: str) -> str:
+        if not (self.root / name).is_dir():
+            raise FileNotFoundError("404 Client Error")
+        return str(self.root / name)
+
+
+def test_a_bundle_goes_to_the_hub_and_comes_back(
+    parts: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = Hub(tmp_path)
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: hub)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", hub.snapshot_download)
+    assert push(parts.bundle, "user/parts") == "hub/user/parts/commit" and hub.made == [("user/parts", True)]
+    expected = load(parts.bundle).predict_proba(parts.frame, images=parts.photos)
+    np.testing.assert_array_equal(load("user/parts").predict_proba(parts.frame, images=parts.photos), expected)
+    with pytest.raises(UserError, match=r"there is no folder user/other, .* hub \(404 Client Error\)"):
+        load("user/other")
+    (tmp_path / "user" / "parts" / "config.yaml").write_text("a: 1")
+    with pytest.raises(UserError, match=r"config.yaml is not the file that was exported"):
+        load("user/parts")
 
 
 MISTAKES: dict[str, tuple[Any, str]] = {
