@@ -1,4 +1,4 @@
-"""A trained method behind an imputer."""
+"""A trained method combined with an imputer."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from models.imputers.base import Imputer, recover_possible
 
 
 class Completed(Method):
-    """A method behind an imputer, which fills in all inputs; what it cannot recover in a row stays missing.
+    """Predict on inputs completed by an imputer; modalities that it cannot recover stay missing.
 
     Args:
         method: trained.
-        imputer: fills in what is missing.
+        imputer: fills in missing modalities.
     """
 
     def __init__(self, method: IncompleteClassifier, imputer: Imputer) -> None:
         super().__init__()
         self.method = method.eval()
-        self._imputer = [imputer]  # kept out of the module tree: it need not be a module
+        self._imputer = [imputer]  # not registered as a submodule, since it need not be a module
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> Prediction:

@@ -1,4 +1,4 @@
-"""Selections and repetitions of the rows of a batch."""
+"""Select and repeat rows of a batch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from datasets.batch import Batch
 
 
 def take_rows(batch: Batch, rows: Tensor) -> Batch:
-    """Select rows of a batch by their numbers or a mask (B,)."""
+    """Select rows of a batch by index or a mask (B,)."""
     return Batch(
         {name: x[rows] for name, x in batch.inputs.items()},
         batch.missing[rows],
@@ -22,7 +22,7 @@ def take_rows(batch: Batch, rows: Tensor) -> Batch:
 
 
 def repeat_rows(batch: Batch, k: int) -> Batch:
-    """Repeat a batch k times, one copy after the other; without ``inputs`` if k > 1."""
+    """Concatenate k copies of a batch, without ``inputs`` if k > 1."""
     if k == 1:
         return batch
 

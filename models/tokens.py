@@ -1,4 +1,4 @@
-"""The token pipeline that DynamicTransformer and the transformers among the comparison methods share."""
+"""Token pipeline of DynamicTransformer and the transformers among the baselines."""
 
 from __future__ import annotations
 
@@ -14,17 +14,20 @@ from models.layers.transformer import Block, normal_initialisation, visible_toke
 
 
 class TokenPipeline(IncompleteClassifier):
-    """Encoder, optional projection to D and LayerNorm of each modality; embeddings of modality and position; a CLS
-    token; blocks. A subclass calls :meth:`add_tokens` in its constructor and fuses."""
+    """Encoder, optional projection to D and LayerNorm per modality; embeddings of modality and position; CLS token;
+    transformer blocks. The constructor of a subclass calls :meth:`add_tokens`; the subclass implements the fusion."""
 
     reference_modality_index = False
 
     def add_tokens(self, encoders: Mapping[str, nn.Module], width: int, heads: int, layers: int) -> None:
-        """
+        """Add encoders, embeddings and transformer.
+
         Args:
-            encoders: modality name -> module with ``tokens`` (N) whose output is (B, N, D), or (B, N, ``width``), which
-                is then mapped to D. Those of tables with missing cells take ``missing`` (B, N) as a second argument.
-            width, heads, layers: of the transformer (D, heads, 2).
+            encoders: modality name -> module with ``tokens`` (N) and output (B, N, W), which is mapped to D if its
+                ``width`` (W) differs. Encoders of tables with missing cells take ``missing`` (B, N) as a second
+                argument.
+            width: D.
+            heads, layers: of the transformer.
         """
         names = self.modality_names
         self.encoders = nn.ModuleDict({name: encoders[name] for name in names})
@@ -41,17 +44,17 @@ class TokenPipeline(IncompleteClassifier):
         self._token_spans = [range(1 + a, 1 + b) for a, b in pairwise(starts)]
 
     def initialise_normal(self) -> None:
-        """Positions and CLS truncated normal, then every Linear, Embedding and LayerNorm as in
-        :func:`models.layers.transformer.normal_initialisation`; call it last in a constructor."""
+        """Initialise positions and CLS token truncated normal, and all other parts by
+        :func:`models.layers.transformer.normal_initialisation`. Call at the end of the constructor."""
         nn.init.trunc_normal_(self.pos_embeddings, std=0.02)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         normal_initialisation(self)
 
     def encode(self, inputs: Mapping[str, Tensor], cells: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Inputs (B, ...) per modality -> tokens (B, P, D), normalised, with modality and position embeddings added.
+        """Inputs (B, ...) per modality -> normalised tokens (B, P, D) with modality and position embeddings.
 
         Args:
-            cells: as :meth:`cells` gives them; hidden ones are no part of any other token.
+            cells: table name -> hidden cells, see :meth:`cells`; they do not influence other tokens.
         """
         parts = [
             self._place(i, apply_to_observed(self.encoders[name], inputs, name, cells))
@@ -60,12 +63,12 @@ class TokenPipeline(IncompleteClassifier):
         return torch.cat(parts, dim=1)
 
     def encode_one(self, i: int, x: Tensor, cells: Tensor | None = None) -> Tensor:
-        """Modality ``i`` (R, ...) -> its tokens (R, N, D) as they stand in :meth:`encode`; ``cells`` (R, N) hidden."""
+        """Modality ``i`` (R, ...), with hidden ``cells`` (R, N) -> its tokens (R, N, D) in :meth:`encode`."""
         name = self.modality_names[i]
         return self._place(i, self.encoders[name](x) if cells is None else self.encoders[name](x, missing=cells))
 
     def _place(self, i: int, tokens: Tensor) -> Tensor:
-        """Output of encoder ``i`` -> tokens (R, N, D) as they stand in :meth:`encode`."""
+        """Output (R, N, W) of encoder ``i`` -> tokens (R, N, D) in :meth:`encode`."""
         name = self.modality_names[i]
         if name in self.m_projection:
             tokens = self.m_projection[name](tokens)
@@ -73,29 +76,33 @@ class TokenPipeline(IncompleteClassifier):
         return self.m_norms[i](tokens) + modality + position
 
     def embeddings(self, i: int) -> tuple[Tensor, Tensor]:
-        """What :meth:`encode_one` adds to the tokens of modality ``i``: of the modality (D,), of position (1, N, D)."""
+        """Embeddings of modality (D,) and position (1, N, D) that :meth:`encode_one` adds to the tokens of ``i``."""
         row = min(i, 1) if self.reference_modality_index else i
         span = self._token_spans[i]
         return self.modality_embeddings.weight[row], self.pos_embeddings[:, span.start : span.stop]
 
     def replace_missing(self, tokens: Tensor, visible: Tensor, value: float | Tensor = 0.0) -> Tensor:
-        """Tokens (B, P, D) of :meth:`encode`, whose content is ``value`` where ``visible`` (B, 1 + P) says so; the
-        embeddings of modality and position stay. Overwritten, so that nothing of the content is left. ``visible`` may
-        be (K * B, 1 + P), K masks of the same rows one after the other: the result is, too, without a copy between."""
+        """Overwrite the content of invisible tokens (B, P, D) with ``value``; embeddings are unchanged.
+
+        Args:
+            tokens: output of :meth:`encode`.
+            visible: (B, 1 + P) bool with the CLS token first, or (K * B, 1 + P) for K masks of the same rows, one after
+                the other; the result then is (K * B, P, D).
+        """
         empty = value + torch.cat([torch.add(*self.embeddings(i)) for i in range(len(self.modalities))], dim=1)
         return torch.where(visible[:, 1:].unflatten(0, (-1, len(tokens)))[..., None], tokens, empty).flatten(0, 1)
 
     def with_class_token(self, tokens: Tensor) -> Tensor:
-        """(B, P, D) -> (B, 1 + P, D), the CLS token with its position first."""
+        """Prepend the CLS token with its position: (B, P, D) -> (B, 1 + P, D)."""
         cls = (self.cls_token + self.pos_embeddings[:, :1]).expand(len(tokens), -1, -1)
         return torch.cat([cls, tokens], dim=1)
 
     def token_columns(self, i: int) -> slice:
-        """Where the tokens of modality ``i`` stand in the output of :meth:`encode`."""
+        """Columns of the tokens of modality ``i`` in the output of :meth:`encode`."""
         return slice(self._token_spans[i].start - 1, self._token_spans[i].stop - 1)
 
     def visible(self, missing: Tensor, cells: Mapping[str, Tensor] | None = None) -> Tensor:
-        """(B, M) bool, True = missing, and the hidden ``cells`` of tables -> (B, 1 + P) bool, True = visible."""
+        """Missing modalities (B, M) bool and hidden ``cells`` of tables -> visible tokens (B, 1 + P) bool."""
         visible = visible_tokens(missing, self.tokens_per_modality)
         for i, name in enumerate(self.modality_names):
             if cells and name in cells:
@@ -104,7 +111,7 @@ class TokenPipeline(IncompleteClassifier):
         return visible
 
     def shown(self, i: int, cells: Tensor) -> Tensor:
-        """Hidden cells (B, F) of table ``i`` -> visible tokens (B, N): of cells with a token each those that are there,
-        of a table with one token that one where any cell is."""
-        there = ~cells
-        return there if self.tokens_per_modality[i] == there.shape[1] else there.any(1, keepdim=True)
+        """Hidden cells (B, F) of table ``i`` -> visible tokens (B, N): those of observed cells, or a single token if
+        any cell is observed."""
+        observed = ~cells
+        return observed if self.tokens_per_modality[i] == observed.shape[1] else observed.any(1, keepdim=True)

@@ -620,7 +620,7 @@ def test_data_sets_without_transformers_are_refused(composed: Callable[..., Dict
 
 def test_what_does_not_fit_is_said() -> None:
     for arguments, error, message in (
-        ({"alignment": Alignment(form="printed"), "m": 3}, ValueError, "is for two modalities, there are 3"),
+        ({"alignment": Alignment(form="printed"), "m": 3}, ValueError, "requires two modalities, not 3"),
         ({"targets": {"sound": "q"}}, ValueError, "targets names 'sound', the modalities are image, text"),
         ({"drop_at": "output"}, ValueError, "drop_at must be gate or input"),
         ({"targets": {"text": "x"}}, UserError, "'x' matches nothing in bert"),

@@ -238,9 +238,9 @@ def test_the_whole_way_on_spoken_digits(tiny: Callable[..., DictConfig], tmp_pat
 
 
 def test_what_cannot_be_selected_is_said(tiny: Callable[..., DictConfig], composed: Callable[..., DictConfig]) -> None:
-    with pytest.raises(UserError, match=r"there are no proxies \(model\.module\.proxy=null\)"):
+    with pytest.raises(UserError, match=r"requires proxies, and model\.module\.proxy=null has none"):
         validate(tiny("model.select=true", "model.module.proxy=null"))
-    with pytest.raises(UserError, match=r"proxies, not recoveries of an imputer"):
+    with pytest.raises(UserError, match=r"selects proxies, not recoveries of an imputer"):
         validate(tiny("model.select=true", "model.use_imputer=true", "imputer=Zero"))
     with pytest.raises(UserError, match=r"model\.selection\.reward=best: must be one of posterior, log"):
         validate(tiny("model.select=true", "model.selection.reward=best"))

@@ -17,8 +17,8 @@ from models.dymo.prototypes import COSINE
 class ProxyBackbone(nn.Module):
     """CMPT as :class:`models.dymo.backbone.Backbone`.
 
-    What :meth:`encode` gives are states (B, M, M, D); what :meth:`prepare` and :meth:`fuse_rows` take are the completed
-    vectors (B, M, D) of :meth:`models.cmpt.cmpt.CMPT.complete`.
+    :meth:`encode` returns states (B, M, M, D); :meth:`prepare` and :meth:`fuse_rows` take the completed vectors (B, M,
+    D) of :meth:`models.cmpt.cmpt.CMPT.complete`.
 
     Args:
         model: a trained :class:`models.cmpt.cmpt.CMPT` with proxies.
@@ -38,10 +38,10 @@ class ProxyBackbone(nn.Module):
         return self.model.encode(inputs)
 
     def encode_again(self, tokens: Tensor, batch: Batch) -> Tensor:
-        return tokens  # no encoder of CMPT is one of tables
+        return tokens  # CMPT has no encoder of tables
 
     def fuse(self, encoded: Tensor, batch: Batch) -> Prediction:
-        """Classify by the class states of the observed modalities, among the states (B, M, M, D); without proxies."""
+        """Classify by the class states of the observed modalities in ``encoded`` (B, M, M, D), without proxies."""
         return Prediction(*self._without_proxies(encoded, batch.missing))
 
     def _without_proxies(self, states: Tensor, missing: Tensor) -> tuple[Tensor, Tensor]:

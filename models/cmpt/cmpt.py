@@ -1,21 +1,21 @@
 """CMPT: robust multimodal classification with cross-modal proxy tokens (arXiv 2501.17823, TMLR).
 
-Each modality has a frozen transformer with adapters of rank 1 in its attention. Beside its class token stand proxies,
-one for every other modality k, whose final states P_{m->k} are trained to equal that modality's class state C_k on the
-samples that have both (Eq. 4). A modality that is missing is replaced by its proxy (Eq. 5), the sum of all goes through
-one linear layer (Eq. 6), and
+Each modality has a frozen transformer with adapters of rank 1 in its attention, and one proxy token for every other
+modality k. The final states P_{m->k} of the proxies are trained to equal the class state C_k on the samples with both
+modalities (Eq. 4). A missing modality is replaced by its proxy (Eq. 5), a linear layer classifies by the sum (Eq. 6),
+and
 
     L = L_task + 0.2 * L_align   (Eq. 7).
 
-Ours, where the paper leaves it open (docs/reference/cmpt.md §2.4 to §2.11): the alignment is the plain sum of the two
-errors (the printed fraction is ``alignment.form=printed``), its targets are not detached; modality dropout hides in the
-gate, so that the alignment sees every sample; for more than two modalities, K_k of a missing one is the mean of its
-proxies in those that are there, and the alignment sums over the ordered pairs that a sample has, divided by M - 1,
-which is Eq. 4 for two. ``proxy=null`` is the same model without proxies: what is missing is left out of the sum; with
-``masks.kind: none`` besides, the paper's first control, else its second.
+Ours, where the paper is not specific (docs/reference/cmpt.md §2.4 to §2.11): the alignment is the sum of the two errors
+(``alignment.form=printed`` is the printed fraction) without detached targets; modality dropout is applied in the gate,
+so that the alignment uses all samples; for more than two modalities, a missing one is replaced by the mean of its
+proxies in the observed ones, and the alignment is the sum over the ordered pairs of observed modalities, divided by
+M - 1, which is Eq. 4 for two. ``proxy=null`` is the same model without proxies, where missing modalities are excluded
+from the sum: the first control of the paper with ``masks.kind: none``, else the second.
 
-Nothing of the frozen networks can be kept from one epoch to the next: the adapters are inside them, and even without
-adapters (``adapter.kind=none``) the proxies go through all their blocks. ``checkpointing`` trades time for memory.
+The outputs of the frozen networks cannot be cached across epochs: the adapters are inside them, and even without
+adapters (``adapter.kind=none``), proxies pass through all blocks. ``checkpointing`` trades time for memory.
 """
 
 from __future__ import annotations
@@ -43,12 +43,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Proxy:
-    """
+    """Settings of the proxy tokens.
+
     Attributes:
-        init: ``normal`` (deviation ``std``) or ``class``, a copy of the frozen class token.
-        attention: ``full``: a token like others; ``read_only``: no other token attends to it, so that without adapters
-            the class state is the pretrained one.
-        position: ``learned`` adds a vector of its own to each.
+        init: ``normal`` (standard deviation ``std``) or ``class``, a copy of the frozen class token.
+        attention: ``full``, or ``read_only``: no other token attends to a proxy, so that the class state without
+            adapters is the pretrained one.
+        position: ``learned`` adds a learned vector to each proxy; ``none``.
     """
 
     init: str = "normal"
@@ -57,22 +58,23 @@ class Proxy:
     position: str = "none"
 
     def __post_init__(self) -> None:
-        for key, known in (
+        for key, options in (
             ("init", ("normal", "class")),
             ("attention", ("full", "read_only")),
             ("position", ("none", "learned")),
         ):
-            if getattr(self, key) not in known:
-                raise ValueError(f"proxy.{key}={getattr(self, key)}: must be {' or '.join(known)}")
+            if getattr(self, key) not in options:
+                raise ValueError(f"proxy.{key}={getattr(self, key)}: must be {' or '.join(options)}")
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """
+    """Settings of the alignment loss.
+
     Attributes:
-        weight: lambda; 0 trains without.
+        weight: lambda; 0 = without.
         form: ``sum``, or ``printed``: the sum divided by MSE(P_1, C_1), for two modalities.
-        detach_target: train the proxies towards the class states only, not these towards the proxies.
+        detach_target: do not train the class states to equal the proxies.
     """
 
     weight: float = 0.2
@@ -81,30 +83,32 @@ class Alignment:
 
     def __post_init__(self) -> None:
         if self.weight < 0 or self.form not in ("sum", "printed"):
-            raise ValueError(f"alignment: weight must not be negative, and form be sum or printed, not {self}")
+            raise ValueError(f"alignment: weight must be at least 0, and form sum or printed, not {self}")
 
 
 class CMPT(Baseline):
-    """
+    """Sum of class states and cross-modal proxies.
+
     Args:
         encoders: modality name -> :class:`models.encoders.pretrained.PretrainedEncoder`.
-        adapter: inside every encoder.
-        targets: modality name -> ``Adapter.targets`` where they differ from those of ``adapter``.
-        proxy: None = no proxies.
-        alignment: of the proxies.
-        masks: modality dropout of rows that have everything; others keep the mask that they have.
-        drop_at: ``gate``, or ``input``: what is dropped does not reach its encoder either, nor the alignment.
-        gate: what stands for a missing modality of which there are several proxies: their ``mean``, or by
-            ``confidence``, a softmax over a learned score of each.
-        width: to which encoders of different widths are mapped; None = the greatest.
-        head_bias: of the linear layer.
+        adapter: settings of the adapters in every encoder.
+        targets: modality name -> ``Adapter.targets`` that override those of ``adapter``.
+        proxy: settings of the proxies; None = no proxies.
+        alignment: settings of the alignment loss.
+        masks: modality dropout of complete rows; incomplete rows are not masked further.
+        drop_at: where modalities are dropped: ``gate``, or ``input``, which also excludes them from encoding and
+            alignment.
+        gate: average of several proxies of a missing modality: ``mean``, or ``confidence``, weighted by the softmax of
+            learned scores.
+        width: common width to which encoders are mapped; None = the maximum.
+        head_bias: whether the linear layer has a bias.
         checkpointing: see :class:`models.encoders.pretrained.PretrainedEncoder`.
         prerequisites: ``unimodal_<modality>``, a trained :class:`models.baselines.unimodal.Unimodal` with the same
             encoder; None = the encoders as they are.
-        others: see :class:`models.baselines.base.Baseline`; ``reference`` changes nothing.
+        others: see :class:`models.baselines.base.Baseline`; ``reference`` has no effect.
 
     Raises:
-        UserError: an encoder does not fit its modality, or a target is not in it.
+        UserError: an encoder does not fit its modality, or lacks a target.
     """
 
     transformers_only: ClassVar[bool] = True
@@ -132,15 +136,15 @@ class CMPT(Baseline):
         self.adapter, self.proxy, self.alignment = adapter or Adapter(), proxy, alignment or Alignment()
         m, names = len(modalities), self.modality_names
         if drop_at not in ("gate", "input") or gate not in ("mean", "confidence"):
-            raise ValueError(f"drop_at must be gate or input (it is {drop_at}), gate mean or confidence (it is {gate})")
+            raise ValueError(f"drop_at must be gate or input (is {drop_at}), and gate mean or confidence (is {gate})")
         if self.alignment.form == "printed" and m != 2:
-            raise ValueError(f"alignment.form=printed: is for two modalities, there are {m}; use sum")
+            raise ValueError(f"alignment.form=printed: requires two modalities, not {m}: set alignment.form=sum")
         if unknown := sorted(set(targets or {}) - set(names)):
             raise ValueError(f"targets names '{unknown[0]}', the modalities are {', '.join(names)}")
         self.drop_at = drop_at
         self.encoders = nn.ModuleDict({name: encoders[name] for name in names})
         for modality in modalities:
-            self._take(modality, (targets or {}).get(modality.name), checkpointing, prerequisites)
+            self._prepare_encoder(modality, (targets or {}).get(modality.name), checkpointing, prerequisites)
         widths = [self.encoder(i).hidden for i in range(m)]
         self.width = width or max(widths)
         self.projections = nn.ModuleDict(
@@ -158,11 +162,11 @@ class CMPT(Baseline):
         if not cfg.model.get("select"):
             return
         if cfg.model.get("use_imputer"):
-            yield "model.select=true: proxies, not recoveries of an imputer: set model.use_imputer=false"
+            yield "model.select=true: selects proxies, not recoveries of an imputer: set model.use_imputer=false"
         if cfg.model.module.get("proxy") is None:
-            yield "model.select=true: there are no proxies (model.module.proxy=null): leave one of them out"
+            yield "model.select=true: requires proxies, and model.module.proxy=null has none: remove one of them"
 
-    def _take(
+    def _prepare_encoder(
         self,
         modality: Modality,
         targets: str | None,
@@ -173,7 +177,7 @@ class CMPT(Baseline):
         name, encoder = modality.name, self.encoders[modality.name]
         if not isinstance(encoder, PretrainedEncoder):
             raise UserError(
-                f"CMPT puts tokens into transformers, and the encoder of '{name}' is a {type(encoder).__name__}: give "
+                f"CMPT requires transformers, but the encoder of '{name}' is a {type(encoder).__name__}: specify "
                 "a models.encoders.pretrained.PretrainedEncoder in dataset.encoders or model.encoders"
             )
         encoder.check_modality(modality)
@@ -202,15 +206,17 @@ class CMPT(Baseline):
     # ---- encode, fuse ------------------------------------------------------------------------------------------------
 
     def encode(self, inputs: Mapping[str, Tensor], cells: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Inputs (B, ...) per modality -> (B, M, M, D): in place (m, k) the proxy of modality k in the encoder of m,
-        in (m, m) the class state of m. Without proxies the places off the diagonal are zero."""
+        """Inputs (B, ...) per modality -> states (B, M, M, D).
+
+        Entry (m, k) is the proxy of modality k in the encoder of m, or zero without proxies; (m, m) is the class state.
+        """
         return torch.stack([self.encode_one(i, inputs[name]) for i, name in enumerate(self.modality_names)], dim=1)
 
     def encode_one(self, i: int, x: Tensor) -> Tensor:
-        """Modality ``i`` (B, ...) -> (B, M, D), its row of :meth:`encode`."""
+        """Modality ``i`` (B, ...) -> its row (B, M, D) of :meth:`encode`."""
         name = self.modality_names[i]
-        proxies, read_only = self._tokens(i)
-        summary, others = self.encoder(i).states(x, proxies, read_only)
+        proxies = self._proxy_tokens(i)
+        summary, others = self.encoder(i).states(x, proxies, self._has_read_only_proxies)
         if proxies is None:
             others = summary.new_zeros(len(summary), len(self.modalities) - 1, summary.shape[-1])
         row = torch.cat([others[:, :i], summary[:, None], others[:, i:]], dim=1)
@@ -222,12 +228,15 @@ class CMPT(Baseline):
         is_class_state = torch.arange(len(self.modalities), device=x.device) == i
         return torch.where(is_class_state[:, None], mapped, 0)
 
-    def _tokens(self, i: int) -> tuple[Tensor | None, bool]:
-        """The proxies (M - 1, D_i) that go into the encoder of modality ``i``, and whether others do not see them."""
+    def _proxy_tokens(self, i: int) -> Tensor | None:
+        """Proxies (M - 1, D_i) in the encoder of modality ``i``."""
         if self.proxy is None:
-            return None, False
-        proxies = self.proxies[i] + self.positions[i] if len(self.positions) else self.proxies[i]
-        return proxies, self.proxy.attention == "read_only"
+            return None
+        return self.proxies[i] + self.positions[i] if len(self.positions) else self.proxies[i]
+
+    @property
+    def _has_read_only_proxies(self) -> bool:
+        return self.proxy is not None and self.proxy.attention == "read_only"
 
     def attention_maps(self, modality: int, x: Tensor) -> dict[str, Tensor]:
         maps = self.attention(modality, x)
@@ -236,9 +245,9 @@ class CMPT(Baseline):
         return {name: maps[:, k] for k, name in enumerate(names[: maps.shape[1]])}
 
     def attention(self, i: int, x: Tensor) -> Tensor:
-        """See :meth:`models.encoders.pretrained.PretrainedEncoder.attention`: modality ``i`` (B, ...) -> (B, M, rows,
-        columns), the proxies in the order of the other modalities, then the class token."""
-        return self.encoder(i).attention(x, *self._tokens(i))
+        """Modality ``i`` (B, ...) -> attention maps (B, M, rows, columns) of the proxies, in the order of the other
+        modalities, and the class token; see :meth:`models.encoders.pretrained.PretrainedEncoder.attention`."""
+        return self.encoder(i).attention(x, self._proxy_tokens(i), self._has_read_only_proxies)
 
     def complete(self, states: Tensor, missing: Tensor) -> Tensor:
         """Class states of observed modalities, and a proxy for each missing one (Eq. 5).
@@ -248,7 +257,7 @@ class CMPT(Baseline):
             missing: (B, M) bool.
 
         Returns:
-            (B, M, D): C_k, or the mean (by confidence) of P_{m->k} over the m that are there; zeros without proxies.
+            (B, M, D): C_k, or the mean (by confidence) of P_{m->k} over the observed m; zeros without proxies.
         """
         class_states = states.diagonal(dim1=1, dim2=2).transpose(1, 2)
         if self.proxy is None:
@@ -265,12 +274,11 @@ class CMPT(Baseline):
         return torch.where(missing[..., None], (shares[..., None].to(values.dtype) * values).sum(1), class_states)
 
     def classify(self, vectors: Tensor, missing: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The sum of the modalities through the linear layer (Eqs. 3 and 6).
+        """Classify by the sum of the modalities (Eqs. 3 and 6).
 
         Args:
             vectors: (B, M, D) of :meth:`complete`.
-            missing: (B, M) bool, modalities that are left out of the sum, so that a selection can refuse a proxy; None
-                = none.
+            missing: (B, M) bool, modalities excluded from the sum, such as rejected proxies; None = none.
 
         Returns:
             logits (B, C), features (B, D).
@@ -290,27 +298,27 @@ class CMPT(Baseline):
         random = [name for i, name in enumerate(self.modality_names) if not self.encoder(i).pretrained]
         if random:
             log.warning(
-                "the frozen encoders of %s have random weights: give them weights, or train them first (prerequisites: "
-                "{unimodal: each_modality})",
+                "the frozen encoders of %s have random weights: specify weights, or train them first "
+                "(prerequisites={unimodal: each_modality})",
                 ", ".join(random),
             )
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         drawn = self.masks.draw(batch.missing, self.mask_generator(batch_index))[0]
-        incomplete = batch.missing.any(1, keepdim=True)
-        dropped = self.hide_more(batch, torch.where(incomplete, batch.missing, drawn))
-        seen = dropped if self.drop_at == "input" else batch
-        states = self.encode_batch(seen)
+        is_incomplete = batch.missing.any(1, keepdim=True)
+        dropped = self.hide_more(batch, torch.where(is_incomplete, batch.missing, drawn))
+        encoder_batch = dropped if self.drop_at == "input" else batch
+        states = self.encode_batch(encoder_batch)
         losses = super().loss(self.fuse(states, dropped), dropped)
         if self.proxy is not None and self.alignment.weight:
             losses["classification"] = losses["loss"]
-            losses["alignment"] = alignment_loss(states, self.absent(seen), self.alignment)
+            losses["alignment"] = alignment_loss(states, self.absent(encoder_batch), self.alignment)
             losses["loss"] = losses["classification"] + self.alignment.weight * losses["alignment"]
         self.log_losses("train", losses, len(batch))
         return losses["loss"]
 
     def configure_optimizers(self) -> Any:
-        """A scheduler that takes ``steps_per_epoch`` is stepped every step."""
+        """Build the optimiser, and a scheduler that is stepped after every step."""
         assert self._optimizer is not None, "this model was built without an optimiser"
         optimizer = self._optimizer([p for p in self.parameters() if p.requires_grad])
         if self._scheduler is None:
@@ -333,9 +341,10 @@ class CMPT(Baseline):
 
 
 def alignment_loss(states: Tensor, missing: Tensor, alignment: Alignment) -> Tensor:
-    """Eq. 4: the squared errors MSE(P_{m->k}, C_k), means over the coordinates, summed over the ordered pairs of
-    different modalities that a sample has, divided by M - 1; the mean over the samples that have a pair, 0 where none
-    does. In float32 whatever the trainer's precision.
+    """Alignment loss (Eq. 4) in float32.
+
+    MSE(P_{m->k}, C_k), summed over the ordered pairs of different observed modalities of a sample, divided by M - 1,
+    and averaged over the samples with a pair; 0 without any.
 
     Args:
         states: (B, M, M, D), see :meth:`CMPT.encode`.
@@ -346,12 +355,12 @@ def alignment_loss(states: Tensor, missing: Tensor, alignment: Alignment) -> Ten
         states = states.float()
         observed = ~missing
         pairs = observed[:, :, None] & observed[:, None, :] & ~torch.eye(m, dtype=torch.bool, device=missing.device)
-        # Before any arithmetic: the error of missing content could be NaN, whose gradient no mask would stop.
+        # Overwrite before any arithmetic: missing content could be NaN, whose gradient a later mask would not stop.
         class_states = torch.where(pairs.any(1)[..., None], states.diagonal(dim1=1, dim2=2).transpose(1, 2), 0)
         targets = class_states.detach() if alignment.detach_target else class_states
         proxies = torch.where(pairs[..., None], states, 0)
         errors = torch.where(pairs, (proxies - targets[:, None]).square().mean(-1), 0).sum((1, 2)) / (m - 1)
-        rows = pairs.any((1, 2))
+        has_pair = pairs.any((1, 2))
         if alignment.form == "printed":
             errors = errors / (proxies[:, 0, 1] - class_states[:, 0]).square().mean(-1).clamp(min=1e-8)
-        return torch.where(rows, errors, 0).sum() / rows.sum().clamp(min=1)
+        return torch.where(has_pair, errors, 0).sum() / has_pair.sum().clamp(min=1)

@@ -1,4 +1,4 @@
-"""Numbers of parameters of CMPT."""
+"""Parameter counts of CMPT."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Count:
-    """Numbers of parameters; ``total`` has the frozen ones too."""
+    """Numbers of trained parameters, and the ``total`` with frozen ones."""
 
     adapters: int
     proxies: int
@@ -27,7 +27,7 @@ def count(model: Any) -> Count:
     """Count the parameters of a :class:`models.cmpt.cmpt.CMPT`.
 
     Raises:
-        AssertionError: something else is trained.
+        AssertionError: other parameters are trained.
     """
 
     def trained(*parts: nn.Module | None) -> int:
@@ -40,12 +40,12 @@ def count(model: Any) -> Count:
         projections=trained(model.projections, model.confidence),
         total=sum(p.numel() for p in model.parameters()),
     )
-    assert counted.trained == trained(model), "something is trained that is neither adapter, proxy nor head"
+    assert counted.trained == trained(model), "only adapters, proxies, projections and the head may be trained"
     return counted
 
 
 def describe(counted: Count) -> str:
-    """One line with the numbers of trained parameters."""
+    """Format the numbers of trained parameters as one line."""
     parts = {
         "adapters": counted.adapters,
         "proxies": counted.proxies,

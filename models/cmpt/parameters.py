@@ -1,7 +1,7 @@
-"""What CMPT trains, counted, beside the published numbers (docs/reference/cmpt.md §2.6.1).
+"""Parameter counts of CMPT compared with the published numbers (docs/reference/cmpt.md §2.6.1).
 
-``python -m models.cmpt.parameters`` builds the published pairs of encoders without weights and prints what is learned
-(Tables 7, 9 and 11); ``--totals`` prints total and learned parameters (Tables 3 and 4).
+``python -m models.cmpt.parameters`` builds the published pairs of encoders without weights and prints the learned
+parameters (Tables 7, 9 and 11); ``--totals`` prints total and learned parameters (Tables 3 and 4).
 """
 
 from __future__ import annotations
@@ -42,22 +42,21 @@ PUBLISHED: dict[tuple[str, int, str], dict[str, float]] = {
     ("vera", 1, "base"): {"Food-101": 0.155, "AVE": 0.098, "CREMA-D": 0.082, "KS": 0.101},
     ("lora", 1, "large"): {"Food-101": 0.501, "MM-IMDb": 0.540},
 }
-# Millions of all parameters, Tables 3 and 4; one number for all data sets of a kind, as the paper prints it.
+# Total parameters in millions, Tables 3 and 4; the paper prints one number for all data sets of a kind.
 PUBLISHED_TOTALS = {"Food-101": 195.51, "MM-IMDb": 195.51, "KS": 172.16, "AVE": 172.16, "CREMA-D": 172.16}
-# Millions of learned parameters in the same two tables.
+# Learned parameters in millions, same tables.
 PUBLISHED_LEARNED = {"Food-101": 0.27, "MM-IMDb": 0.27, "KS": 0.17, "AVE": 0.17, "CREMA-D": 0.17}
-# A linear layer with bias on the class token of BERT-base. CMPT does not use it and ours does not build it; the printed
-# totals of image and text contain it.
+# Parameters of BERT's pooler, which CMPT does not use and ours does not build, but the printed totals of image and text
+# include.
 BERT_POOLER = 768 * 768 + 768
 EXPLANATION = """\
-ours: adapters on query, key, value and output of the attention of both encoders, a proxy in each, a linear layer with
-  bias. Below what is printed everywhere: by 3 to 46 thousand at rank 1, by two vectors of the encoders' width else.
-A: adapters on the text encoder's output of the perceptron too (what the name pattern `output.dense` catches in BERT),
-  proxies not counted: gives what is printed for image and text at rank 1, apart
-  from Food-101 with large encoders.
-B: two more vectors of the encoders' width, here positions of the proxies: gives what is printed for rank 2 and 4, DoRA,
-  VeRA and Food-101 with large encoders, apart from AVE at rank 2 (0.320 for 0.319).
-What is printed for audio and video at rank 1 follows from neither (see docs/reference/cmpt.md §2.6.1)."""
+ours: adapters on query, key, value and output of the attention of both encoders, one proxy per encoder, a linear layer
+  with bias. Below all printed numbers: by 3 to 46 thousand at rank 1, otherwise by two vectors of the encoders' width.
+A: with adapters also on the MLP output of the text encoder (which the name pattern `output.dense` matches in BERT), and
+  without counting proxies: equals the printed numbers of image and text at rank 1, except Food-101 with large encoders.
+B: with two more vectors of the encoders' width, here positions of the proxies: equals the printed numbers of rank 2 and
+  4, DoRA, VeRA, and Food-101 with large encoders, except AVE at rank 2 (0.320 instead of 0.319).
+Neither explains the printed numbers of audio and video at rank 1 (see docs/reference/cmpt.md §2.6.1)."""
 
 
 def build(
@@ -68,7 +67,7 @@ def build(
     proxy: Proxy | None = None,
     targets: dict[str, str] | None = None,
 ) -> CMPT:
-    """CMPT on an image and a ``second`` modality with encoders of the published sizes, shapes only (device meta)."""
+    """Build CMPT for images and a ``second`` modality with encoders of the published sizes on the meta device."""
     modalities = [IMAGE, second]
     with torch.device("meta"):
         encoders = {m.name: PretrainedEncoder(ARCHITECTURES[size][m.name]) for m in modalities}
@@ -76,36 +75,35 @@ def build(
 
 
 def readings(data_set: str, kind: str, rank: int, size: str) -> dict[str, int]:
-    """Trained parameters by our design and by the two readings of the published counts, see :data:`EXPLANATION`."""
+    """Trained parameters of our design and of two interpretations of the published counts, see :data:`EXPLANATION`."""
     second, classes = DATA_SETS[data_set]
     adapter = Adapter(kind, rank)
-    ours = count(build(second, classes, adapter, size)).trained
-    found = {"ours": ours}
+    counts = {"ours": count(build(second, classes, adapter, size)).trained}
     if second is TEXT:
         wider = count(build(second, classes, adapter, size, targets={"text": "qkvof"}))
-        found["A"] = wider.trained - wider.proxies
-    found["B"] = count(build(second, classes, adapter, size, Proxy(position="learned"))).trained
-    return found
+        counts["A"] = wider.trained - wider.proxies
+    counts["B"] = count(build(second, classes, adapter, size, Proxy(position="learned"))).trained
+    return counts
 
 
 def table(rows: Sequence[tuple[str, int, str]] = tuple(PUBLISHED)) -> pd.DataFrame:
-    """Readings beside what is printed, all in millions."""
-    found = []
+    """Interpretations and printed numbers, in millions."""
+    records = []
     for kind, rank, size in rows:
         for data_set, printed in PUBLISHED[kind, rank, size].items():
             values = {name: n / 1e6 for name, n in readings(data_set, kind, rank, size).items()}
-            found.append(
+            records.append(
                 {"adapter": kind, "rank": rank, "size": size, "data set": data_set, **values, "printed": printed}
             )
-    return pd.DataFrame(found)
+    return pd.DataFrame(records)
 
 
 def totals() -> pd.DataFrame:
-    """Total and learned parameters of Tables 3 and 4 (rank 1, base encoders) beside what is printed, in millions.
+    """Total and learned parameters (rank 1, base encoders) and the printed ones of Tables 3 and 4, in millions.
 
     Returns:
-        One row per data set, columns: total (as built), with pooler (and BERT's unused pooler), printed total, learned,
-        printed learned.
+        One row per data set, columns: total (as built), with pooler (plus BERT's unused pooler), printed total,
+        learned, printed learned.
     """
     rows = []
     for data_set, printed in PUBLISHED_TOTALS.items():
@@ -130,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m models.cmpt.parameters", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--totals", action="store_true", help="total and learned parameters of Tables 3 and 4")
     if parser.parse_args(arguments).totals:
-        print("Millions of parameters (rank 1, base encoders); with pooler: with that of BERT, which CMPT leaves out")
+        print("Millions of parameters (rank 1, base encoders); with pooler: including BERT's unused pooler")
         print(totals().to_string(index=False, float_format=lambda x: f"{x:.3f}"))
         return
     print(table().to_string(index=False, float_format=lambda x: f"{x:.6f}", na_rep="-"))

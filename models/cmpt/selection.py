@@ -1,13 +1,13 @@
-"""DyMo's selection on CMPT: whether a proxy may stand for what is missing is decided for each sample and modality.
+"""DyMo's selection on CMPT: decide per sample and modality whether a proxy replaces a missing modality.
 
-CMPT substitutes always. Here a proxy is a recovery like any other: it is accepted where DyMo's reward (ICLR 2026, Eqs.
-of the intra-class similarity) says that the fused feature stays as typical of a class as it was, and otherwise left out
-of the sum. The features are those of Eq. 3 of CMPT, of unit norm for the cosine metric; class-wise Gaussian parameters
-of every subset come from the class states of complete training rows, without any proxy.
+CMPT always substitutes proxies. Here, a proxy is treated as a recovered modality: it is accepted if, by DyMo's reward
+(ICLR 2026, intra-class similarity), the fused feature remains typical of a class, and otherwise excluded from the sum.
+The features are those of Eq. 3 of CMPT, normalised for the cosine metric; class-wise Gaussian parameters of each subset
+are estimated from the class states of complete training rows, without proxies.
 
-Neither paper has this. CMPT is not trained with prototypes, so the posterior over them is one that nothing made sharp;
-``selection.temperature`` is DyMo's. The statistics take S C D^2 doubles (S subsets, C classes): for 101 classes and
-D = 768 1.4 GB.
+Neither paper evaluates this. CMPT is not trained with prototypes, so that the posterior over them may be flat;
+``selection.temperature`` is that of DyMo. The statistics need S C D^2 doubles (S subsets, C classes): 1.4 GB for 101
+classes and D = 768.
 """
 
 from __future__ import annotations
@@ -21,20 +21,21 @@ from models.dymo.method import DyMo
 
 
 class ProxySelection(DyMo):
-    """:class:`models.dymo.method.DyMo` whose recoveries are the proxies; comparator ``impute_all`` is CMPT's own rule,
-    ``discard`` never substitutes."""
+    """:class:`models.dymo.method.DyMo` with proxies as recoveries; the comparator ``impute_all`` is CMPT without
+    selection, ``discard`` never substitutes."""
 
     takes_tables = False
     advice = "set"
 
     @torch.inference_mode()
     def complete(self, batch: Batch, tokens: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """
+        """Replace missing modalities by proxies.
+
         Args:
-            tokens: states (B, M, M, D), where the caller has them already.
+            tokens: states (B, M, M, D), if already computed.
 
         Returns:
-            completed vectors (B, M, D); no inputs, for proxies have none.
+            Completed vectors (B, M, D), and no recovered inputs.
         """
         model = self.backbone.model
         states = model.encode_batch(batch) if tokens is None else tokens
@@ -44,4 +45,4 @@ class ProxySelection(DyMo):
         return None
 
     def examples(self, batch: Batch) -> None:
-        return None  # proxies are no inputs
+        return None  # proxies are not inputs

@@ -1,10 +1,10 @@
-"""Batch normalisation that neither missing content nor the size of the last batch can break.
+"""Batch normalisation that is robust to missing content and small batches.
 
-Two rules, for every encoder with batch statistics and every method that trains one:
+Two rules, for all encoders with batch statistics and all methods that train them:
 
-- rows whose modality is missing are not encoded, so that no blanks enter the statistics (:func:`apply_to_observed`);
-- where training gives a layer one value per channel, which has no variance, the layer uses its running statistics and
-  leaves them as they are (:class:`BatchNorm1d`, :class:`BatchNorm2d`).
+- rows without the modality are not encoded, so that blanks do not enter the statistics (:func:`apply_to_observed`);
+- if a training batch has a single value per channel, and thus no variance, the layer normalises by its running
+  statistics without updating them (:class:`BatchNorm1d`, :class:`BatchNorm2d`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _by_running_statistics(norm: _BatchNorm, x: Tensor) -> Tensor:
 
 
 class BatchNorm1d(nn.BatchNorm1d):
-    """:class:`torch.nn.BatchNorm1d` that accepts one value per channel in training, see the module."""
+    """:class:`torch.nn.BatchNorm1d` that accepts a single value per channel in training, see the module."""
 
     def forward(self, input: Tensor) -> Tensor:
         if self.training and self.running_mean is not None and _has_one_value_per_channel(input):
@@ -35,7 +35,7 @@ class BatchNorm1d(nn.BatchNorm1d):
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """:class:`torch.nn.BatchNorm2d` that accepts one value per channel in training, see the module."""
+    """:class:`torch.nn.BatchNorm2d` that accepts a single value per channel in training, see the module."""
 
     def forward(self, input: Tensor) -> Tensor:
         if self.training and self.running_mean is not None and _has_one_value_per_channel(input):
@@ -44,9 +44,9 @@ class BatchNorm2d(nn.BatchNorm2d):
 
 
 def accept_single_values(module: nn.Module) -> nn.Module:
-    """Give every plain PyTorch batch normalisation of a network, in place, the rule for one value per channel.
+    """Replace all PyTorch batch normalisation layers of a network, in place, to accept a single value per channel.
 
-    Weights, their names and all other results stay. Use it for networks that are built elsewhere.
+    Parameters, their names and all other results are unchanged. For networks of other libraries.
     """
     for part in module.modules():
         if type(part) is nn.BatchNorm1d:
@@ -57,10 +57,10 @@ def accept_single_values(module: nn.Module) -> nn.Module:
 
 
 class ObservedInputs(dict[str, Tensor]):
-    """Inputs of a training batch of which some rows are missing, overwritten by zeros.
+    """Inputs of a training batch whose missing rows are overwritten with zeros.
 
     Attributes:
-        is_observed: modality name -> (B,) bool, True where the row has content.
+        is_observed: modality name -> (B,) bool, True = the row has content.
     """
 
     def __init__(self, inputs: Mapping[str, Tensor], is_observed: Mapping[str, Tensor]) -> None:
@@ -69,13 +69,13 @@ class ObservedInputs(dict[str, Tensor]):
 
 
 def has_batch_statistics(*modules: nn.Module) -> bool:
-    """Whether the output for a row depends, in the present mode, on the other rows of its batch."""
+    """Whether the output of a row depends on other rows of its batch in the current mode."""
     return any(isinstance(part, _BatchNorm) and part.training for module in modules for part in module.modules())
 
 
 @contextmanager
 def frozen_statistics(*modules: nn.Module) -> Iterator[None]:
-    """Normalise by the running statistics, which stay as they are."""
+    """Normalise by the running statistics without updating them."""
     norms = [m for module in modules for m in module.modules() if isinstance(m, _BatchNorm) and m.training]
     for norm in norms:
         norm.eval()
@@ -93,18 +93,18 @@ def apply_to_observed(
     cells: Mapping[str, Tensor] | None = None,
     modules: tuple[nn.Module, ...] = (),
 ) -> Tensor:
-    """Encode one modality; with batch statistics, only the rows that have it.
+    """Encode one modality; with batch statistics, only the rows with the modality.
 
     Args:
         function: content (R, ...) of the modality, and ``missing`` (R, F) where ``cells`` has an entry -> (R, ...).
-        inputs: modality name -> (B, ...); rows are left out only of :class:`ObservedInputs`.
+        inputs: modality name -> (B, ...); rows are excluded only from :class:`ObservedInputs`.
         name: of the modality.
-        cells: table name -> (B, F) bool, cells that are hidden from the encoder.
-        modules: networks that ``function`` runs; none = it is a module itself.
+        cells: table name -> (B, F) bool, cells hidden from the encoder.
+        modules: networks that ``function`` runs; empty if ``function`` is a module.
 
     Returns:
-        (B, ...). Rows without content hold zeros where they were left out, and no gradient; a batch in which no row
-        has the modality is normalised by the running statistics.
+        (B, ...). Excluded rows are zero, without a gradient; a batch without any row of the modality is normalised by
+        the running statistics.
     """
     x, missing = inputs[name], None if cells is None else cells.get(name)
     networks = modules or (function,)

@@ -1,4 +1,4 @@
-"""The transformer of NAIM, MARIA and their vision-tabular successor: tokens that are missing neither see nor are seen
+"""Transformer of NAIM, MARIA and their vision-tabular successor, with missing tokens masked as keys and queries
 (docs/reference/masked-attention.md §3.3 and §3.5; arXiv 2407.11540, 2412.14810, 2605.12031).
 
 A block is
@@ -6,10 +6,9 @@ A block is
     x1 = x + ReLU(W_o A V),  Q, K, V = ReLU(W_q n), ReLU(W_k n), ReLU(W_v n),  n = LN1(x)
     y = LN2(x1);  x2 = y + FF(y),
 
-so that the second residual starts behind LN2. Projections of the attention have no bias. A missing token is no key, and
-as a query it gets nothing: ``A = softmax(Q K^T / sqrt(d_h))`` over what is there, times both availabilities. The
-original adds -1e9 to the scores before the softmax and takes the ReLU of weights and mask after it, which gives the
-same numbers where it gives numbers, and NaN in half precision.
+where the second residual starts after LN2. The attention projections have no bias. ``A = softmax(Q K^T / sqrt(d_h))``
+over the observed keys, and zero for missing queries. The original adds -1e9 to the scores before the softmax and takes
+the ReLU of weights and mask after it, which is equivalent, but yields NaN in half precision.
 """
 
 from __future__ import annotations
@@ -25,12 +24,13 @@ POOLINGS = ("flatten", "mean", "cls")
 
 
 class MaskedBlock(nn.Module):
-    """
+    """Transformer block with missing tokens masked.
+
     Args:
         width: D.
-        heads: among which D is split.
-        hidden: units of the perceptron.
-        mask_mode: ``double``; ``key_only``: missing tokens attend to what is there; ``none``: no mask.
+        heads: number of attention heads.
+        hidden: hidden units of the MLP.
+        mask_mode: ``double``: mask keys and queries; ``key_only``: missing tokens attend to observed ones; ``none``.
     """
 
     def __init__(self, width: int, heads: int, hidden: int = 1000, mask_mode: str = "double") -> None:
@@ -45,18 +45,19 @@ class MaskedBlock(nn.Module):
         self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, available: Tensor | None) -> Tensor:
-        """Projected (B, N, D) each -> (B, N, D) before the output projection; ``available`` as in :meth:`forward`."""
+        """Attention of projected q, k, v (B, N, D) -> (B, N, D) before the output projection."""
         if available is None or self.mask_mode == "none":
             return attention(q, k, v, self.heads)
-        # A row of nothing sees its zeros: a softmax over no key would be NaN.
+        # A row without observed tokens attends to all: a softmax over no key would be NaN.
         y = attention(q, k, v, self.heads, available | ~available.any(1, keepdim=True))
         return torch.where(available[..., None], y, 0) if self.mask_mode == "double" else y
 
     def forward(self, x: Tensor, available: Tensor | None = None) -> Tensor:
-        """
+        """Apply the block.
+
         Args:
-            x: (B, N, D); finite at missing tokens too.
-            available: (B, N) bool, True = there; None = all.
+            x: (B, N, D); also finite for missing tokens.
+            available: (B, N) bool, True = observed; None = all.
 
         Returns:
             (B, N, D).
@@ -69,11 +70,11 @@ class MaskedBlock(nn.Module):
 
 
 class MaskedTransformer(nn.Module):
-    """Blocks and a final LayerNorm, with a CLS token in front where the pooling reads one.
+    """Blocks and a final LayerNorm, with a CLS token in front if ``pooling`` uses it.
 
     Args:
         layers: number of blocks.
-        pooling: ``flatten``: all tokens side by side; ``mean``: of those that are there (zero where none is); ``cls``.
+        pooling: ``flatten``: concatenate all tokens; ``mean`` of the observed tokens (zero without any); ``cls``.
         others: see :class:`MaskedBlock`.
     """
 
@@ -96,8 +97,10 @@ class MaskedTransformer(nn.Module):
         xavier_initialisation(self)
 
     def forward(self, x: Tensor, available: Tensor | None = None) -> Tensor:
-        """(B, N, D) and ``available`` (B, N) bool -> (B, N, D), or (B, 1 + N, D) with the CLS token. The state of a
-        missing token says nothing of its content where that was overwritten before."""
+        """Tokens (B, N, D) and ``available`` (B, N) bool -> states (B, N, D), or (B, 1 + N, D) with the CLS token.
+
+        The state of a missing token depends on its content unless that was overwritten before.
+        """
         if self.cls_token is not None:
             x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
             available = None if available is None else F.pad(available, (1, 0), value=True)
@@ -106,10 +109,10 @@ class MaskedTransformer(nn.Module):
         return self.norm(x)
 
     def pool(self, states: Tensor, available: Tensor | None = None, keep_missing: bool = False) -> Tensor:
-        """States of :meth:`forward` -> (B, N * D), or (B, D).
+        """States of :meth:`forward` -> (B, N * D) if flattened, else (B, D).
 
         Args:
-            keep_missing: leave the states of missing tokens in the flattened row, as the original does.
+            keep_missing: keep the states of missing tokens when flattening, as in the original.
         """
         if self.cls_token is not None:
             return states[:, 0]
@@ -123,8 +126,10 @@ class MaskedTransformer(nn.Module):
 
 
 def xavier_initialisation(module: nn.Module) -> None:
-    """Linear and convolution weights Xavier uniform, their biases 0; parts whose attribute ``pretrained`` is true keep
-    what they were given, all others what their constructor gave them."""
+    """Initialise weights of linear layers and convolutions Xavier uniform, and their biases to 0.
+
+    Modules with a true attribute ``pretrained``, and other parameters, are unchanged.
+    """
     if getattr(module, "pretrained", False):
         return
     if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):

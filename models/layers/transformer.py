@@ -1,4 +1,4 @@
-"""Pre-norm transformer block and the layer that turns masked tokens into dropped ones."""
+"""Pre-norm transformer block."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Attention(nn.Module):
 
         Args:
             q: (B, Nq, D); k, v: (B, N, D).
-            visible: (B, N) bool, keys that count, or (B, Nq, N) where they differ between queries; None = all. Mind
-                the polarity: this is the only place where a mask says True = present, as PyTorch's attention wants it.
+            visible: (B, N) bool, True = attend to the key, or (B, Nq, N) per query; None = all. The polarity is that of
+                PyTorch's attention, opposite to ``missing``.
 
         Returns:
             (B, Nq, D) after the output projection.
@@ -68,7 +68,7 @@ class Block(nn.Module):
         return self.attn.qkv(self.norm1(x))
 
     def mix(self, x: Tensor, qkv: Tensor, visible: Tensor | None = None, first_only: bool = False) -> Tensor:
-        """The rest of the block, given ``qkv = project(x)``; (B, N, D), or (B, 1, D) of token 0 with ``first_only``."""
+        """Apply the block after ``qkv = project(x)``: (B, N, D), or (B, 1, D) of token 0 with ``first_only``."""
         q, k, v = qkv.chunk(3, dim=-1)
         if first_only:
             x, q = x[:, :1], q[:, :1]
@@ -89,8 +89,10 @@ class Block(nn.Module):
 
 
 def normal_initialisation(module: nn.Module) -> None:
-    """Linear and Embedding weights ~ N(0, 0.02^2), Linear biases 0, LayerNorm 1 / 0; others keep PyTorch's, and parts
-    whose attribute ``pretrained`` is true keep what they were given."""
+    """Initialise linear and embedding weights ~ N(0, 0.02^2), linear biases to 0, and LayerNorm to 1 and 0.
+
+    Modules with a true attribute ``pretrained``, and other parameters, are unchanged.
+    """
     if getattr(module, "pretrained", False):
         return
     if isinstance(module, nn.Linear | nn.Embedding):
@@ -105,7 +107,7 @@ def normal_initialisation(module: nn.Module) -> None:
 
 
 def visible_tokens(missing: Tensor, tokens_per_modality: list[int]) -> Tensor:
-    """(B, M) bool, True = missing -> (B, 1 + P) bool, True = visible; the first is the CLS token, never masked."""
+    """Missing modalities (B, M) bool -> visible tokens (B, 1 + P) bool, always with the CLS token, which is first."""
     repeats = torch.tensor(tokens_per_modality, device=missing.device)
     keys = (~missing).repeat_interleave(repeats, dim=1, output_size=sum(tokens_per_modality))
     return F.pad(keys, (1, 0), value=True)
