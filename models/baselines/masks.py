@@ -82,7 +82,7 @@ class TrainingMasks:
             drawn = (rank >= torch.randint(1, m + 1, (rows, 1), generator=generator))[None]
         elif self.shares is not None:
             if len(self.shares) != m + 1:
-                raise UserError(f"masks.shares has {len(self.shares)} values: {m} modalities need {m + 1}")
+                raise UserError(f"masks.shares has {len(self.shares)} values, {m} modalities need {m + 1}")
             picked = torch.multinomial(
                 torch.tensor(self.shares, dtype=torch.float), rows, replacement=True, generator=generator
             )
