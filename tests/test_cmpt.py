@@ -574,7 +574,7 @@ def test_a_line_says_what_is_trained() -> None:
     found = count(model)
     assert found.adapters > 512
     model.extra = nn.Linear(2, 2)
-    with pytest.raises(AssertionError, match="neither adapter, proxy nor head"):
+    with pytest.raises(AssertionError, match="only adapters, proxies, projections and the head"):
         count(model)
 
 

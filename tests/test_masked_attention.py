@@ -423,7 +423,7 @@ def test_what_does_not_go_together_is_said(composed: Callable[..., DictConfig]) 
     ):
         with pytest.raises(ValueError, match=message):
             build(**options)
-    with pytest.raises(ValueError, match="leave out per=batch"):
+    with pytest.raises(ValueError, match="set per=row"):
         TrainingMasks("fewer", per="batch")
     with pytest.raises(ValueError, match="combine=mean"):
         build(TokenPerceptron, combine="mean")
