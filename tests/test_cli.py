@@ -313,10 +313,10 @@ def test_the_real_process_ends_with_status_2_and_one_line_each(tmp_path: Path, p
     assert done.stderr.splitlines() == [
         "[E] missing scenario 'random_1.2': the rate 1.2 is outside [0, 1), one modality must stay",
         "[E] unknown missing scenario 'randm_0.4': did you mean 'random'? known are none, whole_12, random_0.8, "
-        "random_global_0.8, random_bernoulli_0.8, table_value_0.8, table_feature_0.8, table_MI_0.8, "
-        "table_LI_0.8, image_text_both_0.7, image_text_text_0.7, image_text_image_0.7, "
-        "image_text_running_both_0.7, nested_0_0.25, file:masks.csv, file:masks.npy, file:table.pt, "
-        "noise_gaussian_4_all, noise_gaussian_4_all+random_0.4 and subsets",
+        "random_global_0.8, random_bernoulli_0.8, table_value_0.7, table_feature_0.7, table_MI_0.7, "
+        "table_LI_0.7, image_text_both_0.7, image_text_text_0.7, image_text_image_0.7, "
+        "image_text_running_both_0.7, nested_1_0.25, file:masks.csv, file:masks.npy, file:table.pt, "
+        "noise_gaussian_4_m0, noise_gaussian_4_all+random_0.4 and subsets",
     ]
     assert os.listdir(tmp_path) == []
 

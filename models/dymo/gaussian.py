@@ -141,7 +141,8 @@ class GaussianParameters:
                 "the backbone gives all samples the same feature there, so it learned nothing from these modalities: "
                 "train it longer, or with another learning rate"
                 if bool(bad[s].all())
-                else "each class needs at least two different training samples"
+                else "each class needs at least two different training samples, and a backbone that tells them apart: "
+                "train it for fewer epochs, or set distance_metric=squared_euclidean"
             )
             raise UserError(
                 f"{where}: class {c} under visible modalities {visible} has sigma {float(self.sigma[s, c]):g} "
