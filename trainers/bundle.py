@@ -178,6 +178,8 @@ def plain_config(run: Run, model: Any, threshold: float | None) -> dict[str, Any
             cfg.dataset[key] = Path(str(cfg.dataset[key])).name
     if "demo" in cfg.dataset:
         cfg.dataset.demo = False
+    for key in ("check", "export", "predict"):
+        cfg.pop(key, None)
     cfg.report.include = None
     cfg.logger = {}
     if "comparators" in cfg.model:
@@ -186,6 +188,10 @@ def plain_config(run: Run, model: Any, threshold: float | None) -> dict[str, Any
         cfg.model.selection.tail = run.tail
         cfg.model.selection.threshold = threshold
     trained = cfg.model.backbone if run.has_backbone else cfg.model
+    for node in (cfg.model, trained, cfg.imputer):
+        for key in ("transformer_checkpoint", "checkpoint", "gaussian"):
+            if key in node:
+                node[key] = None
     if "reference_modality_index" in trained.module:  # loading an original checkpoint sets it
         trained.module.reference_modality_index = model.reference_modality_index
     plain = OmegaConf.to_container(cfg)

@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from utils.run_directory import file_hash, write_json
 
 log = logging.getLogger(__name__)
 UNKNOWN = ("refuse", "missing")
+MAX_REMARKS = 20
 
 
 def check_predict(cfg: DictConfig) -> None:
@@ -92,11 +92,15 @@ def write_predictions(cfg: DictConfig, predictor: Predictor, weights: str) -> No
         "settings": {key: settings[key] for key in ("images", "id", "unknown", "chunk", "recovered")},
     }
     part, progress = output.with_name(f".{output.name}.part"), output.with_name(f".{output.name}.progress.json")
-    done, size = interrupted(part, progress, about)
+    stored = interrupted(part, progress, about)
+    done, size = stored.get("rows", 0), stored.get("bytes", 0)
     if done:
         log.info("predict: continuing after %d rows of an interrupted run", done)
+    for file in recovered_tables(settings.recovered):  # rows behind those of the interrupted run
+        os.truncate(file, stored.get("recovered_bytes", {}).get(str(file), 0))
     output.parent.mkdir(parents=True, exist_ok=True)
-    counts: Counter[str] = Counter()
+    remarks: dict[str, None] = {}
+    unanswered = 0
     with part.open("r+b" if size else "wb") as stream, tqdm(desc="predict", unit="row", initial=done) as bar:
         stream.truncate(size)
         stream.seek(size)
@@ -108,30 +112,39 @@ def write_predictions(cfg: DictConfig, predictor: Predictor, weights: str) -> No
             stream.write(frame.to_csv(index=False, header=stream.tell() == 0).encode())
             stream.flush()
             os.fsync(stream.fileno())
-            write_json(progress, about | {"rows": start + len(rows), "bytes": stream.tell()})
             if settings.recovered:
                 save_recoveries(predictor, rows, Path(settings.recovered))
-            counts.update(rows.remarks)
-            counts["rows that have nothing observed, and no prediction"] += int((~predictor.answerable(rows)).sum())
+            sizes = {str(file): file.stat().st_size for file in recovered_tables(settings.recovered)}
+            state = {"rows": start + len(rows), "bytes": stream.tell(), "recovered_bytes": sizes}
+            write_json(progress, {"about": about, **state})
+            remarks |= dict.fromkeys(rows.remarks)
+            unanswered += int((~predictor.answerable(rows)).sum())
             bar.update(len(rows))
     os.replace(part, output)
     progress.unlink(missing_ok=True)
-    for remark, n in counts.items():
-        if n:
-            log.warning("predict: %s%s", f"{n} " if remark.startswith("rows that") else "", remark)
+    for remark in list(remarks)[:MAX_REMARKS]:
+        log.warning("predict: %s", remark)
+    if len(remarks) > MAX_REMARKS:
+        log.warning("predict: %d more remarks on other chunks of rows", len(remarks) - MAX_REMARKS)
+    if unanswered:
+        log.warning("predict: %d rows have nothing that is observed, and no prediction", unanswered)
     report_scores(predictor, output)
     log.info("predict: %s", output)
 
 
-def interrupted(part: Path, progress: Path, about: Mapping[str, Any]) -> tuple[int, int]:
-    """Rows and bytes of an interrupted output that can be continued; 0 and 0 where there is none."""
+def interrupted(part: Path, progress: Path, about: Mapping[str, Any]) -> dict[str, Any]:
+    """State of an interrupted output that can be continued; empty where there is none."""
     try:
         stored = json.loads(progress.read_text())
-        rows, size = int(stored.pop("rows")), int(stored.pop("bytes"))
-    except (OSError, ValueError, KeyError):
-        return 0, 0
-    is_same = stored == json.loads(json.dumps(about)) and part.is_file() and part.stat().st_size >= size
-    return (rows, size) if is_same else (0, 0)
+        is_same = stored["about"] == json.loads(json.dumps(about)) and part.stat().st_size >= stored["bytes"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return stored if is_same else {}
+
+
+def recovered_tables(folder: str | None) -> list[Path]:
+    """Tables of recovered cells in the folder of recoveries."""
+    return [] if folder is None else sorted(Path(folder).glob("*/recovered.csv"))
 
 
 def chunks_of(predictor: Predictor, source: Path, cfg: DictConfig) -> Iterator[tuple[int, NewRows]]:
@@ -208,7 +221,8 @@ def save_recoveries(predictor: Predictor, rows: NewRows, folder: Path) -> None:
             table = predictor.cells_of(content[filled], m)
             table.insert(0, "id", [answered.names[n] for n in filled])
             file = target / "recovered.csv"
-            table.to_csv(file, mode="a", header=not file.is_file(), index=False)
+            is_new = not file.is_file() or not file.stat().st_size
+            table.to_csv(file, mode="a", header=is_new, index=False)
             continue
         for n in filled:
             stem = re.sub(r"[^\w.-]+", "_", Path(answered.names[n]).name) or str(n)

@@ -237,6 +237,7 @@ def test_recoveries_are_written_in_the_units_of_the_table(parts: SimpleNamespace
         parts.bundle, input=rows, images=parts.photos, output=tmp_path / "out.csv", recovered=tmp_path / "recovered"
     )
     pipeline.run(cfg)
+    pipeline.run(cfg)  # replaces, and does not append
     table = pd.read_csv(tmp_path / "recovered" / "table" / "recovered.csv", dtype={"id": str})
     assert table["id"].tolist() == parts.names
     assert set(table["metal"]) <= {"brass", "steel"} and table["length"].between(0, 60).all()
