@@ -279,7 +279,7 @@ def test_attention_maps_of_cmpt() -> None:
     model, batch = build(3), some_batch(3)
     assert model.attention(0, batch.inputs["image"]).shape == (8, 3, *model.encoder(0).grid)
     assert build(proxy=None).attention(0, batch.inputs["image"]).shape == (8, 1, *model.encoder(0).grid)
-    with pytest.raises(UserError, match="bert has no patches"):
+    with pytest.raises(UserError, match="has no grid of patches"):
         model.attention(1, batch.inputs["text"])
 
 
