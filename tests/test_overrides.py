@@ -65,3 +65,9 @@ def test_a_misspelled_word_is_answered_without_pytorch(argument: str, message: s
 def test_a_renamed_key_is_named(old: str, new: str) -> None:
     with pytest.raises(UserError, match=rf"'{old}[\w.]*': dataset has no '\w+'; it is {new} now"):
         check_overrides([f"{old}.x=1"])
+
+
+def test_help_lists_the_stages_that_run() -> None:
+    from trainers import run
+
+    assert set(STAGES) == {"check", *run.STAGES}
