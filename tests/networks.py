@@ -17,8 +17,6 @@ from models.encoders.table import TableEncoder
 from tests import slow_twin as twin
 from utils.subsets import enumerate_subsets
 
-torch.set_num_threads(1)  # tiny tensors: further threads only wait for each other
-
 CLASSES = 10
 IMAGE = (3, 28, 28)
 
