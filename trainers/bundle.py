@@ -100,7 +100,7 @@ def write_bundle(
     (temporary / "data").mkdir()
     model = run.load_model()
     save_weights(temporary / MODEL, model.state_dict(), described(run, read_tensors(run.checkpoint), model))
-    if needs_imputer(run) and run.needs_imputer_weights:
+    if run.predicts_with_imputer and run.needs_imputer_weights:
         imputer = run.load_imputer()
         save_weights(temporary / IMPUTER, imputer.state_dict(), described(run, {}, imputer))  # type: ignore[attr-defined]
     if run.uses_selection:
@@ -135,11 +135,6 @@ def write_bundle(
             if path.is_file():
                 archive.write(path, path.relative_to(folder.parent))
     return folder
-
-
-def needs_imputer(run: Run) -> bool:
-    """Whether predictions read recoveries."""
-    return run.uses_recoveries or run.is_built_on_imputer
 
 
 def described(run: Run, content: Mapping[str, Any], module: Any) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def fits_on_imputer(run: Run, stages: list[str]) -> bool:
 
 def needs_imputer(run: Run, stages: list[str]) -> bool:
     """Whether stage fit or test reads recoveries."""
-    tests = "test" in stages and (run.uses_recoveries or run.is_built_on_imputer)
+    tests = "test" in stages and run.predicts_with_imputer
     return tests or fits_on_imputer(run, stages)
 
 

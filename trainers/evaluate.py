@@ -124,6 +124,14 @@ def _results(run: Run, outputs: Outputs) -> tuple[pd.DataFrame, pd.DataFrame | N
     return frame, pd.concat(per_label) if per_label else None
 
 
+def load_settled(run: Run) -> Method:
+    """The trained method with the threshold of its selection, which validation data choose where it is ``auto``."""
+    method = run.load_method()
+    if method.needs_calibration and run.cfg.model.selection.threshold == "auto":
+        calibrate(run, method)
+    return method
+
+
 def calibrate(run: Run, model: Method) -> None:
     """Let the method choose on the validation split, see :meth:`models.base.Method.calibrate`; writes
     ``selection_validation.csv``."""

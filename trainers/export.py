@@ -12,7 +12,7 @@ import pandas as pd
 from datasets.missingness import Complete, Scenario, unobserved
 from datasets.missingness.whole import Whole
 from trainers.bundle import write_bundle
-from trainers.evaluate import calibrate, measure, predict
+from trainers.evaluate import load_settled, measure, predict
 from trainers.loading import Run
 from utils.calibration import Temperatures, pattern_of
 from utils.errors import UserError
@@ -27,12 +27,8 @@ def export(run: Run) -> None:
     """A bundle in ``export.folder``, by default ``bundle`` in the model's run directory, and its ``.zip``."""
     folder = Path(run.cfg.export.folder or run.directory / "bundle")
     run.data.prepare()
-    method = run.load_method()
-    if run.uses_selection:
-        # The test stage settles threshold=auto by validation data, and keeps what it chose.
-        threshold = chosen_threshold(run, method)
-    else:
-        threshold = None
+    method: Any = load_settled(run)
+    threshold = float(method.rule.threshold) if run.uses_selection else None
     if run.data.has_split("val"):
         temperatures, validation = on_validation(run, method)
     else:
@@ -41,13 +37,6 @@ def export(run: Run) -> None:
     card = model_card(run, temperatures, validation, folder.name)
     write_bundle(run, folder, temperatures, validation, card, threshold)
     log.info("export: %s and %s.zip", folder, folder)
-
-
-def chosen_threshold(run: Run, method: Any) -> float:
-    """The reward threshold of the selection, chosen on validation data where it is ``auto``."""
-    if run.cfg.model.selection.threshold == "auto":
-        calibrate(run, method)
-    return float(method.rule.threshold)
 
 
 def on_validation(run: Run, method: Any) -> tuple[Temperatures, list[dict[str, Any]]]:

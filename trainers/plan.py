@@ -82,6 +82,11 @@ class Plan:
         return self.has_backbone or self.fills_missing
 
     @property
+    def predicts_with_imputer(self) -> bool:
+        """Whether predictions read recoveries of the imputer."""
+        return self.uses_recoveries or self.is_built_on_imputer
+
+    @property
     def is_built_on_imputer(self) -> bool:
         """Whether the model contains the trained imputer."""
         return bool(method_class(self.trainable).built_on)

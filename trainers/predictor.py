@@ -20,9 +20,9 @@ from datasets.missingness import Complete
 from datasets.new_rows import NewRows, read_arrays, rows_of_arrays
 from datasets.storage import PackedStore
 from models.imputers.base import recover_possible
-from trainers.bundle import Bundle, needs_imputer, open_bundle
+from trainers.bundle import Bundle, open_bundle
 from trainers.config.build import build_data
-from trainers.evaluate import predict
+from trainers.evaluate import load_settled, predict
 from trainers.loading import Run
 from utils.calibration import Temperatures
 from utils.errors import UserError
@@ -45,7 +45,7 @@ class Predictor:
     def __init__(self, run: Run, temperatures: Temperatures | None = None, unknown: str = "refuse") -> None:
         self.run, self.temperatures = run, temperatures
         self.data = run.data
-        self.method = run.load_method()
+        self.method = load_settled(run)
         self._how: dict[str, Any] = {"unknown": unknown, "id_column": run.cfg.dataset.get("id")}
 
     @property
@@ -217,7 +217,7 @@ class Predictor:
         Raises:
             UserError: the method has no imputer.
         """
-        if not needs_imputer(self.run):
+        if not self.run.predicts_with_imputer:
             raise UserError(f"{self.run.label} recovers nothing: it has no imputer")
         new = rows if isinstance(rows, NewRows) else self.read(rows, images)
         imputer = self.run.load_imputer()

@@ -25,6 +25,7 @@ from tests.makers import make_image_table
 from trainers import run as pipeline
 from trainers.bundle import MANIFEST, MODEL, open_bundle, push
 from trainers.config.build import CONFIGS
+from trainers.export import export
 from trainers.loading import Run
 from trainers.predictor import load
 from utils.errors import UserError
@@ -440,3 +441,17 @@ def test_files_that_are_no_rows_are_refused(parts: SimpleNamespace, tmp_path: Pa
     np.savez(tmp_path / "objects.npz", image=np.array([Hostile()], dtype=object))
     with pytest.raises(UserError, match=r"objects.npz cannot be read as .npz"):
         predictor.predict(tmp_path / "objects.npz")
+
+
+def test_a_threshold_from_validation_data_predicts_in_runs_and_bundles_alike(
+    parts: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = parts.run.cfg.copy()
+    cfg.model.selection.threshold = "auto"
+    cfg.export.folder = str(tmp_path / "bundle")
+    monkeypatch.setattr("trainers.evaluate.calibrate", lambda run, method: setattr(method.rule, "threshold", 0.25))
+    export(Run(cfg))
+    monkeypatch.undo()
+    assert load(tmp_path / "bundle").method.rule.threshold == 0.25  # type: ignore[union-attr]
+    monkeypatch.setattr("trainers.evaluate.calibrate", lambda run, method: setattr(method.rule, "threshold", 0.25))
+    assert load(Run(cfg)).method.rule.threshold == 0.25  # type: ignore[union-attr]
