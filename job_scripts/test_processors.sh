@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the tests with the kernels of three kinds of processor, each with one and with two threads, and prints a table of the
 # results; the exit status is 1 if any run fails.
-#   bash job_scripts/test_processors.sh [pytest arguments, e.g. tests/test_selection.py or -m 'not slow']
+#   bash job_scripts/test_processors.sh [pytest arguments, e.g. tests/models/dymo/test_selection.py or -m 'not slow']
 # "default" stands for a processor without AVX, "avx2" for one without AVX-512, "native" for the one at hand. CAPABILITIES and
 # THREADS choose fewer: CAPABILITIES=default THREADS="1 2". PROCESSES=1 takes one test process instead of one per core.
 # Output of each run: <capability>_<threads>.log in the folder LOGS, outputs/test_processors by default.

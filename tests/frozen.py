@@ -26,9 +26,9 @@ import pandas as pd
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from tests.contracts.test_baselines import METHODS, ONLY
+from tests.contracts.test_contracts import PAIRS, SMALL_DATA, SMALL_METHODS, configure, options
 from tests.makers import make_image_table, make_polymnist_folder
-from tests.test_baselines import METHODS, ONLY
-from tests.test_contracts import PAIRS, SMALL_DATA, SMALL_METHODS, configure, options
 from trainers import run as pipeline
 from trainers.config.build import data_arguments
 from trainers.config.compose import group_options, register

@@ -21,9 +21,9 @@ from sklearn.metrics import f1_score, recall_score
 
 from models.encoders.adapters import Adapter
 from models.encoders.pretrained import PretrainedEncoder
-from tests.test_cmpt import build, some_batch
-from tests.test_contracts import tiny_transformer
-from tests.test_pretrained import SIZES
+from tests.contracts.test_contracts import tiny_transformer
+from tests.models.cmpt.test_cmpt import build, some_batch
+from tests.models.encoders.test_pretrained import SIZES
 from tests.trainers.report.runs import write_run
 from trainers import attention, figures, published
 from trainers import run as pipeline

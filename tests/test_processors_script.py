@@ -15,7 +15,7 @@ from tests.makers import SCRIPTS
 FAKE_PYTEST = """#!/usr/bin/env bash
 echo "arguments: $*; ${ATEN_CPU_CAPABILITY:-native} ${ONEDNN_MAX_CPU_ISA:-} ${MKL_CBWR:-} $DYMO_TEST_THREADS"
 if [[ ${ATEN_CPU_CAPABILITY:-} == default ]]; then
-  echo "FAILED tests/test_selection.py::test_it - AssertionError"
+  echo "FAILED tests/models/dymo/test_selection.py::test_it - AssertionError"
   echo "===== 2 failed, 2807 passed, 21 skipped, 54 warnings in 694.84s (0:11:34) ====="
   exit 1
 fi

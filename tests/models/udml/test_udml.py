@@ -29,7 +29,7 @@ from models.udml.heads import HEADS
 from models.udml.representation import Gaussian, divergence
 from models.udml.udml import UDML, Dependency
 from models.udml.weights import fusion_weights, logit_distances
-from tests.test_baselines import configure
+from tests.contracts.test_baselines import configure
 from trainers import run as pipeline
 from trainers import udml_curves as curves
 from trainers.config.build import build_noise

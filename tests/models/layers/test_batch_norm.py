@@ -21,7 +21,16 @@ from models.imputers.tip import TIP
 from models.layers.batch_norm import BatchNorm1d, BatchNorm2d, accept_single_values
 from models.rows import take_rows
 from models.udml.representation import ProbabilisticHead
-from tests.test_baselines import METHODS, ONLY, PARTS_OF_RUNS, SMALL, SMALL_ENCODERS, build, empty_memory, some_batch
+from tests.contracts.test_baselines import (
+    METHODS,
+    ONLY,
+    PARTS_OF_RUNS,
+    SMALL,
+    SMALL_ENCODERS,
+    build,
+    empty_memory,
+    some_batch,
+)
 
 FEW_FAMILIES = {method: ["CAD"] for method in ("MaskedAttention", *PARTS_OF_RUNS)}
 # Shape of a row of content, and the encoder; each ends in layers of one value per channel.

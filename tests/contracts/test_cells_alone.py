@@ -19,8 +19,8 @@ from models.completed import Completed
 from models.dymo.method import DyMo
 from models.dymo.selection import COMPARATORS
 from models.imputers.simple import Mean
+from tests.contracts.test_baselines import METHODS, configure
 from tests.makers import make_image_table
-from tests.test_baselines import METHODS, configure
 from tests.tolerances import summation_bound
 from trainers.config.build import build_data, build_model
 from trainers.evaluate import predict

@@ -16,7 +16,7 @@ from models.baselines.base import Baseline, TokenBaseline, VectorBaseline
 from models.imputers.base import FittedImputer, Imputer
 from models.imputers.generative import GenerativeImputer
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FILES = [file for folder in ("trainers", "utils") for file in sorted((ROOT / folder).rglob("*.py"))]
 # Interfaces, base classes and what several methods share; everything else in models/ is one method.
 SHARED = (

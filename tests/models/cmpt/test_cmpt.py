@@ -23,7 +23,7 @@ from models.cmpt.count import Count, count, describe
 from models.encoders.adapters import Adapter
 from models.encoders.convolutional import PolyMNISTEncoder
 from models.encoders.pretrained import PretrainedEncoder
-from tests.test_pretrained import SIZES, with_heads
+from tests.models.encoders.test_pretrained import SIZES, with_heads
 from trainers import run as pipeline
 from trainers.config.validate import validate
 from trainers.loading import Run

@@ -12,8 +12,8 @@ from torch import Tensor
 from datasets.batch import Batch
 from models.baselines.base import Baseline
 from models.dymo.selection import SelectionRule
-from tests.test_baselines import METHODS, ONLY, SMALL, build, empty_memory, some_batch
-from tests.test_baselines import SMALL_ENCODERS as ENCODERS
+from tests.contracts.test_baselines import METHODS, ONLY, SMALL, build, empty_memory, some_batch
+from tests.contracts.test_baselines import SMALL_ENCODERS as ENCODERS
 from utils.subsets import enumerate_subsets
 
 TABLE = "tabular"

@@ -10,7 +10,7 @@ from nbclient import NotebookClient
 
 from trainers import run as pipeline
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 METRICS = {"COS": "cosine_similarity", "EU": "squared_euclidean"}
 
 

@@ -25,12 +25,12 @@ from models.imputers.quality import Judge, recovery_quality
 from models.imputers.simple import Mean, Oracle, Zero
 from models.imputers.tip import TIP
 from models.rows import take_rows
+from tests.models.dymo.test_partial_tables import setting as table_setting
+from tests.models.dymo.test_selection import setting
+from tests.models.imputers.test_cmvae import model_of
+from tests.models.imputers.test_imputers import images, mopoe
+from tests.models.imputers.test_tip import SMALL, tip
 from tests.networks import TokenEncoder, table_batch, table_encoder, table_modalities
-from tests.test_cmvae import model_of
-from tests.test_imputers import images, mopoe
-from tests.test_partial_tables import setting as table_setting
-from tests.test_selection import setting
-from tests.test_tip import SMALL, tip
 from tests.tiny_tables import SIZES, TinyTables, content, tiny_config
 from trainers import run as pipeline
 from trainers.config.build import fitting_imputers
@@ -55,7 +55,7 @@ class SomeWithoutPhoto(TinyTables):
 
 def config(folder: Path, *overrides: str) -> Any:
     cfg = tiny_config(folder, *overrides)
-    cfg.dataset.module._target_ = "tests.test_unrecoverable.SomeWithoutPhoto"
+    cfg.dataset.module._target_ = "tests.models.imputers.test_unrecoverable.SomeWithoutPhoto"
     return cfg
 
 

@@ -189,7 +189,7 @@ class Own(IMI):
 
 
 def test_a_fitted_method_of_any_name_is_fitted_before_it_recovers(tmp_path: Path) -> None:
-    options = ["imputer=IMI", "imputer.name=Own", "imputer.module._target_=tests.test_iterative.Own"]
+    options = ["imputer=IMI", "imputer.name=Own", "imputer.module._target_=tests.models.imputers.test_iterative.Own"]
     options += ["imputer.module.trees=2", "imputer.module.max_rows=30"]
     with pytest.raises(UserError, match=r"no trained Own at .*best\.ckpt: run .*impute"):
         pipeline.run(tiny_config(tmp_path, *options, "stages=[prepare,test]"))

@@ -18,7 +18,7 @@ from models.baselines.multi_ae import decoder, reconstruction_error
 from models.baselines.online_mae import OnlineMAE, reconstruction, standardised
 from models.baselines.simmlm import ranking_loss
 from models.imputers.mopoe import VARIANCE_FLOOR
-from tests.test_baselines import METHODS, SMALL_ENCODERS, build, generator, some_batch, spoilt
+from tests.contracts.test_baselines import METHODS, SMALL_ENCODERS, build, generator, some_batch, spoilt
 from tests.tolerances import batch_bound
 from utils.errors import UserError
 

@@ -34,7 +34,7 @@ from trainers.config.build import build_selection
 from trainers.loading import Run
 from utils.errors import UserError
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 COSINE, EUCLIDEAN = slow_twin.COSINE, slow_twin.EUCLIDEAN
 VIEWS = [f"m{i}" for i in range(5)]
 

@@ -20,8 +20,8 @@ from models.imputers.base import merge
 from models.imputers.mopoe import MoPoE
 from tests import slow_networks as slow
 from tests import slow_twin as twin
+from tests.models.encoders.test_encoders import CELEBA, KINDS, MST, inputs_of
 from tests.networks import modalities, random_masks
-from tests.test_encoders import CELEBA, KINDS, MST, inputs_of
 from trainers.config.build import build_imputer
 from trainers.config.compose import CONFIGS
 from trainers.loading import Run

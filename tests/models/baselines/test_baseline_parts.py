@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from datasets.batch import Batch
 from models.base import IncompleteClassifier, Prediction
 from models.baselines.simmlm import ranking_loss
-from tests.test_baseline_formulas import attend, random_model
-from tests.test_baselines import METHODS, SMALL, SMALL_ENCODERS, configure, some_batch
+from tests.contracts.test_baselines import METHODS, SMALL, SMALL_ENCODERS, configure, some_batch
+from tests.models.baselines.test_baseline_formulas import attend, random_model
 from trainers.config.build import build_model
 from trainers.config.compose import CONFIGS
 from trainers.config.validate import validate

@@ -33,8 +33,8 @@ from gaussian_parameter_generation.estimate import estimate
 from models.dymo.gaussian import GaussianParameters
 from models.imputers.simple import Oracle
 from tests.bundles import assert_bundle_predicts_alike
+from tests.contracts.test_baselines import METHODS
 from tests.makers import make_image_table
-from tests.test_baselines import METHODS
 from tests.tolerances import batch_bound
 from trainers import fit as fit_module
 from trainers import run as pipeline

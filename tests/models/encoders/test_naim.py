@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from datasets.batch import Modality
 from models.encoders.naim import NAIM, drop_cells
 from models.layers.masked_attention import POOLINGS, MaskedBlock, MaskedTransformer
+from tests.contracts.test_baselines import METHODS, SMALL_ENCODERS, build, generator, some_batch, spoilt
 from tests.networks import CELLS, LEVELS, N_CONTINUOUS, random_table
-from tests.test_baselines import METHODS, SMALL_ENCODERS, build, generator, some_batch, spoilt
 from trainers.config.build import build_encoder
 from utils.schedule import Plateau
 

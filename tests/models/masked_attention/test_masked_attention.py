@@ -30,9 +30,9 @@ from models.masked_attention.perceptron import TokenPerceptron
 from models.masked_attention.training import mean_of_labels
 from models.masked_attention.unimodal import TokenUnimodal
 from models.rows import take_rows
+from tests.contracts.test_baselines import configure, generator, vectors  # noqa: F401
+from tests.models.encoders.test_naim import jolted, some_cells
 from tests.networks import CELLS, LEVELS, N_CONTINUOUS, random_table
-from tests.test_baselines import configure, generator, vectors  # noqa: F401
-from tests.test_naim import jolted, some_cells
 from tests.tolerances import summation_bound
 from trainers import run as pipeline
 from trainers.config.validate import validate

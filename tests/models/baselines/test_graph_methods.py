@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from models.base import IncompleteClassifier
 from models.baselines.m3care import masked_batch_norm
 from models.baselines.muse import drop_edges, supervised_contrast, unsupervised_contrast
-from tests.test_baselines import VECTOR, build, some_batch, spoilt
+from tests.contracts.test_baselines import VECTOR, build, some_batch, spoilt
 from trainers import run as pipeline
 from trainers.loading import Run
 from utils.noise import hash_seed

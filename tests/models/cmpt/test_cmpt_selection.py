@@ -25,8 +25,8 @@ from models.dymo.prototypes import COSINE, EUCLIDEAN
 from models.dymo.selection import SelectionRule
 from models.encoders.adapters import Adapter
 from tests import slow_twin as twin
+from tests.models.cmpt.test_cmpt import CLASSES, MODALITIES, build, mixed
 from tests.networks import under
-from tests.test_cmpt import CLASSES, MODALITIES, build, mixed
 from tests.tolerances import batch_bound
 from trainers import checks
 from trainers import run as pipeline

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from models.baselines.qmf import QMF
 from models.rows import take_rows
-from tests.test_baselines import VECTOR, build, configure, some_batch
+from tests.contracts.test_baselines import VECTOR, build, configure, some_batch
 from utils.errors import UserError
 
 ROWS, BATCHES, N = 12, 3, 4

@@ -23,7 +23,7 @@ from models.baselines.pdf import holo_confidence, relative_calibration
 from models.baselines.qmf import confidence, normalised, rank_loss
 from models.completed import Completed
 from models.imputers.simple import Zero
-from tests.test_baselines import FAMILIES, SMALL_ENCODERS, TOKENS, VECTOR, build, some_batch
+from tests.contracts.test_baselines import FAMILIES, SMALL_ENCODERS, TOKENS, VECTOR, build, some_batch
 from trainers.config.validate import validate
 from utils.subsets import enumerate_subsets, mask_code
 
