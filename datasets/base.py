@@ -17,7 +17,7 @@ from datasets.batch import Batch, Modality
 from datasets.declared import DeclaredArguments, Names
 from datasets.description import describe_inputs
 from datasets.loader import Choose, Corrupt, PackedLoader, Transform
-from datasets.missingness import Complete, Rows, Scenario
+from datasets.missingness import Complete, Rows, Scenario, unobserved
 from datasets.missingness.table import forest_ranking
 from datasets.new_rows import NewRows
 from datasets.noise import Corruption, TrainingNoise
@@ -204,11 +204,14 @@ class MultimodalDataModule(DeclaredArguments, pl.LightningDataModule):
         """Mask of a scenario on a split, (N, M) bool, True = missing; see :meth:`masks`."""
         return self.masks(split, scenario)[0]
 
-    def masks(self, split: str, scenario: Scenario) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    def masks(self, split: str, scenario: Scenario, spare: bool = False) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Mask of a scenario on a split, and the missing cells of its tables.
 
         Content that the source lacks (:meth:`source_gaps`) is missing under every scenario. All modalities of a row may
         be marked, but then a table of the row has some of its cells.
+
+        Args:
+            spare: see :meth:`datasets.split_masks.SourceGaps.combine`.
 
         Returns:
             (N, M) bool, True = missing, and table name -> (N, F) bool: see :class:`datasets.split_masks.SplitMask`.
@@ -231,8 +234,13 @@ class MultimodalDataModule(DeclaredArguments, pl.LightningDataModule):
             earlier = [len(self.split(name)) for name in previous if self.has_split(name)]
             missing = scenario.generate(Rows(n, len(kinds), seed, kinds, gaps.unobservable(), earlier))
             hidden = SplitMask(self.modality_names, missing)
-        mask = gaps.combine(hidden, scenario.name, split)
+        mask = gaps.combine(hidden, scenario.name, split, spare)
         return mask.missing, dict(mask.cells)
+
+    def realised_rate(self, scenario: Scenario, missing: np.ndarray, cells: Mapping[str, np.ndarray]) -> float:
+        """Missing rate of a scenario under the masks of :meth:`masks`."""
+        hidden = unobserved(missing, cells, self.modality_names)
+        return float(scenario.realised_rate(hidden, cells, [m.kind for m in self.modalities]))
 
     def source_gaps(self, split: str) -> SourceGaps:
         """Content that the source of a split lacks."""

@@ -63,7 +63,7 @@ class SourceGaps:
             unobservable[:, self.names.index(name)] |= gaps.all(1)
         return unobservable
 
-    def combine(self, hidden: SplitMask, scenario: str, split: str) -> SplitMask:
+    def combine(self, hidden: SplitMask, scenario: str, split: str, spare: bool = False) -> SplitMask:
         """Combine a scenario with the gaps of the source.
 
         A row whose source lacks a modality keeps its other content where the scenario would leave it nothing: the
@@ -72,12 +72,14 @@ class SourceGaps:
         Args:
             hidden: content that the scenario hides.
             scenario, split: names, for messages.
+            spare: treat rows whose table has no value at all like those that lack a modality, instead of raising.
 
         Raises:
             UserError: rows are left with nothing.
         """
         mask = self._union(hidden)
-        spared = mask.empty_rows() & self.absent.any(1) & ~hidden.empty_rows()
+        can_spare = self.unobservable() if spare else self.absent
+        spared = mask.empty_rows() & can_spare.any(1) & ~hidden.empty_rows()
         if spared.any():
             log.info("%s, split %s: %d rows keep the only modality that they have", scenario, split, int(spared.sum()))
             mask = self._union(hidden.complete_in(spared))

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 from hydra.utils import get_object
 
-from datasets.missingness import Scenario, parse_scenarios, unobserved
+from datasets.missingness import Scenario, parse_scenarios
 from trainers.config.build import build_noise, fitting_imputers, method_class
 from trainers.loading import Run
 from utils.errors import UserError
@@ -167,8 +167,7 @@ def _unfit_scenarios(run: Run, unrecoverable: Lacking) -> Iterator[str]:
             yield str(error)
             continue
         if split == "test":
-            hidden = unobserved(mask, cells, data.modality_names)
-            realised = scenario.realised_rate(hidden, cells, [m.kind for m in data.modalities])
+            realised = data.realised_rate(scenario, mask, cells)
             if remark := scenario.remark(len(data.modalities), realised):
                 log.warning(remark)
         if run.uses_recoveries:

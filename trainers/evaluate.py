@@ -17,7 +17,7 @@ from tqdm import tqdm
 from datasets.base import MultimodalDataModule
 from datasets.batch import Batch
 from datasets.loader import check_rows_without_nan
-from datasets.missingness import Scenario, parse_scenarios, save_mask, unobserved
+from datasets.missingness import Scenario, parse_scenarios, save_mask
 from datasets.noise import Corruption
 from models.base import Method
 from trainers.loading import Run
@@ -63,11 +63,7 @@ def evaluate(run: Run) -> None:
             save_arrays(folder / f"{scenario.slug}.npz", by_scenario[scenario.name])
     results, labels = _results(run, outputs)
     write_examples(run, model, masks, cells, noise)
-    rates = {}
-    for scenario in run.scenarios:
-        hidden = unobserved(masks[scenario.name], cells[scenario.name], data.modality_names)
-        kinds = [m.kind for m in data.modalities]
-        rates[scenario.name] = scenario.realised_rate(hidden, cells[scenario.name], kinds)
+    rates = {s.name: data.realised_rate(s, masks[s.name], cells[s.name]) for s in run.scenarios}
     trained_on = {"train": str(run.training_scenario.name), "fold": run.fold}
     results = results.assign(**trained_on, missing_rate=results["scenario"].map(rates))
     if labels is not None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from datasets.base import MultimodalDataModule
 from datasets.missingness import Complete, Scenario, unobserved
 from datasets.missingness.whole import Whole
 from trainers.bundle import write_bundle
@@ -50,44 +52,58 @@ def on_validation(run: Run, method: Any) -> tuple[Temperatures, list[dict[str, A
     subsets = enumerate_subsets(len(data.modalities)).numpy()
     if len(subsets) <= MAX_PATTERNS:
         patterns += [Whole(tuple(int(i) for i in np.flatnonzero(subset))) for subset in subsets if subset.any()]
-    by_name: dict[str, Scenario] = {s.name: s for s in (*patterns, *run.scenarios)}
-    masks, cells = {}, {}
-    for name, scenario in list(by_name.items()):
+    masks, cells, scored = {}, {}, []
+    for pattern in patterns:
+        masks[pattern.name], cells[pattern.name] = data.masks("val", pattern, spare=True)
+    for scenario in run.scenarios:
         try:
-            masks[name], cells[name] = data.masks("val", scenario)
-        except UserError as error:  # a pattern that leaves some row nothing is not calibrated for
-            log.info("export: %s", error)
-            del by_name[name]
-    noise = {name: data.corruption("val", scenario) for name, scenario in by_name.items()}
+            masks[scenario.name], cells[scenario.name] = data.masks("val", scenario)
+            scored.append(scenario)
+        except UserError as error:
+            log.info("export: not scored: %s", error)
+    noise = {s.name: data.corruption("val", s) for s in (*patterns, *scored)}
     outputs = predict(method, data.loader("val", device=run.device), masks, cells, noise=noise)[""]
+    temperatures = calibrated(data, [outputs[p.name] for p in patterns], [cells[p.name] for p in patterns])
+    rows_of_scores = []
+    for scenario in scored:
+        arrays = outputs[scenario.name]
+        rate = data.realised_rate(scenario, masks[scenario.name], cells[scenario.name])
+        values, _ = measure(arrays, data.task, data.num_classes)
+        row = {"scenario": scenario.name, "missing_rate": rate, "n": len(arrays["index"])}
+        rows_of_scores += [row | {"metric": metric, "value": value} for metric, value in values.items()]
+    return temperatures, rows_of_scores
+
+
+def calibrated(
+    data: MultimodalDataModule, outputs: Sequence[Mapping[str, np.ndarray]], cells: Sequence[Mapping[str, np.ndarray]]
+) -> Temperatures:
+    """Fit temperatures per pattern of missing modalities.
+
+    A row to which a pattern is not applied, since it would have nothing left, still has the pattern of its source. It
+    counts once per pattern that it has.
+
+    Args:
+        outputs: arrays index, missing, logits and target under every pattern.
+        cells: table -> (N, F) bool, missing cells under every pattern.
+    """
     logits: dict[str, list[np.ndarray]] = {}
     target: dict[str, list[np.ndarray]] = {}
-    for scenario in patterns:
-        if scenario.name not in outputs:
-            continue
-        arrays = outputs[scenario.name]
-        gone = unobserved(masks[scenario.name], cells[scenario.name], data.modality_names)[arrays["index"]]
-        for pattern in np.unique(gone, axis=0):
-            rows = (gone == pattern).all(1)
-            logits.setdefault(pattern_of(pattern), []).append(arrays["logits"][rows])
-            target.setdefault(pattern_of(pattern), []).append(arrays["target"][rows])
-    temperatures = Temperatures.fit(
+    counted: dict[str, set[int]] = {}
+    for arrays, hidden_cells in zip(outputs, cells, strict=True):
+        index = arrays["index"]
+        rows_of_cells = {table: mask[index] for table, mask in hidden_cells.items()}
+        nothing_seen = unobserved(arrays["missing"], rows_of_cells, data.modality_names)
+        for pattern in np.unique(nothing_seen, axis=0):
+            name = pattern_of(pattern)
+            is_new = ~np.isin(index, list(counted.setdefault(name, set())))
+            rows = (nothing_seen == pattern).all(1) & is_new
+            counted[name] |= set(index[rows].tolist())
+            logits.setdefault(name, []).append(arrays["logits"][rows])
+            target.setdefault(name, []).append(arrays["target"][rows])
+    return Temperatures.fit(
         {name: np.concatenate(parts) for name, parts in logits.items()},
         {name: np.concatenate(parts) for name, parts in target.items()},
     )
-    rows_of_scores = []
-    kinds = [m.kind for m in data.modalities]
-    for scenario in run.scenarios:
-        if scenario.name not in outputs:
-            continue
-        hidden = unobserved(masks[scenario.name], cells[scenario.name], data.modality_names)
-        rate = float(scenario.realised_rate(hidden, cells[scenario.name], kinds))
-        values, _ = measure(outputs[scenario.name], data.task, data.num_classes)
-        for metric, value in values.items():
-            rows_of_scores.append(
-                {"scenario": scenario.name, "missing_rate": rate, "metric": metric, "value": value, "n": len(hidden)}
-            )
-    return temperatures, rows_of_scores
 
 
 def model_card(run: Run, temperatures: Temperatures | None, validation: list[dict[str, Any]], name: str) -> str:
