@@ -18,13 +18,13 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from datasets.image_text_module import Content, Items
 from datasets.published_image_text import PublishedImageText
 from datasets.readers.json_files import read_json, read_split
 from datasets.source import Source, file_digest, file_stats
 from utils.errors import UserError
+from utils.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,9 @@ class MMIMDb(PublishedImageText):
         for split, names in rows.items():
             target = np.zeros((len(names), len(GENRES)), dtype=np.float32)
             plots = []
-            for row, name in enumerate(tqdm(names, desc=f"reading plots of split '{split}'", unit="film", leave=False)):
+            for row, name in enumerate(
+                Progress(names, desc=f"reading plots of split '{split}'", unit="film", leave=False)
+            ):
                 plot, genres = read_film(labels / f"{name}.json")
                 plots.append(plot)
                 outside.update(genre for genre in genres if genre not in column)

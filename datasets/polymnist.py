@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from datasets.base import SPLITS
 from datasets.batch import Modality
@@ -32,6 +31,7 @@ from datasets.readers.pictures import UNREADABLE, upright
 from datasets.source import Arrays, Source, SourcedDataModule, check_classes, sha256
 from datasets.splits import stratified_split
 from utils.errors import UserError
+from utils.progress import Progress
 
 VAL_SHARE = 0.3
 RECIPE_VERSION = 1
@@ -195,7 +195,7 @@ class PolyMNIST(SourcedDataModule):
         for split, target in targets.items():
             check_classes(split, target, CLASSES, root / split)
         splits = {}
-        with tqdm(total=len(VIEWS) * sum(map(len, rows.values())), desc="reading PNG", unit="file") as progress:
+        with Progress(total=len(VIEWS) * sum(map(len, rows.values())), desc="reading PNG", unit="file") as progress:
             for split, names in rows.items():
                 arrays = {view: np.empty((len(names), 3, SIDE, SIDE), dtype=np.uint8) for view in VIEWS}
                 for view, array in arrays.items():

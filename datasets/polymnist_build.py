@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
-from tqdm import tqdm
 
 from datasets.readers.mnist import CLASSES, SIDE
 from datasets.readers.pictures import UNREADABLE, open_picture
 from datasets.source import Arrays
 from utils.errors import UserError
 from utils.files import natural_key
+from utils.progress import Progress
 
 VIEWS = tuple(f"m{i}" for i in range(5))
 _BACKGROUND_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
@@ -73,7 +73,7 @@ def build_tuples(
                 corners[view].append(rng.integers(0, [width - SIDE, height - SIDE], size=(len(members), 2)))
     inverting = np.where(images > 128, 255, 0).astype(np.uint8)
     arrays = {}
-    for view, background in zip(tqdm(VIEWS, desc="building tuples", unit="view", leave=False), backgrounds):
+    for view, background in zip(Progress(VIEWS, desc="building tuples", unit="view", leave=False), backgrounds):
         channels_first = np.ascontiguousarray(background.transpose(2, 0, 1))
         crops = np.moveaxis(sliding_window_view(channels_first, (SIDE, SIDE), axis=(1, 2)), 0, 2)
         x, y = np.concatenate(corners[view]).T

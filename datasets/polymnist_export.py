@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
-from tqdm import tqdm
 
 from datasets.base import SPLITS
 from datasets.missingness import Scenario, mask_hash
@@ -17,6 +16,7 @@ from datasets.missingness.mask_files import write_dymo_csv
 from datasets.polymnist import PolyMNIST
 from datasets.polymnist_build import VIEWS
 from utils.errors import UserError
+from utils.progress import Progress
 
 
 def write_official_layout(data: PolyMNIST, folder: str | Path, scenarios: Sequence[Scenario] = ()) -> None:
@@ -37,7 +37,7 @@ def write_official_layout(data: PolyMNIST, folder: str | Path, scenarios: Sequen
         raise UserError(f"no packed data in {data.store.folder}: run the stage 'prepare' first (stages=[prepare])")
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
-        with tqdm(total=len(VIEWS) * sum(map(len, splits.values())), desc="writing PNG", unit="file") as progress:
+        with Progress(total=len(VIEWS) * sum(map(len, splits.values())), desc="writing PNG", unit="file") as progress:
             for name, split in splits.items():
                 stems = split.names()
                 for view in VIEWS:

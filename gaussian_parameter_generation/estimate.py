@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch import distributed as dist
-from tqdm import tqdm
 
 from datasets.batch import Batch, unobserved
 from models.dymo.backbone import Backbone
 from models.dymo.gaussian import NO_SPREAD, GaussianParameters
 from models.dymo.prototypes import COSINE
 from utils.errors import UserError
+from utils.progress import Progress
 from utils.subsets import enumerate_subsets
 
 
@@ -135,7 +135,7 @@ def collect(model: Backbone, batches: Iterable[Batch], progress: bool = True) ->
     """The statistics of all subsets, each over the samples that have its modalities; the model is in eval mode."""
     subsets = enumerate_subsets(len(model.modalities))
     statistics = GaussianStatistics(len(subsets), model.num_classes, model.feature_width, model.device)
-    for batch in tqdm(batches, "Gaussian parameters", disable=not progress, unit="batch"):
+    for batch in Progress(batches, "Gaussian parameters", disable=not progress, unit="batch"):
         batch = batch.to(model.device)
         classes, absent = rows_by_class(batch.target), absent_modalities(batch, model.modality_names)
         for ids, _, features in model.fuse_subsets(model.encode(batch.inputs), subsets):
@@ -201,7 +201,7 @@ def distances(
     model.eval()
     parameters = parameters.to(model.device)
     columns, targets = [], []
-    for batch in tqdm(batches, "distances", disable=not progress, unit="batch"):
+    for batch in Progress(batches, "distances", disable=not progress, unit="batch"):
         batch = batch.to(model.device)
         column = torch.empty(len(parameters.subsets), len(batch))
         absent = absent_modalities(batch, model.modality_names)
@@ -224,7 +224,7 @@ def _student_t(values: np.ndarray, target: np.ndarray, num_classes: int, progres
     from scipy import stats
 
     fits = torch.empty(len(values), num_classes, 3)
-    for s in tqdm(range(len(values)), "Student-t fits", disable=not progress, unit="subset"):
+    for s in Progress(range(len(values)), "Student-t fits", disable=not progress, unit="subset"):
         for c in range(num_classes):
             d = values[s, target == c].astype(np.float64)
             d = d[~np.isnan(d)]

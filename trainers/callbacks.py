@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,10 @@ from utils.errors import UserError
 from utils.files import unwritable
 from utils.inputs import KEY as INPUTS
 from utils.noise import hash_seed
+from utils.progress import Pace
 from utils.safe_pickle import read_tensors
+
+log = logging.getLogger(__name__)
 
 
 class Provenance(pl.Callback):
@@ -106,6 +111,27 @@ class EpochOrder(pl.Callback):
         if isinstance(loader, PackedLoader):
             loader.set_epoch(trainer.current_epoch)
         torch.manual_seed(hash_seed(self.seed, 2, trainer.current_epoch, trainer.global_rank))
+
+
+class TimeLeft(pl.Callback):
+    """Log a few lines on the time that the remaining epochs take, see :class:`utils.progress.Pace`.
+
+    Args:
+        what: name of the training.
+        clock: seconds.
+    """
+
+    def __init__(self, what: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self.what, self.clock = what, clock
+        self.pace: Pace | None = None
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.pace is None:
+            self.pace = Pace(self.what, "epoch", trainer.max_epochs, trainer.current_epoch, self.clock)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.pace is not None and (line := self.pace.line(trainer.current_epoch + 1)):
+            log.info("%s", line)
 
 
 def after_warmup(callback: pl.Callback, epochs: int) -> None:

@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from datasets.base import MultimodalDataModule
 from datasets.batch import Batch
@@ -25,6 +24,7 @@ from trainers.report.style import ORACLE_NOTE, is_oracle, with_dagger
 from utils.errors import UserError
 from utils.files import replacing, save_arrays
 from utils.metrics import METRICS, LabelMetrics, classification_metrics, metric_names
+from utils.progress import Progress
 
 log = logging.getLogger(__name__)
 # Scenario -> (N, M) bool; scenario -> table -> (N, F) bool; label -> scenario -> arrays.
@@ -183,7 +183,7 @@ def predict(
     by_corruption: dict[Corruption | None, list[str]] = defaultdict(list)
     for scenario in masks:
         by_corruption[(noise or {}).get(scenario)].append(scenario)
-    for batch in tqdm(batches, "test", unit="batch", disable=not progress):
+    for batch in Progress(batches, "test", unit="batch", disable=not progress):
         for corruption, names in by_corruption.items():
             seen = batch if corruption is None else corruption(batch)
             masked = scenario_batches(seen, {name: masks[name] for name in names}, cells or {})

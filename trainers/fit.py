@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,16 @@ import pandas as pd
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
-from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 
 from datasets.base import MultimodalDataModule
 from datasets.noise import TrainingNoise
 from models.base import IncompleteClassifier
-from trainers.callbacks import EpochOrder, Provenance, RunCheckpoint, after_warmup
+from trainers.callbacks import EpochOrder, Provenance, RunCheckpoint, TimeLeft, after_warmup
 from trainers.config.build import build_loggers, build_model, build_modulation, build_noise, build_trainer
 from trainers.loading import Run
+from trainers.quiet import quiet_lightning
 from utils.errors import UserError
 from utils.files import replacing
 from utils.metrics import undefined_monitor
@@ -116,7 +116,8 @@ def train(
         *callbacks,
         EpochOrder(cfg.seed),
         Provenance(cfg.dataset.name, data.describe_inputs()),
-        *_checkpoints(cfg, training, checkpoints, monitor, noise),
+        TimeLeft(stage),
+        *_checkpoints(training, checkpoints, monitor, noise),
     ]
     trainer = _build_trainer(cfg, training, directory, all_callbacks)
     log.info(
@@ -179,9 +180,9 @@ def _build_trainer(
 
 
 def _checkpoints(
-    cfg: DictConfig, training: DictConfig, folder: Path, monitor: str | None, noise: TrainingNoise | None
+    training: DictConfig, folder: Path, monitor: str | None, noise: TrainingNoise | None
 ) -> list[pl.Callback]:
-    """Callbacks for best and last checkpoint, early stopping and the progress bar."""
+    """Callbacks for best and last checkpoint, and early stopping."""
     mode = "min" if monitor and monitor.endswith("loss") else "max"
     best = RunCheckpoint(
         folder, "best", monitor=monitor, mode=mode, save_on_train_epoch_end=True, enable_version_counter=False
@@ -197,25 +198,17 @@ def _checkpoints(
         for callback in callbacks:
             if isinstance(callback, EarlyStopping) or (isinstance(callback, ModelCheckpoint) and callback.monitor):
                 after_warmup(callback, first)
-    if cfg.trainer.enable_progress_bar:
-        callbacks.append(TQDMProgressBar(refresh_rate=10))
     return callbacks
 
 
 def _run_trainer(
     trainer: pl.Trainer, module: pl.LightningModule, data: MultimodalDataModule, resume: str | None
 ) -> None:
-    """``trainer.fit`` without Lightning's remarks that do not apply here.
-
+    """
     Raises:
         UserError: the user interrupted it.
     """
-    with warnings.catch_warnings():
-        # The loaders are index look-ups without workers by design.
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        # Methods with prerequisites keep these frozen, and may have nothing else.
-        warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
-        warnings.filterwarnings("ignore", message=".*this fit will run with no optimizer.*")
+    with quiet_lightning():
         try:
             trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=False if resume else None)
         except SystemExit:  # Lightning's answer to Ctrl-C

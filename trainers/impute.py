@@ -20,6 +20,7 @@ from trainers.callbacks import EpochOrder
 from trainers.config.build import build_encoders, build_imputer, build_trainer
 from trainers.fit import check_checkpoint, train
 from trainers.loading import Run
+from trainers.quiet import quiet_lightning
 from utils.files import replacing
 from utils.inputs import KEY as INPUTS
 from utils.run_directory import RunDirectory, file_hash
@@ -131,7 +132,8 @@ def _quality(run: Run) -> None:
         num_sanity_val_steps=0,
     )
     log.info("impute: training the classifiers that judge recoveries (%d epochs)", cfg.imputer.quality.judge_epochs)
-    trainer.fit(judge, data.loader("train", train=True, device=trainer.strategy.root_device))
+    with quiet_lightning():
+        trainer.fit(judge, data.loader("train", train=True, device=trainer.strategy.root_device))
     judge.to(run.device)
     batches = data.loader("val", parse_scenario("none"), device=run.device)
     frame = recovery_quality(run.load_imputer(), judge, batches, seed=cfg.missing.seed)

@@ -15,7 +15,6 @@ import pandas as pd
 import torch
 from omegaconf import DictConfig
 from PIL import Image
-from tqdm import tqdm
 
 from datasets.new_rows import NewRows, read_arrays
 from trainers.bundle import MANIFEST, open_bundle
@@ -24,6 +23,7 @@ from trainers.predictor import Predictor, load
 from utils.errors import UserError
 from utils.files import replacing
 from utils.metrics import classification_metrics
+from utils.progress import Progress
 from utils.run_directory import file_hash, write_json
 
 log = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ def write_predictions(cfg: DictConfig, predictor: Predictor, weights: str) -> No
     output.parent.mkdir(parents=True, exist_ok=True)
     remarks: dict[str, None] = {}
     unanswered = 0
-    with part.open("r+b" if size else "wb") as stream, tqdm(desc="predict", unit="row", initial=done) as bar:
+    with part.open("r+b" if size else "wb") as stream, Progress(desc="predict", unit="row", initial=done) as bar:
         stream.truncate(size)
         stream.seek(size)
         for start, rows in chunks_of(predictor, source, cfg):

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from datasets.demo.media import VIDEO_RATE, made_frames, made_sound, write_video
+from utils.progress import Progress
 
 
 def make_ave(
@@ -25,7 +25,9 @@ def make_ave(
     rng = np.random.default_rng(seed)
     for split, n in zip(("train", "val", "test"), per_class):
         lines = []
-        for label, name in tqdm(list(enumerate(classes)) * n, desc=f"making {split} clips", unit="clip", leave=False):
+        for label, name in Progress(
+            list(enumerate(classes)) * n, desc=f"making {split} clips", unit="clip", leave=False
+        ):
             video = f"{rng.integers(2**40):011x}"
             start, end = sorted(rng.choice(5, 2, replace=False).tolist())
             # Outside the annotated part there is something else.

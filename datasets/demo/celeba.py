@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
-from tqdm import tqdm
+
+from utils.progress import Progress
 
 # fmt: off
 CELEBA_ATTRIBUTES = (
@@ -34,7 +35,7 @@ def make_celeba(root: Path, seed: int = 0, counts: tuple[int, int, int] = (420, 
     stems = [f"{i:06d}.jpg" for i in range(1, n + 1)]
     folder = root / "img_align_celeba"
     folder.mkdir(parents=True)
-    for stem, row in zip(tqdm(stems, desc="drawing faces", unit="face", leave=False), present):
+    for stem, row in zip(Progress(stems, desc="drawing faces", unit="face", leave=False), present):
         _face(dict(zip(CELEBA_ATTRIBUTES, row)), rng).save(folder / stem, quality=90)
     lines = [",".join(["image_id", *CELEBA_ATTRIBUTES])]
     lines += [",".join([stem, *("1" if value else "-1" for value in row)]) for stem, row in zip(stems, present)]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from datasets.demo.media import VIDEO_RATE, made_frames, made_sound, write_frames, write_video, write_wav
+from utils.progress import Progress
 
 
 def make_cremad(root: Path, seed: int = 0, per_class: tuple[int, int] = (12, 4), frames: bool = False) -> None:
@@ -23,7 +23,7 @@ def make_cremad(root: Path, seed: int = 0, per_class: tuple[int, int] = (12, 4),
     number = 1001
     for split, n in zip(("train", "test"), per_class):
         lines = []
-        for label, emotion in tqdm(
+        for label, emotion in Progress(
             list(enumerate(EMOTIONS)) * n, desc=f"making {split} clips", unit="clip", leave=False
         ):
             clip, seconds = f"{number}_IEO_{emotion}_XX", rng.uniform(1.6, 3.2)

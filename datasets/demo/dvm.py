@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
-from tqdm import tqdm
+
+from utils.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ def _write_dvm(temporary: Path, seed: int, n: int) -> None:
     rare = [(f"90_{i}", list(OUTLINES)[i % 4], 4500) for i in range(30)]
     kept = {model for model, _, _ in models}
     rows = [(m, k) for m in models for k in range(n + 4)] + [(m, k) for m in rare for k in range(2)]
-    for number, ((model, body, length), k) in enumerate(tqdm(rows, "drawing cars", unit="image", leave=False)):
+    for number, ((model, body, length), k) in enumerate(Progress(rows, "drawing cars", unit="image", leave=False)):
         i = int(model.split("_")[0])
         year = int(rng.integers(2008, 2019))
         colour = str(rng.choice(list(COLOURS)))

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from datasets.demo.media import made_frames, made_sound, write_frames, write_wav
+from utils.progress import Progress
 
 
 def make_kinetics_sound(
@@ -26,7 +26,9 @@ def make_kinetics_sound(
     root.mkdir(parents=True, exist_ok=True)
     (root / "class.txt").write_text(",".join(classes))
     for image, sound, n in (("train_img", "train", per_class[0]), ("val_img", "test", per_class[1])):
-        for label, name in tqdm(list(enumerate(classes)) * n, desc=f"making {sound} clips", unit="clip", leave=False):
+        for label, name in Progress(
+            list(enumerate(classes)) * n, desc=f"making {sound} clips", unit="clip", leave=False
+        ):
             clip, seconds = f"{rng.integers(2**40):011x}_000010_000020", int(rng.integers(3, 6))
             folder = name.replace(" ", "_")
             write_frames(root / f"visual/{image}/Image-01-FPS/{folder}/{clip}", made_frames(label, seconds, rng))

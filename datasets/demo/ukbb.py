@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from tqdm import tqdm
 
 from datasets.missingness.table import Table, table_mask
 from datasets.ukbb import CATEGORICAL, COLUMNS, CONTINUOUS, IMAGE_FOLDER, LENGTHS, file_names
+from utils.progress import Progress
 
 
 def make_ukbb(root: Path, seed: int = 0, n: tuple[int, int, int] = (1500, 120, 240), side: int = 64) -> None:
@@ -67,7 +67,7 @@ def _write_ukbb(temporary: Path, seed: int, n: tuple[int, int, int], side: int) 
         mask = table_mask(n[2], len(COLUMNS), "value", rate, seed=2023)
         for target in labels:
             np.save(temporary / "missing_mask" / Table(rate).file_name(stem, target), mask)
-    for i in tqdm(sorted(used), "drawing hearts", unit="image", leave=False):
+    for i in Progress(sorted(used), "drawing hearts", unit="image", leave=False):
         folder = temporary / IMAGE_FOLDER / ids[i]
         folder.mkdir(parents=True)
         np.save(folder / "sa_es_ed_mm.npy", draw_heart(float(risk[i]), side, rng))

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
-from tqdm import tqdm
 
 from datasets.inspection.findings import Finding, number_of, quoted, row_numbers
 from datasets.inspection.layout import IMAGE_SUFFIXES, Layout
 from datasets.readers.pictures import UNREADABLE, open_picture
+from utils.progress import Progress
 
 
 @dataclass
@@ -65,7 +65,7 @@ def inspect_pictures(names: pd.Series, layout: Layout, missing_values: Sequence[
 
     existing = [path for path in rows_of if path.is_file()]
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        states = dict(zip(existing, tqdm(pool.map(look, existing), "reading images", len(existing), unit="image")))
+        states = dict(zip(existing, Progress(pool.map(look, existing), "reading images", len(existing), unit="image")))
     for path, rows in rows_of.items():
         for row in rows:
             if path not in states:

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from datasets.readers.pictures import PICTURE_RULES, UNREADABLE, open_picture
 from datasets.source import sha256
 from utils.errors import UserError
 from utils.files import replacing
+from utils.progress import Progress
 
 CHUNK = 512  # images between two updates of the progress file
 
@@ -227,7 +227,7 @@ def _fill(
     n = len(arrays[0])
     with (
         ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool,
-        tqdm(total=n, initial=n - len(rows), desc=f"decoding {noun}", unit=unit) as progress,
+        Progress(total=n, initial=n - len(rows), desc=f"decoding {noun}", unit=unit) as progress,
     ):
         for start in range(0, len(rows), size):
             chunk = rows[start : start + size]

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from tqdm import tqdm
 
 from datasets.source import file_digest, sha256
 from utils.errors import UserError
+from utils.progress import Progress
 
 if TYPE_CHECKING:  # slow to import, and not needed once the texts are packed
     from transformers import PreTrainedTokenizerBase
@@ -140,7 +140,7 @@ def tokenise(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: i
         )
     ids = np.full((len(texts), length), PADDING, dtype=np.int32)
     cut = 0
-    for start in tqdm(
+    for start in Progress(
         range(0, len(texts), CHUNK), desc="tokenising", unit="chunk", leave=False, disable=len(texts) < CHUNK
     ):
         rows = list(texts[start : start + CHUNK])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import TQDMProgressBar
 from torch import nn
 
 from datasets.base import MultimodalDataModule
@@ -28,7 +30,9 @@ from models.dymo.gaussian import GaussianParameters
 from models.encoders.pooled import PooledEncoder
 from models.imputers.base import Imputer
 from trainers.config.compose import CONFIGS
+from trainers.quiet import quiet_lightning
 from utils.errors import UserError
+from utils.progress import is_interactive
 
 Part = TypeVar("Part")
 # Arguments of data modules that are no plain setting: :func:`build_data` sets them, and a few classes take a name.
@@ -356,7 +360,11 @@ def build_trainer(cfg: DictConfig, **arguments: Any) -> pl.Trainer:
     settings = OmegaConf.to_container(cfg.trainer, resolve=True)
     assert isinstance(settings, dict)
     settings.pop("compile")  # not the Trainer's: see trainers.fit
+    settings["enable_progress_bar"] &= is_interactive(sys.stdout)
+    if settings["enable_progress_bar"]:
+        arguments["callbacks"] = [*arguments.get("callbacks", ()), TQDMProgressBar(refresh_rate=10)]
     try:
-        return pl.Trainer(**{**{str(k): v for k, v in settings.items()}, **arguments})
+        with quiet_lightning():
+            return pl.Trainer(**{**{str(k): v for k, v in settings.items()}, **arguments})
     except (MisconfigurationException, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"config 'trainer': {str(error).splitlines()[0]}") from error

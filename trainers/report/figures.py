@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 from datasets.missingness.base import NOISE_LEVEL, slug
 from datasets.missingness.image_text import ImageText
@@ -20,6 +19,7 @@ from trainers.report.runs import KEY, REPEAT, Run, load_arrays, modality_names, 
 from trainers.report.statistics import is_right
 from trainers.report.style import model_styles, save
 from trainers.report.tables import label, rows_of_metric
+from utils.progress import Progress
 
 log = logging.getLogger(__name__)
 PICTURED = 6  # scenarios per model that get pictures and histograms
@@ -49,7 +49,7 @@ def draw_figures(
     """
     jobs = [*_score_jobs(runs, summary, sweep, metrics), *_model_jobs(runs, summary)]
     drawn: dict[str, list[Path]] = {}
-    for section, name, draw in tqdm(jobs, desc="report: figures", disable=None, leave=False):
+    for section, name, draw in Progress(jobs, desc="report: figures", disable=None, leave=False):
         if figure := draw():
             save(figure, folder / f"{name}.png", pdf=section in metrics)
             drawn.setdefault(section, []).append(folder / f"{name}.png")

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +27,8 @@ def check_trainer(cfg: DictConfig) -> None:
         )
     problems = []
     try:
-        # Neither starts processes nor writes; Lightning's remarks on the device come once, when a stage begins.
-        with _quiet():
-            build_trainer(cfg, logger=False, enable_checkpointing=False, enable_model_summary=False)
+        # Neither starts processes nor writes.
+        build_trainer(cfg, logger=False, enable_checkpointing=False, enable_model_summary=False)
     except UserError as error:
         problems.append(str(error))
     if {"impute", "fit"} & set(cfg.stages):
@@ -43,19 +38,6 @@ def check_trainer(cfg: DictConfig) -> None:
             problems.append(str(error))
     if problems:
         raise UserError("\n".join(problems))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    logger = logging.getLogger("pytorch_lightning.utilities.rank_zero")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def number_of_processes(cfg: DictConfig) -> Any:
