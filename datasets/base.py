@@ -18,6 +18,7 @@ from datasets.declared import DeclaredArguments, Names
 from datasets.description import describe_inputs
 from datasets.loader import Choose, Corrupt, PackedLoader, Transform
 from datasets.missingness import Complete, Rows, Scenario, unobserved
+from datasets.missingness.content import SplitContent
 from datasets.missingness.table import forest_ranking
 from datasets.new_rows import NewRows
 from datasets.noise import Corruption, TrainingNoise
@@ -89,6 +90,7 @@ class MultimodalDataModule(DeclaredArguments, pl.LightningDataModule):
         self.reshuffle_pairs, self.jitter, self.drop_last, self.seed = reshuffle_pairs, jitter, drop_last, seed
         self.training_noise: TrainingNoise | None = None
         self._splits: dict[str, PackedSplit] = {}
+        self._contents: dict[str, SplitContent] = {}
 
     def prepare(self) -> None:
         """Pack the raw files, unless a valid packed store exists. Idempotent."""
@@ -232,7 +234,9 @@ class MultimodalDataModule(DeclaredArguments, pl.LightningDataModule):
             kinds = [m.kind for m in self.modalities]
             previous = SPLITS[: SPLITS.index(split)] if scenario.continues_splits else ()
             earlier = [len(self.split(name)) for name in previous if self.has_split(name)]
-            missing = scenario.generate(Rows(n, len(kinds), seed, kinds, gaps.unobservable(), earlier))
+            content = self._content(split, gaps)
+            rows = Rows(n, len(kinds), seed, kinds, gaps.unobservable(), earlier, content=content)
+            missing = scenario.generate(rows)
             hidden = SplitMask(self.modality_names, missing)
         mask = gaps.combine(hidden, scenario.name, split, spare)
         return mask.missing, dict(mask.cells)
@@ -241,6 +245,16 @@ class MultimodalDataModule(DeclaredArguments, pl.LightningDataModule):
         """Missing rate of a scenario under the masks of :meth:`masks`."""
         hidden = unobserved(missing, cells, self.modality_names)
         return float(scenario.realised_rate(hidden, cells, [m.kind for m in self.modalities]))
+
+    def _content(self, split: str, gaps: SourceGaps) -> SplitContent:
+        """Content and labels of a split, for scenarios that depend on them."""
+        packed, content = self.split(split), self._contents.get(split)
+        if content is None or content.split is not packed:
+            content = SplitContent(
+                packed, self.modalities, gaps.unobservable(), gaps.cells, lambda: self.source_gaps("train").unobservable()
+            )
+            self._contents[split] = content
+        return content
 
     def source_gaps(self, split: str) -> SourceGaps:
         """Content that the source of a split lacks."""

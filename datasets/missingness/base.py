@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from datasets.missingness.content import SplitContent
 from datasets.noise import Noise
 from utils.errors import UserError
 
@@ -53,6 +54,7 @@ class Rows:
         absent: (n, M) bool, what the source never had; ``nested`` counts it towards its rate. None = nothing.
         earlier: numbers of rows of the splits before this one, for scenarios that continue their random numbers.
         ranking: columns of the table, most important first, for scenarios that need it.
+        content: content and labels of the rows, for scenarios that depend on them.
     """
 
     n: int
@@ -62,6 +64,17 @@ class Rows:
     absent: np.ndarray | None = None
     earlier: Sequence[int] = ()
     ranking: Sequence[int] | None = None
+    content: SplitContent | None = None
+
+    @property
+    def observable(self) -> np.ndarray:
+        """(n, M) bool, modalities that the source has."""
+        shape = (self.n, self.columns)
+        return np.ones(shape, dtype=bool) if self.absent is None else ~self.absent
+
+    def require_content(self) -> SplitContent:
+        assert self.content is not None, "the data module passes the content of the rows"
+        return self.content
 
 
 @dataclass(frozen=True)
@@ -289,8 +302,7 @@ class ScenarioWithRate(Scenario):
     @property
     def rate_text(self) -> str:
         """The rate as in the name."""
-        text = f"{self.rate:g}"
-        return text if float(text) == self.rate else repr(self.rate)
+        return number_text(self.rate)
 
     @property
     def percent(self) -> str:
@@ -303,10 +315,24 @@ class ScenarioWithRate(Scenario):
         Raises:
             UserError: the text is not a number.
         """
-        try:
-            return float(str(text))
-        except ValueError:
-            raise UserError(f"'{text}' is not a rate; write for example {next(iter(cls.examples))}") from None
+        return to_number(text, "rate", next(iter(cls.examples)))
+
+
+def to_number(value: object, what: str, example: str) -> float:
+    """
+    Raises:
+        UserError: the value is not a number.
+    """
+    try:
+        return float(str(value))
+    except ValueError:
+        raise UserError(f"'{value}' is not a {what}; write for example {example}") from None
+
+
+def number_text(number: float) -> str:
+    """A number as in a name."""
+    text = f"{number:g}"
+    return text if float(text) == number else repr(number)
 
 
 def unobserved(mask: np.ndarray, cells: Mapping[str, np.ndarray], modalities: Sequence[str]) -> np.ndarray:

@@ -9,17 +9,25 @@ from dataclasses import replace
 from typing import Any
 
 from datasets.missingness.base import Scenario
+from datasets.missingness.correlated import Correlated
 from datasets.missingness.file import File
 from datasets.missingness.image_text import ImageText
+from datasets.missingness.mar import Mar
+from datasets.missingness.mnar import Mnar
 from datasets.missingness.nested import Nested
 from datasets.missingness.none import Complete
+from datasets.missingness.patterns import Patterns
 from datasets.missingness.random import Random
+from datasets.missingness.rates import Rates
 from datasets.missingness.table import Table
 from datasets.missingness.whole import Whole, subsets
 from datasets.noise import Noise, parse_noise
 from utils.errors import UserError
 
-SCENARIOS: tuple[type[Scenario], ...] = (Complete, Whole, Random, Table, ImageText, Nested, File)
+SCENARIOS: tuple[type[Scenario], ...] = (
+    *(Complete, Whole, Random, Table, ImageText, Nested, File),
+    *(Mar, Mnar, Rates, Correlated, Patterns),
+)
 NOISE_EXAMPLES = {
     "noise_gaussian_4_m0": "nothing; modality `m0` has Gaussian noise of level 4, [see below](#noise)",
     "noise_gaussian_4_all+random_0.4": "as in `random_0.4`; what remains has Gaussian noise of level 4",

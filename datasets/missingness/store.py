@@ -52,13 +52,15 @@ def save_mask(
         digest = _digest("".join([digest, *map(mask_hash, cells.values())]).encode())
     if corruption is not None:
         digest = _digest(f"{digest} {corruption.operator} {corruption.levels} {corruption.seed}".encode())
+    unobserved_modalities = unobserved(mask, cells, modalities)
     about = {
         "scenario": scenario.name,
         "generator": scenario.protocol,
         "seed": seed,
         "shape": list(mask.shape),
         "modalities": list(modalities),
-        "realised_rate": float(unobserved(mask, cells, modalities).mean()),
+        "realised_rate": float(unobserved_modalities.mean()),
+        "realised_rates": {name: float(rate) for name, rate in zip(modalities, unobserved_modalities.mean(0))},
         "sha256_16": digest,
     }
     if corruption is not None:
