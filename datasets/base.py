@@ -234,9 +234,8 @@ class MultimodalDataModule(DeclaredArguments, pl.LightningDataModule):
             kinds = [m.kind for m in self.modalities]
             previous = SPLITS[: SPLITS.index(split)] if scenario.continues_splits else ()
             earlier = [len(self.split(name)) for name in previous if self.has_split(name)]
-            content = self._content(split, gaps)
-            rows = Rows(n, len(kinds), seed, kinds, gaps.unobservable(), earlier, content=content)
-            missing = scenario.generate(rows)
+            absent, content = gaps.unobservable(), self._content(split, gaps)
+            missing = scenario.generate(Rows(n, len(kinds), seed, kinds, absent, earlier, content=content))
             hidden = SplitMask(self.modality_names, missing)
         mask = gaps.combine(hidden, scenario.name, split, spare)
         return mask.missing, dict(mask.cells)
@@ -250,9 +249,7 @@ class MultimodalDataModule(DeclaredArguments, pl.LightningDataModule):
         """Content and labels of a split, for scenarios that depend on them."""
         packed, content = self.split(split), self._contents.get(split)
         if content is None or content.split is not packed:
-            content = SplitContent(
-                packed, self.modalities, gaps.unobservable(), gaps.cells, lambda: self.source_gaps("train").unobservable()
-            )
+            content = SplitContent(packed, self.modalities, gaps, lambda: self.source_gaps("train"))
             self._contents[split] = content
         return content
 

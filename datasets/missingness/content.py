@@ -8,7 +8,7 @@ the source never counts: its score is 0, that of the median row.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -17,6 +17,7 @@ from scipy.stats import rankdata
 
 from datasets.batch import Modality
 from datasets.readers.text import ALPHABET
+from datasets.split_masks import SourceGaps
 from datasets.storage import PackedSplit
 from utils.errors import UserError
 
@@ -30,22 +31,25 @@ class SplitContent:
     Args:
         split: packed arrays of N rows.
         modalities: of the data set.
-        absent: (N, M) bool, modalities without any content in the source.
-        cells: table name -> (N, F) bool, cells without a value in the source.
-        training_gaps: returns the (N', M) gaps of the training rows, as ``absent``.
+        gaps: content that the source lacks.
+        training_gaps: returns that of the training rows.
     """
 
     def __init__(
         self,
         split: PackedSplit,
         modalities: Sequence[Modality],
-        absent: np.ndarray,
-        cells: Mapping[str, np.ndarray],
-        training_gaps: Callable[[], np.ndarray],
+        gaps: SourceGaps,
+        training_gaps: Callable[[], SourceGaps],
     ) -> None:
-        self.split, self.modalities, self.absent, self.cells = split, modalities, absent, cells
-        self.training_gaps = training_gaps
+        self.split, self.modalities, self.cells = split, modalities, gaps.cells
+        self.absent = gaps.unobservable()
+        self._training_gaps = training_gaps
         self._scores: dict[tuple[int, str | None], np.ndarray] = {}
+
+    def training_gaps(self) -> np.ndarray:
+        """(N', M) bool, modalities without any content in the source of the training rows."""
+        return self._training_gaps().unobservable()
 
     @cached_property
     def class_scores(self) -> np.ndarray:

@@ -35,6 +35,7 @@ def test_a_saved_mask_says_how_it_was_made(tmp_path: Path) -> None:
         "shape": [40, 5],
         "modalities": NAMES,
         "realised_rate": mask.mean(),
+        "realised_rates": dict(zip(NAMES, mask.mean(0))),
         "sha256_16": digest,
     }
     assert digest == mask_hash(mask)
