@@ -30,21 +30,21 @@ CLASS, CONTENT = "class", "content"
 class Mnar(ScenarioWithRate):
     """Modalities are missing with chance σ(a + slope score), where the score is their own or that of the class.
 
-    With ``on=class`` and ``on=content``, all modalities may be missing: each is drawn independently given its score,
-    and a row that would lose everything is drawn again. The intercept a is such that the mean chance after that, over
-    the (row, modality) pairs that the source has, is the rate. With a number, only that modality is missing, in a
-    fraction of the rows that is the rate; rows whose source has nothing else keep it.
+    With ``depends_on=class`` and ``depends_on=content``, all modalities may be missing: each is drawn independently
+    given its score, and a row that would lose everything is drawn again. The intercept a is such that the mean chance
+    after that, over the (row, modality) pairs that the source has, is the rate. With a number, only that modality is
+    missing, in a fraction of the rows that is the rate; rows whose source has nothing else keep it.
 
     Scores are those of :mod:`datasets.missingness.content`. The class enters by its number, or by the number of
     positive labels if there are several.
 
     Attributes:
-        on: ``class``, ``content`` (of each modality itself), or the number of the modality that is missing.
+        depends_on: ``class``, ``content`` (of each modality itself), or the number of the modality that is missing.
         column: of that modality, if it is a table; None = its complete content.
         slope: change of the log odds per unit of the score.
     """
 
-    on: str
+    depends_on: str
     column: str | None = None
     slope: float = SLOPE
     kind = "mnar"
@@ -55,12 +55,12 @@ class Mnar(ScenarioWithRate):
         "mnar_class_0.4": "40 % of the modalities, more often in rows of classes with high numbers; "
         "`mnar_class_slope-4_0.4` with low numbers, and more strongly",
     }
-    keys = ("on", "column", "slope", "rate")
+    keys = ("depends_on", "column", "slope", "rate")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.column is not None and self.modality is None:
-            raise UserError(f"a column is of a modality, not of '{self.on}': write for example mnar_1-age_0.4")
+            raise UserError(f"a column is of a modality, not of '{self.depends_on}': write for example mnar_1-age_0.4")
 
     @classmethod
     def parse(cls, text: str) -> Mnar | None:
@@ -69,11 +69,11 @@ class Mnar(ScenarioWithRate):
         on, _, rate = text.removeprefix("mnar_").rpartition("_")
         on, slope = split_slope(on)
         on, column = split_column(on)
-        return cls.from_mapping({"on": on, "column": column, "slope": slope, "rate": rate})
+        return cls.from_mapping({"depends_on": on, "column": column, "slope": slope, "rate": rate})
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Mnar:
-        on, column = str(values.get("on")), values.get("column")
+        on, column = str(values.get("depends_on")), values.get("column")
         if on not in (CLASS, CONTENT):
             if not on.isdecimal():
                 raise UserError(f"'{on}' is neither class, content nor the number of a modality (mnar_class_0.4)")
@@ -84,11 +84,11 @@ class Mnar(ScenarioWithRate):
     @property
     def modality(self) -> int | None:
         """Number of the only modality that is missing, None = all may be."""
-        return None if self.on in (CLASS, CONTENT) else int(self.on)
+        return None if self.depends_on in (CLASS, CONTENT) else int(self.depends_on)
 
     @property
     def pattern_name(self) -> str:
-        on = self.on if self.modality is None else with_column(self.modality, self.column)
+        on = self.depends_on if self.modality is None else with_column(self.modality, self.column)
         return f"mnar_{with_slope(on, self.slope)}_{self.rate_text}"
 
     @property
@@ -101,7 +101,7 @@ class Mnar(ScenarioWithRate):
 
     def family(self, modalities: Sequence[str] = ()) -> str:
         if self.modality is None:
-            dependence = {CLASS: "the class", CONTENT: "own content"}[self.on]
+            dependence = {CLASS: "the class", CONTENT: "own content"}[self.depends_on]
             return f"missing depending on {dependence}{slope_caption(self.slope)}"
         name = modality_name(self.modality, modalities)
         return f"{name} missing depending on its {self.column or 'content'}{slope_caption(self.slope)}"
@@ -132,7 +132,7 @@ class Mnar(ScenarioWithRate):
             return mask
         if self.rate == 0:
             return mask
-        if self.on == CLASS:
+        if self.depends_on == CLASS:
             scores = np.repeat(content.class_scores[:, None], rows.columns, axis=1)
         else:
             scores = np.stack([content.scores(j) for j in range(rows.columns)], axis=1)

@@ -259,7 +259,11 @@ def test_a_row_keeps_the_only_modality_that_its_source_has(tmp_path: Path, name:
             }
         ),
         st.fixed_dictionaries(
-            {"kind": st.just("mnar"), "on": st.sampled_from(["class", "content", "0", "11"]), "rate": st.floats(0, 1)}
+            {
+                "kind": st.just("mnar"),
+                "depends_on": st.sampled_from(["class", "content", "0", "11"]),
+                "rate": st.floats(0, 1),
+            }
         ),
         st.fixed_dictionaries({"kind": st.just("rates"), "rates": st.lists(st.floats(0, 1), min_size=1, max_size=4)}),
         st.fixed_dictionaries(
