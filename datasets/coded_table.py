@@ -51,23 +51,28 @@ def check_content(content: Content) -> None:
     Raises:
         UserError: names split, column and count.
     """
-    _warn_of_constant_columns(content)
+    if "train" in content.splits:
+        warn_of_constant_columns(content.columns, content.splits["train"].table)
     for split, coded in content.splits.items():
         _check_table(split, coded, content)
         if coded.target.ndim == 1:
-            _check_classes(split, coded.target, content.class_names)
+            check_classes_of_rows(split, coded.target, content.class_names)
     if "train" not in content.splits:
         raise UserError(f"there is no training split (only {', '.join(content.splits)}): nothing can be learned")
 
 
-def _warn_of_constant_columns(content: Content) -> None:
-    columns = content.splits["train"].table.T if "train" in content.splits else ()
-    constant = [name for name, values in zip(content.columns, columns) if len(values) and (values == values[0]).all()]
+def warn_of_constant_columns(names: Sequence[str], table: np.ndarray) -> None:
+    """
+    Args:
+        names: of the F columns.
+        table: (N, F) of the training rows.
+    """
+    constant = [name for name, values in zip(names, table.T) if len(values) and (values == values[0]).all()]
     if constant:
         log.warning(
             "%d of %d columns of the table are constant in training (%s%s): they carry no information",
             len(constant),
-            len(content.columns),
+            len(names),
             ", ".join(constant[:3]),
             ", ..." if len(constant) > 3 else "",
         )
@@ -101,10 +106,14 @@ def _check_table(split: str, coded: Coded, content: Content) -> None:
         )
 
 
-def _check_classes(split: str, target: np.ndarray, class_names: Sequence[str]) -> None:
-    """
+def check_classes_of_rows(split: str, target: np.ndarray, class_names: Sequence[str]) -> None:
+    """Check that labels are classes, and that every class is in training; in other splits, absent classes are logged.
+
     Args:
         target: (N,) class numbers.
+
+    Raises:
+        UserError: names the class or the first row.
     """
     outside = (target < 0) | (target >= len(class_names))
     if outside.any():

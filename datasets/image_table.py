@@ -11,6 +11,7 @@ import pandas as pd
 
 from datasets.coded_table import Coded, Content
 from datasets.image_table_module import ImageTableModule
+from datasets.modality_parts.table import z_score_scale
 from datasets.new_rows import NewRows
 from datasets.readers.csv_rows import CsvRows
 from datasets.row_encoder import table_arrays
@@ -59,13 +60,7 @@ class ImageTable(CsvRows, ImageTableModule):
         if self.columns.scaling == "standard" or not self.store.has_split("train"):
             return AS_IT_IS
         if self._number_scale is None:
-            numbers = self.observed_numbers(self.split("train"))
-            mean, deviation = numbers.mean(0).filled(0.0), numbers.std(0).filled(0.0)
-            # A constant column is not divided, whatever the rounding error of its deviation.
-            varies = (numbers.max(0) > numbers.min(0)).filled(False) & (deviation > 0)
-            deviation = np.where(varies, deviation, 1.0)
-            # x * d + m is the z-score.
-            self._number_scale = Scale(tuple((-mean / deviation).tolist()), tuple((1 / deviation).tolist()))
+            self._number_scale = z_score_scale(self.observed_numbers(self.split("train")))
         return self._number_scale
 
     def find_source(self) -> Source:
@@ -82,9 +77,9 @@ class ImageTable(CsvRows, ImageTableModule):
                 "and export again"
             )
         encoder = self.row_encoder(frame, where, unknown)
-        pixels = encoder.images(self.image, images, self.image_suffix, self.image_reader)
+        pixels = encoder.images(self.image_column, images, self.image_suffix, self.image_reader)
         table = table_arrays(encoder, self.table_name, self.columns, source["levels"], source["scaling"], fill)
-        names = encoder.names(id_column, self.image)
+        names = encoder.names(id_column, self.image_column)
         target = encoder.target(self.row_labels, self.class_names)
         return encoder.finish(names, {**pixels.arrays(self.image_name), **table}, target)
 
@@ -94,7 +89,7 @@ class ImageTable(CsvRows, ImageTableModule):
         train = rows.splits.get("train", np.zeros(0, dtype=np.int64))
         coded = self.columns.code(rows.table, train, where="" if fold is None else f" of fold {fold}")
         self.rescaled = coded.rescaled
-        names = rows.table.frame[self.image].to_numpy(str)
+        names = rows.table.frame[self.image_column].to_numpy(str)
         splits = {
             split: Coded(
                 table=coded.values[numbers],

@@ -8,8 +8,6 @@ deviations are fitted on the training split. Images are decoded once.
 from __future__ import annotations
 
 import logging
-import os
-import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cache
@@ -26,7 +24,7 @@ from datasets.readers.images import ImageReader, check_sides, decode_images
 from datasets.readers.pictures import check_bits
 from datasets.scale import AS_IT_IS, Scale
 from datasets.source import Source, SourcedDataModule, alone, sha256
-from datasets.storage import PackedSplit
+from datasets.storage import PackedSplit, link_file
 from datasets.transforms import ColumnPool, ImageTableTransform, JointAugmentation
 from utils.errors import UserError
 
@@ -216,22 +214,10 @@ class ImageTableModule(SourcedDataModule):
         for split, paths in lists.items():
             absent = np.array([path is None for path in paths])
             arrays[split] = {
-                self.image_name: self._link(images, split),
+                self.image_name: link_file(images, self.scratch / f"{split}.npy"),
                 f"{self.image_name}.rows": np.array(
                     [0 if path is None else row_of[path] for path in paths], dtype=np.int64
                 ),
                 **({f"{self.image_name}_absent": absent} if absent.any() else {}),
             }
         return arrays
-
-    def _link(self, images: Path, split: str) -> Path:
-        """A hard link to the decoded images: the same bytes under another name, and either may be deleted."""
-        self.scratch.mkdir(parents=True, exist_ok=True)
-        link = self.scratch / f"{split}.npy"
-        link.unlink(missing_ok=True)
-        try:
-            os.link(images, link)
-        except OSError as error:
-            log.warning("%s: the file system has no hard links (%s): images are copied", link, error.strerror)
-            shutil.copyfile(images, link)
-        return link

@@ -5,19 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
 from datasets.image_text_module import Content, ImageTextModule, Items
+from datasets.modality_parts.text import masked_texts, text_arrays
 from datasets.new_rows import NewRows
 from datasets.readers.csv_rows import CsvRows
-from datasets.readers.tokens import WordMask, count_tokens, load_tokenizer, tokenise
+from datasets.readers.tokens import load_tokenizer
 from datasets.source import Source
 from utils.errors import UserError
-
-if TYPE_CHECKING:  # slow to import, and not needed once the texts are packed
-    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -49,33 +47,22 @@ class ImageText(CsvRows, ImageTextModule):
         self, frame: pd.DataFrame, images: Path, where: str, *, unknown: str = "refuse", id_column: str | None = None
     ) -> NewRows:
         encoder = self.row_encoder(frame, where, unknown)
-        pixels = encoder.images(self.image, images, self.image_suffix, self.image_reader)
-        columns = pd.DataFrame({column: encoder.cells(column) for column in self.texts})
-        tokenizer = load_tokenizer(self.find_tokenizer())
-        texts = [text for text, _ in self._masked(columns, columns.isin(self.missing_values), tokenizer)]
-        tokens, _ = tokenise(texts, tokenizer, self.text_length)
-        is_blank = count_tokens(tokens, tokenizer)[0] == 0
-        arrays = {**pixels.arrays(self.image_name), self.text_name: tokens}
-        arrays |= {f"{self.text_name}_absent": is_blank} if is_blank.any() else {}
-        names = encoder.names(id_column, self.image)
+        pixels = encoder.images(self.image_column, images, self.image_suffix, self.image_reader)
+        texts = text_arrays(
+            encoder, self.text_name, self.texts, self.mask_words, self.find_tokenizer(), self.text_length
+        )
+        arrays = {**pixels.arrays(self.image_name), **texts}
+        names = encoder.names(id_column, self.image_column)
         return encoder.finish(names, arrays, encoder.target(self.row_labels, self.class_names))
-
-    def _masked(
-        self, cells: pd.DataFrame, missing: pd.DataFrame, tokenizer: PreTrainedTokenizerBase
-    ) -> list[tuple[str, int]]:
-        """Text of each row without the words that reveal the label, and the number of these."""
-        mask = WordMask(self.mask_words, tokenizer.mask_token or tokenizer.unk_token)
-        joined = [" ".join(filter(None, row)) for row in cells.where(~missing, "").itertuples(index=False)]
-        return [mask(text) for text in joined]
 
     def _load(self) -> Content:
         rows = self.read_rows(self.texts)
         tokenizer = load_tokenizer(self.tokenizer)
-        masked = self._masked(rows.table.frame[self.texts], rows.table.missing[self.texts], tokenizer)
+        masked = masked_texts(rows.table.frame[self.texts], rows.table.missing[self.texts], self.mask_words, tokenizer)
         words, texts = sum(n for _, n in masked), sum(n > 0 for _, n in masked)
         if self.mask_words:
             log.info("%s: %d words masked in %d of %d texts", self.csv, words, texts, len(masked))
-        names = rows.table.frame[self.image].tolist()
+        names = rows.table.frame[self.image_column].tolist()
         splits = {
             split: Items(
                 images=[rows.images[i] for i in numbers],

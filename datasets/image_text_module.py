@@ -18,7 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 from datasets.batch import Modality
-from datasets.readers.images import ImageReader, check_sides, decode_images
+from datasets.modality_parts.text import note_unknown
+from datasets.readers.images import FITS, ImageReader, check_sides, decode_images
 from datasets.readers.pictures import check_bits
 from datasets.readers.tokens import (
     PADDING,
@@ -35,13 +36,12 @@ from datasets.transforms import ImageTransform, JointAugmentation
 from utils.errors import UserError
 
 if TYPE_CHECKING:  # slow to import, and not needed once the texts are packed
-    from transformers import PreTrainedTokenizerBase
+    pass
 
 log = logging.getLogger(__name__)
 
 PACKING_VERSION = 1
 WITHOUT_TEXT = ("leave_out", "missing", "refuse")
-FITS = ("crop", "stretch")
 
 
 @dataclass
@@ -231,7 +231,7 @@ class ImageTextModule(SourcedDataModule):
         if self.without_text == "leave_out":
             splits = {split: items.keep(np.flatnonzero(~blank[split])) for split, items in splits.items()}
             tokens = {split: ids[~blank[split]] for split, ids in tokens.items()}
-        self._note_unknown(tokens, tokenizer)
+        note_unknown(tokens, tokenizer, self.name, self.find_tokenizer())
         self.check_counts({split: len(items.names) for split, items in splits.items()})
         for split, items in splits.items():
             self._check_target(split, items.target, content.class_names)
@@ -267,22 +267,6 @@ class ImageTextModule(SourcedDataModule):
             if (is_empty & ~packed.read(name) if packed.has(name) else is_empty).any():
                 return True
         return False
-
-    def _note_unknown(self, tokens: Mapping[str, np.ndarray], tokenizer: PreTrainedTokenizerBase) -> None:
-        """Log the share of unknown tokens; warn above a half."""
-        counts = [[int(part.sum()) for part in count_tokens(ids, tokenizer)] for ids in tokens.values()]
-        total, unknown = (sum(column) for column in zip(*counts))
-        share = unknown / max(total, 1)
-        log.info("%s: %.1f %% of %d tokens are unknown (%s)", self.name, 100 * share, total, tokenizer.unk_token)
-        if share > 0.5:
-            log.warning(
-                "%s: the tokenizer %s knows less than half of the words (%.1f %% of the tokens are %s): models see "
-                "hardly any text, set dataset.tokenizer to one of the language of these texts",
-                self.name,
-                self.find_tokenizer(),
-                100 * share,
-                tokenizer.unk_token,
-            )
 
     def _check_texts(self, splits: dict[str, Items], empty: Mapping[str, np.ndarray], invisible: int) -> dict[str, int]:
         """Apply ``without_text``: refuse rows without text, or log their number.

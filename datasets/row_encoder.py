@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -134,41 +135,71 @@ class RowEncoder:
         return scaled, missing
 
     def images(self, column: str, folder: Path, suffix: str, reader: ImageReader) -> NewImages:
-        """Images of the rows. A row lacks its image where it has no name, where there is no such file, and with
-        ``unknown=missing`` where the file cannot be read."""
+        """Images of the rows; see :meth:`files`."""
+        shape = (reader.channels, reader.side, reader.side)
+        arrays, absent = self.files(column, folder, suffix, lambda path: (reader(path),), {"": (shape, np.uint8)})
+        return NewImages(arrays[""], absent)
+
+    def files(
+        self,
+        column: str,
+        folder: Path,
+        suffix: str,
+        read: Callable[[Path], Sequence[Any]],
+        arrays: Mapping[str, tuple[tuple[int, ...], Any]],
+        noun: str = "image",
+    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Content of the files that a column names.
+
+        A row lacks its file where it has no name, where there is no such file, and with ``unknown=missing`` where the
+        file cannot be read.
+
+        Args:
+            read: file -> its values, one per array; raises one of UNREADABLE.
+            arrays: key -> shape and type of the values of a row.
+            noun: of a file, for messages.
+
+        Returns:
+            Key -> (N, ...), zeros in rows without content; and these rows, (N,) bool.
+        """
         names = self.cells(column)
         absent = self._is_missing(names)
         paths = [folder / f"{name}{suffix}" for name in names]
-        exists = np.array([path.is_file() for path in paths], dtype=bool) & ~absent
+        exists = np.array([path.exists() for path in paths], dtype=bool) & ~absent
         if (~absent).any() and not exists.any():
             first = paths[int((~absent).argmax())]
-            self.problems.append(f"{self.where}: no image is in {folder}, for example {first.name}: set predict.images")
+            self.problems.append(
+                f"{self.where}: no {noun} is in {folder}, for example {first.name}: set predict.images"
+            )
         is_lost = ~absent & ~exists
         if is_lost.any() and exists.any():
             self.remarks.append(
-                f"{self.where}: {int(is_lost.sum())} of {len(paths)} image files are not in {folder} (the first in row "
-                f"{self._row(is_lost)}: {paths[int(is_lost.argmax())].name}), their images count as missing"
+                f"{self.where}: {int(is_lost.sum())} of {len(paths)} {noun} files are not in {folder} (the first in "
+                f"row {self._row(is_lost)}: {paths[int(is_lost.argmax())].name}), their {noun}s count as missing"
             )
-        content = np.zeros((len(paths), reader.channels, reader.side, reader.side), dtype=np.uint8)
+        content = {key: np.zeros((len(paths), *shape), dtype=dtype) for key, (shape, dtype) in arrays.items()}
         broken: list[tuple[int, str]] = []
         for row in np.flatnonzero(exists):
             try:
-                content[row] = reader(paths[row])
+                for array, value in zip(content.values(), read(paths[row])):
+                    array[row] = value
             except UNREADABLE as error:
                 broken.append((int(row), f"{paths[row]} ({(str(error) or type(error).__name__).splitlines()[0]})"))
         if broken:
-            self._note(f"{len(broken)} images cannot be read: {broken[0][1]}", "they count as missing", "replace them")
+            self._note(f"{len(broken)} {noun}s cannot be read: {broken[0][1]}", "they count as missing", "replace them")
             exists[[row for row, _ in broken]] = False
-        return NewImages(content, ~exists)
+        return content, ~exists
 
-    def names(self, column: str | None, image: str) -> list[str]:
+    def names(self, column: str | None, image: str | None) -> list[str]:
         """Identifiers: of the column, else the image name, else the row number (also where these are empty)."""
         numbers = list(self.row_names)
         if column is not None and column not in self.frame:
             self.problems.append(f"{self.where}: there is no column '{column}': correct dataset.id or predict.id")
             return numbers
         chosen = column or image
-        return [name or n for name, n in zip(self.frame[chosen], numbers)] if chosen in self.frame else numbers
+        if chosen is None or chosen not in self.frame:
+            return numbers
+        return [name or n for name, n in zip(self.frame[chosen], numbers)]
 
     def target(self, labels: RowLabels, class_names: Sequence[str]) -> np.ndarray | None:
         """Labels (N,) or (N, C), -1 where a row has none or an unknown one; None without the label columns."""

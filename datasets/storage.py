@@ -20,6 +20,7 @@ The store is written to a temporary name and renamed, so that an existing folder
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import uuid
@@ -33,6 +34,8 @@ from torch import Tensor
 
 from utils.errors import UserError
 from utils.files import replacing
+
+log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 
@@ -213,6 +216,19 @@ def check_replaceable(folder: Path) -> None:
                 f"{folder} holds '{entry.name}', which is no part of a packed store: name another folder as the store, "
                 "this one is not overwritten"
             )
+
+
+def link_file(file: Path, link: Path) -> Path:
+    """A hard link to a file, which it replaces at ``link``: the same bytes under another name, and either may be
+    deleted. Where the file system has no hard links, the file is copied."""
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.unlink(missing_ok=True)
+    try:
+        os.link(file, link)
+    except OSError as error:
+        log.warning("%s: the file system has no hard links (%s): the file is copied", link, error.strerror)
+        shutil.copyfile(file, link)
+    return link
 
 
 class _Writing:

@@ -45,6 +45,7 @@ class TableColumns:
 
     Args:
         categorical, continuous, unseen, scaling: see :class:`datasets.image_table.ImageTable`.
+        prefix: of these options below ``dataset`` in the configuration, for messages.
 
     Attributes:
         categorical: column -> its levels, None = those of the training rows.
@@ -61,26 +62,30 @@ class TableColumns:
         continuous: Sequence[str] = (),
         unseen: str = "refuse",
         scaling: str = "standard",
+        prefix: str = "",
     ) -> None:
+        self.prefix = prefix
         self.categorical: dict[str, list[str] | None] = {}
         self.continuous = [str(column) for column in continuous]
         self.unseen, self.scaling = unseen, scaling
         self.merged: dict[str, dict[str, list[str]]] = {}
         self._unquoted: dict[str, list[Any]] = {}
         for column, given in (categorical or {}).items():
-            values = None if given is None else spellings(given, key=f"categorical.{column}", noun="level")
+            values = None if given is None else spellings(given, key=f"{prefix}categorical.{column}", noun="level")
             self.categorical[str(column)] = None if values is None else list(values)
             self._unquoted[str(column)] = unquoted(given)
             if isinstance(given, Mapping) and values is not None:
                 self.merged[str(column)] = values
         if not self.names:
-            raise UserError("dataset.categorical and dataset.continuous are empty: name at least one column")
+            raise UserError(
+                f"dataset.{prefix}categorical and dataset.{prefix}continuous are empty: name at least one column"
+            )
         if repeated := [name for name, n in Counter(self.names).items() if n > 1]:
             raise UserError(f"column '{repeated[0]}' is both categorical and continuous: name it once")
         if unseen not in ("refuse", "missing"):
-            raise UserError(f"dataset.unseen={unseen}: must be refuse or missing")
+            raise UserError(f"dataset.{prefix}unseen={unseen}: must be refuse or missing")
         if scaling not in ("standard", "min_max"):
-            raise UserError(f"dataset.scaling={scaling}: must be standard or min_max")
+            raise UserError(f"dataset.{prefix}scaling={scaling}: must be standard or min_max")
 
     @property
     def names(self) -> list[str]:
@@ -128,15 +133,15 @@ class TableColumns:
         if not listed and len(observed) > 20 and len(levels) > 0.9 * len(observed):
             raise UserError(
                 f"{table.path}: column '{name}' has {len(levels)} values in {len(observed)} training rows: it names "
-                "rows, take it out (of dataset.categorical, or of the table), or list its levels there"
+                f"rows, take it out (of dataset.{self.prefix}categorical, or of the table), or list its levels there"
             )
         unseen = ~np.isin(values, levels) & ~gaps
         if self.unseen == "refuse":
-            origin = "dataset.categorical lists" if listed else "the training split has"
+            origin = f"dataset.{self.prefix}categorical lists" if listed else "the training split has"
             table.refuse(
                 unseen,
                 f"values in column '{name}' are none of the {len(levels)} that {origin}, {most_common(values[unseen])}",
-                "list them in dataset.categorical, or set dataset.unseen=missing",
+                f"list them in dataset.{self.prefix}categorical, or set dataset.{self.prefix}unseen=missing",
             )
         if unseen.any():
             log.warning(
@@ -153,7 +158,7 @@ class TableColumns:
         if not len(known):
             raise UserError(
                 f"{table.path}: column '{name}' has none of the levels {', '.join(levels)} in the training split: "
-                "correct dataset.categorical, or leave it out"
+                f"correct dataset.{self.prefix}categorical, or leave it out"
             )
         commonest = code_of[Counter(known).most_common(1)[0][0]]
         coded.fill.append(float(commonest))
@@ -163,17 +168,18 @@ class TableColumns:
     def _cells(self, name: str, table: CsvTable, gaps: np.ndarray) -> pd.Series:
         """Cells of a categorical column, with the level in place of the values that stand for it."""
         cells = table.frame[name]
-        check_quoted(self._unquoted.get(name, []), cells, f"dataset.categorical.{name}", table.path)
+        check_quoted(self._unquoted.get(name, []), cells, f"dataset.{self.prefix}categorical.{name}", table.path)
         if name in self.merged:
             level_of = {value: level for level, values in self.merged[name].items() for value in values}
             return cells.map(lambda cell: level_of.get(cell, cell))
         if similar := similar_spellings(cells[~gaps]):
             log.warning(
                 "%s: values in column '%s' differ only in case or blanks: %s; to merge them, list the values of each "
-                "level: dataset.categorical.%s={level: [value, value]}",
+                "level: dataset.%scategorical.%s={level: [value, value]}",
                 table.path,
                 name,
                 "; ".join(similar),
+                self.prefix,
                 name,
             )
         return cells

@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from models.dymo.gaussian import SUFFIX
-from trainers.config.build import data_arguments, data_class, method_class
+from trainers.config.build import data_arguments, data_class, encoders_of_data, method_class
 from trainers.plan import Plan
 from utils import weights as checkpoints
 from utils.run_directory import RunDirectory, file_hash
@@ -131,7 +131,7 @@ class Artefacts(Plan):
         settings = {
             "seed": cfg.seed,
             "data": self.data_settings,
-            "encoders": self._plain(cfg.dataset.encoders),
+            "encoders": {name: self._plain(node) for name, node in encoders_of_data(cfg).items()},
             "model": self._plain(self.trainable, *NOT_OF_FIT),
             "monitor": self.monitor,
             "missing": {k: cfg.missing[k] for k in ("train", "val", "seed")},

@@ -34,7 +34,7 @@ class Rows:
         target: (N,) int64, or (N, C) float32 with -1 for 'no label'.
         class_names: C names.
         splits: split -> its sorted rows; splits without rows are left out.
-        images: N image files, None for a row without an image (``without_image=missing``).
+        images: N image files, None for a row without an image (``without_image=missing``); empty without ``image``.
         left_out: reason -> number of rows of the file that are not used.
     """
 
@@ -47,13 +47,13 @@ class Rows:
 
 
 class CsvRows(SourcedDataModule):
-    """Data set with one row per sample in a CSV file with a header, which names image, label and split of each row.
+    """Data set with one row per sample in a CSV file with a header, which names files, label and split of each row.
 
     Args:
         name: of the data set.
         csv: the table.
-        image: column with the name of the image file.
-        images: folder that these names start from; None = that of the CSV file.
+        image: column with the name of the image file; None = the data set reads its files itself.
+        images: folder that the names of files start from; None = that of the CSV file.
         image_suffix: what to append to the names, for example ``.jpg``.
         label: column of the label, or (multi-label) a list of columns with 1, 0 and, for 'no label', -1 or nothing.
         classes: values of the label column in the order of the class numbers, or a mapping class -> the values that
@@ -84,13 +84,14 @@ class CsvRows(SourcedDataModule):
     paths: ClassVar[tuple[str, ...]] = ("csv", "images")
     later: ClassVar[tuple[str, ...]] = ("separator", "decimal", "encoding")
     can_lack_images = False  # whether rows without an image can be used
+    needs_image = True  # whether every row has the files of one image column
 
     def __init__(
         self,
         *,
         name: str,
         csv: str | None,
-        image: str,
+        image: str | None = None,
         label: str | Sequence[str],
         classes: Sequence[Any] | Mapping[str, Any] | None = None,
         leave_out: Sequence[Any] = (),
@@ -119,6 +120,8 @@ class CsvRows(SourcedDataModule):
         self.name = name
         if csv is None:
             raise UserError("dataset.csv=null: give the CSV file of the table")
+        if image is None and self.needs_image:
+            raise UserError("dataset.image=null: name the column with the image files")
         self.dialect = Dialect.of(separator, decimal, encoding)
         self.csv, self.image, self.image_suffix = Path(csv), image, image_suffix
         self.images = Path(images) if images else self.csv.parent
@@ -143,6 +146,12 @@ class CsvRows(SourcedDataModule):
         if without_image not in known:
             raise UserError(f"dataset.without_image={without_image}: must be one of {', '.join(known)}")
 
+    @property
+    def image_column(self) -> str:
+        """Column with the names of the image files."""
+        assert self.image is not None
+        return self.image
+
     def read_new(self, path: Path, chunk: int | None = None) -> Iterator[pd.DataFrame]:
         return read_chunks(path, chunk, self.dialect)
 
@@ -161,9 +170,12 @@ class CsvRows(SourcedDataModule):
             raise UserError(f"there is no table {self.csv}: set dataset.csv to your CSV file")
         return {
             "csv": file_digest(self.csv),
-            "image": [self.image, self.image_suffix],
             "missing_values": self.missing_values,
-            "without_image": self.without_image,
+            **(
+                {}
+                if self.image is None
+                else {"image": [self.image, self.image_suffix], "without_image": self.without_image}
+            ),
             **self.row_labels.settings(),
             **self.row_splits.settings(),
             **({} if self.dialect == Dialect() else {"dialect": asdict(self.dialect)}),
@@ -179,11 +191,14 @@ class CsvRows(SourcedDataModule):
             UserError: names column, count and first row of what does not fit.
         """
         frame = self.read_frame()
-        check_columns(frame, [self.image, *self.row_labels.columns, *columns, *self.row_splits.columns], self.csv)
+        image = [] if self.image is None else [self.image]
+        check_columns(frame, [*image, *self.row_labels.columns, *columns, *self.row_splits.columns], self.csv)
         table = CsvTable(self.csv, frame, np.arange(1, len(frame) + 1), self.missing_values, self.dialect)
         table, class_names, left_out = self.row_labels.select(table, self.row_splits.group)
         self.row_splits.check_groups(table)
-        table, images = self._with_images(table, left_out)
+        images: list[Path | None] = []
+        if self.image is not None:
+            table, images = self._with_images(table, self.image, left_out)
         target = self.row_labels.target(table, class_names)
         if target.ndim == 2 and (unlabelled := np.array((target < 0).all(1))).any():
             log.warning(
@@ -195,18 +210,13 @@ class CsvRows(SourcedDataModule):
                     f"{self.csv}: no row has a label in {', '.join(self.row_labels.columns)}: name the right columns"
                 )
             table, target = table.select(~unlabelled), target[~unlabelled]
-            images = [image for image, is_unlabelled in zip(images, unlabelled) if not is_unlabelled]
+            images = [file for file, is_unlabelled in zip(images, unlabelled) if not is_unlabelled]
         splits = self.row_splits.divide(table, target, class_names)
         self.row_labels.check_splits(target, splits, self.csv)
         if absent := [split for split in SPLITS if split not in splits]:
             log.warning("%s has no rows for %s", self.csv, " and ".join(absent))
-        uses = Counter(name for rows in splits.values() for name in set(table.frame[self.image].iloc[rows]) - {""})
-        if crossing := [name for name, n in uses.items() if n > 1]:
-            log.warning(
-                "%d images stand in more than one split (%s): the test rows were partly seen in training",
-                len(crossing),
-                crossing[0],
-            )
+        if self.image is not None:
+            warn_of_crossing_files(table.frame[self.image], splits)
         return Rows(table, target, class_names, splits, images, left_out)
 
     def read_frame(self) -> pd.DataFrame:
@@ -217,15 +227,17 @@ class CsvRows(SourcedDataModule):
         """
         return read_csv(self.csv, dialect=self.dialect)
 
-    def _with_images(self, table: CsvTable, left_out: dict[str, int]) -> tuple[CsvTable, list[Path | None]]:
+    def _with_images(
+        self, table: CsvTable, column: str, left_out: dict[str, int]
+    ) -> tuple[CsvTable, list[Path | None]]:
         """The rows to use as ``without_image`` specifies, and the image file of each; adds to ``left_out``."""
-        names = table.frame[self.image]
+        names = table.frame[column]
         unnamed = names.isin(table.missing_values).to_numpy(bool)
         paths = [self.images / f"{name}{self.image_suffix}" for name in names]
         if self.without_image == "refuse":  # absent files are counted when they are to be decoded
             table.refuse(
                 unnamed,
-                f"rows without an image name in column '{self.image}'",
+                f"rows without an image name in column '{column}'",
                 "correct or remove these rows, or set dataset.without_image",
             )
             return table, list(paths)
@@ -245,3 +257,20 @@ class CsvRows(SourcedDataModule):
             return table, [path if has else None for path, has in zip(paths, has_image)]
         left_out["no image"] = int((~has_image).sum())
         return table.select(has_image), [path for path, has in zip(paths, has_image) if has]
+
+
+def warn_of_crossing_files(names: pd.Series, splits: Mapping[str, np.ndarray], noun: str = "images") -> None:
+    """Warn of files that stand in more than one split.
+
+    Args:
+        names: (N,) of the files of the rows, empty where a row has none.
+        splits: split -> its rows.
+    """
+    uses = Counter(name for rows in splits.values() for name in set(names.iloc[rows]) - {""})
+    if crossing := [name for name, n in uses.items() if n > 1]:
+        log.warning(
+            "%d %s stand in more than one split (%s): the test rows were partly seen in training",
+            len(crossing),
+            noun,
+            crossing[0],
+        )

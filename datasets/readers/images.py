@@ -20,6 +20,8 @@ from utils.progress import Progress
 
 CHUNK = 512  # images between two updates of the progress file
 
+FITS = ("crop", "stretch")
+
 Bad = dict[int, Exception]  # row -> error of its decoding
 
 
@@ -124,7 +126,7 @@ def decode_images(files: Mapping[str, Sequence[Path]], folder: Path, read: Image
     Raises:
         UserError: files are absent (counted in all splits) or cannot be read (in one split); decoded files stay.
     """
-    stats = {split: np.array([_stat(path) for path in paths], dtype=np.int64) for split, paths in files.items()}
+    stats = {split: np.array([file_stat(path) for path in paths], dtype=np.int64) for split, paths in files.items()}
     absent = {split: np.flatnonzero(stat[:, 0] < 0) for split, stat in stats.items()}
     if any(map(len, absent.values())):
         counts = ", ".join(
@@ -138,7 +140,7 @@ def decode_images(files: Mapping[str, Sequence[Path]], folder: Path, read: Image
     return {split: _decode(split, paths, stats[split], folder, read) for split, paths in files.items()}
 
 
-def _stat(path: Path) -> tuple[int, int]:
+def file_stat(path: Path) -> tuple[int, int]:
     """Bytes and time of the last change in ns, (-1, -1) for an absent file."""
     try:
         status = path.stat()

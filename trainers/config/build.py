@@ -136,11 +136,13 @@ def build_encoder(
     if modality.kind == "table":
         arguments["cardinalities"] = modality.cardinalities
         arguments["n_continuous"] = modality.shape[0] - len(modality.cardinalities)
-    if modality.vocabulary and "vocabulary" in inspect.signature(get_object(node._target_)).parameters:
+    parameters = inspect.signature(get_object(node._target_)).parameters
+    if modality.vocabulary and "vocabulary" in parameters:
         arguments["vocabulary"] = modality.vocabulary
+    arguments |= {key: size for key, size in sizes_of(modality).items() if key in parameters and key not in node}
     if not pretrained and "weights" in node:
         arguments["weights"] = "none"
-    makes_vector = "vector_width" in inspect.signature(get_object(node._target_)).parameters
+    makes_vector = "vector_width" in parameters
     if vector_width is not None and makes_vector:
         arguments["vector_width"] = vector_width
     encoder = _make(node, where, **arguments)
@@ -149,12 +151,32 @@ def build_encoder(
     return encoder if vector_width is None or makes_vector else PooledEncoder(encoder, vector_width)
 
 
+def sizes_of(modality: Modality) -> dict[str, Any]:
+    """Arguments of encoders that are sizes of their input."""
+    shape = modality.shape
+    if modality.kind == "image":
+        return {"channels": shape[0], "image_size": list(shape[1:])}
+    if modality.kind == "text" and len(shape) == 1:
+        return {"length": shape[0]}
+    return {}
+
+
+def encoders_of_data(cfg: DictConfig) -> dict[str, DictConfig]:
+    """Modality -> node of its encoder: that of ``dataset.encoders``, or else that of its kind."""
+    of_data, modalities = cfg.dataset.get("encoders") or {}, cfg.dataset.modalities
+    if "encoder_sets" not in cfg.dataset:
+        return dict(of_data)
+    of_kinds = cfg.dataset.encoder_sets[cfg.dataset.encoder_set]
+    named = {name: of_kinds[options.kind] for name, options in modalities.items() if options.kind in of_kinds}
+    return named | dict(of_data)
+
+
 def encoder_nodes(cfg: DictConfig, model: DictConfig | None = None) -> dict[str, tuple[str, DictConfig]]:
     """Modality -> key and node of its encoder: that of ``model.encoders``, or else the data set's."""
     of_model = (model.get("encoders") if model is not None else None) or {}
     return {
         name: (f"model.encoders.{name}", of_model[name]) if name in of_model else (f"dataset.encoders.{name}", node)
-        for name, node in cfg.dataset.encoders.items()
+        for name, node in encoders_of_data(cfg).items()
     }
 
 

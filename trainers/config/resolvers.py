@@ -25,7 +25,8 @@ def fraction_of_batches(value: float | bool) -> float:
 
 def subsets_per_step(modalities: Sequence[str]) -> int:
     """K of the published recipes: 5 for five modalities and more, 2 for fewer (1 for a single one)."""
-    return 5 if len(modalities) >= 5 else min(2, 2 ** len(modalities) - 1)
+    count = len(modalities or ())
+    return 5 if count >= 5 else min(2, 2**count - 1)
 
 
 def published_epochs(published: int | None, *, _root_: Any) -> int | None:
@@ -57,11 +58,18 @@ def udml_warmup(reference: bool, clean_share: float, weights_share: float, epoch
 
 def modality_name(modality: str | int, modalities: Sequence[str]) -> str:
     """A modality's name from its name or number. Anything else stays as it is; ``validate`` reports it."""
-    number = str(modality)
-    return str(modalities[int(number)]) if number.isdecimal() and int(number) < len(modalities) else number
+    number, names = str(modality), list(modalities or ())
+    return str(names[int(number)]) if number.isdecimal() and int(number) < len(names) else number
+
+
+def each_missing(modalities: Sequence[str] | None) -> list[str]:
+    """Scenarios in which nothing is missing, or one of several modalities."""
+    count = len(modalities or ())
+    return ["none", *(f"whole_{i}" for i in range(count) if count > 1)]
 
 
 def register_resolvers() -> None:
+    OmegaConf.register_new_resolver("each_missing", each_missing, replace=True)
     OmegaConf.register_new_resolver("modality_name", modality_name, replace=True)
     OmegaConf.register_new_resolver("variant", variant, replace=True)
     OmegaConf.register_new_resolver("fraction_of_batches", fraction_of_batches, replace=True)

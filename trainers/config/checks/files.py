@@ -7,6 +7,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from trainers.config.build import encoders_of_data
 from trainers.config.checks.targets import target_of
 
 
@@ -26,7 +27,7 @@ def check_checkpoints(cfg: DictConfig) -> Iterator[str]:
 
 def check_weights(cfg: DictConfig) -> Iterator[str]:
     """Initial weights of encoders."""
-    nodes = {f"dataset.encoders.{name}": node for name, node in cfg.dataset.encoders.items()}
+    nodes = {f"dataset.encoders.{name}": node for name, node in encoders_of_data(cfg).items()}
     nodes |= {f"model.encoders.{name}": node for name, node in (cfg.model.get("encoders") or {}).items()}
     nodes |= {f"imputer.{key}": cfg.imputer[key] for key in ("image_encoder", "table_encoder") if key in cfg.imputer}
     for key, node in nodes.items():
@@ -40,7 +41,7 @@ def check_weights(cfg: DictConfig) -> Iterator[str]:
 
 def check_input_sizes(cfg: DictConfig) -> Iterator[str]:
     """Encoders are made for the size that the data set gives them."""
-    for name, node in cfg.dataset.encoders.items():
+    for name, node in encoders_of_data(cfg).items():
         for key, of_data in (("image_size", "side"), ("length", "text_length")):
             value = node.get(key)
             if isinstance(value, int) and value != cfg.dataset.get(of_data, value):

@@ -9,6 +9,7 @@ from typing import Any
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
+from trainers.config.build import encoders_of_data
 from trainers.config.checks.machine import number_of_processes
 from trainers.config.checks.scenarios import hiding_test_scenarios
 from trainers.config.checks.targets import target_of
@@ -105,8 +106,8 @@ def _check_parts(cfg: DictConfig, model: DictConfig, method: Any, name: str) -> 
 def _check_encoders(cfg: DictConfig, model: DictConfig, method: Any, name: str) -> Iterator[str]:
     names = list(cfg.dataset.modalities)
     if method.transformers_only:
-        chosen = model.get("encoders") or {}
-        encoders = {n: chosen.get(n) or cfg.dataset.encoders[n] for n in names}
+        chosen, of_data = model.get("encoders") or {}, encoders_of_data(cfg)
+        encoders = {n: chosen.get(n) or of_data[n] for n in names}
         other = [n for n, node in encoders.items() if not getattr(target_of(node), "is_transformer", False)]
         if other:
             yield (

@@ -23,6 +23,13 @@ def check_structure(cfg: DictConfig) -> Iterator[str]:
             f"dataset={cfg.dataset.name} has no block 'training_defaults', from which models take their defaults: "
             "see configs/dataset/PolyMNIST.yaml"
         )
+    elif not cfg.dataset.modalities:
+        yield (
+            "dataset.modalities is empty: name the modalities, such as {film: {kind: image, column: file}}, see "
+            "docs/your-data.md"
+        )
+    elif "encoder_sets" in cfg.dataset and cfg.dataset.encoder_set not in cfg.dataset.encoder_sets:
+        yield f"dataset.encoder_set={cfg.dataset.encoder_set}: must be one of {', '.join(cfg.dataset.encoder_sets)}"
     elif "forms" in cfg.dataset and cfg.dataset.form not in cfg.dataset.forms:
         # The data module takes its settings from there.
         yield f"dataset.form={cfg.dataset.form}: must be one of {', '.join(cfg.dataset.forms)}"

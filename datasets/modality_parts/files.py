@@ -1,0 +1,197 @@
+"""Base of the modalities whose content is one file per row: decoded once, absent in rows without a file."""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import Any, ClassVar
+
+import numpy as np
+
+from datasets.modality_parts.base import About, Packed, Part, one_of
+from datasets.readers.csv_rows import Rows, warn_of_crossing_files
+from datasets.readers.images import Bad, decode_rows, file_stat, reason
+from datasets.row_encoder import RowEncoder
+from utils.errors import UserError
+
+log = logging.getLogger(__name__)
+
+Spec = Mapping[str, tuple[tuple[int, ...], Any]]
+
+
+class FilePart(Part):
+    """A modality whose content is in files that a column names.
+
+    Args:
+        column: with the names of the files.
+        folder: below the folder of the data set's files.
+        suffix: what to append to the names, for example ``.jpg``.
+        empty: rows with an empty cell lack the modality (``missing``), or are refused (``refuse``).
+        unreadable: rows whose file is absent or cannot be read lack the modality (``missing``), or are refused.
+    """
+
+    noun: ClassVar[str]  # of a file, for messages
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        column: str,
+        folder: str = "",
+        suffix: str = "",
+        empty: str = "missing",
+        unreadable: str = "refuse",
+    ) -> None:
+        super().__init__(name)
+        self.column, self.folder, self.suffix = str(column), str(folder), str(suffix)
+        self.empty, self.unreadable = empty, unreadable
+
+    def file_problems(self) -> list[str]:
+        """Problems of the options of files."""
+        problems = one_of("empty", self.empty, ("missing", "refuse"))
+        problems += one_of("unreadable", self.unreadable, ("missing", "refuse"))
+        if PurePath(self.folder).is_absolute() or ".." in PurePath(self.folder).parts:
+            problems.append(f"folder={self.folder}: name a folder below dataset.images")
+        return problems
+
+    @property
+    def columns(self) -> list[str]:
+        return [self.column]
+
+    @property
+    def file_column(self) -> str:
+        return self.column
+
+    def settings(self) -> Any:
+        files = [self.column, self.folder, self.suffix, self.empty, self.unreadable]
+        return [self.kind, files, self.reading_settings()]
+
+    @abstractmethod
+    def reading_settings(self) -> Any:
+        """Plain values that :meth:`read` depends on."""
+
+    @property
+    @abstractmethod
+    def spec(self) -> Spec:
+        """Suffix -> shape and type of the values of a file."""
+
+    @abstractmethod
+    def read(self, path: Path) -> Sequence[Any]:
+        """Values of a file, in the order of :attr:`spec`; raises one of UNREADABLE."""
+
+    def fit(self, items: Mapping[str, np.ndarray], train: np.ndarray) -> dict[str, Any]:
+        """Plain values fitted on training items.
+
+        Args:
+            items: suffix -> (P, ...), memory-mapped.
+            train: sorted numbers of the different items of training rows; empty if no training row has the modality.
+        """
+        return {}
+
+    def pack(self, rows: Rows, folder: Path, scratch: Path) -> Packed:
+        names, absent = rows.table.frame[self.column], rows.table.missing[self.column].to_numpy(bool, copy=True)
+        if self.empty == "refuse":
+            rows.table.refuse(
+                absent,
+                f"rows without a file name in column '{self.column}'",
+                f"correct or remove these rows, or set dataset.{self.prefix}empty=missing",
+            )
+        paths = [folder / self.folder / f"{name}{self.suffix}" for name in names]
+        files = sorted({path for path, is_absent in zip(paths, absent) if not is_absent})
+        if not files:
+            raise UserError(f"{rows.table.path}: column '{self.column}' names no {self.noun}: correct the column")
+        stats = np.array([file_stat(path) for path in files], dtype=np.int64)
+        key = [self.reading_settings(), [str(path) for path in files]]
+        decoded, bad = decode_rows(
+            self.name, key, stats, scratch, lambda row: self.read(files[row]), self.spec, f"'{self.name}'", self.noun
+        )
+        bad |= {int(row): FileNotFoundError("there is no such file") for row in np.flatnonzero(stats[:, 0] < 0)}
+        self._judge(bad, files, folder / self.folder)
+        number_of = {path: i for i, path in enumerate(files)}
+        items = np.array([number_of.get(path, -1) for path in paths], dtype=np.int64)
+        absent |= np.isin(items, sorted(bad))
+        warn_of_crossing_files(names.mask(absent, ""), rows.splits, f"files of '{self.name}'")
+        train = rows.splits.get("train", np.zeros(0, dtype=np.int64))
+        opened = {suffix: np.load(file, mmap_mode="r") for suffix, file in decoded.items()}
+        about = self.fit(opened, np.unique(items[train][~absent[train]]))
+        items[absent] = next(i for i in range(len(files)) if i not in bad)  # content that is never used
+        return self.packed(decoded, opened, items, absent, about)
+
+    def packed(
+        self,
+        decoded: Mapping[str, Path],
+        opened: Mapping[str, np.ndarray],
+        items: np.ndarray,
+        absent: np.ndarray,
+        about: dict[str, Any],
+    ) -> Packed:
+        """Which decoded files become arrays of the rows; by default the content alone, as items.
+
+        Args:
+            decoded, opened: suffix -> file (P, ...), and its memory map.
+            items: (N,) number of the item of each row.
+            absent: (N,) bool.
+        """
+        return Packed({}, absent, about, files={"": decoded[""]}, items=items)
+
+    def _judge(self, bad: Bad, files: Sequence[Path], folder: Path) -> None:
+        """Log or refuse files that are absent or cannot be read."""
+        if not bad:
+            return
+        rows = sorted(bad)
+        shown = "; ".join(f"{files[row]} ({reason(bad[row])})" for row in rows[:3])
+        more = f", and {len(rows) - 3} more" if len(rows) > 3 else ""
+        problem = f"{len(rows)} of {len(files)} {self.noun} files of '{self.name}' cannot be read: {shown}{more}"
+        if len(rows) == len(files):
+            raise UserError(
+                f"no {self.noun} file of '{self.name}' in {folder} can be read: {shown}: set dataset.images, "
+                f"dataset.{self.prefix}folder or dataset.{self.prefix}suffix"
+            )
+        if self.unreadable == "refuse":
+            raise UserError(f"{problem}: restore these files, or set dataset.{self.prefix}unreadable=missing")
+        log.warning("%s; these rows lack '%s'", problem, self.name)
+
+    def encode(self, encoder: RowEncoder, folder: Path, about: About) -> dict[str, np.ndarray]:
+        arrays, absent = encoder.files(self.column, folder / self.folder, self.suffix, self.read, self.spec, self.noun)
+        content = {f"{self.name}{suffix}": array for suffix, array in arrays.items()}
+        return content | ({f"{self.name}_absent": absent} if absent.any() else {})
+
+
+def channel_statistics(chunks: Iterable[np.ndarray], channels: int) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation per channel, for ``(x - mean) / deviation``.
+
+    Args:
+        chunks: arrays (..., channels); NaN is left out.
+
+    Returns:
+        Means and deviations; a channel without values, or with a single one, has deviation 1.
+    """
+    n, mean, squares = np.zeros(channels), np.zeros(channels), np.zeros(channels)
+    lowest, highest = np.full(channels, np.inf), np.full(channels, -np.inf)
+    for chunk in chunks:
+        values = chunk.reshape(-1, channels).astype(np.float64)
+        is_value = ~np.isnan(values)
+        count = is_value.sum(0)
+        if not count.any():
+            continue
+        lowest = np.fmin(lowest, np.where(is_value, values, np.inf).min(0))
+        highest = np.fmax(highest, np.where(is_value, values, -np.inf).max(0))
+        # Chan's update of mean and sum of squared deviations
+        total = np.where(is_value, values, 0).sum(0)
+        of_chunk = total / np.maximum(count, 1)
+        deviations = np.where(is_value, (values - of_chunk) ** 2, 0).sum(0)
+        delta, both = of_chunk - mean, np.maximum(n + count, 1)
+        mean = mean + delta * count / both
+        squares = squares + deviations + delta**2 * n * count / both
+        n = n + count
+    varies = (n > 1) & (highest > lowest)
+    mean = np.where(varies | (n == 0), mean, lowest)
+    deviation = np.where(varies, np.sqrt(squares / np.maximum(n, 1)), 1.0)
+    return mean.tolist(), deviation.tolist()
+
+
+def chunks_of(array: np.ndarray, rows: np.ndarray, size: int = 256) -> Iterable[np.ndarray]:
+    """Rows of a memory-mapped array, ``size`` at a time."""
+    return (array[rows[start : start + size]] for start in range(0, len(rows), size))

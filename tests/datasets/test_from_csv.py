@@ -1,0 +1,250 @@
+"""Any mix of modalities from one CSV file: packing against independent reading, gaps, refusals, new rows, stages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from datasets.from_csv import FromCSV
+from tests.mixed import CLASSES, LACKING, MODALITIES, arguments, make_mixed
+from trainers import run as pipeline
+from trainers.config.compose import compose_config
+from trainers.config.validate import validate
+from trainers.loading import Run
+from trainers.predictor import load
+from utils.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_mixed(tmp_path_factory.mktemp("mixed"))
+
+
+@pytest.fixture
+def make(tmp_path: Path, csv: Path) -> Callable[..., FromCSV]:
+    def build(*names: str, **changes: Any) -> FromCSV:
+        return FromCSV(store=str(tmp_path / "store"), **arguments(csv, *names, **changes))
+
+    return build
+
+
+def with_option(name: str, **options: Any) -> dict[str, Any]:
+    """All modalities, one of them with other options."""
+    return {**MODALITIES, name: {**MODALITIES[name], **options}}
+
+
+def packed_rows(data: FromCSV) -> dict[str, tuple[str, int]]:
+    """Identifier -> split and row in it."""
+    return {name: (split, i) for split in ("train", "val", "test") for i, name in enumerate(data.split(split).names())}
+
+
+def is_absent(data: FromCSV, name: str, split: str, row: int) -> bool:
+    absent = data.natural_rows(split).get(name)
+    return absent is not None and bool(absent[row])
+
+
+def test_every_row_is_packed_as_its_files_and_cells_say(make: Callable[..., FromCSV], csv: Path) -> None:
+    data = make()
+    data.prepare()
+    frame = pd.read_csv(csv, dtype=str, keep_default_na=False).set_index("id")
+    places = packed_rows(data)
+    assert sorted(places) == sorted(frame.index)
+    assert data.kinds == {"film": "image", "lateral": "image", "labs": "table", "note": "text"}
+    assert [m.shape for m in data.modalities] == [(3, 16, 16), (1, 16, 16), (3,), (10,)]
+    vocabulary = (csv.parent / "vocab.txt").read_text().splitlines()
+    for name, cells in frame.iterrows():
+        split, i = places[str(name)]
+        stored = data.split(split)
+        assert CLASSES[int(stored.read("target")[i])] == cells["state"]
+        for image, side in (("film", 20), ("lateral", 16)):
+            assert is_absent(data, image, split, i) == (cells[image] == "")
+            if cells[image]:
+                picture = Image.open(csv.parent / "images" / f"{cells[image]}.png")
+                expected = np.asarray(picture.resize((side, side), Image.Resampling.BILINEAR))
+                got = stored.read(image)[i].numpy().transpose(1, 2, 0)
+                np.testing.assert_array_equal(got.squeeze(), expected)
+        gaps = data.natural_cells(split)["labs"][i]
+        assert gaps.tolist() == [cells["sex"] == "", cells["age"] == "", cells["crp"] == ""]
+        if cells["note"]:
+            words = [vocabulary[int(token)] for token in stored.read("note")[i] if token]
+            assert words == ["[CLS]", *cells["note"].split(), "[SEP]"]
+        else:
+            assert data.natural_rows(split)["note"][i]
+
+
+def test_normalisation_is_that_of_the_observed_training_rows(make: Callable[..., FromCSV]) -> None:
+    data = make()
+    data.prepare()
+    train = data.split("train")
+    observed = ~data.natural_rows("train").get("film", np.zeros(len(train), dtype=bool))
+    pixels = train.read("film").numpy()[observed].astype(np.float64) / 255
+    mean, deviation = pixels.mean((0, 2, 3)), pixels.std((0, 2, 3))
+    np.testing.assert_allclose(data.about(data.parts[0])["mean"], mean, rtol=1e-6)
+    np.testing.assert_allclose(data.about(data.parts[0])["deviation"], deviation, rtol=1e-6)
+    batch = next(iter(data.loader("test")))
+    stored = data.split("test").read("lateral")[:1].float() / 255  # of its final size
+    shown = data.pixels("lateral", batch.inputs["lateral"][:1])
+    torch.testing.assert_close(shown, stored, atol=1e-6, rtol=1e-5)
+    described = data.describe_inputs()["modalities"]
+    assert described[0]["normalisation"]["mean"] == data.about(data.parts[0])["mean"]
+    assert [column["name"] for column in described[2]["columns"]] == ["sex", "age", "crp"]
+
+
+def test_files_that_cannot_be_read_are_refused_or_missing(make: Callable[..., FromCSV], csv: Path) -> None:
+    film = csv.parent / "images" / "film20.png"
+    content = film.read_bytes()
+    try:
+        film.write_bytes(b"no image")
+        with pytest.raises(UserError, match=r"1 of 59 image files of 'film' cannot be read: .*film20.png .*=missing"):
+            make().prepare()
+        data = make(modalities=with_option("film", unreadable="missing"))
+        data.prepare()
+        film.unlink()
+        again = make(modalities=with_option("film", unreadable="missing"))
+        again.store = type(data.store)(data.store.folder.with_name("second"))
+        again.prepare()
+        for packed in (data, again):
+            places = packed_rows(packed)
+            absent = {name for name, place in places.items() if is_absent(packed, "film", *place)}
+            assert absent == {f"r{i}" for i in (*LACKING["film"], 20)}
+    finally:
+        film.write_bytes(content)
+
+
+def test_rows_without_any_content_are_left_out_and_counted(make: Callable[..., FromCSV]) -> None:
+    data = make("lateral", "note")
+    data.prepare()
+    assert "r9" not in packed_rows(data) and data.packed_meta()["source"]["left_out"] == {"no content": 1}
+
+
+@pytest.mark.parametrize(
+    ("modalities", "message"),
+    [
+        ({}, "dataset.modalities is empty"),
+        ({"a": {"kind": "picture"}}, "dataset.modalities.a.kind=picture: must be one of image, "),
+        ({"a": {"kind": "image"}}, "dataset.modalities.a: column is not given"),
+        (
+            {"a": {"kind": "image", "column": "f", "sides": 3}},
+            r"a.sides: there is no such option \(did you mean 'side'",
+        ),
+        ({"a": {"kind": "image", "column": "f", "side": 0}}, "a.side=0: must be a whole number of 1 or more"),
+        ({"a": {"kind": "image", "column": "f", "folder": "/x"}}, "a.folder=/x: name a folder below dataset.images"),
+        ({"a": {"kind": "table"}}, "dataset.modalities.a.categorical and dataset.modalities.a.continuous are empty"),
+        ({"a": {"kind": "text", "columns": []}}, "a.columns=.*name at least one column"),
+        ({"a": {"kind": "table", "continuous": ["x"]}, "b": {"kind": "table", "continuous": ["x"]}}, "in 2 tables"),
+        ({"a": {"kind": "table", "continuous": ["state"]}}, "column 'state' is a label and an input"),
+        ({"a b": {"kind": "table", "continuous": ["x"]}}, "letters, digits and _"),
+    ],
+)
+def test_impossible_options_are_refused(make: Callable[..., FromCSV], modalities: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make(modalities=modalities)
+
+
+def test_all_problems_are_named_at_once(make: Callable[..., FromCSV]) -> None:
+    bad = {"a": {"kind": "image", "column": "f", "side": 0, "fit": "fill"}, "b": {"kind": "table", "unseen": "x"}}
+    with pytest.raises(UserError) as error:
+        make(modalities=bad)
+    assert [line.partition("=")[0] for line in str(error.value).splitlines()][:2] == [
+        "dataset.modalities.a.side",
+        "dataset.modalities.a.fit",
+    ]
+    assert "dataset.modalities.b" in str(error.value)
+
+
+def test_reading_options_do_not_pack_again(make: Callable[..., FromCSV]) -> None:
+    given = {"modalities": with_option("labs", natural_missing="fill")}
+    assert FromCSV.packing_arguments(given) == FromCSV.packing_arguments({"modalities": MODALITIES})
+    data = make()
+    data.prepare()
+    filled = make(**given)
+    assert filled.find_source().signature == data.find_source().signature and filled.natural_cells("train") == {}
+
+
+def test_new_rows_are_encoded_as_packed_rows_are(make: Callable[..., FromCSV], csv: Path) -> None:
+    data = make()
+    data.prepare()
+    frame = pd.read_csv(csv, dtype=str, keep_default_na=False)
+    rows = data.encode_rows(frame, csv.parent, "new", id_column="id")
+    for i, name in enumerate(rows.names):
+        split, j = packed_rows(data)[name]
+        stored = data.split(split)
+        for m in data.modalities:
+            absent = is_absent(data, m.name, split, j)
+            assert absent == rows.arrays.get(f"{m.name}_absent", np.zeros(len(frame), dtype=bool))[i]
+            if absent:
+                continue
+            gaps = data.natural_cells(split).get(m.name)
+            observed = ~gaps[j] if gaps is not None else ...
+            expected = stored.read(m.name)[j].numpy()[observed]
+            np.testing.assert_allclose(rows.arrays[m.name][i][observed], expected, rtol=1e-6)
+        assert rows.target is not None and rows.target[i] == stored.read("target")[j]
+
+
+@pytest.fixture(scope="module")
+def run_of(csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """Configurations of small runs on some modalities."""
+    folder = tmp_path_factory.mktemp("runs")
+
+    def overrides(*more: str, names: tuple[str, ...] = (), **changes: Any) -> Any:
+        given = arguments(csv, *names, **changes)
+        settings = [f"++dataset.{key}={as_override(value)}" for key, value in given.items()]
+        small = ["dataset.encoder_set=tiny", "trainer=cpu", "trainer.enable_progress_bar=false"]
+        small += [f"dataset.training_defaults.{key}={n}" for key, n in (("max_epochs", 2), ("batch_size", 16))]
+        small += ["dataset.training_defaults.width=16", "dataset.training_defaults.heads=2"]
+        small += ["dataset.training_defaults.vector_width=16", f"paths.cache={folder / 'cache'}"]
+        return compose_config("dataset=FromCSV", *settings, *small, f"paths.output={folder / 'out'}", *more)
+
+    return overrides
+
+
+def as_override(value: Any) -> str:
+    """A plain value as Hydra's command line takes it."""
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{as_override(part)}" for key, part in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(as_override, value)) + "]"
+    return "null" if value is None else str(value)
+
+
+def test_all_stages_run_on_two_images_a_table_and_a_text(run_of: Callable[..., Any], csv: Path) -> None:
+    cfg = run_of("model=ModDrop", "stages=[prepare,fit,test,report,export]", "model.training.max_epochs=4")
+    validate(cfg)
+    pipeline.run(cfg)
+    run = Run(cfg)
+    results = pd.read_csv(run.directory / "results.csv").query("metric == 'accuracy'").set_index("scenario")["value"]
+    assert list(results.index) == ["none", "whole_0", "whole_1", "whole_2", "whole_3"] and results.between(0, 1).all()
+    predictor = load(run.directory / "bundle")
+    frame = pd.read_csv(csv, dtype=str, keep_default_na=False)
+    table = predictor.predict(frame, csv.parent)
+    assert table["prediction"].isin(CLASSES).all() and table.loc[9, "missing"] == "lateral;note"
+    assert (table["missing_cells"] != "").any()
+    assert "parts" in yaml.safe_load((run.directory / "bundle" / "data" / "meta.json").read_text())
+    assert str(csv.parent) not in (run.directory / "bundle" / "config.yaml").read_text()
+
+
+def test_an_encoder_of_the_user_replaces_that_of_the_kind(run_of: Callable[..., Any]) -> None:
+    cfg = run_of(
+        "dataset.encoders={lateral:{_target_:models.encoders.convolutional.ConvolutionalEncoder,width:8}}",
+        names=("film", "lateral"),
+    )
+    run = Run(cfg)
+    run.data.prepare()
+    from trainers.config.build import build_encoders
+
+    encoders = build_encoders(cfg, run.data)
+    assert (encoders["film"].width, encoders["lateral"].width) == (16, 8)
+    assert [len(e(torch.zeros(2, c, 16, 16))) for e, c in zip(encoders.values(), (3, 1))] == [2, 2]
+
+
+def test_no_modalities_is_one_problem(run_of: Callable[..., Any]) -> None:
+    with pytest.raises(UserError, match=r"dataset\.modalities is empty"):
+        validate(compose_config("dataset=FromCSV"))
