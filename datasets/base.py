@@ -22,6 +22,7 @@ from datasets.missingness.content import SplitContent
 from datasets.missingness.table import forest_ranking
 from datasets.new_rows import NewRows
 from datasets.noise import Corruption, TrainingNoise
+from datasets.readers.text import decode
 from datasets.split_masks import SourceGaps, SplitMask
 from datasets.storage import PackedSplit, PackedStore
 from utils.errors import UserError
@@ -298,6 +299,10 @@ class MultimodalDataModule(DeclaredArguments, pl.LightningDataModule):
     def pixels(self, name: str, images: Tensor) -> Tensor:
         """Convert images (B, C, H, W) of a batch to pixel values in [0, 1], for display."""
         return images.clamp(0, 1)
+
+    def strings(self, name: str, content: Tensor) -> list[str]:
+        """Convert the texts of a batch, characters (B, L, 71) or token ids (B, L), to strings, for display."""
+        return decode(content)
 
     def column_ranking(self, table: Modality) -> list[int]:
         """Rank the columns of a table by the impurity importance of a forest on all training rows, descending.

@@ -6,6 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import pandas as pd
+
 from datasets.batch import Modality
 
 
@@ -60,3 +63,23 @@ def _describe_columns(
             column["scaling"] = [float(value) for value in scaling[name]]
         columns.append(column)
     return columns
+
+
+def readable_cells(content: np.ndarray, table: Modality, meta: Mapping[str, Any]) -> pd.DataFrame:
+    """Table rows as a reader writes them: names of levels, numbers in the units of the source.
+
+    Args:
+        content: (N, F) as a model takes it.
+        meta: ``meta.json`` of the packed store.
+    """
+    source = meta.get("source") or {}
+    levels, scaling = source.get("levels") or {}, source.get("scaling") or {}
+    columns: dict[str, Any] = {}
+    for j, name in enumerate(table.columns or tuple(map(str, range(table.shape[0])))):
+        if j < len(table.cardinalities):
+            codes = content[:, j].round().astype(int).clip(0, table.cardinalities[j] - 1)
+            columns[name] = [levels[name][code] for code in codes] if name in levels else codes
+        else:
+            start, width = scaling.get(name, (0.0, 1.0))
+            columns[name] = content[:, j].astype(np.float64) * width + start
+    return pd.DataFrame(columns)

@@ -203,6 +203,10 @@ class ImageTextModule(SourcedDataModule):
     def pixels(self, name: str, images: Tensor) -> Tensor:
         return self.transform(False).pixels(images)
 
+    def strings(self, name: str, content: Tensor) -> list[str]:
+        tokenizer = load_tokenizer(self.find_tokenizer())
+        return [str(text) for text in tokenizer.batch_decode(content.tolist(), skip_special_tokens=True)]
+
     @property
     def image_reader(self) -> ImageReader:
         """What makes stored images of files."""

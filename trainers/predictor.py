@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from scipy.special import expit, softmax
 from torch import Tensor
 
 from datasets.base import MultimodalDataModule
-from datasets.batch import Modality
+from datasets.batch import Batch, Modality
+from datasets.description import readable_cells
 from datasets.missingness import Complete
 from datasets.new_rows import NewRows, read_arrays, rows_of_arrays
 from datasets.storage import PackedStore
@@ -23,6 +25,7 @@ from models.imputers.base import recover_possible
 from trainers.bundle import Bundle, open_bundle
 from trainers.config.build import build_data
 from trainers.evaluate import load_settled, predict
+from trainers.explanation import explain_row
 from trainers.loading import Run
 from utils.calibration import Temperatures
 from utils.errors import UserError
@@ -146,7 +149,7 @@ class Predictor:
             frame["missing_cells"] = self._missing_cells(rows, seen)
         if answered.any():
             out = self.outputs(rows.take(answered))
-            columns = self._scores(out["logits"], ~seen[answered]) | self._account(out, names)
+            columns = self.scores(out["logits"], ~seen[answered]) | self._account(out, names)
             found = pd.DataFrame(columns, index=np.flatnonzero(answered))
         else:
             found = pd.DataFrame(index=[])
@@ -164,7 +167,8 @@ class Predictor:
         columns += [f"probability_{name}" for name in names]
         return columns + (["accepted", "rewards", "rejected", "not_recovered"] if self.run.uses_selection else [])
 
-    def _scores(self, logits: np.ndarray, missing: np.ndarray) -> dict[str, Any]:
+    def scores(self, logits: np.ndarray, missing: np.ndarray) -> dict[str, Any]:
+        """Columns of the table that follow from logits (N, C) and ``missing`` (N, M), see :meth:`table`."""
         logits = logits.astype(np.float64)
         temperature = np.ones(len(logits)) if self.temperatures is None else self.temperatures.of(missing)
         cooled = logits / temperature[:, None]
@@ -222,10 +226,9 @@ class Predictor:
         new = rows if isinstance(rows, NewRows) else self.read(rows, images)
         imputer = self.run.load_imputer()
         pieces: dict[str, list[Tensor]] = {name: [] for name in self.modality_names}
-        with tempfile.TemporaryDirectory(prefix="predict-") as folder, torch.inference_mode():
-            data = self.packed(new.take(self.answerable(new)), Path(folder) / "rows")
-            for batch in data.loader("test", Complete(), device=self.run.device):
-                filled, unrecoverable = recover_possible(imputer, data.modalities, batch)
+        for batch in self.batches(new.take(self.answerable(new))):
+            with torch.inference_mode():
+                filled, unrecoverable = recover_possible(imputer, self.data.modalities, batch)
                 for i, name in enumerate(self.modality_names):
                     content = filled[name].float().cpu()
                     if unrecoverable is not None:
@@ -233,19 +236,36 @@ class Predictor:
                     pieces[name].append(content)
         return {name: torch.cat(parts).numpy() for name, parts in pieces.items()}
 
+    def batches(self, rows: NewRows) -> Iterator[Batch]:
+        """Batches of rows in the form that the model takes, on its device."""
+        with tempfile.TemporaryDirectory(prefix="predict-") as folder:
+            data = self.packed(rows, Path(folder) / "rows")
+            yield from data.loader("test", Complete(), device=self.run.device)
+
+    def explain(self, rows: Rows | NewRows, images: str | Path | None = None, number: int = 0) -> Figure:
+        """Picture of one row: what is observed, what was recovered and accepted with which rewards, the prediction.
+
+        Args:
+            rows, images: see :meth:`read`.
+            number: of the row, counted from 0.
+
+        Raises:
+            UserError: there is no such row, or nothing of it is observed.
+        """
+        new = rows if isinstance(rows, NewRows) else self.read(rows, images)
+        if not 0 <= number < len(new):
+            raise UserError(f"number={number}: there are {len(new)} rows, give one from 0 to {len(new) - 1}")
+        row = new.take(np.array([number]))
+        if not self.answerable(row).any():
+            raise UserError(f"row {row.names[0]}: nothing of it is observed, so that there is no prediction to explain")
+        output = {key: value[0] for key, value in self.outputs(row).items()}
+        scores = self.scores(output["logits"][None], ~row.observed(self.data.modalities))
+        has_confidence = self.temperatures is not None
+        return explain_row(self.run, row, next(self.batches(row)), output, scores, has_confidence)
+
     def cells_of(self, content: np.ndarray, table: Modality) -> pd.DataFrame:
         """Table rows (N, F) as a reader writes them: names of levels, numbers in the units of the training table."""
-        source = (self.data.store.meta() or {}).get("source") or {}
-        levels, scaling = source.get("levels") or {}, source.get("scaling") or {}
-        columns: dict[str, Any] = {}
-        for j, name in enumerate(table.columns or tuple(map(str, range(table.shape[0])))):
-            if j < len(table.cardinalities):
-                codes = content[:, j].round().astype(int).clip(0, table.cardinalities[j] - 1)
-                columns[name] = [levels[name][code] for code in codes] if name in levels else codes
-            else:
-                start, width = scaling.get(name, (0.0, 1.0))
-                columns[name] = content[:, j].astype(np.float64) * width + start
-        return pd.DataFrame(columns)
+        return readable_cells(content, table, self.data.store.meta() or {})
 
 
 def load(source: str | Path | Run | Bundle, unknown: str = "refuse") -> Predictor:

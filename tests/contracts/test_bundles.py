@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 import torch
 import yaml
 from hydra import compose, initialize_config_dir
+from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 from scipy.special import softmax
 
@@ -242,6 +244,58 @@ def test_recoveries_are_written_in_the_units_of_the_table(parts: SimpleNamespace
     table = pd.read_csv(tmp_path / "recovered" / "table" / "recovered.csv", dtype={"id": str})
     assert table["id"].tolist() == parts.names
     assert set(table["metal"]) <= {"brass", "steel"} and table["length"].between(0, 60).all()
+
+
+def drawn(figure: Figure) -> list[list[str]]:
+    """Texts of the figure: those outside of cells, then those of each cell."""
+    return [[text.get_text() for text in part.texts] for part in (figure, *figure.axes)]
+
+
+def test_the_picture_of_a_row_shows_what_is_observed_recovered_and_accepted(parts: SimpleNamespace) -> None:
+    predictor = load(parts.bundle)
+    rows = parts.frame.copy()
+    rows.loc[0, ["metal", "finish", "weight", "length"]] = ["", "plain", "", "17.5"]
+    rows.loc[1, ["metal", "finish", "weight", "length"]] = ""
+    rows.loc[2, "photo"] = ""
+    table, recovered = predictor.predict(rows, images=parts.photos), predictor.recover(rows, images=parts.photos)
+    cells = predictor.cells_of(recovered["table"][:2], predictor.data.modalities[1])
+
+    around, image, observed, probabilities, filled = drawn(predictor.explain(rows, parts.photos))
+    assert {f"DyMo_EU on Parts: row {table['id'][0]}", "image", "table – 2 of 4 missing"} <= set(around)
+    verdict = f"true: {rows['kind'][0]}    predicted: {table['prediction'][0]}"
+    assert f"{verdict}    calibrated confidence: {table['confidence'][0]:.3f}" in around
+    assert ("accepted (1)" in around) == (table["accepted"][0] == "table") != ("rejected" in around)
+    assert image == [] and observed == ["metal", "–", "finish", "plain", "weight", "–", "length", "17.5"]
+    metal, weight = cells["metal"][0], f"{cells['weight'][0]:.4g}"
+    assert filled == ["metal", metal, "finish", "plain", "weight", weight, "length", "17.5"]
+    values = {c: f"{table[f'probability_{c}'][0]:.3f}" for c in CLASSES}
+    assert dict(zip(probabilities[::2], probabilities[1::2])) == values
+
+    figure = predictor.explain(rows, parts.photos, number=1)
+    around, image, observed, probabilities, filled = drawn(figure)
+    assert observed == ["missing"] and filled[1::2][:2] == cells.iloc[1, :2].tolist()
+    assert all(text.get_weight() == "bold" for text in figure.axes[3].texts[1::2]), "all of it is recovered"
+    rewards = [text for text in around if re.fullmatch(r"[+-].*\d", text)]
+    assert len(rewards) == 1, "one modality was missing"
+    if table["accepted"][1]:
+        assert float(rewards[0]) == pytest.approx(float(table["rewards"][1]), abs=5e-4)
+
+    around, image, *_, left = drawn(predictor.explain(rows, parts.photos, number=2))
+    assert image == ["missing"] and left == ["cannot be\nrecovered"], "TIP recovers tables only"
+    rows.loc[3, ["photo", "metal", "finish", "weight", "length"]] = ""
+    with pytest.raises(UserError, match="row 3: nothing of it is observed"):
+        predictor.explain(rows, parts.photos, number=3)
+    with pytest.raises(UserError, match="number=99: there are"):
+        predictor.explain(rows, parts.photos, number=99)
+
+
+def test_without_selection_the_picture_shows_what_is_there(parts: SimpleNamespace) -> None:
+    """The backbone alone, and behind the imputer."""
+    folder, frame = parts.run.cfg.paths.output, parts.frame.assign(metal="", finish="", weight="", length="")
+    overrides = [o.replace("model.backbone.", "model.") for o in DYMO if o != "model=DyMo"]
+    cfg = parts_config(Path(folder).parent, "model=DynamicTransformer", *overrides)
+    around, *cells = drawn(load(Run(cfg)).explain(frame, parts.photos))
+    assert "table – missing" in around and "recovered" not in around and len(cells) == 3
 
 
 # ------------------------------------------------------------------------------------------------ what is refused

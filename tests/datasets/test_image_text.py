@@ -374,6 +374,10 @@ def test_a_row_without_text_can_stay_with_a_missing_text(food: Path, tmp_path: P
     assert [name for name, gone in zip(packed.names(), absent) if gone] == ["frozen_yogurt_7.jpg", "tacos_7.jpg"]
     empty = slow_word_pieces("", (food / "vocab.txt").read_text().splitlines())
     assert packed.read("text")[torch.from_numpy(absent)].tolist() == [empty + [0] * 10] * 2
+    # Strings for display: the words of the ids, without special tokens.
+    ids, pieces = packed.read("text")[:5], (food / "vocab.txt").read_text().splitlines()
+    words = [" ".join(pieces[i] for i in row if i and not pieces[i].startswith("[")) for row in ids.tolist()]
+    assert data.strings("text", ids) == [text.replace(" ##", "") for text in words] and any(words)
     for spec, expected in (
         ("none", [[False, True]] * 2),
         ("whole_1", [[False, True]] * 2),

@@ -20,6 +20,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "h")
 LINES = ("-", "--", "-.", (0, (3, 1, 1, 1, 1, 1)))
 HATCHES = ("", "///", "...", "xxx")
 BLUE, VERMILLION, GREEN = COLOURS[:3]
+DARK_GREEN, BROWN, GREY = "#00694d", "#a84700", "#777777"  # of text
 ORACLE_NOTE = "uses labels: an upper bound, never marked"
 RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -51,7 +52,7 @@ def model_styles(models: Sequence[str]) -> dict[str, dict[str, Any]]:
             "linestyle": LINES[turn],
             "hatch": HATCHES[turn],
         }
-    grey = {"color": "#777777", "linestyle": ":", "hatch": "\\\\\\"}
+    grey = {"color": GREY, "linestyle": ":", "hatch": "\\\\\\"}
     return styles | {m: grey | {"marker": "x+12"[i % 4]} for i, m in enumerate(m for m in models if is_oracle(m))}
 
 
