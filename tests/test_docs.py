@@ -29,6 +29,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from datasets import noise_operators
 from datasets.batch import Batch, Modality
+from datasets.missingness.base import Rows
 from datasets.missingness.parse import EXAMPLES, SCENARIOS, parse_scenario
 from models.encoders.vector import VectorEncoder
 from trainers import figures
@@ -276,14 +277,16 @@ def test_names_of_the_api_page_exist_and_are_described() -> None:
 
 
 @pytest.fixture(scope="module")
-def modules() -> dict[str, ModuleType]:
+def modules() -> Iterator[dict[str, ModuleType]]:
     """The Python files that the pages show, by the dotted names that they would have."""
     modules = {}
-    for path, block in examples("python"):
-        name = path.removesuffix(".py").replace("/", ".")
-        modules[name] = ModuleType(name)
-        exec(compile(block, path, "exec"), modules[name].__dict__)
-    return modules
+    with pytest.MonkeyPatch.context() as patch:
+        for path, block in examples("python"):
+            name = path.removesuffix(".py").replace("/", ".")
+            modules[name] = ModuleType(name)
+            patch.setitem(sys.modules, name, modules[name])  # dataclasses look up their module
+            exec(compile(block, path, "exec"), modules[name].__dict__)
+        yield modules
 
 
 @pytest.fixture(scope="module")
@@ -327,6 +330,16 @@ def test_the_recovery_method_of_the_page_works(classes: dict[str, Any]) -> None:
     missing = torch.tensor([[False], [True]])
     recovered = classes["Constant"]([Modality("m0", "image", (3, 4, 4))], 0.25).impute({"m0": images}, missing)["m0"]
     assert torch.equal(recovered[0], images[0]) and (recovered[1] == 0.25).all()
+
+
+def test_the_scenario_of_the_page_works(classes: dict[str, Any]) -> None:
+    scenario = classes["Failure"].parse("failure_1_0.25")
+    assert scenario == classes["Failure"].from_mapping({"modality": 1, "rate": 0.25})
+    mask = scenario.generate(Rows(8, 3))
+    expected = np.zeros((8, 3), dtype=bool)
+    expected[6:, 1] = True
+    assert np.array_equal(mask, expected) and scenario.realised_rate(mask) == 0.25
+    assert classes["Failure"].parse("random_0.5") is None
 
 
 def test_the_data_module_of_the_page_works(classes: dict[str, Any], tmp_path: Path) -> None:

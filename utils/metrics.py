@@ -26,20 +26,6 @@ AVERAGES = ("micro", "macro", "weighted")
 # Averages of multi-label tasks; two of them are named by their measure alone.
 _OF_LABELS = {("accuracy", "micro"): "accuracy", ("auroc", "macro"): "auroc"}
 _OF_MULTILABEL = tuple(_OF_LABELS.get((m, a), f"{m}_{a}") for m in ("auroc", *RATIOS) for a in AVERAGES)
-_LISTED_FIRST = (
-    "accuracy",
-    "auroc",
-    "f1_macro",
-    "f1_micro",
-    "f1_weighted",
-    "f1_samples",
-    "ece",
-    "recall_macro",
-    "mcc",
-    "gmean",
-)
-_OF_ONE_LABEL = ("accuracy", "auroc", "f1_macro", "ece", "recall_macro", "mcc", "gmean")
-METRICS = (*_LISTED_FIRST, *(name for name in _OF_MULTILABEL if name not in _LISTED_FIRST))
 LOWER_IS_BETTER = ("ece",)
 
 
@@ -132,11 +118,30 @@ def _mcc(right: Tensor, predicted: Tensor, true: Tensor) -> Tensor:
     return torch.where(n == 0, torch.nan, torch.where(over > 0, value, 0.0))
 
 
+# Metrics of tasks with one label per row: name -> metric for C classes. Metrics of torchmetrics receive probabilities
+# (N, C), ours receive logits.
+ONE_LABEL: dict[str, Callable[[int], Metric]] = {
+    "accuracy": lambda classes: _FromCounts(classes, _accuracy),
+    "auroc": AUROC,
+    "f1_macro": lambda classes: _FromCounts(classes, _f1_macro),
+    "ece": lambda classes: _CalibrationError(classes, n_bins=15, norm="l1"),
+    "recall_macro": lambda classes: _FromCounts(classes, _recall_macro),
+    "mcc": lambda classes: _FromCounts(classes, _mcc),
+    "gmean": lambda classes: _FromCounts(classes, _gmean),
+}
+_LISTED_FIRST = ("accuracy", "auroc", "f1_macro", "f1_micro", "f1_weighted", "f1_samples")
+METRICS = tuple(dict.fromkeys((*_LISTED_FIRST, *ONE_LABEL, *_OF_MULTILABEL)))
+
+
 class _FromLogits(MetricCollection):
-    """Collection that passes probabilities (softmax in float32) to the calibration error and logits to the others."""
+    """Collection that passes probabilities (softmax in float32) to metrics of torchmetrics, and logits to ours."""
+
+    def __init__(self, metrics: dict[str, Metric | MetricCollection]) -> None:
+        super().__init__(metrics)
+        self.needs_probabilities = any(not isinstance(metric, _FromCounts | AUROC) for metric in metrics.values())
 
     def update(self, logits: Tensor, target: Tensor) -> None:  # type: ignore[override]
-        probabilities = {"preds": torch.softmax(logits.float(), dim=1)} if "ece" in self else {}
+        probabilities = {"preds": torch.softmax(logits.float(), dim=1)} if self.needs_probabilities else {}
         super().update(**probabilities, logits=logits, target=target)
 
 
@@ -206,7 +211,7 @@ class LabelMetrics(MetricCollection):
 def metric_names(task: str) -> tuple[str, ...]:
     """Metrics of a task, in the order of :data:`METRICS`."""
     multilabel = (*_OF_MULTILABEL, "f1_samples")
-    return tuple(name for name in METRICS if name in (multilabel if task == "multilabel" else _OF_ONE_LABEL))
+    return tuple(name for name in METRICS if name in (multilabel if task == "multilabel" else ONE_LABEL))
 
 
 def undefined_monitor(monitor: str, task: str, target: Tensor) -> str | None:
@@ -277,13 +282,4 @@ def classification_metrics(task: str, num_classes: int, names: Sequence[str] = M
         return LabelMetrics(num_classes, names)
     if task not in ("multiclass", "binary"):
         raise ValueError(f"no metrics for task '{task}'")
-    make: dict[str, Metric] = {
-        "accuracy": _FromCounts(num_classes, _accuracy),
-        "auroc": AUROC(num_classes),
-        "f1_macro": _FromCounts(num_classes, _f1_macro),
-        "ece": _CalibrationError(num_classes, n_bins=15, norm="l1"),
-        "recall_macro": _FromCounts(num_classes, _recall_macro),
-        "mcc": _FromCounts(num_classes, _mcc),
-        "gmean": _FromCounts(num_classes, _gmean),
-    }
-    return _FromLogits({name: make[name] for name in names if name in make})
+    return _FromLogits({name: ONE_LABEL[name](num_classes) for name in names if name in ONE_LABEL})

@@ -1,4 +1,4 @@
-"""Contracts of the comparison methods. A new method adds itself to ``METHODS`` (and ``COUNTS``, where it has one)."""
+"""Contracts of the comparison methods: every option of ``model`` but those of ``test_contracts.py``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,53 +36,25 @@ from tests.tolerances import batch_bound
 from trainers import fit as fit_module
 from trainers import run as pipeline
 from trainers.config.build import build_imputer, build_model, method_class
-from trainers.config.compose import compose_config
+from trainers.config.compose import CONFIGS, compose_config, group_options
 from trainers.config.validate import validate
 from trainers.loading import Run
 from utils.errors import UserError
 from utils.safe_pickle import read_tensors
 from utils.subsets import enumerate_subsets
 
-# Method -> what makes it small enough for a test.
 VECTOR, TOKENS = ["model.vector_width=8"], ["model.module.width=8", "model.module.heads=2"]
-PARTS = ["model.unimodal.training.max_epochs=1", "model.unimodal.training.batch_size=16"]
-WARM = ["model.unimodal.training.warmup_epochs=0", "model.training.warmup_epochs=0"]
-CONCAT = ["model.concat.training.max_epochs=1", "model.concat.training.batch_size=16"]
-METHODS = {
-    "ModDrop": TOKENS,
-    "Multimodal_CONCAT": VECTOR,
-    "Unimodal": VECTOR,
-    "MTL": TOKENS,
-    "MAP": TOKENS,
-    "QMF": VECTOR,
-    "PDF": VECTOR,
-    "DynMM": [*VECTOR, *PARTS, *CONCAT],
-    "LogitAverage": [*VECTOR, *PARTS],
-    "Concat_ModDrop": VECTOR,
-    "PatternExperts": VECTOR,
-    "M3Care": [*VECTOR, "model.module.heads=2"],
-    "MUSE": VECTOR,
-    "OnlineMAE": [*VECTOR, *TOKENS, "model.multiae.training.max_epochs=1", "model.multiae.pretraining_epochs=1"],
-    "MultiAE": [*VECTOR, "model.pretraining_epochs=1"],
-    "MoPoE_Classification": ["imputer=MoPoE", "imputer.latent=8", "imputer.training.max_epochs=1"],
-    "CMVAE_Classification": [
-        *("imputer=CMVAE", "imputer.width=4", "imputer.shared=8", "imputer.private=4", "imputer.training.max_epochs=1"),
-        *("imputer.module.clusters=4", "imputer.training.batch_size=16"),
-    ],
-    "SimMLM": [*VECTOR, "model.unimodal.training.max_epochs=1"],
-    "UDML": ["model.width=8"],
-    "FlexMoE": [*VECTOR, *(f"model.module.{key}" for key in ("heads=2", "experts=4", "hidden=8"))],
-    "MaskedAttention": [*PARTS, *WARM, *TOKENS, "model.module.hidden=16", "model.module.encoder_lr=1e-3"],
-    "TokenUnimodal": ["model.training.warmup_epochs=0"],
-    "Zeros_MLP": [*PARTS, *WARM, "model.module.width=8"],
-    # Not the maximum, which a single modality may have everywhere.
-    "Pooling_MLP": [*PARTS, *WARM, "model.module.width=8", "model.module.combine=sum"],
-    "Late": [*PARTS, WARM[0]],
-    "ModelSelection": [
-        *(*PARTS, WARM[0], "model.mlp.module.width=8", "model.mlp.training.max_epochs=1"),
-        *("model.mlp.training.warmup_epochs=0", "model.mlp.training.batch_size=16"),
-    ],
-}
+# Tried by test_contracts.py on every data set.
+OF_ALL_DATA_SETS = ("CMPT", "DyMo", "DynamicTransformer")
+
+
+def tiny_settings(method: str) -> list[str]:
+    """Overrides that make a method small, from the lines "# In tests: ..." of its configuration file."""
+    lines = re.findall(r"^# In tests: (.*?)(?:   .*)?$", (CONFIGS / "model" / f"{method}.yaml").read_text(), flags=re.M)
+    return [override for line in lines for override in shlex.split(line)]
+
+
+METHODS = {method: tiny_settings(method) for method in group_options("model") if method not in OF_ALL_DATA_SETS}
 # Those that are built on an imputer: the families that it knows.
 ONLY = {"MoPoE_Classification": ["PolyMNIST", "MST", "CelebA"], "CMVAE_Classification": ["PolyMNIST"]}
 # To save time: MaskedAttention and its baselines on few families; of Pooling_MLP and Late, Zeros_MLP and ModelSelection
@@ -641,7 +614,7 @@ def test_parts_with_another_option_have_run_directories_of_their_own(composed) -
     loses its parts to the other, with overwrite or without."""
 
     def context(*overrides: str) -> Run:
-        return Run(composed("model=Late", *RUN, *PARTS, WARM[0], "stages=[fit]", *overrides))
+        return Run(composed("model=Late", *RUN, *METHODS["Late"], "stages=[fit]", *overrides))
 
     pipeline.run(context().cfg)
     changed = ["model.unimodal.module.feature_dropout=0.5", "overwrite=true"]
