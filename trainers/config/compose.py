@@ -15,6 +15,7 @@ from trainers.config.resolvers import register_resolvers
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 VERSION_BASE = "1.3"  # the version of Hydra whose defaults hold, whichever is installed
+_stored: list[Path] = []  # the folder whose blocks Hydra has now
 # Files of which each block is a separate option, one file per data set or study: pattern -> group.
 BLOCK_FILES = {"recipe/*.yaml": "recipe", "schedule/*/*.yaml": "schedule", "study/*.yaml": "experiment"}
 
@@ -29,6 +30,9 @@ def compose_config(*overrides: str, configs: Path = CONFIGS) -> DictConfig:
 def register(configs: Path = CONFIGS) -> None:
     """Make resolvers and :func:`blocks` known to Hydra, which is needed before it composes anything."""
     register_resolvers()
+    if _stored == [configs]:  # storing takes as long as a third of a composition
+        return
+    _stored[:] = [configs]
     for group, name, content in blocks(configs):
         package = "_global_" if group.startswith("experiment/") else None
         ConfigStore.instance().store(group=group, name=name, node=content, package=package)

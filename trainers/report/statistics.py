@@ -1,45 +1,32 @@
-"""Comparisons of models: paired tests over runs and over test rows."""
+"""Comparisons of models: the best model of each scenario against every other."""
 
 from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from omegaconf import OmegaConf
 from scipy import stats
 
 from datasets.missingness import mask_hash
 from trainers.report.bootstrap import DRAWS, resampled
+from trainers.report.inference import Difference, holm, over_folds, over_runs, over_runs_and_rows
 from trainers.report.runs import REPEAT, Run, load_sorted
 from trainers.report.style import is_oracle, with_dagger
 from utils.metrics import LOWER_IS_BETTER
 
 log = logging.getLogger(__name__)
 TESTS = (
-    *("dataset", "scenario", "metric", "best", "model", "difference", "n_seeds", "t", "p_t"),
-    *("unit", "n_rows", "best_only_right", "model_only_right", "p_mcnemar", "low", "high", "p_bootstrap"),
-    "same_masks",
+    *("dataset", "scenario", "metric", "best", "model", "difference", "low", "high", "p", "p_holm"),
+    *("equivalent_within", "test", "unit", "n_runs", "n_rows", "best_only_right", "model_only_right", "same_masks"),
 )
-
-
-def paired_t(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
-    """Statistic and two-sided p of the paired t-test.
-
-    If all differences are equal, there is no variance: (0, 1) if they are zero, else (±inf, NaN). Fewer than two pairs:
-    (NaN, NaN).
-    """
-    if len(a) < 2:
-        return np.nan, np.nan
-    difference = np.asarray(a) - np.asarray(b)
-    if np.ptp(difference) < 1e-9:  # far below one test sample: rounding, not variance
-        is_zero = abs(difference[0]) < 1e-9
-        return (0.0, 1.0) if is_zero else (float(np.copysign(np.inf, difference[0])), np.nan)
-    result = stats.ttest_rel(a, b)
-    return float(result.statistic), float(result.pvalue)
+TEXTS = ("dataset", "scenario", "metric", "best", "model", "test", "unit", "same_masks")
+Outcome = Mapping[str, np.ndarray]
 
 
 def mcnemar(first_only: int, second_only: int) -> float:
@@ -53,24 +40,20 @@ def is_right(logits: np.ndarray, target: np.ndarray) -> np.ndarray:
     return (((logits > 0) == (target > 0)) | (target < 0)).all(1) if target.ndim == 2 else logits.argmax(1) == target
 
 
-def _outcome(path: Path) -> dict[str, np.ndarray]:
-    return load_sorted(path, "logits", "target", "missing")
-
-
-def _resampled(metric: str, path: Path) -> np.ndarray | None:
-    return resampled(_outcome(path), metric)
-
-
 def compare(runs: Sequence[Run], frame: pd.DataFrame, primary: str) -> pd.DataFrame:
     """Best model of each scenario against every other.
 
-    ``p_t`` is of the paired t-test over common seeds (and folds). Tests over test rows use the predictions that both
-    models have saved; ``unit`` says what is drawn or counted:
+    ``low`` and ``high`` bound the 95 % interval of the difference, ``p`` is two-sided, and ``p_holm`` is adjusted for
+    all comparisons of a data set. Two one-sided tests at 5 % call the models equivalent within ``equivalent_within``.
+    ``test`` names the method and ``unit`` what it counts as a repetition:
 
-    - accuracy of one label and one common seed: McNemar's exact test (``unit`` is ``row``).
-    - otherwise the paired bootstrap over rows: ``low`` and ``high`` bound the 95 % interval of the difference, and
-      ``p_bootstrap`` is two-sided. Seeds share their test rows: a row is drawn with the predictions of all seeds
-      (``row, all seeds together``), and ``n_rows`` counts it once. Folds have different rows, and no such test.
+    - ``runs and rows``: both models have several training runs on the same test rows,
+      :func:`trainers.report.inference.over_runs_and_rows`.
+    - ``Welch``: several runs, but no saved predictions or a metric that is not resampled; says nothing about other test
+      rows.
+    - ``corrected t``: cross-validation, :func:`trainers.report.inference.over_folds`.
+    - ``McNemar`` (accuracy of one label) or ``bootstrap``: one run each, so that it says nothing about training again;
+      the interval is of the bootstrap over rows.
 
     Upper bounds (``†``) are listed with their difference, but neither tested nor best.
 
@@ -86,64 +69,128 @@ def compare(runs: Sequence[Run], frame: pd.DataFrame, primary: str) -> pd.DataFr
         sign = -1 if primary in LOWER_IS_BETTER else 1
         score = {model: sign * value.mean() for model, value in values.items() if not is_oracle(model)}
         best = max(score, key=lambda model: score[model], default="")
-        outcome = functools.cache(_outcome)  # of one scenario at a time
-        draws = functools.cache(functools.partial(_resampled, primary))
+        pair = _Pair(primary)  # holds the predictions of one scenario at a time
         for model in (m for m in values if best and m != best):
-            repeats = sorted(set(values[best].index) & set(values[model].index))
-            a, b = values[best].loc[repeats].to_numpy(), values[model].loc[repeats].to_numpy()
             entry = dict.fromkeys(TESTS) | {"dataset": dataset, "scenario": scenario, "metric": primary, "best": best}
-            entry |= {"model": with_dagger(model), "n_seeds": len(repeats), "n_rows": 0}
-            entry["difference"] = (a - b).mean() if repeats else np.nan
+            entry |= {"model": with_dagger(model), "n_rows": 0}
+            entry["difference"] = values[best].mean() - values[model].mean()
             if not is_oracle(model):
-                entry["t"], entry["p_t"] = paired_t(a, b)
-                files = [[owner[dataset, m, *r].predictions(m, scenario) for m in (best, model)] for r in repeats]
-                files = [pair for pair in files if all(file.is_file() for file in pair)]
-                has_folds = any(fold >= 0 for _, fold in repeats)
-                if files and not has_folds:
-                    outcomes = [(outcome(first), outcome(second)) for first, second in files]
-                    entry |= _over_rows(outcomes, files, primary, draws)
+                first, second = (
+                    _Member(value, [owner[dataset, m, *r].predictions(m, scenario) for r in value.index])
+                    for m, value in ((best, values[best]), (model, values[model]))
+                )
+                folds = _number_of_folds([owner[dataset, model, *r] for r in values[model].index])
+                entry |= pair.test(first, second, folds)
             if entry["same_masks"] is False:
                 log.warning("report: %s and %s have different masks for %s, %s", best, model, dataset, scenario)
             entries.append(entry)
-    numbers = [column for column in TESTS[5:] if column not in ("unit", "same_masks")]
-    tests = pd.DataFrame(entries, columns=list(TESTS)).astype(dict.fromkeys(numbers, float))
+    tests = pd.DataFrame(entries, columns=list(TESTS))
+    tests = tests.astype({column: float for column in TESTS if column not in TEXTS})
+    tests["p_holm"] = tests.groupby("dataset", sort=False)["p"].transform(holm)
     return tests.where(tests.notna(), np.nan)
 
 
-def _over_rows(
-    outcomes: Sequence[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]],
-    files: Sequence[Sequence[Path]],
-    primary: str,
-    draws: Callable[[Path], np.ndarray | None],
-) -> dict[str, Any]:
-    """Entries of :func:`compare` from tests over test rows.
+def _number_of_folds(runs: Sequence[Run]) -> int:
+    """Folds of the cross-validation of which these are runs; 0 without."""
+    if runs[0].fold < 0:
+        return 0
+    configured = OmegaConf.select(OmegaConf.create(runs[0].text("config.yaml")), "dataset.folds")
+    return int(configured or 1 + max(run.fold for run in runs))
 
-    Args:
-        outcomes: (best model, other model) predictions per common seed.
-        files: of these predictions.
-        draws: file -> the metric on every resample.
-    """
-    index = outcomes[0][0]["index"]
-    if not all(np.array_equal(index, data["index"]) for pair in outcomes for data in pair):
-        return {}
-    hashes = [[mask_hash(data["missing"].astype(bool)) for data in pair] for pair in outcomes]
-    has_same_masks = all(first == second for first, second in hashes)
-    entry: dict[str, Any] = {"n_rows": len(index), "same_masks": has_same_masks}
-    has_one_label = outcomes[0][0]["target"].ndim == 1
-    if primary == "accuracy" and has_one_label and len(outcomes) == 1:
-        first, second = (is_right(data["logits"], data["target"]) for data in outcomes[0])
-        only = int((first & ~second).sum()), int((~first & second).sum())
-        names = ("unit", "best_only_right", "model_only_right", "p_mcnemar")
-        return entry | dict(zip(names, ("row", *only, mcnemar(*only))))
-    samples = [(draws(a), draws(b)) for a, b in files]
-    if any(a is None or b is None for a, b in samples):
-        return entry
-    entry["unit"] = "row" if len(outcomes) == 1 else "row, all seeds together"
-    difference = np.mean([a - b for a, b in samples], axis=0)  # type: ignore[operator]
-    difference = difference[np.isfinite(difference)]
-    if len(difference) >= DRAWS / 2:
-        entry["low"], entry["high"] = np.quantile(difference, (0.025, 0.975))
+
+class _Member:
+    """One of the two models of a comparison: its metric per (seed, fold), and the files of its predictions."""
+
+    def __init__(self, values: pd.Series, files: Sequence[Path]) -> None:
+        self.values, self.files = values, files
+
+    def file_of(self, repeat: tuple[int, int]) -> Path:
+        return self.files[list(self.values.index).index(repeat)]
+
+
+class _Pair:
+    """Tests of pairs of models under one scenario; predictions and their resamples are loaded once."""
+
+    def __init__(self, metric: str) -> None:
+        self.metric = metric
+        self.outcome: Callable[[Path], Outcome] = functools.cache(
+            lambda path: load_sorted(path, "logits", "target", "missing")
+        )
+        self.draws = functools.cache(lambda path: resampled(self.outcome(path), metric))
+
+    def test(self, best: _Member, other: _Member, folds: int) -> dict[str, Any]:
+        """Entries of :func:`compare`.
+
+        Args:
+            folds: of a cross-validation, 0 = none.
+        """
+        if folds:
+            return self._over_folds(best, other, folds)
+        if min(len(best.values), len(other.values)) > 1:
+            return self._over_runs(best, other)
+        common = best.values.index.intersection(other.values.index, sort=False)
+        if not len(common):
+            return {"n_runs": 0}
+        entry = {"n_runs": 1, "difference": best.values[common[0]] - other.values[common[0]]}
+        return entry | self._over_rows(best.file_of(common[0]), other.file_of(common[0]))
+
+    def _over_runs(self, best: _Member, other: _Member) -> dict[str, Any]:
+        a, b = best.values.to_numpy(), other.values.to_numpy()
+        entry = {"n_runs": min(len(a), len(b))} | self._of_rows(best.files, other.files)
+        draws = [self.draws(file) for file in (*best.files, *other.files)] if "n_rows" in entry else [None]
+        if any(draw is None for draw in draws):
+            return entry | _numbers(over_runs(a, b)) | {"test": "Welch", "unit": "run"}
+        stacked = np.stack(draws)  # type: ignore[arg-type]
+        difference = over_runs_and_rows(a, b, stacked[: len(a)], stacked[len(a) :])
+        return entry | _numbers(difference) | {"test": "runs and rows", "unit": "run and row"}
+
+    def _over_folds(self, best: _Member, other: _Member, folds: int) -> dict[str, Any]:
+        difference = (best.values - other.values).dropna().groupby("fold").mean().to_numpy()
+        entry = {"n_runs": len(difference)}
+        if len(difference) < 2:
+            return entry
+        return entry | _numbers(over_folds(difference, 1 / folds)) | {"test": "corrected t", "unit": "fold"}
+
+    def _of_rows(self, best: Sequence[Path], other: Sequence[Path]) -> dict[str, Any]:
+        """Number of test rows, and whether both models have the same masks.
+
+        Returns:
+            Nothing, unless all predictions are saved and of the same rows.
+        """
+        files = [*best, *other]
+        if not all(file.is_file() for file in files):
+            return {}
+        index = self.outcome(files[0])["index"]
+        if not all(np.array_equal(index, self.outcome(file)["index"]) for file in files):
+            return {}
+        masks = [{mask_hash(self.outcome(f)["missing"].astype(bool)) for f in part} for part in (best, other)]
+        return {"n_rows": len(index), "same_masks": masks[0] == masks[1]}
+
+    def _over_rows(self, first: Path, second: Path) -> dict[str, Any]:
+        """One run each: the test of accuracy counts rows, others resample them."""
+        entry = self._of_rows([first], [second])
+        if not entry:
+            return {}
+        draws = self.draws(first), self.draws(second)
+        if draws[0] is None or draws[1] is None:
+            return entry
+        difference = draws[0] - draws[1]
+        difference = difference[np.isfinite(difference)]
+        if len(difference) < DRAWS / 2:
+            return entry
+        low, low_90, high_90, high = np.quantile(difference, (0.025, 0.05, 0.95, 0.975))
+        entry |= {"low": low, "high": high, "equivalent_within": max(abs(low_90), abs(high_90)), "unit": "row"}
+        outcomes = [self.outcome(file) for file in (first, second)]
+        if self.metric == "accuracy" and outcomes[0]["target"].ndim == 1:
+            right = [is_right(outcome["logits"], outcome["target"]) for outcome in outcomes]
+            first_only, second_only = int((right[0] & ~right[1]).sum()), int((~right[0] & right[1]).sum())
+            counts = {"best_only_right": first_only, "model_only_right": second_only}
+            return entry | counts | {"test": "McNemar", "p": mcnemar(first_only, second_only)}
         # Differences due to rounding count as zero.
         side = min((difference <= 1e-12).sum(), (difference >= -1e-12).sum())
-        entry["p_bootstrap"] = min(2 * (1 + side) / (1 + len(difference)), 1.0)
-    return entry
+        return entry | {"test": "bootstrap", "p": min(2 * (1 + side) / (1 + len(difference)), 1.0)}
+
+
+def _numbers(difference: Difference) -> dict[str, float]:
+    low, high = difference.interval()
+    return {"low": low, "high": high, "p": difference.p, "equivalent_within": difference.equivalence_margin()}

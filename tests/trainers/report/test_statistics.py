@@ -1,7 +1,8 @@
-"""Paired tests and the bootstrap, against SciPy and by hand."""
+"""Comparisons of models in a report, and the bootstrap, against SciPy and by hand."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,13 @@ import pytest
 import torch
 from scipy import stats
 from sklearn.metrics import roc_auc_score
+from statsmodels.stats.multitest import multipletests
 
 from tests.trainers.report.runs import SCENARIOS, write_run
 from trainers.report import bootstrap
 from trainers.report import page as report
 from trainers.report.runs import COLUMNS, gather
-from trainers.report.statistics import compare, mcnemar, paired_t
+from trainers.report.statistics import compare, mcnemar
 from trainers.report.tables import print_table
 from utils.metrics import classification_metrics, metric_names
 
@@ -26,36 +28,85 @@ def outcomes(runs: list[Path], model: str, scenario: str) -> np.ndarray:
     return np.stack([(f["logits"].argmax(1) == f["target"])[np.argsort(f["index"])] for f in files])
 
 
-def test_tests_of_a_report_agree_with_scipy(made, tmp_path):
+def test_tests_of_a_report_have_runs_and_rows(made, tmp_path):
     result, runs = made
     row = result.tests.set_index(["scenario", "model"]).loc[("random_0.4", "M3Care")]
     # The rows of three seeds are the same 60 test rows: no test counts them thrice.
-    assert row["best"] == "DyMo" and row["n_seeds"] == 3 and row["n_rows"] == 60 and row["same_masks"]
+    assert row["best"] == "DyMo" and row["n_runs"] == 3 and row["n_rows"] == 60 and row["same_masks"]
+    assert (row["test"], row["unit"]) == ("runs and rows", "run and row")
     right = [outcomes(runs, model, "random_0.4") for model in ("DyMo", "M3Care")]
-    expected = stats.ttest_rel(right[0].mean(axis=1), right[1].mean(axis=1))
-    np.testing.assert_allclose([row["t"], row["p_t"]], [expected.statistic, expected.pvalue])
-    assert row["unit"] == "row, all seeds together" and np.isnan(row["p_mcnemar"])
-    # By the normal approximation: a row's difference is its mean over the seeds.
-    differences = (right[0].astype(float) - right[1]).mean(axis=0)
-    error = differences.std() / 60**0.5
-    assert row["low"] == pytest.approx(row["difference"] - 1.96 * error, abs=0.015)
-    assert row["high"] == pytest.approx(row["difference"] + 1.96 * error, abs=0.015)
-    assert row["p_bootstrap"] == pytest.approx(2 * stats.norm.sf(row["difference"] / error), abs=0.02)
+    # Covariances of the means over rows by their formula, without resampling.
+    both = np.concatenate(right).astype(float)
+    covariance = np.cov(both, bias=True) / 60
+    shared = (
+        sum(covariance[part, part].sum() - np.trace(covariance[part, part]) for part in (slice(3), slice(3, 6))) / 6
+    )
+    shared = max(shared - 2 * covariance[:3, 3:].mean(), 0)
+    of_runs = [part.mean(1).var(ddof=1) / 3 for part in right]
+    error = (sum(of_runs) + shared) ** 0.5
+    df = error**4 / sum(part**2 / 2 for part in of_runs)
+    difference = right[0].mean() - right[1].mean()
+    assert row["difference"] == pytest.approx(difference)
+    half = stats.t.ppf(0.975, df) * error
+    assert (row["low"], row["high"]) == pytest.approx((difference - half, difference + half), abs=0.1 * half)
+    assert row["p"] == pytest.approx(2 * stats.t.sf(difference / error, df), rel=0.2)
     one = report.write_report(
         [run for run in runs if run.name == "seed1"], tmp_path / "one", title="t", metrics=["ece"]
     ).tests
     row = one.set_index(["scenario", "model"]).loc[("random_0.4", "M3Care")]
     first, second = (right[0][1] & ~right[1][1]).sum(), (~right[0][1] & right[1][1]).sum()
-    assert (row["unit"], row["n_rows"]) == ("row", 60) and np.isnan(row["p_bootstrap"])
+    assert (row["test"], row["unit"], row["n_rows"], row["n_runs"]) == ("McNemar", "row", 60, 1)
     assert (row["best_only_right"], row["model_only_right"]) == (first, second)
-    assert row["p_mcnemar"] == pytest.approx(stats.binomtest(int(first), int(first + second)).pvalue)
+    assert row["p"] == pytest.approx(stats.binomtest(int(first), int(first + second)).pvalue)
+    # By the normal approximation.
+    error = (right[0][1].astype(float) - right[1][1]).std() / 60**0.5
+    assert row["low"] == pytest.approx(row["difference"] - 1.96 * error, abs=0.015)
+    assert row["high"] == pytest.approx(row["difference"] + 1.96 * error, abs=0.015)
+
+
+def test_p_is_adjusted_for_all_comparisons_of_a_data_set(made):
+    tests = made[0].tests.dropna(subset="p")
+    expected = multipletests(tests["p"], method="holm")[1]
+    np.testing.assert_allclose(tests["p_holm"], expected)
+    assert (tests["p_holm"] >= tests["p"]).all() and (tests["p_holm"] > tests["p"]).any()
+
+
+def test_runs_without_predictions_have_the_test_over_runs(tmp_path):
+    runs = [write_run(tmp_path, model, seed) for model in ("DyMo", "M3Care") for seed in range(3)]
+    for run in runs:
+        shutil.rmtree(run / "predictions")
+    gathered, _ = gather(runs)
+    frame = pd.concat(run.frame for run in gathered)
+    row = compare(gathered, frame, "accuracy").set_index(["scenario", "model"]).loc[("random_0.4", "M3Care")]
+    values = frame[(frame["scenario"] == "random_0.4") & (frame["metric"] == "accuracy")].groupby("model")["value"]
+    expected = stats.ttest_ind(values.get_group("DyMo"), values.get_group("M3Care"), equal_var=False)
+    assert (row["test"], row["unit"]) == ("Welch", "run") and row["p"] == pytest.approx(expected.pvalue)
+
+
+def test_folds_have_the_corrected_test(tmp_path):
+    """With the number of folds of the configuration, not of the runs that are there."""
+    runs = []
+    for model, values in {"A": (0.9, 0.8, 0.85), "B": (0.85, 0.78, 0.86)}.items():
+        for fold, value in enumerate(values):
+            runs.append(tmp_path / "D" / model / "default" / f"seed0_fold{fold}")
+            runs[-1].mkdir(parents=True)
+            rows = [("D", model, 0, "none", "accuracy", value, 60, fold)]
+            pd.DataFrame(rows, columns=[*COLUMNS, "fold"]).to_csv(runs[-1] / "results.csv", index=False)
+            (runs[-1] / "config.yaml").write_text("dataset: {folds: 5}\n")
+            (runs[-1] / "DONE").touch()
+    gathered, _ = gather(runs)
+    (row,) = compare(gathered, pd.concat(run.frame for run in gathered), "accuracy").to_dict("records")
+    difference = np.array([0.05, 0.02, -0.01])
+    error = ((1 / 3 + 1 / 4) * difference.var(ddof=1)) ** 0.5
+    assert (row["test"], row["unit"], row["n_runs"]) == ("corrected t", "fold", 3)
+    assert row["p"] == pytest.approx(2 * stats.t.sf(difference.mean() / error, 2))
 
 
 def test_an_oracle_is_listed_with_its_dagger_and_never_tested(made):
     tests = made[0].tests
     oracles = tests[tests["model"] == "DyMo/oracle_subset†"]
     assert len(oracles) == len(SCENARIOS) and oracles["difference"].notna().all()
-    assert oracles[["t", "p_t", "p_mcnemar", "p_bootstrap", "low", "high", "unit"]].isna().all(axis=None)
+    assert oracles[["p", "p_holm", "low", "high", "unit", "test"]].isna().all(axis=None)
     assert "DyMo/oracle_subset" not in {*tests["best"], *tests["model"]}
     assert "DyMo/oracle_subset†" in print_table(made[0].summary, "accuracy")
 
@@ -81,10 +132,10 @@ def test_mcnemar_is_of_accuracy_alone(tmp_path):
         ).tests.to_dict("records")
         assert row["best"] == best and row["unit"] == "row"
         if primary == "accuracy":
-            assert row["p_mcnemar"] == mcnemar(27, 3) and np.isnan(row["p_bootstrap"])
+            assert row["test"] == "McNemar" and row["p"] == mcnemar(27, 3)
         else:
-            assert np.isnan(row["p_mcnemar"]) and row["low"] < row["difference"] < row["high"]
-            assert 0 < row["p_bootstrap"] < 0.05
+            assert row["test"] == "bootstrap" and row["low"] < row["difference"] < row["high"]
+            assert 0 < row["p"] < 0.05
 
 
 @pytest.mark.parametrize("task", ["binary", "multiclass", "multilabel"])
@@ -116,17 +167,6 @@ def test_mcnemar_by_hand():
     # 1 against 5 of 6 disagreements: 2 (C(6,0) + C(6,1)) / 2^6 = 14 / 64.
     assert mcnemar(1, 5) == mcnemar(5, 1) == pytest.approx(14 / 64)
     assert mcnemar(3, 3) == 1 and mcnemar(0, 0) == 1
-
-
-def test_paired_t_by_hand():
-    # Differences 1, 2, 3: mean 2, SD 1, t = 2 / (1 / sqrt 3); two degrees of freedom: p = 1 - t / sqrt(t^2 + 2).
-    t, p = paired_t(np.array([2.0, 4.0, 6.0]), np.array([1.0, 2.0, 3.0]))
-    assert t == pytest.approx(12**0.5) and p == pytest.approx(1 - (12 / 14) ** 0.5)
-    a = np.array([0.9, 0.8, 0.7])
-    assert paired_t(a, a) == (0.0, 1.0)
-    t, p = paired_t(a, a - 0.1)  # differences equal up to rounding
-    assert t == np.inf and np.isnan(p)
-    assert np.isnan(paired_t(a[:1], a[:1])).all()
 
 
 def test_masks_that_differ_are_reported(tmp_path, caplog):
