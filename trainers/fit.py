@@ -101,17 +101,10 @@ def train(
         UserError: interrupted, the validation split has no value of ``monitor``, or no epoch has a finite one.
     """
     check_monitor(monitor, data, stage)
-    resumable = directory.begin(stage, settings)
+    resume = _resume_point(directory, stage, settings)
     checkpoints = directory / "checkpoints"
-    last = checkpoints / "last.ckpt"
-    if not resumable:
-        directory.clear("checkpoints", "logs", "metrics.csv")
-    resume = str(last) if resumable and last.exists() else None
     data.batch_size, data.seed, data.training_noise = training.batch_size, cfg.seed, noise
-    if isinstance(module, IncompleteClassifier):
-        module.stream_seed = cfg.seed
-        if cfg.trainer.compile:
-            module.compile_parts(cfg.trainer.compile)
+    _apply_settings(cfg, module)
     all_callbacks = [
         *callbacks,
         EpochOrder(cfg.seed),
@@ -120,17 +113,9 @@ def train(
         *_checkpoints(training, checkpoints, monitor, noise),
     ]
     trainer = _build_trainer(cfg, training, directory, all_callbacks)
-    log.info(
-        "%s: %s for at most %d epochs of %d batches on %s%s",
-        stage,
-        type(module).__name__,
-        training.max_epochs,
-        -(-len(data.split("train")) // training.batch_size),
-        trainer.strategy.root_device,
-        f", continuing from {last}" if resume else "",
-    )
+    _log_start(stage, module, data, training, trainer, resume)
     try:
-        _run_trainer(trainer, module, data, resume)
+        _run_trainer(trainer, module, data, None if resume is None else str(resume))
     finally:
         # The files of a run belong to one process; others may arrive here while it writes.
         if trainer.is_global_zero:
@@ -138,11 +123,47 @@ def train(
     score = _best_score(trainer, monitor, directory / "metrics.csv")
     best = checkpoints / "best.ckpt"
     if trainer.is_global_zero:
-        for file in (best, last):
+        for file in (best, checkpoints / "last.ckpt"):
             check_checkpoint(file)
         directory.finish(stage, settings, epochs=trainer.current_epoch, monitor=monitor, best=score)
     trainer.strategy.barrier("finished")
     return best
+
+
+def _resume_point(directory: RunDirectory, stage: str, settings: Mapping[str, Any]) -> Path | None:
+    """Begin the stage; the checkpoint to continue from, None for a training from the start."""
+    if not directory.begin(stage, settings):
+        directory.clear("checkpoints", "logs", "metrics.csv")
+        return None
+    last = directory / "checkpoints" / "last.ckpt"
+    return last if last.exists() else None
+
+
+def _log_start(
+    stage: str,
+    module: pl.LightningModule,
+    data: MultimodalDataModule,
+    training: DictConfig,
+    trainer: pl.Trainer,
+    resume: Path | None,
+) -> None:
+    log.info(
+        "%s: %s for at most %d epochs of %d batches on %s%s",
+        stage,
+        type(module).__name__,
+        training.max_epochs,
+        -(-len(data.split("train")) // training.batch_size),
+        trainer.strategy.root_device,
+        f", continuing from {resume}" if resume else "",
+    )
+
+
+def _apply_settings(cfg: DictConfig, module: pl.LightningModule) -> None:
+    """Seed of the random numbers of training, and compilation."""
+    if isinstance(module, IncompleteClassifier):
+        module.stream_seed = cfg.seed
+        if cfg.trainer.compile:
+            module.compile_parts(cfg.trainer.compile)
 
 
 def _best_score(trainer: pl.Trainer, monitor: str | None, metrics: Path) -> float | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -92,75 +93,44 @@ def make_dvm(root: Path, seed: int = 0, n: int = 104) -> None:
         root: existing folder.
         n: adverts of each of the 12 models; the recipe wants 100.
     """
-    _write_dvm(root, seed, n)
-
-
-def _write_dvm(temporary: Path, seed: int, n: int) -> None:
     rng = np.random.default_rng(seed)
     models = [(f"{10 + i}_{1 + i}", body, length) for i, (body, length) in enumerate(_bodies())]
-    adverts, extras, images, prices = [], [], [], []
     rare = [(f"90_{i}", list(OUTLINES)[i % 4], 4500) for i in range(30)]
-    kept = {model for model, _, _ in models}
+    adverts, extras, images, prices = [], [], [], []
     rows = [(m, k) for m in models for k in range(n + 4)] + [(m, k) for m in rare for k in range(2)]
     for number, ((model, body, length), k) in enumerate(Progress(rows, "drawing cars", unit="image", leave=False)):
-        i = int(model.split("_")[0])
-        year = int(rng.integers(2008, 2019))
-        colour = str(rng.choice(list(COLOURS)))
-        said = body if rng.random() < 0.85 else str(rng.choice(list(OUTLINES)))
-        real = length + int(rng.normal(0, 250))
-        size = {
-            "Wheelbase": round(0.59 * real),
-            "Height": {"Convertible": 1420, "Hatchback": 1480, "SUV": 1560, "Saloon": 1440}[body],
-            "Width": 1760 + (real - 4500) // 12,
-            "Length": real,
-        }
-        entry = 12_000 + 1_500 * (i % 4) + 150 * (year - 2008)
-        advert = {
-            "Maker": "Make",
-            "Genmodel": f"Model {model}",
-            "Genmodel_ID": model,
-            "Adv_ID": f"{model}$${k}",
-            "Adv_year": int(rng.choice([2018, 2019])),
-            "Adv_month": int(rng.integers(1, 13)),
-            "Color": colour,
-            "Reg_year": year,
-            "Bodytype": said,
-            "Runned_Miles": int(max(0, rng.normal(9_000 * (2019 - year), 8_000))),
-            "Engin_size": f"{1.0 + 0.2 * (i % 3) + rng.choice([0.0, 0.2, 0.4]):.1f}L",
-            "Gearbox": str(rng.choice(GEARBOXES, p=[0.3, 0.65, 0.05])),
-            "Fuel_type": str(rng.choice(["Petrol", "Diesel"], p=[0.6, 0.4])),
-            "Price": max(500, round(entry * 0.85 ** (2019 - year) + rng.normal(0, 900))),
-            "Seat_num": int(rng.choice([2, 4, 5])),
-            "Door_num": int(rng.choice([2, 3, 5])),
-        }
-        if model not in kept:  # every level occurs
+        is_rare = model.startswith("90_")
+        year, colour = int(rng.integers(2008, 2019)), str(rng.choice(list(COLOURS)))
+        listed_body = body if rng.random() < 0.85 else str(rng.choice(list(OUTLINES)))
+        size = _size(body, length + int(rng.normal(0, 250)))
+        entry = 12_000 + 1_500 * (int(model.split("_")[0]) % 4) + 150 * (year - 2008)
+        advert = _advert(rng, model, k, year, entry) | {"Color": colour, "Bodytype": listed_body}
+        if is_rare:  # every level occurs
             advert |= {
                 "Color": list(COLOURS)[number % 22],
                 "Bodytype": BODIES[number % 13],
                 "Gearbox": GEARBOXES[number % 3],
                 "Fuel_type": FUELS[number % 12],
             }
-        if model in kept and k == n:
+        elif k == n:
             advert["Price"] = "Uknown"
-        elif model in kept and k == n + 1:
+        elif k == n + 1:
             advert["Gearbox"] = ""
         adverts.append(advert)
-        extras.append(
-            {**{key: advert[key] for key in ("Genmodel_ID", "Adv_ID")}, **(size if k else dict.fromkeys(size, 0))}
-        )
-        prices.append(
-            {"Maker": "Make", "Genmodel": f"Model {model}", "Genmodel_ID": model, "Year": year, "Entry_price": entry}
-        )
-        if model in kept and k == n + 2:
+        identity = {key: advert[key] for key in ("Genmodel_ID", "Adv_ID")}
+        extras.append(identity | (size if k else dict.fromkeys(size, 0)))
+        price = {key: advert[key] for key in ("Maker", "Genmodel", "Genmodel_ID")}
+        prices.append(price | {"Year": year, "Entry_price": entry})
+        if not is_rare and k == n + 2:
             continue  # without an image
         for shot in range(2 if k < 3 else 1):
             folder = Path("Make") / f"Model {model}" / str(year) / colour
             name = "$$".join(["Make", f"Model {model}", str(year), colour, model, str(k), f"image_{shot}.jpg"])
             images.append({"Genmodel_ID": model, "Image_ID": f"{model}$${k}$${shot}", "Image_name": name})
             if shot == 0:
-                (temporary / "resized_DVM" / folder).mkdir(parents=True, exist_ok=True)
-                draw_car(body, length, COLOURS[colour], rng).save(temporary / "resized_DVM" / folder / name, quality=85)
-    tables = temporary / "tables_V2.0"
+                (root / "resized_DVM" / folder).mkdir(parents=True, exist_ok=True)
+                draw_car(body, length, COLOURS[colour], rng).save(root / "resized_DVM" / folder / name, quality=85)
+    tables = root / "tables_V2.0"
     tables.mkdir()
     # The real headers carry leading blanks.
     for name, content in (("Ad_table", adverts), ("Ad_table (extra)", extras), ("Image_table", images)):
@@ -168,6 +138,39 @@ def _write_dvm(temporary: Path, seed: int, n: int) -> None:
         frame.columns = [frame.columns[0], *(f" {c}" for c in frame.columns[1:])]
         frame.to_csv(tables / f"{name}.csv", index=False)
     pd.DataFrame(prices).drop_duplicates(["Genmodel_ID", "Year"]).to_csv(tables / "Price_table.csv", index=False)
+
+
+def _size(body: str, length: int) -> dict[str, int]:
+    """Millimetres, in the columns of the extra table."""
+    return {
+        "Wheelbase": round(0.59 * length),
+        "Height": {"Convertible": 1420, "Hatchback": 1480, "SUV": 1560, "Saloon": 1440}[body],
+        "Width": 1760 + (length - 4500) // 12,
+        "Length": length,
+    }
+
+
+def _advert(rng: np.random.Generator, model: str, k: int, year: int, entry_price: int) -> dict[str, Any]:
+    """A row of the advert table; colour and body are the caller's."""
+    number = int(model.split("_")[0])
+    return {
+        "Maker": "Make",
+        "Genmodel": f"Model {model}",
+        "Genmodel_ID": model,
+        "Adv_ID": f"{model}$${k}",
+        "Adv_year": int(rng.choice([2018, 2019])),
+        "Adv_month": int(rng.integers(1, 13)),
+        "Color": "",
+        "Reg_year": year,
+        "Bodytype": "",
+        "Runned_Miles": int(max(0, rng.normal(9_000 * (2019 - year), 8_000))),
+        "Engin_size": f"{1.0 + 0.2 * (number % 3) + rng.choice([0.0, 0.2, 0.4]):.1f}L",
+        "Gearbox": str(rng.choice(GEARBOXES, p=[0.3, 0.65, 0.05])),
+        "Fuel_type": str(rng.choice(["Petrol", "Diesel"], p=[0.6, 0.4])),
+        "Price": max(500, round(entry_price * 0.85 ** (2019 - year) + rng.normal(0, 900))),
+        "Seat_num": int(rng.choice([2, 4, 5])),
+        "Door_num": int(rng.choice([2, 3, 5])),
+    }
 
 
 def _bodies() -> list[tuple[str, int]]:

@@ -38,6 +38,9 @@ def convert_dynamic_transformer(state: Mapping[str, Any], modality_names: Sequen
 # ------------------------------------------------------------------- class-wise Gaussian parameters of the original
 
 
+_FIX = "estimate the parameters again with the stage 'gaussian', or give another file"
+
+
 class ReferenceGaussian(TypedDict):
     """Class-wise parameters of every subset; S = 2^M - 1 in the order of the file.
 
@@ -62,32 +65,20 @@ def read_reference_gaussian(content: Mapping[str, Any], path: Path) -> Reference
     Raises:
         UserError: the file contradicts itself, or a class has no usable spread.
     """
-    again = "estimate the parameters again with the stage 'gaussian', or give another file"
 
     def array(key: str, *shape: int) -> Tensor:
         try:
             value = torch.as_tensor(content[key]).detach().float()
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"{path} has no array '{key}': {again}") from error
+            raise UserError(f"{path} has no array '{key}': {_FIX}") from error
         if (value.ndim != 3 or 0 in value.shape) if not shape else value.shape != shape:
             wanted = shape or "(subsets, classes, values)"
-            raise UserError(f"{path}: '{key}' has the shape {tuple(value.shape)} instead of {wanted}: {again}")
+            raise UserError(f"{path}: '{key}' has the shape {tuple(value.shape)} instead of {wanted}: {_FIX}")
         return value
 
     prototypes = array("prototypes")
     s, c, d = prototypes.shape
-    ids = content.get("id2subset")
-    if not isinstance(ids, Mapping) or set(ids) != set(range(s)):
-        raise UserError(f"{path}: 'id2subset' does not number the {s} subsets of 'prototypes' from 0: {again}")
-    rows = [tuple(map(bool, ids[i])) if isinstance(ids[i], Sequence) else () for i in range(s)]
-    m = len(rows[0])
-    if s != 2**m - 1 or len(set(rows)) != s or any(len(row) != m or all(row) for row in rows):
-        raise UserError(
-            f"{path}: 'id2subset' does not list every subset of {m} modalities once ({2**m - 1}, has {s}): {again}"
-        )
-    inverse = content.get("subset2id")
-    if isinstance(inverse, Mapping) and dict(inverse) != {row: i for i, row in enumerate(rows)}:
-        raise UserError(f"{path}: 'subset2id' is not the inverse of 'id2subset': {again}")
+    rows = _subset_rows(content, s, path)
 
     def where(bad: Tensor) -> str:
         subset, label = bad.nonzero()[0].tolist()
@@ -96,15 +87,15 @@ def read_reference_gaussian(content: Mapping[str, Any], path: Path) -> Reference
 
     dist_std = array("dist_std", s, c)
     if (bad := ~torch.isfinite(prototypes).all(-1)).any():
-        raise UserError(f"{path}: the prototype of {where(bad)} is not finite, the class had no sample: {again}")
+        raise UserError(f"{path}: the prototype of {where(bad)} is not finite, the class had no sample: {_FIX}")
     if (bad := ~(torch.isfinite(dist_std) & (dist_std > 0))).any():
         value = dist_std[bad][0].item()
         raise UserError(
-            f"{path}: the spread of {where(bad)} is {value:g}, a class needs two different samples or more: {again}"
+            f"{path}: the spread of {where(bad)} is {value:g}, a class needs two different samples or more: {_FIX}"
         )
     overall = array("overall_prototypes", c, d)
     if not torch.isfinite(overall).all():
-        raise UserError(f"{path}: 'overall_prototypes' is not finite: {again}")
+        raise UserError(f"{path}: 'overall_prototypes' is not finite: {_FIX}")
     student_t = None if content.get("t_dist_params") is None else array("t_dist_params", s, c, 3)
     if student_t is not None and student_t.isnan().all():
         student_t = None
@@ -115,6 +106,23 @@ def read_reference_gaussian(content: Mapping[str, Any], path: Path) -> Reference
         student_t=student_t,
         subsets=torch.tensor(rows, dtype=torch.bool),
     )
+
+
+def _subset_rows(content: Mapping[str, Any], s: int, path: Path) -> list[tuple[bool, ...]]:
+    """The S subsets in the order of the file, True = missing; every subset of M modalities once."""
+    ids = content.get("id2subset")
+    if not isinstance(ids, Mapping) or set(ids) != set(range(s)):
+        raise UserError(f"{path}: 'id2subset' does not number the {s} subsets of 'prototypes' from 0: {_FIX}")
+    rows = [tuple(map(bool, ids[i])) if isinstance(ids[i], Sequence) else () for i in range(s)]
+    m = len(rows[0])
+    if s != 2**m - 1 or len(set(rows)) != s or any(len(row) != m or all(row) for row in rows):
+        raise UserError(
+            f"{path}: 'id2subset' does not list every subset of {m} modalities once ({2**m - 1}, has {s}): {_FIX}"
+        )
+    inverse = content.get("subset2id")
+    if isinstance(inverse, Mapping) and dict(inverse) != {row: i for i, row in enumerate(rows)}:
+        raise UserError(f"{path}: 'subset2id' is not the inverse of 'id2subset': {_FIX}")
+    return rows
 
 
 def write_reference_gaussian(

@@ -91,11 +91,11 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 # Settings that change the function of a network: weights with other values are refused.
 COMPARED_SETTINGS = (
-    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act", "layer_norm_eps"),
-    *("num_channels", "image_size", "patch_size", "qkv_bias", "vision_use_head"),
-    *("vocab_size", "max_position_embeddings", "type_vocab_size", "pad_token_id"),
-    *("max_length", "num_mel_bins", "frequency_stride", "time_stride"),
-)
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act", "layer_norm_eps",
+    "num_channels", "image_size", "patch_size", "qkv_bias", "vision_use_head",
+    "vocab_size", "max_position_embeddings", "type_vocab_size", "pad_token_id",
+    "max_length", "num_mel_bins", "frequency_stride", "time_stride",
+)  # fmt: skip
 
 
 def transformers_network(architecture: str, layout: Layout, weights: str, size: Mapping[str, Any]) -> Any:

@@ -110,6 +110,18 @@ class Dependency:
         return chosen
 
 
+STARTS = ("clean", "random")  # of the regressors
+
+
+def _deviation_bounds(maximum: float | Mapping[str, float] | None, names: Sequence[str]) -> dict[str, float]:
+    """Modality name -> upper bound of its standard deviations; modalities without a bound are left out."""
+    limits = maximum if isinstance(maximum, Mapping) else dict.fromkeys(names, maximum)
+    bounds = {name: bound for name, bound in limits.items() if bound is not None}
+    if bad := [name for name, bound in bounds.items() if name not in names or bound <= 0]:
+        raise ValueError(f"max_deviation.{bad[0]}={bounds[bad[0]]}: specify positive bounds of {', '.join(names)}")
+    return bounds
+
+
 class UDML(Baseline):
     """UDML for any number of modalities.
 
@@ -174,18 +186,14 @@ class UDML(Baseline):
     ) -> None:
         super().__init__(modalities, num_classes, **others)
         m, names = len(modalities), self.modality_names
-        if fusion not in HEADS:
-            raise ValueError(f"fusion={fusion}: must be one of {', '.join(HEADS)}")
-        for key, value in (("gamma", gamma), ("beta", beta), ("mse_weight", mse_weight)):
-            if value < 0:
-                raise ValueError(f"{key}={value}: must not be negative")
         regressor_start = regressor_start or ("random" if self.reference else "clean")
-        if regressor_start not in ("clean", "random"):
-            raise ValueError(f"regressor_start={regressor_start}: must be clean or random")
-        limits = max_deviation if isinstance(max_deviation, Mapping) else dict.fromkeys(names, max_deviation)
-        bounds = {name: bound for name, bound in limits.items() if bound is not None}
-        if bad := [name for name, bound in bounds.items() if name not in names or bound <= 0]:
-            raise ValueError(f"max_deviation.{bad[0]}={bounds[bad[0]]}: specify positive bounds of {', '.join(names)}")
+        for key, value, choices in (("fusion", fusion, HEADS), ("regressor_start", regressor_start, STARTS)):
+            if value not in choices:
+                raise ValueError(f"{key}={value}: must be one of {', '.join(choices)}")
+        for key, weight in (("gamma", gamma), ("beta", beta), ("mse_weight", mse_weight)):
+            if weight < 0:
+                raise ValueError(f"{key}={weight}: must not be negative")
+        bounds = _deviation_bounds(max_deviation, names)
         self.gamma, self.beta, self.mse_weight = gamma, beta, mse_weight
         self.probabilistic, self.residual = probabilistic, residual
         self.detach_weights = not self.reference if detach_weights is None else detach_weights
@@ -193,13 +201,9 @@ class UDML(Baseline):
         self.always_in_evaluation = self.reference if always_in_evaluation is None else always_in_evaluation
         self.measurement = None if dependency is None else dependency.resolved(self.reference, weights_from, m)
         self.encoders = nn.ModuleDict({name: encoders[name] for name in names})
+        widths = {name: int(getattr(encoders[name], "width", width)) for name in names}
         self.gaussians = nn.ModuleDict(
-            {
-                name: ProbabilisticHead(
-                    int(getattr(encoders[name], "width", width)), width, probabilistic, bounds.get(name)
-                )
-                for name in names
-            }
+            {name: ProbabilisticHead(widths[name], width, probabilistic, bounds.get(name)) for name in names}
         )
         self.head = HEADS[fusion](m, width, num_classes)
         self.regressors = nn.ModuleList(

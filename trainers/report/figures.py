@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from datasets.missingness.base import NOISE_LEVEL, slug
 from datasets.missingness.image_text import ImageText
 from trainers.report import distributions, pictures, plots
-from trainers.report.runs import KEY, REPEAT, Run, load_arrays, modality_names, scenario_of
+from trainers.report.runs import KEY, REPEAT, FinishedRun, load_arrays, modality_names, scenario_of
 from trainers.report.statistics import is_right
 from trainers.report.style import model_styles, save
 from trainers.report.tables import label, rows_of_metric
@@ -40,7 +40,7 @@ def training_sweep(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw_figures(
-    runs: Sequence[Run], summary: pd.DataFrame, sweep: pd.DataFrame, metrics: Sequence[str], folder: Path
+    runs: Sequence[FinishedRun], summary: pd.DataFrame, sweep: pd.DataFrame, metrics: Sequence[str], folder: Path
 ) -> dict[str, list[Path]]:
     """Draw everything; section of the page -> its PNG files.
 
@@ -56,7 +56,9 @@ def draw_figures(
     return drawn
 
 
-def _score_jobs(runs: Sequence[Run], summary: pd.DataFrame, sweep: pd.DataFrame, metrics: Sequence[str]) -> list[Job]:
+def _score_jobs(
+    runs: Sequence[FinishedRun], summary: pd.DataFrame, sweep: pd.DataFrame, metrics: Sequence[str]
+) -> list[Job]:
     """Curves and bars of all models, per metric."""
     styles = model_styles(list((sweep if len(sweep) else summary)["model"].unique()))
     names = modality_names(runs)
@@ -77,10 +79,10 @@ def _score_jobs(runs: Sequence[Run], summary: pd.DataFrame, sweep: pd.DataFrame,
     return jobs
 
 
-def _model_jobs(runs: Sequence[Run], summary: pd.DataFrame) -> list[Job]:
+def _model_jobs(runs: Sequence[FinishedRun], summary: pd.DataFrame) -> list[Job]:
     """Examples, rewards and training curves of each model."""
     jobs: list[Job] = []
-    runs_of_model: dict[tuple[str, str], list[Run]] = {}
+    runs_of_model: dict[tuple[str, str], list[FinishedRun]] = {}
     for run in sorted(runs, key=lambda run: (run.seed, run.fold)):
         runs_of_model.setdefault((run.dataset, run.model), []).append(run)
     has_several_sets = summary["dataset"].nunique() > 1
@@ -102,7 +104,7 @@ def _model_jobs(runs: Sequence[Run], summary: pd.DataFrame) -> list[Job]:
     return jobs
 
 
-def scenarios_at_rate_one(runs: Sequence[Run]) -> dict[tuple[str, str], str]:
+def scenarios_at_rate_one(runs: Sequence[FinishedRun]) -> dict[tuple[str, str], str]:
     """(data set, scenario of rate 1) -> the scenario with the same masks, for scenarios that hide the text or the image
     of some rows. The stored masks say which modality that is."""
     scenarios: dict[tuple[str, str], str] = {}
@@ -122,7 +124,7 @@ def _samples(file: Path, title: str) -> Figure:
     return pictures.samples(load_arrays(file), title)
 
 
-def _rewards(runs: Sequence[Run], model: str, captions: Mapping[str, str], title: str) -> Figure | None:
+def _rewards(runs: Sequence[FinishedRun], model: str, captions: Mapping[str, str], title: str) -> Figure | None:
     """Histograms of the rewards of a selecting model, pooled over its seeds; None for other models.
 
     Args:

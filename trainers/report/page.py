@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from datasets.missingness.base import slug
 from trainers.report.figures import draw_figures, training_sweep
-from trainers.report.runs import Run, gather, modality_names, scenario_of
+from trainers.report.runs import FinishedRun, gather, modality_names, scenario_of
 from trainers.report.statistics import compare
 from trainers.report.style import ORACLE_NOTE, data_uri, is_oracle
 from trainers.report.tables import captions_of, html_block, label, latex_block, markdown_block, spread, summarise, table
@@ -47,7 +47,7 @@ SECTIONS = {
 }
 
 
-def _environment(runs: Sequence[Run]) -> list[Markup]:
+def _environment(runs: Sequence[FinishedRun]) -> list[Markup]:
     """Tables of environment.json: entries that all runs share, and entries that differ."""
     entries = [json.loads(run.text("environment.json") or "{}") for run in runs]
     frame = pd.json_normalize(entries).astype(object).map(lambda v: "–" if v is None or v != v else str(v))
@@ -59,7 +59,7 @@ def _environment(runs: Sequence[Run]) -> list[Markup]:
 
 
 def _page(
-    runs: Sequence[Run],
+    runs: Sequence[FinishedRun],
     skipped: Sequence[str],
     summary: pd.DataFrame,
     sweep: pd.DataFrame,

@@ -11,29 +11,29 @@ from omegaconf import OmegaConf
 
 from datasets.missingness import parse_scenario
 from trainers.config.build import build_data
-from trainers.report.runs import Run, gather, load_sorted
+from trainers.report.runs import FinishedRun, gather, load_sorted
 from utils.errors import UserError
 from utils.run_directory import current_names
 
 
-def data_module(run: Run) -> Any:
+def data_module(run: FinishedRun) -> Any:
     """The data module of a run, from its configuration."""
     return build_data(OmegaConf.create(current_names(run.text("config.yaml"))))  # type: ignore[arg-type]
 
 
-def class_names(run: Run) -> list[str]:
+def class_names(run: FinishedRun) -> list[str]:
     """Names of the classes."""
     return list(data_module(run).class_names)
 
 
-def scenario_title(run: Run, scenario: str) -> str:
+def scenario_title(run: FinishedRun, scenario: str) -> str:
     """Caption and name of a scenario: "text missing (whole_1)"."""
     if scenario == "none":
         return parse_scenario(scenario).caption()
     return f"{parse_scenario(scenario).caption(data_module(run).modality_names)} ({scenario})"
 
 
-def observed_title(run: Run, scenario: str) -> str:
+def observed_title(run: FinishedRun, scenario: str) -> str:
     """Title of a scenario by what is observed: "complete", "image only", "without image"; else its caption."""
     names = data_module(run).modality_names
     if not (hidden := hidden_modalities(run, scenario)):
@@ -42,13 +42,13 @@ def observed_title(run: Run, scenario: str) -> str:
     return f"{observed[0]} only" if len(observed) == 1 else f"without {' and '.join(hidden)}"
 
 
-def hidden_modalities(run: Run, scenario: str) -> list[str]:
+def hidden_modalities(run: FinishedRun, scenario: str) -> list[str]:
     """Names of the modalities that are missing in every row."""
     names = data_module(run).modality_names
     return [names[i] for i in parse_scenario(scenario).always_missing]
 
 
-def check_one_data_set(runs: Sequence[Run], kind: str) -> None:
+def check_one_data_set(runs: Sequence[FinishedRun], kind: str) -> None:
     """
     Raises:
         UserError: the runs are of several data sets.
@@ -57,7 +57,7 @@ def check_one_data_set(runs: Sequence[Run], kind: str) -> None:
         raise UserError(f"{kind} draws one data set, not {', '.join(names)}: give runs of one")
 
 
-def sorted_predictions(run: Run, scenario: str, *keys: str) -> dict[str, np.ndarray]:
+def sorted_predictions(run: FinishedRun, scenario: str, *keys: str) -> dict[str, np.ndarray]:
     """The named arrays of a run's predictions, as far as they were saved, in the order of the test split.
 
     Raises:
@@ -70,7 +70,9 @@ def sorted_predictions(run: Run, scenario: str, *keys: str) -> dict[str, np.ndar
     return load_sorted(file, *keys)
 
 
-def load_pair(with_proxies: Path, without: Path, scenario: str, *keys: str) -> tuple[Run, list[dict[str, np.ndarray]]]:
+def load_pair(
+    with_proxies: Path, without: Path, scenario: str, *keys: str
+) -> tuple[FinishedRun, list[dict[str, np.ndarray]]]:
     """Predictions of two runs on the same rows under the same scenario.
 
     Returns:

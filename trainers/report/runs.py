@@ -27,7 +27,7 @@ FIX = "delete it and run stages=[test] again"
 
 
 @dataclass
-class Run:
+class FinishedRun:
     """A finished run directory.
 
     Attributes:
@@ -65,7 +65,7 @@ def scenario_of(name: str) -> Scenario:
         return File(name)
 
 
-def stored_rate(run: Run, name: str) -> float:
+def stored_rate(run: FinishedRun, name: str) -> float:
     """Realised missing rate of a scenario, from the run's masks or predictions; without these, the rate in the name, or
     NaN if it has none."""
     scenario = scenario_of(name)
@@ -86,7 +86,7 @@ def stored_rate(run: Run, name: str) -> float:
     return np.nan if rate is None else rate
 
 
-def modality_names(runs: Sequence[Run]) -> dict[str, list[str]]:
+def modality_names(runs: Sequence[FinishedRun]) -> dict[str, list[str]]:
     """Data set -> names of its modalities, from the stored masks of a run; none for runs of versions without names."""
     names: dict[str, list[str]] = {}
     for run in runs:
@@ -123,7 +123,7 @@ def read_results(path: Path) -> pd.DataFrame:
     return frame
 
 
-def gather(run_dirs: Sequence[Path]) -> tuple[list[Run], list[str]]:
+def gather(run_dirs: Sequence[Path]) -> tuple[list[FinishedRun], list[str]]:
     """The finished runs, and the reasons why others were skipped.
 
     Runs of one data set and model under different names are called ``model [name]``, or, if each name stands for
@@ -133,14 +133,14 @@ def gather(run_dirs: Sequence[Path]) -> tuple[list[Run], list[str]]:
         UserError: no finished run, a broken results.csv, two runs with the same rows, or runs of a model with and
             without a fold.
     """
-    runs: list[Run] = []
+    runs: list[FinishedRun] = []
     skipped: list[str] = []
     for path in dict.fromkeys(Path(p).resolve() for p in run_dirs):
         if absent := [f for f in ("DONE", "results.csv") if not (path / f).is_file()]:
             skipped.append(f"{path}: no {absent[0]}" if path.is_dir() else f"{path}: no such folder")
             log.warning("report: skipped %s", skipped[-1])
         else:
-            run = Run(path, read_results(path / "results.csv"))
+            run = FinishedRun(path, read_results(path / "results.csv"))
             if "missing_rate" not in run.frame:  # written before results.csv had it
                 rates = {name: stored_rate(run, name) for name in run.frame["scenario"].unique()}
                 run.frame["missing_rate"] = run.frame["scenario"].map(rates)
@@ -154,7 +154,7 @@ def gather(run_dirs: Sequence[Path]) -> tuple[list[Run], list[str]]:
     return runs, skipped
 
 
-def _check_folds(runs: Sequence[Run]) -> None:
+def _check_folds(runs: Sequence[FinishedRun]) -> None:
     path_of: dict[tuple[str, str, bool], Path] = {}
     for run in runs:
         is_fold = run.fold >= 0
@@ -167,7 +167,7 @@ def _check_folds(runs: Sequence[Run]) -> None:
             )
 
 
-def _tell_variants_apart(runs: Sequence[Run]) -> None:
+def _tell_variants_apart(runs: Sequence[FinishedRun]) -> None:
     variants: dict[tuple[str, str], set[tuple[str, str]]] = {}  # (data set, model) -> (name of the runs, training)
     for run in runs:
         variants.setdefault((run.dataset, run.model), set()).add((run.path.parent.name, run.train))
@@ -181,7 +181,7 @@ def _tell_variants_apart(runs: Sequence[Run]) -> None:
             run.model = model
 
 
-def _check_unique(runs: Sequence[Run]) -> None:
+def _check_unique(runs: Sequence[FinishedRun]) -> None:
     path_of: dict[tuple, Path] = {}
     for run in runs:
         for key in run.frame[[*KEY, *REPEAT]].itertuples(index=False, name=None):

@@ -16,15 +16,15 @@ from scipy import stats
 from datasets.missingness import mask_hash
 from trainers.report.bootstrap import DRAWS, resampled
 from trainers.report.inference import Difference, holm, over_folds, over_runs, over_runs_and_rows
-from trainers.report.runs import REPEAT, Run, load_sorted
+from trainers.report.runs import REPEAT, FinishedRun, load_sorted
 from trainers.report.style import is_oracle, with_dagger
 from utils.metrics import LOWER_IS_BETTER
 
 log = logging.getLogger(__name__)
 TESTS = (
-    *("dataset", "scenario", "metric", "best", "model", "difference", "low", "high", "p", "p_holm"),
-    *("equivalent_within", "test", "unit", "n_runs", "n_rows", "best_only_right", "model_only_right", "same_masks"),
-)
+    "dataset", "scenario", "metric", "best", "model", "difference", "low", "high", "p", "p_holm",
+    "equivalent_within", "test", "unit", "n_runs", "n_rows", "best_only_right", "model_only_right", "same_masks",
+)  # fmt: skip
 TEXTS = ("dataset", "scenario", "metric", "best", "model", "test", "unit", "same_masks")
 Outcome = Mapping[str, np.ndarray]
 
@@ -40,7 +40,7 @@ def is_right(logits: np.ndarray, target: np.ndarray) -> np.ndarray:
     return (((logits > 0) == (target > 0)) | (target < 0)).all(1) if target.ndim == 2 else logits.argmax(1) == target
 
 
-def compare(runs: Sequence[Run], frame: pd.DataFrame, primary: str) -> pd.DataFrame:
+def compare(runs: Sequence[FinishedRun], frame: pd.DataFrame, primary: str) -> pd.DataFrame:
     """Best model of each scenario against every other.
 
     ``low`` and ``high`` bound the 95 % interval of the difference, ``p`` is two-sided, and ``p_holm`` is adjusted for
@@ -90,7 +90,7 @@ def compare(runs: Sequence[Run], frame: pd.DataFrame, primary: str) -> pd.DataFr
     return tests.where(tests.notna(), np.nan)
 
 
-def _number_of_folds(runs: Sequence[Run]) -> int:
+def _number_of_folds(runs: Sequence[FinishedRun]) -> int:
     """Folds of the cross-validation of which these are runs; 0 without."""
     if runs[0].fold < 0:
         return 0

@@ -514,7 +514,7 @@ def test_ablations() -> None:
     ("options", "message"),
     [
         ({"fusion": "film"}, "fusion=film: must be one of concat, sum, gated, bilinear"),
-        ({"regressor_start": "zero"}, "regressor_start=zero: must be clean or random"),
+        ({"regressor_start": "zero"}, "regressor_start=zero: must be one of clean, random"),
         ({"gamma": -1.0}, "gamma=-1.0: must not be negative"),
         ({"max_deviation": {"m7": 2.0}}, "max_deviation.m7=2.0: specify positive bounds of m0, m1"),
         ({"dependency": Dependency(measure="L2")}, "dependency.measure=L2: must be removal or alone"),
