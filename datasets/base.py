@@ -285,9 +285,10 @@ class MultimodalDataModule(DeclaredArguments, pl.LightningDataModule):
         return tables[0]
 
     def natural_cells(self, split: str) -> dict[str, np.ndarray]:
-        """Cells without a value in the source: table name -> (N, F) bool, only of tables that have such cells."""
+        """Cells without a value in the source: table -> (N, F) bool, series -> (N, T, channels) bool; only of those
+        that have such cells."""
         packed = self.split(split)
-        names = [m.name for m in self.modalities if m.kind == "table" and packed.has(f"{m.name}_missing")]
+        names = [m.name for m in self.modalities if packed.has(f"{m.name}_missing")]
         return {name: packed.read(f"{name}_missing").numpy() for name in names}
 
     def natural_rows(self, split: str) -> dict[str, np.ndarray]:

@@ -15,12 +15,14 @@ from torch import Tensor
 
 from datasets.scale import AS_IT_IS, Scale
 
-Kind = Literal["image", "text", "table", "audio", "video"]
+Kind = Literal["image", "text", "table", "audio", "video", "series"]
 
 
 @dataclass(frozen=True)
 class Modality:
     """One input of a data set. Its position in the data set's list is its column in ``missing``.
+
+    A series has the shape (T, channels), T time steps. Like a table, it may be partly missing.
 
     A text of characters has the shape (L, symbols): stored as uint8 codes (N, L), one-hot rows in a batch. A text of
     tokens has the shape (L,): stored as int32 ids (N, L), int64 in a batch, only padding is 0
@@ -49,12 +51,12 @@ class Batch:
     Attributes:
         inputs: name -> float tensor (B, *modality.shape), int64 of a text of tokens. The content of a missing modality
             is arbitrary.
-        missing: (B, M) bool, True = missing. A table is also marked where only some of its cells are missing: a row
-            with all modalities marked may still have observed cells.
+        missing: (B, M) bool, True = missing. A table or series is also marked where only some of its cells are missing:
+            a row with all modalities marked may still have observed cells.
         target: (B,) int64, or (B, C) float for multi-label tasks.
         index: (B,) int64, the row in the split's sorted order.
-        feature_missing: table modality -> (B, F) bool, True = this cell is missing. Applies where the modality is
-            marked in ``missing``; without an entry, a marked table misses all its cells.
+        feature_missing: table -> (B, F) bool, series -> (B, T, channels) bool, True = this cell is missing. Applies
+            where the modality is marked in ``missing``; without an entry, a marked table misses all its cells.
         noise_level: (B, M) float, 1 = clean to 11 = destroyed (:mod:`datasets.noise`); None = all clean.
         complete: nothing is missing, known on the host (saves a device synchronisation).
         sources: (B, M) int64, the row from which each modality's content was taken, where pairs are drawn anew; None =
@@ -99,6 +101,11 @@ class Batch:
         return hide(self.inputs, self.missing, self.feature_missing)
 
 
+def rows_like(rows: Tensor, x: Tensor) -> Tensor:
+    """A mask of rows (B,) as (B, 1, ...), broadcastable to ``x`` (B, ...)."""
+    return rows.reshape(-1, *[1] * (x.ndim - 1))
+
+
 def unobserved(batch: Batch, names: Sequence[str]) -> Tensor:
     """Modalities without observed content, (B, M) bool. A table with an observed cell is not among them.
 
@@ -107,7 +114,7 @@ def unobserved(batch: Batch, names: Sequence[str]) -> Tensor:
     """
     absent = batch.missing.clone()
     for name, cells in batch.feature_missing.items():
-        absent[:, names.index(name)] &= cells.all(1)
+        absent[:, names.index(name)] &= cells.flatten(1).all(1)
     return absent
 
 
@@ -136,12 +143,12 @@ def missing_content(
     Args:
         x: (B, ...) of the modality ``name``.
         missing: (B,) bool, the column of this modality.
-        feature_missing: table name -> (B, F) bool, see :class:`Batch`.
+        feature_missing: name of a table or series -> cells, see :class:`Batch`.
 
     Returns:
-        (B, 1, ...) bool, or (B, F) for a table with an entry in ``feature_missing``.
+        (B, 1, ...) bool, or the shape of ``x`` for a table or series with an entry in ``feature_missing``.
     """
-    is_missing = missing.reshape(-1, *[1] * (x.ndim - 1))
+    is_missing = rows_like(missing, x)
     if feature_missing and name in feature_missing:
         is_missing = is_missing & feature_missing[name]
     return is_missing

@@ -19,7 +19,7 @@ class NewRows:
     Attributes:
         names: N identifiers.
         arrays: modality name -> (N, ...) content; ``<modality>_absent`` (N,) bool where rows lack the modality;
-            ``<table>_missing`` (N, F) bool where they lack cells.
+            ``<table>_missing`` (N, F) bool where they lack cells, of a series (N, T, channels).
         target: (N,) class numbers or (N, C) labels, -1 = not known; None = no row has one.
         remarks: what was read otherwise than it is written, with counts.
     """
@@ -39,7 +39,7 @@ class NewRows:
             if (absent := self.arrays.get(f"{m.name}_absent")) is not None:
                 seen[:, i] &= ~absent
             if (cells := self.arrays.get(f"{m.name}_missing")) is not None:
-                seen[:, i] &= ~cells.all(1)
+                seen[:, i] &= ~cells.reshape(len(self), -1).all(1)
         return seen
 
     def take(self, rows: np.ndarray) -> NewRows:
@@ -55,8 +55,8 @@ def rows_of_arrays(content: Mapping[str, np.ndarray], modalities: Sequence[Modal
     Args:
         content: modality name -> (N, ...) as the packed store has it, images also (N, C, H, W) uint8; a modality that
             is left out is missing in all rows. ``<modality>_absent``, ``<table>_missing``, ``target`` and ``name`` are
-            optional. NaN anywhere in a row of a modality other than a table means that the row lacks it; in a table it
-            is a missing cell.
+            optional. NaN anywhere in a row of a modality other than a table or series means that the row lacks it; in
+            these it is a missing cell.
         where: the source, for messages.
 
     Raises:
@@ -92,9 +92,9 @@ def rows_of_arrays(content: Mapping[str, np.ndarray], modalities: Sequence[Modal
             given, absent = np.zeros((n, *m.shape), dtype=np.float32), np.ones(n, dtype=bool)
         elif np.issubdtype(given.dtype, np.floating):
             unknown = np.isnan(given)
-            if m.kind == "table":
+            if m.kind in ("table", "series"):
                 cells = unknown | np.asarray(content.get(f"{m.name}_missing", False), dtype=bool)
-                absent |= cells.all(1)
+                absent |= cells.reshape(n, -1).all(1)
                 if cells.any():
                     arrays[f"{m.name}_missing"] = cells
             else:

@@ -12,10 +12,11 @@ operator             kinds of modality       level l
                                              [-255, 255]; 11: only noise
                      table                   numbers: + N(0, (l / 4)^2) in standard deviations, 11: only noise;
                                              categories: drawn anew with probability (l - 1) / 10
+                     series                  + N(0, (l / 4)^2) in standard deviations; 11: only noise
 ``salt_and_pepper``  image, video            a share f of the pixels is black or white, the same in all channels
 ``motion_blur``      image, video            mean over l pixels in a random direction
 ``temporal_blur``    audio                   mean over l frames of the spectrogram (even l: one more after it)
-``time_mask``        audio                   a share f of the frames, one after the other, is 0
+``time_mask``        audio, series           a share f of the frames or time steps, one after the other, is 0
 ``occlusion``        image, video, audio     a rectangle of a share f of each side is black (audio: 0)
 ===================  ======================  =========================================================================
 
@@ -95,6 +96,8 @@ def _gaussian(x: Tensor, items: _Items) -> Tensor:
     kind, scale, level = items.modality.kind, items.modality.scale, items.level(x)
     if kind == "table":
         return _gaussian_table(x, items)
+    if kind == "series":
+        return _add_or_replace(x, items.normal(x.shape[1:]), level / 4, 1.0, level)
     if kind == "audio":
         noisy = _add_or_replace(scale.read(x), items.normal(x.shape[1:]), level, REPLACING, level)
         return scale.write(noisy.clamp(-WHITE, WHITE))
@@ -166,6 +169,9 @@ def _stretch(size: int, share: Tensor, draws: Tensor) -> Tensor:
 
 
 def _time_mask(x: Tensor, items: _Items) -> Tensor:
+    if items.modality.kind == "series":
+        hidden = _stretch(x.shape[1], items.share(), items.uniform((1,))[:, 0])
+        return torch.where(hidden[:, :, None], 0, x)
     axis = 1 + items.modality.scale.time
     hidden = _stretch(x.shape[axis], items.share(), items.uniform((1,))[:, 0])
     hidden = hidden[:, None, :] if axis == 2 else hidden[:, :, None]
@@ -189,11 +195,11 @@ class Operator:
 
 
 OPERATORS: dict[str, Operator] = {
-    "gaussian": Operator(_gaussian, ("image", "video", "audio", "table")),
+    "gaussian": Operator(_gaussian, ("image", "video", "audio", "table", "series")),
     "salt_and_pepper": Operator(_salt_and_pepper, PIXELS),
     "motion_blur": Operator(_motion_blur, PIXELS),
     "temporal_blur": Operator(_temporal_blur, ("audio",)),
-    "time_mask": Operator(_time_mask, ("audio",)),
+    "time_mask": Operator(_time_mask, ("audio", "series")),
     "occlusion": Operator(_occlusion, (*PIXELS, "audio")),
 }
 

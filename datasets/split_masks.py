@@ -13,6 +13,17 @@ from utils.errors import UserError
 log = logging.getLogger(__name__)
 
 
+def all_cells(cells: np.ndarray) -> np.ndarray:
+    """(N,) bool: rows in which all cells of a mask (N, ...) are True."""
+    return np.asarray(cells.reshape(len(cells), -1).all(1))
+
+
+def _rows_like(rows: np.ndarray, cells: np.ndarray | None) -> np.ndarray:
+    """A mask of rows (N,) as (N, 1, ...), broadcastable to ``cells`` (N, ...)."""
+    assert cells is not None
+    return rows.reshape(-1, *[1] * (cells.ndim - 1))
+
+
 @dataclass(frozen=True)
 class SplitMask:
     """Missing content of a split.
@@ -20,8 +31,8 @@ class SplitMask:
     Attributes:
         names: of the M modalities, in the order of the columns.
         missing: (N, M) bool, True = missing; a table is also marked where only some of its cells are missing.
-        cells: table name -> (N, F) bool, True in at least one cell of exactly the rows whose table is marked; without
-            an entry, marked rows miss all cells.
+        cells: table -> (N, F) bool, series -> (N, T, channels) bool, True in at least one cell of exactly the rows in
+            which it is marked; without an entry, marked rows miss all cells.
     """
 
     names: Sequence[str]
@@ -32,14 +43,13 @@ class SplitMask:
         """(N,) bool: rows without any observed content."""
         unobserved = self.missing.copy()
         for name, cells in self.cells.items():
-            unobserved[:, self.names.index(name)] &= cells.all(1)
+            unobserved[:, self.names.index(name)] &= all_cells(cells)
         return np.asarray(unobserved.all(1))
 
     def complete_in(self, rows: np.ndarray) -> SplitMask:
         """The mask with nothing missing in some rows (N,) bool."""
-        others = ~rows[:, None]
-        cells = {name: hidden & others for name, hidden in self.cells.items()}
-        return SplitMask(self.names, self.missing & others, cells)
+        cells = {name: hidden & ~_rows_like(rows, hidden) for name, hidden in self.cells.items()}
+        return SplitMask(self.names, self.missing & ~rows[:, None], cells)
 
 
 @dataclass(frozen=True)
@@ -49,7 +59,7 @@ class SourceGaps:
     Attributes:
         names: of the M modalities, in the order of the columns.
         absent: (N, M) bool, rows without any content of a modality.
-        cells: table name -> (N, F) bool, cells without a value.
+        cells: name of a table or series -> (N, ...) bool, cells without a value.
     """
 
     names: Sequence[str]
@@ -60,7 +70,7 @@ class SourceGaps:
         """(N, M) bool: modalities without any content in the source, including tables without a single value."""
         unobservable = self.absent.copy()
         for name, gaps in self.cells.items():
-            unobservable[:, self.names.index(name)] |= gaps.all(1)
+            unobservable[:, self.names.index(name)] |= all_cells(gaps)
         return unobservable
 
     def combine(self, hidden: SplitMask, scenario: str, split: str, spare: bool = False) -> SplitMask:
@@ -95,7 +105,9 @@ class SourceGaps:
         missing, cells = hidden.missing | self.absent, {}
         for name in {**self.cells, **hidden.cells}:
             column = self.names.index(name)
-            hidden_cells = hidden.cells.get(name, hidden.missing[:, column, None])
-            cells[name] = hidden_cells | self.absent[:, column, None] | self.cells.get(name, False)
-            missing[:, column] = cells[name].any(1)
+            like = hidden.cells.get(name, self.cells.get(name))
+            hidden_cells = hidden.cells.get(name, _rows_like(hidden.missing[:, column], like))
+            gaps = self.cells.get(name, np.zeros(1, dtype=bool))
+            cells[name] = hidden_cells | _rows_like(self.absent[:, column], like) | gaps
+            missing[:, column] = cells[name].reshape(len(missing), -1).any(1)
         return SplitMask(self.names, missing, cells)

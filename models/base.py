@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
-from datasets.batch import Batch, Modality, unobserved
+from datasets.batch import Batch, Modality, rows_like, unobserved
 from models.imputers.base import Imputer
 from models.layers.batch_norm import ObservedInputs
 from utils.errors import UserError
@@ -154,8 +154,8 @@ class IncompleteClassifier(Method, pl.LightningModule):
     def cells(self, missing: Tensor, feature_missing: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Hidden cells of tables, name -> (B, F) bool, under a mask (B, M): none of an observed table, those in
         ``feature_missing`` of a masked one. Masked tables without an entry are hidden completely."""
-        columns = {name: missing[:, i, None] for i, name in enumerate(self.modality_names)}
-        return {name: columns[name] & cells for name, cells in feature_missing.items()}
+        column = {name: i for i, name in enumerate(self.modality_names)}
+        return {name: rows_like(missing[:, column[name]], cells) & cells for name, cells in feature_missing.items()}
 
     def unobserved(self, batch: Batch) -> Tensor:
         """Modalities without any observed content, (B, M) bool; a table with an observed cell is not one of them."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from datasets.batch import Batch
+from datasets.batch import Batch, rows_like
 from models.base import IncompleteClassifier, Method, Prediction
 from models.imputers.base import Imputer, recover_possible
 
@@ -32,7 +32,8 @@ class Completed(Method):
             return self.method(batch.replace(inputs=inputs, missing=nothing, feature_missing={}, complete=True))
         names = self.method.modality_names
         cells = {
-            name: hidden & unrecoverable[:, names.index(name), None] for name, hidden in batch.feature_missing.items()
+            name: hidden & rows_like(unrecoverable[:, names.index(name)], hidden)
+            for name, hidden in batch.feature_missing.items()
         }
         completed = batch.replace(inputs=inputs, missing=unrecoverable, feature_missing=cells)
         return self.method(completed)

@@ -112,6 +112,8 @@ class TokenPipeline(IncompleteClassifier):
 
     def shown(self, i: int, cells: Tensor) -> Tensor:
         """Hidden cells (B, F) of table ``i`` -> visible tokens (B, N): those of observed cells, or a single token if
-        any cell is observed."""
+        any cell is observed. Of a series, all tokens if any cell is observed."""
         observed = ~cells
+        if observed.ndim == 3:  # a series, whose encoder mixes time steps and channels
+            return observed.flatten(1).any(1, keepdim=True).expand(-1, self.tokens_per_modality[i])
         return observed if self.tokens_per_modality[i] == observed.shape[1] else observed.any(1, keepdim=True)

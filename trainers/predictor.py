@@ -202,7 +202,7 @@ class Predictor:
         """Names of the missing cells of tables of which some are observed."""
         listed: list[list[str]] = [[] for _ in range(len(rows))]
         for i, m in enumerate(self.data.modalities):
-            if (cells := rows.arrays.get(f"{m.name}_missing")) is None:
+            if m.kind != "table" or (cells := rows.arrays.get(f"{m.name}_missing")) is None:
                 continue
             columns = np.array(m.columns or [str(j) for j in range(m.shape[0])])
             for n in np.flatnonzero(seen[:, i] & cells.any(1)):

@@ -348,7 +348,7 @@ def unobserved(mask: np.ndarray, cells: Mapping[str, np.ndarray], modalities: Se
     """
     mask = mask.copy()
     for name, missing_cells in cells.items():
-        mask[:, list(modalities).index(name)] &= missing_cells.all(1)
+        mask[:, list(modalities).index(name)] &= missing_cells.reshape(len(mask), -1).all(1)
     return mask
 
 

@@ -71,7 +71,7 @@ def save_mask(
             name: {
                 "shape": list(is_missing.shape),
                 "realised_rate": float(is_missing.mean()),
-                "rows_without_a_cell": int(is_missing.all(1).sum()),
+                "rows_without_a_cell": int(is_missing.reshape(len(is_missing), -1).all(1).sum()),
                 "sha256_16": mask_hash(is_missing),
             }
             for name, is_missing in cells.items()

@@ -195,3 +195,31 @@ def channel_statistics(chunks: Iterable[np.ndarray], channels: int) -> tuple[lis
 def chunks_of(array: np.ndarray, rows: np.ndarray, size: int = 256) -> Iterable[np.ndarray]:
     """Rows of a memory-mapped array, ``size`` at a time."""
     return (array[rows[start : start + size]] for start in range(0, len(rows), size))
+
+
+def normalisation_problems(normalisation: Any, channels: int) -> list[str]:
+    """Problems of the option ``normalisation``."""
+    if not isinstance(normalisation, Mapping):
+        return one_of("normalisation", normalisation, ("train", "none"))
+    values = [normalisation.get(key, ()) for key in ("mean", "deviation")]
+    if set(normalisation) != {"mean", "deviation"} or any(len(v) != channels for v in values) or min(values[1]) <= 0:
+        return [
+            f"normalisation={dict(normalisation)}: give mean and deviation, {channels} numbers each, the deviations "
+            "above 0"
+        ]
+    return []
+
+
+def fitted_normalisation(normalisation: Any, chunks: Any, channels: int) -> dict[str, list[float]]:
+    """``mean`` and ``deviation`` per channel.
+
+    Args:
+        normalisation: the option.
+        chunks: arrays (..., channels) of the training items; only read for ``train``.
+    """
+    if isinstance(normalisation, Mapping):
+        return {key: [float(value) for value in normalisation[key]] for key in ("mean", "deviation")}
+    if normalisation == "none":
+        return {"mean": [0.0] * channels, "deviation": [1.0] * channels}
+    mean, deviation = channel_statistics(chunks, channels)
+    return {"mean": mean, "deviation": deviation}

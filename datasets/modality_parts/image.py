@@ -11,7 +11,13 @@ import numpy as np
 from datasets.batch import Modality
 from datasets.loader import Transform
 from datasets.modality_parts.base import About, one_of, positive
-from datasets.modality_parts.files import FilePart, Spec, channel_statistics, chunks_of
+from datasets.modality_parts.files import (
+    FilePart,
+    Spec,
+    chunks_of,
+    fitted_normalisation,
+    normalisation_problems,
+)
 from datasets.readers.images import FITS, ImageReader
 from datasets.scale import Scale
 from datasets.transforms import ImageTransform, JointAugmentation
@@ -97,31 +103,3 @@ class ImagePart(FilePart):
     def transform(self, about: About, train: bool) -> Transform:
         augmentation = self.augmentation if train else None
         return ImageTransform(self.name, self.side, augmentation, about["mean"], about["deviation"])
-
-
-def normalisation_problems(normalisation: Any, channels: int) -> list[str]:
-    """Problems of the option ``normalisation``."""
-    if not isinstance(normalisation, Mapping):
-        return one_of("normalisation", normalisation, ("train", "none"))
-    values = [normalisation.get(key, ()) for key in ("mean", "deviation")]
-    if set(normalisation) != {"mean", "deviation"} or any(len(v) != channels for v in values) or min(values[1]) <= 0:
-        return [
-            f"normalisation={dict(normalisation)}: give mean and deviation, {channels} numbers each, the deviations "
-            "above 0"
-        ]
-    return []
-
-
-def fitted_normalisation(normalisation: Any, chunks: Any, channels: int) -> dict[str, list[float]]:
-    """``mean`` and ``deviation`` per channel.
-
-    Args:
-        normalisation: the option.
-        chunks: arrays (..., channels) of the training items; only read for ``train``.
-    """
-    if isinstance(normalisation, Mapping):
-        return {key: [float(value) for value in normalisation[key]] for key in ("mean", "deviation")}
-    if normalisation == "none":
-        return {"mean": [0.0] * channels, "deviation": [1.0] * channels}
-    mean, deviation = channel_statistics(chunks, channels)
-    return {"mean": mean, "deviation": deviation}

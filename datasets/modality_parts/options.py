@@ -8,13 +8,17 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from datasets.modality_parts.arrays import SeriesPart, VectorPart
 from datasets.modality_parts.base import Part
+from datasets.modality_parts.clips import AudioPart, VideoPart
 from datasets.modality_parts.image import ImagePart
 from datasets.modality_parts.table import TablePart
 from datasets.modality_parts.text import TextPart
 from utils.errors import UserError
 
-PARTS: dict[str, type[Part]] = {part.kind: part for part in (ImagePart, TablePart, TextPart)}
+PARTS: dict[str, type[Part]] = {
+    part.kind: part for part in (ImagePart, TablePart, TextPart, AudioPart, VideoPart, SeriesPart, VectorPart)
+}
 
 
 def build_parts(modalities: Any, tokenizer: str | None) -> list[Part]:

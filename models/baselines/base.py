@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from datasets.batch import Batch, Modality
+from datasets.batch import Batch, Modality, rows_like
 from models.base import IncompleteClassifier, Prediction
 from models.baselines.masks import TrainingMasks
 from models.layers.batch_norm import apply_to_observed
@@ -101,7 +101,7 @@ class Baseline(IncompleteClassifier):
         """Hide more of a batch by a mask (B, M). A table that the mask adds to :meth:`absent` loses all its cells."""
         added = missing & ~self.absent(batch)
         cells = {
-            name: hidden | added[:, self.modality_names.index(name), None]
+            name: hidden | rows_like(added[:, self.modality_names.index(name)], hidden)
             for name, hidden in batch.feature_missing.items()
         }
         return batch.replace(missing=batch.missing | missing, feature_missing=cells)

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datasets.batch import Batch, Modality
+from datasets.batch import Batch, Modality, rows_like
 from models.base import IncompleteClassifier, Prediction
 from models.baselines.base import VectorBaseline
 from models.imputers.mopoe_networks import ImageDecoder
@@ -92,7 +92,7 @@ class Autoencoder(_JointCode):
         total = code.new_zeros(())
         for i, m in enumerate(self.modalities):
             error = reconstruction_error(m, self.decoders[m.name](code), content[m.name])
-            observed = ~cells[m.name] if m.name in cells else ~batch.missing[:, i, None].expand_as(error)
+            observed = ~(cells[m.name] if m.name in cells else rows_like(batch.missing[:, i], error).expand_as(error))
             total = total + torch.where(observed, error, 0).sum() / observed.sum().clamp(min=1)
         return total
 
@@ -154,7 +154,7 @@ class MultiAE(_JointCode):
 
 
 def reconstruction_error(modality: Modality, output: Tensor, x: Tensor) -> Tensor:
-    """Error per row (B, 1), or per cell of a table (B, F).
+    """Error per row (B, 1), or per cell of a table (B, F) or series (B, T, channels).
 
     Args:
         output: of the decoder: images (B, ...); log-probabilities (B, L, symbols) of text; for tables, logits of all
@@ -163,6 +163,8 @@ def reconstruction_error(modality: Modality, output: Tensor, x: Tensor) -> Tenso
     """
     if modality.kind == "text":
         return -(x * output).sum(-1).mean(-1, keepdim=True)
+    if modality.kind == "series":
+        return (output - x).square()
     if modality.kind != "table":
         return (output - x).square().flatten(1).mean(1, keepdim=True)
     levels = list(modality.cardinalities)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from datasets.batch import Batch, Modality
+from datasets.batch import Batch, Modality, rows_like
 from models.imputers.base import Imputer, recover_possible
 from utils.subsets import enumerate_subsets
 
@@ -34,9 +34,9 @@ def with_recoveries(
         hidden = hidden & ~(unrecoverable & ~batch.missing)
     # All cells of a table that the subset hides are recovered.
     cells = {
-        m.name: batch.feature_missing[m.name] | ~batch.missing[:, i, None]
+        m.name: cells | ~rows_like(batch.missing[:, i], cells)
         for i, m in enumerate(modalities)
-        if m.name in batch.feature_missing
+        if (cells := batch.feature_missing.get(m.name)) is not None
     }
     # In float32 whatever the trainer's precision: these are the recoveries that a test sees.
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):

@@ -61,6 +61,13 @@ class ConvolutionalEncoder(nn.Module):
         return self.network(x).flatten(2).transpose(1, 2)
 
 
+class ClipEncoder(ConvolutionalEncoder):
+    """:class:`ConvolutionalEncoder` of clips (B, T, channels, H, W), whose tokens are averaged over frames."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.flatten(0, 1)).unflatten(0, x.shape[:2]).mean(1)
+
+
 class SpectrogramEncoder(ConvolutionalEncoder):
     """:class:`ConvolutionalEncoder` of spectrograms (B, H, W), 97,888 parameters at the default width."""
 

@@ -13,7 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from datasets.batch import Batch, Modality
+from datasets.batch import Batch, Modality, rows_like
 from models.base import IncompleteClassifier, Prediction
 from models.layers.masked_attention import xavier_initialisation
 from models.masked_attention.training import StagedTraining
@@ -185,7 +185,7 @@ class TokenFusion(StagedTraining):
         )
         for name, hidden in self.cells(batch.missing, batch.feature_missing).items():
             i = self.modality_names.index(name)
-            if self.tokens_per_modality[i] == hidden.shape[1]:
+            if hidden.ndim == 2 and self.tokens_per_modality[i] == hidden.shape[1]:
                 available[:, self._spans[i]] = ~hidden
         return available
 
@@ -243,7 +243,7 @@ class TokenFusion(StagedTraining):
             return batch
         dropped = self.masks.draw_one(self.absent(batch), generator)
         cells = {
-            name: hidden | dropped[:, self.modality_names.index(name), None]
+            name: hidden | rows_like(dropped[:, self.modality_names.index(name)], hidden)
             for name, hidden in self.cells(batch.missing, batch.feature_missing).items()
         }
         return batch.replace(missing=batch.missing | dropped, feature_missing=cells)

@@ -57,8 +57,15 @@ def test_every_row_is_packed_as_its_files_and_cells_say(make: Callable[..., From
     frame = pd.read_csv(csv, dtype=str, keep_default_na=False).set_index("id")
     places = packed_rows(data)
     assert sorted(places) == sorted(frame.index)
-    assert data.kinds == {"film": "image", "lateral": "image", "labs": "table", "note": "text"}
-    assert [m.shape for m in data.modalities] == [(3, 16, 16), (1, 16, 16), (3,), (10,)]
+    assert data.kinds == {
+        **{"film": "image", "lateral": "image", "labs": "table", "note": "text"},
+        **{"heart": "audio", "ecg": "series", "genes": "table", "clip": "video"},
+    }
+    shapes = {m.name: m.shape for m in data.modalities}
+    assert shapes == {
+        **{"film": (3, 16, 16), "lateral": (1, 16, 16), "labs": (3,), "note": (10,)},
+        **{"heart": (32, 16), "ecg": (24, 2), "genes": (5,), "clip": (2, 3, 16, 16)},
+    }
     vocabulary = (csv.parent / "vocab.txt").read_text().splitlines()
     for name, cells in frame.iterrows():
         split, i = places[str(name)]
@@ -78,6 +85,77 @@ def test_every_row_is_packed_as_its_files_and_cells_say(make: Callable[..., From
             assert words == ["[CLS]", *cells["note"].split(), "[SEP]"]
         else:
             assert data.natural_rows(split)["note"][i]
+
+
+def test_arrays_sounds_and_clips_are_packed_as_their_files_say(make: Callable[..., FromCSV], csv: Path) -> None:
+    data = make("ecg", "genes", "heart", "clip")
+    data.prepare()
+    frame = pd.read_csv(csv, dtype=str, keep_default_na=False).set_index("id")
+    places = packed_rows(data)
+    train = [name for name, (split, _) in places.items() if split == "train"]
+    series = {name: np.load(csv.parent / "arrays" / f"{row.ecg}.npy")[:24] for name, row in frame.iterrows() if row.ecg}
+    vectors = {
+        name: np.load(csv.parent / "arrays" / f"{row.genes}.npz")["arr_0"]
+        for name, row in frame.iterrows()
+        if row.genes
+    }
+    known = np.concatenate([series[name] for name in train if name in series])
+    mean, deviation = np.nanmean(known, 0), np.nanstd(known, 0)
+    known = np.stack([vectors[name] for name in train if name in vectors])
+    zero, unit = np.nanmean(known, 0), np.nanstd(known, 0)
+    unit[4] = 1  # a constant feature
+    for split in ("train", "val", "test"):
+        rows = data.split(split)
+        batch = data.rows(split, np.arange(len(rows)))
+        cells = data.natural_cells(split)
+        for i, name in enumerate(rows.names()):
+            for modality in ("ecg", "genes", "heart", "clip"):
+                assert is_absent(data, modality, split, i) == (frame.loc[name, modality] == "")
+            if name in series:
+                expected = np.full((24, 2), np.nan)
+                expected[: len(series[name])] = (series[name] - mean) / deviation
+                np.testing.assert_array_equal(cells["ecg"][i], np.isnan(expected))
+                got = np.where(cells["ecg"][i], np.nan, batch.inputs["ecg"][i].numpy())
+                np.testing.assert_allclose(got, expected, atol=1e-5)
+            if name in vectors:
+                np.testing.assert_array_equal(cells["genes"][i], np.isnan(vectors[name]))
+                got = np.where(cells["genes"][i], np.nan, batch.inputs["genes"][i].numpy())
+                np.testing.assert_allclose(got, (vectors[name] - zero) / unit, atol=1e-5)
+            if frame.loc[name, "heart"]:  # the tone of the class is the loudest mel bin
+                loudest = int(batch.inputs["heart"][i].mean(0).argmax())
+                assert (loudest < 5) == (frame.loc[name, "state"] == "ill")
+            if frame.loc[name, "clip"]:
+                pixels = data.pixels("clip", batch.inputs["clip"][i : i + 1])[0]
+                folder = csv.parent / "clips" / frame.loc[name, "clip"]
+                count = len(list(folder.iterdir()))
+                for place, shown in zip([int((t + 0.5) * count / 2) for t in range(2)], pixels):
+                    expected = Image.open(folder / f"{place}.png").resize((16, 16), Image.Resampling.BILINEAR)
+                    got = (shown.permute(1, 2, 0) * 255).round().numpy()
+                    np.testing.assert_allclose(got, np.asarray(expected), atol=1)
+    heard = [i for i in range(len(data.split("train"))) if not is_absent(data, "heart", "train", i)]
+    sound = data.rows("train", np.array(heard)).inputs["heart"].numpy()
+    assert abs(sound.mean()) < 1e-4 and abs(sound.std() - 1) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("ecg", np.zeros((4, 3)), r"shape \(4, 3\), expected \(time steps, 2\)"),
+        ("ecg", np.full((4, 2), np.nan), "no number in it"),
+        ("ecg", np.full((4, 2), np.inf), "infinite numbers"),
+    ],
+)
+def test_series_that_do_not_fit_are_named(
+    make: Callable[..., FromCSV], csv: Path, name: str, content: np.ndarray, message: str
+) -> None:
+    file = csv.parent / "arrays" / f"{name}20.npy"
+    original = file.read_bytes()
+    try:
+        np.save(file, content)
+        with pytest.raises(UserError, match=message):
+            make(name).prepare()
+    finally:
+        file.write_bytes(original)
 
 
 def test_normalisation_is_that_of_the_observed_training_rows(make: Callable[..., FromCSV]) -> None:
@@ -166,7 +244,10 @@ def test_reading_options_do_not_pack_again(make: Callable[..., FromCSV]) -> None
     data = make()
     data.prepare()
     filled = make(**given)
-    assert filled.find_source().signature == data.find_source().signature and filled.natural_cells("train") == {}
+    assert filled.find_source().signature == data.find_source().signature and "labs" not in filled.natural_cells(
+        "train"
+    )
+    assert "labs" in data.natural_cells("train")
 
 
 def test_new_rows_are_encoded_as_packed_rows_are(make: Callable[..., FromCSV], csv: Path) -> None:
@@ -184,8 +265,13 @@ def test_new_rows_are_encoded_as_packed_rows_are(make: Callable[..., FromCSV], c
                 continue
             gaps = data.natural_cells(split).get(m.name)
             observed = ~gaps[j] if gaps is not None else ...
+            if gaps is not None:
+                np.testing.assert_array_equal(rows.arrays[f"{m.name}_missing"][i], gaps[j])
             expected = stored.read(m.name)[j].numpy()[observed]
             np.testing.assert_allclose(rows.arrays[m.name][i][observed], expected, rtol=1e-6)
+        counts = stored.counts("clip")
+        if not is_absent(data, "clip", split, j):
+            assert counts is not None and rows.arrays["clip.counts"][i] == counts[j]
         assert rows.target is not None and rows.target[i] == stored.read("target")[j]
 
 
@@ -215,13 +301,13 @@ def as_override(value: Any) -> str:
     return "null" if value is None else str(value)
 
 
-def test_all_stages_run_on_two_images_a_table_and_a_text(run_of: Callable[..., Any], csv: Path) -> None:
+def test_all_stages_run_on_all_kinds_at_once(run_of: Callable[..., Any], csv: Path) -> None:
     cfg = run_of("model=ModDrop", "stages=[prepare,fit,test,report,export]", "model.training.max_epochs=4")
     validate(cfg)
     pipeline.run(cfg)
     run = Run(cfg)
     results = pd.read_csv(run.directory / "results.csv").query("metric == 'accuracy'").set_index("scenario")["value"]
-    assert list(results.index) == ["none", "whole_0", "whole_1", "whole_2", "whole_3"] and results.between(0, 1).all()
+    assert list(results.index) == ["none", *(f"whole_{i}" for i in range(8))] and results.between(0, 1).all()
     predictor = load(run.directory / "bundle")
     frame = pd.read_csv(csv, dtype=str, keep_default_na=False)
     table = predictor.predict(frame, csv.parent)

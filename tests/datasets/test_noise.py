@@ -50,8 +50,9 @@ CLIP = Modality("visual", "video", (2, 3, 12, 10), scale=IMAGENET)
 STFT = Modality("audio", "audio", (17, 40))
 MEL = Modality("mel", "audio", (40, 16), scale=LogMel(40, 16).scale)
 TABLE = Modality("table", "table", (6,), (3, 2))
+SERIES = Modality("series", "series", (30, 2))
 TEXT = Modality("text", "text", (4, 5))
-ALL = (IMAGE, PHOTO, CLIP, STFT, MEL, TABLE)
+ALL = (IMAGE, PHOTO, CLIP, STFT, MEL, TABLE, SERIES)
 PAIRS = [
     pytest.param(m, operator, id=f"{operator}-{m.name}")
     for m in ALL
@@ -67,6 +68,8 @@ def content(m: Modality, n: int, seed: int = 0) -> Tensor:
     if m.kind == "table":
         codes = [torch.randint(k, (n, 1), generator=generator) for k in m.cardinalities]
         return torch.cat([*codes, 4 * x[:, len(codes) :] - 2], dim=1)
+    if m.kind == "series":
+        return 4 * x - 2
     return m.scale.write(10 * x - 12 if m.kind == "audio" else x)
 
 
@@ -158,7 +161,7 @@ def test_gaussian_level_11_leaves_nothing_of_the_input(m: Modality) -> None:
     gone = noisy(m, "gaussian", 11, x)
     assert torch.allclose(gone, noisy(m, "gaussian", 11, content(m, 60, 1)), rtol=0, atol=1e-5)
     assert abs(np.corrcoef(gone.flatten(), x.flatten())[0, 1]) < 0.1 or m.kind == "table"
-    if m.kind == "table":
+    if m.kind in ("table", "series"):
         assert abs(float(gone[:, 2:].std()) / (11 / 4) - 1) < 0.15
         return
     meaning = m.scale.read(gone) * (255 if m.kind != "audio" else 1)
@@ -334,7 +337,7 @@ def test_training_noise_hits_what_it_is_for() -> None:
     assert TrainingNoise().hits(KINDS) == [True, False, True]
     assert TrainingNoise("time_mask").hits(KINDS) == [False, False, True]
     assert TrainingNoise(modalities=["audio"]).hits(KINDS) == [False, False, True]
-    with pytest.raises(UserError, match="is for audio, the data set has text"):
+    with pytest.raises(UserError, match="is for audio, series, the data set has text"):
         TrainingNoise("time_mask").hits({"t": "text"})
 
 
@@ -438,7 +441,9 @@ def test_an_operator_must_fit_the_kind(tiny: MultimodalDataModule) -> None:
     assert Noise("gaussian", 4, "image-audio").levels(KINDS) == (4, 1, 4)
     with pytest.raises(UserError, match=r"noise 'gaussian' is for .* modality 'text' is text; leave that modality out"):
         Noise("gaussian", 4).levels(KINDS)
-    with pytest.raises(UserError, match="noise 'time_mask' is for audio, and modality 'image' is image; image takes"):
+    with pytest.raises(
+        UserError, match="noise 'time_mask' is for audio, series, and modality 'image' is image; image takes"
+    ):
         Noise("time_mask", 4, "image").levels(KINDS)
     with pytest.raises(UserError, match="modality 'tabular' is table"):
         tiny.corruption("test", parse_scenario("noise_occlusion_4_all"))

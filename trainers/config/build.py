@@ -156,6 +156,12 @@ def sizes_of(modality: Modality) -> dict[str, Any]:
     shape = modality.shape
     if modality.kind == "image":
         return {"channels": shape[0], "image_size": list(shape[1:])}
+    if modality.kind == "video":
+        return {"channels": shape[1], "image_size": list(shape[2:])}
+    if modality.kind == "audio":
+        return {"channels": 1, "image_size": list(shape)}
+    if modality.kind == "series":
+        return {"length": shape[0], "channels": shape[1]}
     if modality.kind == "text" and len(shape) == 1:
         return {"length": shape[0]}
     return {}
