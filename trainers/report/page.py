@@ -17,9 +17,10 @@ from markupsafe import Markup
 
 from datasets.missingness.base import slug
 from trainers.report.figures import draw_figures, training_sweep
+from trainers.report.ranks import Ranks, compare_ranks, critical_difference
 from trainers.report.runs import FinishedRun, gather, modality_names, scenario_of
 from trainers.report.statistics import compare
-from trainers.report.style import ORACLE_NOTE, data_uri, is_oracle
+from trainers.report.style import ORACLE_NOTE, data_uri, is_oracle, save
 from trainers.report.tables import captions_of, html_block, label, latex_block, markdown_block, spread, summarise, table
 from utils.errors import UserError
 from utils.metrics import LOWER_IS_BETTER
@@ -29,12 +30,16 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Report:
-    """Results: the page, ``summary.csv``, ``tests.csv``, and (dataset, metric) -> table of plain strings."""
+    """Results: the page, ``summary.csv``, ``tests.csv``, and (dataset, metric) -> table of plain strings.
+
+    ``ranks`` is None with too few models or scenarios, see :func:`trainers.report.ranks.compare_ranks`.
+    """
 
     html: Path
     summary: pd.DataFrame
     tests: pd.DataFrame
     tables: dict[tuple[str, str], pd.DataFrame]
+    ranks: Ranks | None = None
 
 
 PAGE = Path(__file__).with_name("page.html")
@@ -64,6 +69,7 @@ def _page(
     summary: pd.DataFrame,
     sweep: pd.DataFrame,
     tests: pd.DataFrame,
+    ranks: Ranks | None,
     metrics: Sequence[str],
     primary: str,
     title: str,
@@ -78,7 +84,7 @@ def _page(
         return [(dataset, Markup(html_block(part, metric, captions[dataset]))) for dataset, part in parts]
 
     captions = [scenario_of(s).caption(names.get(d, ())) for d, s in zip(tests["dataset"], tests["scenario"])]
-    tests_html = tests.assign(scenario=captions).to_html(index=False, border=0, float_format="{:.3g}".format, na_rep="")
+    tests_html = _numbers_html(tests.assign(scenario=captions))
     page = jinja2.Environment(autoescape=True).from_string(PAGE.read_text())
     return page.render(
         runs=runs,
@@ -86,16 +92,22 @@ def _page(
         title=title,
         date=datetime.now().strftime("%Y-%m-%d %H:%M"),
         spread=spread(summary),
-        folds=bool((summary["n_folds"] > 0).any()),
         lower=", ".join(LOWER_IS_BETTER),
         oracle=ORACLE_NOTE if summary["model"].map(is_oracle).any() else "",
         metrics=[(label(metric), tables(summary, metric), figures.get(metric, [])) for metric in metrics],
         sweep=[(label(metric), tables(sweep, metric)) for metric in metrics if len(sweep)],
         primary=primary,
         tests=len(tests) and Markup(tests_html),
+        ranks=ranks,
+        rank_table=ranks and Markup(_numbers_html(ranks.table)),
+        rank_figures=figures.get("ranks", []),
         sections=[(name.capitalize(), note, figures.get(name)) for name, note in SECTIONS.items()],
         environment=_environment(runs),
     )
+
+
+def _numbers_html(frame: pd.DataFrame) -> str:
+    return frame.to_html(index=False, border=0, float_format="{:.3g}".format, na_rep="")
 
 
 def _check_output(output: Path, run_dirs: Sequence[Path]) -> None:
@@ -136,7 +148,7 @@ def write_report(
         raise UserError(f"no run has the metric '{unknown[0]}': choose from {', '.join(present)}")
     metrics = sorted(dict.fromkeys(metrics or present), key=lambda m: m != primary)
     log.info("report: %d runs, %s, into %s", len(runs), ", ".join(metrics), output)
-    summary, tests = summarise(frame), compare(runs, frame, primary)
+    summary, tests, ranks = summarise(frame), compare(runs, frame, primary), compare_ranks(frame, primary)
     sweep = summarise(training_sweep(frame))
 
     draft, old = (output.with_name(f".{output.name}.{os.getpid()}.{kind}") for kind in ("draft", "old"))
@@ -150,7 +162,11 @@ def write_report(
         if len(sweep):
             _write_tables(draft, "sweep", sweep, metrics, names, kind="by missing data in training")
         drawn = draw_figures(runs, summary, sweep, metrics, draft / "figures")
-        page = _page(runs, skipped, summary, sweep, tests, metrics, primary, title, drawn)
+        if ranks:
+            ranks.table.to_csv(draft / "ranks.csv", index=False)
+            drawn["ranks"] = [draft / "figures" / f"ranks_{slug(primary)}.png"]
+            save(critical_difference(ranks), drawn["ranks"][0], pdf=True)
+        page = _page(runs, skipped, summary, sweep, tests, ranks, metrics, primary, title, drawn)
         (draft / "report.html").write_text(page)
         if output.exists():
             output.rename(old)
@@ -160,7 +176,7 @@ def write_report(
             shutil.rmtree(folder, ignore_errors=True)
     parts = summary[summary["metric"].isin(metrics)].groupby(["dataset", "metric"], sort=False)
     tables = {(str(dataset), str(metric)): table(part, str(metric)) for (dataset, metric), part in parts}
-    return Report(output / "report.html", summary, tests, tables)
+    return Report(output / "report.html", summary, tests, tables, ranks)
 
 
 def _write_tables(

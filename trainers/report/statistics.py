@@ -15,7 +15,15 @@ from scipy import stats
 
 from datasets.missingness import mask_hash
 from trainers.report.bootstrap import DRAWS, resampled
-from trainers.report.inference import Difference, holm, over_folds, over_runs, over_runs_and_rows
+from trainers.report.inference import (
+    Difference,
+    holm,
+    over_folds,
+    over_paired_runs,
+    over_paired_runs_and_rows,
+    over_runs,
+    over_runs_and_rows,
+)
 from trainers.report.runs import REPEAT, FinishedRun, load_sorted
 from trainers.report.style import is_oracle, with_dagger
 from utils.metrics import LOWER_IS_BETTER
@@ -48,9 +56,10 @@ def compare(runs: Sequence[FinishedRun], frame: pd.DataFrame, primary: str) -> p
     ``test`` names the method and ``unit`` what it counts as a repetition:
 
     - ``runs and rows``: both models have several training runs on the same test rows,
-      :func:`trainers.report.inference.over_runs_and_rows`.
-    - ``Welch``: several runs, but no saved predictions or a metric that is not resampled; says nothing about other test
-      rows.
+      :func:`trainers.report.inference.over_runs_and_rows`; ``same runs and rows``: and they are two ways of using the
+      same trained models, :func:`trainers.report.inference.over_paired_runs_and_rows`.
+    - ``Welch``, or ``paired t`` for the same trained models: several runs, but no saved predictions or a metric that is
+      not resampled; says nothing about other test rows.
     - ``corrected t``: cross-validation, :func:`trainers.report.inference.over_folds`.
     - ``McNemar`` (accuracy of one label) or ``bootstrap``: one run each, so that it says nothing about training again;
       the interval is of the bootstrap over rows.
@@ -76,7 +85,7 @@ def compare(runs: Sequence[FinishedRun], frame: pd.DataFrame, primary: str) -> p
             entry["difference"] = values[best].mean() - values[model].mean()
             if not is_oracle(model):
                 first, second = (
-                    _Member(value, [owner[dataset, m, *r].predictions(m, scenario) for r in value.index])
+                    _Member(value, [owner[dataset, m, *r] for r in value.index], m, str(scenario))
                     for m, value in ((best, values[best]), (model, values[model]))
                 )
                 folds = _number_of_folds([owner[dataset, model, *r] for r in values[model].index])
@@ -99,10 +108,11 @@ def _number_of_folds(runs: Sequence[FinishedRun]) -> int:
 
 
 class _Member:
-    """One of the two models of a comparison: its metric per (seed, fold), and the files of its predictions."""
+    """One of the two models of a comparison: its metric per (seed, fold), its runs, and files of their predictions."""
 
-    def __init__(self, values: pd.Series, files: Sequence[Path]) -> None:
-        self.values, self.files = values, files
+    def __init__(self, values: pd.Series, runs: Sequence[FinishedRun], model: str, scenario: str) -> None:
+        self.values, self.runs = values, [run.path for run in runs]
+        self.files = [run.predictions(model, scenario) for run in runs]
 
     def file_of(self, repeat: tuple[int, int]) -> Path:
         return self.files[list(self.values.index).index(repeat)]
@@ -138,11 +148,15 @@ class _Pair:
         a, b = best.values.to_numpy(), other.values.to_numpy()
         entry = {"n_runs": min(len(a), len(b))} | self._of_rows(best.files, other.files)
         draws = [self.draws(file) for file in (*best.files, *other.files)] if "n_rows" in entry else [None]
+        are_paired = best.runs == other.runs
         if any(draw is None for draw in draws):
-            return entry | _numbers(over_runs(a, b)) | {"test": "Welch", "unit": "run"}
-        stacked = np.stack(draws)  # type: ignore[arg-type]
-        difference = over_runs_and_rows(a, b, stacked[: len(a)], stacked[len(a) :])
-        return entry | _numbers(difference) | {"test": "runs and rows", "unit": "run and row"}
+            difference = over_paired_runs(a - b) if are_paired else over_runs(a, b)
+            return entry | _numbers(difference) | {"test": "paired t" if are_paired else "Welch", "unit": "run"}
+        first, second = np.split(np.stack(draws), [len(a)])  # type: ignore[arg-type]
+        entry |= {"test": "same runs and rows" if are_paired else "runs and rows", "unit": "run and row"}
+        if are_paired:
+            return entry | _numbers(over_paired_runs_and_rows(a - b, first - second))
+        return entry | _numbers(over_runs_and_rows(a, b, first, second))
 
     def _over_folds(self, best: _Member, other: _Member, folds: int) -> dict[str, Any]:
         difference = (best.values - other.values).dropna().groupby("fold").mean().to_numpy()

@@ -7,7 +7,15 @@ import pytest
 from scipy import stats
 from statsmodels.stats.weightstats import ttost_ind
 
-from trainers.report.inference import Difference, holm, over_folds, over_runs, over_runs_and_rows
+from trainers.report.inference import (
+    Difference,
+    holm,
+    over_folds,
+    over_paired_runs,
+    over_paired_runs_and_rows,
+    over_runs,
+    over_runs_and_rows,
+)
 from trainers.report.statistics import mcnemar
 
 ROWS, RESAMPLES, STUDIES = 150, 200, 1000
@@ -52,6 +60,29 @@ def test_intervals_cover_the_known_difference(runs, run_sd, row_sd, shift):
         assert pooled / STUDIES > (0.08 if (run_sd, row_sd) == (0.05, 0.1) else 0.12)
     if shift and run_sd < 0.1 and row_sd < 0.2:
         assert rejected / STUDIES > 0.3  # the interval is not merely wide
+
+
+@pytest.mark.parametrize(
+    "runs, run_sd, row_sd", [(3, 0.0, 0.4), (3, 0.2, 0.1), (3, 0.2, 0.4), (5, 0.05, 0.1), (5, 0.2, 0.4)]
+)
+def test_intervals_of_paired_runs_cover_the_known_difference(runs, run_sd, row_sd):
+    truth, (first, second) = simulate(runs, run_sd, row_sd, 0.15, seed=10 + runs)
+    covered = 0
+    for a, b in zip(first, second):
+        draws = (a @ COUNTS.T) - (b @ COUNTS.T)
+        low, high = over_paired_runs_and_rows(a.mean(1) - b.mean(1), draws).interval()
+        covered += low <= truth <= high
+    assert 0.927 <= covered / STUDIES <= 0.973
+
+
+def test_paired_runs_are_those_of_the_paired_t_test():
+    rng = np.random.default_rng(7)
+    a, b = rng.normal(size=(2, 5))
+    expected = stats.ttest_rel(a, b)
+    assert over_paired_runs(a - b).p == pytest.approx(expected.pvalue)
+    # Rows that all runs share with the same variance only widen the interval.
+    same = over_paired_runs_and_rows(a - b, np.tile(rng.normal(size=500), (5, 1)))
+    assert same.error**2 == pytest.approx(over_paired_runs(a - b).error ** 2 + 1, rel=0.15)
 
 
 def test_without_shared_rows_the_interval_is_that_of_welch():

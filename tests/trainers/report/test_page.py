@@ -38,7 +38,15 @@ def test_files_of_a_report(made):
     result, _ = made
     folder = result.html.parent
     written = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
-    assert {"results.csv", "summary.csv", "tests.csv", "summary_accuracy.md", "summary_ece.tex"} <= written
+    assert {
+        "results.csv",
+        "summary.csv",
+        "tests.csv",
+        "ranks.csv",
+        "figures/ranks_accuracy.png",
+        "summary_accuracy.md",
+        "summary_ece.tex",
+    } <= written
     for stem in ("degradation_accuracy", "scenarios_accuracy"):
         assert {f"figures/{stem}.png", f"figures/{stem}.pdf"} <= written
     assert {"figures/samples_DyMo_random_0.4.png", "figures/rewards_DyMo.png", "figures/training_CMPT_x.png"} <= written

@@ -50,6 +50,17 @@ def test_tests_of_a_report_have_runs_and_rows(made, tmp_path):
     half = stats.t.ppf(0.975, df) * error
     assert (row["low"], row["high"]) == pytest.approx((difference - half, difference + half), abs=0.1 * half)
     assert row["p"] == pytest.approx(2 * stats.t.sf(difference / error, df), rel=0.2)
+    # Two ways of using the same runs are paired run by run.
+    row = result.tests.set_index(["scenario", "model"]).loc[("random_global_0.4", "DyMo/discard")]
+    ways = [
+        np.load(r / "predictions" / way / "random_global_0.4.npz")
+        for r in runs
+        if "/DyMo/" in str(r)
+        for way in ("", "discard")
+    ]
+    accuracy = np.array([(way["logits"].argmax(1) == way["target"]).mean() for way in ways]).reshape(3, 2)
+    paired = stats.ttest_rel(*accuracy.T)
+    assert row["test"] == "same runs and rows" and row["high"] - row["low"] >= np.diff(paired.confidence_interval())
     one = report.write_report(
         [run for run in runs if run.name == "seed1"], tmp_path / "one", title="t", metrics=["ece"]
     ).tests
