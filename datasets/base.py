@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -19,16 +17,14 @@ from datasets.description import describe_inputs
 from datasets.loader import Choose, Corrupt, PackedLoader, Transform
 from datasets.missingness import Complete, Rows, Scenario, unobserved
 from datasets.missingness.content import SplitContent
-from datasets.missingness.table import forest_ranking
+from datasets.missingness.table import stored_ranking
 from datasets.new_rows import NewRows
 from datasets.noise import Corruption, TrainingNoise
 from datasets.readers.text import decode
 from datasets.split_masks import SourceGaps, SplitMask
 from datasets.storage import PackedSplit, PackedStore
 from utils.errors import UserError
-from utils.files import replacing
 
-log = logging.getLogger(__name__)
 SPLITS = ("train", "val", "test")
 
 
@@ -308,19 +304,10 @@ class MultimodalDataModule(DeclaredArguments, pl.LightningDataModule):
     def column_ranking(self, table: Modality) -> list[int]:
         """Rank the columns of a table by the impurity importance of a forest on all training rows, descending.
 
-        Computed once and kept in the store (``train/<table>_ranking.json``).
-
         Raises:
             UserError: the store has no training split.
         """
-        train = self.store.split("train")
-        file = train.folder / f"{table.name}_ranking.json"
-        if not file.exists():
-            log.info("ranking the columns of '%s' with a forest on %d training rows", table.name, len(train))
-            ranking = forest_ranking(train.read(table.name).numpy(), train.read("target").numpy())
-            with replacing(file) as temporary:
-                temporary.write_text(json.dumps(ranking) + "\n")
-        return [int(column) for column in json.loads(file.read_text())]
+        return stored_ranking(self.store.split("train"), table.name)
 
     def choose(self) -> Mapping[str, Choose]:
         """Modality -> function that chooses the frames of multi-frame items, see :class:`PackedLoader`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +11,11 @@ from typing import Any
 import numpy as np
 
 from datasets.missingness.base import DEFAULT_SEED, Rows, ScenarioWithRate
+from datasets.storage import PackedSplit
 from utils.errors import UserError
+from utils.files import replacing
+
+log = logging.getLogger(__name__)
 
 # Strategy -> its name in the mask files of TIP.
 STRATEGIES = {
@@ -147,3 +153,14 @@ def forest_ranking(values: np.ndarray, target: np.ndarray) -> list[int]:
         total += forest.estimators_[-1].feature_importances_
         forest.estimators_[-1] = None
     return [int(i) for i in np.argsort(-total, kind="stable")]
+
+
+def stored_ranking(train: PackedSplit, table: str) -> list[int]:
+    """:func:`forest_ranking` on the training rows, computed once and kept in the store."""
+    file = train.folder / f"{table}_ranking.json"
+    if not file.exists():
+        log.info("ranking the columns of '%s' with a forest on %d training rows", table, len(train))
+        ranking = forest_ranking(train.read(table).numpy(), train.read("target").numpy())
+        with replacing(file) as temporary:
+            temporary.write_text(json.dumps(ranking) + "\n")
+    return [int(column) for column in json.loads(file.read_text())]

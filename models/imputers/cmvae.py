@@ -303,6 +303,7 @@ class CMVAE(_SharedPrivateVAE):
 
     Args:
         clusters: number of clusters.
+        others: see the base class.
     """
 
     def __init__(
@@ -313,33 +314,9 @@ class CMVAE(_SharedPrivateVAE):
         *,
         clusters: int = 40,
         shared: int = 32,
-        private: int = 32,
-        beta: float = 2.5,
-        conditioning: str = "mean",
-        private_prior: str = "joint",
-        class_weight: float = 0.0,
-        num_classes: int = 0,
-        sample: bool = False,
-        draw_seed: int = 2025,
-        optimizer: Callable[..., torch.optim.Optimizer] | None = None,
-        scheduler: Callable[..., Any] | None = None,
+        **others: Any,
     ) -> None:
-        super().__init__(
-            modalities,
-            encoders,
-            decoders,
-            shared=shared,
-            private=private,
-            beta=beta,
-            conditioning=conditioning,
-            private_prior=private_prior,
-            class_weight=class_weight,
-            num_classes=num_classes,
-            sample=sample,
-            draw_seed=draw_seed,
-            optimizer=optimizer,
-            scheduler=scheduler,
-        )
+        super().__init__(modalities, encoders, decoders, shared=shared, **others)
         self._pc_params = nn.Parameter(torch.zeros(clusters))
         means = (2 * torch.rand(1, shared) - 1 for _ in range(clusters))
         self.mean_clusters = nn.ParameterList(nn.Parameter(mean) for mean in means)
