@@ -93,6 +93,22 @@ class MultimodalDataModule(DeclaredArguments, pl.LightningDataModule):
         """Pack the raw files, unless a valid packed store exists. Idempotent."""
         raise AssertionError("a data set implements prepare()")
 
+    def is_packed(self) -> bool:
+        """Whether :meth:`prepare` would have nothing to do.
+
+        Raises:
+            UserError: no source, or a bad file in it.
+        """
+        return self.store.meta() is not None
+
+    def pack_sample(self, rows: int) -> dict[str, int] | None:
+        """Pack at most ``rows`` rows of each split, for an estimate of what packing all of them takes.
+
+        Returns:
+            Split -> number of its rows; None for a data set that cannot pack a part.
+        """
+        return None
+
     @property
     def num_classes(self) -> int:
         return len(self.class_names)

@@ -27,7 +27,7 @@ from datasets.readers.audio import SOUND_SUFFIXES, ClipProblem, FrontEnd, hear
 from datasets.readers.images import decode_rows, reason
 from datasets.readers.video import ClipReader, Frames
 from datasets.scale import Scale
-from datasets.source import Source, SourcedDataModule, check_classes, sha256
+from datasets.source import Source, SourcedDataModule, check_classes, sample_rows, sha256
 from datasets.splits import stratified_split
 from utils.errors import UserError
 
@@ -147,6 +147,13 @@ class ClipModule(SourcedDataModule):
         parts = stratified_split(labels, (len(labels) - n_val, n_val), self.validation_seed)
         train, val = ([clips["train"][i] for i in rows] for rows in parts)
         return replace(listing, clips={"train": train, "val": val, "test": clips["test"]})
+
+    def shorten(self, content: Listing, rows: int) -> tuple[Listing, dict[str, int]]:
+        clips = {
+            split: [part[i] for i in sample_rows(np.array([clip.label for clip in part]), rows)]
+            for split, part in content.clips.items()
+        }
+        return replace(content, clips=clips), {split: len(part) for split, part in content.clips.items()}
 
     def pack(self, source: Source) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
         listing = source.load()

@@ -33,6 +33,12 @@ class Coded:
     names: np.ndarray
     gaps: np.ndarray | None = None
 
+    def keep(self, rows: np.ndarray) -> Coded:
+        """Only the given rows."""
+        gaps = None if self.gaps is None else self.gaps[rows]
+        images = [self.images[i] for i in rows]
+        return Coded(self.table[rows], self.target[rows], images, self.names[rows], gaps)
+
 
 @dataclass
 class Content:

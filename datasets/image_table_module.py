@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,7 +24,7 @@ from datasets.loader import Transform
 from datasets.readers.images import ImageReader, check_sides, decode_images
 from datasets.readers.pictures import check_bits
 from datasets.scale import AS_IT_IS, Scale
-from datasets.source import Source, SourcedDataModule, alone, sha256
+from datasets.source import Source, SourcedDataModule, alone, sample_rows, sha256
 from datasets.storage import PackedSplit, link_file
 from datasets.transforms import ColumnPool, ImageTableTransform, JointAugmentation
 from utils.errors import UserError
@@ -168,6 +169,11 @@ class ImageTableModule(SourcedDataModule):
             "missing_cells": missing_cells,
             "source": {"kind": source.kind, **content.about},
         }
+
+    def shorten(self, content: Content, rows: int) -> tuple[Content, dict[str, int]]:
+        counts = {split: len(coded.target) for split, coded in content.splits.items()}
+        splits = {split: coded.keep(sample_rows(coded.target, rows)) for split, coded in content.splits.items()}
+        return replace(content, splits=splits), counts
 
     def observed_numbers(self, packed: PackedSplit) -> np.ma.MaskedArray:
         """(N, F) numbers of the continuous columns of a split; cells without a value in the source are masked."""

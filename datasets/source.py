@@ -9,7 +9,7 @@ import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,28 @@ class SourcedDataModule(MultimodalDataModule):
                 self._prepare(source)
             shutil.rmtree(self.scratch, ignore_errors=True)
 
+    def is_packed(self) -> bool:
+        return self._is_packed(self.find_source())
+
+    def shorten(self, content: Any, rows: int) -> tuple[Any, dict[str, int]] | None:
+        """Cut loaded content to at most ``rows`` rows per split, with every class in training, see :meth:`pack_sample`.
+
+        Returns:
+            The shortened content, and split -> number of rows of the complete one.
+        """
+        return None
+
+    def pack_sample(self, rows: int) -> dict[str, int] | None:
+        source = self.find_source()
+        shortened = self.shorten(source.load(), rows)
+        if shortened is None:
+            return None
+        content, counts = shortened
+        splits, about = self.pack(replace(source, load=lambda: content))
+        about.pop("reading_changes", None)
+        self.store.write(splits, about)
+        return counts
+
     def may_read_differently(self) -> bool:
         """Whether the store, packed under earlier READING_RULES, may hold content that the current rules change."""
         return False
@@ -185,6 +207,19 @@ def alone(folder: Path) -> Iterator[None]:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
         lock.unlink(missing_ok=True)  # processes that waited find the work done
+
+
+def sample_rows(target: np.ndarray, rows: int) -> np.ndarray:
+    """Numbers of at most ``rows`` rows, sorted: the first of each class, then evenly spaced ones; more where there are
+    more classes.
+
+    Args:
+        target: (N,) labels, or (N, C) of several labels.
+    """
+    first = np.unique(target, return_index=True)[1] if target.ndim == 1 else np.zeros(0, dtype=np.int64)
+    spaced = np.linspace(0, len(target) - 1, min(rows, len(target))).round().astype(np.int64)
+    others = spaced[~np.isin(spaced, first)]
+    return np.sort(np.concatenate([first, others[: max(0, rows - len(first))]]))
 
 
 def check_classes(split: str, target: np.ndarray, num_classes: int, where: object) -> None:

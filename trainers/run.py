@@ -20,6 +20,7 @@ from trainers.config.validate import validate
 from trainers.evaluate import evaluate
 from trainers.export import export
 from trainers.fit import fit
+from trainers.forecast import plan
 from trainers.gaussian import estimate_parameters
 from trainers.impute import impute
 from trainers.loading import Run
@@ -63,6 +64,7 @@ STAGES: dict[str, Callable[[Run], None]] = {
     "export": export,
     "predict": predict,
 }
+DEFAULT = ("prepare", "impute", "fit", "gaussian", "test", "report")  # what plan alone is about
 PARALLEL = ("impute", "fit", "gaussian")  # stages that all processes run
 
 
@@ -81,6 +83,12 @@ def run(cfg: DictConfig) -> None:
     resolve_metric(cfg)
     opened = Run(cfg)
     stages = useful_stages(cfg)
+    if "plan" in cfg.stages:
+        check_task(opened)
+        planned = [stage for stage in stages or DEFAULT if stage not in stages_without_use(cfg)]
+        plan(opened, planned)
+        if not stages:
+            return
     if stages != ["report"]:
         check_task(opened)
         check_noise(opened)
@@ -107,4 +115,4 @@ def useful_stages(cfg: DictConfig) -> list[str]:
     for stage in cfg.stages:
         if stage in unused:
             log.info("stage %s: skipped, %s", stage, unused[stage])
-    return [stage for stage in cfg.stages if stage not in unused and stage != "check"]
+    return [stage for stage in cfg.stages if stage not in (*unused, "check", "plan")]

@@ -46,6 +46,7 @@ from trainers.config.build import build_model, build_trainer
 from trainers.config.compose import CONFIGS, blocks, compose_config, group_options
 from trainers.config.overrides import check_overrides
 from trainers.config.validate import validate
+from trainers.forecast import foresee
 from trainers.loading import Run
 from trainers.plan import resolve_metric
 from utils.errors import UserError
@@ -572,6 +573,15 @@ def test_weights_read_back_into_a_new_model(run: tuple[Run, Watch, list[str]]) -
         assert torch.equal(fresh(batch).logits, trained(batch).logits)
     content = torch.load(context.checkpoint, weights_only=True)  # plain values only
     assert content["architecture"]["modalities"] == [[m.name, m.kind, list(m.shape)] for m in context.data.modalities]
+
+
+def test_the_plan_knows_the_parameters(run: tuple[Run, Watch, list[str]]) -> None:
+    context, _, _ = run
+    forecast = foresee(context, ["fit", "gaussian", "test"] if context.uses_selection else ["fit", "test"])
+    assert forecast is not None and "fit" in forecast.finished
+    network = context.load_model()
+    assert forecast.parameters[context.trainable.name][0] == sum(p.numel() for p in network.parameters())
+    assert all(seconds >= 0 for seconds in forecast.seconds.values()) and "test" in forecast.seconds
 
 
 def test_a_bundle_predicts_like_the_run(run: tuple[Run, Watch, list[str]], tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from trainers.config.compose import CONFIGS, group_options
 
 STAGES = {
     "check": "report everything that is wrong with a CSV file and its images, suggest a configuration",
+    "plan": "tell what the run takes (parameters, disk, memory, time of every stage), from a few batches",
     "prepare": "pack the raw files into a store that loads fast",
     "impute": "train the method that recovers missing modalities, measure its recoveries",
     "fit": "train the model (DyMo: its backbone)",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,23 @@ def check_overrides(arguments: Sequence[str], configs: Path = CONFIGS) -> None:
         problems = [p for o in others if o not in groups and (p := _unknown_key(cfg, o))]
     if problems:
         raise UserError("\n".join(problems))
+
+
+def number_of_jobs(arguments: Sequence[str], params: Mapping[str, Any]) -> int:
+    """Number of runs of a sweep: every combination of the values.
+
+    Args:
+        arguments: of the command line.
+        params: key -> values that the configuration sweeps by itself, as text; those of the command line replace them.
+    """
+    given = OverridesParser.create().parse_overrides(get_args_parser().parse_args(list(arguments)).overrides)
+    keys = {override.key_or_group for override in given}
+    texts = [f"{key}={value}" for key, value in params.items() if key not in keys]
+    jobs = 1
+    for override in (*given, *OverridesParser.create().parse_overrides(texts)):
+        if override.is_sweep_override():
+            jobs *= len(list(override.sweep_iterator()))
+    return jobs
 
 
 def _options(override: Override) -> list[str]:

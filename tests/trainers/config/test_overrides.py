@@ -70,4 +70,4 @@ def test_a_renamed_key_is_named(old: str, new: str) -> None:
 def test_help_lists_the_stages_that_run() -> None:
     from trainers import run
 
-    assert set(STAGES) == {"check", *run.STAGES}
+    assert set(STAGES) == {"check", "plan", *run.STAGES}
