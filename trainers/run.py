@@ -14,7 +14,8 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from trainers.checks import check_artefacts, check_noise, check_task, needs_imputer
 from trainers.config.build import check_imputer_networks
-from trainers.config.checks.machine import check_trainer
+from trainers.config.checks.machine import check_trainer, number_of_processes
+from trainers.config.grid import is_grid, training_parts
 from trainers.config.stages import stages_without_use
 from trainers.config.validate import validate
 from trainers.evaluate import evaluate
@@ -77,6 +78,9 @@ def run(cfg: DictConfig) -> None:
         predict_with_bundle(cfg)
         return
     validate(cfg)
+    if is_grid(cfg):
+        run_grid(cfg)
+        return
     if "predict" in cfg.stages:
         check_predict(cfg)
     check_trainer(cfg)
@@ -107,6 +111,30 @@ def run(cfg: DictConfig) -> None:
         start = time.perf_counter()
         STAGES[stage](opened)
         log.info("[%d/%d] stage %s: %.1f s", number, len(stages), stage, time.perf_counter() - start)
+
+
+def run_grid(cfg: DictConfig) -> None:
+    """Run one part per scenario of ``missing.train``, then stage ``report`` over all of them.
+
+    Raises:
+        UserError: several processes, which a grid does not start again for each part.
+    """
+    if number_of_processes(cfg) > 1:
+        raise UserError(
+            "missing.train is a list, which runs in one process: set trainer.devices=1, or run it one by one"
+        )
+    parts = training_parts(cfg)
+    for number, part in enumerate(parts, 1):
+        log.info("[%d/%d] missing.train=%s", number, len(parts), part.missing.train)
+        if part.stages:
+            run(part)
+    if "report" in cfg.stages:
+        whole = parts[0].copy()
+        names = [part.name for part in parts]
+        whole.name, root = cfg.name, Path(cfg.paths.output) / cfg.dataset.name
+        if not cfg.report.include:
+            whole.report.include = [str(root / "*" / name / "seed*") for name in names]
+        report(Run(whole))
 
 
 def useful_stages(cfg: DictConfig) -> list[str]:

@@ -65,7 +65,7 @@ FEWEST = {
     "trainer": 4,
     "logger": 3,
     "schedule": 22,
-    "experiment": 17,
+    "experiment": 18,
     "recipe": 15,
     "study": 3,
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 from trainers.config.checks import files, method, scenarios, settings, targets, training
+from trainers.config.grid import is_grid, training_parts
 from utils.errors import UserError
 
 CHECKS = (
@@ -31,6 +32,16 @@ def validate(cfg: DictConfig) -> None:
     Raises:
         UserError: all problems, one line each.
     """
-    problems = list(settings.check_structure(cfg)) or [problem for check in CHECKS for problem in check(cfg)]
+    if is_grid(cfg):
+        parts = [part.copy() for part in training_parts(cfg)]
+        for part in parts:
+            part.stages = part.stages or cfg.stages  # stage report alone
+    else:
+        parts = [cfg]
+    problems = [problem for part in parts for problem in _problems(part)]
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
+
+
+def _problems(cfg: DictConfig) -> list[str]:
+    return list(settings.check_structure(cfg)) or [problem for check in CHECKS for problem in check(cfg)]

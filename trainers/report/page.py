@@ -22,6 +22,7 @@ from trainers.report.runs import FinishedRun, gather, modality_names, scenario_o
 from trainers.report.statistics import compare
 from trainers.report.style import ORACLE_NOTE, data_uri, is_oracle, save
 from trainers.report.tables import captions_of, html_block, label, latex_block, markdown_block, spread, summarise, table
+from trainers.report.train_test import as_csv, draw_heat_maps, matrix_html, matrix_markdown, train_test_matrices
 from utils.errors import UserError
 from utils.metrics import LOWER_IS_BETTER
 
@@ -68,6 +69,7 @@ def _page(
     skipped: Sequence[str],
     summary: pd.DataFrame,
     sweep: pd.DataFrame,
+    matrices: Mapping[tuple[str, str], pd.DataFrame],
     tests: pd.DataFrame,
     ranks: Ranks | None,
     metrics: Sequence[str],
@@ -96,6 +98,11 @@ def _page(
         oracle=ORACLE_NOTE if summary["model"].map(is_oracle).any() else "",
         metrics=[(label(metric), tables(summary, metric), figures.get(metric, [])) for metric in metrics],
         sweep=[(label(metric), tables(sweep, metric)) for metric in metrics if len(sweep)],
+        grid=[
+            (f"{dataset}, {method}, {label(primary)}", Markup(matrix_html(matrix, primary, names.get(dataset, ()))))
+            for (dataset, method), matrix in matrices.items()
+        ],
+        grid_figures=figures.get("grid", []),
         primary=primary,
         tests=len(tests) and Markup(tests_html),
         ranks=ranks,
@@ -149,7 +156,7 @@ def write_report(
     metrics = sorted(dict.fromkeys(metrics or present), key=lambda m: m != primary)
     log.info("report: %d runs, %s, into %s", len(runs), ", ".join(metrics), output)
     summary, tests, ranks = summarise(frame), compare(runs, frame, primary), compare_ranks(frame, primary)
-    sweep = summarise(training_sweep(frame))
+    sweep, matrices = summarise(training_sweep(frame)), train_test_matrices(frame)
 
     draft, old = (output.with_name(f".{output.name}.{os.getpid()}.{kind}") for kind in ("draft", "old"))
     draft.mkdir(parents=True)
@@ -158,6 +165,10 @@ def write_report(
             if name != "sweep" or len(sweep):
                 content.to_csv(draft / f"{name}.csv", index=False)
         names = modality_names(runs)
+        if matrices:
+            as_csv(matrices).to_csv(draft / "grid.csv", index=False)
+            texts = [matrix_markdown(matrix, primary, method) for (_, method), matrix in matrices.items()]
+            (draft / f"grid_{slug(primary)}.md").write_text("\n".join(texts))
         _write_tables(draft, "summary", summary, metrics, names)
         if len(sweep):
             _write_tables(draft, "sweep", sweep, metrics, names, kind="by missing data in training")
@@ -166,7 +177,9 @@ def write_report(
             ranks.table.to_csv(draft / "ranks.csv", index=False)
             drawn["ranks"] = [draft / "figures" / f"ranks_{slug(primary)}.png"]
             save(critical_difference(ranks), drawn["ranks"][0], pdf=True)
-        page = _page(runs, skipped, summary, sweep, tests, ranks, metrics, primary, title, drawn)
+        if matrices:
+            drawn["grid"] = draw_heat_maps(matrices, primary, draft / "figures", names)
+        page = _page(runs, skipped, summary, sweep, matrices, tests, ranks, metrics, primary, title, drawn)
         (draft / "report.html").write_text(page)
         if output.exists():
             output.rename(old)
