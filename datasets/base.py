@@ -18,7 +18,7 @@ from datasets.loader import Choose, Corrupt, PackedLoader, Transform
 from datasets.missingness import Complete, Rows, Scenario, unobserved
 from datasets.missingness.content import SplitContent
 from datasets.missingness.table import stored_ranking
-from datasets.new_rows import NewRows
+from datasets.new_rows import NewRows, rows_of_arrays
 from datasets.noise import Corruption, TrainingNoise
 from datasets.readers.text import decode
 from datasets.split_masks import SourceGaps, SplitMask
@@ -210,6 +210,10 @@ class MultimodalDataModule(DeclaredArguments, pl.LightningDataModule):
             f"{self.name} is not made of one CSV file, so that a data frame cannot be encoded: give arrays, a mapping "
             f"with one array for each of {', '.join(self.modality_names)}"
         )
+
+    def encode_arrays(self, content: Mapping[str, np.ndarray], where: str) -> NewRows:
+        """New rows given as arrays, see :func:`datasets.new_rows.rows_of_arrays`."""
+        return rows_of_arrays(content, self.modalities, where)
 
     def mask_seed(self, split: str, scenario: Scenario) -> int:
         """Seed of a scenario on a split."""

@@ -108,17 +108,16 @@ def rows_of_arrays(content: Mapping[str, np.ndarray], modalities: Sequence[Modal
     return NewRows([str(name) for name in stems], arrays, None if target is None else np.asarray(target))
 
 
-def read_arrays(path: Path, modalities: Sequence[Modality]) -> NewRows:
-    """:func:`rows_of_arrays` of an ``.npz`` file; no pickles are read.
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Arrays of an ``.npz`` file; no pickles are read.
 
     Raises:
-        UserError: it cannot be read, or does not fit.
+        UserError: it cannot be read.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            content = {key: file[key] for key in file.files}
+            return {key: file[key] for key in file.files}
     except (OSError, ValueError, EOFError) as error:
         raise UserError(
             f"{path} cannot be read as .npz ({str(error).splitlines()[0]}): write it with numpy.savez"
         ) from None
-    return rows_of_arrays(content, modalities, str(path))

@@ -7,7 +7,9 @@ import re
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from omegaconf import DictConfig, OmegaConf
@@ -16,6 +18,7 @@ from tests.makers import make_messy_lesions
 from trainers import run as pipeline
 from trainers.check_table import check_table
 from trainers.config.compose import CONFIGS, compose_config
+from trainers.predictor import load
 
 # So that every training takes seconds.
 SMALL = [
@@ -46,6 +49,13 @@ def commands() -> list[list[str]]:
     text = (CONFIGS.parent / "docs" / "predictions.md").read_text()
     section = text.split("\n## ")[1]
     return [shlex.split(line)[2:] for line in re.findall(r"^python run\.py .*$", section, re.M)]
+
+
+def python_blocks(heading: str) -> list[str]:
+    """The Python examples of a section."""
+    text = (CONFIGS.parent / "docs" / "predictions.md").read_text()
+    (section,) = [part for part in text.split("\n## ") if part.startswith(heading)]
+    return re.findall(r"```python\n(.*?)```", section, re.S)
 
 
 def small(arguments: list[str], configs: Path) -> DictConfig:
@@ -102,3 +112,28 @@ def test_the_story_of_the_page_works_as_it_is_written(tmp_path: Path, monkeypatc
     assert set(table["accepted"][1].split(";") + table["rejected"][1].split(";")) - {""} == {"table"}
     recovered = pd.read_csv(clinic / "recovered" / "table" / "recovered.csv", dtype={"id": str})
     assert table["id"][1] in set(recovered["id"]) and recovered["sex"].isin(["F", "male"]).all()
+
+    # The same in a notebook.
+    (block,) = python_blocks("In Python")
+    notebook: dict[str, Any] = {}
+    exec(block, notebook)
+    np.testing.assert_allclose(notebook["table"]["confidence"].fillna(0), pd.to_numeric(table["confidence"]).fillna(0))
+    assert notebook["probabilities"].shape == (20, 3) and len(notebook["recovered"]["table"]) == 19
+    assert (clinic / "row.png").stat().st_size > 5000
+
+
+def test_the_estimator_works_as_the_page_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    first, second = python_blocks("A scikit-learn estimator")
+    assert first.count("max_epochs=20") == second.count("max_epochs=20") == 1
+    short = 'max_epochs=6, overrides=["imputer.training.max_epochs=2"]'
+    notebook: dict[str, Any] = {}
+    exec(first.replace("max_epochs=20", short), notebook)
+    model, x, digit = notebook["model"], notebook["X"], notebook["digit"]
+    assert (
+        model.score({"upper": x["upper"][300:], "lower": x["lower"][300:]}, digit[300:]) > 0.6
+    )  # six of twenty epochs
+    assert notebook["probabilities"].shape == (5, 10) and (tmp_path / "digit.png").stat().st_size > 5000
+    assert load(tmp_path / "digits.zip").class_names == [str(number) for number in range(10)]
+    exec(second.replace("max_epochs=20", "max_epochs=1").replace("cv=3", "cv=2"), notebook)
+    assert notebook["search"].best_params_["overrides"] in notebook["grid"]["overrides"]

@@ -43,7 +43,7 @@ def impute(run: Run) -> None:
         imputer.check_training_rows(run.data.mask("train", parse_scenario("none")))
         directory.describe(cfg)
         imputer.learn(ImputeStage(run, settings))
-    if run.data.has_split("val") and run.data.has_split("train"):
+    if cfg.imputer.quality is not None and run.data.has_split("val") and run.data.has_split("train"):
         _quality(run)
 
 

@@ -151,7 +151,7 @@ def chunks_of(predictor: Predictor, source: Path, cfg: DictConfig) -> Iterator[t
     """The new rows in chunks of ``predict.chunk``, each with the number of rows before it."""
     settings, data, start = cfg.predict, predictor.data, 0
     if source.suffix == ".npz":
-        rows = read_arrays(source, data.modalities)
+        rows = data.encode_arrays(read_arrays(source), str(source))
         for start in range(0, len(rows), settings.chunk):
             yield start, rows.take(np.arange(start, min(start + settings.chunk, len(rows))))
         return

@@ -19,7 +19,7 @@ from datasets.base import MultimodalDataModule
 from datasets.batch import Batch, Modality
 from datasets.description import readable_cells
 from datasets.missingness import Complete
-from datasets.new_rows import NewRows, read_arrays, rows_of_arrays
+from datasets.new_rows import NewRows, read_arrays
 from datasets.storage import PackedStore
 from models.imputers.base import recover_possible
 from trainers.bundle import Bundle, open_bundle
@@ -74,14 +74,14 @@ class Predictor:
             UserError: everything that does not fit.
         """
         if isinstance(rows, Mapping):
-            return rows_of_arrays(rows, self.data.modalities, "the mapping")
+            return self.data.encode_arrays(rows, "the mapping")
         if isinstance(rows, pd.DataFrame):
             return self.data.encode_rows(rows, Path(images or "."), "the data frame", **self._how)
         path = Path(rows)
         if not path.is_file():
             raise UserError(f"there is no file {path}: give a .csv or .npz file with the new rows")
         if path.suffix == ".npz":
-            return read_arrays(path, self.data.modalities)
+            return self.data.encode_arrays(read_arrays(path), str(path))
         frame = pd.concat(self.data.read_new(path))
         return self.data.encode_rows(frame, Path(images or path.parent), str(path), **self._how)
 

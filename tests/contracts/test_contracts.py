@@ -136,6 +136,7 @@ SAME_AS = {
     "MMIMDb": "Food101 with several labels, which these models do not know: test_image_text.py",
     "ImageText": "Food101 from a CSV file: test_image_text.py",
     "FromCSV": "any modalities of the user's: test_from_csv.py",
+    "Arrays": "arrays of the user: test_estimator.py",
 }
 # What a user has to give.
 OF_THE_USER = {"FromCSV": ["dataset.modalities={labs:{kind:table,continuous:[age]},film:{kind:image,column:file}}"]}
