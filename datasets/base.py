@@ -241,11 +241,11 @@ class MultimodalDataModule(DeclaredArguments, pl.LightningDataModule):
         gaps = self.source_gaps(split)
         n, seed = len(self.split(split)), self.mask_seed(split, scenario)
         if scenario.hides_cells:
-            column, table = self._the_table(scenario)
+            column, table = self._with_cells(scenario)
             ranking = self.column_ranking(table) if scenario.needs_ranking else None
-            cells = scenario.generate(Rows(n, table.shape[0], seed, ranking=ranking))
+            cells = scenario.generate(Rows(n, table.shape[0], seed, ranking=ranking, shape=table.shape))
             missing = np.zeros((n, len(self.modalities)), dtype=bool)
-            missing[:, column] = cells.any(1)
+            missing[:, column] = cells.reshape(n, -1).any(1)
             hidden = SplitMask(self.modality_names, missing, {table.name: cells})
         else:
             kinds = [m.kind for m in self.modalities]
@@ -291,7 +291,16 @@ class MultimodalDataModule(DeclaredArguments, pl.LightningDataModule):
         levels = scenario.noise.levels(self.kinds)
         return Corruption(tuple(self.modalities), scenario.noise.operator, levels, seed)
 
-    def _the_table(self, scenario: Scenario) -> tuple[int, Modality]:
+    def _with_cells(self, scenario: Scenario) -> tuple[int, Modality]:
+        """Number and modality of which a scenario hides cells."""
+        for number in scenario.named_modalities:
+            modality = self.modalities[number]
+            if modality.kind not in scenario.cell_kinds:
+                raise UserError(
+                    f"missing scenario '{scenario.name}' hides parts of '{modality.name}', of kind {modality.kind}: "
+                    f"only {' and '.join(scenario.cell_kinds)} can be partly missing, use nested_{number}_0.25 or noise"
+                )
+            return number, modality
         tables = [(i, m) for i, m in enumerate(self.modalities) if m.kind == "table"]
         if len(tables) != 1:
             raise UserError(

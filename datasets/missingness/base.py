@@ -55,6 +55,7 @@ class Rows:
         earlier: numbers of rows of the splits before this one, for scenarios that continue their random numbers.
         ranking: columns of the table, most important first, for scenarios that need it.
         content: content and labels of the rows, for scenarios that depend on them.
+        shape: of the modality whose cells the scenario hides, ``columns`` first; empty = (columns,).
     """
 
     n: int
@@ -65,6 +66,7 @@ class Rows:
     earlier: Sequence[int] = ()
     ranking: Sequence[int] | None = None
     content: SplitContent | None = None
+    shape: tuple[int, ...] = ()
 
     @property
     def observable(self) -> np.ndarray:
@@ -91,6 +93,7 @@ class Scenario(ABC):
         examples: names -> what is missing, in Markdown. The documentation and the error messages list them.
         keys: other keys of a mapping.
         hides: whether anything is missing.
+        cell_kinds: kinds of modality whose cells it can hide.
     """
 
     noise: Noise | None = field(default=None, kw_only=True)
@@ -98,6 +101,7 @@ class Scenario(ABC):
     examples: ClassVar[Mapping[str, str]]
     keys: ClassVar[tuple[str, ...]] = ()
     hides: ClassVar[bool] = True
+    cell_kinds: ClassVar[tuple[str, ...]] = ("table",)
 
     @classmethod
     @abstractmethod
@@ -173,7 +177,7 @@ class Scenario(ABC):
 
     @property
     def hides_cells(self) -> bool:
-        """Whether it hides cells of a table, not complete modalities."""
+        """Whether it hides cells of a modality (the one it names, or the only table), not complete modalities."""
         return False
 
     @property

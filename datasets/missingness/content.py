@@ -67,8 +67,8 @@ class SplitContent:
     def scores(self, modality: int, column: str | None = None) -> np.ndarray:
         """(N,) scores of the content of a modality.
 
-        Of images, sounds and videos the mean value counts, of texts the length, of tables the mean of the scores of
-        the columns.
+        Of images, sounds, videos and series the mean value counts, of texts the length, of tables the mean of the
+        scores of the columns.
 
         Args:
             modality: its number.
@@ -93,6 +93,11 @@ class SplitContent:
             return self._table_values(number, modality, column)
         if column is not None:
             raise UserError(f"'{modality.name}' is of kind {modality.kind} and has no column '{column}': leave it out")
+        if modality.name in self.cells:  # a series without some of its cells
+            series, observed = self.split.read(modality.name).numpy(), ~self.cells[modality.name]
+            sums = np.where(observed, series, 0).reshape(len(series), -1).sum(1, dtype=np.float64)
+            values = sums / np.maximum(observed.reshape(len(series), -1).sum(1), 1)
+            return self._without_gaps(values, self.absent[:, number], modality.name)
         items, pointers = self.split.pool(modality.name, in_memory=False)
         counts = self.split.counts(modality.name)
         chunks = (items[start : start + CHUNK].numpy() for start in range(0, len(items), CHUNK))

@@ -19,15 +19,17 @@ from datasets.missingness.none import Complete
 from datasets.missingness.patterns import Patterns
 from datasets.missingness.random import Random
 from datasets.missingness.rates import Rates
+from datasets.missingness.segments import Segments
 from datasets.missingness.table import Table
-from datasets.missingness.whole import Whole, subsets
+from datasets.missingness.whole import Whole, subsets, visited_subsets
 from datasets.noise import Noise, parse_noise
 from utils.errors import UserError
 
 SCENARIOS: tuple[type[Scenario], ...] = (
     *(Complete, Whole, Random, Table, ImageText, Nested, File),
-    *(Mar, Mnar, Rates, Correlated, Patterns),
+    *(Mar, Mnar, Rates, Correlated, Segments, Patterns),
 )
+SUBSETS = re.compile(r"subsets(?:_(\d+))?")  # all patterns, or those that some random orders visit
 NOISE_EXAMPLES = {
     "noise_gaussian_4_m0": "nothing; modality `m0` has Gaussian noise of level 4, [see below](#noise)",
     "noise_gaussian_4_all+random_0.4": "as in `random_0.4`; what remains has Gaussian noise of level 4",
@@ -35,7 +37,9 @@ NOISE_EXAMPLES = {
 NOISE_KEYS = ("operator", "level", "modalities", "missing")
 SUBSETS_EXAMPLES = {
     "subsets": "stands for all 2^M − 1 patterns of missing modalities, each as a scenario `whole_...`; only in "
-    "`missing.test`"
+    "`missing.test`",
+    "subsets_20": "stands for the patterns that 20 random orders of the modalities visit, for contributions of more "
+    "than 6 modalities, [see below](#measures-of-a-report); only in `missing.test`",
 }
 # Kind -> names -> what is missing: the table of docs/missingness.md, and the list in error messages.
 EXAMPLES: dict[str, Mapping[str, str]] = {
@@ -54,8 +58,8 @@ def parse_scenario(spec: str | Mapping[str, Any]) -> Scenario:
     if isinstance(spec, Mapping):
         return _from_mapping({str(key): value for key, value in spec.items()})
     text = str(spec).strip()
-    if text == "subsets":
-        raise UserError("missing scenario 'subsets' stands for many patterns: it can be named in missing.test alone")
+    if SUBSETS.fullmatch(text):
+        raise UserError(f"missing scenario '{text}' stands for many patterns: it can be named in missing.test alone")
     if text.startswith("noise_"):
         noise, _, pattern = text.partition("+")
         return with_noise(parse_noise(noise), parse_scenario(pattern or "none"))
@@ -117,7 +121,7 @@ def parse_scenarios(
     problems = []
     for spec in specs:
         try:
-            for scenario in subsets(n_modalities) if spec == "subsets" else [parse_scenario(spec)]:
+            for scenario in _expanded(spec, n_modalities):
                 scenario.check(n_modalities, names)
                 first = scenarios.setdefault(scenario.slug, scenario)
                 if not first.is_same(scenario):
@@ -131,3 +135,15 @@ def parse_scenarios(
     if problems:
         raise UserError("\n".join(problems))
     return list(scenarios.values())
+
+
+def _expanded(spec: str | Mapping[str, Any], m: int) -> list[Scenario]:
+    """The scenarios that an entry of ``missing.test`` stands for."""
+    match = SUBSETS.fullmatch(spec.strip()) if isinstance(spec, str) else None
+    if match is None:
+        return [parse_scenario(spec)]
+    if match[1] is None:
+        return subsets(m)
+    if int(match[1]) < 2:
+        raise UserError(f"missing scenario '{match[0]}': errors of contributions need two orders or more")
+    return visited_subsets(m, int(match[1]))

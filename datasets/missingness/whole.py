@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, islice
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,8 @@ import numpy as np
 from datasets.missingness.base import Rows, Scenario, modality_name
 from datasets.missingness.none import Complete
 from utils.errors import UserError
+
+ORDER_SEED = 2025
 
 
 @dataclass(frozen=True)
@@ -96,3 +98,18 @@ def subsets(m: int) -> list[Scenario]:
     """All 2^m - 1 patterns of m modalities of which at least one is observed, the most complete ones first."""
     observed_sets = [observed for size in range(m, 0, -1) for observed in combinations(range(m), size)]
     return [whole([i for i in range(m) if i not in observed]) for observed in observed_sets]
+
+
+def modality_orders(m: int) -> Iterator[tuple[int, ...]]:
+    """Random orders of m modalities without end, the same in every call."""
+    rng = np.random.default_rng([ORDER_SEED, m])
+    while True:
+        yield tuple(int(column) for column in rng.permutation(m))
+
+
+def visited_subsets(m: int, count: int) -> list[Scenario]:
+    """Patterns in which the first modalities of an order are observed, for the first ``count`` of
+    :func:`modality_orders`; the most complete ones first."""
+    observed = {frozenset(order[:size]) for order in islice(modality_orders(m), count) for size in range(1, m + 1)}
+    missing = [[i for i in range(m) if i not in columns] for columns in observed]
+    return [whole(columns) for columns in sorted(missing, key=lambda columns: (len(columns), columns))]

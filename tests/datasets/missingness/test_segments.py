@@ -1,0 +1,101 @@
+"""Contiguous parts of a table or series."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from datasets.base import MultimodalDataModule
+from datasets.batch import Modality
+from datasets.missingness import Rows, mask_hash, parse_scenario
+from datasets.missingness.content import normal_scores
+from datasets.missingness.segments import Segments
+from tests.datasets.missingness.all_kinds import all_kinds, is_binomial
+from utils.errors import UserError
+
+
+@pytest.mark.parametrize("shape", [(20,), (20, 3)])
+@pytest.mark.parametrize("rate", [0.0, 0.05, 0.32, 1.0])
+def test_a_row_misses_one_piece_of_the_named_length_anywhere(shape: tuple[int, ...], rate: float) -> None:
+    n = 3000
+    mask = Segments(rate, 1).generate(Rows(n, 20, 5, shape=shape))
+    assert mask.shape == (n, *shape)
+    steps = mask.reshape(n, 20, -1)
+    assert (steps == steps[:, :, :1]).all()  # all channels
+    steps = steps[:, :, 0]
+    length = round(20 * rate)
+    assert (steps.sum(1) == length).all()
+    edges = np.abs(np.diff(np.pad(steps, ((0, 0), (1, 1))).astype(int), axis=1)).sum(1)
+    assert (edges == (2 if length else 0)).all()  # one piece
+    if 0 < length < 20:
+        starts = np.bincount(steps.argmax(1), minlength=20)
+        positions = 20 - length + 1
+        assert not starts[positions:].any()
+        assert all(is_binomial(int(count), n, 1 / positions) for count in starts[:positions])
+
+
+def test_tables_are_marked_and_their_cells_known(tmp_path: Path) -> None:
+    data = all_kinds(tmp_path, 200)
+    scenario = parse_scenario("segments_1_0.5")
+    missing, cells = data.masks("test", scenario)
+    assert list(cells) == ["lab"] and (cells["lab"].sum(1) == 2).all()
+    assert missing[:, 1].all() and not np.delete(missing, 1, 1).any()
+    assert scenario.realised_rate(missing, cells) == 0.5 and scenario.name == "segments_1_0.5"
+    assert mask_hash(cells["lab"]) == "2994ae90458bcc5f"  # recorded when the scenario was added
+    batch = next(iter(data.loader("train", scenario, train=True, batch_size=32)))
+    shown = batch.observed()["lab"]
+    assert not shown[batch.feature_missing["lab"]].any() and (batch.feature_missing["lab"].sum(1) == 2).all()
+
+
+class WithSeries(MultimodalDataModule):
+    name = "WithSeries"
+    modalities = [Modality("photo", "image", (1, 2, 2)), Modality("heart", "series", (10, 3))]
+    class_names = ["a", "b"]
+
+    def fill(self, n: int = 60, gaps: np.ndarray | None = None) -> WithSeries:
+        rng = np.random.default_rng(3)
+        splits = {}
+        for split in ("train", "val", "test"):
+            series = rng.normal(size=(n, 10, 3)).astype(np.float32)
+            arrays = {"photo": rng.integers(0, 256, (n, 1, 2, 2)).astype(np.uint8), "heart": series}
+            if gaps is not None:
+                series[gaps] = np.nan
+                arrays["heart_missing"] = gaps
+            splits[split] = arrays | {"target": rng.integers(0, 2, n)}
+        self.store.write(splits, {})
+        return self
+
+
+def test_series_lose_time_steps_on_top_of_what_the_source_lacks(tmp_path: Path) -> None:
+    gaps = np.zeros((60, 10, 3), dtype=bool)
+    gaps[::2, :, 1] = True
+    data = WithSeries(str(tmp_path)).fill(gaps=gaps)
+    missing, cells = data.masks("train", parse_scenario("segments_1_0.4"))
+    pieces = cells["heart"][1::2]
+    assert (pieces == pieces[:, :, :1]).all() and (pieces[:, :, 0].sum(1) == 4).all()
+    assert (cells["heart"] >= gaps).all() and missing[:, 1].all() and not missing[:, 0].any()
+    for batch in data.loader("train", parse_scenario("segments_1_0.4"), train=True, batch_size=16):
+        shown = batch.observed()["heart"]
+        assert shown.isfinite().all() and not shown[batch.feature_missing["heart"]].any()
+    # Chances depend on the mean of the observed cells, whatever the others hold.
+    series = data.split("test").read("heart").numpy()
+    means = normal_scores(np.nanmean(series.reshape(60, -1).astype(float), axis=1))
+    np.testing.assert_allclose(data._content("test", data.source_gaps("test")).scores(1), means)
+
+
+@pytest.mark.parametrize("column", [0, 2, 3, 4, 5])
+def test_kinds_that_cannot_be_partly_missing_are_refused_by_name(tmp_path: Path, column: int) -> None:
+    data = all_kinds(tmp_path, 30)
+    modality = data.modalities[column]
+    with pytest.raises(UserError, match=rf"hides parts of '{modality.name}', of kind {modality.kind}: only table"):
+        data.masks("test", parse_scenario(f"segments_{column}_0.5"))
+
+
+def test_impossible_segments_are_refused() -> None:
+    for spec, message in (("segments_x_0.5", "'x' is no number"), ("segments_0_1.5", "outside"), ("segments_0", "''")):
+        with pytest.raises(UserError, match=message):
+            parse_scenario(spec)
+    with pytest.raises(UserError, match="there is no modality 9"):
+        parse_scenario("segments_9_0.5").check(3)
