@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from datasets.missingness.base import slug
 from trainers.report.figures import draw_figures, training_sweep
+from trainers.report.measure_tables import Measure, measures_of, pattern_blocks, pattern_table
 from trainers.report.ranks import Ranks, compare_ranks, critical_difference
 from trainers.report.runs import FinishedRun, gather, modality_names, scenario_of
 from trainers.report.statistics import compare
@@ -70,6 +71,8 @@ def _page(
     summary: pd.DataFrame,
     sweep: pd.DataFrame,
     matrices: Mapping[tuple[str, str], pd.DataFrame],
+    measures: Sequence[Measure],
+    patterns: pd.DataFrame,
     tests: pd.DataFrame,
     ranks: Ranks | None,
     metrics: Sequence[str],
@@ -103,6 +106,8 @@ def _page(
             for (dataset, method), matrix in matrices.items()
         ],
         grid_figures=figures.get("grid", []),
+        measures=[(m.title, m.note, m.html(names)) for m in measures],
+        patterns=pattern_blocks(patterns, names),
         primary=primary,
         tests=len(tests) and Markup(tests_html),
         ranks=ranks,
@@ -165,6 +170,12 @@ def write_report(
             if name != "sweep" or len(sweep):
                 content.to_csv(draft / f"{name}.csv", index=False)
         names = modality_names(runs)
+        measures, patterns = measures_of(runs, frame, primary, names), pattern_table(runs, names)
+        if measures:
+            all_measures = pd.concat([m.summary().assign(measure=m.name) for m in measures], ignore_index=True)
+            all_measures.to_csv(draft / "measures.csv", index=False)
+        if len(patterns):
+            patterns.to_csv(draft / "patterns.csv", index=False)
         if matrices:
             as_csv(matrices).to_csv(draft / "grid.csv", index=False)
             texts = [matrix_markdown(matrix, primary, method) for (_, method), matrix in matrices.items()]
@@ -179,7 +190,9 @@ def write_report(
             save(critical_difference(ranks), drawn["ranks"][0], pdf=True)
         if matrices:
             drawn["grid"] = draw_heat_maps(matrices, primary, draft / "figures", names)
-        page = _page(runs, skipped, summary, sweep, matrices, tests, ranks, metrics, primary, title, drawn)
+        page = _page(
+            runs, skipped, summary, sweep, matrices, measures, patterns, tests, ranks, metrics, primary, title, drawn
+        )
         (draft / "report.html").write_text(page)
         if output.exists():
             output.rename(old)
