@@ -40,9 +40,11 @@ class Method(nn.Module, ABC):
 
     Attributes:
         needs_calibration: :meth:`calibrate` has to see validation data before the test.
+        program_outputs: extras that an exported program returns beside the logits.
     """
 
     needs_calibration: ClassVar[bool] = False
+    program_outputs: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def check(cls, cfg: DictConfig, node: str) -> Iterator[str]:
@@ -83,6 +85,15 @@ class Method(nn.Module, ABC):
     def examples(self, batch: Batch) -> tuple[Prediction, dict[str, Tensor]] | None:
         """Prediction and recovered inputs of a batch, for the pictures of the report; None without recovered inputs."""
         return None
+
+    def why_not_exported(self) -> str | None:
+        """Reason why the method cannot become a :class:`models.program.Program`; None if it can."""
+        return None
+
+    def forward_fixed(self, batch: Batch) -> Prediction:
+        """:meth:`forward` for export, where no shape may depend on values. A method that selects rows or branches on
+        values overrides it."""
+        return self(batch)
 
 
 class IncompleteClassifier(Method, pl.LightningModule):
@@ -187,6 +198,9 @@ class IncompleteClassifier(Method, pl.LightningModule):
         if kind not in ("lightning", "unknown"):
             raise UserError(f"{path} is a {kind.replace('_', ' ')} file: give a trained {name}")
         load_strict(self, content["state_dict"] if kind == "lightning" else content, path, name)
+
+    def why_not_exported(self) -> str | None:
+        return "its predictions depend on the other rows of a batch" if self.batch_dependent is True else None
 
     def attach_imputer(self, imputer: Imputer) -> None:
         """Set the imputer whose recoveries the method is trained on (``model.recovery_aware``)."""

@@ -38,5 +38,8 @@ class Completed(Method):
         completed = batch.replace(inputs=inputs, missing=unrecoverable, feature_missing=cells)
         return self.method(completed)
 
+    def why_not_exported(self) -> str | None:
+        return "its imputer recovers the rows that need it"
+
     def predict_scenarios(self, batch: Batch, scenarios: Mapping[str, Batch]) -> dict[str, dict[str, Prediction]]:
         return self.method.by_label({name: self(masked) for name, masked in scenarios.items()})

@@ -7,6 +7,7 @@
     data/meta.json         columns, levels, scaling, class names (a packed store without rows)
     weights/*.safetensors  of the model and, where it has them, of the imputer and the Gaussian parameters
     tokenizer/             files of the tokenizer, for texts
+    programs/              with export.format: the method as programs that run without this project
     README.md              model card
 
 A bundle holds no pickles, and its configuration may name classes of this project and optimisers of PyTorch only, so
@@ -20,7 +21,7 @@ import re
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -79,6 +80,7 @@ def write_bundle(
     validation: Sequence[Mapping[str, Any]],
     card: str,
     threshold: float | None = None,
+    write_programs: Callable[[Path], dict[str, Any]] | None = None,
 ) -> Path:
     """Write a bundle of the run's tested method, and ``<folder>.zip`` beside it. Replaces an older bundle.
 
@@ -88,6 +90,7 @@ def write_bundle(
         validation: scenario, missing_rate, metric and value of the scores on validation data.
         card: text of ``README.md``.
         threshold: of DyMo's selection.
+        write_programs: writes programs into a folder, and describes them for the manifest.
 
     Raises:
         UserError: ``folder`` holds something else than a bundle, or a file cannot be written.
@@ -112,6 +115,7 @@ def write_bundle(
     run.data.save_tokenizer(temporary / "tokenizer")
     (temporary / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
     (temporary / "README.md").write_text(card)
+    programs = None if write_programs is None else write_programs(temporary / "programs")
     files = sorted(path for path in temporary.rglob("*") if path.is_file() and path.name != "README.md")
     about = {
         "format": FORMAT,
@@ -126,6 +130,8 @@ def write_bundle(
         "environment": environment(),
         "files": {path.relative_to(temporary).as_posix(): file_digest(path) for path in files},
     }
+    if programs is not None:
+        about["programs"] = programs
     write_json(temporary / MANIFEST, about)
     if folder.exists():
         shutil.rmtree(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from datasets.missingness.whole import Whole
 from trainers.bundle import write_bundle
 from trainers.evaluate import load_settled, measure, predict
 from trainers.loading import Run
+from trainers.programs import formats, method_to_export, write_programs
 from utils.calibration import Temperatures, pattern_of
 from utils.errors import UserError
 from utils.subsets import enumerate_subsets
@@ -31,13 +33,16 @@ def export(run: Run) -> None:
     run.data.prepare()
     method: Any = load_settled(run)
     threshold = float(method.rule.threshold) if run.uses_selection else None
+    programs = None
+    if set(formats(run.cfg)) != {"bundle"}:
+        programs = partial(write_programs, run, method_to_export(run, threshold))
     if run.data.has_split("val"):
         temperatures, validation = on_validation(run, method)
     else:
         temperatures, validation = None, []
         log.warning("export: the data have no validation split: the bundle's confidence is not calibrated")
     card = model_card(run, temperatures, validation, folder.name)
-    write_bundle(run, folder, temperatures, validation, card, threshold)
+    write_bundle(run, folder, temperatures, validation, card, threshold, programs)
     log.info("export: %s and %s.zip", folder, folder)
 
 

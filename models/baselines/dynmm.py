@@ -106,6 +106,9 @@ class DynMM(OnExperts):
     def forward(self, batch: Batch) -> Prediction:
         return self.route(batch) if self.sparse and not self.training else super().forward(batch)
 
+    def forward_fixed(self, batch: Batch) -> Prediction:
+        return super().forward(batch)
+
     def route(self, batch: Batch) -> Prediction:
         """Predict as :meth:`forward`, but run the concatenation only for the rows routed to it."""
         cells = None if batch.complete else self.cells(batch.missing, batch.feature_missing)

@@ -97,6 +97,9 @@ class CMVAEClassification(_LatentProbe):
 
     built_on: ClassVar[tuple[str, ...]] = ("CMVAE",)
 
+    def why_not_exported(self) -> str | None:
+        return "reference=true draws one modality by the number of the row" if self.reference else None
+
     def posteriors(self, inputs: Mapping[str, Tensor]) -> Tensor:
         return torch.stack([self.imputer.encoders[name].branch(x, "u")[0] for name, x in inputs.items()], 1)
 

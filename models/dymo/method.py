@@ -150,6 +150,9 @@ class DyMo(Method):
         selection = select(self.scorer(), tokens, batch.missing, self.partial(batch), unrecoverable)
         return _prediction(selection, unrecoverable)
 
+    def why_not_exported(self) -> str | None:
+        return "its selection evaluates as many subsets as a row needs"
+
     @torch.inference_mode()
     def predict_scenarios(self, batch: Batch, scenarios: Mapping[str, Batch]) -> dict[str, dict[str, Prediction]]:
         """See :meth:`models.base.Method.predict_scenarios`; further labels are the comparators."""

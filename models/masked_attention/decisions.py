@@ -104,3 +104,9 @@ class ModelSelection(LateFusion):
         logits = late.logits.clone()
         logits[is_complete] = self.experts["joint"](take_rows(batch, is_complete)).logits.to(logits.dtype)
         return Prediction(logits, extras=late.extras)
+
+    def forward_fixed(self, batch: Batch) -> Prediction:
+        late = super().forward(batch)
+        joint: Any = self.experts["joint"]
+        is_complete = ~self.absent(batch).any(1, keepdim=True)
+        return Prediction(torch.where(is_complete, joint.forward_fixed(batch).logits, late.logits), extras=late.extras)

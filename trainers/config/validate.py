@@ -12,6 +12,7 @@ CHECKS = (
     settings.check_stages,
     scenarios.check_scenarios,
     settings.check_settings,
+    settings.check_export,
     settings.check_trainer_settings,
     training.check_training,
     method.check_method,

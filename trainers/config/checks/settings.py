@@ -10,6 +10,8 @@ from models.dymo.prototypes import DISTANCE_METRICS
 from trainers.config.help import STAGES
 from utils.checks import check_choice, check_number, nearest
 
+FORMATS = ("bundle", "torch")
+
 
 def check_structure(cfg: DictConfig) -> Iterator[str]:
     """Faults after which nothing else can be checked."""
@@ -42,6 +44,16 @@ def check_stages(cfg: DictConfig) -> Iterator[str]:
             yield f"stages: unknown stage '{stage}'{nearest(str(stage), list(STAGES))}"
     if not cfg.stages:
         yield f"stages is empty: choose from {', '.join(STAGES)}"
+
+
+def check_export(cfg: DictConfig) -> Iterator[str]:
+    """Unknown formats of stage export."""
+    if "export" not in (cfg.stages or []):
+        return
+    names = [cfg.export.format] if isinstance(cfg.export.format, str) else list(cfg.export.format or [])
+    for name in names:
+        if name not in FORMATS:
+            yield f"export.format: unknown format '{name}'{nearest(str(name), FORMATS)}"
 
 
 def check_settings(cfg: DictConfig) -> Iterator[str]:

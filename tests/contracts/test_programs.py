@@ -1,0 +1,197 @@
+"""Exported programs predict as the methods do, in any batch and under every pattern of missing modalities, or the
+method is refused with its reason."""
+
+from __future__ import annotations
+
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from datasets.batch import Batch
+from models.base import Method
+from models.program import Program
+from models.rows import take_rows
+from tests.contracts.test_baselines import METHODS, ONLY, SMALL, SMALL_ENCODERS, build, some_batch, spoilt
+from tests.contracts.test_bundles import parts_config
+from tests.makers import make_image_table
+from tests.tolerances import batch_bound
+from trainers import run as pipeline
+from trainers.bundle import open_bundle
+from trainers.config.compose import CONFIGS, compose_config
+from trainers.config.validate import validate
+from trainers.export import export
+from trainers.loading import Run
+from trainers.programs import arguments, blank, rows_to_compare, trace
+from utils.errors import UserError
+from utils.subsets import enumerate_subsets
+
+# One family per method: that with a table, for the methods whose code asks for cells; else the fastest to trace.
+WITH_TABLE = ("ModDrop", "Unimodal", "MTL", "PDF", "SimMLM", "MUSE", "UDML", "MaskedAttention")
+ONLY_TABLE = ("TokenUnimodal", "Zeros_MLP", "Pooling_MLP", "Late", "ModelSelection")
+FAMILY = {method: "CAD" if method in WITH_TABLE + ONLY_TABLE else "MST" for method in METHODS}
+FAMILY |= {method: families[0] for method, families in ONLY.items()}
+# Options with which a method cannot be exported, and why.
+REFUSED = {
+    ("M3Care", "reference=true"): "its predictions depend on the other rows of a batch",
+    ("MUSE", "reference=true"): "its predictions depend on the other rows of a batch",
+    ("CMVAE_Classification", "reference=true"): "reference=true draws one modality by the number of the row",
+}
+
+
+def small_method(method: str, *options: str) -> Any:
+    """A method whose parameters all count."""
+    torch.manual_seed(0)
+    family = FAMILY[method]
+    settings = [f"model.module.{option}" for option in options]
+    model = build(method, family, *METHODS[method], *SMALL_ENCODERS.get(family, []), *settings)
+    for parameter in model.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    return model.eval()
+
+
+def exported(method: Method, batch: Batch, folder: Path) -> Any:
+    """The method as a program that was written, and read again."""
+    program = trace(Program(method).eval(), blank(arguments(batch)), "method")
+    torch.export.save(program, folder / "model.pt2")
+    return torch.export.load(folder / "model.pt2").module()
+
+
+def every_pattern(family: str) -> Batch:
+    """A row under each subset of modalities, and of tables half of the cells under each subset without them."""
+    m = len(SMALL[family][0])
+    subsets = enumerate_subsets(m)
+    batch = some_batch(family, rows=2 * len(subsets))
+    missing = subsets.repeat(2, 1)
+    is_complete_mask = (torch.arange(len(missing)) < len(subsets))[:, None]
+    cells = {
+        name: missing[:, list(batch.inputs).index(name), None] & (is_complete_mask | (torch.arange(mask.shape[1]) > 1))
+        for name, mask in batch.feature_missing.items()
+    }
+    return batch.replace(missing=missing, feature_missing=cells)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_program_predicts_as_the_method(name: str, tmp_path: Path) -> None:
+    method, family = small_method(name), FAMILY[name]
+    assert method.why_not_exported() is None
+    batch, patterns = some_batch(family), every_pattern(family)
+    with torch.no_grad():
+        program = exported(method, batch, tmp_path)
+        for rows in (batch, patterns, take_rows(batch, torch.arange(1)), take_rows(batch, torch.arange(9, 12))):
+            expected = method(rows).logits
+            for content in (rows, spoilt(method, rows, math.nan)):
+                logits = program(*arguments(content))["logits"]
+                torch.testing.assert_close(logits, expected, atol=batch_bound(expected), rtol=0)
+        # Another row under another mask has other logits, so that the comparison can fail.
+        assert not torch.allclose(method(batch).logits[1:], method(batch).logits[:-1], atol=1e-3)
+
+
+@pytest.mark.parametrize(("name", "option"), REFUSED)
+def test_what_cannot_be_exported_says_why(name: str, option: str) -> None:
+    assert small_method(name, option).why_not_exported() == REFUSED[name, option]
+
+
+def test_the_sparse_form_of_dynmm_is_exported_as_the_dense_one(tmp_path: Path) -> None:
+    method, batch = small_method("DynMM", "sparse=true"), some_batch("MST")
+    with torch.no_grad():
+        program, expected = exported(method, batch, tmp_path), method(batch).logits
+        torch.testing.assert_close(program(*arguments(batch))["logits"], expected, atol=batch_bound(expected), rtol=0)
+
+
+# ----------------------------------------------------------------------------------------------------- stage export
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """ModDrop on image and table, exported with its program."""
+    folder = tmp_path_factory.mktemp("programs")
+    make_image_table(folder / "parts")
+    small = ["model.module.width=16", "model.module.heads=2", "model.training.max_epochs=1"]
+    cfg = parts_config(folder, "model=ModDrop", *small, "export.format=torch", "stages=[prepare,fit,export]")
+    pipeline.run(cfg)
+    return Run(cfg)
+
+
+def test_the_manifest_describes_the_program(run: Run) -> None:
+    bundle = open_bundle(run.directory / "bundle")
+    about = bundle.about["programs"]
+    assert about["inputs"] == run.inputs and "programs/model.pt2" in bundle.about["files"]
+    assert about["torch"]["outputs"] == {"logits": [3]}
+    assert about["torch"]["largest_difference"] <= about["torch"]["tolerance"] < 1e-3
+
+
+def test_programs_are_compared_on_every_pattern_and_on_partial_tables(run: Run) -> None:
+    batch = rows_to_compare(run.data)
+    assert {tuple(row) for row in batch.missing.tolist()} == {(False, False), (True, False), (False, True)}
+    seen = ~batch.feature_missing["table"] & batch.missing[:, 1:]
+    assert seen.any() and (seen.sum(1) < 4).all()
+    assert batch.inputs["image"][batch.missing[:, 0]].isnan().all()
+
+
+def test_the_text_of_the_page_runs_where_this_project_is_not(run: Run, tmp_path: Path) -> None:
+    page = (CONFIGS.parent / "docs" / "predictions.md").read_text()
+    section = page.partition("## Run it without this project")[2].partition("\n## ")[0]
+    (code,) = re.findall(r"```python\n(.*?)```", section, re.S)
+    blocked = "import sys\nassert not any(name in sys.modules for name in ('models', 'trainers', 'datasets'))\n"
+    (tmp_path / "run.py").write_text(f"{code}\nimport numpy\nnumpy.save('logits.npy', logits)\n{blocked}")
+    (tmp_path / "bundle").symlink_to(run.directory / "bundle")
+    # -I: neither the working directory nor PYTHONPATH is searched for modules.
+    subprocess.run([sys.executable, "-I", "run.py"], check=True, cwd=tmp_path, timeout=300)
+    zeros = blank(arguments(rows_to_compare(run.data)))
+    inputs = {name: torch.zeros(4, *x.shape[1:]) for name, x in zeros[0].items()}
+    missing = torch.tensor([[True, False], [False, True], [False, False], [False, False]])
+    cells = torch.ones(4, 4, dtype=torch.bool)
+    cells[1, ::2] = False
+    rows = torch.arange(4)
+    with torch.no_grad():
+        expected = run.load_method()(Batch(inputs, missing, rows, rows, {"table": cells})).logits
+    logits = torch.from_numpy(np.load(tmp_path / "logits.npy"))
+    torch.testing.assert_close(logits, expected, atol=batch_bound(expected), rtol=0)
+    assert not torch.allclose(expected[0], expected[1], atol=1e-3)
+
+
+def test_a_changed_program_is_refused(run: Run, tmp_path: Path) -> None:
+    program = run.directory / "bundle" / "programs" / "model.pt2"
+    content = program.read_bytes()
+    program.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    try:
+        with pytest.raises(UserError, match=r"model.pt2 is not the file that was exported"):
+            open_bundle(run.directory / "bundle")
+    finally:
+        program.write_bytes(content)
+
+
+def test_a_program_that_predicts_something_else_is_refused(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = Program.forward
+
+    def other(self: Program, inputs: Any, missing: Any, feature_missing: Any) -> Any:
+        return {"logits": forward(self, inputs, missing, feature_missing)["logits"] + 0.01}
+
+    monkeypatch.setattr(Program, "forward", other)
+    cfg = run.cfg.copy()
+    cfg.export.folder = str(tmp_path / "bundle")
+    with pytest.raises(UserError, match=r"differ from those of ModDrop by 0\.01 on validation data, more"):
+        export(Run(cfg))
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_refused_method_is_named_with_the_reason(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("models.base.IncompleteClassifier.why_not_exported", lambda self: "it draws at random")
+    message = r"export.format=torch: ModDrop cannot be exported, it draws at random: leave that out"
+    with pytest.raises(UserError, match=message):
+        export(Run(run.cfg.copy()))
+
+
+def test_an_unknown_format_is_named() -> None:
+    cfg = compose_config("dataset=Digits", "stages=[export]", "export.format=[bundle,torhc]")
+    with pytest.raises(UserError, match=r"export.format: unknown format 'torhc'; did you mean 'torch'"):
+        validate(cfg)

@@ -1,0 +1,172 @@
+"""Programs in a bundle: the trained method as one file that runs without this project (``export.format``)."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from datasets.base import MultimodalDataModule
+from datasets.batch import Batch, missing_content, unobserved
+from datasets.missingness import Complete
+from models.base import Method
+from models.program import Program
+from trainers.loading import Run
+from utils.errors import UserError
+from utils.subsets import enumerate_subsets
+
+log = logging.getLogger(__name__)
+TORCH_FILE = "model.pt2"
+# Rows of the validation split on which a program is compared with the method.
+ROWS = 64
+Arguments = tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]
+
+
+def formats(cfg: DictConfig) -> list[str]:
+    """``export.format`` as a list."""
+    return [cfg.export.format] if isinstance(cfg.export.format, str) else [str(name) for name in cfg.export.format]
+
+
+def method_to_export(run: Run, threshold: float | None) -> Method:
+    """The trained method on the CPU, where programs are traced.
+
+    Args:
+        threshold: of DyMo's selection.
+
+    Raises:
+        UserError: it cannot be exported, with the reason.
+    """
+    cfg = run.cfg.copy()
+    cfg.trainer.accelerator = "cpu"
+    method: Any = Run(cfg).load_method()
+    if threshold is not None:
+        method.rule.threshold = threshold
+    if reason := method.why_not_exported():
+        wanted = [name for name in formats(run.cfg) if name != "bundle"]
+        raise UserError(f"export.format={','.join(wanted)}: {run.label} cannot be exported, {reason}: leave that out")
+    return method
+
+
+def write_programs(run: Run, method: Method, folder: Path) -> dict[str, Any]:
+    """Write the programs that ``export.format`` asks for.
+
+    Args:
+        method: see :func:`method_to_export`.
+        folder: made if needed.
+
+    Returns:
+        For the manifest: format -> file, outputs, and the largest difference from the method on rows of the validation
+        split with its tolerance; and ``inputs``, see ``MultimodalDataModule.describe_inputs``.
+
+    Raises:
+        UserError: the method cannot be traced, or a program does not predict as it does.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    program, batch = Program(method).eval(), rows_to_compare(run.data)
+    with torch.no_grad():
+        expected = method(batch).logits
+        tolerance = rounding_bound(program, expected)
+        about: dict[str, Any] = {"inputs": run.inputs}
+        exported = trace(program, blank(arguments(batch)), run.label)
+        torch.export.save(exported, folder / TORCH_FILE)
+        outputs = torch.export.load(folder / TORCH_FILE).module()(*arguments(batch))
+    difference = float((outputs["logits"] - expected).abs().max())
+    log.info("export: %s differs from %s by %.2g (tolerance %.2g)", TORCH_FILE, run.label, difference, tolerance)
+    if not difference <= tolerance:
+        raise UserError(
+            f"export.format=torch: the logits of the program differ from those of {run.label} by {difference:.2g} on "
+            f"validation data, more than rounding explains ({tolerance:.2g}): leave torch out"
+        )
+    about["torch"] = {
+        "file": TORCH_FILE,
+        "outputs": {name: list(value.shape[1:]) for name, value in outputs.items()},
+        "largest_difference": difference,
+        "tolerance": tolerance,
+    }
+    return about
+
+
+def trace(program: nn.Module, example: Arguments, name: str) -> torch.export.ExportedProgram:
+    """Trace a program with a dynamic batch size.
+
+    Args:
+        example: two rows; a single one would fix the batch size to 1.
+        name: of the method, for messages.
+
+    Raises:
+        UserError: it branches on values, or selects rows.
+    """
+    rows = {0: torch.export.Dim.DYNAMIC}
+    shapes = ({key: rows for key in example[0]}, rows, {key: rows for key in example[2]})
+    try:
+        # strict: otherwise len(tensor) would fix the batch size.
+        return torch.export.export(program, example, dynamic_shapes=shapes, strict=True)
+    except Exception as error:  # torch.export has many ways to refuse
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{name} cannot be exported (torch.export: {reason}): set export.format=[bundle]") from error
+
+
+def arguments(batch: Batch) -> Arguments:
+    """What :class:`models.program.Program` takes of a batch."""
+    return dict(batch.inputs), batch.missing, dict(batch.feature_missing)
+
+
+def blank(example: Arguments) -> Arguments:
+    """Two rows of zeros in the place of the given ones, since a ``.pt2`` file stores its example."""
+    inputs, missing, cells = example
+
+    def zeros(x: Tensor) -> Tensor:
+        return torch.zeros(2, *x.shape[1:], dtype=x.dtype)
+
+    return (
+        {name: zeros(x) for name, x in inputs.items()},
+        zeros(missing),
+        {name: zeros(x) for name, x in cells.items()},
+    )
+
+
+def rows_to_compare(data: MultimodalDataModule) -> Batch:
+    """Rows of the validation split, else of another one, under every pattern of missing modalities, as far as there are
+    enough rows. Of each table, every other row that lacks it keeps half of its cells. Missing content is NaN."""
+    split = next(name for name in ("val", "train", "test") if data.has_split(name))
+    n, m = min(ROWS, len(data.split(split))), len(data.modalities)
+    batch = data.rows(split, np.arange(n))
+    absent, hidden = data.masks(split, Complete())
+    natural = torch.from_numpy(absent[:n])
+    subsets = enumerate_subsets(m)
+    order = np.arange(n) % len(subsets) if len(subsets) <= n else np.arange(n) * len(subsets) // n
+    pattern = subsets[torch.from_numpy(order)]
+    natural_cells, cells = {}, {}
+    for i, table in enumerate(data.modalities):
+        if table.kind != "table":
+            continue
+        given = hidden.get(table.name)
+        known = natural[:, i, None].expand(n, *table.shape) if given is None else torch.from_numpy(given[:n])
+        keeps_half = (torch.arange(n)[:, None] % 2 == 1) & (torch.arange(table.shape[0]) % 2 == 1)
+        natural_cells[table.name] = known & natural[:, i, None]
+        cells[table.name] = natural_cells[table.name] | (pattern[:, i, None] & ~keeps_half)
+    masked = batch.replace(missing=natural | pattern, feature_missing=cells)
+    has_nothing = unobserved(masked, data.modality_names).all(1)
+    missing = torch.where(has_nothing[:, None], natural, masked.missing)
+    cells = {name: torch.where(has_nothing[:, None], natural_cells[name], mask) for name, mask in cells.items()}
+    inputs = {}
+    for i, (name, x) in enumerate(batch.inputs.items()):
+        is_missing = missing_content(x, name, missing[:, i], cells)
+        inputs[name] = torch.where(is_missing, torch.nan, x) if x.is_floating_point() else x
+    return batch.replace(inputs=inputs, missing=missing, feature_missing=cells)
+
+
+def rounding_bound(module: nn.Module, output: Tensor) -> float:
+    """Largest difference of two float32 evaluations of a network with other orders of summation.
+
+    To first order, two sums of n terms differ by at most n eps times the sum of the absolute terms (Higham, Accuracy
+    and Stability of Numerical Algorithms, 2nd ed., eq. 3.5). Terms: of the widest layer, at least 256; magnitude: that
+    of the output, at least 1, that of normalised activations.
+    """
+    terms = max([256, *(p[0].numel() for p in module.parameters() if p.ndim > 1)])
+    return terms * torch.finfo(torch.float32).eps * max(1.0, float(output.abs().max()))
