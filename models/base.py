@@ -95,6 +95,10 @@ class Method(nn.Module, ABC):
         values overrides it."""
         return self(batch)
 
+    def undecided(self, prediction: Prediction, tolerance: float) -> Tensor:
+        """(B,) bool: rows in which rounding errors up to ``tolerance`` could turn a decision of the method."""
+        return torch.zeros(len(prediction.logits), dtype=torch.bool)
+
 
 class IncompleteClassifier(Method, pl.LightningModule):
     """Owns loss, metrics, optimiser and logging; a method overrides what it changes and nothing else.

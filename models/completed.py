@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 
 from datasets.batch import Batch, rows_like
 from models.base import IncompleteClassifier, Method, Prediction
@@ -27,19 +28,27 @@ class Completed(Method):
     @torch.inference_mode()
     def forward(self, batch: Batch) -> Prediction:
         inputs, unrecoverable = recover_possible(self._imputer[0], self.method.modalities, batch)
-        if unrecoverable is None or not unrecoverable.any():
+        is_complete = unrecoverable is None or not unrecoverable.any()
+        return self.method(self.completed(batch, inputs, None if is_complete else unrecoverable))
+
+    def forward_fixed(self, batch: Batch) -> Prediction:
+        inputs, unrecoverable = recover_possible(self._imputer[0], self.method.modalities, batch, is_fixed=True)
+        return self.method.forward_fixed(self.completed(batch, inputs, unrecoverable))
+
+    def completed(self, batch: Batch, inputs: dict[str, Tensor], unrecoverable: Tensor | None) -> Batch:
+        """The batch with completed inputs, of which ``unrecoverable`` (B, M) bool stay missing; None = none."""
+        if unrecoverable is None:
             nothing = torch.zeros_like(batch.missing)
-            return self.method(batch.replace(inputs=inputs, missing=nothing, feature_missing={}, complete=True))
+            return batch.replace(inputs=inputs, missing=nothing, feature_missing={}, complete=True)
         names = self.method.modality_names
         cells = {
             name: hidden & rows_like(unrecoverable[:, names.index(name)], hidden)
             for name, hidden in batch.feature_missing.items()
         }
-        completed = batch.replace(inputs=inputs, missing=unrecoverable, feature_missing=cells)
-        return self.method(completed)
+        return batch.replace(inputs=inputs, missing=unrecoverable, feature_missing=cells)
 
     def why_not_exported(self) -> str | None:
-        return "its imputer recovers the rows that need it"
+        return self.method.why_not_exported() or self._imputer[0].why_not_exported()
 
     def predict_scenarios(self, batch: Batch, scenarios: Mapping[str, Batch]) -> dict[str, dict[str, Prediction]]:
         return self.method.by_label({name: self(masked) for name, masked in scenarios.items()})

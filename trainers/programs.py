@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from datasets.base import MultimodalDataModule
 from datasets.batch import Batch, missing_content, unobserved
 from datasets.missingness import Complete
-from models.base import Method
+from models.base import Method, Prediction
 from models.program import Program
 from trainers.loading import Run
 from utils.errors import UserError
@@ -69,26 +70,53 @@ def write_programs(run: Run, method: Method, folder: Path) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     program, batch = Program(method).eval(), rows_to_compare(run.data)
     with torch.no_grad():
-        expected = method(batch).logits
-        tolerance = rounding_bound(program, expected)
-        about: dict[str, Any] = {"inputs": run.inputs}
+        expected = method(batch)
         exported = trace(program, blank(arguments(batch)), run.label)
         torch.export.save(exported, folder / TORCH_FILE)
         outputs = torch.export.load(folder / TORCH_FILE).module()(*arguments(batch))
-    difference = float((outputs["logits"] - expected).abs().max())
-    log.info("export: %s differs from %s by %.2g (tolerance %.2g)", TORCH_FILE, run.label, difference, tolerance)
-    if not difference <= tolerance:
-        raise UserError(
-            f"export.format=torch: the logits of the program differ from those of {run.label} by {difference:.2g} on "
-            f"validation data, more than rounding explains ({tolerance:.2g}): leave torch out"
-        )
+    about: dict[str, Any] = {"inputs": run.inputs}
     about["torch"] = {
         "file": TORCH_FILE,
         "outputs": {name: list(value.shape[1:]) for name, value in outputs.items()},
-        "largest_difference": difference,
-        "tolerance": tolerance,
+        **compare("torch", run.label, method, outputs, expected),
     }
     return about
+
+
+def compare(
+    kind: str, name: str, method: Method, outputs: Mapping[str, Tensor], expected: Prediction
+) -> dict[str, float]:
+    """Compare the outputs of a program with the prediction of the method.
+
+    Args:
+        kind: format of the program, for messages.
+        name: of the method, for messages.
+
+    Returns:
+        ``largest_difference`` of the logits of rows with the same decisions, and its ``tolerance``.
+
+    Raises:
+        UserError: they differ by more than rounding, or by a decision that was not a close call.
+    """
+    tolerance = rounding_bound(method, expected.logits)
+    is_same = torch.ones(len(expected.logits), dtype=torch.bool)
+    for key in method.program_outputs:
+        if not outputs[key].is_floating_point():
+            is_same &= (outputs[key] == expected.extras[key]).flatten(1).all(1)
+    wrong = ~is_same & ~method.undecided(expected, tolerance)
+    if wrong.any():
+        raise UserError(
+            f"export.format={kind}: the program decides otherwise than {name} in {int(wrong.sum())} of {len(wrong)} "
+            f"validation rows: leave {kind} out"
+        )
+    difference = float((outputs["logits"] - expected.logits)[is_same].abs().max())
+    log.info("export: the %s program differs from %s by %.2g (tolerance %.2g)", kind, name, difference, tolerance)
+    if not difference <= tolerance:
+        raise UserError(
+            f"export.format={kind}: the logits of the program differ from those of {name} by {difference:.2g} on "
+            f"validation data, more than rounding explains ({tolerance:.2g}): leave {kind} out"
+        )
+    return {"largest_difference": difference, "tolerance": tolerance}
 
 
 def trace(program: nn.Module, example: Arguments, name: str) -> torch.export.ExportedProgram:

@@ -58,6 +58,9 @@ class ProxyBackbone(nn.Module):
     def fuse_rows(self, sequences: Tensor, rows: Tensor, missing: Tensor, n_visible: int) -> tuple[Tensor, Tensor]:
         return self._classify(sequences[rows], missing)
 
+    def fuse_masked(self, sequences: Tensor, missing: Tensor) -> tuple[Tensor, Tensor]:
+        return self._classify(sequences.repeat(missing.shape[0], 1, 1), missing.flatten(0, 1))
+
     def _classify(self, vectors: Tensor, missing: Tensor) -> tuple[Tensor, Tensor]:
         logits, features = self.model.classify(vectors, missing)
         return logits, F.normalize(features, dim=-1) if self.distance_metric == COSINE else features

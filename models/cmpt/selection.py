@@ -28,7 +28,9 @@ class ProxySelection(DyMo):
     advice = "set"
 
     @torch.inference_mode()
-    def complete(self, batch: Batch, tokens: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    def complete(
+        self, batch: Batch, tokens: Tensor | None = None, is_fixed: bool = False
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Replace missing modalities by proxies.
 
         Args:

@@ -82,3 +82,7 @@ class Backbone(Protocol):
 
     def fuse_rows(self, sequences: Any, rows: Tensor, missing: Tensor, n_visible: int) -> tuple[Tensor, Tensor]:
         """Rows (R,), each under a mask (R, M) that leaves ``n_visible`` -> logits (R, C), features (R, D_p)."""
+
+    def fuse_masked(self, sequences: Any, missing: Tensor) -> tuple[Tensor, Tensor]:
+        """All B rows, each under K masks (K, B, M), without dropping masked tokens -> logits (K B, C), features
+        (K B, D_p). For export, where no shape may depend on values."""

@@ -234,6 +234,15 @@ class DynamicTransformer(TokenPipeline):
         picked = Sequences(sequences.x[rows[:, None], columns], sequences.qkv[rows[:, None], columns])
         return self.fuse_prepared(picked, padding)
 
+    def fuse_masked(self, sequences: Sequences, missing: Tensor) -> tuple[Tensor, Tensor]:
+        """See :meth:`models.dymo.backbone.Backbone.fuse_masked`."""
+        visible = visible_tokens(missing.flatten(0, 1), self.tokens_per_modality)
+        if sequences.partial is not None:
+            shown = sequences.partial.visible & missing[..., sequences.partial.owner]
+            visible = torch.cat([visible, shown.flatten(0, 1)], dim=1)
+        x, qkv = (part.repeat(missing.shape[0], 1, 1) for part in (sequences.x, sequences.qkv))
+        return self.fuse_prepared(Sequences(x, qkv), visible)
+
     def _columns(self, order: Tensor) -> tuple[Tensor, Tensor | None]:
         """Token positions of the modalities (R, n), CLS first: (R, N) and, where lengths differ, which are real."""
         columns = F.pad(self._places[order].flatten(1), (1, 0))

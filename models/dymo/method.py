@@ -18,6 +18,7 @@ from datasets.missingness import parse_scenarios
 from models.base import MAIN, Method, Prediction
 from models.dymo.backbone import Backbone, Partial
 from models.dymo.dynamic_transformer import DynamicTransformer
+from models.dymo.fixed_selection import select_fixed
 from models.dymo.gaussian import GaussianParameters
 from models.dymo.selection import (
     COMPARATORS,
@@ -33,6 +34,7 @@ from models.dymo.similarity import CALIBRATIONS, REWARDS, TAILS
 from models.imputers.base import Imputer, recover_possible
 from utils.checks import check_choice, check_number, nearest
 from utils.errors import UserError
+from utils.subsets import subset_lookup
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +56,7 @@ class DyMo(Method):
     needs_calibration = True
     # Beginning of the advice where the selection does harm.
     advice: ClassVar[str] = "train the imputer longer, set model.recovery_aware=0.5, or set"
+    program_outputs: ClassVar[tuple[str, ...]] = ("final_missing", "accepted", "rewards")
     takes_tables: ClassVar[bool] = True  # so that its rule has a setting for partly missing ones
 
     def __init__(
@@ -70,6 +73,7 @@ class DyMo(Method):
         self.backbone, self.rule, self.comparators = backbone.eval(), rule or SelectionRule(), tuple(comparators)
         # Kept out of the module tree: imputers need not be modules, and their weights are their own run's.
         self._imputer = [imputer]
+        self._lookup = subset_lookup(len(backbone.modalities))
         self.gaussian, self.seed, self.chooses_threshold = parameters, seed, chooses_threshold
         self.validated_threshold: float | None = None
 
@@ -107,17 +111,20 @@ class DyMo(Method):
         return self.backbone.modality_names
 
     @torch.inference_mode()
-    def complete(self, batch: Batch, tokens: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    def complete(
+        self, batch: Batch, tokens: Tensor | None = None, is_fixed: bool = False
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Recover what is missing and encode it; zeros where :meth:`unrecoverable`.
 
         Args:
             tokens: (B, P, D) of the true content, if the caller has them already; then only recoveries are encoded.
+            is_fixed: see :func:`models.imputers.base.recover_possible`.
 
         Returns:
             tokens (B, P, D) of the completed inputs, and those inputs.
         """
         backbone = self.backbone
-        completed, _ = recover_possible(self.imputer, backbone.modalities, batch)
+        completed, _ = recover_possible(self.imputer, backbone.modalities, batch, is_fixed)
         assert isinstance(backbone, DynamicTransformer)
         if tokens is None:
             return backbone.encode(completed), completed
@@ -141,7 +148,7 @@ class DyMo(Method):
 
     def scorer(self, threshold: float | None = None) -> Scorer:
         rule = self.rule if threshold is None else replace(self.rule, threshold=threshold)
-        return Scorer(self.backbone, self.gaussian, rule)
+        return Scorer(self.backbone, self.gaussian, rule, self._lookup)
 
     def forward(self, batch: Batch) -> Prediction:
         """Classify with the configured rule; extras hold ``final_missing``, ``accepted``, ``rewards``."""
@@ -151,7 +158,23 @@ class DyMo(Method):
         return _prediction(selection, unrecoverable)
 
     def why_not_exported(self) -> str | None:
-        return "its selection evaluates as many subsets as a row needs"
+        imputer = self._imputer[0]
+        return None if imputer is None else imputer.why_not_exported()
+
+    def forward_fixed(self, batch: Batch) -> Prediction:
+        tokens, _ = self.complete(batch, is_fixed=True)
+        unrecoverable = self.unrecoverable(batch)
+        selection = select_fixed(self.scorer(), tokens, batch.missing, self.partial(batch), unrecoverable)
+        return _prediction(selection, unrecoverable)
+
+    def undecided(self, prediction: Prediction, tolerance: float) -> Tensor:
+        """Rows with a reward next to 0 or to the threshold, or two best ones next to each other."""
+        bound = tolerance / self.rule.temperature  # by which similarities are divided
+        rewards = prediction.extras["rewards"]  # (B, T, M), NaN where none was computed
+        is_close = (rewards.abs() <= bound) | ((rewards - self.rule.threshold).abs() <= bound)
+        best = rewards.nan_to_num(nan=-math.inf).topk(min(2, rewards.shape[2]), dim=2).values
+        is_tied = (best[..., 0] - best[..., -1] <= bound) & (best[..., 0] > self.rule.threshold)
+        return (is_close.any(2) | is_tied).any(1)
 
     @torch.inference_mode()
     def predict_scenarios(self, batch: Batch, scenarios: Mapping[str, Batch]) -> dict[str, dict[str, Prediction]]:

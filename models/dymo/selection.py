@@ -100,12 +100,16 @@ class Scorer:
     Args:
         model: the backbone, in eval mode.
         parameters: on the same device.
+        lookup: :func:`utils.subsets.subset_lookup` of the modalities, if the caller has it already.
     """
 
-    def __init__(self, model: Backbone, parameters: GaussianParameters, rule: SelectionRule) -> None:
+    def __init__(
+        self, model: Backbone, parameters: GaussianParameters, rule: SelectionRule, lookup: Tensor | None = None
+    ) -> None:
         self.model, self.parameters, self.rule = model, parameters, rule
         self.calibration = rule.calibration_for(model.distance_metric)
-        self.lookup = subset_lookup(len(model.modalities)).to(parameters.sigma.device)
+        lookup = subset_lookup(len(model.modalities)) if lookup is None else lookup
+        self.lookup = lookup.to(parameters.sigma.device)
 
     def __call__(self, sequences: Any, rows: Tensor, missing: Tensor, n_visible: int) -> Score:
         """Score ``rows`` (R,) of prepared samples under masks (R, M) that leave ``n_visible`` modalities each.
@@ -117,6 +121,21 @@ class Scorer:
         partial: Partial | None = getattr(sequences, "partial", None)
         if partial is not None and (self.rule.counts_partial_tables or not n_visible):
             missing = missing & partial.absent(rows, missing.shape[1])
+        return self._score(logits, features, missing)
+
+    def under_masks(self, sequences: Any, missing: Tensor) -> Score:
+        """Score all rows under K masks (K, B, M) -> (K B,), in operations without shapes that depend on values."""
+        logits, features = self.model.fuse_masked(sequences, missing)
+        partial: Partial | None = getattr(sequences, "partial", None)
+        if partial is not None:
+            rows = torch.arange(missing.shape[1], device=missing.device)
+            counted = missing & partial.absent(rows, missing.shape[2])
+            has_nothing_else = missing.all(-1, keepdim=True)
+            missing = counted if self.rule.counts_partial_tables else torch.where(has_nothing_else, counted, missing)
+        return self._score(logits, features, missing.flatten(0, 1))
+
+    def _score(self, logits: Tensor, features: Tensor, missing: Tensor) -> Score:
+        """``missing`` (R, M): the subsets whose parameters judge."""
         p = self.parameters
         return score(
             logits,

@@ -96,6 +96,16 @@ class Imputer(ABC):
         unrecoverable = missing & is_fixed
         return unrecoverable | (missing & unrecoverable.any(1, keepdim=True)) if self.reads_others else unrecoverable
 
+    def why_not_exported(self) -> str | None:
+        """Reason why :meth:`impute_fixed` cannot become a program (:mod:`models.program`); None if it can."""
+        return None
+
+    def impute_fixed(
+        self, inputs: Mapping[str, Tensor], missing: Tensor, feature_missing: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """:meth:`impute` for export, where no shape may depend on values. A method that selects rows overrides it."""
+        return self.impute(inputs, missing, feature_missing=feature_missing)
+
     def check_training_rows(self, missing: np.ndarray) -> None:
         """Check that the method can learn from training rows with this mask (N, M), True = missing.
 
@@ -206,22 +216,25 @@ class TrainedImputer(pl.LightningModule, Imputer):
         checkpoint["architecture"] = self.architecture()
 
 
-def recover(imputer: Imputer, batch: Batch) -> dict[str, Tensor]:
-    """Fill in everything that the masks of a batch hide."""
+def recover(imputer: Imputer, batch: Batch, is_fixed: bool = False) -> dict[str, Tensor]:
+    """Fill in everything that the masks of a batch hide; ``is_fixed``: by :meth:`Imputer.impute_fixed`."""
     if batch.complete:
         return batch.inputs
+    if is_fixed:
+        return imputer.impute_fixed(batch.inputs, batch.missing, batch.feature_missing)
     if not batch.feature_missing:
         return imputer.impute(batch.inputs, batch.missing, batch.index)
     return imputer.impute(batch.inputs, batch.missing, batch.index, feature_missing=batch.feature_missing)
 
 
 def recover_possible(
-    imputer: Imputer, modalities: Sequence[Modality], batch: Batch
+    imputer: Imputer, modalities: Sequence[Modality], batch: Batch, is_fixed: bool = False
 ) -> tuple[dict[str, Tensor], Tensor | None]:
     """Like :func:`recover`, but what the method cannot recover in a row stays missing.
 
     Args:
         modalities: of the data set, in the column order of ``batch.missing``.
+        is_fixed: by :meth:`Imputer.impute_fixed`, for export.
 
     Returns:
         name -> (B, ...) inputs, zeros where content stays missing (of a partly missing table, in its missing cells);
@@ -231,8 +244,8 @@ def recover_possible(
         return batch.inputs, None
     unrecoverable = imputer.unrecoverable(modalities, batch.missing)
     if unrecoverable is None:
-        return recover(imputer, batch), None
-    completed = recover(imputer, batch.replace(missing=batch.missing & ~unrecoverable))
+        return recover(imputer, batch, is_fixed), None
+    completed = recover(imputer, batch.replace(missing=batch.missing & ~unrecoverable), is_fixed)
     for i, (name, x) in enumerate(completed.items()):
         is_missing = missing_content(x, name, unrecoverable[:, i], batch.feature_missing)
         completed[name] = torch.where(is_missing, torch.zeros_like(x), x)

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datasets.batch import Batch, Modality
+from models.imputers.base import merge
 from models.imputers.generative import GenerativeImputer
 from models.imputers.likelihoods import laplace_nll
 from utils.noise import hash_seed, row_laplace, row_uniform
@@ -266,6 +267,24 @@ class _SharedPrivateVAE(GenerativeImputer):
                     w = self._private(name, index[rows], hash_seed(self.draw_seed, 2, i))
                     recovered = self.decoders[name](torch.cat([u[rows], w], dim=1))
                     completed[name] = x.index_put((rows,), recovered.to(x.dtype))
+        return completed
+
+    def why_not_exported(self) -> str | None:
+        if self.conditioning == "random":
+            return f"imputer {type(self).__name__} with conditioning=random draws by the number of the row"
+        return super().why_not_exported()
+
+    def impute_fixed(
+        self, inputs: Mapping[str, Tensor], missing: Tensor, feature_missing: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        rows = torch.arange(len(missing), device=missing.device)
+        use = self._conditioning(missing, rows)
+        means = [self.encoders[name].branch(inputs[name], "u")[0] for name in self.names]  # type: ignore[operator]
+        u = torch.where(use[..., None], torch.stack(means, dim=1), 0).sum(1) / use.sum(1, keepdim=True).clamp(min=1)
+        completed = {}
+        for i, (name, x) in enumerate(inputs.items()):
+            recovered = self.decoders[name](torch.cat([u, self._private(name, rows, 0)], dim=1))
+            completed[name] = merge(x, missing[:, i], recovered.to(x.dtype))
         return completed
 
     def _private(self, name: str, index: Tensor, seed: int) -> Tensor:

@@ -52,6 +52,9 @@ class GenerativeImputer(TrainedImputer):
         self.class_weight = class_weight
         self.class_head = nn.Linear(latent, num_classes) if class_weight else None
 
+    def why_not_exported(self) -> str | None:
+        return f"imputer {type(self).__name__} with sample=true draws by the number of the row" if self.sample else None
+
     def complete_rows(self, batch: Batch) -> Batch:
         """The rows of a batch that have every modality, since the objective is that of complete rows. A table with
         missing cells counts as missing."""

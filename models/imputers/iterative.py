@@ -191,6 +191,9 @@ class IMI(FittedImputer):
             raise ValueError(f"holds no complete model in {prefix.rstrip('.')}")
         return Forest({key: part[key] for key in FOREST}, part["classes"])
 
+    def why_not_exported(self) -> str | None:
+        return "imputer IMI walks its random forests in NumPy, and iterates"
+
     def impute(
         self,
         inputs: Mapping[str, Tensor],

@@ -213,6 +213,17 @@ class MoPoE(GenerativeImputer):
                     completed[name] = merge(x, is_missing, x.index_put((rows,), recovered.to(x.dtype)))
         return completed
 
+    def impute_fixed(
+        self, inputs: Mapping[str, Tensor], missing: Tensor, feature_missing: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        mean, _ = self.product(*self.encode_all(inputs), missing)
+        rows = torch.arange(len(missing), device=missing.device)
+        completed = {}
+        for i, (name, x) in enumerate(inputs.items()):
+            is_missing = missing_content(x, name, missing[:, i], feature_missing)
+            completed[name] = merge(x, is_missing, self._decode(i, mean, rows).to(x.dtype))
+        return completed
+
     def _decode(self, i: int, z: Tensor, index: Tensor) -> Tensor:
         """Decode modality ``i`` from shared latents (R, L)."""
         if width := self.styles[i]:

@@ -95,6 +95,9 @@ class Oracle(Imputer):
 
     needs: ClassVar[tuple[str, ...]] = ("oracle",)
 
+    def why_not_exported(self) -> str | None:
+        return "imputer Oracle reads the content that is missing"
+
     def impute(
         self,
         inputs: Mapping[str, Tensor],

@@ -213,6 +213,15 @@ class TIP(TrainedImputer):
         self.train(training)
         return {**inputs, self.table.name: x.index_put((rows,), filled)}
 
+    def impute_fixed(
+        self, inputs: Mapping[str, Tensor], missing: Tensor, feature_missing: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        x = inputs[self.table.name]
+        column = list(inputs).index(self.table.name)
+        absent = missing_content(x, self.table.name, missing[:, column], feature_missing).expand_as(x)
+        cells = self.predict_cells(self.encoder_imaging(inputs[self.image.name]), x, absent)
+        return {**inputs, self.table.name: torch.where(absent, self.decode(*cells).to(x.dtype), x)}
+
     # ---- pre-training ------------------------------------------------------------------------------------------------
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:

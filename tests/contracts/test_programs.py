@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,15 +17,23 @@ import torch
 
 from datasets.batch import Batch
 from models.base import Method
+from models.completed import Completed
+from models.dymo.method import DyMo
+from models.dymo.prototypes import COSINE, EUCLIDEAN
+from models.imputers.base import FittedImputer, Imputer
+from models.imputers.simple import Mean
 from models.program import Program
 from models.rows import take_rows
 from tests.contracts.test_baselines import METHODS, ONLY, SMALL, SMALL_ENCODERS, build, some_batch, spoilt
 from tests.contracts.test_bundles import parts_config
 from tests.makers import make_image_table
+from tests.models.dymo.test_selection import setting
+from tests.networks import class_batch
 from tests.tolerances import batch_bound
 from trainers import run as pipeline
 from trainers.bundle import open_bundle
-from trainers.config.compose import CONFIGS, compose_config
+from trainers.config.build import build_imputer
+from trainers.config.compose import CONFIGS, compose_config, group_options
 from trainers.config.validate import validate
 from trainers.export import export
 from trainers.loading import Run
@@ -103,6 +112,133 @@ def test_the_sparse_form_of_dynmm_is_exported_as_the_dense_one(tmp_path: Path) -
     with torch.no_grad():
         program, expected = exported(method, batch, tmp_path), method(batch).logits
         torch.testing.assert_close(program(*arguments(batch))["logits"], expected, atol=batch_bound(expected), rtol=0)
+
+
+# ------------------------------------------------------------------------------------------------ imputers, selection
+
+# Imputer -> family, and what makes it small.
+IMPUTERS: dict[str, tuple[str, list[str]]] = {
+    "Zero": ("CAD", []),
+    "Mean": ("CAD", []),
+    "MoPoE": ("MST", ["imputer.latent=8"]),
+    "MMVAEPlus": ("PolyMNIST", ["imputer.width=4", "imputer.shared=8", "imputer.private=4"]),
+    "CMVAE": ("PolyMNIST", ["imputer.width=4", "imputer.shared=8", "imputer.private=4", "imputer.module.clusters=4"]),
+    "TIP": (
+        "CAD",
+        [
+            *("imputer.image_encoder.architecture=resnet18", "imputer.module.blocks=1", "imputer.module.heads=2"),
+            *(f"imputer.table_encoder.{key}" for key in ("width=16", "blocks=1", "heads=2")),
+        ],
+    ),
+}
+REFUSED_IMPUTERS = {
+    ("IMI", "CAD", ""): "imputer IMI walks its random forests in NumPy, and iterates",
+    ("Oracle", "CAD", ""): "imputer Oracle reads the content that is missing",
+    ("MoPoE", "MST", "sample=true"): "imputer MoPoE with sample=true draws by the number of the row",
+    ("MMVAEPlus", "PolyMNIST", "sample=true"): "imputer MMVAEPlus with sample=true draws by the number of the row",
+    ("CMVAE", "PolyMNIST", "conditioning=random"): (
+        "imputer CMVAE with conditioning=random draws by the number of the row"
+    ),
+}
+
+
+def small_imputer(name: str, family: str, *overrides: str) -> Imputer:
+    """An imputer with random weights."""
+    torch.manual_seed(0)
+    cfg = compose_config(f"imputer={name}", f"dataset={family}", *overrides)
+    modalities, classes = SMALL[family]
+    data: Any = SimpleNamespace(modalities=modalities, num_classes=classes, task="multiclass")
+    imputer = build_imputer(cfg, data, pretrained=False)
+    if isinstance(imputer, FittedImputer):
+        rows = some_batch(family)
+        nothing = torch.zeros_like(rows.missing)
+        imputer.fit([rows.replace(missing=nothing, feature_missing={}, complete=True)])
+    elif isinstance(imputer, torch.nn.Module):
+        imputer.eval()
+        for parameter in imputer.parameters():
+            parameter.data += 0.05 * torch.randn_like(parameter)
+    return imputer
+
+
+def fillable(imputer: Imputer, family: str) -> Batch:
+    """Rows in which the imputer can fill in everything that is missing."""
+    batch = every_pattern(family)
+    unrecoverable = imputer.unrecoverable(SMALL[family][0], batch.missing)
+    return batch if unrecoverable is None else take_rows(batch, ~unrecoverable.any(1))
+
+
+@pytest.mark.parametrize("name", IMPUTERS)
+def test_recoveries_for_export_are_those_of_the_test_stage(name: str) -> None:
+    family, small = IMPUTERS[name]
+    imputer = small_imputer(name, family, *small)
+    batch = fillable(imputer, family)
+    assert imputer.why_not_exported() is None
+    with torch.no_grad():
+        expected = imputer.impute(batch.inputs, batch.missing, batch.index, batch.feature_missing)
+        fixed = imputer.impute_fixed(batch.inputs, batch.missing, batch.feature_missing)
+    for key, value in expected.items():
+        torch.testing.assert_close(fixed[key], value, atol=batch_bound(value), rtol=0)
+        assert not torch.equal(value, batch.inputs[key]) or name == "TIP"
+
+
+@pytest.mark.parametrize(("name", "family", "option"), REFUSED_IMPUTERS)
+def test_an_imputer_that_cannot_be_exported_says_why(name: str, family: str, option: str) -> None:
+    options = [f"imputer.module.{option}"] if option else []
+    imputer = small_imputer(name, family, *options)
+    assert imputer.why_not_exported() == REFUSED_IMPUTERS[name, family, option]
+    method = Completed(build("Multimodal_CONCAT", family, *METHODS["Multimodal_CONCAT"]), imputer)
+    assert method.why_not_exported() == imputer.why_not_exported()
+    case = setting(COSINE)
+    assert DyMo(case.model, imputer, case.parameters).why_not_exported() == imputer.why_not_exported()
+
+
+def test_every_imputer_is_exported_or_refused() -> None:
+    assert set(IMPUTERS) | {name for name, *_ in REFUSED_IMPUTERS} == set(group_options("imputer"))
+    assert {name for name, *_ in REFUSED} <= set(METHODS) and set(FAMILY) == set(METHODS)
+
+
+@pytest.mark.parametrize("name", IMPUTERS)
+def test_a_completed_method_is_exported_with_its_imputer(name: str, tmp_path: Path) -> None:
+    family, small = IMPUTERS[name]
+    torch.manual_seed(1)
+    classifier = build("Multimodal_CONCAT", family, *METHODS["Multimodal_CONCAT"], *SMALL_ENCODERS.get(family, []))
+    method = Completed(classifier.eval(), small_imputer(name, family, *small))
+    with torch.no_grad():
+        program = exported(method, some_batch(family), tmp_path)
+        for rows in (every_pattern(family), take_rows(some_batch(family), torch.arange(1))):
+            expected = method(rows).logits
+            for content in (rows, spoilt(classifier, rows, math.nan)):
+                logits = program(*arguments(content))["logits"]
+                torch.testing.assert_close(logits, expected, atol=batch_bound(expected), rtol=0)
+
+
+@pytest.mark.parametrize("metric", [COSINE, EUCLIDEAN])
+def test_dymo_recovers_selects_and_classifies_in_one_call(metric: str, tmp_path: Path) -> None:
+    case = setting(metric)
+    mean = Mean(case.model.modalities)
+    mean.fit([class_batch(40, 0.0, seed=9)])
+    method = DyMo(case.model, mean, case.parameters)
+    batch = case.batch.replace(missing=case.missing)
+    program = exported(method, batch, tmp_path)
+    expected = method(batch)
+    undecided = method.undecided(expected, batch_bound(expected.logits))
+    assert undecided.float().mean() < 0.2 and (expected.extras["accepted"] >= 0).any()
+    rounds = expected.extras["rewards"].shape[1]
+    for rows in (slice(0, 1), slice(5, 8), slice(0, None)):
+        some = take_rows(batch, torch.arange(len(batch))[rows])
+        with torch.no_grad():
+            outputs = program(*arguments(spoilt(case.model, some, math.nan)))
+        sure = ~undecided[rows]
+        for key in ("final_missing", "accepted"):
+            assert torch.equal(outputs[key][sure], expected.extras[key][rows][sure])
+        torch.testing.assert_close(
+            outputs["logits"][sure], expected.logits[rows][sure], atol=batch_bound(expected.logits), rtol=0
+        )
+        rewards = expected.extras["rewards"][rows]
+        torch.testing.assert_close(
+            outputs["rewards"][sure, :rounds], rewards[sure], atol=5e-5, rtol=1e-4, equal_nan=True
+        )
+        assert outputs["rewards"][:, rounds:].isnan().all()
 
 
 # ----------------------------------------------------------------------------------------------------- stage export
