@@ -14,27 +14,40 @@ from omegaconf import DictConfig
 from trainers.config.compose import VERSION_BASE, register
 from trainers.config.help import help_text
 from trainers.config.overrides import check_overrides
+from trainers.sweep import Sweep, is_job_of_sweep, prepare_job
 from utils.errors import UserError
 
 register()
 
 
 @hydra.main(version_base=VERSION_BASE, config_path="configs", config_name="config")
-def main(cfg: DictConfig) -> None:
-    """One job; with ``--multirun``, one of several."""
+def main(cfg: DictConfig) -> float | None:
+    """One job; with ``--multirun``, one of several.
+
+    Returns:
+        Best validation score of stage fit, for sweepers that search.
+    """
+    if is_job_of_sweep():
+        return run_stages(prepare_job(cfg))  # trainers.sweep reports errors, and goes on with the next job
     try:
-        if "check" in cfg.stages:
-            from trainers.check_table import check_table
-
-            check_table(cfg)
-        if list(cfg.stages) != ["check"]:
-            from trainers.run import run
-            from utils.memory import keep_freed_memory
-
-            keep_freed_memory()
-            run(cfg)
+        return run_stages(cfg)
     except UserError as error:
         fail(error)
+    return None
+
+
+def run_stages(cfg: DictConfig) -> float | None:
+    if "check" in cfg.stages:
+        from trainers.check_table import check_table
+
+        check_table(cfg)
+    if list(cfg.stages) == ["check"]:
+        return None
+    from trainers.run import run
+    from utils.memory import keep_freed_memory
+
+    keep_freed_memory()
+    return run(cfg)
 
 
 def fail(error: UserError) -> None:
@@ -52,4 +65,7 @@ if __name__ == "__main__":
     except UserError as problem:
         logging.basicConfig(format="[%(levelname).1s] %(message)s")
         fail(problem)
+    Sweep.failed = 0
     main()
+    if Sweep.failed:
+        sys.exit(2)

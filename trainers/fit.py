@@ -33,14 +33,19 @@ log = logging.getLogger(__name__)
 
 def fit(run: Run) -> None:
     """Train the model (DyMo: its backbone) unless that is done; its prerequisites first."""
-    cfg, directory = run.cfg, run.fit_directory
+    directory = run.fit_directory
     if run.checkpoint_path:
         log.info("fit: using %s", run.checkpoint)
         return
-    settings = run.fit_settings
-    if directory.finished("fit", settings, run.checkpoint):
-        log.info("fit: %s is there and valid, skipped", run.checkpoint)
-        return
+    with directory.held():
+        if directory.finished("fit", run.fit_settings, run.checkpoint):
+            log.info("fit: %s is there and valid, skipped", run.checkpoint)
+            return
+        _fit(run)
+
+
+def _fit(run: Run) -> None:
+    cfg, directory = run.cfg, run.fit_directory
     parts: dict[str, Any] = {}
     for label, part in run.prerequisites.items():
         log.info("fit: %s is built on %s (%s)", cfg.model.name, part.cfg.model.name, label)
@@ -61,7 +66,7 @@ def fit(run: Run) -> None:
         run.data,
         run.trainable.training,
         directory,
-        settings,
+        run.fit_settings,
         stage="fit",
         monitor=run.monitor,
         noise=build_noise(run.trainable),

@@ -24,7 +24,12 @@ def estimate_parameters(run: Run) -> None:
         log.info("gaussian: using %s", run.trainable.gaussian)
         return
     check_split(cfg.gaussian.split)
-    directory, settings = run.fit_directory, run.gaussian_settings
+    with run.fit_directory.held():
+        _estimate(run)
+
+
+def _estimate(run: Run) -> None:
+    cfg, directory, settings = run.cfg, run.fit_directory, run.gaussian_settings
     if directory.finished("gaussian", settings, run.gaussian):
         log.info("gaussian: %s is there and valid, skipped", run.gaussian)
         return

@@ -30,6 +30,11 @@ log = logging.getLogger(__name__)
 
 def impute(run: Run) -> None:
     """Trained weights and ``quality.csv`` in the imputer's run directory."""
+    with run.imputer_directory.held():
+        _impute(run)
+
+
+def _impute(run: Run) -> None:
     cfg, directory = run.cfg, run.imputer_directory
     settings = run.imputer_settings
     if cfg.imputer.checkpoint:

@@ -69,18 +69,21 @@ DEFAULT = ("prepare", "impute", "fit", "gaussian", "test", "report")  # what pla
 PARALLEL = ("impute", "fit", "gaussian")  # stages that all processes run
 
 
-def run(cfg: DictConfig) -> None:
+def run(cfg: DictConfig) -> float | None:
     """
+    Returns:
+        Best validation score of stage fit, if that is among the stages and the model has one.
+
     Raises:
         UserError: bad configuration, absent files or unusable data, before any training.
     """
     if list(cfg.stages) == ["predict"] and cfg.predict.bundle:
         predict_with_bundle(cfg)
-        return
+        return None
     validate(cfg)
     if is_grid(cfg):
         run_grid(cfg)
-        return
+        return None
     if "predict" in cfg.stages:
         check_predict(cfg)
     check_trainer(cfg)
@@ -92,7 +95,7 @@ def run(cfg: DictConfig) -> None:
         planned = [stage for stage in stages or DEFAULT if stage not in stages_without_use(cfg)]
         plan(opened, planned)
         if not stages:
-            return
+            return None
     if stages != ["report"]:
         check_task(opened)
         check_noise(opened)
@@ -106,11 +109,13 @@ def run(cfg: DictConfig) -> None:
             if torch.distributed.is_initialized():
                 torch.distributed.destroy_process_group()
             if getattr(rank_zero_only, "rank", 0):
-                return
+                return None
         log.info("[%d/%d] stage %s", number, len(stages), stage)
         start = time.perf_counter()
         STAGES[stage](opened)
         log.info("[%d/%d] stage %s: %.1f s", number, len(stages), stage, time.perf_counter() - start)
+    is_fitted = "fit" in stages and not opened.checkpoint_path
+    return opened.fit_directory.result("fit")["best"] if is_fitted else None
 
 
 def run_grid(cfg: DictConfig) -> None:

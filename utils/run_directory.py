@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import logging
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from omegaconf import OmegaConf
+from pytorch_lightning.utilities import rank_zero_only
 
 from utils.errors import UserError
 from utils.files import replacing
+
+log = logging.getLogger(__name__)
 
 # Regular expressions of renamed classes and keys in the settings of older runs -> present names.
 RENAMED = {
@@ -54,6 +60,33 @@ class RunDirectory:
 
     def marker(self, stage: str) -> Path:
         return self.path / "stages" / f"{stage}.json"
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Let one process at a time run a stage here, so that the jobs of a sweep make what they share once.
+
+        Other processes wait, and find the stage finished. The system frees the lock of a process that dies. Of a
+        distributed training, rank 0 holds it for all.
+        """
+        if getattr(rank_zero_only, "rank", 0):
+            yield
+            return
+        lock = self.path / "stages" / ".lock"
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            stream: IO[str] | None = lock.open("w")
+        except OSError:  # a folder that can only be read: a finished stage is skipped, others name the problem
+            stream = None
+        if stream is None:
+            yield
+            return
+        with stream as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                log.info("waiting for another process that works in %s", self.path)
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def finished(self, stage: str, settings: Mapping[str, Any], output: Path | None = None) -> bool:
         """Whether the output of a stage exists and was made with these settings.

@@ -1,0 +1,110 @@
+"""Sweeps: failed jobs do not stop others, swept values name runs, and shared parts are made once."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hydra import compose, initialize_config_dir
+
+from tests.test_cli import execute
+from trainers.config.compose import CONFIGS, VERSION_BASE, register
+from trainers.sweep import keys_for_the_name, swept_values
+from utils.run_directory import RunDirectory
+
+
+def tiny(folder: Path) -> list[str]:
+    return [
+        "--multirun",
+        "dataset=MultiFeatureDigits",
+        "dataset.demo=true",
+        f"paths.data={folder / 'data'}",
+        f"paths.cache={folder / 'cache'}",
+        f"paths.output={folder / 'out'}",
+        "trainer=cpu",
+        "trainer.enable_progress_bar=false",
+        "missing.test=[none,random_global_0.4]",
+        "report.metrics=[accuracy]",
+    ]
+
+
+def test_a_failed_job_is_named_at_the_end_and_the_others_go_on(tmp_path: Path) -> None:
+    """Run again with the mistake corrected, the finished job is skipped."""
+    chosen = [*tiny(tmp_path), "model=Multimodal_CONCAT,ModDrop", "imputer=Mean", "model.training.max_epochs=1"]
+    code, lines = execute([*chosen, "missing.train=random_0.2"], tmp_path / "cwd")
+    assert code == 2
+    reason = "missing.train=random_0.2: stage impute learns from complete training data"
+    assert [line for line in lines if line.startswith("[E] failed")] == [
+        f"[E] failed: model=Multimodal_CONCAT: {reason}; set missing.train=none or leave that out"
+    ]
+    assert "[I] sweep: 2 of 2 jobs ended, 1 failed" in lines and "[I] sweep: 1 of 2 jobs finished" in lines
+    base = tmp_path / "out" / "MultiFeatureDigits"
+    assert (base / "ModDrop" / "default" / "seed0" / "DONE").is_file() and not (base / "Multimodal_CONCAT").exists()
+    assert set(pd.read_csv(base / "report" / "default" / "summary.csv")["model"]) == {"ModDrop"}
+    assert not list((tmp_path / "out" / "multirun").glob(".jobs*"))
+
+    code, lines = execute([*tiny(tmp_path), "model=ModDrop,QMF", "model.training.max_epochs=1"], tmp_path / "cwd2")
+    assert code == 2  # ModDrop was trained on other data
+    assert any("holds a finished stage 'fit' with other settings" in line for line in lines)
+    again = [*chosen[:-3], "model=ModDrop", "seed=0,1", "model.training.max_epochs=1", "missing.train=random_0.2"]
+    code, lines = execute(again, tmp_path / "cwd3")
+    assert code == 0 and sum("is there and valid, skipped" in line for line in lines) == 2  # fit and test of seed 0
+    assert sum("stage report" in line for line in lines) == 2  # begins once and ends once
+
+
+def test_swept_values_tell_runs_apart(tmp_path: Path) -> None:
+    swept = ["model=ModDrop", "model.training.max_epochs=1,2", "seed=0"]
+    code, lines = execute([*tiny(tmp_path), *swept], tmp_path / "cwd")
+    assert code == 0, lines
+    base = tmp_path / "out" / "MultiFeatureDigits"
+    assert {f.name for f in (base / "ModDrop").iterdir()} == {"default-max_epochs1", "default-max_epochs2"}
+    summary = pd.read_csv(base / "report" / "default" / "summary.csv")
+    assert set(summary["model"]) == {f"ModDrop [default-max_epochs{n}]" for n in (1, 2)}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["experiment=digits_study"], []),
+        (["experiment=baselines", "dataset=Digits"], []),
+        (["experiment=udml/UDML,udml/QMF", "dataset=CREMAD"], []),
+        (["seed=0,1", "model=DyMo,ModDrop", "name=a,b", "dataset=Digits,PolyMNIST"], []),
+        (["model.recovery_aware=0.0,0.5", "distance_metric=cosine_similarity,squared_euclidean"], []),
+        (["dataset=SkinLesions", "model=ModDrop", "dataset.fold=0,1"], []),
+        (["model=ModDrop", "model.training.batch_size=32,64", "seed=0,1"], ["model.training.batch_size"]),
+        (["missing.train=random_0.2,random_0.4", "model=ModDrop"], ["missing.train"]),
+        (["model=DyMo", "imputer=MoPoE,CMVAE"], ["imputer"]),
+    ],
+)
+def test_only_keys_that_the_run_directory_does_not_show_enter_the_name(overrides: list[str], named: list[str]) -> None:
+    register()
+    swept = {o.partition("=")[0] for o in overrides if "," in o}
+    plain = [o for o in overrides if o.partition("=")[0] not in swept]
+    with initialize_config_dir(str(CONFIGS), version_base=VERSION_BASE):
+        config = compose("config", plain, return_hydra_config=True)
+        config.hydra.overrides.task = overrides
+        values = swept_values(config)
+        assert set(values) >= swept
+        assert keys_for_the_name(config, values) == named
+
+
+def test_a_stage_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
+    """Against a second holder of the lock, which gets it only after the first has let go."""
+    order: list[str] = []
+    is_waiting = threading.Event()
+
+    def second() -> None:
+        is_waiting.set()
+        with RunDirectory(tmp_path).held():
+            order.append("second")
+
+    with RunDirectory(tmp_path).held():
+        other = threading.Thread(target=second)
+        other.start()
+        is_waiting.wait()
+        other.join(timeout=0.3)
+        order.append("first")
+    other.join()
+    assert order == ["first", "second"]
