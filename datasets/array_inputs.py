@@ -18,6 +18,7 @@ from utils.errors import UserError
 log = logging.getLogger(__name__)
 TABLE = "table"  # name of the table that the columns of a data frame are
 CHANNELS = (1, 3)
+RESERVED = ("target", "name")  # arrays of the file that are no inputs
 
 
 @dataclass(frozen=True)
@@ -109,11 +110,27 @@ class ArrayInputs:
         """
         self.files = files
         self.specs: dict[str, dict[str, Any]] = {}
-        for name, value in self._parts(x).items():
+        parts = self._parts(x)
+        if bad := [name for name in parts if not name.isidentifier() or name in RESERVED]:
+            raise UserError(
+                f"input '{bad[0]}': rename it, a name has letters, digits and underscores and is not "
+                f"{' or '.join(RESERVED)}"
+            )
+        for name, value in parts.items():
             if isinstance(value, pd.DataFrame):
-                numbers = [str(column) for column in value if _is_number(value[column])]
+                numbers = [str(column) for column in value if is_number(value[column])]
                 others = [str(column) for column in value if str(column) not in numbers]
+                value.columns = value.columns.map(str)
                 levels = {column: sorted(set(value[column].dropna().astype(str))) for column in others}
+                for column, listed in levels.items():
+                    if len(listed) > max(20, len(value) / 2):
+                        log.warning(
+                            "column '%s' has %d levels in %d rows: leave identifiers and free texts out, and name "
+                            "columns of image paths in image_columns",
+                            column,
+                            len(listed),
+                            len(value),
+                        )
                 self.specs[name] = {"kind": "table", "levels": levels, "numbers": numbers}
             else:
                 self.specs[name] = {"kind": "image", "shape": list(value["content"].shape[1:])}
@@ -218,13 +235,13 @@ def _stacked(name: str, value: Any) -> tuple[np.ndarray, np.ndarray]:
     return array, np.broadcast_to(absent.reshape(-1, *[1] * len(shape)), array.shape)
 
 
-def _is_number(column: pd.Series) -> bool:
+def is_number(column: pd.Series) -> bool:
+    """Whether all cells of a column are numbers or missing; text that looks like a number is none."""
     if pd.api.types.is_numeric_dtype(column):
         return True
-    try:
-        return bool(column.map(lambda cell: not isinstance(cell, str)).all()) and pd.to_numeric(column) is not None
-    except (TypeError, ValueError):
+    if isinstance(column.dtype, pd.CategoricalDtype) or column.map(lambda cell: isinstance(cell, str)).any():
         return False
+    return not pd.to_numeric(column, errors="coerce").isna().gt(column.isna()).any()
 
 
 def _codes_and_numbers(frame: pd.DataFrame, spec: Mapping[str, Any]) -> np.ndarray:

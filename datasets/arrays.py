@@ -56,6 +56,8 @@ class Arrays(SourcedDataModule):
         if len(set(columns)) < len(columns):
             raise UserError("dataset.inputs: two columns have the same name, rename one")
         self.class_names = [str(name) for name in classes]
+        if not 0 <= validation < 1:
+            raise UserError(f"dataset.validation={validation}: must be a share from 0 to below 1")
         super().__init__(store, **kwargs)
         self.arrays = None if arrays is None else Path(arrays)
         self.validation, self.split_seed = validation, split_seed

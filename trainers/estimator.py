@@ -23,15 +23,25 @@ from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
-from datasets.array_inputs import ArrayInputs, ImageFiles
+from datasets.array_inputs import ArrayInputs, ImageFiles, is_number
 from trainers import run as pipeline
 from trainers.bundle import open_bundle
 from trainers.config.compose import compose_config
 from trainers.config.overrides import check_overrides
 from trainers.predictor import Predictor, load
+from utils.errors import UserError
 
 log = logging.getLogger(__name__)
 EXPERIMENT = "arrays_of_estimator"  # of the configuration that is made for each set of inputs
+# Overrides that the estimator sets -> what to use instead.
+SET_HERE = {
+    "model": ", use the argument method",
+    "imputer": ", use the argument imputer",
+    "seed": ", use the argument random_state",
+    "dataset": "",
+    "stages": "",
+    "experiment": "",
+}
 STAGES = "[prepare,impute,fit,gaussian,export]"
 
 
@@ -49,7 +59,8 @@ class IncompleteClassifierEstimator(ClassifierMixin, BaseEstimator):
         overrides: further settings as on the command line, a list of ``key=value`` or a mapping key -> value; they
             override the arguments below.
         max_epochs, batch_size: of the method.
-        validation_fraction: share of the rows that choose the best epoch, calibrate, and are not trained on.
+        validation_fraction: share of the rows that choose the best epoch, calibrate, and are not trained on; at least
+            one row, where a class can spare it.
         image_columns: columns of a data frame with image paths.
         image_folder: that these start from, None = the working directory.
         image_side: to which image files are resized.
@@ -135,6 +146,9 @@ class IncompleteClassifierEstimator(ClassifierMixin, BaseEstimator):
         given = self.overrides
         if isinstance(given, Mapping):
             given = [f"{key}={value}" for key, value in given.items()]
+        for override in map(str, given):
+            if (key := override.partition("=")[0]) in SET_HERE:
+                raise ValueError(f"overrides: {override} cannot be set there{SET_HERE[key]}")
         overrides = [
             "dataset=Arrays",
             f"model={self.method}",
@@ -145,7 +159,7 @@ class IncompleteClassifierEstimator(ClassifierMixin, BaseEstimator):
             f"dataset.training_defaults.max_epochs={self.max_epochs}",
             f"dataset.training_defaults.batch_size={self.batch_size}",
             f"stages={STAGES}",
-            *("trainer=cpu", "trainer.enable_progress_bar=false", "overwrite=true", "imputer.quality=null"),
+            *("trainer.enable_progress_bar=false", "overwrite=true", "imputer.quality=null"),
             *map(str, given),
         ]
         specs = json.dumps([self.inputs_.specs, [str(label) for label in self.classes_], self.imputer])
@@ -162,7 +176,7 @@ class IncompleteClassifierEstimator(ClassifierMixin, BaseEstimator):
         if isinstance(X, Mapping) and not issparse(X):  # a sparse matrix of keys is a dict
             return X
         is_frame = isinstance(X, pd.DataFrame)
-        if is_frame and (len(self.image_columns) or not all(map(pd.api.types.is_numeric_dtype, X.dtypes))):
+        if is_frame and (len(self.image_columns) or not all(is_number(X[column]) for column in X)):
             validate_data(self, X, reset=is_fit, skip_check_array=True)
             return X
         if isinstance(X, np.ma.MaskedArray):
@@ -244,6 +258,8 @@ def observed_rows(content: Mapping[str, np.ndarray]) -> np.ndarray:
 def _composed(overrides: tuple[str, ...], inputs: str) -> DictConfig:
     """The configuration of inputs, classes and imputer, which are given as JSON."""
     check_overrides(list(overrides))
+    if "${" in inputs or '"???"' in inputs:
+        raise UserError("a class, level or column is named '???' or has '${' in its name: rename it")
     specs, classes, imputer = json.loads(inputs)
     node: dict[str, Any] = {
         "dataset": {

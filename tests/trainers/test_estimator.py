@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import estimator_checks_generator
 
-from datasets.array_inputs import ArrayRows
+from datasets.array_inputs import ArrayInputs, ArrayRows, ImageFiles, is_number
 from datasets.missingness import parse_scenario
 from datasets.new_rows import NewRows
 from trainers import run as pipeline
@@ -271,8 +272,37 @@ def test_bad_arrays_and_settings_say_what_to_do() -> None:
         clone(model).set_params(image_columns=["photo"]).fit(pd.DataFrame(x), y)
     with pytest.raises(UserError, match=r"model\.module\.widht"):
         clone(model).set_params(overrides=["model.module.widht=3"]).fit(x, y)
+    for override, instead in (("imputer=Mean", ", use the argument imputer"), ("stages=[fit]", "")):
+        with pytest.raises(ValueError, match=rf"overrides: {re.escape(override)} cannot be set there{instead}"):
+            clone(model).set_params(overrides=[override]).fit(x, y)
+    for name in ("a.b", "target", "two words"):
+        with pytest.raises(UserError, match=f"input '{name}': rename it"):
+            model.fit({name: x}, y)
+    with pytest.raises(UserError, match="a class, level or column is named"):
+        model.fit(x, np.where(y, "a", "${b}"))
+    with pytest.raises(UserError, match=r"dataset\.validation=1\.0: must be a share"):
+        clone(model).set_params(validation_fraction=1.0).fit(x, y)
     model.fit({"a": x, "b": np.zeros((12, 16, 16, 3), dtype=np.uint8)}, y)
     with pytest.raises(UserError, match="unknown input 'c': the model takes a, b"):
         model.predict({"a": x, "c": x})
     with pytest.raises(UserError, match=r"images 'b' have the shape \(3, 20, 20\), in training \(3, 16, 16\)"):
         model.predict({"b": np.zeros((2, 3, 20, 20), dtype=np.uint8)})
+
+
+def test_columns_of_numbers_and_of_levels() -> None:
+    frame = pd.DataFrame(
+        {
+            "number": [1.5, None, 3.0],
+            "whole": [1, 2, 3],
+            "truth": [True, False, True],
+            "objects": pd.Series([1, None, 2.5], dtype=object),
+            "digits": ["1", "2", None],
+            "mixed": pd.Series([1, "two", None], dtype=object),
+            "category": pd.Categorical([1, 2, 1]),
+        }
+    )
+    assert [is_number(frame[column]) for column in frame] == [True, True, True, True, False, False, False]
+    inputs = ArrayInputs({"labs": frame}, ImageFiles())
+    assert inputs.specs["labs"]["levels"] == {"digits": ["1", "2"], "mixed": ["1", "two"], "category": ["1", "2"]}
+    expected = [[0, 0, 0, 1.5, 1, 1, 1], [1, 1, 1, np.nan, 2, 0, np.nan], [np.nan, np.nan, 0, 3, 3, 1, 2.5]]
+    np.testing.assert_array_equal(inputs.arrays({"labs": frame[frame.columns[::-1]]})["labs"], expected)
