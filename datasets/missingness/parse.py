@@ -26,8 +26,19 @@ from datasets.noise import Noise, parse_noise
 from utils.errors import UserError
 
 SCENARIOS: tuple[type[Scenario], ...] = (
-    *(Complete, Whole, Random, Table, ImageText, Nested, File),
-    *(Mar, Mnar, Rates, Correlated, Segments, Patterns),
+    Complete,
+    Whole,
+    Random,
+    Table,
+    ImageText,
+    Nested,
+    File,
+    Mar,
+    Mnar,
+    Rates,
+    Correlated,
+    Segments,
+    Patterns,
 )
 SUBSETS = re.compile(r"subsets(?:_(\d+))?")  # all patterns, or those that some random orders visit
 NOISE_EXAMPLES = {
