@@ -190,6 +190,10 @@ class MultimodalDataModule(DeclaredArguments, pl.LightningDataModule):
             f"array for each of {', '.join(self.modality_names)}"
         )
 
+    def count_new(self, path: Path) -> int | None:
+        """Number of rows of a CSV file for :meth:`read_new`, None where that is not known."""
+        return None
+
     def encode_rows(
         self, frame: Any, images: Path, where: str, *, unknown: str = "refuse", id_column: str | None = None
     ) -> NewRows:

@@ -70,7 +70,7 @@ def rows_of_arrays(content: Mapping[str, np.ndarray], modalities: Sequence[Modal
         if key not in known
     ]
     lengths = {key: len(value) for key, value in content.items() if key in known}
-    if not any(name in content for name in names):
+    if not problems and not any(name in content for name in names):
         problems.append(f"{where} has no array of a modality: give at least one of {', '.join(names)}")
     if len(set(lengths.values())) > 1:
         problems.append(
@@ -81,6 +81,14 @@ def rows_of_arrays(content: Mapping[str, np.ndarray], modalities: Sequence[Modal
             problems.append(
                 f"{where}: '{m.name}' has rows of shape {content[m.name].shape[1:]}, the model takes {m.shape}"
             )
+        elif m.name in content and np.issubdtype(content[m.name].dtype, np.floating):
+            is_infinite = np.isinf(content[m.name])
+            if is_infinite.any():
+                first = int(is_infinite.reshape(len(is_infinite), -1).any(1).argmax()) + 1
+                problems.append(
+                    f"{where}: '{m.name}' has {int(is_infinite.sum())} values that are infinite, the first in row "
+                    f"{first}: correct them, NaN means missing"
+                )
     if problems:
         raise UserError("\n".join(problems))
     n = next(iter(lengths.values()))

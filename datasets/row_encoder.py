@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,12 +61,14 @@ class RowEncoder:
     unknown: str = "refuse"
     problems: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)  # the columns that were looked for
 
     def __len__(self) -> int:
         return len(self.frame)
 
     def cells(self, column: str) -> pd.Series:
         """The cells of a column; all empty, with a problem or remark, where it is absent."""
+        self.asked.append(column)
         if column in self.frame:
             return self.frame[column]
         near = difflib.get_close_matches(column, list(map(str, self.frame.columns)), 1)
@@ -165,6 +168,15 @@ class RowEncoder:
         names = self.cells(column)
         absent = self._is_missing(names)
         paths = [folder / f"{name}{suffix}" for name in names]
+        is_outside = np.array([is_outside_of(folder, path) for path in paths], dtype=bool) & ~absent
+        if is_outside.any():
+            self._note(
+                f"{int(is_outside.sum())} names in column '{column}' lead out of {folder}, the first in row "
+                f"{self._row(is_outside)}: {names.iloc[int(is_outside.argmax())]}",
+                f"their {noun}s count as missing",
+                "move the files there, or set predict.images",
+            )
+        absent = absent | is_outside
         exists = np.array([path.exists() for path in paths], dtype=bool) & ~absent
         if (~absent).any() and not exists.any():
             first = paths[int((~absent).argmax())]
@@ -196,6 +208,11 @@ class RowEncoder:
         if column is not None and column not in self.frame:
             self.problems.append(f"{self.where}: there is no column '{column}': correct dataset.id or predict.id")
             return numbers
+        if column is not None and (doubled := doubles(name for name in self.frame[column] if name)):
+            self.problems.append(
+                f"{self.where}: {len(doubled)} identifiers in column '{column}' stand in several rows (the first is "
+                f"{doubled[0]}): give each row an identifier of its own, or leave predict.id out"
+            )
         chosen = column or image
         if chosen is None or chosen not in self.frame:
             return numbers
@@ -206,8 +223,21 @@ class RowEncoder:
         if not set(labels.columns) <= set(self.frame.columns):
             return None
         if labels.task != "multilabel":
+            column = labels.columns[0]
             code_of = {v: i for i, name in enumerate(class_names) for v in labels.values_of.get(name, [name])}
-            return self.frame[labels.columns[0]].map(lambda cell: code_of.get(cell, -1)).to_numpy(np.int64)
+            # Values that training leaves out are no classes, and no mistakes.
+            unused = {*labels.leave_out, *(v for listed in labels.values_of.values() for v in listed)} - code_of.keys()
+            cells = self.frame[column]
+            unknown = ~cells.isin([*code_of, *unused]).to_numpy(bool) & ~self._is_missing(cells)
+            if unknown.any():
+                shown = f"{', '.join(class_names[:10])}: {most_common(cells[unknown])}"
+                self._note(
+                    f"{int(unknown.sum())} labels in column '{column}' are none of the classes {shown}, the first in "
+                    f"row {self._row(unknown)}",
+                    "they count as not known",
+                    "correct them, or leave the column out",
+                )
+            return cells.map(lambda cell: code_of.get(cell, -1)).to_numpy(np.int64)
         values = self.frame[labels.columns].apply(pd.to_numeric, errors="coerce")
         return values.where(values.isin([0, 1]), -1).to_numpy(np.float32)
 
@@ -219,13 +249,27 @@ class RowEncoder:
         Raises:
             UserError: all problems, one line each.
         """
-        if doubled := [name for name, n in Counter(names).items() if n > 1]:
+        if self.asked and not set(self.asked) & set(self.frame.columns):
+            raise UserError(
+                f"{self.where} has none of the columns {', '.join(dict.fromkeys(self.asked))}: give a table with them"
+            )
+        if doubled := doubles(names):
             self.remarks.append(
                 f"{self.where}: {len(doubled)} identifiers stand in several rows (the first is {doubled[0]})"
             )
         if self.problems:
             raise UserError("\n".join(dict.fromkeys(self.problems)))
         return NewRows(names, arrays, target, self.remarks)
+
+
+def doubles(names: Iterable[str]) -> list[str]:
+    """Names that stand more than once."""
+    return [name for name, n in Counter(names).items() if n > 1]
+
+
+def is_outside_of(folder: Path, path: Path) -> bool:
+    """Whether a path leads out of a folder by its name; links within the folder may lead anywhere."""
+    return not Path(os.path.normpath(path.absolute())).is_relative_to(os.path.normpath(folder.absolute()))
 
 
 @dataclass

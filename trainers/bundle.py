@@ -222,10 +222,10 @@ def open_bundle(source: str | Path) -> Bundle:
         files = {str(name): str(digest) for name, digest in about["files"].items()}
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise UserError(f"{manifest} is damaged ({error}): {REFUSE}") from None
-    if about.get("format") != FORMAT:
-        raise UserError(
-            f"{folder} is a bundle of format {about.get('format')}, this version reads format {FORMAT}: export it again"
-        )
+    if (version := about.get("format")) != FORMAT:
+        is_newer = isinstance(version, int) and version > FORMAT
+        fix = "update this program, or export it with this version" if is_newer else "export it again"
+        raise UserError(f"{folder} is a bundle of format {version}, this version reads format {FORMAT}: {fix}")
     check_files(folder, files)
     register()
     try:

@@ -7,8 +7,9 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,7 @@ from trainers.bundle import MANIFEST, open_bundle
 from trainers.loading import Run
 from trainers.predictor import Predictor, load
 from utils.errors import UserError
-from utils.files import replacing
+from utils.files import replacing, unwritable
 from utils.metrics import classification_metrics
 from utils.progress import Progress
 from utils.run_directory import file_hash, write_json
@@ -39,8 +40,10 @@ def check_predict(cfg: DictConfig) -> None:
     problems, settings = [], cfg.predict
     if settings.input is None:
         problems.append("predict.input=null: give the .csv or .npz file with the new rows")
+    elif Path(settings.input).is_dir():
+        problems.append(f"predict.input={settings.input}: is a folder, name a .csv or .npz file")
     elif not Path(settings.input).is_file():
-        problems.append(f"predict.input={settings.input}: there is no such file")
+        problems.append(f"predict.input={settings.input}: there is no such file, correct the path")
     elif Path(settings.input).suffix not in (".csv", ".tsv", ".txt", ".npz"):
         problems.append(f"predict.input={settings.input}: must be a .csv or .npz file")
     if settings.output is None or Path(settings.output).suffix != ".csv":
@@ -48,15 +51,30 @@ def check_predict(cfg: DictConfig) -> None:
     elif Path(settings.output).is_dir():
         problems.append(f"predict.output={settings.output}: is a folder, name a .csv file")
     elif settings.input is not None and Path(settings.output).resolve() == Path(settings.input).resolve():
-        problems.append(f"predict.output={settings.output}: is the input, and would be overwritten")
-    if settings.images is not None and not Path(settings.images).is_dir():
-        problems.append(f"predict.images={settings.images}: there is no such folder")
+        problems.append(
+            f"predict.output={settings.output}: is the input, and would be overwritten, name another .csv file"
+        )
+    elif Path(settings.output).is_file() and not holds_predictions(Path(settings.output)):
+        problems.append(
+            f"predict.output={settings.output}: holds no predictions, and would be overwritten, name another .csv file"
+        )
+    for key in ("images", "recovered"):
+        if settings[key] is not None and Path(settings[key]).is_file():
+            problems.append(f"predict.{key}={settings[key]}: is a file, name a folder")
+    if settings.images is not None and not Path(settings.images).exists():
+        problems.append(f"predict.images={settings.images}: there is no such folder, correct the path")
     if settings.unknown not in UNKNOWN:
         problems.append(f"predict.unknown={settings.unknown}: must be one of {', '.join(UNKNOWN)}")
     if isinstance(settings.chunk, bool) or not isinstance(settings.chunk, int) or settings.chunk < 1:
         problems.append(f"predict.chunk={settings.chunk}: must be a whole number of at least 1")
     if problems:
         raise UserError("\n".join(problems))
+
+
+def holds_predictions(output: Path) -> bool:
+    """Whether a file is empty or begins like a table of predictions, so that a new one may replace it."""
+    with output.open("rb") as stream:
+        return stream.readline(64).startswith((b"id,missing", b"id\n")) or not output.stat().st_size
 
 
 def predict_with_bundle(cfg: DictConfig) -> None:
@@ -98,12 +116,12 @@ def write_predictions(cfg: DictConfig, predictor: Predictor, weights: str) -> No
         log.info("predict: continuing after %d rows of an interrupted run", done)
     for file in recovered_tables(settings.recovered):  # rows behind those of the interrupted run
         os.truncate(file, stored.get("recovered_bytes", {}).get(str(file), 0))
-    output.parent.mkdir(parents=True, exist_ok=True)
+    if settings.recovered:
+        predictor.check_recovers()
     remarks: dict[str, None] = {}
     unanswered = 0
-    with part.open("r+b" if size else "wb") as stream, Progress(desc="predict", unit="row", initial=done) as bar:
-        stream.truncate(size)
-        stream.seek(size)
+    total = None if source.suffix == ".npz" else predictor.data.count_new(source)
+    with writing(part, size) as stream, Progress(desc="predict", unit="row", total=total, initial=done) as bar:
         for start, rows in chunks_of(predictor, source, cfg):
             if start < done:
                 continue
@@ -130,6 +148,29 @@ def write_predictions(cfg: DictConfig, predictor: Predictor, weights: str) -> No
         log.warning("predict: %d rows have nothing that is observed, and no prediction", unanswered)
     report_scores(predictor, output)
     log.info("predict: %s", output)
+
+
+@contextmanager
+def writing(part: Path, size: int) -> Iterator[BinaryIO]:
+    """The hidden output, open behind its first ``size`` bytes; removed where the first rows are refused.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        part.parent.mkdir(parents=True, exist_ok=True)
+        stream = part.open("r+b" if size else "wb")
+    except OSError as error:
+        raise unwritable(part.parent, error) from None
+    with stream:
+        stream.truncate(size)
+        stream.seek(size)
+        try:
+            yield stream
+        except UserError:
+            if not stream.tell():
+                part.unlink()
+            raise
 
 
 def interrupted(part: Path, progress: Path, about: Mapping[str, Any]) -> dict[str, Any]:

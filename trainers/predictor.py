@@ -221,8 +221,7 @@ class Predictor:
         Raises:
             UserError: the method has no imputer.
         """
-        if not self.run.predicts_with_imputer:
-            raise UserError(f"{self.run.label} recovers nothing: it has no imputer")
+        self.check_recovers()
         new = rows if isinstance(rows, NewRows) else self.read(rows, images)
         imputer = self.run.load_imputer()
         pieces: dict[str, list[Tensor]] = {name: [] for name in self.modality_names}
@@ -262,6 +261,14 @@ class Predictor:
         scores = self.scores(output["logits"][None], ~row.observed(self.data.modalities))
         has_confidence = self.temperatures is not None
         return explain_row(self.run, row, next(self.batches(row)), output, scores, has_confidence)
+
+    def check_recovers(self) -> None:
+        """
+        Raises:
+            UserError: the method has no imputer.
+        """
+        if not self.run.predicts_with_imputer:
+            raise UserError(f"{self.run.label} recovers nothing: it has no imputer; leave predict.recovered out")
 
     def cells_of(self, content: np.ndarray, table: Modality) -> pd.DataFrame:
         """Table rows (N, F) as a reader writes them: names of levels, numbers in the units of the training table."""

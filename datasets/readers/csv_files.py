@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import csv
 import difflib
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -91,6 +92,7 @@ def read_csv(path: Path, header_only: bool = False, dialect: Dialect | None = No
     """
     dialect = dialect or Dialect()
     options = dialect.reading()
+    check_not_empty(path)
     try:
         # pandas would append a number to the second of two equal names.
         names = pd.read_csv(path, header=None, nrows=1, **options).iloc[0].str.strip()
@@ -105,8 +107,7 @@ def read_csv(path: Path, header_only: bool = False, dialect: Dialect | None = No
     frame.columns = [str(c).strip() for c in frame.columns]
     if header_only:
         return frame
-    if not len(frame):
-        raise UserError(f"{path} has a header and no rows")
+    count_rows(path, dialect)
     return frame.apply(lambda column: column.str.strip())
 
 
@@ -118,6 +119,12 @@ def read_chunks(path: Path, size: int | None = None, dialect: Dialect | None = N
     """
     dialect, start = dialect or Dialect(), 2
     names = list(read_csv(path, header_only=True, dialect=dialect).columns)
+    if len(names) == 1 and any(mark in names[0] for mark in ",;\t|"):
+        raise UserError(
+            f"{path} has one column, '{names[0]}': its cells must be separated by '{dialect.separator}', as those "
+            "of the training table are"
+        )
+    count_rows(path, dialect)
     try:
         chunks = pd.read_csv(path, chunksize=size or 2**62, low_memory=False, **dialect.reading())
         for frame in chunks:
@@ -127,8 +134,48 @@ def read_chunks(path: Path, size: int | None = None, dialect: Dialect | None = N
             yield frame.apply(lambda column: column.str.strip())
     except (pd.errors.ParserError, UnicodeError) as error:
         raise dialect.unreadable(path, error) from None
-    if start == 2:
-        raise UserError(f"{path} has a header and no rows")
+
+
+def check_not_empty(path: Path) -> None:
+    """
+    Raises:
+        UserError: the file has no content.
+    """
+    if not path.stat().st_size:
+        raise UserError(f"{path} is empty: give a header and, below it, one line per row")
+
+
+def count_rows(path: Path, dialect: Dialect) -> int:
+    """Number of rows below the header. Pandas would fill up short rows, and take the first column of rows that are all
+    longer than the header for their names.
+
+    Raises:
+        UserError: no rows, or rows with fewer or more cells than the header; names their number and the first one as a
+            spreadsheet numbers it.
+    """
+    check_not_empty(path)
+    csv.field_size_limit(2**31 - 1)
+    rows = 0
+    other: dict[str, list[int]] = {"shorter": [], "longer": []}
+    try:
+        with path.open(encoding=dialect.encoding, newline="") as stream:
+            lines = csv.reader(stream, delimiter=dialect.delimiter, skipinitialspace=True)
+            width = len(next(lines, []))
+            for number, cells in enumerate(lines, 2):
+                rows += bool(cells)  # an empty line is no row
+                if cells and len(cells) != width:
+                    other["shorter" if len(cells) < width else "longer"].append(number)
+    except (csv.Error, UnicodeError) as error:
+        raise dialect.unreadable(path, error) from None
+    if not rows:
+        raise UserError(f"{path} has a header and no rows: add the rows below it")
+    for kind, numbers in other.items():
+        if numbers:
+            raise UserError(
+                f"{path}: {len(numbers)} rows of {rows} are {kind} than the header ({width} cells), the first in row "
+                f"{numbers[0]}: complete them, or put quotation marks around cells that hold the separator"
+            )
+    return rows
 
 
 def check_columns(frame: pd.DataFrame, needed: Sequence[str], path: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from datasets.base import SPLITS
-from datasets.readers.csv_files import Dialect, check_columns, read_chunks, read_csv
+from datasets.readers.csv_files import Dialect, check_columns, count_rows, read_chunks, read_csv
 from datasets.readers.csv_table import CsvTable
 from datasets.readers.spellings import as_texts
 from datasets.row_encoder import RowEncoder, as_text
@@ -154,6 +154,9 @@ class CsvRows(SourcedDataModule):
 
     def read_new(self, path: Path, chunk: int | None = None) -> Iterator[pd.DataFrame]:
         return read_chunks(path, chunk, self.dialect)
+
+    def count_new(self, path: Path) -> int:
+        return count_rows(path, self.dialect)
 
     def row_encoder(self, frame: pd.DataFrame, where: str, unknown: str) -> RowEncoder:
         """Encoder of the columns of new rows."""

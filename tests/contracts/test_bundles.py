@@ -484,7 +484,7 @@ def test_files_that_are_no_rows_are_refused(parts: SimpleNamespace, tmp_path: Pa
     with pytest.raises(UserError, match="has a header and no rows"):
         predictor.predict(tmp_path / "empty.csv")
     (tmp_path / "other.csv").write_text("photo;metal\np0;brass\n")
-    with pytest.raises(UserError, match=r"there is no column 'metal'"):
+    with pytest.raises(UserError, match=r"has one column, 'photo;metal': its cells must be separated by ','"):
         predictor.predict(tmp_path / "other.csv")
     with pytest.raises(UserError, match="an array 'picture': known are image, table"):
         predictor.predict({"picture": np.zeros((2, 3))})
