@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import logging
+import os
 import re
 import shutil
 import subprocess
@@ -217,16 +218,18 @@ def environment() -> dict[str, Any]:
 
     packages = ("torch", "pytorch-lightning", "torchvision", "torchmetrics", "hydra-core", "numpy", "scikit-learn")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads"
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        cwd=SOURCE_ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
     return {
         "python": sys.version.split()[0],
         "packages": {name: version(name) for name in packages},
         "device": device,
-        "git_commit": commit or "not a git checkout",
+        "git_commit": git_commit(),
     }
+
+
+def git_commit() -> str:
+    """Commit of the checkout; of a copy without one, such as an image, the variable GIT_COMMIT."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    commit = ""
+    if shutil.which("git"):
+        commit = subprocess.run(command, cwd=SOURCE_ROOT, capture_output=True, text=True, check=False).stdout.strip()
+    return commit or os.environ.get("GIT_COMMIT") or "not a git checkout"

@@ -26,7 +26,15 @@ from trainers.config.compose import CONFIGS, compose_config, register
 from trainers.loading import Run
 from utils.errors import UserError
 from utils.files import replacing
-from utils.run_directory import RunDirectory, current_names, environment, file_hash, first_difference, write_json
+from utils.run_directory import (
+    RunDirectory,
+    current_names,
+    environment,
+    file_hash,
+    first_difference,
+    git_commit,
+    write_json,
+)
 
 SETTINGS = {"seed": 0, "model": {"width": 128, "layers": 2}, "rates": [0.2, 0.4]}
 
@@ -293,3 +301,11 @@ def test_clips_of_a_relative_and_an_absolute_folder_have_one_signature(tmp_path:
     assert listed[0].plain_values() == listed[1].plain_values() and listed[0].plain_values()[2][0] == "clips/a.wav"
     monkeypatch.chdir(tmp_path / "clips")
     assert outside.clip("a", 0).plain_values()[2][0] == "a.wav"
+
+
+def test_a_copy_without_git_notes_the_commit_that_it_was_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("GIT_COMMIT", raising=False)
+    assert git_commit() == "not a git checkout"
+    monkeypatch.setenv("GIT_COMMIT", "85df5c3")
+    assert git_commit() == "85df5c3"

@@ -1,0 +1,187 @@
+"""The image and the cluster scripts, as far as they can be tested without Docker and SLURM."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+from trainers.config.compose import compose_config
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "job_scripts" / "slurm_array.sh"
+INSTRUCTIONS = {"FROM", "ARG", "ENV", "WORKDIR", "COPY", "RUN", "USER", "VOLUME", "ENTRYPOINT", "CMD"}
+
+
+def instructions() -> list[tuple[str, str]]:
+    """(name, rest) of every instruction of the Dockerfile, continued lines joined."""
+    lines = [line for line in (ROOT / "Dockerfile").read_text().splitlines() if not line.lstrip().startswith("#")]
+    text = "\n".join(lines).replace("\\\n", " ")
+    return [(name, rest.strip()) for name, _, rest in (line.partition(" ") for line in text.splitlines() if line)]
+
+
+def values(name: str) -> list[str]:
+    return [rest for instruction, rest in instructions() if instruction == name]
+
+
+def test_dockerfile_has_known_instructions_and_a_pinned_base() -> None:
+    assert {name for name, _ in instructions()} == INSTRUCTIONS
+    (base,) = values("FROM")
+    assert re.fullmatch(r"python:3\.1[12]\.\d+-slim-\w+", base), "a tag with the full version"
+    assert values("ENTRYPOINT") == ['["python", "run.py"]'] and values("CMD") == ["[]"]
+    assert not any("latest" in rest or "sudo" in rest for _, rest in instructions())
+
+
+def test_dockerfile_runs_as_a_user_that_owns_data_and_outputs() -> None:
+    names = [name for name, _ in instructions()]
+    assert names.index("USER") > max(i for i, name in enumerate(names) if name in ("RUN", "COPY"))
+    assert values("USER") == ["user"] and "chown user:user data outputs" in values("RUN")[-1]
+
+
+def test_paths_that_the_image_copies_exist_and_are_not_ignored() -> None:
+    ignored = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and line[0] != "#"]
+    copied = [path for rest in values("COPY") for path in shlex.split(rest)[:-1]]
+    assert "." in copied and {"pyproject.toml", "constraints.txt"} <= set(copied)
+    needed = [*copied, "run.py", "configs", "datasets", "models", "trainers", "utils", "gaussian_parameter_generation"]
+    for path in needed:
+        assert (ROOT / path).exists()
+        assert not any(fnmatch(path, pattern.removeprefix("**/")) for pattern in ignored), path
+    assert {".git", ".venv", "data", "outputs"} <= set(ignored)
+
+
+def test_wheels_are_chosen_by_the_build_argument_and_constrained(tmp_path: Path) -> None:
+    """The command of the image, with a pip that only prints its arguments."""
+    (tmp_path / "pip").write_text('#!/bin/sh\necho "pip $@"\n')
+    (tmp_path / "pip").chmod(0o755)
+    command = values("RUN")[0]
+
+    def run(device: str) -> subprocess.CompletedProcess[str]:
+        environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "DEVICE": device, "CPU_INDEX": "an index"}
+        return subprocess.run(["sh", "-ec", command], env=environment, capture_output=True, text=True)
+
+    cpu, cuda = run("cpu").stdout.splitlines(), run("cuda").stdout.splitlines()
+    assert "--index-url an index" in cpu[0] and "--index-url" not in cuda[0]
+    assert all("-c constraints.txt" in line for line in cpu + cuda) and cpu[1] == cuda[1]
+    wrong = run("tpu")
+    assert wrong.returncode == 2 and "DEVICE=tpu: must be cpu or cuda" in wrong.stderr
+
+
+# ---------------------------------------------------------------------------------------------------------- SLURM
+
+
+def slurm(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    plain = {key: value for key, value in os.environ.items() if not key.startswith("SLURM")}
+    return subprocess.run(
+        ["bash", str(SCRIPT), *arguments],
+        env={**plain, "DRY_RUN": "1", **environment},
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+
+
+def test_the_script_is_valid_bash() -> None:
+    subprocess.run(["bash", "-n", str(SCRIPT)], check=True)
+    if shutil.which("shellcheck"):
+        subprocess.run(["shellcheck", str(SCRIPT)], check=True)
+    directives = re.findall(r"^#SBATCH --([\w-]+)", SCRIPT.read_text(), re.MULTILINE)
+    assert {"requeue", "time", "output"} <= set(directives)
+    first = next(i for i, line in enumerate(SCRIPT.read_text().splitlines()) if line and line[0] != "#")
+    assert "#SBATCH" not in "\n".join(SCRIPT.read_text().splitlines()[first:]), (
+        "SLURM stops reading at the first command"
+    )
+
+
+def test_every_task_is_another_model_and_seed() -> None:
+    """Each of the printed commands composes; together they are all pairs."""
+    seen = []
+    for index in range(6):
+        done = slurm("schedule=demo", MODELS="DyMo MUSE", SEEDS="0 1 5", SLURM_ARRAY_TASK_ID=str(index))
+        assert done.returncode == 0, done.stderr
+        words = shlex.split(done.stdout)
+        assert words[:3] == ["python", "run.py", "schedule=demo"]
+        cfg = compose_config(*words[2:])
+        assert list(cfg.stages) == ["prepare", "impute", "fit", "gaussian", "test"]
+        seen.append((cfg.model.name, cfg.seed))
+    assert seen == [(model, seed) for model in ("DyMo", "MUSE") for seed in (0, 1, 5)]
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"SLURM_ARRAY_TASK_ID": "6"}, "error: task 6: 2 models and 3 seeds are tasks 0 to 5."),
+        ({}, "error: SLURM_ARRAY_TASK_ID is not set"),
+        ({"SLURM_ARRAY_TASK_ID": "0", "SEEDS": " "}, "error: MODELS and SEEDS must name"),
+    ],
+)
+def test_a_wrong_task_is_one_line(environment: dict[str, str], message: str) -> None:
+    done = slurm(**environment)
+    assert done.returncode == 2 and message in done.stderr and done.stdout == ""
+
+
+def test_submission_is_preparation_array_and_report(tmp_path: Path) -> None:
+    """With an ``sbatch`` that numbers its jobs and notes its arguments."""
+    (tmp_path / "sbatch").write_text(
+        f'#!/bin/sh\necho "$MODELS|$*" >> {tmp_path}/log\necho "$(wc -l < {tmp_path}/log);cluster"\n'
+    )
+    (tmp_path / "sbatch").chmod(0o755)
+    folder = tmp_path / "checkout"
+    (folder / "job_scripts").mkdir(parents=True)
+    shutil.copy(SCRIPT, folder / "job_scripts")
+    (folder / "run.py").touch()
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "MODELS": "DyMo  MAP MUSE", "SEEDS": "0 1"}
+    command = ["bash", str(folder / "job_scripts" / "slurm_array.sh"), "submit", "--partition=gpu", "--", "dataset=MST"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "submitted: prepare 1, 6 tasks 2, report 3\n"
+    script, gpu = "job_scripts/slurm_array.sh", "--partition=gpu"
+    assert (tmp_path / "log").read_text().splitlines() == [
+        f"DyMo MAP MUSE|--parsable {gpu} {script} prepare dataset=MST",
+        f"DyMo MAP MUSE|--parsable --array=0-5 --dependency=afterok:1 {gpu} {script} dataset=MST",
+        f"DyMo MAP MUSE|--parsable --dependency=afterany:2 {gpu} {script} report dataset=MST",
+    ]
+    assert (folder / "outputs" / "slurm").is_dir()
+
+
+def test_submitit_runs_a_sweep_in_processes_of_its_own(tmp_path: Path) -> None:
+    """The launcher of SLURM with the local executor of submitit: two seeds, one epoch."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    command = [
+        *(
+            "run.py",
+            "--multirun",
+            "hydra/launcher=submitit_local",
+            "seed=0,1",
+            "model=ModDrop",
+            "dataset=MultiFeatureDigits",
+        ),
+        *(
+            "dataset.demo=true",
+            "model.training.max_epochs=1",
+            "missing.test=[none]",
+            "trainer=cpu",
+            "stages=[prepare,fit,test]",
+        ),
+        *("hydra.launcher.timeout_min=10", f"paths.data={tmp_path / 'data'}", f"paths.output={tmp_path / 'out'}"),
+    ]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900
+    )
+    logs = "\n".join(file.read_text() for file in tmp_path.rglob("*_log.*"))
+    assert done.returncode == 0, done.stderr + logs
+    finished = sorted(file.parent.name for file in tmp_path.glob("out/MultiFeatureDigits/ModDrop/default/*/DONE"))
+    assert finished == ["seed0", "seed1"], done.stderr + logs
+
+
+def test_submitit_of_slurm_is_an_option() -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    command = [sys.executable, "run.py", "hydra/launcher=submitit_slurm", "hydra.launcher.gpus_per_node=1"]
+    done = subprocess.run([*command, "--cfg", "hydra"], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "SlurmLauncher" in done.stdout and "gpus_per_node: 1" in done.stdout, done.stderr
