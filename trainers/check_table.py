@@ -70,19 +70,18 @@ def asked_layout(cfg: DictConfig) -> Layout:
     """What ``cfg.check`` says of a table without a configuration.
 
     Raises:
-        UserError: a name that cannot be that of a file, or several labels.
+        UserError: a name that cannot be that of a file, or no folder of images.
     """
     asked = cfg.check
     name = str(asked.name or "".join(word.capitalize() for word in re.split(r"\W|_", Path(asked.csv).stem)))
     if not re.fullmatch(r"[A-Za-z][\w-]*", name):
         raise UserError(f"check.name={name}: must be letters, digits, - and _, and begin with a letter")
-    if OmegaConf.is_list(asked.label):
-        raise UserError("check.label names several columns: copy configs/dataset/ImageTable.yaml for several labels")
     csv = Path(asked.csv)
     images = Path(asked.images) if asked.images else csv.parent
     if not images.is_dir():
         raise UserError(f"check.images={images}: there is no such folder")
-    return Layout(name, csv, images, asked.image, (str(asked.label),) if asked.label else (), group=asked.group)
+    labels = asked.label if OmegaConf.is_list(asked.label) else [asked.label] if asked.label else []
+    return Layout(name, csv, images, asked.image, tuple(map(str, labels)), group=asked.group)
 
 
 def _write_suggestion(cfg: DictConfig, report: Report, suggestion: Layout) -> None:

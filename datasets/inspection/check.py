@@ -115,14 +115,14 @@ def _absent(report: Report, needed: Sequence[str]) -> list[Finding]:
 def _completed(report: Report) -> Layout:
     """The layout with what the table tells of it."""
     layout, columns = report.layout, report.columns
-    label = layout.labels[0] if layout.labels else guess_label(list(columns.values()))
+    guessed = None if layout.labels else guess_label(list(columns.values()))
+    labels = layout.labels or ((guessed,) if guessed else ())
     image, suffix = layout.image, layout.image_suffix
     if image is None or not suffix:
         cells = report.cells if image is None else report.cells[[image]]
         named, suffix = guess_image(cells, layout.images)
         image = image or named
-    group = layout.group or guess_group(list(columns.values()), [label, image])
-    labels = (label,) if label else ()
+    group = layout.group or guess_group(list(columns.values()), [*labels, image])
     split = guess_split(list(columns.values()))
     return replace(layout, labels=labels, image=image, image_suffix=suffix, group=group, split=split)
 

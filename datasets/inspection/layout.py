@@ -48,6 +48,7 @@ class Layout:
     mask_words: tuple[str, ...] = ()
     missing_values: tuple[str, ...] = ()
     without_image: str = "refuse"
+    without_text: str = "leave_out"
     image_bits: int | None = None
     channels: int = 3
     group: str | None = None
@@ -89,6 +90,7 @@ def layout_of(settings: Mapping[str, Any]) -> Layout:
         mask_words=tuple(map(str, settings.get("mask_words") or ())),
         missing_values=tuple(as_texts(settings.get("missing_values") or ())),
         without_image=settings.get("without_image") or "refuse",
+        without_text=settings.get("without_text") or "leave_out",
         image_bits=settings.get("image_bits"),
         channels=settings.get("channels") or 3,
         group=settings.get("group"),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import yaml
 
 from datasets.inspection.columns import Column, merged_levels
@@ -32,35 +33,52 @@ def suggest(report: Report) -> Layout:
     assert layout.image is not None
     if len(report.pictures.unusable) == len(report.cells):
         raise UserError("no row has an image that can be read: give the folder of the images")
-    if len(set(report.classes)) < 2:
-        raise UserError("all labels are the same: name another column, check.label")
+    labels = [columns[name] for name in layout.labels]
+    _check_labels(report, labels)
     usable = [name for name in columns if report.unused(name) is None]
     categorical = [name for name in usable if columns[name].kind == "categorical"]
     continuous = [name for name in usable if columns[name].kind == "continuous"]
     text = [] if categorical or continuous else [name for name in columns if report.unused(name) == "text"]
     if not (categorical or continuous or text):
         raise UserError("no column can be an input: add one, or correct the cells")
-    label = columns[layout.labels[0]]
     unreadable = report.cells.loc[list(report.pictures.unreadable), layout.image]
     used = [columns[name] for name in (*categorical, *continuous, *text)]
-    marks = [value for column in used for value in column.marks]
+    # Among several labels, a cell without a value says that this label is not known.
+    marks = [value for column in (*used, *(labels if len(labels) > 1 else ())) for value in column.marks]
     odd = [cell for column in used for cell in column.odd.values()]
     group = layout.group
     if group and report.cells[group].isin(["", *marks]).any():
         group = None
-    blank = report.cells[label.name] == ""
     suggestion = replace(
         layout,
-        classes=merged_levels(label.known),
-        leave_out=(*([""] if blank.any() else []), *label.marks),
         categorical={name: _levels(columns[name]) for name in categorical},
         continuous=tuple(continuous),
         text=tuple(text),
         missing_values=tuple(dict.fromkeys([*layout.missing_values, *marks, *odd, *unreadable])),
         without_image="leave_out" if report.pictures.unusable else "refuse",
+        without_text="missing" if text else layout.without_text,
         group=group,
     )
-    return _divisible(report, suggestion)
+    if len(labels) > 1:
+        return _divisible_labels(report, suggestion)
+    blank = report.cells[labels[0].name] == ""
+    left_out = (*([""] if blank.any() else []), *labels[0].marks)
+    return _divisible(report, replace(suggestion, classes=merged_levels(labels[0].known), leave_out=left_out))
+
+
+def _check_labels(report: Report, labels: Sequence[Column]) -> None:
+    """
+    Raises:
+        UserError: a label of which there is nothing to learn, or one of several that is not written as 1, 0 and -1.
+    """
+    if len(labels) == 1 and len(set(report.classes)) < 2:
+        raise UserError("all labels are the same: name another column, check.label")
+    for column in labels if len(labels) > 1 else ():
+        values = set(pd.to_numeric(column.known, errors="coerce"))
+        if not values <= {1, 0, -1}:
+            raise UserError(f"column '{column.name}' has labels other than 1, 0 and -1 (no label): correct them")
+        if not {1, 0} <= values:
+            raise UserError(f"column '{column.name}' has not both 1 and 0: take it out of check.label")
 
 
 def _levels(column: Column) -> dict[str, list[str]] | None:
@@ -91,6 +109,32 @@ def _divisible(report: Report, layout: Layout) -> Layout:
         rarest = target.names[int(np.argmin(sizes))]
         classes = {name: values for name, values in layout.classes.items() if name != rarest}
         layout = replace(layout, classes=classes, leave_out=(*layout.leave_out, *layout.classes[rarest]))
+
+
+def _divisible_labels(report: Report, layout: Layout) -> Layout:
+    """The layout with positive rows of every label in every split where possible, and else in training at least;
+    without the labels of which that is not so.
+
+    Raises:
+        UserError: fewer than two labels are left.
+    """
+    if "split" in layout.split:
+        return layout
+    cells, group = report.cells, report.cells[layout.group] if layout.group else None
+    while True:
+        target = target_of(layout, class_of_rows(layout, cells), cells, report.pictures.unusable)
+        layouts = [layout, *(replace(layout, split={"fractions": fractions}) for fractions in FRACTIONS[1:])]
+        divisions = [divide(target, group, None, divided.split) for divided in layouts]
+        complete = [divided for divided, division in zip(layouts, divisions) if division.is_complete]
+        if complete:
+            return complete[0]
+        positive = divisions[0].counts.get("train", {})
+        labels = tuple(name for name in layout.labels if positive.get(name))
+        if labels == layout.labels:
+            return layout
+        if len(labels) < 2:
+            raise UserError("there are too few rows for three splits: add some")
+        layout = replace(layout, labels=labels)
 
 
 def yaml_of(layout: Layout, unused: Mapping[str, str], data_folder: Path | None = None) -> str:
@@ -124,11 +168,15 @@ def yaml_of(layout: Layout, unused: Mapping[str, str], data_folder: Path | None 
         lines.append(f"image_bits: {layout.image_bits}")
     if layout.without_image != "refuse":
         lines.append(f"without_image: {layout.without_image} # rows whose image is missing or cannot be read")
-    lines += [f"label: {_flow(layout.labels[0])}", f"classes: {_flow(_short(layout.classes))}"]
+    if len(layout.labels) > 1:
+        lines.append(f"label: {_flow(list(layout.labels))} # 1, 0, and -1 or nothing where it is not known")
+    else:
+        lines += [f"label: {_flow(layout.labels[0])}", f"classes: {_flow(_short(layout.classes))}"]
     if layout.leave_out:
         lines.append(f"leave_out: {_flow(list(layout.leave_out))} # labels whose rows are not used")
     if layout.text:
         lines.append(f"text: {_flow(list(layout.text))}")
+        lines.append(f"without_text: {layout.without_text} # rows whose text is empty")
     if layout.categorical:
         lines.append("categorical: # level: [its spellings]")
         lines += [f"  {_flow(name)}: {_flow(_short(levels))}" for name, levels in layout.categorical.items()]

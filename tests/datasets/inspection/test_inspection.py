@@ -185,6 +185,84 @@ def test_the_suggestion_packs_what_the_report_counts_and_trains(
     assert again.counts == report.counts
 
 
+def packed_as_suggested(report: Report, folder: Path, *overrides: str) -> Any:
+    """The data of the suggested file, packed by stage prepare without a change."""
+    assert report.suggestion is not None, [finding.line() for finding in report.findings]
+    text = yaml_of(report.suggestion, report.rejected())
+    cfg = compose_with(
+        folder,
+        report.layout.name,
+        text,
+        *("model=ModDrop", "stages=[prepare]", "trainer=cpu", f"paths.cache={folder}"),
+        *overrides,
+    )
+    pipeline.run(cfg)
+    data = build_data(cfg)
+    again = check_configured(layout_of(OmegaConf.to_container(cfg.dataset, resolve=True)))  # type: ignore[arg-type]
+    assert data.packed_meta()["class_counts"] == report.counts == again.counts  # type: ignore[attr-defined]
+    assert not [finding.line() for finding in again.findings if finding.level == "error"]
+    return data
+
+
+SMALL_IMAGES = ("dataset.side=24", "dataset.stored_side=24")
+
+
+def test_a_suggestion_for_several_labels_packs_as_it_is(tmp_path: Path) -> None:
+    """Three labels, of which one has too few positive rows to be learned; cells without a label and with 'n/a'."""
+    csv = make_image_table(tmp_path / "parts")
+    frame = pd.read_csv(csv, dtype=str, keep_default_na=False)
+    for name in ("nut", "bolt"):
+        frame[name] = (frame["kind"] == name).astype(int).astype(str)
+    rng = np.random.default_rng(0)
+    frame.loc[rng.choice(len(frame), 9, replace=False), "nut"] = ["-1", "", "n/a"] * 3
+    frame["rust"] = "0"
+    frame.loc[[8, 30], "rust"] = "1"
+    frame.drop(columns="kind").to_csv(csv, index=False)
+    report = check_unknown(Layout("Rusty", csv, csv.parent / "photos", None, ("nut", "bolt", "rust")))
+    suggestion = report.suggestion
+    assert suggestion is not None and suggestion.labels[:2] == ("nut", "bolt") and suggestion.classes == {}
+    assert "n/a" in suggestion.missing_values and not set(suggestion.inputs) & {"nut", "bolt", "rust"}
+    data = packed_as_suggested(report, tmp_path, *SMALL_IMAGES)
+    assert data.task == "multilabel" and data.class_names == list(suggestion.labels)
+    targets = np.concatenate([data.split(split).read("target").numpy() for split in ("train", "val", "test")])
+    known = frame["nut"][frame["nut"].isin(["0", "1"])].astype(int)
+    assert (targets[:, 0] == 1).sum() == known.sum() and (targets[:, 0] == -1).sum() == 9
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [(["yes", "no"], "column 'b' has labels other than 1, 0 and -1"), (["1", "1"], "column 'b' has not both 1 and 0")],
+)
+def test_labels_that_are_not_numbers_have_no_suggestion(tmp_path: Path, values: list[str], message: str) -> None:
+    csv = make_image_table(tmp_path / "parts")
+    frame = pd.read_csv(csv, dtype=str, keep_default_na=False)
+    frame["a"], frame["b"] = np.resize(["0", "1", "1"], len(frame)), np.resize(values, len(frame))
+    frame.to_csv(csv, index=False)
+    report = check_unknown(Layout("Parts", csv, csv.parent / "photos", None, ("a", "b")))
+    assert report.suggestion is None
+    placed(report, "file", f"no configuration can be suggested: {message}", "error")
+
+
+@pytest.mark.parametrize("labels", [("finding",), ("viral", "severe")])
+def test_a_suggestion_for_images_and_texts_packs_as_it_is(tmp_path: Path, labels: tuple[str, ...]) -> None:
+    csv = make_chest_xray(tmp_path, patients=90)
+    frame = pd.read_csv(csv, dtype=str, keep_default_na=False)
+    frame["viral"] = frame["finding"].isin(["SARS", "COVID-19"]).astype(int).astype(str)
+    frame["severe"] = (frame.index % 3 == 0).astype(int).astype(str)
+    # Notes are not repeated as the few of the demo data are.
+    words = ["fever", "cough", "effusion", "lungs", "clear", "pneumonia", "count"]
+    extra = [" ".join(words[(i * k) % 7] for k in range(1, 9)) + f" day {i}" for i in range(len(frame))]
+    frame["clinical_notes"] = (frame["clinical_notes"] + " " + extra).where(frame["clinical_notes"] != "", "")
+    frame[["patientid", "filename", *labels, "clinical_notes"]].to_csv(csv, index=False)
+    report = check_unknown(Layout("Films", csv, csv.parent / "images", None, labels))
+    assert report.suggestion is not None and report.suggestion.text == ("clinical_notes",)
+    vocabulary = tmp_path / "vocab" / "bert-base-uncased-vocab.txt"
+    data = packed_as_suggested(report, tmp_path, *SMALL_IMAGES, f"dataset.tokenizer={vocabulary}")
+    assert data.kinds == {"image": "image", "text": "text"} and (data.task == "multilabel") == (len(labels) > 1)
+    absent = sum(int(data.natural_rows(split).get("text", np.zeros(1)).sum()) for split in ("train", "val", "test"))
+    assert absent == (frame["clinical_notes"] == "")[report.classes.index - 2].sum() > 0
+
+
 def test_the_suggestion_says_what_it_does_not_use(messy: tuple[Report, dict[str, list[int]]]) -> None:
     report, _ = messy
     assert report.rejected() == {
@@ -250,7 +328,6 @@ def test_the_stage_stops_the_other_stages_at_errors(tmp_path: Path) -> None:
         (("check.csv=absent.csv", "check.images=absent"), "check.images=absent: there is no such folder"),
         (("check.csv=absent.csv",), "there is no table absent.csv"),
         (("check.csv=a.csv", "check.name=a/b"), "check.name=a/b: must be letters"),
-        (("check.csv=a.csv", "check.label=[a,b]"), "check.label names several columns"),
     ],
 )
 def test_bad_options_of_the_stage(tmp_path: Path, overrides: tuple[str, ...], message: str) -> None:
