@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -29,6 +28,7 @@ from datasets.batch import Batch, Modality, rows_like
 from models.base import IncompleteClassifier, Prediction
 from models.baselines.base import VectorBaseline
 from models.imputers.mopoe_networks import ImageDecoder
+from models.layers.decoders import Reshape, upsampling
 from utils.errors import UserError
 
 
@@ -173,30 +173,6 @@ def reconstruction_error(modality: Modality, output: Tensor, x: Tensor) -> Tenso
     return torch.cat([*(c[:, None] for c in columns), (numbers - x[:, len(levels) :]).square()], 1)
 
 
-class Reshape(nn.Module):
-    """Linear map (B, D) -> (B, *shape); with ``is_text``, log-probabilities over the last axis."""
-
-    def __init__(self, width: int, shape: Sequence[int], is_text: bool = False) -> None:
-        super().__init__()
-        self.linear = nn.Linear(width, int(torch.tensor(shape).prod()))
-        self.shape, self.is_text = tuple(shape), is_text
-
-    def forward(self, code: Tensor) -> Tensor:
-        x = self.linear(code).unflatten(1, self.shape)
-        return x.log_softmax(-1) if self.is_text else x
-
-
-class Resized(nn.Module):
-    """Resize images (B, C, h, w) to (B, C, *sides)."""
-
-    def __init__(self, sides: Sequence[int]) -> None:
-        super().__init__()
-        self.sides = tuple(sides)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x if tuple(x.shape[2:]) == self.sides else F.interpolate(x, self.sides, mode="bilinear")
-
-
 def decoder(modality: Modality, width: int) -> nn.Module:
     """Default decoder of a modality: as published for 28 x 28 images; otherwise ours, transposed convolutions from
     4 x 4 for images, and a perceptron with one hidden layer for text and tables.
@@ -213,14 +189,7 @@ def decoder(modality: Modality, width: int) -> nn.Module:
     if modality.kind == "image" and tuple(shape[1:]) == (28, 28):
         return nn.Sequential(ImageDecoder(shape[0], width), nn.Sigmoid())
     if modality.kind == "image":
-        doublings = max(1, (max(shape[1:]) - 1).bit_length() - 2)
-        channels = [max(16, 128 >> i) for i in range(doublings)]
-        layers: list[nn.Module] = [Reshape(width, (channels[0], 4, 4)), nn.ReLU()]
-        for inner, outer in pairwise(channels):
-            layers += [nn.ConvTranspose2d(inner, outer, 4, 2, 1), nn.ReLU()]
-        return nn.Sequential(
-            *layers, nn.ConvTranspose2d(channels[-1], shape[0], 4, 2, 1), nn.Sigmoid(), Resized(shape[1:])
-        )
+        return upsampling(width, shape, nn.Sigmoid())
     hidden = [nn.Linear(width, width), nn.ReLU()]
     if modality.kind == "table":
         outputs = sum(modality.cardinalities) + shape[0] - len(modality.cardinalities)

@@ -3,7 +3,12 @@
 
 Posteriors of the single modalities are combined per subset by a product of experts; the joint posterior is the uniform
 mixture over all subsets. The standard normal prior joins the product for the full set only, as in the published code.
-Images have a Laplace, text a categorical likelihood; on CelebA each modality has a style latent of its own besides.
+Numbers (pixels, spectrograms, series, continuous columns) have a Laplace, texts and categorical columns a categorical
+likelihood; on CelebA each modality has a style latent of its own besides.
+
+Modalities for which the configuration names no network have one that is built for their shape
+(:mod:`models.imputers.default_networks`; ours). With such networks, the imputer also learns from incomplete rows: the
+posteriors and the likelihood are those of the observed modalities and cells, each weighted by the number of its values.
 
 At inference we encode what is observed, take the product of exactly those experts and decode what is missing; the
 original encodes all modalities and decodes all of them from all 2^M - 1 subsets. ``sample=false`` recovers from the
@@ -16,17 +21,29 @@ with the proper one; ``reference_text=true`` restores the original's, and its we
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from datasets.batch import Batch, Modality, missing_content
+from datasets.batch import Batch, Modality, missing_content, rows_like
 from models.imputers.base import merge
+from models.imputers.default_networks import Decoder, default_network
 from models.imputers.generative import GenerativeImputer
-from models.imputers.likelihoods import laplace_nll, text_nll, text_probabilities
+from models.imputers.likelihoods import (
+    laplace_cell_nll,
+    laplace_nll,
+    most_likely_cells,
+    table_cell_nll,
+    text_nll,
+    text_probabilities,
+    token_nll,
+)
+from models.rows import take_rows
 from utils.noise import hash_seed, row_normal
 from utils.subsets import enumerate_subsets
 from utils.weights import checkpoint_kind
@@ -37,11 +54,11 @@ VARIANCE_FLOOR = 1e-8
 class MoPoE(GenerativeImputer):
     """
     Args:
-        modalities: images, texts, and tables of continuous columns, which are Laplacian as images are.
         encoders, decoders: by modality name, see :mod:`models.imputers.mopoe_networks`.
         latent: width of the shared latent.
         beta: weight of the mean KL of the subset posteriors, and of the style term.
-        weights: modality name -> factor of its negative log-likelihood, 1 where absent.
+        weights: modality name -> factor of its negative log-likelihood; where absent 1, or with default networks the
+            number of values of the largest modality over its own.
         style_beta: weight of the style KLs within the beta term.
         style_weights: modality name -> factor of its style KL, 1 where absent.
         reference_text: the original's text likelihood, see :func:`text_probabilities`.
@@ -70,23 +87,31 @@ class MoPoE(GenerativeImputer):
         super().__init__(modalities, latent, class_weight, num_classes, sample, draw_seed, optimizer, scheduler)
         names = [m.name for m in modalities]
         for m in modalities:
-            if m.kind not in ("image", "text", "table"):
-                raise ValueError(f"MoPoE recovers images, text and tables, modality '{m.name}' is of kind {m.kind}")
-            if m.cardinalities:
+            if m.cardinalities and not isinstance(decoders[m.name], Decoder):
                 raise ValueError(
-                    f"MoPoE recovers continuous columns, table '{m.name}' has {len(m.cardinalities)} categorical ones"
+                    f"imputer.decoders.{m.name} recovers continuous columns, and table '{m.name}' has "
+                    f"{len(m.cardinalities)} categorical ones: leave it out, the default network recovers both"
                 )
         for given in (weights or {}, style_weights or {}):
             if unknown := set(given) - set(names):
                 raise ValueError(f"a weight of '{sorted(unknown)[0]}', the modalities are {', '.join(names)}")
         self.beta, self.style_beta, self.reference_text = beta, style_beta, reference_text
-        self.weights = [float((weights or {}).get(n, 1.0)) for n in names]
+        # The encoders that see missing cells; with one of them, incomplete rows are learned from.
+        self.takes_cells = [bool(getattr(encoders[n], "takes_cells", False)) for n in names]
+        sizes = [math.prod(m.shape) for m in modalities]
+        default = [max(sizes) / size if any(self.takes_cells) else 1.0 for size in sizes]
+        self.weights = [float((weights or {}).get(n, w)) for n, w in zip(names, default)]
         self.style_weights = [float((style_weights or {}).get(n, 1.0)) for n in names]
         self.encoders = nn.ModuleList(encoders[n] for n in names)
         self.decoders = nn.ModuleList(decoders[n] for n in names)
         self.styles = [int(getattr(encoder, "style", 0)) for encoder in self.encoders]
         self.register_buffer("subsets", enumerate_subsets(len(names)), persistent=False)
         self.subsets: Tensor
+
+    @classmethod
+    def default_network(cls, part: str, modality: Modality, latent: int) -> nn.Module:
+        """Encoder or decoder (``part``) of a modality for which the configuration names none."""
+        return default_network(part, modality, latent)
 
     def product(self, mu: Tensor, logvar: Tensor, missing: Tensor) -> tuple[Tensor, Tensor]:
         """Product of the experts that are present.
@@ -137,34 +162,74 @@ class MoPoE(GenerativeImputer):
         """Negative joint ELBO per sample: the weighted negative log-likelihoods of every modality, decoded from one
         draw of the mixture (and of its own style), plus beta times the mean KL of the subset posteriors and the
         weighted KLs of the styles."""
-        outputs = [encoder(x) for encoder, x in zip(self.encoders, batch.inputs.values(), strict=True)]
+        inputs = batch.observed()
+        uses_cells = any(self.takes_cells) and not batch.complete
+        cells = hidden_cells(self.modalities, batch.missing, batch.feature_missing) if uses_cells else {}
+        outputs = [self._encode(i, x, cells.get(name)) for i, (name, x) in enumerate(inputs.items())]
         mu, logvar = self._shared(outputs)
         b, s = len(batch), len(self.subsets)
-        means, logvars = self.subset_posteriors(mu, logvar)
+        absent = self._absent(batch.missing, batch.feature_missing)
+        if batch.complete or not absent.any():
+            means, logvars = self.subset_posteriors(mu, logvar)
+        else:
+            hidden = self.subsets[:, None] | absent  # (S, B, M)
+            hidden = torch.where(hidden.all(2, keepdim=True), absent, hidden)
+            means, logvars = self.product(mu[:, None], logvar[:, None], hidden)
         kl = _kl(means, logvars).mean()
         # The mixture is drawn by slices: floor(B / S) consecutive rows per subset, the full set takes the rest.
         rows = torch.arange(b, device=mu.device)
         owner = rows.div(b // s, rounding_mode="floor").clamp(max=s - 1) if b >= s else torch.full_like(rows, s - 1)
         z = means[owner, rows] + torch.randn_like(means[0]) * (0.5 * logvars[owner, rows]).exp()
         nll, style_kl = z.new_zeros(()), z.new_zeros(())
-        for i, x in enumerate(batch.inputs.values()):
+        for i, (name, x) in enumerate(inputs.items()):
             latent = z
             if self.styles[i]:
                 style_mu, style_logvar = outputs[i][2:]
                 style_kl = style_kl + self.style_weights[i] * _kl(style_mu, style_logvar).mean()
                 style = style_mu + torch.randn_like(style_mu) * (0.5 * style_logvar).exp()
                 latent = torch.cat([style, z], dim=1)
-            nll = nll + self.weights[i] * self._nll(i, x, self.decoders[i](latent)).mean()
+            errors = self._nll(i, x, self.decoders[i](latent), cells.get(name))
+            if not batch.complete:
+                errors = torch.where(absent[:, i], 0, errors)
+            nll = nll + self.weights[i] * errors.mean()
         losses = {"loss": nll + self.beta * kl, "nll": nll, "kl": kl}
         if any(self.styles):
             losses["style_kl"] = style_kl
             losses["loss"] = losses["loss"] + self.beta * self.style_beta * style_kl
         return self.add_classification(losses, mu, batch.target)
 
-    def _nll(self, i: int, x: Tensor, output: Tensor) -> Tensor:
-        if self.modalities[i].kind == "text":
+    def _nll(self, i: int, x: Tensor, output: Tensor, cells: Tensor | None = None) -> Tensor:
+        """Negative log-likelihood (B,) of modality ``i``, without its missing ``cells``."""
+        m = self.modalities[i]
+        if m.kind == "text" and m.vocabulary:
+            return token_nll(x, output).sum(1)
+        if m.kind == "text":
             return text_nll(x, output, self.reference_text)
-        return laplace_nll(x, output)
+        if cells is None and not m.cardinalities:
+            return laplace_nll(x, output)
+        errors = table_cell_nll(x, output, m.cardinalities) if m.kind == "table" else laplace_cell_nll(x, output)
+        return (errors if cells is None else torch.where(cells, 0, errors)).flatten(1).sum(1)
+
+    def _encode(self, i: int, x: Tensor, cells: Tensor | None = None) -> tuple[Tensor, ...]:
+        return self.encoders[i](x) if cells is None or not self.takes_cells[i] else self.encoders[i](x, missing=cells)
+
+    def _absent(self, missing: Tensor, feature_missing: Mapping[str, Tensor] | None) -> Tensor:
+        """Modalities (B, M) that are no evidence: those without observed content, and those with missing cells that
+        their encoder would see."""
+        absent = missing.clone()
+        for i, m in enumerate(self.modalities):
+            if self.takes_cells[i] and feature_missing and m.name in feature_missing:
+                absent[:, i] &= feature_missing[m.name].flatten(1).all(1)
+        return absent
+
+    def complete_rows(self, batch: Batch) -> Batch:
+        if any(self.takes_cells) and not batch.complete:
+            return take_rows(batch, ~self._absent(batch.missing, batch.feature_missing).all(1))
+        return super().complete_rows(batch)
+
+    def check_training_rows(self, missing: np.ndarray) -> None:
+        if not any(self.takes_cells):
+            super().check_training_rows(missing)
 
     def architecture(self) -> dict[str, Any]:
         return super().architecture() | {"reference_text": self.reference_text}
@@ -179,15 +244,23 @@ class MoPoE(GenerativeImputer):
             return convert_mopoe(content, [m.name for m in self.modalities])
         return super().convert(content)
 
-    def posterior(self, inputs: Mapping[str, Tensor], missing: Tensor) -> tuple[Tensor, Tensor]:
+    def posterior(
+        self,
+        inputs: Mapping[str, Tensor],
+        missing: Tensor,
+        feature_missing: Mapping[str, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Mean and log-variance (B, L) of the posterior given what is observed; encodes observed rows only."""
+        cells = hidden_cells(self.modalities, missing, feature_missing)
+        missing = self._absent(missing, feature_missing)
         b, m = missing.shape
         mu = torch.zeros(m, b, self.latent, device=missing.device)
         logvar = torch.zeros_like(mu)
-        for i, (encoder, x) in enumerate(zip(self.encoders, inputs.values(), strict=True)):
+        for i, (name, x) in enumerate(inputs.items()):
             rows = (~missing[:, i]).nonzero()[:, 0]
             if len(rows):
-                mu[i, rows], logvar[i, rows] = encoder(x[rows])[:2]
+                gaps = cells[name][rows] if name in cells else None
+                mu[i, rows], logvar[i, rows] = self._encode(i, x[rows], gaps)[:2]
         return self.product(mu, logvar, missing)
 
     @torch.no_grad()
@@ -200,7 +273,7 @@ class MoPoE(GenerativeImputer):
     ) -> dict[str, Tensor]:
         index = torch.arange(len(missing), device=missing.device) if index is None else index
         with self.evaluating():
-            mean, logvar = self.posterior(inputs, missing)
+            mean, logvar = self.posterior(inputs, missing, feature_missing)
             if self.sample:
                 mean = mean + row_normal(index, self.latent, self.draw_seed) * (0.5 * logvar).exp()
             completed = {}
@@ -230,9 +303,21 @@ class MoPoE(GenerativeImputer):
             drawn = row_normal(index, width, hash_seed(self.draw_seed, 1 + i)) if self.sample else None
             style = z.new_zeros(len(z), width) if drawn is None else drawn
             z = torch.cat([style, z], dim=1)
-        output = self.decoders[i](z)
-        text = self.modalities[i].kind == "text"
-        return text_probabilities(output, self.reference_text) if text else output
+        output, m = self.decoders[i](z), self.modalities[i]
+        if m.kind == "text":
+            return output.argmax(2) if m.vocabulary else text_probabilities(output, self.reference_text)
+        return most_likely_cells(output, m.cardinalities, m.shape[0]) if m.cardinalities else output
+
+
+def hidden_cells(
+    modalities: Sequence[Modality], missing: Tensor, feature_missing: Mapping[str, Tensor] | None
+) -> dict[str, Tensor]:
+    """Hidden cells of tables and series with an entry in ``feature_missing``; none in rows that are not marked."""
+    return {
+        m.name: rows_like(missing[:, i], feature_missing[m.name]) & feature_missing[m.name]
+        for i, m in enumerate(modalities)
+        if feature_missing and m.name in feature_missing
+    }
 
 
 def convert_mopoe(state: Mapping[str, Any], modality_names: Sequence[str]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datasets.batch import Batch, Modality, unobserved
+from datasets.batch import Batch, Modality, rows_like, unobserved
 from datasets.missingness.random import random_mask
 from models.base import IncompleteClassifier, Prediction
 from models.imputers.base import Imputer, recover_possible
@@ -109,7 +109,8 @@ def recovery_quality(imputer: Imputer, judge: Judge, batches: Iterable[Batch], s
         for i, (name, logits) in enumerate(judge.read(batch.observed()).items()):
             sums.add(name, m, "judge_accuracy", (logits.argmax(1) == batch.target)[~lacks[:, i]].float())
         lacking = {
-            name: gaps & batch.missing[:, names.index(name), None] for name, gaps in batch.feature_missing.items()
+            name: gaps & rows_like(batch.missing[:, names.index(name)], gaps)
+            for name, gaps in batch.feature_missing.items()
         }
         for k in range(1, min(m, len(columns) + 1)):
             _add_patterns(sums, imputer, judge, batch, lacks, lacking, columns, k, seed)

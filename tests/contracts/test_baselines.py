@@ -582,8 +582,9 @@ def test_capabilities_are_checked(composed, monkeypatch: pytest.MonkeyPatch) -> 
 def test_an_imputer_without_a_network_for_a_table_is_refused_before_the_data_are_packed(composed, tmp_path) -> None:
     demo = ["dataset=DVM", "dataset.demo=true", f"paths.data={tmp_path}"]
     for stages in ("[prepare,impute]", "[prepare,fit,test]"):
-        with pytest.raises(UserError, match=r"MoPoE has no encoder for modality 'tabular' \(table\).*another imputer"):
-            pipeline.run(composed("model=Multimodal_CONCAT", *demo, f"stages={stages}", tiny=False))
+        with pytest.raises(UserError, match=r"CMVAE has no encoder for modality 'tabular' \(table\).*another imputer"):
+            chosen = ("model=Multimodal_CONCAT", "imputer=CMVAE")
+            pipeline.run(composed(*chosen, *demo, f"stages={stages}", tiny=False))
     assert not list(tmp_path.iterdir())
 
 

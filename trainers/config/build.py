@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -256,13 +256,21 @@ def build_imputer(cfg: DictConfig, data: MultimodalDataModule, pretrained: bool 
 
 
 def _imputer_network(cfg: DictConfig, part: str, modality: Modality, kinds: Mapping[str, str]) -> Any:
-    """The network of a modality in ``imputer.encoders`` or ``imputer.decoders``, else the one for 28 x 28 images."""
+    """The network of a modality in ``imputer.encoders`` or ``imputer.decoders``, else the one for 28 x 28 images, else
+    that which the method builds for the shape."""
     of_modalities = cfg.imputer.get(f"{part}s") or {}
     if modality.name in of_modalities:
         return _make(of_modalities[modality.name], f"imputer.{part}s.{modality.name}")
     if modality.kind != "image" or modality.shape[1:] != (28, 28):
+        if default := _default_network(cfg):
+            return default(part, modality, cfg.imputer.latent)
         raise _no_network(cfg, part, modality.name, f"{modality.kind} of shape {modality.shape}", kinds)
     return _make(cfg.imputer[part], f"imputer.{part}", channels=modality.shape[0])
+
+
+def _default_network(cfg: DictConfig) -> Callable[..., nn.Module] | None:
+    """The method's hook that builds networks for any modality, if it has one."""
+    return getattr(get_object(cfg.imputer.module._target_), "default_network", None)
 
 
 def _no_network(cfg: DictConfig, part: str, name: str, what: str, kinds: Mapping[str, str]) -> UserError:
@@ -302,7 +310,7 @@ def check_imputer_networks(cfg: DictConfig, kinds: Mapping[str, str]) -> None:
     Raises:
         UserError: a table or text for which it has none.
     """
-    for part in ("encoder", "decoder"):
+    for part in () if _default_network(cfg) else ("encoder", "decoder"):
         for name, kind in kinds.items() if part in cfg.imputer else ():
             if kind != "image" and name not in (cfg.imputer.get(f"{part}s") or {}):
                 raise _no_network(cfg, part, name, kind, kinds)

@@ -1,0 +1,167 @@
+"""MoPoE with default networks: every kind, alone and in pairs; incomplete rows against a loop over rows."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from datasets.batch import Batch, Modality
+from models.imputers.likelihoods import most_likely_cells, table_cell_nll
+from models.imputers.mopoe import MoPoE
+
+KINDS = [
+    Modality("image", "image", (3, 20, 24)),
+    Modality("table", "table", (4,), cardinalities=(3, 2)),
+    Modality("note", "text", (6,), vocabulary=11),
+    Modality("letters", "text", (8, 5)),
+    Modality("sound", "audio", (32, 16)),
+    Modality("clip", "video", (2, 3, 16, 16)),
+    Modality("ecg", "series", (22, 2)),
+]
+PAIRS = list(itertools.combinations(KINDS, 2))
+
+
+def content(m: Modality, n: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    if m.vocabulary:
+        return torch.randint(1, m.vocabulary, (n, *m.shape), generator=generator)
+    if m.kind == "text":
+        return torch.nn.functional.one_hot(torch.randint(m.shape[1], (n, m.shape[0]), generator=generator)).float()
+    x = torch.randn(n, *m.shape, generator=generator)
+    for i, size in enumerate(m.cardinalities):
+        x[:, i] = torch.randint(size, (n,), generator=generator).float()
+    return x
+
+
+def imputer(*modalities: Modality, latent: int = 6) -> MoPoE:
+    torch.manual_seed(0)
+    networks = {
+        part: {m.name: MoPoE.default_network(part, m, latent) for m in modalities} for part in ("encoder", "decoder")
+    }
+    return MoPoE(list(modalities), networks["encoder"], networks["decoder"], latent=latent)
+
+
+def batch_of(modalities: tuple[Modality, ...], missing: Tensor, **cells: Tensor) -> Batch:
+    n = len(missing)
+    inputs = {m.name: content(m, n, seed) for seed, m in enumerate(modalities)}
+    return Batch(inputs, missing, torch.zeros(n, dtype=torch.long), torch.arange(n), cells)
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: "-".join(m.name for m in pair))
+def test_each_kind_is_recovered_from_each_other_one(pair: tuple[Modality, Modality]) -> None:
+    model = imputer(*pair)
+    missing = torch.tensor([[True, False], [False, True], [False, False]])
+    batch = batch_of(pair, missing)
+    recovered = model.impute(batch.inputs, missing, batch.index)
+    poisoned = {name: x.clone() for name, x in batch.inputs.items()}
+    for i, (m, x) in enumerate(zip(pair, poisoned.values())):
+        x[i] = 10**6 if m.vocabulary else math.nan
+        given = recovered[m.name]
+        assert given.shape == x.shape and given.dtype == x.dtype
+        assert torch.equal(given[[1 - i, 2]], batch.inputs[m.name][[1 - i, 2]])
+        assert torch.isfinite(given.float()).all() and not torch.equal(given[i], batch.inputs[m.name][i])
+        for j, size in enumerate(m.cardinalities):
+            assert given[i, j] in range(size)
+        if m.vocabulary:
+            assert int(given[i].min()) >= 0 and int(given[i].max()) < m.vocabulary
+    again = model.impute(poisoned, missing, batch.index)
+    for name, x in recovered.items():
+        assert torch.equal(x, again[name])
+    for row in range(2):
+        one = {name: x[row : row + 1] for name, x in batch.inputs.items()}
+        alone = model.impute(one, missing[row : row + 1], batch.index[row : row + 1])
+        for m in pair:
+            torch.testing.assert_close(alone[m.name][0], recovered[m.name][row], atol=1e-5, rtol=1e-4)
+
+
+def test_missing_cells_are_recovered_from_the_others() -> None:
+    table, ecg = KINDS[1], KINDS[6]
+    model = imputer(table, ecg)
+    cells = {"table": torch.tensor([[True, False, True, False]]), "ecg": torch.zeros(1, 22, 2, dtype=torch.bool)}
+    cells["ecg"][0, 5:9, 1] = True
+    batch = batch_of((table, ecg), torch.tensor([[True, True]]), **cells)
+    recovered = model.impute(batch.inputs, batch.missing, batch.index, cells)
+    for name, hidden in cells.items():
+        assert torch.equal(recovered[name][~hidden], batch.inputs[name][~hidden])
+        assert not torch.equal(recovered[name][hidden], batch.inputs[name][hidden])
+    other = {name: torch.where(cells[name], x, x + 1) for name, x in batch.inputs.items()}
+    other["table"][:, :2] = batch.inputs["table"][:, :2]
+    changed = model.impute(other, batch.missing, batch.index, cells)
+    assert not torch.equal(changed["table"][0, 2], recovered["table"][0, 2])  # observed cells are evidence
+    poisoned = {name: torch.where(cells[name], torch.nan, x) for name, x in batch.inputs.items()}
+    again = model.impute(poisoned, batch.missing, batch.index, cells)
+    assert all(torch.equal(again[name], recovered[name]) for name in again)
+
+
+def test_the_loss_of_incomplete_rows_is_that_of_what_is_observed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a loop over rows: no draw (the noise is zero), so that the objective is a plain sum."""
+    monkeypatch.setattr(torch, "randn_like", torch.zeros_like)
+    table, ecg = KINDS[1], Modality("ecg", "series", (22, 2))
+    model = imputer(table, ecg).double()
+    cells = {"table": torch.zeros(6, 4, dtype=torch.bool), "ecg": torch.zeros(6, 22, 2, dtype=torch.bool)}
+    cells["table"][0] = cells["ecg"][1] = True  # complete modalities
+    cells["table"][2, 1] = cells["ecg"][3, 4:, 0] = True
+    missing = torch.stack([c.flatten(1).any(1) for c in cells.values()], 1)
+    batch = batch_of((table, ecg), missing, **cells)
+    batch.inputs = {name: x.double() for name, x in batch.inputs.items()}
+    loss = model.losses(batch)["loss"]
+
+    total, b = torch.zeros((), dtype=torch.double), 6
+    weights = {"table": 11.0, "ecg": 1.0}  # 44 values in a series, 4 in a table
+    subsets = [[0], [1], [0, 1]]
+    for row in range(b):
+        observed = [i for i, c in enumerate(cells.values()) if not c[row].all()]
+        posteriors = []
+        for m, encoder in zip((table, ecg), model.encoders):
+            hidden = cells[m.name][row : row + 1]
+            x = torch.where(hidden, 0, batch.inputs[m.name][row : row + 1])
+            posteriors.append([part[0] for part in encoder(x, hidden)])
+        means, kls = [], []
+        for subset in subsets:
+            experts = [i for i in subset if i in observed] or observed
+            precision = sum(1 / (posteriors[i][1].exp() + 1e-8) for i in experts)
+            weighted = sum(posteriors[i][0] / (posteriors[i][1].exp() + 1e-8) for i in experts)
+            precision = precision + (1 / (1 + 1e-8) if len(experts) == 2 else 0)
+            mean, variance = weighted / precision, 1 / precision
+            means.append(mean)
+            kls.append(0.5 * (mean**2 + variance - variance.log() - 1).sum())
+        z = means[min(row // (b // 3), 2)]
+        for m, decoder in zip((table, ecg), model.decoders):
+            output, x = decoder(z[None])[0], batch.inputs[m.name][row]
+            for place in itertools.product(*map(range, m.shape)):
+                if cells[m.name][(row, *place)]:
+                    continue
+                if m is table and place[0] < 2:
+                    start = 3 * place[0]
+                    scores = output[start : start + m.cardinalities[place[0]]]
+                    error = -scores.log_softmax(0)[int(x[place])]
+                else:
+                    location = output[place[0] + 3] if m is table else output[place]  # 5 logits, then 2 numbers
+                    error = (x[place] - location).abs() / 0.75 + math.log(1.5)
+                total = total + weights[m.name] * error / b
+        total = total + 2.5 * torch.stack(kls).mean() / b
+    torch.testing.assert_close(loss, total)
+    loss.backward()
+    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_incomplete_rows_are_used_and_empty_ones_are_not() -> None:
+    table, ecg = KINDS[1], KINDS[6]
+    model = imputer(table, ecg)
+    missing = torch.tensor([[True, False], [True, True], [False, False]])
+    batch = batch_of((table, ecg), missing)
+    assert len(model.complete_rows(batch)) == 2
+    model.check_training_rows(missing[:2].numpy())
+
+
+def test_a_mixed_table_is_what_its_distribution_makes_most_likely() -> None:
+    output = torch.tensor([[0.1, 2.0, 0.3, 1.0, -1.0, 0.5, -0.25]])
+    assert most_likely_cells(output, (3, 2), 4).tolist() == [[1.0, 0.0, 0.5, -0.25]]
+    nll = table_cell_nll(torch.tensor([[1.0, 0.0, 0.5, -0.25]]), output, (3, 2))[0]
+    first = -math.log(math.exp(2.0) / (math.exp(0.1) + math.exp(2.0) + math.exp(0.3)))
+    second = -math.log(math.exp(1.0) / (math.exp(1.0) + math.exp(-1.0)))
+    torch.testing.assert_close(nll, torch.tensor([first, second, math.log(1.5), math.log(1.5)]))
