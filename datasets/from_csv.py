@@ -26,6 +26,7 @@ from datasets.new_rows import NewRows
 from datasets.readers.csv_rows import CsvRows, Rows
 from datasets.readers.tokens import save_tokenizer
 from datasets.source import Source, SourcedDataModule, sha256
+from datasets.split_masks import all_cells
 from datasets.storage import link_file
 from utils.errors import UserError
 
@@ -200,6 +201,14 @@ class FromCSV(CsvRows, SourcedDataModule):
 
     def natural_cells(self, split: str) -> dict[str, np.ndarray]:
         return {name: cells for name, cells in super().natural_cells(split).items() if name not in self._filled}
+
+    def natural_rows(self, split: str) -> dict[str, np.ndarray]:
+        """See the base class; a table or series without any value counts as absent."""
+        rows = super().natural_rows(split)
+        for name, cells in self.natural_cells(split).items():
+            if (empty := all_cells(cells)).any():
+                rows[name] = rows.get(name, np.zeros_like(empty)) | empty
+        return rows
 
     def transform(self, train: bool) -> Transform | None:
         transforms = [part.transform(self.about(part), train) for part in self.parts]

@@ -100,3 +100,12 @@ def arguments(csv: Path, *names: str, **changes: Any) -> dict[str, Any]:
         "modalities": {name: MODALITIES[name] for name in names or MODALITIES},
     }
     return given | changes
+
+
+def as_override(value: Any) -> str:
+    """A plain value as Hydra's command line takes it."""
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{as_override(part)}" for key, part in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(as_override, value)) + "]"
+    return "null" if value is None else str(value)

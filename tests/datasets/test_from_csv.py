@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 
 from datasets.from_csv import FromCSV
-from tests.mixed import CLASSES, LACKING, MODALITIES, arguments, make_mixed
+from tests.mixed import CLASSES, LACKING, MODALITIES, arguments, as_override, make_mixed
 from trainers import run as pipeline
 from trainers.config.compose import compose_config
 from trainers.config.validate import validate
@@ -255,6 +255,7 @@ def test_new_rows_are_encoded_as_packed_rows_are(make: Callable[..., FromCSV], c
     data.prepare()
     frame = pd.read_csv(csv, dtype=str, keep_default_na=False)
     rows = data.encode_rows(frame, csv.parent, "new", id_column="id")
+    observed = rows.observed(data.modalities)
     for i, name in enumerate(rows.names):
         split, j = packed_rows(data)[name]
         stored = data.split(split)
@@ -290,15 +291,6 @@ def run_of(csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
         return compose_config("dataset=FromCSV", *settings, *small, f"paths.output={folder / 'out'}", *more)
 
     return overrides
-
-
-def as_override(value: Any) -> str:
-    """A plain value as Hydra's command line takes it."""
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{as_override(part)}" for key, part in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ",".join(map(as_override, value)) + "]"
-    return "null" if value is None else str(value)
 
 
 def test_all_stages_run_on_all_kinds_at_once(run_of: Callable[..., Any], csv: Path) -> None:
