@@ -255,13 +255,13 @@ def test_new_rows_are_encoded_as_packed_rows_are(make: Callable[..., FromCSV], c
     data.prepare()
     frame = pd.read_csv(csv, dtype=str, keep_default_na=False)
     rows = data.encode_rows(frame, csv.parent, "new", id_column="id")
-    observed = rows.observed(data.modalities)
+    seen = rows.observed(data.modalities)
     for i, name in enumerate(rows.names):
         split, j = packed_rows(data)[name]
         stored = data.split(split)
         for m in data.modalities:
             absent = is_absent(data, m.name, split, j)
-            assert absent == (not observed[i, data.modality_names.index(m.name)])
+            assert absent == (not seen[i, data.modality_names.index(m.name)])
             if absent:
                 continue
             gaps = data.natural_cells(split).get(m.name)
