@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
 from datasets.readers.images import ImageReader
@@ -19,6 +20,8 @@ from trainers.config.compose import compose_config, register
 # the cores wait for each other.
 torch.set_num_threads(int(os.environ.get("DYMO_TEST_THREADS", "1")))
 register()
+# Every composition of Hydra copies its store, although it never changes it: a fifth of the time of a composition.
+ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
 
 Composer = Callable[..., DictConfig]
 
