@@ -27,7 +27,6 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from utils.errors import UserError
-from utils.files import replacing
 from utils.progress import duration
 
 log = logging.getLogger(__name__)
@@ -65,6 +64,8 @@ class Sweep(Callback):
         os.environ[FOLDER] = str(folder)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
+        from utils.files import replacing  # imports NumPy, which --help does not wait for
+
         folder = os.environ.get(FOLDER)
         if not folder or config.hydra.mode != RunMode.MULTIRUN:
             return
