@@ -122,10 +122,10 @@ def measures_of(
                 continue  # a comparator of a selection, or a metric for which more is not better
             values, errors = _contributions(run, model, part, primary, names)
             parts["contribution"].append(_rows(part, values, "contribution"))
-            parts["contribution_error"].append(_rows(part, errors, "error of contribution"))
+            parts["contribution_error"].append(_rows(part, errors, "contribution_error"))
             if values:
                 parts["equity"].append(_rows(part, {"equity": equity(list(values.values()))}, "equity"))
-            parts["oracle_gap"].append(_rows(part, _oracle_gaps(run, model, part, of_run, primary), "gap"))
+            parts["oracle_gap"].append(_rows(part, _oracle_gaps(run, model, part, of_run, primary), "oracle_gap"))
     tables = {name: [table for table in tables if len(table)] for name, tables in parts.items()}
     return [
         Measure(name, "" if name == "equity" else unit, pd.concat(tables, ignore_index=True))
@@ -174,8 +174,8 @@ def _scores_of_subsets(rows: pd.DataFrame, m: int) -> dict[Subset, float]:
 def _contributions(
     run: FinishedRun, model: str, rows: pd.DataFrame, primary: str, names: Sequence[str]
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Contributions of the modalities in the unit of the metric, and their sampling errors, of one run and model; empty
-    where too few subsets were tested."""
+    """Contributions of the modalities, and their sampling errors, of one run and model; empty if too few subsets were
+    tested."""
     m, file = len(names), run.predictions(model, "none")
     scores = _scores_of_subsets(rows, m)
     is_complete, orders = len(scores) == 2**m - 1, []
@@ -187,8 +187,7 @@ def _contributions(
         values = shapley_values(scores, m)
     else:
         values, errors = sampled_shapley_values(scores.__getitem__, orders)
-    factor = 100.0 if label(primary) != primary else 1.0
-    return dict(zip(names, (factor * values).tolist())), dict(zip(names, (factor * errors).tolist()))
+    return dict(zip(names, values.tolist())), dict(zip(names, errors.tolist()))
 
 
 def orders_tested(scores: Mapping[Subset, float], m: int) -> list[tuple[int, ...]]:
@@ -208,22 +207,21 @@ def orders_tested(scores: Mapping[Subset, float], m: int) -> list[tuple[int, ...
 def _oracle_gaps(
     run: FinishedRun, model: str, rows: pd.DataFrame, of_run: pd.DataFrame, primary: str
 ) -> dict[str, float]:
-    """Scenario -> gap to an oracle, of one run and model, in the unit of the metric.
+    """Scenario -> gap to an oracle, of one run and model.
 
     Args:
         of_run: results of the model and its comparators.
     """
-    factor = 100.0 if label(primary) != primary else 1.0
     gaps: dict[str, float] = {}
     files = {str(name): run.predictions(model, str(name)) for name in rows["scenario"] if _is_subset(str(name))}
     files = {name: file for name, file in files.items() if file.is_file()}
     if primary == "accuracy" and "none" in files and len(files) > 1:
         right = {name: _is_right(file) for name, file in files.items()}
-        gaps["none"] = factor * oracle_gap(right["none"], np.stack(list(right.values())))
+        gaps["none"] = oracle_gap(right["none"], np.stack(list(right.values())))
     oracle = of_run[of_run["model"] == f"{model}/oracle_subset"].set_index("scenario")["value"]
     for name, value in zip(rows["scenario"], rows["value"]):
         if name in oracle.index and name != "none":
-            gaps[str(name)] = factor * float(oracle[name] - value)
+            gaps[str(name)] = float(oracle[name] - value)
     return gaps
 
 

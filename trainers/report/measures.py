@@ -91,7 +91,7 @@ def equity(contributions: Sequence[float]) -> float:
     if len(positive) < 2 or not positive.sum() > 0:
         return math.nan
     shares = positive[positive > 0] / positive.sum()
-    return float(-(shares * np.log(shares)).sum() / math.log(len(positive)))
+    return float(abs((shares * np.log(shares)).sum()) / math.log(len(positive)))
 
 
 def oracle_gap(is_right: np.ndarray, is_right_of_oracle: np.ndarray) -> float:

@@ -22,6 +22,8 @@ MARKS = {
     "latex": (r"\textbf{{{}}}", r"\underline{{{}}}", "{}", r"$^\dagger$"),
     "html": ("<b>{}</b>", "<u>{}</u>", "{}", "<sup>†</sup>"),
 }
+# Measures of a report that are differences of a score.
+DIFFERENCES = ("contribution", "contribution_error", "oracle_gap")
 LATEX = {c: "\\" + c for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\^{}"}
 
 
@@ -58,7 +60,8 @@ def spread(summary: pd.DataFrame) -> str:
 
 def label(metric: str) -> str:
     """The metric with its unit."""
-    return f"{metric} (%)" if metric in METRICS or metric.endswith("_share") else metric
+    is_fraction = metric in METRICS or metric in DIFFERENCES or metric.endswith("_share")
+    return f"{metric} (%)" if is_fraction else metric
 
 
 def rows_of_metric(summary: pd.DataFrame, metric: str) -> pd.DataFrame:

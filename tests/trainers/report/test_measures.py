@@ -166,16 +166,16 @@ def test_measures_follow_from_the_results(made: list[Path]) -> None:
     part = tables["contribution"]
     part = part[(part["model"] == "M3Care") & (part["seed"] == 1)]
     assert list(part["scenario"]) == list(NAMES)
-    np.testing.assert_allclose(part["value"], 100 * shapley_values(value, 3))
+    np.testing.assert_allclose(part["value"], shapley_values(value, 3))
     gaps = tables["oracle_gap"].set_index(["model", "seed", "scenario"])["value"]
     right = []
     for scenario in subsets(3):
         with np.load(made[1] / "predictions" / f"{scenario.name}.npz") as arrays:
             right.append((arrays["logits"].argmax(1) == arrays["target"])[np.argsort(arrays["index"])])
-    assert gaps["M3Care", 1, "none"] == pytest.approx(100 * (np.any(right, 0).mean() - right[0].mean()))
+    assert gaps["M3Care", 1, "none"] == pytest.approx(np.any(right, 0).mean() - right[0].mean())
     oracle = frame[(frame["metric"] == "accuracy") & (frame["seed"] == 0) & (frame["scenario"] == "whole_2")]
     oracle = oracle.set_index("model")["value"]
-    assert gaps["DyMo", 0, "whole_2"] == pytest.approx(100 * (oracle["DyMo/oracle_subset"] - oracle["DyMo"]))
+    assert gaps["DyMo", 0, "whole_2"] == pytest.approx(oracle["DyMo/oracle_subset"] - oracle["DyMo"])
     # Without all subsets there are no contributions.
     few = frame[frame["scenario"] != "whole_01"]
     assert {m.name for m in measures_of(runs, few, "accuracy", {"PolyMNIST": NAMES})} == {"area", "oracle_gap"}
@@ -222,3 +222,6 @@ def test_a_report_has_the_measures(made: list[Path], tmp_path: Path) -> None:
     table = pd.read_csv(tmp_path / "report" / "measures.csv")
     assert set(table["measure"]) == {"area", "contribution", "equity", "oracle_gap"}
     assert len(pd.read_csv(tmp_path / "report" / "patterns.csv")) > 10
+    # The page shows percent.
+    gap = table[(table["measure"] == "oracle_gap") & (table["model"] == "M3Care")].iloc[0]
+    assert f"{100 * gap['mean']:.2f} ± {100 * gap['error']:.2f}" in page
