@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
 
 from datasets.batch import Batch, Modality
 from datasets.declared import DeclaredArguments, Names
@@ -18,9 +17,8 @@ from datasets.loader import Choose, Corrupt, PackedLoader, Transform
 from datasets.missingness import Complete, Rows, Scenario, unobserved
 from datasets.missingness.content import SplitContent
 from datasets.missingness.table import stored_ranking
-from datasets.new_rows import NewRows, rows_of_arrays
+from datasets.new_row_hooks import TakesNewRows
 from datasets.noise import Corruption, TrainingNoise
-from datasets.readers.text import decode
 from datasets.split_masks import SourceGaps, SplitMask
 from datasets.storage import PackedSplit, PackedStore
 from utils.errors import UserError
@@ -28,7 +26,7 @@ from utils.errors import UserError
 SPLITS = ("train", "val", "test")
 
 
-class MultimodalDataModule(DeclaredArguments, pl.LightningDataModule):
+class MultimodalDataModule(TakesNewRows, DeclaredArguments, pl.LightningDataModule):
     """Base of every data set: packed arrays, masks of the splits, loaders.
 
     Subclasses set ``name``, ``modalities``, ``class_names`` and ``task``, and implement :meth:`prepare`.
@@ -179,46 +177,6 @@ class MultimodalDataModule(DeclaredArguments, pl.LightningDataModule):
     def save_tokenizer(self, folder: Path) -> None:
         """Write the files of the tokenizer that new texts need; nothing where there are no texts."""
 
-    def read_new(self, path: Path, chunk: int | None = None) -> Iterator[Any]:
-        """New rows of a CSV file as pandas data frames of ``chunk`` rows, None = one frame.
-
-        Raises:
-            UserError: this data set is not made of a table.
-        """
-        raise UserError(
-            f"{self.name} is not made of one CSV file, so that {path} cannot be encoded: give arrays as .npz, with one "
-            f"array for each of {', '.join(self.modality_names)}"
-        )
-
-    def count_new(self, path: Path) -> int | None:
-        """Number of rows of a CSV file for :meth:`read_new`, None where that is not known."""
-        return None
-
-    def encode_rows(
-        self, frame: Any, images: Path, where: str, *, unknown: str = "refuse", id_column: str | None = None
-    ) -> NewRows:
-        """Encode new rows with the levels, scaling and image size of the training data.
-
-        Args:
-            frame: a pandas data frame with the columns of the training table.
-            images: folder of image files.
-            where: the source, for messages.
-            unknown: what happens to absent columns, unseen levels, cells that are no numbers and images that cannot be
-                read: ``refuse`` or ``missing``.
-            id_column: names the rows; None = the image names, or the names in the frame's index.
-
-        Raises:
-            UserError: this data set is not made of a table; or everything in the rows that does not fit.
-        """
-        raise UserError(
-            f"{self.name} is not made of one CSV file, so that a data frame cannot be encoded: give arrays, a mapping "
-            f"with one array for each of {', '.join(self.modality_names)}"
-        )
-
-    def encode_arrays(self, content: Mapping[str, np.ndarray], where: str) -> NewRows:
-        """New rows given as arrays, see :func:`datasets.new_rows.rows_of_arrays`."""
-        return rows_of_arrays(content, self.modalities, where)
-
     def mask_seed(self, split: str, scenario: Scenario) -> int:
         """Seed of a scenario on a split."""
         return scenario.seed(self.missing_seed, SPLITS.index(split))
@@ -325,14 +283,6 @@ class MultimodalDataModule(DeclaredArguments, pl.LightningDataModule):
         packed = self.split(split)
         names = [m.name for m in self.modalities if packed.has(f"{m.name}_absent")]
         return {name: packed.read(f"{name}_absent").numpy() for name in names}
-
-    def pixels(self, name: str, images: Tensor) -> Tensor:
-        """Convert images (B, C, H, W) of a batch to pixel values in [0, 1], for display."""
-        return images.clamp(0, 1)
-
-    def strings(self, name: str, content: Tensor) -> list[str]:
-        """Convert the texts of a batch, characters (B, L, 71) or token ids (B, L), to strings, for display."""
-        return decode(content)
 
     def column_ranking(self, table: Modality) -> list[int]:
         """Rank the columns of a table by the impurity importance of a forest on all training rows, descending.

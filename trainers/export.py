@@ -67,7 +67,8 @@ def on_validation(run: Run, method: Any) -> tuple[Temperatures, list[dict[str, A
         except UserError as error:
             log.info("export: not scored: %s", error)
     noise = {s.name: data.corruption("val", s) for s in (*patterns, *scored)}
-    outputs = predict(method, data.loader("val", device=run.device), masks, cells, noise=noise)[""]
+    progress = bool(run.cfg.trainer.enable_progress_bar)
+    outputs = predict(method, data.loader("val", device=run.device), masks, cells, progress, noise=noise)[""]
     temperatures = calibrated(data, [outputs[p.name] for p in patterns], [cells[p.name] for p in patterns])
     rows_of_scores = []
     for scenario in scored:

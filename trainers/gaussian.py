@@ -51,7 +51,12 @@ def _estimate(run: Run) -> None:
         pad=False,
     )
     parameters = estimate(
-        model, batches, split=cfg.gaussian.split, fit_student_t=cfg.gaussian.student_t, parallel=parallel
+        model,
+        batches,
+        split=cfg.gaussian.split,
+        fit_student_t=cfg.gaussian.student_t,
+        parallel=parallel,
+        progress=bool(cfg.trainer.enable_progress_bar),
     )
     if rank:
         return

@@ -55,7 +55,8 @@ def pair(tmp_path: Path) -> SimpleNamespace:
     PackedStore(tmp_path / "store").write({"val": arrays}, {"class_names": Pair.class_names})
     data = Pair(str(tmp_path / "store"))
     scenarios = parse_scenarios(["none", "whole_0", "whole_1"], 2)
-    return SimpleNamespace(data=data, scenarios=scenarios, device="cpu", target=arrays["target"])
+    cfg = SimpleNamespace(trainer=SimpleNamespace(enable_progress_bar=False))
+    return SimpleNamespace(data=data, scenarios=scenarios, device="cpu", cfg=cfg, target=arrays["target"])
 
 
 def test_a_row_without_anything_left_is_left_out_of_a_pattern_and_no_other(pair: SimpleNamespace) -> None:
