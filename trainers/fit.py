@@ -136,12 +136,25 @@ def train(
 
 
 def _resume_point(directory: RunDirectory, stage: str, settings: Mapping[str, Any]) -> Path | None:
-    """Begin the stage; the checkpoint to continue from, None for a training from the start."""
+    """Begin the stage; the checkpoint to continue from, None for a training from the start.
+
+    Raises:
+        UserError: the checkpoint is damaged, or would execute something.
+    """
     if not directory.begin(stage, settings):
         directory.clear("checkpoints", "logs", "metrics.csv")
         return None
     last = directory / "checkpoints" / "last.ckpt"
-    return last if last.exists() else None
+    if not last.exists():
+        return None
+    try:
+        torch.load(last, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # a file can be broken in any way
+        raise UserError(
+            f"{last} cannot be continued from: it is damaged, or holds more than tensors and plain values, which is "
+            "never loaded; delete it, and the training starts again"
+        ) from error
+    return last
 
 
 def _log_start(
@@ -236,7 +249,7 @@ def _run_trainer(
     """
     with quiet_lightning():
         try:
-            trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=False if resume else None)
+            trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True if resume else None)
         except SystemExit:  # Lightning's answer to Ctrl-C
             raise UserError(
                 f"training was interrupted in epoch {trainer.current_epoch}: run the same command to go on from the "

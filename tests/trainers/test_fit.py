@@ -76,6 +76,35 @@ def test_interrupted_fit_continues_to_the_same_weights(composed, tmp_path: Path,
     assert results[0] == results[1]
 
 
+class Attack:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.file,)
+
+
+@pytest.mark.parametrize("kind", ["code", "cut", "empty"])
+def test_a_checkpoint_that_is_damaged_or_executes_something_is_not_continued_from(
+    composed, tmp_path: Path, monkeypatch, kind: str
+) -> None:
+    cut, folder = interrupted(composed, tmp_path, monkeypatch, 2)
+    last = folder / "checkpoints" / "last.ckpt"
+    if kind == "code":
+        content = torch.load(last, weights_only=True)
+        torch.save(content | {"callbacks": {"Attack": Attack(tmp_path / "executed")}}, last)
+    else:
+        last.write_bytes(last.read_bytes()[: 1000 if kind == "cut" else 0])
+    with pytest.raises(UserError, match=r"last\.ckpt cannot be continued from.*delete it"):
+        pipeline.run(composed(*cut))
+    assert not (tmp_path / "executed").exists()
+    last.unlink()
+    pipeline.run(composed(*cut))  # from the start
+    assert (folder / "stages" / "fit.json").is_file()
+
+
 def test_a_model_that_diverged_from_the_start_has_no_best(composed, tmp_path: Path) -> None:
     diverging = [*TINY, "model.training.max_epochs=2", "model.module.optimizer.lr=1e30", f"paths.output={tmp_path}"]
     with pytest.raises(UserError, match=r"val_loss is not finite in any epoch .*lower the learning rate"):
