@@ -159,7 +159,9 @@ class IncompleteClassifierEstimator(ClassifierMixin, BaseEstimator):
             f"dataset.training_defaults.max_epochs={self.max_epochs}",
             f"dataset.training_defaults.batch_size={self.batch_size}",
             f"stages={STAGES}",
-            *("trainer.enable_progress_bar=false", "overwrite=true", "imputer.quality=null"),
+            "trainer.enable_progress_bar=false",
+            "overwrite=true",
+            "imputer.quality=null",
             *map(str, given),
         ]
         specs = json.dumps([self.inputs_.specs, [str(label) for label in self.classes_], self.imputer])

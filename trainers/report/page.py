@@ -65,23 +65,65 @@ def _environment(runs: Sequence[FinishedRun]) -> list[Markup]:
     return [Markup(part.to_html(index=False, border=0)) for part in parts]
 
 
-def _page(
-    runs: Sequence[FinishedRun],
-    skipped: Sequence[str],
-    summary: pd.DataFrame,
-    sweep: pd.DataFrame,
-    matrices: Mapping[tuple[str, str], pd.DataFrame],
-    measures: Sequence[Measure],
-    patterns: pd.DataFrame,
-    tests: pd.DataFrame,
-    ranks: Ranks | None,
-    metrics: Sequence[str],
-    primary: str,
-    title: str,
-    drawn: Mapping[str, Sequence[Path]],
-) -> str:
-    figures = {section: [(file.stem, data_uri(file)) for file in files] for section, files in drawn.items()}
+@dataclass(frozen=True)
+class Content:
+    """Runs of a report, and everything that is computed from them.
+
+    Attributes:
+        skipped: run directories that are left out, with the reason.
+        frame: all results.
+        metrics: metrics with tables and figures, ``primary`` first.
+        names: data set -> names of its modalities.
+        sweep: summary by missing data in training; empty without such runs.
+        matrices: (data set, method) -> scores by training and test scenario.
+        patterns: scores per pattern of missing modalities.
+        tests: paired tests of ``primary``.
+    """
+
+    runs: Sequence[FinishedRun]
+    skipped: Sequence[str]
+    frame: pd.DataFrame
+    metrics: Sequence[str]
+    primary: str
+    names: Mapping[str, Sequence[str]]
+    summary: pd.DataFrame
+    sweep: pd.DataFrame
+    matrices: dict[tuple[str, str], pd.DataFrame]
+    measures: Sequence[Measure]
+    patterns: pd.DataFrame
+    tests: pd.DataFrame
+    ranks: Ranks | None
+
+
+def _content(run_dirs: Sequence[Path], output: Path, metrics: Sequence[str] | None, primary: str) -> Content:
+    runs, skipped = gather(run_dirs)
+    frame = pd.concat([run.frame for run in runs], ignore_index=True)
+    present = list(frame["metric"].unique())
+    if unknown := [m for m in (primary, *(metrics or ())) if m not in present]:
+        raise UserError(f"no run has the metric '{unknown[0]}': choose from {', '.join(present)}")
+    metrics = sorted(dict.fromkeys(metrics or present), key=lambda m: m != primary)
+    log.info("report: %d runs, %s, into %s", len(runs), ", ".join(metrics), output)
     names = modality_names(runs)
+    return Content(
+        runs=runs,
+        skipped=skipped,
+        frame=frame,
+        metrics=metrics,
+        primary=primary,
+        names=names,
+        summary=summarise(frame),
+        sweep=summarise(training_sweep(frame)),
+        matrices=train_test_matrices(frame),
+        measures=measures_of(runs, frame, primary, names),
+        patterns=pattern_table(runs, names),
+        tests=compare(runs, frame, primary),
+        ranks=compare_ranks(frame, primary),
+    )
+
+
+def _page(content: Content, title: str, drawn: Mapping[str, Sequence[Path]]) -> str:
+    figures = {section: [(file.stem, data_uri(file)) for file in files] for section, files in drawn.items()}
+    names, primary, tests, ranks = content.names, content.primary, content.tests, content.ranks
 
     def tables(summary: pd.DataFrame, metric: str) -> list[tuple[str, Markup]]:
         parts = summary[summary["metric"] == metric].groupby("dataset", sort=False)
@@ -92,29 +134,31 @@ def _page(
     tests_html = _numbers_html(tests.assign(scenario=captions))
     page = jinja2.Environment(autoescape=True).from_string(PAGE.read_text())
     return page.render(
-        runs=runs,
-        skipped=skipped,
+        runs=content.runs,
+        skipped=content.skipped,
         title=title,
         date=datetime.now().strftime("%Y-%m-%d %H:%M"),
-        spread=spread(summary),
+        spread=spread(content.summary),
         lower=", ".join(LOWER_IS_BETTER),
-        oracle=ORACLE_NOTE if summary["model"].map(is_oracle).any() else "",
-        metrics=[(label(metric), tables(summary, metric), figures.get(metric, [])) for metric in metrics],
-        sweep=[(label(metric), tables(sweep, metric)) for metric in metrics if len(sweep)],
+        oracle=ORACLE_NOTE if content.summary["model"].map(is_oracle).any() else "",
+        metrics=[
+            (label(metric), tables(content.summary, metric), figures.get(metric, [])) for metric in content.metrics
+        ],
+        sweep=[(label(metric), tables(content.sweep, metric)) for metric in content.metrics if len(content.sweep)],
         grid=[
             (f"{dataset}, {method}, {label(primary)}", Markup(matrix_html(matrix, primary, names.get(dataset, ()))))
-            for (dataset, method), matrix in matrices.items()
+            for (dataset, method), matrix in content.matrices.items()
         ],
         grid_figures=figures.get("grid", []),
-        measures=[(m.title, m.note, m.html(names)) for m in measures],
-        patterns=pattern_blocks(patterns, names),
+        measures=[(m.title, m.note, m.html(names)) for m in content.measures],
+        patterns=pattern_blocks(content.patterns, names),
         primary=primary,
         tests=len(tests) and Markup(tests_html),
         ranks=ranks,
         rank_table=ranks and Markup(_numbers_html(ranks.table)),
         rank_figures=figures.get("ranks", []),
         sections=[(name.capitalize(), note, figures.get(name)) for name, note in SECTIONS.items()],
-        environment=_environment(runs),
+        environment=_environment(content.runs),
     )
 
 
@@ -153,56 +197,51 @@ def write_report(
     """
     output = Path(output).resolve()
     _check_output(output, run_dirs)
-    runs, skipped = gather(run_dirs)
-    frame = pd.concat([run.frame for run in runs], ignore_index=True)
-    present = list(frame["metric"].unique())
-    if unknown := [m for m in (primary, *(metrics or ())) if m not in present]:
-        raise UserError(f"no run has the metric '{unknown[0]}': choose from {', '.join(present)}")
-    metrics = sorted(dict.fromkeys(metrics or present), key=lambda m: m != primary)
-    log.info("report: %d runs, %s, into %s", len(runs), ", ".join(metrics), output)
-    summary, tests, ranks = summarise(frame), compare(runs, frame, primary), compare_ranks(frame, primary)
-    sweep, matrices = summarise(training_sweep(frame)), train_test_matrices(frame)
+    content = _content(run_dirs, output, metrics, primary)
 
     draft, old = (output.with_name(f".{output.name}.{os.getpid()}.{kind}") for kind in ("draft", "old"))
     draft.mkdir(parents=True)
     try:
-        for name, content in (("results", frame), ("summary", summary), ("sweep", sweep), ("tests", tests)):
-            if name != "sweep" or len(sweep):
-                content.to_csv(draft / f"{name}.csv", index=False)
-        names = modality_names(runs)
-        measures, patterns = measures_of(runs, frame, primary, names), pattern_table(runs, names)
-        if measures:
-            all_measures = pd.concat([m.summary().assign(measure=m.name) for m in measures], ignore_index=True)
-            all_measures.to_csv(draft / "measures.csv", index=False)
-        if len(patterns):
-            patterns.to_csv(draft / "patterns.csv", index=False)
-        if matrices:
-            as_csv(matrices).to_csv(draft / "grid.csv", index=False)
-            texts = [matrix_markdown(matrix, primary, method) for (_, method), matrix in matrices.items()]
-            (draft / f"grid_{slug(primary)}.md").write_text("\n".join(texts))
-        _write_tables(draft, "summary", summary, metrics, names)
-        if len(sweep):
-            _write_tables(draft, "sweep", sweep, metrics, names, kind="by missing data in training")
-        drawn = draw_figures(runs, summary, sweep, metrics, draft / "figures")
-        if ranks:
-            ranks.table.to_csv(draft / "ranks.csv", index=False)
-            drawn["ranks"] = [draft / "figures" / f"ranks_{slug(primary)}.png"]
-            save(critical_difference(ranks), drawn["ranks"][0], pdf=True)
-        if matrices:
-            drawn["grid"] = draw_heat_maps(matrices, primary, draft / "figures", names)
-        page = _page(
-            runs, skipped, summary, sweep, matrices, measures, patterns, tests, ranks, metrics, primary, title, drawn
-        )
-        (draft / "report.html").write_text(page)
+        drawn = _write_files(draft, content)
+        (draft / "report.html").write_text(_page(content, title, drawn))
         if output.exists():
             output.rename(old)
         draft.rename(output)
     finally:
         for folder in (draft, old):
             shutil.rmtree(folder, ignore_errors=True)
-    parts = summary[summary["metric"].isin(metrics)].groupby(["dataset", "metric"], sort=False)
+    summary = content.summary
+    parts = summary[summary["metric"].isin(content.metrics)].groupby(["dataset", "metric"], sort=False)
     tables = {(str(dataset), str(metric)): table(part, str(metric)) for (dataset, metric), part in parts}
-    return Report(output / "report.html", summary, tests, tables, ranks)
+    return Report(output / "report.html", summary, content.tests, tables, content.ranks)
+
+
+def _write_files(folder: Path, content: Content) -> dict[str, list[Path]]:
+    """Write tables and figures; returns section -> its figures."""
+    metrics, primary, names = content.metrics, content.primary, content.names
+    files = {"results": content.frame, "summary": content.summary, "tests": content.tests}
+    files |= {"sweep": content.sweep} if len(content.sweep) else {}
+    files |= {"patterns": content.patterns} if len(content.patterns) else {}
+    for name, frame in files.items():
+        frame.to_csv(folder / f"{name}.csv", index=False)
+    if content.measures:
+        all_measures = pd.concat([m.summary().assign(measure=m.name) for m in content.measures], ignore_index=True)
+        all_measures.to_csv(folder / "measures.csv", index=False)
+    if content.matrices:
+        as_csv(content.matrices).to_csv(folder / "grid.csv", index=False)
+        texts = [matrix_markdown(matrix, primary, method) for (_, method), matrix in content.matrices.items()]
+        (folder / f"grid_{slug(primary)}.md").write_text("\n".join(texts))
+    _write_tables(folder, "summary", content.summary, metrics, names)
+    if len(content.sweep):
+        _write_tables(folder, "sweep", content.sweep, metrics, names, kind="by missing data in training")
+    drawn = draw_figures(content.runs, content.summary, content.sweep, metrics, folder / "figures")
+    if content.ranks:
+        content.ranks.table.to_csv(folder / "ranks.csv", index=False)
+        drawn["ranks"] = [folder / "figures" / f"ranks_{slug(primary)}.png"]
+        save(critical_difference(content.ranks), drawn["ranks"][0], pdf=True)
+    if content.matrices:
+        drawn["grid"] = draw_heat_maps(content.matrices, primary, folder / "figures", names)
+    return drawn
 
 
 def _write_tables(
