@@ -15,7 +15,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from trainers.checks import check_artefacts, check_noise, check_task, needs_imputer
 from trainers.config.build import check_imputer_networks
 from trainers.config.checks.machine import check_trainer, number_of_processes
-from trainers.config.grid import is_grid, training_parts
+from trainers.config.grid import is_grid, run_names, training_parts
 from trainers.config.stages import stages_without_use
 from trainers.config.validate import validate
 from trainers.evaluate import evaluate
@@ -134,11 +134,10 @@ def run_grid(cfg: DictConfig) -> None:
         if part.stages:
             run(part)
     if "report" in cfg.stages:
-        whole = parts[0].copy()
-        names = [part.name for part in parts]
-        whole.name, root = cfg.name, Path(cfg.paths.output) / cfg.dataset.name
+        whole, runs = parts[0].copy(), Path(cfg.paths.output) / cfg.dataset.name / "*"
+        whole.name = cfg.name
         if not cfg.report.include:
-            whole.report.include = [str(root / "*" / name / "seed*") for name in names]
+            whole.report.include = [str(runs / name / "seed*") for name in run_names(cfg, cfg.name)]
         report(Run(whole))
 
 

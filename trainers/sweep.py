@@ -162,12 +162,14 @@ def report_once(configs: Sequence[DictConfig]) -> None:
     with those that have swept values in theirs."""
     groups = {(c.paths.output, c.dataset.name, c.name): c for c in configs if "report" in c.stages}
     for cfg in groups.values():
+        from trainers.config.grid import run_names
         from trainers.run import run
 
         cfg.stages = ["report"]
         if not cfg.report.include:
             runs = Path(cfg.paths.output) / cfg.dataset.name / "*"
-            cfg.report.include = [str(runs / cfg.name / "seed*"), str(runs / f"{cfg.name}-*" / "seed*")]
+            names = [*run_names(cfg, cfg.name), *run_names(cfg, f"{cfg.name}-*")]
+            cfg.report.include = [str(runs / name / "seed*") for name in names]
         try:
             run(cfg)
         except UserError as error:

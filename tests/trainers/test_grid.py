@@ -9,9 +9,10 @@ import pytest
 from omegaconf import DictConfig
 
 from trainers.config.compose import compose_config
-from trainers.config.grid import is_grid, training_parts
+from trainers.config.grid import is_grid, run_names, training_parts
 from trainers.config.validate import validate
 from trainers.run import run
+from trainers.sweep import report_once
 from utils.errors import UserError
 
 TEST = "missing.test=[none,random_global_0.5,mnar_class_0.4]"
@@ -54,6 +55,18 @@ def test_every_part_is_checked_before_any_training(overrides: list[str], message
 def test_several_processes_are_refused() -> None:
     with pytest.raises(UserError, match=r"missing\.train is a list, which runs in one process"):
         run(grid("trainer=cpu", "trainer.devices=2"))
+
+
+def test_a_sweep_of_grids_ends_with_one_report_over_their_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    reported: list[DictConfig] = []
+    monkeypatch.setattr("trainers.run.run", reported.append)
+    report_once([grid("missing.train=[none,random_0.4]", f"model={model}") for model in ("ModDrop", "MTL")])
+    (cfg,) = reported
+    folders = [
+        f"outputs/Digits/*/grid{swept}_{train}/seed*" for swept in ("", "-*") for train in ("none", "random_0.4")
+    ]
+    assert cfg.stages == ["report"] and cfg.report.include == folders
+    assert run_names(grid("missing.train=none", "missing.test=[none]"), "grid-*") == ["grid-*"]
 
 
 def test_a_grid_trains_each_part_and_reports_the_matrix(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from omegaconf import DictConfig, OmegaConf
 
-from datasets.missingness import parse_scenario
+from datasets.missingness import Scenario, parse_scenario
 from utils.errors import UserError
 
 
@@ -28,7 +28,7 @@ def training_parts(cfg: DictConfig) -> list[DictConfig]:
         scenario = parse_scenario(spec)
         part = cfg.copy()
         part.missing.test, part.missing.train = test, spec
-        part.name = f"{cfg.name}_{scenario.slug}"
+        part.name = _name(cfg.name, scenario)
         part.stages = [stage for stage in cfg.stages if stage != "report"]
         if scenario.slug in parts:
             raise UserError(f"missing.train lists '{scenario.name}' twice: name each scenario once")
@@ -36,3 +36,12 @@ def training_parts(cfg: DictConfig) -> list[DictConfig]:
     if not parts:
         raise UserError("missing.train is an empty list: name at least one scenario, for example none")
     return list(parts.values())
+
+
+def run_names(cfg: DictConfig, name: str) -> list[str]:
+    """Names of the runs that a configuration called ``name`` makes: of a grid, one per scenario."""
+    return [_name(name, parse_scenario(spec)) for spec in cfg.missing.train] if is_grid(cfg) else [name]
+
+
+def _name(name: str, scenario: Scenario) -> str:
+    return f"{name}_{scenario.slug}"
