@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -74,9 +75,14 @@ class Rows:
         shape = (self.n, self.columns)
         return np.ones(shape, dtype=bool) if self.absent is None else ~self.absent
 
-    def require_content(self) -> SplitContent:
+    @contextmanager
+    def content_of(self, scenario: Scenario) -> Iterator[SplitContent]:
+        """The content for a scenario that depends on it; errors name the scenario."""
         assert self.content is not None, "the data module passes the content of the rows"
-        return self.content
+        try:
+            yield self.content
+        except UserError as error:
+            raise UserError(f"missing scenario '{scenario.name}': {error}") from None
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,9 @@ class Mar(ScenarioWithRate):
 
     def generate(self, rows: Rows) -> np.ndarray:
         self.check(rows.columns)
-        chances = logistic_chances(rows.require_content().scores(self.driver, self.column), self.slope, self.rate)
+        with rows.content_of(self) as content:
+            scores = content.scores(self.driver, self.column)
+        chances = logistic_chances(scores, self.slope, self.rate)
         mask = np.random.default_rng(rows.seed).random((rows.n, rows.columns)) < chances[:, None]
         mask[:, self.driver] = False
         return mask

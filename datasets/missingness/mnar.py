@@ -124,17 +124,18 @@ class Mnar(ScenarioWithRate):
 
     def generate(self, rows: Rows) -> np.ndarray:
         self.check(rows.columns)
-        content, rng = rows.require_content(), np.random.default_rng(rows.seed)
+        rng = np.random.default_rng(rows.seed)
         mask = np.zeros((rows.n, rows.columns), dtype=bool)
+        with rows.content_of(self) as content:
+            if self.modality is not None:
+                scores = content.scores(self.modality, self.column)
+            elif self.depends_on == CLASS:
+                scores = np.repeat(content.class_scores[:, None], rows.columns, axis=1)
+            else:
+                scores = np.stack([content.scores(j) for j in range(rows.columns)], axis=1)
         if self.modality is not None:
-            chances = logistic_chances(content.scores(self.modality, self.column), self.slope, self.rate)
-            mask[:, self.modality] = rng.random(rows.n) < chances
+            mask[:, self.modality] = rng.random(rows.n) < logistic_chances(scores, self.slope, self.rate)
             return mask
         if self.rate == 0:
             return mask
-        if self.depends_on == CLASS:
-            scores = np.repeat(content.class_scores[:, None], rows.columns, axis=1)
-        else:
-            scores = np.stack([content.scores(j) for j in range(rows.columns)], axis=1)
-        log_p = logistic_log_chances(scores, self.slope, self.rate, rows.observable)
-        return draw(log_p, rng) & rows.observable
+        return draw(logistic_log_chances(scores, self.slope, self.rate, rows.observable), rng) & rows.observable

@@ -116,7 +116,8 @@ class Patterns(Scenario):
                 pattern[list(columns)] = True
             weights = np.array(self.weights)
         else:
-            patterns, weights = np.unique(rows.require_content().training_gaps(), axis=0, return_counts=True)
+            with rows.content_of(self) as content:
+                patterns, weights = np.unique(content.training_gaps(), axis=0, return_counts=True)
             if not patterns.any():
                 raise UserError(
                     f"missing scenario '{self.name}': the source of the training rows lacks no modality, so nothing "

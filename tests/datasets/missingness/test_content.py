@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from datasets.missingness import parse_scenario
 from datasets.missingness.content import SplitContent, normal_scores
 from tests.datasets.missingness.all_kinds import AllKinds, all_kinds
 from utils.errors import UserError
@@ -91,3 +92,11 @@ def test_several_labels_count_the_positive_ones(tmp_path: Path) -> None:
     target = np.array([[1, 1, 0], [0, -1, 0], [1, -1, 0]], dtype=np.float32)
     content = content_of(all_kinds(tmp_path, 3, {"target": target}))
     np.testing.assert_array_equal(content.class_scores, normal_scores(np.array([2.0, 0, 1])))
+
+
+def test_errors_name_the_scenario(tmp_path: Path) -> None:
+    data = all_kinds(tmp_path, 30, {"target": np.ones(30, dtype=int)})
+    with pytest.raises(UserError, match=r"missing scenario 'mar_1-bmi_0\.4': table 'lab' has no column 'bmi'"):
+        data.mask("test", parse_scenario("mar_1-bmi_0.4"))
+    with pytest.raises(UserError, match=r"missing scenario 'mnar_class_0\.4': all rows have the same class"):
+        data.mask("test", parse_scenario("mnar_class_0.4"))
