@@ -71,6 +71,12 @@ class Forecast(Cost):
             )
 
 
+def disk_space(folder: Path) -> int:
+    """Bytes of the files of a folder, files with several names counted once."""
+    stats = [file.stat() for file in folder.rglob("*") if file.is_file()]
+    return sum({(stat.st_dev, stat.st_ino): stat.st_size for stat in stats}.values())
+
+
 def size(n: float) -> str:
     """Bytes as a reader says them: ``12 MB``."""
     for unit in ("B", "kB", "MB", "GB"):
@@ -116,7 +122,7 @@ def foresee(run: Run, stages: Sequence[str], clock: Clock = device_clock) -> For
         if forecast.is_packed:
             forecast.rows = dict((other.data.store.meta() or {})["counts"])
             forecast.rows |= {split: len(other.data.split(split)) for split in forecast.rows}
-            forecast.store = sum(file.stat().st_size for file in store_path(cfg).rglob("*") if file.is_file())
+            forecast.store = disk_space(store_path(cfg))
             forecast.seconds["prepare"] = 0.0
             forecast.finished += ["prepare", *finished_stages(run, stages)]
         else:
@@ -126,8 +132,7 @@ def foresee(run: Run, stages: Sequence[str], clock: Clock = device_clock) -> For
                 return None
             forecast.rows = counts
             scale = sum(counts.values()) / sum(len(other.data.split(split)) for split in counts)
-            files = (Path(folder) / "store").rglob("*.npy")
-            forecast.store = scale * sum(file.stat().st_size for file in files)
+            forecast.store = scale * disk_space(Path(folder) / "store")
             forecast.seconds["prepare"] = scale * (clock() - start)
         measure(Trial(other, forecast.rows, clock), stages, forecast)
     forecast.memory = peak_memory()

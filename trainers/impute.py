@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from datasets.missingness import parse_scenario
 from models.imputers.base import FittedImputer
 from models.imputers.quality import Judge, recovery_quality
-from trainers.callbacks import EpochOrder
+from trainers.callbacks import EpochOrder, TimeLeft
 from trainers.config.build import build_encoders, build_imputer, build_trainer
 from trainers.fit import check_checkpoint, train
 from trainers.loading import Run
@@ -131,7 +131,7 @@ def _quality(run: Run) -> None:
         cfg,
         max_epochs=cfg.imputer.quality.judge_epochs,
         logger=False,
-        callbacks=[EpochOrder(cfg.seed)],
+        callbacks=[EpochOrder(cfg.seed), TimeLeft("impute, classifiers that judge recoveries")],
         enable_checkpointing=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,

@@ -19,7 +19,7 @@ from trainers import forecast as module
 from trainers import run as pipeline
 from trainers.config.compose import compose_config
 from trainers.config.overrides import number_of_jobs
-from trainers.forecast import foresee, size
+from trainers.forecast import disk_space, foresee, size
 from trainers.loading import Run
 from trainers.trial import limited, typical
 
@@ -201,7 +201,12 @@ def test_runs_of_a_sweep_are_counted(arguments: list[str], params: dict[str, str
     assert number_of_jobs(arguments, params) == jobs
 
 
-def test_small_parts() -> None:
+def test_small_parts(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"12345")
+    (tmp_path / "b").hardlink_to(tmp_path / "a")
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "d").write_bytes(b"12345")
+    assert disk_space(tmp_path) == 10
     assert [limited(10, limit) for limit in (None, 3, 30, 0.25, 1.0)] == [10, 3, 10, 2, 10]
     assert typical([0.0, 9.0, 10.0, 12.0]) == 1.5 and typical([0.0, 9.0]) == 9.0 and typical([1.0]) == 0.0
     assert [size(n) for n in (12, 1_234, 999_400, 250_000_000, 3e15)] == [
