@@ -17,6 +17,7 @@ import sys
 import tomllib
 from collections.abc import Iterator, Sequence
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -162,7 +163,8 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     shutil.copytree(ROOT / "job_scripts", root / "job_scripts")
     (root / "job_scripts" / "_environment.sh").write_text('die() { echo "$*" >&2; exit 1; }\n')
     (root / "bin").mkdir()
-    for program in ("python", "ruff", "mypy", "pytest"):
+    (root / "run.py").touch()
+    for program in ("python", "ruff", "mypy", "pytest", "sbatch"):
         file = root / "bin" / program
         file.write_text(f'#!/bin/sh\n[ $# = 0 ] || printf "%s\\n" "{program}" "$@" "" >>"{root}/log"\n')
         file.chmod(0o755)
@@ -211,6 +213,18 @@ def check_python(arguments: list[str], configs: Path) -> None:
     check_run(tuple(a for a in rest if re.match(r"[\w.]+=", a)), configs)
 
 
+def check_docker(arguments: list[str], configs: Path) -> None:
+    """``docker build`` with arguments that the Dockerfile has; ``docker run`` with overrides behind the name of the
+    image."""
+    if arguments[0] == "build":
+        given = {value.partition("=")[0] for flag, value in pairwise(arguments) if flag == "--build-arg"}
+        assert given <= set(re.findall(r"^ARG (\w+)", (ROOT / "Dockerfile").read_text(), re.MULTILINE))
+        return
+    assert arguments[0] == "run"
+    image = next(i for i, argument in enumerate(arguments) if re.fullmatch(r"dymo-bench(:\w+)?", argument))
+    check_python(["run.py", *arguments[image + 1 :]], configs)
+
+
 def run_script(command: list[str], machine: SimpleNamespace) -> list[list[str]]:
     """Run a job script; what it calls, program first."""
     log = machine.root / "log"
@@ -229,6 +243,9 @@ def test_a_command_is_understood(page: Path, command: str, machine: SimpleNamesp
         return
     while "=" in program:  # settings of the environment
         program, *arguments = arguments
+    if program == "docker":
+        check_docker(arguments, machine.configs)
+        return
     assert program == "bash" and (ROOT / arguments[0]).is_file(), "how is this command to be checked?"
     if page.parent.name == "results" and any(a == "..." or "|" in a for a in arguments):
         return  # an abbreviation of several commands
