@@ -311,9 +311,10 @@ def write_examples(
 ) -> None:
     """Write originals, recoveries and rewards of a few rows, for the pictures of the report."""
     data = run.data
-    images = [m for m in data.modalities if m.kind == "image"]
+    images = [m for m in data.modalities if m.kind in ("image", "series")]
     if not images:
         return
+    gaps = data.natural_cells("test")
     n = len(data.split("test"))
     rows = np.linspace(0, n - 1, min(run.cfg.report.samples, n)).astype(int)
     # Rows that lack a modality in the source hold the content of another row, which must not be shown.
@@ -343,7 +344,10 @@ def write_examples(
         }
         for m in images:
             for kind, source in (("original", batch.inputs), ("recovered", completed)):
-                pixels = (data.pixels(m.name, source[m.name]) * 255).round().byte().cpu().numpy()
+                x = source[m.name]
+                if kind == "original" and m.kind == "series" and m.name in gaps:
+                    x = x.masked_fill(torch.from_numpy(gaps[m.name][rows]).to(x.device), torch.nan)
+                pixels = (data.pixels(m.name, x) * 255).round().byte().cpu().numpy()
                 if kind == "original":
                     pixels[absent[:, data.modality_names.index(m.name)]] = 0
                 arrays[f"{kind}_{m.name}"] = pixels

@@ -131,6 +131,27 @@ class SeriesPart(FilePart):
 
         return standardise
 
+    def pixels(self, images: Tensor, about: About) -> Tensor:
+        """Line plots (B, 3, H, W) of series (B, T, channels), all with one axis; NaN leaves a gap."""
+        return torch.from_numpy(plots_of(images.detach().cpu().numpy())).to(images.device)
+
+
+def plots_of(series: np.ndarray, limit: float = 4.0) -> np.ndarray:
+    """Line plots (B, 3, 96, 160) float32 in [0, 1] of series (B, T, channels), from ``-limit`` to ``limit``."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    pictures = []
+    for values in series:
+        figure = Figure(figsize=(1.6, 0.96), dpi=100)
+        axes = figure.add_axes((0, 0, 1, 1), xlim=(0, max(len(values) - 1, 1)), ylim=(-limit, limit))
+        axes.set_axis_off()
+        axes.plot(values, linewidth=0.8)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        pictures.append(np.asarray(canvas.buffer_rgba())[..., :3].transpose(2, 0, 1) / np.float32(255))
+    return np.stack(pictures).astype(np.float32)
+
 
 class VectorPart(FilePart):
     """Feature vectors, one array (features,) per row: a table of continuous columns, NaN is a missing cell.

@@ -125,6 +125,11 @@ def test_a_story_of_the_guide_runs_from_its_text(
     for i in range(len(modalities)):
         stored = np.load(run.directory / "predictions" / f"whole_{i}.npz")
         assert stored["missing"][:, i].mean() > 0.9
+    pictured = [m for m in modalities if MODALITIES[m]["kind"] in ("image", "series")]
+    shown = np.load(run.directory / "examples" / "whole_0.npz")
+    for modality in pictured:
+        assert shown[f"original_{modality}"].std((1, 2, 3)).max() > 0
+        assert shown[f"recovered_{modality}"].shape == shown[f"original_{modality}"].shape
     quality = pd.read_csv(next((tmp_path / "outputs" / name).glob("imputer_*/*/seed0/quality.csv")))
     assert set(quality["modality"]) == set(modalities)
     assert np.isfinite(quality["value"]).all()

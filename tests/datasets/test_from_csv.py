@@ -14,6 +14,7 @@ import yaml
 from PIL import Image
 
 from datasets.from_csv import FromCSV
+from datasets.modality_parts.arrays import plots_of
 from tests.mixed import CLASSES, LACKING, MODALITIES, arguments, as_override, make_mixed
 from trainers import run as pipeline
 from trainers.config.compose import compose_config
@@ -326,3 +327,15 @@ def test_an_encoder_of_the_user_replaces_that_of_the_kind(run_of: Callable[..., 
 def test_no_modalities_is_one_problem(run_of: Callable[..., Any]) -> None:
     with pytest.raises(UserError, match=r"dataset\.modalities is empty"):
         validate(compose_config("dataset=FromCSV"))
+
+
+def test_a_series_is_drawn_with_gaps_where_it_has_none() -> None:
+    series = np.zeros((2, 11, 1))
+    series[0, :, 0] = np.linspace(-4, 4, 11)
+    series[1, 6:] = np.nan
+    rising, broken = (picture.min(0) < 0.9 for picture in plots_of(series))  # (96, 160) bool, True = drawn
+    assert rising.shape == (96, 160)
+    heights = [int(rows.mean()) for column in (20, 80, 140) if len(rows := np.flatnonzero(rising[:, column]))]
+    assert heights == sorted(heights, reverse=True) and len(set(heights)) == 3
+    assert abs(heights[1] - 48) <= 2
+    assert broken[:, :75].any(0).all() and not broken[:, 85:].any()
