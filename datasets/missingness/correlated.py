@@ -155,7 +155,7 @@ def correlations(k: int, rate: float, keeps_one: bool) -> dict[str, float]:
     else:
         independent, together = rate**2, rate
     pairs = {SPREAD: spread, INDEPENDENT: independent, TOGETHER: together}
-    return {way: float((both - rate**2) / (rate * (1 - rate))) for way, both in pairs.items()}
+    return {way: float((joint - rate**2) / (rate * (1 - rate))) for way, joint in pairs.items()}
 
 
 def draw_way(way: str, n: int, k: int, rate: float, keeps_one: bool, rng: np.random.Generator) -> np.ndarray:

@@ -113,9 +113,9 @@ def accuracy_by_pattern(patterns: Sequence[str], is_right: np.ndarray) -> dict[s
         is_right: (N,) bool.
     """
     names = np.asarray(patterns)
-    found, counts = np.unique(names, return_counts=True)
+    unique, counts = np.unique(names, return_counts=True)
     order = np.argsort(-counts, kind="stable")
-    return {str(found[i]): (float(is_right[names == found[i]].mean()), int(counts[i])) for i in order}
+    return {str(unique[i]): (float(is_right[names == unique[i]].mean()), int(counts[i])) for i in order}
 
 
 def score_without_input(target: np.ndarray, num_classes: int, metric: str) -> float:

@@ -49,8 +49,8 @@ def test_marginal_rates_agree_with_those_of_imml(mechanism: str, m: int, p: floa
     # Incomplete rows are exactly p N, and their number of missing modalities varies less than independent coins.
     assert is_binomial(sum(counts), N * m, rate)
     if mechanism == "mem":  # each incomplete row keeps one modality
-        kept = "_".join(f"{''.join(str(k) for k in range(m) if k != j)}-{p / m!r}" for j in range(m))
-        ours = parse_scenario(f"patterns_none-{1 - p!r}_{kept}").generate(Rows(N, m, 0))
+        others = "_".join(f"{''.join(str(k) for k in range(m) if k != j)}-{p / m!r}" for j in range(m))
+        ours = parse_scenario(f"patterns_none-{1 - p!r}_{others}").generate(Rows(N, m, 0))
         assert (ours.sum(1)[ours.any(1)] == m - 1).all()
     else:
         ours = parse_scenario({"kind": "rates", "rates": [rate] * m}).generate(Rows(N, m, 0))

@@ -106,9 +106,9 @@ def test_accuracy_by_pattern_groups_rows() -> None:
     rng = np.random.default_rng(0)
     patterns, right = rng.choice(["a", "b", "c"], 200, p=[0.2, 0.5, 0.3]), rng.random(200) < 0.7
     groups = pd.Series(right).groupby(patterns)
-    found = accuracy_by_pattern(list(patterns), right)
-    assert list(found) == ["b", "c", "a"] and sum(n for _, n in found.values()) == 200
-    for name, (accuracy, n) in found.items():
+    table = accuracy_by_pattern(list(patterns), right)
+    assert list(table) == ["b", "c", "a"] and sum(n for _, n in table.values()) == 200
+    for name, (accuracy, n) in table.items():
         assert (accuracy, n) == (pytest.approx(groups.mean()[name]), groups.size()[name])
 
 
