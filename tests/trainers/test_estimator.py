@@ -187,6 +187,21 @@ def test_the_picture_of_a_row_is_in_the_units_of_the_arrays(fitted: Any) -> None
     np.testing.assert_allclose(cells[seen], x["upper"][seen], atol=1e-4)
 
 
+def test_the_picture_without_selection_shows_recoveries_where_the_method_reads_them() -> None:
+    x, y = digits()
+    small: dict[str, Any] = {"max_epochs": 1, "batch_size": 30}
+    filled = IncompleteClassifierEstimator(
+        "Multimodal_CONCAT", "Mean", overrides={"model.use_imputer": "true"}, **small
+    ).fit(x, y)
+    texts = [text.get_text() for text in filled.explain(x, number=3).texts]
+    lacking = [text for text in texts if text.endswith("missing")]
+    assert "image – missing" in lacking and texts.count("recovered, used") == len(lacking)
+    plain = IncompleteClassifierEstimator("QMF", **small).fit(x, y)
+    texts = [text.get_text() for text in plain.explain(x, number=3).texts]
+    assert [text for text in texts if text.endswith("missing")] == lacking
+    assert not any("recovered" in text for text in texts)
+
+
 def test_a_data_frame_with_image_paths_levels_and_numbers(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     y = np.arange(36) % 3
