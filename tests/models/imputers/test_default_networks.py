@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from datasets.batch import Batch, Modality
+from models.imputers.base import Imputer
 from models.imputers.likelihoods import most_likely_cells, table_cell_nll
 from models.imputers.mopoe import MoPoE
+from models.imputers.simple import Mean, Zero
 
 KINDS = [
     Modality("image", "image", (3, 20, 24)),
@@ -165,3 +167,29 @@ def test_a_mixed_table_is_what_its_distribution_makes_most_likely() -> None:
     first = -math.log(math.exp(2.0) / (math.exp(0.1) + math.exp(2.0) + math.exp(0.3)))
     second = -math.log(math.exp(1.0) / (math.exp(1.0) + math.exp(-1.0)))
     torch.testing.assert_close(nll, torch.tensor([first, second, math.log(1.5), math.log(1.5)]))
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: "-".join(m.name for m in pair))
+def test_zeros_and_means_of_every_kind_do_not_read_what_is_missing(pair: tuple[Modality, Modality]) -> None:
+    missing = torch.tensor([[True, False], [False, True], [False, False], [False, False]])
+    batch = batch_of(pair, missing)
+    poisoned = {name: x.clone() for name, x in batch.inputs.items()}
+    for i, x in enumerate(poisoned.values()):
+        x[i] = 10**6 if x.dtype == torch.long else 1e30
+    methods: list[Imputer] = [Zero()]
+    if not any(m.vocabulary for m in pair):
+        mean = Mean(pair)
+        mean.fit([batch.replace(inputs=poisoned, missing=missing)])
+        methods.append(mean)
+        first = pair[0]
+        observed = batch.inputs[first.name][1:]  # row 0 lacks it
+        n = len(first.cardinalities)
+        if first.kind == "table":
+            assert torch.allclose(mean.means[first.name][n:], observed.mean(0)[n:], atol=1e-6)
+        else:
+            assert torch.allclose(mean.means[first.name], observed.mean(0), atol=1e-6)
+    for method in methods:
+        recovered = method.impute(poisoned, missing, batch.index)
+        for i, m in enumerate(pair):
+            assert recovered[m.name].float().abs().max() < 1e3
+            assert torch.equal(recovered[m.name][~missing[:, i]], batch.inputs[m.name][~missing[:, i]])
