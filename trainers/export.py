@@ -34,7 +34,7 @@ def export(run: Run) -> None:
     method: Any = load_settled(run)
     threshold = float(method.rule.threshold) if run.uses_selection else None
     programs = None
-    if set(formats(run.cfg)) != {"bundle"}:
+    if set(formats(run.cfg)) - {"bundle"}:
         programs = partial(write_programs, run, method_to_export(run, threshold))
     if run.data.has_split("val"):
         temperatures, validation = on_validation(run, method)

@@ -18,11 +18,12 @@ from datasets.missingness import Complete
 from models.base import Method, Prediction
 from models.program import Program
 from trainers.loading import Run
+from trainers.onnx_program import run_onnx, save_onnx
 from utils.errors import UserError
 from utils.subsets import enumerate_subsets
 
 log = logging.getLogger(__name__)
-TORCH_FILE = "model.pt2"
+TORCH_FILE, ONNX_FILE = "model.pt2", "model.onnx"
 # Rows of the validation split on which a program is compared with the method.
 ROWS = 64
 Arguments = tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]
@@ -30,7 +31,8 @@ Arguments = tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]
 
 def formats(cfg: DictConfig) -> list[str]:
     """``export.format`` as a list."""
-    return [cfg.export.format] if isinstance(cfg.export.format, str) else [str(name) for name in cfg.export.format]
+    given = cfg.export.format
+    return [given] if isinstance(given, str) else [str(name) for name in given or []]
 
 
 def method_to_export(run: Run, threshold: float | None) -> Method:
@@ -48,8 +50,8 @@ def method_to_export(run: Run, threshold: float | None) -> Method:
     if threshold is not None:
         method.rule.threshold = threshold
     if reason := method.why_not_exported():
-        wanted = [name for name in formats(run.cfg) if name != "bundle"]
-        raise UserError(f"export.format={','.join(wanted)}: {run.label} cannot be exported, {reason}: leave that out")
+        wanted = ",".join(name for name in formats(run.cfg) if name != "bundle")
+        raise UserError(f"export.format={wanted}: {run.label} cannot be exported, {reason}: leave that out")
     return method
 
 
@@ -61,25 +63,29 @@ def write_programs(run: Run, method: Method, folder: Path) -> dict[str, Any]:
         folder: made if needed.
 
     Returns:
-        For the manifest: format -> file, outputs, and the largest difference from the method on rows of the validation
-        split with its tolerance; and ``inputs``, see ``MultimodalDataModule.describe_inputs``.
+        For the manifest: format -> file, and the largest difference from the method on rows of the validation split
+        with its tolerance; ``inputs``, see ``MultimodalDataModule.describe_inputs``; ``outputs``, name -> shape.
 
     Raises:
         UserError: the method cannot be traced, or a program does not predict as it does.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    program, batch = Program(method).eval(), rows_to_compare(run.data)
+    batch, wanted = rows_to_compare(run.data), formats(run.cfg)
+    example = blank(arguments(batch))
+    about: dict[str, Any] = {"inputs": run.inputs}
     with torch.no_grad():
         expected = method(batch)
-        exported = trace(program, blank(arguments(batch)), run.label)
-        torch.export.save(exported, folder / TORCH_FILE)
-        outputs = torch.export.load(folder / TORCH_FILE).module()(*arguments(batch))
-    about: dict[str, Any] = {"inputs": run.inputs}
-    about["torch"] = {
-        "file": TORCH_FILE,
-        "outputs": {name: list(value.shape[1:]) for name, value in outputs.items()},
-        **compare("torch", run.label, method, outputs, expected),
-    }
+        program = trace(Program(method).eval(), example, run.label)
+        names = ["logits", *method.program_outputs]
+        if "torch" in wanted:
+            torch.export.save(program, folder / TORCH_FILE)
+            outputs = torch.export.load(folder / TORCH_FILE).module()(*arguments(batch))
+            about["torch"] = {"file": TORCH_FILE, **compare("torch", run.label, method, outputs, expected)}
+        if "onnx" in wanted:
+            save_onnx(program, example, names, folder / ONNX_FILE)
+            outputs = run_onnx(folder / ONNX_FILE, arguments(batch))
+            about["onnx"] = {"file": ONNX_FILE, **compare("onnx", run.label, method, outputs, expected)}
+    about["outputs"] = {name: list(outputs[name].shape[1:]) for name in names}
     return about
 
 
@@ -109,7 +115,7 @@ def compare(
             f"export.format={kind}: the program decides otherwise than {name} in {int(wrong.sum())} of {len(wrong)} "
             f"validation rows: leave {kind} out"
         )
-    difference = float((outputs["logits"] - expected.logits)[is_same].abs().max())
+    difference = float(torch.where(is_same[:, None], outputs["logits"] - expected.logits, 0).abs().max())
     log.info("export: the %s program differs from %s by %.2g (tolerance %.2g)", kind, name, difference, tolerance)
     if not difference <= tolerance:
         raise UserError(

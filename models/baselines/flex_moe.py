@@ -141,7 +141,8 @@ class FlexMoE(VectorBaseline):
         losses = []
         for block in self.blocks:
             x, scores, gates = block(x, fixed)
-            losses.append(routing_loss(scores, gates, fixed))
+            if self.training:
+                losses.append(routing_loss(scores, gates, fixed))
         features = self.norm(x).mean(1)
         extras = {"routing": torch.stack(losses).mean()} if self.training else {}
         return Prediction(self.classifier(features), features, extras)

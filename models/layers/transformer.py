@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -108,6 +110,9 @@ def normal_initialisation(module: nn.Module) -> None:
 
 def visible_tokens(missing: Tensor, tokens_per_modality: list[int]) -> Tensor:
     """Missing modalities (B, M) bool -> visible tokens (B, 1 + P) bool, always with the CLS token, which is first."""
-    repeats = torch.tensor(tokens_per_modality, device=missing.device)
-    keys = (~missing).repeat_interleave(repeats, dim=1, output_size=sum(tokens_per_modality))
-    return F.pad(keys, (1, 0), value=True)
+    return F.pad(~missing[:, owners(tokens_per_modality, missing.device)], (1, 0), value=True)
+
+
+def owners(tokens_per_modality: Sequence[int], device: torch.device) -> Tensor:
+    """Modality of each token (P,) int64."""
+    return torch.tensor([i for i, count in enumerate(tokens_per_modality) for _ in range(count)], device=device)

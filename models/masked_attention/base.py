@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from datasets.batch import Batch, Modality, rows_like
 from models.base import IncompleteClassifier, Prediction
 from models.layers.masked_attention import xavier_initialisation
+from models.layers.transformer import owners
 from models.masked_attention.training import StagedTraining
 from models.rows import take_rows
 
@@ -180,9 +181,7 @@ class TokenFusion(StagedTraining):
         """Observed tokens (B, P) bool, by cell for tables with one token per column; None = all."""
         if batch.complete:
             return None
-        available = (~self.absent(batch)).repeat_interleave(
-            torch.tensor(self.tokens_per_modality, device=batch.missing.device), 1, output_size=self._spans[-1].stop
-        )
+        available = ~self.absent(batch)[:, owners(self.tokens_per_modality, batch.missing.device)]
         for name, hidden in self.cells(batch.missing, batch.feature_missing).items():
             i = self.modality_names.index(name)
             if hidden.ndim == 2 and self.tokens_per_modality[i] == hidden.shape[1]:

@@ -3,10 +3,12 @@ method is refused with its reason."""
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,19 +16,27 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy import stats
+from torch import Tensor
 
 from datasets.batch import Batch
 from models.base import Method
+from models.cmpt.backbone import ProxyBackbone
+from models.cmpt.selection import ProxySelection
 from models.completed import Completed
 from models.dymo.method import DyMo
 from models.dymo.prototypes import COSINE, EUCLIDEAN
+from models.dymo.selection import SelectionRule
+from models.encoders.adapters import Adapter
 from models.imputers.base import FittedImputer, Imputer
 from models.imputers.simple import Mean
 from models.program import Program
 from models.rows import take_rows
 from tests.contracts.test_baselines import METHODS, ONLY, SMALL, SMALL_ENCODERS, build, some_batch, spoilt
-from tests.contracts.test_bundles import parts_config
+from tests.contracts.test_bundles import DYMO, parts_config
 from tests.makers import make_image_table
+from tests.models.cmpt import test_cmpt as cmpt_cases
+from tests.models.cmpt import test_cmpt_selection as proxies
 from tests.models.dymo.test_selection import setting
 from tests.networks import class_batch
 from tests.tolerances import batch_bound
@@ -37,6 +47,7 @@ from trainers.config.compose import CONFIGS, compose_config, group_options
 from trainers.config.validate import validate
 from trainers.export import export
 from trainers.loading import Run
+from trainers.onnx_program import run_onnx, save_onnx
 from trainers.programs import arguments, blank, rows_to_compare, trace
 from utils.errors import UserError
 from utils.subsets import enumerate_subsets
@@ -65,11 +76,32 @@ def small_method(method: str, *options: str) -> Any:
     return model.eval()
 
 
-def exported(method: Method, batch: Batch, folder: Path) -> Any:
-    """The method as a program that was written, and read again."""
-    program = trace(Program(method).eval(), blank(arguments(batch)), "method")
+Runner = Callable[[Batch], dict[str, Tensor]]
+
+
+def exported(method: Method, batch: Batch, folder: Path) -> dict[str, Runner]:
+    """Format -> the method as a program that was written, and read again."""
+    example = blank(arguments(batch))
+    program = trace(Program(method).eval(), example, "method")
     torch.export.save(program, folder / "model.pt2")
-    return torch.export.load(folder / "model.pt2").module()
+    save_onnx(program, example, ["logits", *method.program_outputs], folder / "model.onnx")
+    loaded = torch.export.load(folder / "model.pt2").module()
+    return {
+        "torch": lambda rows: loaded(*arguments(rows)),
+        "onnx": lambda rows: run_onnx(folder / "model.onnx", arguments(rows)),
+    }
+
+
+def assert_alike(method: Method, programs: dict[str, Runner], *batches: Batch) -> None:
+    """All programs give the logits of the method, also with NaN in missing content."""
+    classifier = getattr(method, "method", method)
+    for rows in batches:
+        expected = method(rows).logits
+        for (kind, program), content in itertools.product(programs.items(), (rows, spoilt(classifier, rows, math.nan))):
+            logits = program(content)["logits"]
+            torch.testing.assert_close(
+                logits, expected, atol=batch_bound(expected), rtol=0, msg=lambda text, kind=kind: f"{kind}: {text}"
+            )
 
 
 def every_pattern(family: str) -> Batch:
@@ -92,12 +124,9 @@ def test_a_program_predicts_as_the_method(name: str, tmp_path: Path) -> None:
     assert method.why_not_exported() is None
     batch, patterns = some_batch(family), every_pattern(family)
     with torch.no_grad():
-        program = exported(method, batch, tmp_path)
-        for rows in (batch, patterns, take_rows(batch, torch.arange(1)), take_rows(batch, torch.arange(9, 12))):
-            expected = method(rows).logits
-            for content in (rows, spoilt(method, rows, math.nan)):
-                logits = program(*arguments(content))["logits"]
-                torch.testing.assert_close(logits, expected, atol=batch_bound(expected), rtol=0)
+        programs = exported(method, batch, tmp_path)
+        few = (take_rows(batch, torch.arange(1)), take_rows(batch, torch.arange(9, 12)))
+        assert_alike(method, programs, batch, patterns, *few)
         # Another row under another mask has other logits, so that the comparison can fail.
         assert not torch.allclose(method(batch).logits[1:], method(batch).logits[:-1], atol=1e-3)
 
@@ -110,8 +139,7 @@ def test_what_cannot_be_exported_says_why(name: str, option: str) -> None:
 def test_the_sparse_form_of_dynmm_is_exported_as_the_dense_one(tmp_path: Path) -> None:
     method, batch = small_method("DynMM", "sparse=true"), some_batch("MST")
     with torch.no_grad():
-        program, expected = exported(method, batch, tmp_path), method(batch).logits
-        torch.testing.assert_close(program(*arguments(batch))["logits"], expected, atol=batch_bound(expected), rtol=0)
+        assert_alike(method, exported(method, batch, tmp_path), batch)
 
 
 # ------------------------------------------------------------------------------------------------ imputers, selection
@@ -204,12 +232,8 @@ def test_a_completed_method_is_exported_with_its_imputer(name: str, tmp_path: Pa
     classifier = build("Multimodal_CONCAT", family, *METHODS["Multimodal_CONCAT"], *SMALL_ENCODERS.get(family, []))
     method = Completed(classifier.eval(), small_imputer(name, family, *small))
     with torch.no_grad():
-        program = exported(method, some_batch(family), tmp_path)
-        for rows in (every_pattern(family), take_rows(some_batch(family), torch.arange(1))):
-            expected = method(rows).logits
-            for content in (rows, spoilt(classifier, rows, math.nan)):
-                logits = program(*arguments(content))["logits"]
-                torch.testing.assert_close(logits, expected, atol=batch_bound(expected), rtol=0)
+        programs = exported(method, some_batch(family), tmp_path)
+        assert_alike(method, programs, every_pattern(family), take_rows(some_batch(family), torch.arange(1)))
 
 
 @pytest.mark.parametrize("metric", [COSINE, EUCLIDEAN])
@@ -219,26 +243,82 @@ def test_dymo_recovers_selects_and_classifies_in_one_call(metric: str, tmp_path:
     mean.fit([class_batch(40, 0.0, seed=9)])
     method = DyMo(case.model, mean, case.parameters)
     batch = case.batch.replace(missing=case.missing)
-    program = exported(method, batch, tmp_path)
+    programs = exported(method, batch, tmp_path)
     expected = method(batch)
     undecided = method.undecided(expected, batch_bound(expected.logits))
     assert undecided.float().mean() < 0.2 and (expected.extras["accepted"] >= 0).any()
     rounds = expected.extras["rewards"].shape[1]
-    for rows in (slice(0, 1), slice(5, 8), slice(0, None)):
+    for program, rows in itertools.product(programs.values(), (slice(0, 1), slice(5, 8), slice(0, None))):
         some = take_rows(batch, torch.arange(len(batch))[rows])
         with torch.no_grad():
-            outputs = program(*arguments(spoilt(case.model, some, math.nan)))
+            outputs = program(spoilt(case.model, some, math.nan))
         sure = ~undecided[rows]
         for key in ("final_missing", "accepted"):
             assert torch.equal(outputs[key][sure], expected.extras[key][rows][sure])
         torch.testing.assert_close(
             outputs["logits"][sure], expected.logits[rows][sure], atol=batch_bound(expected.logits), rtol=0
         )
-        rewards = expected.extras["rewards"][rows]
-        torch.testing.assert_close(
-            outputs["rewards"][sure, :rounds], rewards[sure], atol=5e-5, rtol=1e-4, equal_nan=True
-        )
+        rewards, given = expected.extras["rewards"][rows][sure], outputs["rewards"][sure, :rounds]
+        torch.testing.assert_close(given, rewards, atol=5e-5, rtol=1e-4, equal_nan=True)
         assert outputs["rewards"][:, rounds:].isnan().all()
+
+
+def test_the_backbone_and_cmpt_are_exported_alone(tmp_path: Path) -> None:
+    """CMPT with a vision, a text and an audio transformer, and its adapters merged, as stage export loads it."""
+    case = setting(COSINE)
+    batch = case.batch.replace(missing=case.missing)
+    cmpt = cmpt_cases.build(3, adapter=Adapter(rank=4, dropout=0.0)).eval()
+    rows = cmpt_cases.some_batch(3, rows=14, missing=enumerate_subsets(3).repeat(2, 1))
+    cmpt.before_prediction()
+    with torch.no_grad():
+        assert_alike(case.model, exported(case.model, batch, tmp_path), batch, take_rows(batch, torch.arange(1)))
+        programs = exported(cmpt, rows, tmp_path)
+        for some in (rows, take_rows(rows, torch.arange(3)), take_rows(rows, torch.arange(1))):
+            expected = cmpt(some).logits
+            for program in programs.values():
+                logits = program(some)["logits"]
+                torch.testing.assert_close(logits, expected, atol=batch_bound(expected), rtol=0)
+
+
+def test_the_selection_of_proxies_is_exported(tmp_path: Path) -> None:
+    model, parameters, batch = proxies.setting(3, EUCLIDEAN)
+    method = ProxySelection(ProxyBackbone(model, EUCLIDEAN), None, parameters, SelectionRule(temperature=1.0))
+    expected = method(batch)
+    sure = ~method.undecided(expected, batch_bound(expected.logits))
+    assert sure.sum() > 10 and (expected.extras["accepted"] >= 0).any()
+    for program in exported(method, batch, tmp_path).values():
+        outputs = program(batch)
+        assert torch.equal(outputs["accepted"][sure], expected.extras["accepted"][sure])
+        torch.testing.assert_close(
+            outputs["logits"][sure], expected.logits[sure], atol=batch_bound(expected.logits), rtol=0
+        )
+
+
+def in_onnx(function: Callable[[Tensor], Tensor], x: Tensor, folder: Path) -> np.ndarray:
+    """Values of a function of numbers (N,) in onnxruntime."""
+
+    class Alone(torch.nn.Module):
+        def forward(self, inputs: Any, missing: Tensor, feature_missing: Any) -> dict[str, Tensor]:
+            return {"logits": function(inputs["x"])}
+
+    rows: Any = ({"x": x[:, None]}, torch.zeros(len(x), 1, dtype=torch.bool), {})
+    save_onnx(trace(Alone(), blank(rows), "function"), blank(rows), ["logits"], folder / "alone.onnx")
+    return run_onnx(folder / "alone.onnx", rows)["logits"][:, 0].numpy()
+
+
+def test_functions_of_the_methods_have_their_digits_in_onnx(tmp_path: Path) -> None:
+    """Against SciPy in float64. The tail of the normal distribution, where 1 - erf has no digits, has an error of
+    1.2e-7 of erfc; a small summand stays; the rest is the rounding of float32."""
+    x = torch.cat([-torch.logspace(-4, 2, 300), torch.linspace(0, 4, 50)])
+    wide = x.double().numpy()
+    found = in_onnx(torch.special.log_ndtr, x, tmp_path)
+    np.testing.assert_allclose(found, stats.norm.logcdf(wide), atol=4e-7, rtol=4e-7)
+    found = in_onnx(torch.nn.functional.logsigmoid, x, tmp_path)
+    np.testing.assert_allclose(found, -np.logaddexp(0, -wide), atol=4e-7, rtol=4e-7)
+    np.testing.assert_allclose(in_onnx(lambda y: 1 / (y * 0 + 1e-8), x, tmp_path), 1e8, rtol=1e-6)
+    centres = torch.tensor([[1.0], [3.0]])
+    found = in_onnx(lambda y: torch.cdist(y, centres, compute_mode="donot_use_mm_for_euclid_dist")[:, 1:], x, tmp_path)
+    np.testing.assert_allclose(found, np.abs(wide - 3), atol=1e-5)
 
 
 # ----------------------------------------------------------------------------------------------------- stage export
@@ -250,7 +330,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("programs")
     make_image_table(folder / "parts")
     small = ["model.module.width=16", "model.module.heads=2", "model.training.max_epochs=1"]
-    cfg = parts_config(folder, "model=ModDrop", *small, "export.format=torch", "stages=[prepare,fit,export]")
+    cfg = parts_config(folder, "model=ModDrop", *small, "export.format=[torch,onnx]", "stages=[prepare,fit,export]")
     pipeline.run(cfg)
     return Run(cfg)
 
@@ -258,9 +338,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def test_the_manifest_describes_the_program(run: Run) -> None:
     bundle = open_bundle(run.directory / "bundle")
     about = bundle.about["programs"]
-    assert about["inputs"] == run.inputs and "programs/model.pt2" in bundle.about["files"]
-    assert about["torch"]["outputs"] == {"logits": [3]}
-    assert about["torch"]["largest_difference"] <= about["torch"]["tolerance"] < 1e-3
+    assert about["inputs"] == run.inputs
+    assert about["outputs"] == {"logits": [3]}
+    for kind, file in (("torch", "model.pt2"), ("onnx", "model.onnx")):
+        assert about[kind]["file"] == file and f"programs/{file}" in bundle.about["files"]
+        assert about[kind]["largest_difference"] <= about[kind]["tolerance"] < 1e-3
 
 
 def test_programs_are_compared_on_every_pattern_and_on_partial_tables(run: Run) -> None:
@@ -274,9 +356,12 @@ def test_programs_are_compared_on_every_pattern_and_on_partial_tables(run: Run) 
 def test_the_text_of_the_page_runs_where_this_project_is_not(run: Run, tmp_path: Path) -> None:
     page = (CONFIGS.parent / "docs" / "predictions.md").read_text()
     section = page.partition("## Run it without this project")[2].partition("\n## ")[0]
-    (code,) = re.findall(r"```python\n(.*?)```", section, re.S)
-    blocked = "import sys\nassert not any(name in sys.modules for name in ('models', 'trainers', 'datasets'))\n"
-    (tmp_path / "run.py").write_text(f"{code}\nimport numpy\nnumpy.save('logits.npy', logits)\n{blocked}")
+    torch_code, onnx_code = re.findall(r"```python\n(.*?)```", section, re.S)
+    assert "import torch" not in onnx_code
+    (tmp_path / "run.py").write_text(
+        f"{torch_code}\ntorch_logits = logits\n{onnx_code}\nnp.save('logits.npy', [torch_logits.numpy(), logits])\n"
+        "import sys\nassert not {'models', 'trainers', 'datasets', 'utils'} & set(sys.modules)\n"
+    )
     (tmp_path / "bundle").symlink_to(run.directory / "bundle")
     # -I: neither the working directory nor PYTHONPATH is searched for modules.
     subprocess.run([sys.executable, "-I", "run.py"], check=True, cwd=tmp_path, timeout=300)
@@ -288,17 +373,18 @@ def test_the_text_of_the_page_runs_where_this_project_is_not(run: Run, tmp_path:
     rows = torch.arange(4)
     with torch.no_grad():
         expected = run.load_method()(Batch(inputs, missing, rows, rows, {"table": cells})).logits
-    logits = torch.from_numpy(np.load(tmp_path / "logits.npy"))
-    torch.testing.assert_close(logits, expected, atol=batch_bound(expected), rtol=0)
+    for logits in torch.from_numpy(np.load(tmp_path / "logits.npy")):
+        torch.testing.assert_close(logits, expected, atol=batch_bound(expected), rtol=0)
     assert not torch.allclose(expected[0], expected[1], atol=1e-3)
 
 
-def test_a_changed_program_is_refused(run: Run, tmp_path: Path) -> None:
-    program = run.directory / "bundle" / "programs" / "model.pt2"
+@pytest.mark.parametrize("file", ["model.pt2", "model.onnx"])
+def test_a_changed_program_is_refused(run: Run, file: str) -> None:
+    program = run.directory / "bundle" / "programs" / file
     content = program.read_bytes()
     program.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     try:
-        with pytest.raises(UserError, match=r"model.pt2 is not the file that was exported"):
+        with pytest.raises(UserError, match=rf"{file} is not the file that was exported"):
             open_bundle(run.directory / "bundle")
     finally:
         program.write_bytes(content)
@@ -322,7 +408,7 @@ def test_a_program_that_predicts_something_else_is_refused(
 
 def test_a_refused_method_is_named_with_the_reason(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("models.base.IncompleteClassifier.why_not_exported", lambda self: "it draws at random")
-    message = r"export.format=torch: ModDrop cannot be exported, it draws at random: leave that out"
+    message = r"export.format=torch,onnx: ModDrop cannot be exported, it draws at random: leave that out"
     with pytest.raises(UserError, match=message):
         export(Run(run.cfg.copy()))
 
@@ -331,3 +417,18 @@ def test_an_unknown_format_is_named() -> None:
     cfg = compose_config("dataset=Digits", "stages=[export]", "export.format=[bundle,torhc]")
     with pytest.raises(UserError, match=r"export.format: unknown format 'torhc'; did you mean 'torch'"):
         validate(cfg)
+
+
+def test_stage_export_writes_dymo_with_its_imputer(tmp_path: Path) -> None:
+    """Trained on image and table, with TIP, which cannot recover images: those stay missing."""
+    make_image_table(tmp_path / "parts")
+    stages = "stages=[prepare,impute,fit,gaussian,export]"
+    cfg = parts_config(tmp_path, *DYMO, "export.format=[torch,onnx]", stages)
+    pipeline.run(cfg)
+    run = Run(cfg)
+    about = open_bundle(run.directory / "bundle").about["programs"]
+    assert about["outputs"] == {"logits": [3], "final_missing": [2], "accepted": [2], "rewards": [2, 2]}
+    batch = rows_to_compare(run.data)
+    outputs = run_onnx(run.directory / "bundle" / "programs" / "model.onnx", arguments(batch))
+    assert torch.equal(outputs["final_missing"][:, 0], batch.missing[:, 0])
+    assert torch.equal((outputs["accepted"] == 1).any(1), (batch.missing & ~outputs["final_missing"])[:, 1])

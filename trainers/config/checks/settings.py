@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -10,7 +11,7 @@ from models.dymo.prototypes import DISTANCE_METRICS
 from trainers.config.help import STAGES
 from utils.checks import check_choice, check_number, nearest
 
-FORMATS = ("bundle", "torch")
+FORMATS = ("bundle", "torch", "onnx")
 
 
 def check_structure(cfg: DictConfig) -> Iterator[str]:
@@ -47,13 +48,16 @@ def check_stages(cfg: DictConfig) -> Iterator[str]:
 
 
 def check_export(cfg: DictConfig) -> Iterator[str]:
-    """Unknown formats of stage export."""
+    """Unknown formats of stage export, and libraries that they need."""
     if "export" not in (cfg.stages or []):
         return
     names = [cfg.export.format] if isinstance(cfg.export.format, str) else list(cfg.export.format or [])
     for name in names:
         if name not in FORMATS:
             yield f"export.format: unknown format '{name}'{nearest(str(name), FORMATS)}"
+    lacking = [library for library in ("onnx", "onnxscript", "onnxruntime") if find_spec(library) is None]
+    if "onnx" in names and lacking:
+        yield f"export.format=onnx needs {', '.join(lacking)}: pip install {' '.join(lacking)}, or leave onnx out"
 
 
 def check_settings(cfg: DictConfig) -> Iterator[str]:
