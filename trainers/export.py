@@ -17,7 +17,7 @@ from datasets.missingness.whole import Whole
 from trainers.bundle import write_bundle
 from trainers.evaluate import load_settled, measure, predict
 from trainers.loading import Run
-from trainers.programs import formats, method_to_export, write_programs
+from trainers.programs import FILES, formats, method_to_export, write_programs
 from utils.calibration import Temperatures, pattern_of
 from utils.errors import UserError
 from utils.subsets import enumerate_subsets
@@ -146,6 +146,8 @@ def model_card(run: Run, temperatures: Temperatures | None, validation: list[dic
         f'load("{name}").predict("new.csv")',
         "```",
         "",
+        *(f"Without this project: `programs/{FILES[kind]}`." for kind in formats(cfg) if kind in FILES),
+        *([""] if set(formats(cfg)) & set(FILES) else []),
         "## Validation scores",
         "",
     ]

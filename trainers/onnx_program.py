@@ -63,6 +63,10 @@ def save_onnx(program: torch.export.ExportedProgram, example: Arguments, outputs
     finally:
         logging.getLogger("onnxscript").setLevel(level)
     assert converted is not None
+    from onnxscript.optimizer import fold_constants, remove_unused_nodes  # optional
+
+    fold_constants(converted.model)
+    remove_unused_nodes(converted.model)
     converted.save(file)
 
 

@@ -23,7 +23,7 @@ from utils.errors import UserError
 from utils.subsets import enumerate_subsets
 
 log = logging.getLogger(__name__)
-TORCH_FILE, ONNX_FILE = "model.pt2", "model.onnx"
+FILES = {"torch": "model.pt2", "onnx": "model.onnx"}
 # Rows of the validation split on which a program is compared with the method.
 ROWS = 64
 Arguments = tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]
@@ -77,14 +77,15 @@ def write_programs(run: Run, method: Method, folder: Path) -> dict[str, Any]:
         expected = method(batch)
         program = trace(Program(method).eval(), example, run.label)
         names = ["logits", *method.program_outputs]
-        if "torch" in wanted:
-            torch.export.save(program, folder / TORCH_FILE)
-            outputs = torch.export.load(folder / TORCH_FILE).module()(*arguments(batch))
-            about["torch"] = {"file": TORCH_FILE, **compare("torch", run.label, method, outputs, expected)}
-        if "onnx" in wanted:
-            save_onnx(program, example, names, folder / ONNX_FILE)
-            outputs = run_onnx(folder / ONNX_FILE, arguments(batch))
-            about["onnx"] = {"file": ONNX_FILE, **compare("onnx", run.label, method, outputs, expected)}
+        for kind in (kind for kind in FILES if kind in wanted):
+            file = folder / FILES[kind]
+            if kind == "torch":
+                torch.export.save(program, file)
+                outputs = torch.export.load(file).module()(*arguments(batch))
+            else:
+                save_onnx(program, example, names, file)
+                outputs = run_onnx(file, arguments(batch))
+            about[kind] = {"file": file.name, **compare(kind, run.label, method, outputs, expected)}
     about["outputs"] = {name: list(outputs[name].shape[1:]) for name in names}
     return about
 

@@ -19,7 +19,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from datasets.batch import Batch
+from datasets.batch import Batch, Modality
 from models.base import Method
 from models.cmpt.backbone import ProxyBackbone
 from models.cmpt.selection import ProxySelection
@@ -28,10 +28,12 @@ from models.dymo.method import DyMo
 from models.dymo.prototypes import COSINE, EUCLIDEAN
 from models.dymo.selection import SelectionRule
 from models.encoders.adapters import Adapter
+from models.encoders.resnet import ResNetEncoder
 from models.imputers.base import FittedImputer, Imputer
 from models.imputers.simple import Mean
 from models.program import Program
 from models.rows import take_rows
+from models.udml.udml import UDML
 from tests.contracts.test_baselines import METHODS, ONLY, SMALL, SMALL_ENCODERS, build, some_batch, spoilt
 from tests.contracts.test_bundles import DYMO, parts_config
 from tests.makers import make_image_table
@@ -236,6 +238,7 @@ def test_a_completed_method_is_exported_with_its_imputer(name: str, tmp_path: Pa
         assert_alike(method, programs, every_pattern(family), take_rows(some_batch(family), torch.arange(1)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", [COSINE, EUCLIDEAN])
 def test_dymo_recovers_selects_and_classifies_in_one_call(metric: str, tmp_path: Path) -> None:
     case = setting(metric)
@@ -263,6 +266,7 @@ def test_dymo_recovers_selects_and_classifies_in_one_call(metric: str, tmp_path:
         assert outputs["rewards"][:, rounds:].isnan().all()
 
 
+@pytest.mark.slow
 def test_the_backbone_and_cmpt_are_exported_alone(tmp_path: Path) -> None:
     """CMPT with a vision, a text and an audio transformer, and its adapters merged, as stage export loads it."""
     case = setting(COSINE)
@@ -278,6 +282,19 @@ def test_the_backbone_and_cmpt_are_exported_alone(tmp_path: Path) -> None:
             for program in programs.values():
                 logits = program(some)["logits"]
                 torch.testing.assert_close(logits, expected, atol=batch_bound(expected), rtol=0)
+
+
+def test_clips_and_spectrograms_are_exported(tmp_path: Path) -> None:
+    """Frames of a clip are folded into the rows."""
+    modalities = [Modality("audio", "audio", (33, 33)), Modality("visual", "video", (2, 3, 32, 32))]
+    torch.manual_seed(0)
+    sizes = {"audio": {"image_size": 33, "channels": 1}, "visual": {"image_size": 32}}
+    encoders = {name: ResNetEncoder("resnet18", **size) for name, size in sizes.items()}  # type: ignore[arg-type]
+    method = UDML(modalities, 3, encoders, width=8).eval()
+    inputs = {m.name: torch.rand(6, *m.shape) for m in modalities}
+    batch = Batch(inputs, enumerate_subsets(2).repeat(2, 1), torch.zeros(6).long(), torch.arange(6))
+    with torch.no_grad():
+        assert_alike(method, exported(method, batch, tmp_path), batch, take_rows(batch, torch.arange(1)))
 
 
 def test_the_selection_of_proxies_is_exported(tmp_path: Path) -> None:
@@ -343,6 +360,7 @@ def test_the_manifest_describes_the_program(run: Run) -> None:
     for kind, file in (("torch", "model.pt2"), ("onnx", "model.onnx")):
         assert about[kind]["file"] == file and f"programs/{file}" in bundle.about["files"]
         assert about[kind]["largest_difference"] <= about[kind]["tolerance"] < 1e-3
+        assert f"`programs/{file}`" in (bundle.folder / "README.md").read_text()
 
 
 def test_programs_are_compared_on_every_pattern_and_on_partial_tables(run: Run) -> None:
@@ -419,6 +437,7 @@ def test_an_unknown_format_is_named() -> None:
         validate(cfg)
 
 
+@pytest.mark.slow
 def test_stage_export_writes_dymo_with_its_imputer(tmp_path: Path) -> None:
     """Trained on image and table, with TIP, which cannot recover images: those stay missing."""
     make_image_table(tmp_path / "parts")
