@@ -95,7 +95,7 @@ def test_dymo_discards_what_the_imputer_cannot_recover(
 
 def test_a_refusal_names_the_imputers_that_fit(tmp_path: Path) -> None:
     fitting = r"another imputer that fits, imputer=Mean or Zero \(all modalities\), imputer=IMI or TIP \(tabular only\)"
-    for overrides in (["imputer=TIP", *SMALL, "missing.test=[whole_0]"], ["imputer=MoPoE"]):
+    for overrides in (["imputer=TIP", *SMALL, "missing.test=[whole_0]"], ["imputer=CMVAE"]):
         cfg = config(tmp_path, *overrides)
         with pytest.raises(UserError, match=fitting.replace("another", "an(other)?")):
             pipeline.run(cfg)
