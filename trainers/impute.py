@@ -30,26 +30,27 @@ log = logging.getLogger(__name__)
 
 def impute(run: Run) -> None:
     """Trained weights and ``quality.csv`` in the imputer's run directory."""
-    with run.imputer_directory.held():
-        _impute(run)
-
-
-def _impute(run: Run) -> None:
-    cfg, directory = run.cfg, run.imputer_directory
-    settings = run.imputer_settings
+    cfg = run.cfg
     if cfg.imputer.checkpoint:
         log.info("impute: using %s", cfg.imputer.checkpoint)
         run.load_imputer()
-    elif directory.finished("impute", settings, run.imputer_checkpoint if run.needs_imputer_weights else None):
+    with run.imputer_directory.held():
+        if not cfg.imputer.checkpoint:
+            _learn(run)
+        if cfg.imputer.quality is not None and run.data.has_split("val") and run.data.has_split("train"):
+            _quality(run)
+
+
+def _learn(run: Run) -> None:
+    cfg, directory, settings = run.cfg, run.imputer_directory, run.imputer_settings
+    if directory.finished("impute", settings, run.imputer_checkpoint if run.needs_imputer_weights else None):
         log.info("impute: %s is there and valid, skipped", directory.path)
-    else:
-        pl.seed_everything(cfg.seed, verbose=False)
-        imputer = build_imputer(cfg, run.data)
-        imputer.check_training_rows(run.data.mask("train", parse_scenario("none")))
-        directory.describe(cfg)
-        imputer.learn(ImputeStage(run, settings))
-    if cfg.imputer.quality is not None and run.data.has_split("val") and run.data.has_split("train"):
-        _quality(run)
+        return
+    pl.seed_everything(cfg.seed, verbose=False)
+    imputer = build_imputer(cfg, run.data)
+    imputer.check_training_rows(run.data.mask("train", parse_scenario("none")))
+    directory.describe(cfg)
+    imputer.learn(ImputeStage(run, settings))
 
 
 class ImputeStage:

@@ -75,7 +75,7 @@ class RunDirectory:
         lock = self.path / "stages" / ".lock"
         try:
             lock.parent.mkdir(parents=True, exist_ok=True)
-            stream: IO[str] | None = lock.open("w")
+            stream: IO[str] | None = lock.open("a")  # leaves the time of an existing file
         except OSError:  # a folder that can only be read: a finished stage is skipped, others name the problem
             stream = None
         if stream is None:
