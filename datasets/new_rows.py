@@ -62,6 +62,19 @@ def rows_of_arrays(content: Mapping[str, np.ndarray], modalities: Sequence[Modal
     Raises:
         UserError: an array of unknown name, of another shape, or of another number of rows; all at once.
     """
+    if problems := _array_problems(content, modalities, where):
+        raise UserError("\n".join(problems))
+    n = len(next(iter(content.values())))
+    arrays: dict[str, np.ndarray] = {}
+    for m in modalities:
+        arrays |= _packed(content, m, n)
+    target = content.get("target")
+    stems = content.get("name", np.arange(1, n + 1))
+    return NewRows([str(name) for name in stems], arrays, None if target is None else np.asarray(target))
+
+
+def _array_problems(content: Mapping[str, np.ndarray], modalities: Sequence[Modality], where: str) -> list[str]:
+    """Problems of the arrays of :func:`rows_of_arrays`."""
     names = [m.name for m in modalities]
     known = {*names, *(f"{n}_absent" for n in names), *(f"{n}_missing" for n in names), "target", "name"}
     problems = [
@@ -89,31 +102,27 @@ def rows_of_arrays(content: Mapping[str, np.ndarray], modalities: Sequence[Modal
                     f"{where}: '{m.name}' has {int(is_infinite.sum())} values that are infinite, the first in row "
                     f"{first}: correct them, NaN means missing"
                 )
-    if problems:
-        raise UserError("\n".join(problems))
-    n = next(iter(lengths.values()))
+    return problems
+
+
+def _packed(content: Mapping[str, np.ndarray], modality: Modality, n: int) -> dict[str, np.ndarray]:
+    """Arrays of one modality as the packed store has them."""
+    name = modality.name
+    values = content.get(name)
+    if values is None:
+        return {name: np.zeros((n, *modality.shape), dtype=np.float32), f"{name}_absent": np.ones(n, dtype=bool)}
+    absent = np.asarray(content.get(f"{name}_absent", np.zeros(n, dtype=bool)), dtype=bool)
     arrays: dict[str, np.ndarray] = {}
-    for m in modalities:
-        given = content.get(m.name)
-        absent = np.asarray(content.get(f"{m.name}_absent", np.zeros(n, dtype=bool)), dtype=bool)
-        if given is None:
-            given, absent = np.zeros((n, *m.shape), dtype=np.float32), np.ones(n, dtype=bool)
-        elif np.issubdtype(given.dtype, np.floating):
-            unknown = np.isnan(given)
-            if m.kind in ("table", "series"):
-                cells = unknown | np.asarray(content.get(f"{m.name}_missing", False), dtype=bool)
-                absent |= cells.reshape(n, -1).all(1)
-                if cells.any():
-                    arrays[f"{m.name}_missing"] = cells
-            else:
-                absent |= unknown.reshape(n, -1).any(1)
-            given = np.where(unknown, 0, given).astype(np.float32)
-        arrays[m.name] = given
-        if absent.any():
-            arrays[f"{m.name}_absent"] = absent
-    target = content.get("target")
-    stems = content.get("name", np.arange(1, n + 1))
-    return NewRows([str(name) for name in stems], arrays, None if target is None else np.asarray(target))
+    if np.issubdtype(values.dtype, np.floating):
+        unknown = np.isnan(values)
+        if modality.kind in ("table", "series"):
+            cells = unknown | np.asarray(content.get(f"{name}_missing", False), dtype=bool)
+            absent = absent | cells.reshape(n, -1).all(1)
+            arrays |= {f"{name}_missing": cells} if cells.any() else {}
+        else:
+            absent = absent | unknown.reshape(n, -1).any(1)
+        values = np.where(unknown, 0, values).astype(np.float32)
+    return arrays | {name: values} | ({f"{name}_absent": absent} if absent.any() else {})
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:

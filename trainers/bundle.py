@@ -35,6 +35,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from datasets.source import file_digest
+from models.base import IncompleteClassifier
 from trainers.config.compose import register
 from trainers.loading import Run
 from utils.calibration import Temperatures
@@ -101,15 +102,7 @@ def write_bundle(
     shutil.rmtree(temporary, ignore_errors=True)
     (temporary / "weights").mkdir(parents=True)
     (temporary / "data").mkdir()
-    model = run.load_model()
-    save_weights(temporary / MODEL, model.state_dict(), described(run, read_tensors(run.checkpoint), model))
-    if run.predicts_with_imputer and run.needs_imputer_weights:
-        imputer = run.load_imputer()
-        save_weights(temporary / IMPUTER, imputer.state_dict(), described(run, {}, imputer))  # type: ignore[attr-defined]
-    if run.uses_selection:
-        parameters = run.load_parameters(model.as_backbone(str(run.distance_metric)))
-        parameters.about = {k: v for k, v in (parameters.about or {}).items() if k != "checkpoint"}
-        parameters.save(temporary / GAUSSIAN)
+    model = _write_weights(run, temporary)
     write_json(temporary / "data" / "meta.json", run.data.meta_without_rows())
     config = plain_config(run, model, threshold)
     run.data.save_tokenizer(temporary / "tokenizer")
@@ -136,11 +129,29 @@ def write_bundle(
     if folder.exists():
         shutil.rmtree(folder)
     temporary.rename(folder)
+    _archive(folder)
+    return folder
+
+
+def _write_weights(run: Run, folder: Path) -> IncompleteClassifier:
+    """Write the weights of model and imputer, and the Gaussian parameters; returns the model."""
+    model = run.load_model()
+    save_weights(folder / MODEL, model.state_dict(), described(run, read_tensors(run.checkpoint), model))
+    if run.predicts_with_imputer and run.needs_imputer_weights:
+        imputer = run.load_imputer()
+        save_weights(folder / IMPUTER, imputer.state_dict(), described(run, {}, imputer))  # type: ignore[attr-defined]
+    if run.uses_selection:
+        parameters = run.load_parameters(model.as_backbone(str(run.distance_metric)))
+        parameters.about = {k: v for k, v in (parameters.about or {}).items() if k != "checkpoint"}
+        parameters.save(folder / GAUSSIAN)
+    return model
+
+
+def _archive(folder: Path) -> None:
     with replacing(folder.with_name(f"{folder.name}.zip")) as file, zipfile.ZipFile(file, "w") as archive:
         for path in sorted(folder.rglob("*")):
             if path.is_file():
                 archive.write(path, path.relative_to(folder.parent))
-    return folder
 
 
 def described(run: Run, content: Mapping[str, Any], module: Any) -> dict[str, Any]:

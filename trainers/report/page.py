@@ -17,13 +17,13 @@ from markupsafe import Markup
 
 from datasets.missingness.base import slug
 from trainers.report.figures import draw_figures, training_sweep
+from trainers.report.grid_tables import as_csv, draw_heat_maps, matrix_html, matrix_markdown, train_test_matrices
 from trainers.report.measure_tables import Measure, measures_of, pattern_blocks, pattern_table
 from trainers.report.ranks import Ranks, compare_ranks, critical_difference
 from trainers.report.runs import FinishedRun, gather, modality_names, scenario_of
 from trainers.report.statistics import compare
 from trainers.report.style import ORACLE_NOTE, data_uri, is_oracle, save
 from trainers.report.tables import captions_of, html_block, label, latex_block, markdown_block, spread, summarise, table
-from trainers.report.train_test import as_csv, draw_heat_maps, matrix_html, matrix_markdown, train_test_matrices
 from utils.errors import UserError
 from utils.metrics import LOWER_IS_BETTER
 

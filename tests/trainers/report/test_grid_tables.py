@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 
 from tests.trainers.report.runs import write_run
+from trainers.report.grid_tables import heat_map, matrix_html, train_test_matrices
 from trainers.report.page import write_report
 from trainers.report.runs import COLUMNS
-from trainers.report.train_test import heat_map, matrix_html, train_test_matrices
 
 TRAIN, TEST = ("random_0.4", "none", "whole_1"), ("none", "random_0.4")
 
