@@ -765,7 +765,6 @@ def test_two_processes_train_what_one_with_twice_the_batch_trains(base, tmp_path
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    assert "distributed_backend=gloo" in done.stderr
 
     saved = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
     (first, rows0, written0), (second, rows1, written1) = saved
