@@ -67,6 +67,8 @@ def ensure_demo(folder: str | Path, make: Callable[..., None], **arguments: Any)
         temporary.mkdir(parents=True)
         make(temporary, **arguments)
         (temporary / MARKER).write_text(about)
+        if is_made():  # another process was faster, and may be reading it
+            return folder
         shutil.rmtree(folder, ignore_errors=True)
         try:
             temporary.rename(folder)

@@ -444,7 +444,7 @@ def test_a_partly_missing_table_does_not_count_as_missing_in_rates(
     context = Run(cfg)
     partly = context.data.natural_cells("test")["table"]
     assert 0.2 < partly.any(1).mean() < 0.9 and not partly.all(1).any()
-    run = runs.Run(context.directory.path, read_results(context.directory / "results.csv"))
+    run = runs.FinishedRun(context.directory.path, read_results(context.directory / "results.csv"))
     rates = run.frame.groupby("scenario")["missing_rate"].first()
     n = len(partly)
     expected = {"none": 0, "nested_1_0.25": int(0.25 * n) / n, "nested_1_0.5": int(0.5 * n) / n, "random_0.5": 0.5}
