@@ -46,6 +46,11 @@ class Method(nn.Module, ABC):
     needs_calibration: ClassVar[bool] = False
     program_outputs: ClassVar[tuple[str, ...]] = ()
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.needs_calibration and cls.calibrate is Method.calibrate:
+            raise TypeError(f"{cls.__name__} sets needs_calibration: implement calibrate()")
+
     @classmethod
     def check(cls, cfg: DictConfig, node: str) -> Iterator[str]:
         """Problems of the configuration that only this method knows, one message each.
@@ -72,7 +77,7 @@ class Method(nn.Module, ABC):
         return {MAIN: {name: self(masked) for name, masked in scenarios.items()}}
 
     def calibrate(self, batches: Iterable[tuple[Batch, Mapping[str, Batch]]]) -> pd.DataFrame:
-        """Set what the method chooses on validation data.
+        """Set what the method chooses on validation data; nothing by default.
 
         Args:
             batches: batch and its scenarios, as in :meth:`predict_scenarios`, of the validation split.
@@ -80,7 +85,7 @@ class Method(nn.Module, ABC):
         Returns:
             The measurements behind the choice, for a CSV file.
         """
-        raise NotImplementedError(f"{type(self).__name__} has nothing to calibrate")
+        return pd.DataFrame()
 
     def examples(self, batch: Batch) -> tuple[Prediction, dict[str, Tensor]] | None:
         """Prediction and recovered inputs of a batch, for the pictures of the report; None without recovered inputs."""

@@ -68,8 +68,10 @@ class ImagePart(FilePart):
         problems += normalisation_problems(normalisation, channels)
         self.augmentation: JointAugmentation | None = None
         try:
-            is_given = augmentation is None or isinstance(augmentation, JointAugmentation)
-            self.augmentation = augmentation if is_given else JointAugmentation(**augmentation)  # type: ignore
+            if augmentation is None or isinstance(augmentation, JointAugmentation):
+                self.augmentation = augmentation
+            else:
+                self.augmentation = JointAugmentation(**augmentation)
         except (TypeError, ValueError) as error:
             problems.append(f"augmentation: {error}: see datasets.transforms.JointAugmentation")
         self.refuse(problems)

@@ -84,3 +84,8 @@ def test_an_incomplete_subclass_fails_at_construction(base: type) -> None:
     assert inspect.isabstract(base)
     with pytest.raises(TypeError, match=r"abstract class Half.* with abstract method"):
         type("Half", (base,), {})()
+
+
+def test_a_method_that_needs_calibration_implements_it() -> None:
+    with pytest.raises(TypeError, match="Careless sets needs_calibration: implement calibrate"):
+        type("Careless", (Method,), {"needs_calibration": True})
