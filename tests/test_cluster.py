@@ -151,7 +151,6 @@ def test_submission_is_preparation_array_and_report(tmp_path: Path) -> None:
 
 def test_submitit_runs_a_sweep_in_processes_of_its_own(tmp_path: Path) -> None:
     """The launcher of SLURM with the local executor of submitit: two seeds, one epoch."""
-    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     command = [
         *(
             "run.py",
@@ -181,7 +180,6 @@ def test_submitit_runs_a_sweep_in_processes_of_its_own(tmp_path: Path) -> None:
 
 
 def test_submitit_of_slurm_is_an_option() -> None:
-    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     command = [sys.executable, "run.py", "hydra/launcher=submitit_slurm", "hydra.launcher.gpus_per_node=1"]
     done = subprocess.run([*command, "--cfg", "hydra"], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and "SlurmLauncher" in done.stdout and "gpus_per_node: 1" in done.stdout, done.stderr

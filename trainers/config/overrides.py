@@ -106,7 +106,7 @@ def _hydra_problems(texts: Sequence[str], configs: Path) -> list[str]:
                 what = group.rpartition("/")[2]
                 problems.append(
                     f"{text}: there is no such {what}, known are {', '.join(known)}; install the plugin that has it "
-                    f"(for example pip install hydra-{name.replace('_', '-')}-{what}), or leave it out"
+                    f"(for example pip install hydra-{name.partition('_')[0]}-{what}), or leave it out"
                     if known
                     else f"{text}: {str(error).splitlines()[0]} python run.py --cfg hydra prints the known keys."
                 )

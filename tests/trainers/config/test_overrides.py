@@ -54,6 +54,7 @@ def test_the_examples_of_the_help_are_understood(command: str) -> None:
         ("dataset=Digitz", "dataset=Digitz: there is no such option; did you mean 'Digits'?"),
         ("dataset.monitr=null", "unknown key 'dataset.monitr': dataset has no 'monitr'; did you mean 'monitor'?"),
         ("hydra/launcher=jobib", "hydra/launcher=jobib: there is no such launcher, known are basic"),
+        ("hydra/launcher=ray_aws", "for example pip install hydra-ray-launcher)"),
     ],
 )
 def test_a_misspelled_word_is_answered_without_pytorch(argument: str, message: str) -> None:
