@@ -1,11 +1,12 @@
-"""CMVAE (ICLR 2024) and MMVAE+ (ICLR 2023, openreview sdQGxouELX) as recovery methods for images of 28 x 28 pixels
-(docs/reference/dymo.md §5.2).
+"""CMVAE (ICLR 2024) and MMVAE+ (ICLR 2023, openreview sdQGxouELX) as recovery methods (docs/reference/dymo.md §5.2).
 
 Every modality has a private latent w, all share u. The posterior of u is the uniform mixture of the single modalities'
 posteriors; another modality than the one that u came from is decoded with a private latent drawn from a learned
 distribution r, so that no private information can leak through it. MMVAE+ has a Laplace prior on u, CMVAE a mixture of
 Laplace clusters. Everything is Laplace, with scales that sum to the width of the latent. The layer and parameter names
 are those of the ``multivae`` package with the networks of the original repository, whose ``model.pt`` therefore loads.
+The original recovers images of 28 x 28 pixels; likelihoods and networks of all other modalities are those of
+:mod:`models.imputers.generative`. In an incomplete row, u comes from the observed modalities only.
 
 What we do differently: the original recovers row by row from one observed modality drawn at random, and draws u and w.
 ``conditioning=mean``, the default, averages the means of u over all observed modalities, so that no evidence is
@@ -26,10 +27,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datasets.batch import Batch, Modality
+from datasets.batch import Batch, Modality, missing_content
 from models.imputers.base import merge
+from models.imputers.default_networks import Decoder, SharedPrivatePosterior
 from models.imputers.generative import GenerativeImputer
-from models.imputers.likelihoods import laplace_nll
 from utils.noise import hash_seed, row_laplace, row_uniform
 from utils.weights import checkpoint_kind
 
@@ -123,6 +124,16 @@ def standard_laplace(*shape: int, like: Tensor) -> Tensor:
     return first - second
 
 
+def _missing(cells: Tensor | None) -> dict[str, Tensor]:
+    """Argument of an encoder, which only encoders that see missing cells have."""
+    return {} if cells is None else {"missing": cells}
+
+
+def _repeat(x: Tensor, times: int) -> Tensor:
+    """The batch (B, ...) several times in turn."""
+    return x.repeat(times, *[1] * (x.ndim - 1))
+
+
 def _fixed(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.zeros(*shape), requires_grad=False)
 
@@ -131,14 +142,14 @@ class _SharedPrivateVAE(GenerativeImputer):
     """What CMVAE and MMVAE+ share: everything but the priors.
 
     Args:
-        modalities: images of 28 x 28 pixels.
-        encoders, decoders: by modality name, see :class:`ResNetEncoder` and :class:`ResNetDecoder`.
+        encoders, decoders: by modality name, see :class:`ResNetEncoder` and :class:`ResNetDecoder`, which are for
+            images of 28 x 28 pixels, and :meth:`default_network`.
         shared, private: widths of u and w.
         beta: weight of everything but the likelihoods.
         conditioning: what stands for the observed modalities at recovery: ``mean`` of what each says of u, or one of
             them drawn at ``random``.
         private_prior: where recoveries take w from: ``joint``, the general prior, or ``modality``, the learned r.
-        class_weight, num_classes, sample, draw_seed, optimizer, scheduler: see :class:`GenerativeImputer`.
+        weights, class_weight, num_classes, sample, draw_seed, optimizer, scheduler: see :class:`GenerativeImputer`.
     """
 
     sums_over_batch = True
@@ -154,6 +165,7 @@ class _SharedPrivateVAE(GenerativeImputer):
         beta: float = 2.5,
         conditioning: str = "mean",
         private_prior: str = "joint",
+        weights: Mapping[str, float] | None = None,
         class_weight: float = 0.0,
         num_classes: int = 0,
         sample: bool = False,
@@ -161,12 +173,25 @@ class _SharedPrivateVAE(GenerativeImputer):
         optimizer: Callable[..., torch.optim.Optimizer] | None = None,
         scheduler: Callable[..., Any] | None = None,
     ) -> None:
-        super().__init__(modalities, shared, class_weight, num_classes, sample, draw_seed, optimizer, scheduler)
+        super().__init__(
+            modalities,
+            encoders,
+            decoders,
+            weights,
+            shared,
+            class_weight,
+            num_classes,
+            sample,
+            draw_seed,
+            optimizer,
+            scheduler,
+        )
         for m in modalities:
-            if m.kind != "image" or m.shape[1:] != (SIDE, SIDE):
+            is_published = isinstance(encoders[m.name], ResNetEncoder) or isinstance(decoders[m.name], ResNetDecoder)
+            if is_published and (m.kind != "image" or m.shape[1:] != (SIDE, SIDE)):
                 raise ValueError(
-                    f"{type(self).__name__} recovers images of {SIDE} x {SIDE} pixels, modality '{m.name}' is of kind "
-                    f"{m.kind} and shape {m.shape}: choose another imputer"
+                    f"ResNetEncoder and ResNetDecoder are for images of {SIDE} x {SIDE} pixels, modality '{m.name}' is "
+                    f"of kind {m.kind} and shape {m.shape}: leave them out, default networks are built for the shape"
                 )
         for key, value, known in (
             ("conditioning", conditioning, CONDITIONINGS),
@@ -180,6 +205,13 @@ class _SharedPrivateVAE(GenerativeImputer):
         self.encoders = nn.ModuleDict({n: encoders[n] for n in self.names})
         self.decoders = nn.ModuleDict({n: decoders[n] for n in self.names})
         self.make_private_priors()
+
+    @classmethod
+    def default_network(cls, part: str, modality: Modality, shared: int, private: int) -> nn.Module:
+        """Encoder or decoder (``part``) of a modality for which the configuration names none."""
+        if part == "encoder":
+            return SharedPrivatePosterior(modality, shared, private)
+        return Decoder(modality, shared + private)
 
     @abstractmethod
     def make_private_priors(self) -> None:
@@ -201,10 +233,15 @@ class _SharedPrivateVAE(GenerativeImputer):
         """Negative ELBO per sample, the mean over the modalities that u is drawn from.
 
         For each modality m: the log-likelihood of every modality n, decoded from u ~ q(u|x_m) with w ~ q(w|x_m) for
-        n = m and w ~ r_n otherwise, plus beta [log p(u) + log p(w) - log mean_k q(u|x_k) - log q(w|x_m)].
+        n = m and w ~ r_n otherwise, plus beta [log p(u) + log p(w) - log mean_k q(u|x_k) - log q(w|x_m)]. Modalities m,
+        n and k are the observed ones of the row.
         """
-        inputs, m, b = list(batch.inputs.values()), len(self.names), len(batch)
-        outputs = [encoder(x) for encoder, x in zip(self.encoders.values(), inputs, strict=True)]
+        m, b = len(self.names), len(batch)
+        cells = {} if batch.complete else self.hidden_cells(batch.missing, batch.feature_missing)
+        absent = self.absent(batch.missing, batch.feature_missing).T  # (M, B)
+        has_absent = not batch.complete and bool(absent.any())
+        inputs = batch.observed()
+        outputs = [self.encoders[name](x, **_missing(cells.get(name))) for name, x in inputs.items()]
         u_mu, u_raw, w_mu, w_raw = (torch.stack(parts) for parts in zip(*outputs))
         u_scale, w_scale = scale(u_raw), scale(w_raw)
         u = u_mu + u_scale * standard_laplace(m, b, self.latent, like=u_mu)
@@ -212,30 +249,42 @@ class _SharedPrivateVAE(GenerativeImputer):
         # (target modality, modality of u, row)
         stranger = standard_laplace(m, m, b, self.private, like=w_mu)
         log_likelihood = u.new_zeros(m, b)
-        for n, (name, x) in enumerate(zip(self.names, inputs)):
+        for n, (name, x) in enumerate(inputs.items()):
             r_mu, r_scale = self.r(name)
             is_source = (torch.arange(m, device=u.device) == n)[:, None, None]
             z = torch.cat([u, torch.where(is_source, w, r_mu + r_scale * stranger[n])], dim=-1)
             decoded = self.decoders[name](z.flatten(0, 1))
-            log_likelihood = log_likelihood - laplace_nll(x.repeat(m, 1, 1, 1), decoded).unflatten(0, (m, b))
-        mixture = laplace_log_prob(u[None], u_mu[:, None], u_scale[:, None]).logsumexp(0) - math.log(m)
+            gaps = _repeat(cells[name], m) if name in cells else None
+            error = self.weights[n] * self.nll(n, _repeat(x, m), decoded, gaps).unflatten(0, (m, b))
+            log_likelihood = log_likelihood - (torch.where(absent[n], 0, error) if has_absent else error)
+        experts = laplace_log_prob(u[None], u_mu[:, None], u_scale[:, None])  # (M experts, M sources, B)
+        if has_absent:
+            observed = (~absent).sum(0)
+            mixture = torch.where(absent[:, None], -torch.inf, experts).logsumexp(0) - observed.log()
+        else:
+            mixture = experts.logsumexp(0) - math.log(m)
         gap = mixture + laplace_log_prob(w, w_mu, w_scale) - self.log_prior(u, w)
-        nll, kl = -log_likelihood.mean(), gap.mean()
-        return self.add_classification({"loss": nll + self.beta * kl, "nll": nll, "kl": kl}, u_mu, batch.target)
+        if has_absent:  # the mean over the sources of a row
+            nll, kl = ((torch.where(absent, 0, x).sum(0) / observed).mean() for x in (-log_likelihood, gap))
+        else:
+            nll, kl = -log_likelihood.mean(), gap.mean()
+        losses = {"loss": nll + self.beta * kl, "nll": nll, "kl": kl}
+        return self.add_classification(losses, u_mu, batch.target, absent.T)
 
     def convert(self, content: Mapping[str, Any]) -> Mapping[str, Any]:
         if checkpoint_kind(content) == "reference_multivae":  # model.pt of the multivae package
             return content["model_state_dict"]
         return super().convert(content)
 
-    def _conditioning(self, missing: Tensor, index: Tensor) -> Tensor:
-        """(B, M) bool: the observed modalities that u of a row comes from; none where nothing is missing."""
-        use = ~missing & missing.any(1, keepdim=True)
+    def _conditioning(self, missing: Tensor, absent: Tensor, index: Tensor) -> Tensor:
+        """(B, M) bool: the modalities that u of a row comes from, none of those that are ``absent`` (:meth:`absent`);
+        none at all where nothing is missing."""
+        use = ~absent & missing.any(1, keepdim=True)
         if self.conditioning == "random":
-            count = (~missing).sum(1, keepdim=True)
+            count = (~absent).sum(1, keepdim=True)
             uniform = row_uniform(index, 1, hash_seed(self.draw_seed, 0))
             chosen = (uniform * count).ceil().long()  # 1 .. count, since uniform is in (0, 1]
-            use &= (~missing).cumsum(1) == chosen
+            use &= (~absent).cumsum(1) == chosen
         return use
 
     @torch.no_grad()
@@ -248,12 +297,13 @@ class _SharedPrivateVAE(GenerativeImputer):
     ) -> dict[str, Tensor]:
         index = torch.arange(len(missing), device=missing.device) if index is None else index
         with self.evaluating():
-            use = self._conditioning(missing, index)
+            cells = self.hidden_cells(missing, feature_missing)
+            use = self._conditioning(missing, self.absent(missing, feature_missing), index)
             u = torch.zeros(len(missing), self.latent, device=missing.device)
             for i, name in enumerate(self.names):
                 rows = use[:, i].nonzero()[:, 0]
                 if len(rows):
-                    mu, raw = self.encoders[name].branch(inputs[name][rows], "u")  # type: ignore[operator]
+                    mu, raw = self._shared(name, inputs[name][rows], cells[name][rows] if name in cells else None)
                     if self.sample:
                         seed = hash_seed(self.draw_seed, 1, i)
                         mu = mu + scale(raw) * row_laplace(index[rows], self.latent, seed)
@@ -265,8 +315,9 @@ class _SharedPrivateVAE(GenerativeImputer):
                 completed[name] = x
                 if len(rows):
                     w = self._private(name, index[rows], hash_seed(self.draw_seed, 2, i))
-                    recovered = self.decoders[name](torch.cat([u[rows], w], dim=1))
-                    completed[name] = x.index_put((rows,), recovered.to(x.dtype))
+                    recovered = self.most_likely(i, self.decoders[name](torch.cat([u[rows], w], dim=1)))
+                    is_missing = missing_content(x, name, missing[:, i], feature_missing)
+                    completed[name] = merge(x, is_missing, x.index_put((rows,), recovered.to(x.dtype)))
         return completed
 
     def why_not_exported(self) -> str | None:
@@ -278,14 +329,20 @@ class _SharedPrivateVAE(GenerativeImputer):
         self, inputs: Mapping[str, Tensor], missing: Tensor, feature_missing: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         rows = torch.arange(len(missing), device=missing.device)
-        use = self._conditioning(missing, rows)
-        means = [self.encoders[name].branch(inputs[name], "u")[0] for name in self.names]  # type: ignore[operator]
+        cells = self.hidden_cells(missing, feature_missing)
+        use = self._conditioning(missing, self.absent(missing, feature_missing), rows)
+        means = [self._shared(name, inputs[name], cells.get(name))[0] for name in self.names]
         u = torch.where(use[..., None], torch.stack(means, dim=1), 0).sum(1) / use.sum(1, keepdim=True).clamp(min=1)
         completed = {}
         for i, (name, x) in enumerate(inputs.items()):
-            recovered = self.decoders[name](torch.cat([u, self._private(name, rows, 0)], dim=1))
-            completed[name] = merge(x, missing[:, i], recovered.to(x.dtype))
+            recovered = self.most_likely(i, self.decoders[name](torch.cat([u, self._private(name, rows, 0)], dim=1)))
+            is_missing = missing_content(x, name, missing[:, i], feature_missing)
+            completed[name] = merge(x, is_missing, recovered.to(x.dtype))
         return completed
+
+    def _shared(self, name: str, x: Tensor, cells: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Mean and raw scale of the shared latent from one modality, without its missing ``cells``."""
+        return self.encoders[name].branch(x, "u", **_missing(cells))  # type: ignore[operator]
 
     def _private(self, name: str, index: Tensor, seed: int) -> Tensor:
         """Private latents (R, private) of a missing modality: the prior's mean, or draws."""
@@ -301,6 +358,8 @@ class MMVAEPlus(_SharedPrivateVAE):
     def make_private_priors(self) -> None:
         self.mean_priors = nn.ParameterDict({n: _fixed(1, self.private) for n in self.names})
         self.logvars_priors = nn.ParameterDict({n: nn.Parameter(torch.zeros(1, self.private)) for n in self.names})
+        if "shared" in self.names:
+            raise ValueError("no modality can be called 'shared', a name among the weights of MMVAE+: rename it")
         for priors in (self.mean_priors, self.logvars_priors):
             priors["shared"] = _fixed(1, self.latent + self.private)
 

@@ -20,15 +20,6 @@ HIDDEN = 256
 TOKEN_WIDTH = 64
 
 
-def default_network(part: str, modality: Modality, latent: int) -> nn.Module:
-    """The network of a modality.
-
-    Args:
-        part: ``encoder`` or ``decoder``.
-    """
-    return Posterior(modality, latent) if part == "encoder" else Decoder(modality, latent)
-
-
 class Posterior(nn.Module):
     """Content (B, ...) of one modality, and its missing cells -> mean and log-variance (B, latent)."""
 
@@ -46,6 +37,24 @@ class Posterior(nn.Module):
         """
         h = self.trunk(x, missing)
         return self.mu(h), self.logvar(h)
+
+
+class SharedPrivatePosterior(nn.Module):
+    """Content (B, ...) of one modality, and its missing cells -> mean and raw scale of a shared latent u (B, shared),
+    then of a private one w (B, private), from two networks side by side."""
+
+    takes_cells = True
+
+    def __init__(self, modality: Modality, shared: int, private: int) -> None:
+        super().__init__()
+        self.u, self.w = Posterior(modality, shared), Posterior(modality, private)
+
+    def branch(self, x: Tensor, name: str, missing: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and raw scale of the shared (``u``) or the private (``w``) latent alone."""
+        return self.get_submodule(name)(x, missing)
+
+    def forward(self, x: Tensor, missing: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return *self.u(x, missing), *self.w(x, missing)
 
 
 class Decoder(nn.Module):

@@ -3,12 +3,8 @@
 
 Posteriors of the single modalities are combined per subset by a product of experts; the joint posterior is the uniform
 mixture over all subsets. The standard normal prior joins the product for the full set only, as in the published code.
-Numbers (pixels, spectrograms, series, continuous columns) have a Laplace, texts and categorical columns a categorical
-likelihood; on CelebA each modality has a style latent of its own besides.
-
-Modalities for which the configuration names no network have one that is built for their shape
-(:mod:`models.imputers.default_networks`; ours). With such networks, the imputer also learns from incomplete rows: the
-posteriors and the likelihood are those of the observed modalities and cells, each weighted by the number of its values.
+On CelebA each modality has a style latent of its own besides. Likelihoods and default networks of all kinds:
+:mod:`models.imputers.generative`.
 
 At inference we encode what is observed, take the product of exactly those experts and decode what is missing; the
 original encodes all modalities and decodes all of them from all 2^M - 1 subsets. ``sample=false`` recovers from the
@@ -21,29 +17,17 @@ with the proper one; ``reference_text=true`` restores the original's, and its we
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from datasets.batch import Batch, Modality, missing_content, rows_like
+from datasets.batch import Batch, Modality, missing_content
 from models.imputers.base import merge
-from models.imputers.default_networks import Decoder, default_network
+from models.imputers.default_networks import Decoder, Posterior
 from models.imputers.generative import GenerativeImputer
-from models.imputers.likelihoods import (
-    laplace_cell_nll,
-    laplace_nll,
-    most_likely_cells,
-    table_cell_nll,
-    text_nll,
-    text_probabilities,
-    token_nll,
-)
-from models.rows import take_rows
 from utils.noise import hash_seed, row_normal
 from utils.subsets import enumerate_subsets
 from utils.weights import checkpoint_kind
@@ -57,12 +41,10 @@ class MoPoE(GenerativeImputer):
         encoders, decoders: by modality name, see :mod:`models.imputers.mopoe_networks`.
         latent: width of the shared latent.
         beta: weight of the mean KL of the subset posteriors, and of the style term.
-        weights: modality name -> factor of its negative log-likelihood; where absent 1, or with default networks the
-            number of values of the largest modality over its own.
         style_beta: weight of the style KLs within the beta term.
         style_weights: modality name -> factor of its style KL, 1 where absent.
         reference_text: the original's text likelihood, see :func:`text_probabilities`.
-        class_weight, num_classes, sample, draw_seed, optimizer, scheduler: see :class:`GenerativeImputer`.
+        weights, class_weight, num_classes, sample, draw_seed, optimizer, scheduler: see :class:`GenerativeImputer`.
     """
 
     def __init__(
@@ -84,23 +66,22 @@ class MoPoE(GenerativeImputer):
         optimizer: Callable[..., torch.optim.Optimizer] | None = None,
         scheduler: Callable[..., Any] | None = None,
     ) -> None:
-        super().__init__(modalities, latent, class_weight, num_classes, sample, draw_seed, optimizer, scheduler)
+        super().__init__(
+            modalities,
+            encoders,
+            decoders,
+            weights,
+            latent,
+            class_weight,
+            num_classes,
+            sample,
+            draw_seed,
+            optimizer,
+            scheduler,
+        )
+        self.check_names(style_weights)
         names = [m.name for m in modalities]
-        for m in modalities:
-            if m.cardinalities and not isinstance(decoders[m.name], Decoder):
-                raise ValueError(
-                    f"imputer.decoders.{m.name} recovers continuous columns, and table '{m.name}' has "
-                    f"{len(m.cardinalities)} categorical ones: leave it out, the default network recovers both"
-                )
-        for given in (weights or {}, style_weights or {}):
-            if unknown := set(given) - set(names):
-                raise ValueError(f"a weight of '{sorted(unknown)[0]}', the modalities are {', '.join(names)}")
         self.beta, self.style_beta, self.reference_text = beta, style_beta, reference_text
-        # The encoders that see missing cells; with one of them, incomplete rows are learned from.
-        self.takes_cells = [bool(getattr(encoders[n], "takes_cells", False)) for n in names]
-        sizes = [math.prod(m.shape) for m in modalities]
-        default = [max(sizes) / size if any(self.takes_cells) else 1.0 for size in sizes]
-        self.weights = [float((weights or {}).get(n, w)) for n, w in zip(names, default)]
         self.style_weights = [float((style_weights or {}).get(n, 1.0)) for n in names]
         self.encoders = nn.ModuleList(encoders[n] for n in names)
         self.decoders = nn.ModuleList(decoders[n] for n in names)
@@ -111,7 +92,7 @@ class MoPoE(GenerativeImputer):
     @classmethod
     def default_network(cls, part: str, modality: Modality, latent: int) -> nn.Module:
         """Encoder or decoder (``part``) of a modality for which the configuration names none."""
-        return default_network(part, modality, latent)
+        return Posterior(modality, latent) if part == "encoder" else Decoder(modality, latent)
 
     def product(self, mu: Tensor, logvar: Tensor, missing: Tensor) -> tuple[Tensor, Tensor]:
         """Product of the experts that are present.
@@ -163,12 +144,11 @@ class MoPoE(GenerativeImputer):
         draw of the mixture (and of its own style), plus beta times the mean KL of the subset posteriors and the
         weighted KLs of the styles."""
         inputs = batch.observed()
-        uses_cells = any(self.takes_cells) and not batch.complete
-        cells = hidden_cells(self.modalities, batch.missing, batch.feature_missing) if uses_cells else {}
+        cells = {} if batch.complete else self.hidden_cells(batch.missing, batch.feature_missing)
         outputs = [self._encode(i, x, cells.get(name)) for i, (name, x) in enumerate(inputs.items())]
         mu, logvar = self._shared(outputs)
         b, s = len(batch), len(self.subsets)
-        absent = self._absent(batch.missing, batch.feature_missing)
+        absent = self.absent(batch.missing, batch.feature_missing)
         if batch.complete or not absent.any():
             means, logvars = self.subset_posteriors(mu, logvar)
         else:
@@ -188,7 +168,7 @@ class MoPoE(GenerativeImputer):
                 style_kl = style_kl + self.style_weights[i] * _kl(style_mu, style_logvar).mean()
                 style = style_mu + torch.randn_like(style_mu) * (0.5 * style_logvar).exp()
                 latent = torch.cat([style, z], dim=1)
-            errors = self._nll(i, x, self.decoders[i](latent), cells.get(name))
+            errors = self.nll(i, x, self.decoders[i](latent), cells.get(name))
             if not batch.complete:
                 errors = torch.where(absent[:, i], 0, errors)
             nll = nll + self.weights[i] * errors.mean()
@@ -196,40 +176,10 @@ class MoPoE(GenerativeImputer):
         if any(self.styles):
             losses["style_kl"] = style_kl
             losses["loss"] = losses["loss"] + self.beta * self.style_beta * style_kl
-        return self.add_classification(losses, mu, batch.target)
-
-    def _nll(self, i: int, x: Tensor, output: Tensor, cells: Tensor | None = None) -> Tensor:
-        """Negative log-likelihood (B,) of modality ``i``, without its missing ``cells``."""
-        m = self.modalities[i]
-        if m.kind == "text" and m.vocabulary:
-            return token_nll(x, output).sum(1)
-        if m.kind == "text":
-            return text_nll(x, output, self.reference_text)
-        if cells is None and not m.cardinalities:
-            return laplace_nll(x, output)
-        errors = table_cell_nll(x, output, m.cardinalities) if m.kind == "table" else laplace_cell_nll(x, output)
-        return (errors if cells is None else torch.where(cells, 0, errors)).flatten(1).sum(1)
+        return self.add_classification(losses, mu, batch.target, absent)
 
     def _encode(self, i: int, x: Tensor, cells: Tensor | None = None) -> tuple[Tensor, ...]:
-        return self.encoders[i](x) if cells is None or not self.takes_cells[i] else self.encoders[i](x, missing=cells)
-
-    def _absent(self, missing: Tensor, feature_missing: Mapping[str, Tensor] | None) -> Tensor:
-        """Modalities (B, M) that are no evidence: those without observed content, and those with missing cells that
-        their encoder would see."""
-        absent = missing.clone()
-        for i, m in enumerate(self.modalities):
-            if self.takes_cells[i] and feature_missing and m.name in feature_missing:
-                absent[:, i] &= feature_missing[m.name].flatten(1).all(1)
-        return absent
-
-    def complete_rows(self, batch: Batch) -> Batch:
-        if any(self.takes_cells) and not batch.complete:
-            return take_rows(batch, ~self._absent(batch.missing, batch.feature_missing).all(1))
-        return super().complete_rows(batch)
-
-    def check_training_rows(self, missing: np.ndarray) -> None:
-        if not any(self.takes_cells):
-            super().check_training_rows(missing)
+        return self.encoders[i](x) if cells is None else self.encoders[i](x, missing=cells)
 
     def architecture(self) -> dict[str, Any]:
         return super().architecture() | {"reference_text": self.reference_text}
@@ -251,8 +201,8 @@ class MoPoE(GenerativeImputer):
         feature_missing: Mapping[str, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Mean and log-variance (B, L) of the posterior given what is observed; encodes observed rows only."""
-        cells = hidden_cells(self.modalities, missing, feature_missing)
-        missing = self._absent(missing, feature_missing)
+        cells = self.hidden_cells(missing, feature_missing)
+        missing = self.absent(missing, feature_missing)
         b, m = missing.shape
         mu = torch.zeros(m, b, self.latent, device=missing.device)
         logvar = torch.zeros_like(mu)
@@ -289,7 +239,9 @@ class MoPoE(GenerativeImputer):
     def impute_fixed(
         self, inputs: Mapping[str, Tensor], missing: Tensor, feature_missing: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        mean, _ = self.product(*self.encode_all(inputs), missing)
+        cells = self.hidden_cells(missing, feature_missing)
+        outputs = [self._encode(i, x, cells.get(name)) for i, (name, x) in enumerate(inputs.items())]
+        mean, _ = self.product(*self._shared(outputs), self.absent(missing, feature_missing))
         rows = torch.arange(len(missing), device=missing.device)
         completed = {}
         for i, (name, x) in enumerate(inputs.items()):
@@ -303,21 +255,7 @@ class MoPoE(GenerativeImputer):
             drawn = row_normal(index, width, hash_seed(self.draw_seed, 1 + i)) if self.sample else None
             style = z.new_zeros(len(z), width) if drawn is None else drawn
             z = torch.cat([style, z], dim=1)
-        output, m = self.decoders[i](z), self.modalities[i]
-        if m.kind == "text":
-            return output.argmax(2) if m.vocabulary else text_probabilities(output, self.reference_text)
-        return most_likely_cells(output, m.cardinalities, m.shape[0]) if m.cardinalities else output
-
-
-def hidden_cells(
-    modalities: Sequence[Modality], missing: Tensor, feature_missing: Mapping[str, Tensor] | None
-) -> dict[str, Tensor]:
-    """Hidden cells of tables and series with an entry in ``feature_missing``; none in rows that are not marked."""
-    return {
-        m.name: rows_like(missing[:, i], feature_missing[m.name]) & feature_missing[m.name]
-        for i, m in enumerate(modalities)
-        if feature_missing and m.name in feature_missing
-    }
+        return self.most_likely(i, self.decoders[i](z))
 
 
 def convert_mopoe(state: Mapping[str, Any], modality_names: Sequence[str]) -> dict[str, Any]:

@@ -263,7 +263,8 @@ def _imputer_network(cfg: DictConfig, part: str, modality: Modality, kinds: Mapp
         return _make(of_modalities[modality.name], f"imputer.{part}s.{modality.name}")
     if modality.kind != "image" or modality.shape[1:] != (28, 28):
         if default := _default_network(cfg):
-            return default(part, modality, cfg.imputer.latent)
+            widths = inspect.signature(default).parameters.keys() - {"part", "modality"}
+            return default(part, modality, **{width: cfg.imputer.module[width] for width in widths})
         raise _no_network(cfg, part, modality.name, f"{modality.kind} of shape {modality.shape}", kinds)
     return _make(cfg.imputer[part], f"imputer.{part}", channels=modality.shape[0])
 
@@ -281,7 +282,7 @@ def _no_network(cfg: DictConfig, part: str, name: str, what: str, kinds: Mapping
 
 
 def fitting_imputers(kinds: Mapping[str, str]) -> str:
-    """The imputers that need no networks and fit a data set, for messages: ``imputer=Mean or Zero (all modalities)``.
+    """The imputers that fit a data set, for messages: ``imputer=Mean or Zero (all modalities)``.
 
     Args:
         kinds: modality name -> kind, of all modalities.
@@ -290,7 +291,7 @@ def fitting_imputers(kinds: Mapping[str, str]) -> str:
     for file in sorted(CONFIGS.glob("imputer/*.yaml")):
         target = OmegaConf.select(OmegaConf.load(file), "module._target_")
         method = get_object(target) if target else None
-        if method is None or {"oracle", "networks"} & set(method.needs) or not method.fits(list(kinds.values())):
+        if method is None or "oracle" in method.needs or not method.fits(list(kinds.values())):
             continue
         names = tuple(name for name, kind in kinds.items() if method.recovers is None or kind in method.recovers)
         by_names.setdefault(names, []).append(file.stem)

@@ -174,9 +174,9 @@ def test_unknown_options_are_refused(options: dict[str, str]) -> None:
         model_of("CMVAE", **options)
 
 
-def test_other_modalities_are_refused() -> None:
+def test_the_published_networks_are_refused_for_other_modalities() -> None:
     for m in (Modality("text", "text", (8, 71)), Modality("svhn", "image", (3, 32, 32))):
-        with pytest.raises(ValueError, match=rf"MMVAEPlus recovers images of 28 x 28 pixels, modality '{m.name}'"):
+        with pytest.raises(ValueError, match=rf"are for images of 28 x 28 pixels, modality '{m.name}'.*leave them out"):
             MMVAEPlus([m], {m.name: ResNetEncoder(width=1)}, {m.name: ResNetDecoder(width=1)})
 
 
@@ -315,13 +315,13 @@ def test_draws_belong_to_rows_not_to_batches(conditioning: str) -> None:
 def test_the_random_modality_is_uniform_among_the_observed() -> None:
     model, _ = model_of("MMVAEPlus", views=5, conditioning="random")
     missing = torch.tensor([[True, False, False, True, False]]).expand(6000, -1)
-    use = model._conditioning(missing, torch.arange(6000))
+    use = model._conditioning(missing, missing, torch.arange(6000))
     assert (use.sum(1) == 1).all() and not use[:, [0, 3]].any()
     assert stats.chisquare(use[:, [1, 2, 4]].sum(0).numpy()).pvalue > 0.01
     nothing_missing = torch.zeros(2, 5, dtype=torch.bool)
-    assert not model._conditioning(nothing_missing, torch.arange(2)).any()
+    assert not model._conditioning(nothing_missing, nothing_missing, torch.arange(2)).any()
     model.conditioning = "mean"
-    assert torch.equal(model._conditioning(missing, torch.arange(6000)), ~missing)
+    assert torch.equal(model._conditioning(missing, missing, torch.arange(6000)), ~missing)
 
 
 def test_a_modality_is_encoded_once_per_batch_and_only_where_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:

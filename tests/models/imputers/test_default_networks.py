@@ -1,16 +1,20 @@
-"""MoPoE with default networks: every kind, alone and in pairs; incomplete rows against a loop over rows."""
+"""Generative imputers with default networks: kinds alone and in pairs; incomplete rows against a loop over rows."""
 
 from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from datasets.batch import Batch, Modality
+from models.imputers import cmvae
 from models.imputers.base import Imputer
+from models.imputers.cmvae import CMVAE, MMVAEPlus, laplace_log_prob, scale
+from models.imputers.generative import GenerativeImputer
 from models.imputers.likelihoods import most_likely_cells, table_cell_nll
 from models.imputers.mopoe import MoPoE
 from models.imputers.simple import Mean, Zero
@@ -25,6 +29,12 @@ KINDS = [
     Modality("ecg", "series", (22, 2)),
 ]
 PAIRS = list(itertools.combinations(KINDS, 2))
+WIDTHS: dict[type[GenerativeImputer], dict[str, int]] = {
+    MoPoE: {"latent": 6},
+    CMVAE: {"shared": 5, "private": 3},
+    MMVAEPlus: {"shared": 5, "private": 3},
+}
+METHODS = pytest.mark.parametrize("method", WIDTHS, ids=lambda method: method.__name__)
 
 
 def content(m: Modality, n: int, seed: int = 0) -> Tensor:
@@ -39,12 +49,14 @@ def content(m: Modality, n: int, seed: int = 0) -> Tensor:
     return x
 
 
-def imputer(*modalities: Modality, latent: int = 6) -> MoPoE:
+def imputer(*modalities: Modality, method: type[GenerativeImputer] = MoPoE, **options: Any) -> Any:
     torch.manual_seed(0)
-    networks = {
-        part: {m.name: MoPoE.default_network(part, m, latent) for m in modalities} for part in ("encoder", "decoder")
-    }
-    return MoPoE(list(modalities), networks["encoder"], networks["decoder"], latent=latent)
+    build: Any = method
+    networks = [
+        {m.name: build.default_network(part, m, **WIDTHS[method]) for m in modalities}
+        for part in ("encoder", "decoder")
+    ]
+    return build(list(modalities), *networks, **WIDTHS[method], **options)
 
 
 def batch_of(modalities: tuple[Modality, ...], missing: Tensor, **cells: Tensor) -> Batch:
@@ -53,9 +65,12 @@ def batch_of(modalities: tuple[Modality, ...], missing: Tensor, **cells: Tensor)
     return Batch(inputs, missing, torch.zeros(n, dtype=torch.long), torch.arange(n), cells)
 
 
+@METHODS
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: "-".join(m.name for m in pair))
-def test_each_kind_is_recovered_from_each_other_one(pair: tuple[Modality, Modality]) -> None:
-    model = imputer(*pair)
+def test_each_kind_is_recovered_from_each_other_one(
+    pair: tuple[Modality, Modality], method: type[GenerativeImputer]
+) -> None:
+    model = imputer(*pair, method=method)
     missing = torch.tensor([[True, False], [False, True], [False, False]])
     batch = batch_of(pair, missing)
     recovered = model.impute(batch.inputs, missing, batch.index)
@@ -73,6 +88,9 @@ def test_each_kind_is_recovered_from_each_other_one(pair: tuple[Modality, Modali
     again = model.impute(poisoned, missing, batch.index)
     for name, x in recovered.items():
         assert torch.equal(x, again[name])
+    fixed = model.eval().impute_fixed(batch.observed(), missing, {})  # as exported programs
+    for name, x in recovered.items():
+        torch.testing.assert_close(fixed[name].detach(), x, atol=1e-5, rtol=1e-4)
     for row in range(2):
         one = {name: x[row : row + 1] for name, x in batch.inputs.items()}
         alone = model.impute(one, missing[row : row + 1], batch.index[row : row + 1])
@@ -80,9 +98,10 @@ def test_each_kind_is_recovered_from_each_other_one(pair: tuple[Modality, Modali
             torch.testing.assert_close(alone[m.name][0], recovered[m.name][row], atol=1e-5, rtol=1e-4)
 
 
-def test_missing_cells_are_recovered_from_the_others() -> None:
+@METHODS
+def test_missing_cells_are_recovered_from_the_others(method: type[GenerativeImputer]) -> None:
     table, ecg = KINDS[1], KINDS[6]
-    model = imputer(table, ecg)
+    model = imputer(table, ecg, method=method)
     cells = {"table": torch.tensor([[True, False, True, False]]), "ecg": torch.zeros(1, 22, 2, dtype=torch.bool)}
     cells["ecg"][0, 5:9, 1] = True
     batch = batch_of((table, ecg), torch.tensor([[True, True]]), **cells)
@@ -97,6 +116,9 @@ def test_missing_cells_are_recovered_from_the_others() -> None:
     poisoned = {name: torch.where(cells[name], torch.nan, x) for name, x in batch.inputs.items()}
     again = model.impute(poisoned, batch.missing, batch.index, cells)
     assert all(torch.equal(again[name], recovered[name]) for name in again)
+    fixed = model.eval().impute_fixed(batch.observed(), batch.missing, cells)
+    for name, x in recovered.items():
+        torch.testing.assert_close(fixed[name].detach(), x, atol=1e-5, rtol=1e-4)
 
 
 def test_the_loss_of_incomplete_rows_is_that_of_what_is_observed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,9 +173,74 @@ def test_the_loss_of_incomplete_rows_is_that_of_what_is_observed(monkeypatch: py
     assert all(p.grad is None or torch.isfinite(p.grad).all() for p in model.parameters())
 
 
-def test_incomplete_rows_are_used_and_empty_ones_are_not() -> None:
+@pytest.mark.parametrize("method", [CMVAE, MMVAEPlus], ids=lambda method: method.__name__)
+def test_the_shared_latent_of_incomplete_rows_comes_from_what_is_observed(
+    method: type[GenerativeImputer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against a loop over rows and pairs of modalities, with half a scale for every draw."""
+    monkeypatch.setattr(cmvae, "standard_laplace", lambda *shape, like: torch.full(shape, 0.5, dtype=like.dtype))
+    mixed = (KINDS[1], KINDS[2], KINDS[6])
+    model = imputer(*mixed, method=method, beta=1.5, class_weight=2.0, num_classes=3).double()
+    missing = torch.tensor([[0, 0, 0], [1, 0, 0], [0, 1, 1], [1, 0, 0], [1, 1, 0]]).bool()
+    cells = {"table": torch.ones(5, 4, dtype=torch.bool)}
+    cells["table"][3] = torch.tensor([True, False, False, True])
+    batch = batch_of(mixed, missing, **cells)
+    batch.target = torch.tensor([0, 1, 2, 0, 1])
+    batch.inputs = {name: x.double() if x.is_floating_point() else x for name, x in batch.inputs.items()}
+    losses = model.losses(batch)
+
+    weights, nll, kl, entropy = {"table": 11.0, "note": 44 / 6, "ecg": 1.0}, [], [], []
+    for row in range(5):
+        one = batch_of(mixed, missing[row : row + 1])
+        one.inputs = {name: x[row : row + 1] for name, x in batch.inputs.items()}
+        hidden = cells["table"][row : row + 1] & missing[row, 0]
+        observed = [m for i, m in enumerate(mixed) if not missing[row, i] or (m is mixed[0] and row == 3)]
+        posteriors = {}
+        for m in observed:
+            x = one.inputs[m.name].clone()
+            if m is mixed[0]:
+                x[hidden] = 0
+            outputs = model.encoders[m.name](x, hidden if m is mixed[0] else None)
+            posteriors[m.name] = (outputs[0], scale(outputs[1]), outputs[2], scale(outputs[3]))
+            scores = model.class_head(outputs[0])[0].log_softmax(0)
+            entropy.append(-scores[batch.target[row]])
+        row_nll, row_kl = [], []
+        for source in observed:
+            u_mu, u_scale, w_mu, w_scale = posteriors[source.name]
+            u, w = u_mu + u_scale / 2, w_mu + w_scale / 2
+            total = torch.zeros((), dtype=torch.double)
+            for target in observed:
+                r_mu, r_scale = model.r(target.name)
+                private = w if target is source else r_mu + r_scale / 2
+                output = model.decoders[target.name](torch.cat([u, private], 1))
+                x = one.inputs[target.name]
+                if target is mixed[0]:
+                    errors = table_cell_nll(torch.where(hidden, 0, x), output, target.cardinalities)[~hidden].sum()
+                elif target is mixed[1]:
+                    errors = -sum(output[0, place, int(symbol)] for place, symbol in enumerate(x[0]))
+                else:
+                    errors = ((x - output).abs() / 0.75 + math.log(1.5)).sum()
+                total = total + weights[target.name] * errors
+            row_nll.append(total)
+            experts = [laplace_log_prob(u, mu, spread).exp() for mu, spread, _, _ in posteriors.values()]
+            mixture = (sum(experts) / len(experts)).log()
+            row_kl.append((mixture + laplace_log_prob(w, w_mu, w_scale) - model.log_prior(u, w))[0])
+        nll.append(torch.stack(row_nll).mean())
+        kl.append(torch.stack(row_kl).mean())
+    expected = {"nll": torch.stack(nll).mean(), "kl": torch.stack(kl).mean()}
+    expected["classification"] = torch.stack(entropy).mean()
+    for key, value in expected.items():
+        torch.testing.assert_close(losses[key], value)
+    total = expected["nll"] + 1.5 * expected["kl"] + 2.0 * expected["classification"]
+    torch.testing.assert_close(losses["loss"], total)
+    losses["loss"].backward()
+    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+@METHODS
+def test_incomplete_rows_are_used_and_empty_ones_are_not(method: type[GenerativeImputer]) -> None:
     table, ecg = KINDS[1], KINDS[6]
-    model = imputer(table, ecg)
+    model = imputer(table, ecg, method=method)
     missing = torch.tensor([[True, False], [True, True], [False, False]])
     batch = batch_of((table, ecg), missing)
     assert len(model.complete_rows(batch)) == 2

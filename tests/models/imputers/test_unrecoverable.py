@@ -94,15 +94,18 @@ def test_dymo_discards_what_the_imputer_cannot_recover(
 
 
 def test_a_refusal_names_the_imputers_that_fit(tmp_path: Path) -> None:
-    fitting = r"another imputer that fits, imputer=Mean or Zero \(all modalities\), imputer=IMI or TIP \(tabular only\)"
-    for overrides in (["imputer=TIP", *SMALL, "missing.test=[whole_0]"], ["imputer=CMVAE"]):
-        cfg = config(tmp_path, *overrides)
-        with pytest.raises(UserError, match=fitting.replace("another", "an(other)?")):
-            pipeline.run(cfg)
+    generative = "CMVAE or MMVAEPlus or {}MoPoE"
+    scopes = rf"imputer={generative.format('Mean or ')} or Zero \(all modalities\), imputer=IMI or TIP \(tabular only\)"
+    cfg = config(tmp_path, "imputer=TIP", *SMALL, "missing.test=[whole_0]")
+    with pytest.raises(UserError, match=f"an imputer that fits, {scopes}"):
+        pipeline.run(cfg)
     assert not (tmp_path / "out").exists()
-    assert fitting_imputers({"a": "image", "b": "image"}) == "imputer=Mean or Zero (all modalities)"
-    assert fitting_imputers({"a": "image", "b": "text"}) == "imputer=Zero (all modalities)"
-    assert fitting_imputers({"a": "table"}) == "imputer=IMI or Mean or Zero (all modalities)"
+    for kinds, names in (
+        ({"a": "image", "b": "image"}, generative.format("Mean or ")),
+        ({"a": "image", "b": "text"}, generative.format("")),
+        ({"a": "table"}, "CMVAE or IMI or MMVAEPlus or Mean or MoPoE"),
+    ):
+        assert fitting_imputers(kinds) == f"imputer={names} or Zero (all modalities)"
 
 
 # --------------------------------------------------------------------------------------------------------- selection
