@@ -205,7 +205,7 @@ class MultimodalDataModule(TakesNewRows, DeclaredArguments, pl.LightningDataModu
         if scenario.hides_cells:
             column, table = self._with_cells(scenario)
             ranking = self.column_ranking(table) if scenario.needs_ranking else None
-            cells = scenario.generate(Rows(n, table.shape[0], seed, ranking=ranking, shape=table.shape))
+            cells = scenario.generate(Rows(n, table.shape[0], seed, ranking=ranking, modality=table))
             missing = np.zeros((n, len(self.modalities)), dtype=bool)
             missing[:, column] = cells.reshape(n, -1).any(1)
             hidden = SplitMask(self.modality_names, missing, {table.name: cells})
@@ -222,6 +222,7 @@ class MultimodalDataModule(TakesNewRows, DeclaredArguments, pl.LightningDataModu
     def realised_rate(self, scenario: Scenario, missing: np.ndarray, cells: Mapping[str, np.ndarray]) -> float:
         """Missing rate of a scenario under the masks of :meth:`masks`."""
         hidden = unobserved(missing, cells, self.modality_names)
+        cells = scenario.counted_cells(cells, self.modality_names)
         return float(scenario.realised_rate(hidden, cells, [m.kind for m in self.modalities]))
 
     def _content(self, split: str, gaps: SourceGaps) -> SplitContent:
@@ -258,9 +259,10 @@ class MultimodalDataModule(TakesNewRows, DeclaredArguments, pl.LightningDataModu
         for number in scenario.named_modalities:
             modality = self.modalities[number]
             if modality.kind not in scenario.cell_kinds:
+                *kinds, last = scenario.cell_kinds
                 raise UserError(
                     f"missing scenario '{scenario.name}' hides parts of '{modality.name}', of kind {modality.kind}: "
-                    f"only {' and '.join(scenario.cell_kinds)} can be partly missing, use nested_{number}_0.25 or noise"
+                    f"only {', '.join(kinds)} and {last} can be partly missing, use nested_{number}_0.25 or noise"
                 )
             return number, modality
         tables = [(i, m) for i, m in enumerate(self.modalities) if m.kind == "table"]

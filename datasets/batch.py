@@ -51,12 +51,13 @@ class Batch:
     Attributes:
         inputs: name -> float tensor (B, *modality.shape), int64 of a text of tokens. The content of a missing modality
             is arbitrary.
-        missing: (B, M) bool, True = missing. A table or series is also marked where only some of its cells are missing:
-            a row with all modalities marked may still have observed cells.
+        missing: (B, M) bool, True = missing. A modality is also marked where only some of its cells are missing: a row
+            with all modalities marked may still have observed cells.
         target: (B,) int64, or (B, C) float for multi-label tasks.
         index: (B,) int64, the row in the split's sorted order.
-        feature_missing: table -> (B, F) bool, series -> (B, T, channels) bool, True = this cell is missing. Applies
-            where the modality is marked in ``missing``; without an entry, a marked table misses all its cells.
+        feature_missing: table -> (B, F) bool, series -> (B, T, channels) bool, True = this cell is missing; of an
+            image, sound or video a mask that broadcasts against its content, such as (B, 1, H, W). Applies where the
+            modality is marked in ``missing``; without an entry, a marked modality misses all its cells.
         noise_level: (B, M) float, 1 = clean to 11 = destroyed (:mod:`datasets.noise`); None = all clean.
         complete: nothing is missing, known on the host (saves a device synchronisation).
         sources: (B, M) int64, the row from which each modality's content was taken, where pairs are drawn anew; None =
@@ -146,7 +147,7 @@ def missing_content(
         feature_missing: name of a table or series -> cells, see :class:`Batch`.
 
     Returns:
-        (B, 1, ...) bool, or the shape of ``x`` for a table or series with an entry in ``feature_missing``.
+        (B, 1, ...) bool, or the shape of the modality's entry in ``feature_missing``.
     """
     is_missing = rows_like(missing, x)
     if feature_missing and name in feature_missing:

@@ -31,8 +31,9 @@ class SplitMask:
     Attributes:
         names: of the M modalities, in the order of the columns.
         missing: (N, M) bool, True = missing; a table is also marked where only some of its cells are missing.
-        cells: table -> (N, F) bool, series -> (N, T, channels) bool, True in at least one cell of exactly the rows in
-            which it is marked; without an entry, marked rows miss all cells.
+        cells: table -> (N, F) bool, series -> (N, T, channels) bool, image -> (N, 1, H, W) bool, sounds and videos ->
+            (N, ...) bool, 1 long in every axis but time; True in at least one cell of exactly the rows in which the
+            modality is marked. Without an entry, marked rows miss all cells.
     """
 
     names: Sequence[str]

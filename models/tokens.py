@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.base import IncompleteClassifier
-from models.layers.batch_norm import apply_to_observed
+from models.layers.batch_norm import apply_to_observed, apply_with_cells
 from models.layers.transformer import Block, normal_initialisation, visible_tokens
 
 
@@ -65,7 +65,7 @@ class TokenPipeline(IncompleteClassifier):
     def encode_one(self, i: int, x: Tensor, cells: Tensor | None = None) -> Tensor:
         """Modality ``i`` (R, ...), with hidden ``cells`` (R, N) -> its tokens (R, N, D) in :meth:`encode`."""
         name = self.modality_names[i]
-        return self._place(i, self.encoders[name](x) if cells is None else self.encoders[name](x, missing=cells))
+        return self._place(i, apply_with_cells(self.encoders[name], x, cells))
 
     def _place(self, i: int, tokens: Tensor) -> Tensor:
         """Output (R, N, W) of encoder ``i`` -> tokens (R, N, D) in :meth:`encode`."""
@@ -112,8 +112,8 @@ class TokenPipeline(IncompleteClassifier):
 
     def shown(self, i: int, cells: Tensor) -> Tensor:
         """Hidden cells (B, F) of table ``i`` -> visible tokens (B, N): those of observed cells, or a single token if
-        any cell is observed. Of a series, all tokens if any cell is observed."""
+        any cell is observed. Of other modalities, all tokens if any cell is observed."""
         observed = ~cells
-        if observed.ndim == 3:  # a series, whose encoder mixes time steps and channels
+        if observed.ndim > 2:  # encoders of other kinds mix cells
             return observed.flatten(1).any(1, keepdim=True).expand(-1, self.tokens_per_modality[i])
         return observed if self.tokens_per_modality[i] == observed.shape[1] else observed.any(1, keepdim=True)

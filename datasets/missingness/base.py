@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from datasets.batch import Modality
 from datasets.missingness.content import SplitContent
 from datasets.noise import Noise
 from utils.errors import UserError
@@ -56,7 +57,7 @@ class Rows:
         earlier: numbers of rows of the splits before this one, for scenarios that continue their random numbers.
         ranking: columns of the table, most important first, for scenarios that need it.
         content: content and labels of the rows, for scenarios that depend on them.
-        shape: of the modality whose cells the scenario hides, ``columns`` first; empty = (columns,).
+        modality: whose cells the scenario hides.
     """
 
     n: int
@@ -67,7 +68,7 @@ class Rows:
     earlier: Sequence[int] = ()
     ranking: Sequence[int] | None = None
     content: SplitContent | None = None
-    shape: tuple[int, ...] = ()
+    modality: Modality | None = None
 
     @property
     def observable(self) -> np.ndarray:
@@ -254,6 +255,16 @@ class Scenario(ABC):
         if self.hides_cells and cells:
             return float(np.concatenate([table.ravel() for table in cells.values()]).mean())
         return float(mask.mean())
+
+    def counted_cells(self, cells: Mapping[str, np.ndarray], modalities: Sequence[str]) -> dict[str, np.ndarray]:
+        """The missing cells that :meth:`realised_rate` counts: those of the modalities in the name, if there are any.
+
+        Args:
+            cells: modality name -> (N, ...) bool.
+            modalities: the M names, in the order of the columns.
+        """
+        named = [modalities[column] for column in self.named_modalities] if self.hides_cells else []
+        return {name: hidden for name, hidden in cells.items() if not named or name in named}
 
     def remark(self, m: int, realised: float | None = None) -> str | None:
         """A warning if the missing rate differs from the name by more than :data:`RATE_TOLERANCE`.

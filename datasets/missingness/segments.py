@@ -1,4 +1,4 @@
-"""Contiguous parts of a series missing, or of the columns of a table."""
+"""Contiguous parts of a modality missing: time steps, frames, columns of a table, a block of an image."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from datasets.missingness.mar import to_modality
 class Segments(ScenarioWithRate):
     """Each row misses one contiguous part of a modality, at a random position.
 
-    The part has round(rate T) of the T time steps of a series, with all channels, or of the T columns of a table in
-    their order. All positions at which it fits are equally likely. The rate is the fraction of the cells of the
-    modality. Masks of higher rates need not contain those of lower rates.
+    The part has round(rate T) of the T time steps of a series (with all channels) or spectrogram (with all
+    frequencies), of the T frames that a model gets of a clip, or of the T columns of a table in their order. Of an
+    image H x W it is a block of round(H √rate) rows, and as many columns as come closest to the rate. All positions at
+    which the part fits are equally likely. The rate is the fraction of the cells, pixels, or time of the modality.
+    Masks of higher rates need not contain those of lower rates.
 
-    Only kinds of modality that can be partly missing in a batch (``Batch.feature_missing``) are possible: tables and
-    series. Of images, sounds and videos the noise operators ``occlusion`` and ``time_mask`` blank a part instead.
+    Unlike content with noise (``occlusion``, ``time_mask``), the part is known to be missing
+    (``Batch.feature_missing``): imputers fill it in. Texts are refused.
 
     Attributes:
         column: of the modality.
@@ -30,11 +32,11 @@ class Segments(ScenarioWithRate):
     column: int
     kind = "segments"
     examples = {
-        "segments_1_0.3": "one contiguous part of series 1 per row, 30 % of its time steps, or 30 % of the columns of "
-        "table 1"
+        "segments_1_0.3": "one contiguous part of modality 1 per row: 30 % of the time steps of a series, sound or "
+        "clip, of the columns of a table, or a block with 30 % of the pixels of an image"
     }
     keys = ("modality", "rate")
-    cell_kinds = ("table", "series")
+    cell_kinds = ("table", "series", "image", "audio", "video")
 
     @classmethod
     def parse(cls, text: str) -> Segments | None:
@@ -70,9 +72,25 @@ class Segments(ScenarioWithRate):
         return f"{self.percent} of {modality_name(self.column, modalities)} in one piece"
 
     def generate(self, rows: Rows) -> np.ndarray:
-        shape = rows.shape or (rows.columns,)
-        length = round(self.rate * shape[0])
-        starts = np.random.default_rng(rows.seed).integers(shape[0] - length + 1, size=rows.n)
-        steps = np.arange(shape[0]) - starts[:, None]
-        is_hidden = (steps >= 0) & (steps < length)  # (n, T)
-        return np.broadcast_to(is_hidden.reshape(*is_hidden.shape, *[1] * (len(shape) - 1)), (rows.n, *shape)).copy()
+        assert rows.modality is not None, "the data module passes the modality"
+        rng, shape = np.random.default_rng(rows.seed), rows.modality.shape
+        if rows.modality.kind == "image":
+            height, width = shape[1:]
+            block = round(height * self.rate**0.5)
+            columns = min(width, round(self.rate * height * width / block)) if block else 0
+            is_row = _segments(rng, rows.n, height, block)
+            return (is_row[:, :, None] & _segments(rng, rows.n, width, columns)[:, None, :])[:, None]
+        axis = len(shape) - 2 + rows.modality.scale.time if rows.modality.kind == "audio" else 0
+        steps = shape[axis]
+        is_hidden = _segments(rng, rows.n, steps, round(self.rate * steps))
+        one_axis = is_hidden.reshape(rows.n, *(steps if i == axis else 1 for i in range(len(shape))))
+        # Cells of tables and series are listed one by one, since a source may lack any of them.
+        is_listed = rows.modality.kind in ("table", "series")
+        return np.broadcast_to(one_axis, (rows.n, *shape)).copy() if is_listed else one_axis
+
+
+def _segments(rng: np.random.Generator, n: int, steps: int, length: int) -> np.ndarray:
+    """(n, steps) bool: a run of ``length`` steps per row, at a random position."""
+    starts = rng.integers(steps - length + 1, size=n)
+    offsets = np.arange(steps) - starts[:, None]
+    return (offsets >= 0) & (offsets < length)

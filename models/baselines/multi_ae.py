@@ -8,7 +8,8 @@ subsets per step.
 
 The reconstruction loss is the mean squared error for images, the cross-entropy for text and categorical columns, and
 the squared error for continuous columns, averaged over positions of text and cells of tables. Missing content of the
-data is not a target. The original has no decoder for tables.
+data is not a target. The original has no decoder for tables, and none for texts of tokens, of which ours reconstructs
+the frequencies.
 
 Frozen encoders stay in eval mode; the original leaves them in training mode, where dropout and batch statistics are
 active. ``reference=true`` restores this, and masks drawn per batch.
@@ -29,7 +30,6 @@ from models.base import IncompleteClassifier, Prediction
 from models.baselines.base import VectorBaseline
 from models.imputers.mopoe_networks import ImageDecoder
 from models.layers.decoders import Reshape, upsampling
-from utils.errors import UserError
 
 
 class _JointCode(VectorBaseline):
@@ -91,8 +91,13 @@ class Autoencoder(_JointCode):
         content, cells = batch.observed(), self.cells(batch.missing, batch.feature_missing)
         total = code.new_zeros(())
         for i, m in enumerate(self.modalities):
-            error = reconstruction_error(m, self.decoders[m.name](code), content[m.name])
-            observed = ~(cells[m.name] if m.name in cells else rows_like(batch.missing[:, i], error).expand_as(error))
+            hidden = cells.get(m.name)
+            error = reconstruction_error(m, self.decoders[m.name](code), content[m.name], hidden)
+            if hidden is None:
+                hidden = rows_like(batch.missing[:, i], error)
+            elif hidden.shape != error.shape:  # the error is that of a row
+                hidden = hidden.flatten(1).all(1, keepdim=True)
+            observed = ~hidden.expand_as(error)
             total = total + torch.where(observed, error, 0).sum() / observed.sum().clamp(min=1)
         return total
 
@@ -153,20 +158,29 @@ class MultiAE(_JointCode):
         return Prediction(self.classifier(code), code)
 
 
-def reconstruction_error(modality: Modality, output: Tensor, x: Tensor) -> Tensor:
+def reconstruction_error(modality: Modality, output: Tensor, x: Tensor, hidden: Tensor | None = None) -> Tensor:
     """Error per row (B, 1), or per cell of a table (B, F) or series (B, T, channels).
 
     Args:
-        output: of the decoder: images (B, ...); log-probabilities (B, L, symbols) of text; for tables, logits of all
-            levels of the categorical columns, then continuous values.
+        output: of the decoder: images (B, ...); log-probabilities (B, L, symbols) of text, (B, vocabulary) of tokens;
+            for tables, logits of all levels of the categorical columns, then continuous values.
         x: content.
+        hidden: (B, ...) bool, cells of an image, sound or video that are no target; broadcastable to ``x``.
     """
+    if modality.kind == "text" and len(modality.shape) == 1:
+        is_token = x > 0
+        found = torch.where(is_token, output.gather(1, x), 0).sum(1, keepdim=True)
+        return -found / is_token.sum(1, keepdim=True).clamp(min=1)
     if modality.kind == "text":
         return -(x * output).sum(-1).mean(-1, keepdim=True)
     if modality.kind == "series":
         return (output - x).square()
     if modality.kind != "table":
-        return (output - x).square().flatten(1).mean(1, keepdim=True)
+        error = (output - x).square().flatten(1)
+        if hidden is None:
+            return error.mean(1, keepdim=True)
+        observed = ~hidden.expand_as(x).flatten(1)
+        return torch.where(observed, error, 0).sum(1, keepdim=True) / observed.sum(1, keepdim=True).clamp(min=1)
     levels = list(modality.cardinalities)
     *scores, numbers = output.split([*levels, x.shape[1] - len(levels)], dim=1)
     columns = [F.cross_entropy(s, x[:, i].long(), reduction="none") for i, s in enumerate(scores)]
@@ -175,17 +189,10 @@ def reconstruction_error(modality: Modality, output: Tensor, x: Tensor) -> Tenso
 
 def decoder(modality: Modality, width: int) -> nn.Module:
     """Default decoder of a modality: as published for 28 x 28 images; otherwise ours, transposed convolutions from
-    4 x 4 for images, and a perceptron with one hidden layer for text and tables.
-
-    Raises:
-        UserError: text of token ids, which the decoders do not support.
+    4 x 4 for images, and a perceptron with one hidden layer for other kinds. Of a text of tokens, it gives the
+    frequencies of the tokens, whatever their order.
     """
     shape = modality.shape
-    if modality.kind == "text" and len(shape) == 1:
-        raise UserError(
-            f"modality {modality.name} is text of token ids, which autoencoders (MultiAE, OnlineMAE) cannot "
-            "reconstruct: choose another model, or a data set whose text is one-hot symbols (MST)"
-        )
     if modality.kind == "image" and tuple(shape[1:]) == (28, 28):
         return nn.Sequential(ImageDecoder(shape[0], width), nn.Sigmoid())
     if modality.kind == "image":
@@ -194,4 +201,7 @@ def decoder(modality: Modality, width: int) -> nn.Module:
     if modality.kind == "table":
         outputs = sum(modality.cardinalities) + shape[0] - len(modality.cardinalities)
         return nn.Sequential(*hidden, nn.Linear(width, outputs))
+    if modality.kind == "text" and len(shape) == 1:
+        assert modality.vocabulary is not None
+        shape = (modality.vocabulary,)
     return nn.Sequential(*hidden, Reshape(width, shape, is_text=modality.kind == "text"))

@@ -304,9 +304,10 @@ class CMPT(Baseline):
             )
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        drawn = self.masks.draw(batch.missing, self.mask_generator(batch_index))[0]
-        is_incomplete = batch.missing.any(1, keepdim=True)
-        dropped = self.hide_more(batch, torch.where(is_incomplete, batch.missing, drawn))
+        absent = self.absent(batch)
+        drawn = self.masks.draw(absent, self.mask_generator(batch_index))[0]
+        is_incomplete = absent.any(1, keepdim=True)
+        dropped = self.hide_more(batch, torch.where(is_incomplete, absent, drawn))
         encoder_batch = dropped if self.drop_at == "input" else batch
         states = self.encode_batch(encoder_batch)
         losses = super().loss(self.fuse(states, dropped), dropped)

@@ -62,9 +62,12 @@ class ConvolutionalEncoder(nn.Module):
 
 
 class ClipEncoder(ConvolutionalEncoder):
-    """:class:`ConvolutionalEncoder` of clips (B, T, channels, H, W), whose tokens are averaged over frames."""
+    """:class:`ConvolutionalEncoder` of clips (B, T, channels, H, W), with the mean tokens of the frames, or of single
+    frames (B, channels, H, W)."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.ndim == 4:
+            return super().forward(x)
         return super().forward(x.flatten(0, 1)).unflatten(0, x.shape[:2]).mean(1)
 
 

@@ -13,6 +13,7 @@ class PooledEncoder(nn.Module):
     """
 
     tokens = 1
+    takes_cells = False
 
     def __init__(self, encoder: nn.Module, width: int) -> None:
         super().__init__()

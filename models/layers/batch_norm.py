@@ -86,6 +86,21 @@ def frozen_statistics(*modules: nn.Module) -> Iterator[None]:
             norm.train()
 
 
+def apply_with_cells(function: Callable[..., Tensor], x: Tensor, missing: Tensor | None) -> Tensor:
+    """Encode one modality (R, ...) of which cells are hidden.
+
+    Args:
+        function: an encoder with an argument ``missing``; with an attribute ``takes_cells=False`` (images, sounds,
+            videos), it gets zeros in the place of hidden cells.
+        missing: (R, ...) bool, broadcastable to ``x``; None = nothing is hidden.
+    """
+    if missing is None:
+        return function(x)
+    return (
+        function(x, missing=missing) if getattr(function, "takes_cells", True) else function(x.masked_fill(missing, 0))
+    )
+
+
 def apply_to_observed(
     function: Callable[..., Tensor],
     inputs: Mapping[str, Tensor],
@@ -96,10 +111,10 @@ def apply_to_observed(
     """Encode one modality; with batch statistics, only the rows with the modality.
 
     Args:
-        function: content (R, ...) of the modality, and ``missing`` (R, F) where ``cells`` has an entry -> (R, ...).
+        function: content (R, ...) of the modality -> (R, ...); see :func:`apply_with_cells`.
         inputs: modality name -> (B, ...); rows are excluded only from :class:`ObservedInputs`.
         name: of the modality.
-        cells: table name -> (B, F) bool, cells hidden from the encoder.
+        cells: name -> (B, ...) bool, cells hidden from the encoder.
         modules: networks that ``function`` runs; empty if ``function`` is a module.
 
     Returns:
@@ -109,12 +124,12 @@ def apply_to_observed(
     x, missing = inputs[name], None if cells is None else cells.get(name)
     networks = modules or (function,)
     if not isinstance(inputs, ObservedInputs) or not has_batch_statistics(*networks):
-        return function(x) if missing is None else function(x, missing=missing)
+        return apply_with_cells(function, x, missing)
     rows = inputs.is_observed[name].nonzero()[:, 0]
     if len(rows) == len(x):
-        return function(x) if missing is None else function(x, missing=missing)
+        return apply_with_cells(function, x, missing)
     if not len(rows):
         with frozen_statistics(*networks):
-            return function(x) if missing is None else function(x, missing=missing)
-    encoded = function(x[rows]) if missing is None else function(x[rows], missing=missing[rows])
+            return apply_with_cells(function, x, missing)
+    encoded = apply_with_cells(function, x[rows], None if missing is None else missing[rows])
     return encoded.new_zeros(len(x), *encoded.shape[1:]).index_put((rows,), encoded)

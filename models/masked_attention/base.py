@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from datasets.batch import Batch, Modality, rows_like
 from models.base import IncompleteClassifier, Prediction
+from models.layers.batch_norm import apply_with_cells
 from models.layers.masked_attention import xavier_initialisation
 from models.layers.transformer import owners
 from models.masked_attention.training import StagedTraining
@@ -152,8 +153,8 @@ class TokenFusion(StagedTraining):
 
     def encode_one(self, name: str, x: Tensor, cells: Mapping[str, Tensor] | None = None) -> Tensor:
         """One modality (B, ...) -> its tokens (B, N, D)."""
-        arguments = {"missing": cells[name]} if cells and name in cells and self.feature_mask else {}
-        return self.inputs[name](self.encoders[name](x, **arguments))
+        hidden = cells.get(name) if cells and self.feature_mask else None
+        return self.inputs[name](apply_with_cells(self.encoders[name], x, hidden))
 
     def encode_batch(self, batch: Batch) -> Tensor:
         """Encode a batch; in training, encode only observed rows of modalities other than tables, and fill in zeros.

@@ -55,7 +55,7 @@ from datasets.batch import Batch, Modality
 from models.base import Prediction, classification_loss
 from models.baselines.base import Baseline
 from models.baselines.decisions import mean_where, row_losses
-from models.layers.batch_norm import apply_to_observed
+from models.layers.batch_norm import apply_to_observed, apply_with_cells
 from models.udml.heads import HEADS
 from models.udml.representation import Gaussian, ProbabilisticHead, divergence
 from models.udml.weights import EPSILON, fusion_weights, logit_distances
@@ -247,10 +247,9 @@ class UDML(Baseline):
     def _mean_and_log_variance(self, name: str, x: Tensor, missing: Tensor | None = None) -> Tensor:
         """One modality (R, ...) -> (R, 2, T, N, D), or (R, 1, T, N, D) without variances."""
         encoder, shape = self.encoders[name], (len(x), x.shape[1] if x.ndim == 5 else 1)
-        if missing is not None:
-            tokens = encoder(x, missing=missing)
-        else:
-            tokens = encoder(x.flatten(0, 1) if x.ndim == 5 else x)
+        if x.ndim == 5:
+            x, missing = x.flatten(0, 1), None if missing is None else missing.flatten(0, 1)
+        tokens = apply_with_cells(encoder, x, missing)
         parts = [part.unflatten(0, shape) for part in self.gaussians[name](tokens) if part is not None]
         return torch.stack(parts, dim=1)
 

@@ -146,6 +146,7 @@ def build_encoder(
     if vector_width is not None and makes_vector:
         arguments["vector_width"] = vector_width
     encoder = _make(node, where, **arguments)
+    encoder.takes_cells = "missing" in inspect.signature(encoder.forward).parameters
     if hasattr(encoder, "check_modality"):  # of models.encoders.pretrained, whose import takes seconds
         encoder.check_modality(modality)
     return encoder if vector_width is None or makes_vector else PooledEncoder(encoder, vector_width)

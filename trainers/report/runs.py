@@ -72,14 +72,16 @@ def stored_rate(run: FinishedRun, name: str) -> float:
     for file in (run.path / "masks" / f"{slug(name)}.npz", run.predictions(run.model, name)):
         arrays = load_arrays(file) if file.is_file() else {}
         if "missing" in arrays and arrays["missing"].size:
-            cells = {key: value for key, value in arrays.items() if key.startswith("cells_")}
+            prefix = "cells_"
+            cells = {key.removeprefix(prefix): gone for key, gone in arrays.items() if key.startswith(prefix)}
             if isinstance(scenario, Table) and not cells:
                 continue  # the mask of modalities does not say how many cells are missing
             if max(scenario.named_modalities, default=0) < arrays["missing"].shape[1]:
                 mask = arrays["missing"].astype(bool)
                 if cells:
                     names = json.loads(file.with_suffix(".json").read_text())["modalities"]
-                    mask = unobserved(mask, {key.removeprefix("cells_"): gone for key, gone in cells.items()}, names)
+                    mask = unobserved(mask, cells, names)
+                    cells = scenario.counted_cells(cells, names)
                 return scenario.realised_rate(mask, cells)
     log.warning("report: %s stores no mask of '%s', its missing rate is the one in the name", run.path, name)
     rate = scenario.named_rate if scenario.hides else 0.0

@@ -20,7 +20,6 @@ from models.baselines.simmlm import ranking_loss
 from models.imputers.mopoe import VARIANCE_FLOOR
 from tests.contracts.test_baselines import METHODS, SMALL_ENCODERS, build, generator, some_batch, spoilt
 from tests.tolerances import batch_bound
-from utils.errors import UserError
 
 
 def made(method: str, family: str = "PolyMNIST", *overrides: str, part: str = "") -> Any:
@@ -44,11 +43,6 @@ def losses_of_a_step(model: Any, batch: Batch) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def test_texts_of_token_numbers_are_refused_by_name() -> None:
-    with pytest.raises(UserError, match="modality notes is text of token ids, which autoencoders"):
-        decoder(Modality("notes", "text", (12,), vocabulary=30), 8)
-
-
 def test_online_mae_takes_tokens_out_and_restores_their_order() -> None:
     """The published steps, a row at a time: the kept tokens alone are encoded, mask tokens go back between them."""
     model = made("OnlineMAE").eval()
@@ -153,6 +147,21 @@ def test_multi_ae_errors_by_kind() -> None:
     scores = torch.randn(5, 4, 6, generator=generator(2)).log_softmax(-1)
     found = reconstruction_error(text, scores, F.one_hot(symbols, 6).float())[:, 0].mean()
     torch.testing.assert_close(found, F.nll_loss(scores.transpose(1, 2), symbols))
+    notes = Modality("n", "text", (4,), vocabulary=9)
+    frequencies = torch.randn(5, 9, generator=generator(3)).log_softmax(-1)
+    ids = torch.tensor([[3, 3, 8, 0], [1, 0, 0, 0], [0, 0, 0, 0], [5, 6, 7, 8], [2, 1, 0, 0]])  # 0 is padding
+    by_row = [float(-frequencies[i][row[row > 0]].mean()) if row.any() else 0.0 for i, row in enumerate(ids)]
+    found = reconstruction_error(notes, frequencies, ids)[:, 0]
+    torch.testing.assert_close(found, torch.tensor(by_row))
+    clip = Modality("c", "video", (2, 3, 4, 4))
+    output, x = torch.randn(2, 5, *clip.shape, generator=generator(4))
+    hidden = torch.zeros(5, 2, 1, 1, 1, dtype=torch.bool)
+    hidden[0, 1] = hidden[2] = True
+    found = reconstruction_error(clip, output, x, hidden)[:, 0]
+    expected = ((output - x) ** 2).flatten(1).mean(1)
+    expected[0], expected[2] = ((output - x)[0, 0] ** 2).mean(), 0.0
+    torch.testing.assert_close(found, expected)
+    assert decoder(notes, 8)(torch.randn(2, 8)).shape == (2, 9)
     for m in (table, text, *(Modality("i", "image", (3, s, s)) for s in (28, 32, 50, 64, 128))):
         shape = (7,) if m.kind == "table" else m.shape
         assert decoder(m, 8)(torch.randn(2, 8)).shape == (2, *shape), m
