@@ -121,7 +121,7 @@ def _quality(run: Run) -> None:
     # A by-product that nothing else reads: measured again where it was measured otherwise.
     directory = RunDirectory(directory.path, overwrite=True, data_paths=directory.data_paths)
     if directory.finished("quality", settings, target):
-        print_quality(pd.read_csv(target))
+        print_quality(pd.read_csv(target), run.data.kinds)
         return
     directory.begin("quality", settings)
     data = run.data
@@ -142,17 +142,28 @@ def _quality(run: Run) -> None:
         trainer.fit(judge, data.loader("train", train=True, device=trainer.strategy.root_device))
     judge.to(run.device)
     batches = data.loader("val", parse_scenario("none"), device=run.device)
-    frame = recovery_quality(run.load_imputer(), judge, batches, seed=cfg.missing.seed)
-    with replacing(target) as file:
-        frame.to_csv(file, index=False)
+    quality = recovery_quality(run.load_imputer(), judge, batches, seed=cfg.missing.seed)
+    for path, frame in ((directory / "quality_columns.csv", quality.columns), (target, quality.modalities)):
+        with replacing(path) as file:
+            frame.to_csv(file, index=False)
     directory.finish("quality", settings)
-    print_quality(frame)
+    print_quality(quality.modalities, data.kinds)
 
 
-def print_quality(frame: pd.DataFrame) -> None:
-    """Coherence by modality and number of observed modalities, for the terminal."""
+def print_quality(frame: pd.DataFrame, kinds: Mapping[str, str]) -> None:
+    """Measures by modality and number of observed modalities, for the terminal.
+
+    Args:
+        kinds: modality name -> kind.
+    """
     wide = frame[frame.metric.isin(["coherence", "judge_accuracy"])].copy()
     wide["value"] *= 100
     table = wide.pivot(index="modality", columns="observed", values="value").round(1)
     table.columns = [*(f"{c} observed" for c in table.columns[:-1]), "true content"]
     log.info("coherence of recoveries on the validation split (%% read as the right class):\n%s", table.to_string())
+    errors = frame[~frame.metric.isin(["coherence", "judge_accuracy"])]
+    if len(errors):
+        errors = errors.assign(kind=errors.modality.map(kinds))
+        table = errors.pivot(index=["modality", "kind", "metric"], columns="observed", values="value").round(3)
+        table.columns = [f"{c} observed" for c in table.columns]
+        log.info("errors and accuracies of recoveries on the validation split:\n%s", table.to_string(na_rep=""))

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy import stats
 from torch import Tensor, nn
 
-from datasets.batch import Batch, Modality
+from datasets.batch import Batch, Modality, missing_content
 from models.imputers.base import Imputer, merge, recover
 from models.imputers.mopoe import MoPoE
 from models.imputers.mopoe_networks import ImageDecoder, ImageEncoder
@@ -404,6 +405,56 @@ class Spy(Imputer):
         return Zero().impute(inputs, missing)
 
 
+def test_quality_of_columns_channels_and_symbols() -> None:
+    """Against sums over the cells that were hidden; zeros are level 0, and the first symbol."""
+    views = [
+        Modality("labs", "table", (3,), cardinalities=(3,), columns=("sex", "age", "crp")),
+        Modality("ecg", "series", (5, 2)),
+        Modality("letters", "text", (4, 3)),
+    ]
+    hidden: dict[str, list[Tensor]] = {}
+
+    class Watched(Zero):
+        def impute(self, inputs: Any, missing: Tensor, index: Any = None, feature_missing: Any = None) -> Any:
+            for i, (name, x) in enumerate(inputs.items()):
+                suffix = "_cells" if feature_missing else ""
+                if not feature_missing or name in feature_missing:
+                    cells = missing_content(x, name, missing[:, i], feature_missing).expand(x.shape)
+                    hidden.setdefault(name + suffix, []).append(cells)
+            return super().impute(inputs, missing, index, feature_missing)
+
+    generator = torch.Generator().manual_seed(0)
+    labs, ecg = (torch.randn(30, *m.shape, generator=generator) for m in views[:2])
+    labs[:, 0] = torch.arange(30) % 3
+    letters = F.one_hot(torch.randint(3, (30, 4), generator=generator), 3).float()
+    letters[:, 3] = 0  # no symbol
+    encoders = {"labs": nn.Unflatten(1, (1, 3)), "ecg": nn.Identity(), "letters": nn.Identity()}
+    inputs = {"labs": labs, "ecg": ecg, "letters": letters}
+    batch = Batch(inputs, torch.zeros(30, 3, dtype=torch.bool), torch.arange(30) % 2, torch.arange(30), complete=True)
+    quality = recovery_quality(Watched(), Judge(views, 2, encoders), [batch])
+    found = {(*r[1:5],): r[5:] for r in quality.columns.itertuples()}  # modality, column, observed, metric
+    assert {(name, column) for name, column, *_ in found} == {
+        *(("labs", column) for column in ("sex", "age", "crp")),
+        *(("ecg", channel) for channel in "01"),
+    }
+    for name, column, observed, metric in found:
+        suffix = "_cells" if metric.endswith("_cells") else ""
+        calls = hidden[name + suffix]  # one and two missing, then half of the cells
+        cells = calls[0] if suffix or observed == 2 else calls[1]
+        i = int(column) if name == "ecg" else views[0].columns.index(column)
+        values = inputs[name][..., i][cells[..., i]].double()
+        measures = {"accuracy": (values == 0).double(), "mse": values.square(), "mae": values.abs()}
+        assert (metric.removesuffix(suffix) == "accuracy") == (column == "sex")
+        expected = measures[metric.removesuffix(suffix)]
+        assert found[name, column, observed, metric] == (pytest.approx(float(expected.mean())), len(expected))
+    of_texts = quality.modalities.query("metric == 'symbol_accuracy'").set_index("observed")
+    rows = hidden["letters"][0][:, 0, 0]
+    first = letters[rows][:, :3].argmax(2) == 0
+    assert of_texts.loc[2, "value"] == pytest.approx(float(first.double().mean()))
+    assert of_texts.loc[2, "n"] == 3 * int(rows.sum())
+    assert {"mse_cells", "level_accuracy_cells"} <= set(quality.modalities["metric"])
+
+
 def test_quality_of_recoveries() -> None:
     """Errors and coherence of every modality by number of observed ones, computed again row by row."""
     views = modalities(3, (2, 3))
@@ -415,7 +466,7 @@ def test_quality_of_recoveries() -> None:
         missing = torch.zeros(rows, 3, dtype=torch.bool)
         parts.append(Batch(inputs, missing, torch.arange(rows) % 4, start + torch.arange(rows), complete=True))
     spy = Spy()
-    table = recovery_quality(spy, judge, parts)
+    table = recovery_quality(spy, judge, parts).modalities
     found = {(r.modality, r.observed, r.metric): (r.value, r.n) for r in table.itertuples()}
     assert [int(m.sum(1).unique()) for m, _ in spy.calls] == [1, 2, 1, 2]
     assert all(torch.equal(index, part.index) for (_, index), part in zip(spy.calls, [parts[0]] * 2 + [parts[1]] * 2))
@@ -439,7 +490,7 @@ def test_quality_of_recoveries() -> None:
         with torch.no_grad():
             hits = [judge.read(p.inputs)[m.name].argmax(1) == p.target for p in parts]
         assert found[m.name, 3, "judge_accuracy"] == (pytest.approx(float(torch.cat(hits).float().mean())), 65)
-    perfect = recovery_quality(Oracle(), judge, parts)
+    perfect = recovery_quality(Oracle(), judge, parts).modalities
     assert (perfect[perfect.metric.isin(["mse", "mae"])].value == 0).all()
 
 
@@ -449,12 +500,12 @@ def test_texts_of_token_ids_are_judged_as_ids() -> None:
     judge = Judge(text, 3, {m.name: nn.Embedding(9, 4) for m in text})
     ids = torch.randint(0, 9, (30, 6), generator=torch.Generator().manual_seed(0))
     batch = Batch({"a": ids, "b": ids}, torch.zeros(30, 2, dtype=torch.bool), torch.arange(30) % 3, torch.arange(30))
-    rows = recovery_quality(Zero(), judge, [batch])
+    rows = recovery_quality(Zero(), judge, [batch]).modalities
     assert set(rows["metric"]) == {"token_accuracy", "coherence", "judge_accuracy"}
     right = rows[rows["metric"] == "token_accuracy"]
     total = (right["value"] * right["n"]).sum() / right["n"].sum()
     assert right["n"].sum() == 30 and abs(total - float((ids == 0).float().mean())) < 0.05
-    exact = recovery_quality(Oracle(), judge, [batch])
+    exact = recovery_quality(Oracle(), judge, [batch]).modalities
     assert (exact[exact["metric"] == "token_accuracy"]["value"] == 1).all()
 
 

@@ -413,7 +413,9 @@ def test_quality_of_tables() -> None:
     judge = Judge(table_modalities(), 4, {"img": TokenEncoder(2, 6), "tabular": table_encoder()})
     parts = [table_batch(40, 1), table_batch(25, 2)]
     parts = [Batch(p.inputs, p.missing, p.target, p.index) for p in parts]
-    found = {(r.modality, r.metric): (r.value, r.n) for r in recovery_quality(tip(), judge, parts).itertuples()}
+    found = {
+        (r.modality, r.metric): (r.value, r.n) for r in recovery_quality(tip(), judge, parts).modalities.itertuples()
+    }
     assert {m for m, name in found if name != "judge_accuracy"} == {"tabular"}
     tables = torch.cat([p.inputs["tabular"] for p in parts])
     missing = torch.tensor([[False, True]])
@@ -432,12 +434,14 @@ def test_quality_of_tables() -> None:
         spoilt.append(p.replace(missing=missing, feature_missing={"tabular": gaps}))
         spoilt.append(spoilt[-1].replace(inputs={**p.inputs, "tabular": table}))
     one, other = (
-        recovery_quality(tip(), judge, rows).set_index(["modality", "metric"]).drop(index="judge_accuracy", level=1)
+        recovery_quality(tip(), judge, rows)
+        .modalities.set_index(["modality", "metric"])
+        .drop(index="judge_accuracy", level=1)
         for rows in (spoilt[::2], spoilt[1::2])
     )
     pd.testing.assert_frame_equal(one, other)
     lacking = sum(int(p.feature_missing["tabular"][:, 3:].sum()) for p in spoilt[::2])
     assert one.loc[("tabular", "mse"), "n"] == 65 * 3 - lacking < 65 * 3
-    zero = recovery_quality(Zero(), judge, parts).set_index(["modality", "observed", "metric"])
+    zero = recovery_quality(Zero(), judge, parts).modalities.set_index(["modality", "observed", "metric"])
     assert 65 * 0.7 < zero.loc[("tabular", 1, "mae_cells"), "n"] / 1.5 < 65 * 1.3
     assert ("img", 1, "mse") in zero.index

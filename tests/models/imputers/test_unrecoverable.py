@@ -278,13 +278,15 @@ def test_quality_is_of_what_was_there() -> None:
         for value in (0.0, 1e30, math.nan):
             image = torch.where(absent[:, None, None], value, batch.inputs["img"])
             seen = Batch({**batch.inputs, "img": image}, missing, batch.target, batch.index)
-            frames.append(recovery_quality(imputer, judge, [seen]).set_index(["modality", "observed", "metric"]))
+            frames.append(
+                recovery_quality(imputer, judge, [seen]).modalities.set_index(["modality", "observed", "metric"])
+            )
         for other in frames[1:]:
             pd.testing.assert_frame_equal(other, frames[0])
         assert np.isfinite(frames[0]["value"]).all()
         assert frames[0].loc[("img", 2, "judge_accuracy"), "n"] == 30
         if isinstance(imputer, TIP):
-            with_photo = recovery_quality(imputer, judge, [take_rows(seen, ~absent)])
+            with_photo = recovery_quality(imputer, judge, [take_rows(seen, ~absent)]).modalities
             with_photo = with_photo.set_index(["modality", "observed", "metric"])
             assert frames[0].loc[("tabular", 1, "mse"), "n"] == with_photo.loc[("tabular", 1, "mse"), "n"] == 30 * 3
 
