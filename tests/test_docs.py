@@ -34,8 +34,8 @@ from datasets.missingness.base import Rows
 from datasets.missingness.parse import EXAMPLES, SCENARIOS, parse_scenario
 from models.encoders.vector import VectorEncoder
 from trainers import figures
-from trainers.config.build import build_imputer
 from trainers.config.compose import compose_config
+from trainers.config.imputers import build_imputer
 from trainers.config.overrides import check_overrides
 from trainers.config.validate import validate
 from trainers.loading import Run

@@ -10,7 +10,8 @@ import numpy as np
 from hydra.utils import get_object
 
 from datasets.missingness import Scenario, parse_scenarios
-from trainers.config.build import build_noise, fitting_imputers, method_class
+from trainers.config.build import build_noise, method_class
+from trainers.config.imputers import fitting_imputers
 from trainers.loading import Run
 from utils.errors import UserError
 

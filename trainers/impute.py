@@ -17,7 +17,8 @@ from datasets.missingness import parse_scenario
 from models.imputers.base import FittedImputer
 from models.imputers.quality import Judge, recovery_quality
 from trainers.callbacks import EpochOrder, TimeLeft
-from trainers.config.build import build_encoders, build_imputer, build_trainer
+from trainers.config.build import build_encoders, build_trainer
+from trainers.config.imputers import build_imputer
 from trainers.fit import check_checkpoint, train
 from trainers.loading import Run
 from trainers.quiet import quiet_lightning

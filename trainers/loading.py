@@ -14,8 +14,9 @@ from models.dymo.backbone import Backbone
 from models.dymo.gaussian import GaussianParameters
 from models.imputers.base import Imputer
 from trainers.artefacts import Artefacts
-from trainers.config.build import build_imputer, build_model, build_selector
+from trainers.config.build import build_model, build_selector
 from trainers.config.compose import compose_config
+from trainers.config.imputers import build_imputer
 from trainers.config.validate import validate
 from trainers.plan import resolve_metric
 from utils import weights as checkpoints

@@ -13,9 +13,9 @@ from omegaconf import DictConfig
 from pytorch_lightning.utilities import rank_zero_only
 
 from trainers.checks import check_artefacts, check_noise, check_task, needs_imputer
-from trainers.config.build import check_imputer_networks
 from trainers.config.checks.machine import check_trainer, number_of_processes
 from trainers.config.grid import is_grid, run_names, training_parts
+from trainers.config.imputers import check_imputer_networks
 from trainers.config.stages import stages_without_use
 from trainers.config.validate import validate
 from trainers.evaluate import evaluate

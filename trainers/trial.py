@@ -25,7 +25,6 @@ from models.imputers.base import FittedImputer, Imputer
 from models.imputers.quality import Judge, recovery_quality
 from trainers.config.build import (
     build_encoders,
-    build_imputer,
     build_model,
     build_modulation,
     build_noise,
@@ -33,6 +32,7 @@ from trainers.config.build import (
     build_trainer,
 )
 from trainers.config.checks.machine import number_of_processes
+from trainers.config.imputers import build_imputer
 from trainers.evaluate import predict, scenario_batches, scenario_masks
 from trainers.impute import augmented
 from trainers.loading import Run

@@ -33,7 +33,6 @@ from models.imputers.base import Imputer
 from models.layers.transformer import visible_tokens
 from models.tokens import TokenPipeline
 from utils.checks import check_number
-from utils.errors import UserError
 from utils.noise import hash_seed
 from utils.subsets import draw_subsets, enumerate_subsets
 from utils.weights import checkpoint_kind, load_strict
@@ -368,15 +367,7 @@ class DynamicTransformer(TokenPipeline):
         """Set the prototypes of the training epoch before its validation."""
         if self._running is None:
             return
-        total, count = self._running.sum, self._running.count
-        if self.trainer.world_size > 1:
-            total, count = (self.trainer.strategy.reduce(t, reduce_op="sum") for t in (total, count))
-        if (count == 0).any():
-            raise UserError(
-                f"class {int((count == 0).nonzero()[0])} was not seen in a complete training epoch, so it has no "
-                "prototype: check the training split or switch drop_last off"
-            )
-        self.prototypes.copy_((total / count[:, None]).float())
+        self.prototypes.copy_(self._running.mean(lambda part: self.trainer.strategy.reduce(part, reduce_op="sum")))
         self._running = None
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from utils.errors import UserError
 
 COSINE, EUCLIDEAN = "cosine_similarity", "squared_euclidean"
 DISTANCE_METRICS = (COSINE, EUCLIDEAN)
@@ -47,6 +51,19 @@ class RunningPrototypes:
         self.sum.index_add_(0, target, features.sum(0, dtype=torch.float64))
         self.count.index_add_(0, target, torch.full_like(target, len(features), dtype=torch.float64))
 
-    def mean(self) -> Tensor:
-        """(C, D) float32; NaN for a class that was not seen."""
-        return (self.sum / self.count[:, None]).float()
+    def mean(self, reduce: Callable[[Tensor], Tensor]) -> Tensor:
+        """Class means, (C, D) float32.
+
+        Args:
+            reduce: sums a tensor over all processes.
+
+        Raises:
+            UserError: a class was not seen.
+        """
+        total, count = reduce(self.sum), reduce(self.count)
+        if (count == 0).any():
+            raise UserError(
+                f"class {int((count == 0).nonzero()[0])} was not seen in a complete training epoch, so it has no "
+                "prototype: check the training split or switch drop_last off"
+            )
+        return (total / count[:, None]).float()

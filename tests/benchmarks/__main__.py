@@ -38,7 +38,8 @@ from models.dymo.prototypes import COSINE, DISTANCE_METRICS
 from models.dymo.selection import Scorer, SelectionRule, select
 from models.imputers.mopoe import MoPoE
 from tests.benchmarks import twin
-from trainers.config.build import build_imputer, build_model
+from trainers.config.build import build_model
+from trainers.config.imputers import build_imputer
 from trainers.loading import Run, open_run
 from utils.subsets import draw_subsets, enumerate_subsets
 

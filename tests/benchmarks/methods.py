@@ -34,8 +34,9 @@ from models.completed import Completed
 from models.dymo.dynamic_transformer import DynamicTransformer
 from models.dymo.method import DyMo
 from tests.benchmarks.__main__ import alternate
-from trainers.config.build import build_imputer, build_selection
+from trainers.config.build import build_selection
 from trainers.config.compose import CONFIGS
+from trainers.config.imputers import build_imputer
 from trainers.loading import Run, open_run
 from utils.errors import UserError
 

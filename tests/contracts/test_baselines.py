@@ -35,8 +35,9 @@ from tests.networks import under
 from tests.tolerances import batch_bound
 from trainers import fit as fit_module
 from trainers import run as pipeline
-from trainers.config.build import build_imputer, build_model, method_class
+from trainers.config.build import build_model, method_class
 from trainers.config.compose import CONFIGS, compose_config, group_options
+from trainers.config.imputers import build_imputer
 from trainers.config.validate import validate
 from trainers.loading import Run
 from utils.errors import UserError

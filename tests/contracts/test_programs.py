@@ -44,8 +44,8 @@ from tests.networks import class_batch
 from tests.tolerances import batch_bound
 from trainers import run as pipeline
 from trainers.bundle import open_bundle
-from trainers.config.build import build_imputer
 from trainers.config.compose import CONFIGS, compose_config, group_options
+from trainers.config.imputers import build_imputer
 from trainers.config.validate import validate
 from trainers.export import export
 from trainers.loading import Run

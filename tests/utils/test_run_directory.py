@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 
 from datasets.base import MultimodalDataModule
 from datasets.clip_listing import MediaFolder
-from trainers.config.build import constructor_arguments, data_arguments, data_class, store_path
+from trainers.config.build import data_arguments, data_class, store_path
 from trainers.config.compose import CONFIGS, compose_config, register
 from trainers.loading import Run
 from utils.errors import UserError
@@ -35,6 +35,7 @@ from utils.run_directory import (
     git_commit,
     write_json,
 )
+from utils.signatures import constructor_arguments
 
 SETTINGS = {"seed": 0, "model": {"width": 128, "layers": 2}, "rates": [0.2, 0.4]}
 

@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,17 +29,22 @@ from models.dymo.backbone import Backbone
 from models.dymo.gaussian import GaussianParameters
 from models.encoders.pooled import PooledEncoder
 from models.imputers.base import Imputer
-from trainers.config.compose import CONFIGS
 from trainers.quiet import quiet_lightning
 from utils.errors import UserError
 from utils.progress import is_interactive
+from utils.signatures import constructor_arguments
 
 Part = TypeVar("Part")
 # Arguments of data modules that are no plain setting: :func:`build_data` sets them, and a few classes take a name.
 PASSED_ON = ("store", "name", "missing_train", "missing_val", "missing_seed", "seed")
 
 
-def _make(node: DictConfig, where: str, **arguments: Any) -> Any:
+def make(node: DictConfig, where: str, **arguments: Any) -> Any:
+    """Build what a node describes, with further arguments.
+
+    Raises:
+        UserError: it cannot be built; ``where`` names the node.
+    """
     try:
         # Objects are handed over after Hydra's part: it would turn data classes among them into mappings.
         return instantiate(node, _convert_="all", _partial_=True)(**arguments)
@@ -47,19 +52,6 @@ def _make(node: DictConfig, where: str, **arguments: Any) -> Any:
         raise UserError(f"config '{where}': {str(error.__cause__ or error).splitlines()[0]}") from error
     except (ImportError, TypeError, ValueError) as error:
         raise UserError(f"config '{where}' ({node.get('_target_')}): {str(error).splitlines()[0]}") from error
-
-
-def constructor_arguments(target: type) -> list[str]:
-    """Names of the constructor arguments of a class, with those of its base classes as far as it passes keywords on."""
-    names: dict[str, None] = {}
-    for kind in target.__mro__:
-        if "__init__" not in vars(kind):
-            continue
-        parameters = inspect.signature(vars(kind)["__init__"]).parameters.values()
-        names |= {p.name: None for p in parameters if p.name != "self" and p.kind is not p.VAR_KEYWORD}
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            break
-    return list(names)
 
 
 def data_class(cfg: DictConfig) -> type[MultimodalDataModule]:
@@ -101,7 +93,7 @@ def store_path(cfg: DictConfig) -> Path:
 def build_data(cfg: DictConfig) -> MultimodalDataModule:
     """The data module of ``cfg.dataset`` with the masks of ``cfg.missing``."""
     node = OmegaConf.create({"_target_": cfg.dataset.module._target_, **data_arguments(cfg)})
-    return _make(
+    return make(
         node,
         "dataset",
         store=str(store_path(cfg)),
@@ -145,7 +137,7 @@ def build_encoder(
     makes_vector = "vector_width" in parameters
     if vector_width is not None and makes_vector:
         arguments["vector_width"] = vector_width
-    encoder = _make(node, where, **arguments)
+    encoder = make(node, where, **arguments)
     encoder.takes_cells = "missing" in inspect.signature(encoder.forward).parameters
     if hasattr(encoder, "check_modality"):  # of models.encoders.pretrained, whose import takes seconds
         encoder.check_modality(modality)
@@ -224,7 +216,7 @@ def build_model(
     vector_width = model.vector_width if method_class(model).encoder_view == "vector" else None
     encoders = build_encoders(cfg, data, pretrained, vector_width, model)
     parts = {k: v for k, v in (("prerequisites", prerequisites), ("imputer", imputer)) if v}
-    return _make(
+    return make(
         model.module,
         "model",
         modalities=data.modalities,
@@ -233,89 +225,6 @@ def build_model(
         encoders=encoders,
         **parts,
     )
-
-
-def build_imputer(cfg: DictConfig, data: MultimodalDataModule, pretrained: bool = True) -> Imputer:
-    """The recovery method of ``cfg.imputer``, untrained."""
-    arguments: dict[str, Any] = {}
-    kinds = {m.name: m.kind for m in data.modalities}
-    if "modalities" in inspect.signature(get_object(cfg.imputer.module._target_)).parameters:
-        arguments["modalities"] = data.modalities
-    for part in ("encoder", "decoder"):
-        if part in cfg.imputer:
-            arguments[f"{part}s"] = {m.name: _imputer_network(cfg, part, m, kinds) for m in data.modalities}
-    for part, kind in (("image_encoder", "image"), ("table_encoder", "table")):
-        if part in cfg.imputer:
-            fitting = [m for m in data.modalities if m.kind == kind]
-            if len(fitting) != 1:
-                raise UserError(
-                    f"imputer={cfg.imputer.name} is for one image and one table, {cfg.dataset.name} has {len(fitting)} "
-                    f"modalities of kind {kind}: choose one that fits, {fitting_imputers(kinds)}"
-                )
-            arguments[part] = build_encoder(cfg.imputer[part], f"imputer.{part}", fitting[0], pretrained)
-    return _make(cfg.imputer.module, "imputer", **arguments)
-
-
-def _imputer_network(cfg: DictConfig, part: str, modality: Modality, kinds: Mapping[str, str]) -> Any:
-    """The network of a modality in ``imputer.encoders`` or ``imputer.decoders``, else the one for 28 x 28 images, else
-    that which the method builds for the shape."""
-    of_modalities = cfg.imputer.get(f"{part}s") or {}
-    if modality.name in of_modalities:
-        return _make(of_modalities[modality.name], f"imputer.{part}s.{modality.name}")
-    if modality.kind != "image" or modality.shape[1:] != (28, 28):
-        if default := _default_network(cfg):
-            widths = inspect.signature(default).parameters.keys() - {"part", "modality"}
-            return default(part, modality, **{width: cfg.imputer.module[width] for width in widths})
-        raise _no_network(cfg, part, modality.name, f"{modality.kind} of shape {modality.shape}", kinds)
-    return _make(cfg.imputer[part], f"imputer.{part}", channels=modality.shape[0])
-
-
-def _default_network(cfg: DictConfig) -> Callable[..., nn.Module] | None:
-    """The method's hook that builds networks for any modality, if it has one."""
-    return getattr(get_object(cfg.imputer.module._target_), "default_network", None)
-
-
-def _no_network(cfg: DictConfig, part: str, name: str, what: str, kinds: Mapping[str, str]) -> UserError:
-    return UserError(
-        f"imputer {cfg.imputer.name} has no {part} for modality '{name}' ({what}): name one in imputer.{part}s.{name}, "
-        f"see MoPoE in configs/recipe/MST.yaml, or choose another imputer that fits, {fitting_imputers(kinds)}"
-    )
-
-
-def fitting_imputers(kinds: Mapping[str, str]) -> str:
-    """The imputers that fit a data set, for messages: ``imputer=Mean or Zero (all modalities)``.
-
-    Args:
-        kinds: modality name -> kind, of all modalities.
-    """
-    by_names: dict[tuple[str, ...], list[str]] = {}
-    for file in sorted(CONFIGS.glob("imputer/*.yaml")):
-        target = OmegaConf.select(OmegaConf.load(file), "module._target_")
-        method = get_object(target) if target else None
-        if method is None or "oracle" in method.needs or not method.fits(list(kinds.values())):
-            continue
-        names = tuple(name for name, kind in kinds.items() if method.recovers is None or kind in method.recovers)
-        by_names.setdefault(names, []).append(file.stem)
-    texts = []
-    for names, imputers in sorted(by_names.items(), key=lambda item: -len(item[0])):
-        scope = "all modalities" if len(names) == len(kinds) else f"{', '.join(names)} only"
-        texts.append(f"imputer={' or '.join(imputers)} ({scope})")
-    return ", ".join(texts)
-
-
-def check_imputer_networks(cfg: DictConfig, kinds: Mapping[str, str]) -> None:
-    """What is known of the networks of ``cfg.imputer`` before the data are packed.
-
-    Args:
-        kinds: modality name -> kind.
-
-    Raises:
-        UserError: a table or text for which it has none.
-    """
-    for part in () if _default_network(cfg) else ("encoder", "decoder"):
-        for name, kind in kinds.items() if part in cfg.imputer else ():
-            if kind != "image" and name not in (cfg.imputer.get(f"{part}s") or {}):
-                raise _no_network(cfg, part, name, kind, kinds)
 
 
 def build_noise(model: DictConfig) -> TrainingNoise | None:
@@ -358,7 +267,7 @@ def build_selector(
     Args:
         tail: replaces ``model.selection.tail=auto``.
     """
-    return _make(
+    return make(
         cfg.model.selector,
         "model.selector",
         backbone=backbone,
@@ -382,14 +291,14 @@ def build_selection(cfg: DictConfig, tail: str = "robust") -> Any:
         node.tail = tail
     if node.threshold == "auto":
         node.threshold = 0.0
-    return _make(node, "model.selection")
+    return make(node, "model.selection")
 
 
 def build_loggers(cfg: DictConfig, directory: Path) -> list[pl.loggers.Logger]:
     """The loggers of ``cfg.logger`` (metrics.csv is written besides, always)."""
     loggers = []
     for name, node in cfg.logger.items():
-        loggers.append(_make(node, f"logger.{name}", save_dir=str(directory)))
+        loggers.append(make(node, f"logger.{name}", save_dir=str(directory)))
     return loggers
 
 

@@ -414,10 +414,15 @@ def test_reference_index_leaves_later_embeddings_untrained() -> None:
     assert model.modality_embeddings.weight.grad.any(dim=1).tolist() == [True, True, False]
 
 
+def one_process() -> SimpleNamespace:
+    """A trainer whose sums over processes are those of this one."""
+    return SimpleNamespace(strategy=SimpleNamespace(reduce=lambda part, reduce_op: part))
+
+
 def test_prototypes_are_means_over_the_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of all features of all batches and subsets; taken over when validation starts."""
     model = toy_model()
-    monkeypatch.setattr(DynamicTransformer, "trainer", SimpleNamespace(world_size=1), raising=False)
+    monkeypatch.setattr(DynamicTransformer, "trainer", one_process(), raising=False)
     running = RunningPrototypes(4, 5, torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
     members: dict[int, list[Tensor]] = {c: [] for c in range(4)}
@@ -429,7 +434,7 @@ def test_prototypes_are_means_over_the_epoch(monkeypatch: pytest.MonkeyPatch) ->
             members[c].append(features[:, target == c].flatten(0, 1))
     expected = torch.stack([torch.cat(m).double().mean(0).float() for m in members.values()])
     model._running = running
-    torch.testing.assert_close(running.mean(), expected)
+    torch.testing.assert_close(running.mean(reduce=lambda part: part), expected)
     model.on_validation_start()
     torch.testing.assert_close(model.prototypes, expected)
     before = model.prototypes.clone()
@@ -439,7 +444,7 @@ def test_prototypes_are_means_over_the_epoch(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_class_that_was_never_seen_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     model = toy_model()
-    monkeypatch.setattr(DynamicTransformer, "trainer", SimpleNamespace(world_size=1), raising=False)
+    monkeypatch.setattr(DynamicTransformer, "trainer", one_process(), raising=False)
     model._running = RunningPrototypes(4, 5, torch.device("cpu"))
     model._running.update(torch.ones(1, 3, 5), torch.tensor([0, 1, 3]))
     with pytest.raises(UserError, match="class 2"):

@@ -22,8 +22,8 @@ from tests import slow_networks as slow
 from tests import slow_twin as twin
 from tests.models.encoders.test_encoders import CELEBA, KINDS, MST, inputs_of
 from tests.networks import modalities, random_masks
-from trainers.config.build import build_imputer
 from trainers.config.compose import CONFIGS
+from trainers.config.imputers import build_imputer
 from trainers.loading import Run
 from utils.errors import UserError
 from utils.noise import hash_seed, row_normal

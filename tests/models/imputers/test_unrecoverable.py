@@ -33,7 +33,7 @@ from tests.models.imputers.test_tip import SMALL, tip
 from tests.networks import TokenEncoder, table_batch, table_encoder, table_modalities
 from tests.tiny_tables import SIZES, TinyTables, content, tiny_config
 from trainers import run as pipeline
-from trainers.config.build import fitting_imputers
+from trainers.config.imputers import fitting_imputers
 from trainers.loading import Run
 from utils.errors import UserError
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +10,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from utils.checks import nearest
+from utils.signatures import known_arguments
 
 
 def target_of(node: DictConfig | None) -> Any:
@@ -30,11 +30,10 @@ def check_targets(cfg: DictConfig, key: str = "") -> Iterator[str]:
         except (ImportError, ValueError) as error:
             yield f"{key}._target_={cfg._target_}: {str(error).splitlines()[0]}"
             return
-        parameters = inspect.signature(target).parameters
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-            for given in map(str, cfg):
-                if not given.startswith("_") and given not in parameters:
-                    yield f"{key}.{given}: {cfg._target_} takes no '{given}'{nearest(given, list(parameters))}"
+        known = known_arguments(target)
+        for given in () if known is None else map(str, cfg):
+            if not given.startswith("_") and given not in known:
+                yield f"{key}.{given}: {cfg._target_} takes no '{given}'{nearest(given, known)}"
     for name in map(str, cfg):
         is_plain = not OmegaConf.is_missing(cfg, name) and not OmegaConf.is_interpolation(cfg, name)
         if is_plain and isinstance(cfg[name], DictConfig):
