@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import resource
 import sys
 import tempfile
@@ -17,7 +18,7 @@ from hydra.types import RunMode
 from pytorch_lightning.utilities.seed import isolate_rng
 
 from trainers.config.build import make_demo_data, store_path
-from trainers.config.overrides import number_of_jobs
+from trainers.config.overrides import swept_values
 from trainers.loading import Run
 from trainers.trial import Clock, Cost, Trial, device_clock
 from utils.progress import duration
@@ -180,7 +181,7 @@ def jobs_of_sweep() -> int:
     """Number of runs of the sweep to which this one belongs, 1 without a sweep."""
     if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
         return 1
-    return number_of_jobs(sys.argv[1:], HydraConfig.get().sweeper.get("params") or {})
+    return math.prod(map(len, swept_values(sys.argv[1:], HydraConfig.get().sweeper.get("params") or {}).values()))
 
 
 def peak_memory() -> float:

@@ -20,12 +20,12 @@ from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from trainers.config.overrides import swept_values
 from utils.errors import UserError
 from utils.progress import duration
 
@@ -52,7 +52,7 @@ class Sweep(Callback):
         folder = Path(config.hydra.sweep.dir).resolve() / f".jobs-{os.getpid()}"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        swept = swept_values(config)
+        swept = swept_values(config.hydra.overrides.task, config.hydra.sweeper.get("params") or {})
         named = keys_for_the_name(config, swept)
         if named:
             log.info(
@@ -102,13 +102,6 @@ class Sweep(Callback):
 def is_grid(config: DictConfig) -> bool:
     """Whether the sweeper runs all combinations; others choose values by themselves."""
     return str(config.hydra.sweeper._target_).endswith("BasicSweeper")
-
-
-def swept_values(config: DictConfig) -> dict[str, list[str]]:
-    """Key -> its values as overrides, of the keys that have several, or whose values the sweeper chooses."""
-    params = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
-    overrides = OverridesParser.create().parse_overrides([*params, *config.hydra.overrides.task])
-    return {o.key_or_group: list(o.sweep_string_iterator()) for o in overrides if o.is_discrete_sweep()}
 
 
 def keys_for_the_name(config: DictConfig, swept: Mapping[str, Sequence[str]]) -> list[str]:

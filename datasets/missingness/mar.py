@@ -42,12 +42,8 @@ class Mar(ScenarioWithRate):
 
     @classmethod
     def parse(cls, text: str) -> Mar | None:
-        if not text.startswith("mar_"):
-            return None
-        driver, _, rate = text.removeprefix("mar_").rpartition("_")
-        driver, slope = split_slope(driver)
-        modality, column = split_column(driver)
-        return cls.from_mapping({"modality": modality, "column": column, "slope": slope, "rate": rate})
+        parts = split_dependence(text, cls.kind)
+        return None if parts is None else cls.from_mapping({"modality": parts.pop("on"), **parts})
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Mar:
@@ -99,14 +95,23 @@ class Mar(ScenarioWithRate):
         return mask
 
 
-def split_column(text: str) -> tuple[str, str | None]:
-    """``1-age`` -> (``1``, ``age``); ``1`` -> (``1``, None)."""
-    modality, dash, column = text.partition("-")
-    return modality, column if dash else None
+def split_dependence(text: str, kind: str) -> dict[str, Any] | None:
+    """Parts of a name, None if it is not of this kind: ``mar_1-age_slope3_0.4`` -> on ``1``, column ``age`` (or None),
+    slope 3, rate ``0.4``.
+
+    Raises:
+        UserError: an impossible slope.
+    """
+    if not text.startswith(f"{kind}_"):
+        return None
+    on, _, rate = text.removeprefix(f"{kind}_").rpartition("_")
+    on, slope = split_slope(on)
+    on, dash, column = on.partition("-")
+    return {"on": on, "column": column if dash else None, "slope": slope, "rate": rate}
 
 
 def with_column(modality: int, column: str | None) -> str:
-    """The inverse of :func:`split_column`."""
+    """``1``, ``age`` -> ``1-age``, as :func:`split_dependence` reads it."""
     return str(modality) if column is None else f"{modality}-{column}"
 
 

@@ -15,11 +15,10 @@ from datasets.missingness.chances import (
     logistic_chances,
     logistic_log_chances,
     slope_caption,
-    split_slope,
     to_slope,
     with_slope,
 )
-from datasets.missingness.mar import split_column, to_modality, with_column
+from datasets.missingness.mar import split_dependence, to_modality, with_column
 from datasets.missingness.random import check_rate
 from utils.errors import UserError
 
@@ -64,12 +63,8 @@ class Mnar(ScenarioWithRate):
 
     @classmethod
     def parse(cls, text: str) -> Mnar | None:
-        if not text.startswith("mnar_"):
-            return None
-        on, _, rate = text.removeprefix("mnar_").rpartition("_")
-        on, slope = split_slope(on)
-        on, column = split_column(on)
-        return cls.from_mapping({"depends_on": on, "column": column, "slope": slope, "rate": rate})
+        parts = split_dependence(text, cls.kind)
+        return None if parts is None else cls.from_mapping({"depends_on": parts.pop("on"), **parts})
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Mnar:

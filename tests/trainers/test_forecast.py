@@ -18,7 +18,6 @@ from tests.makers import make_image_table
 from trainers import forecast as module
 from trainers import run as pipeline
 from trainers.config.compose import compose_config
-from trainers.config.overrides import number_of_jobs
 from trainers.forecast import disk_space, foresee, size
 from trainers.loading import Run
 from trainers.trial import limited, typical
@@ -186,19 +185,6 @@ def test_plan_comes_before_the_other_stages(packed: DictConfig, caplog: pytest.L
     begun = [i for i, m in enumerate(caplog.messages) if m == "[1/2] stage prepare"]
     assert len(said) == len(begun) == 1 and said < begun
     assert "plan: stages prepare, fit of DyMo on cpu" in caplog.messages
-
-
-@pytest.mark.parametrize(
-    ("arguments", "params", "jobs"),
-    [
-        (["--multirun", "seed=0,1,2", "model=Late,MAP", "name=x"], {}, 6),
-        (["-m", "seed=range(0,4)"], {"model": "Late,MAP"}, 8),
-        (["-m", "model=Late"], {"model": "Late,MAP"}, 1),
-        (["-m", "missing.test=[none,whole_1]"], {}, 1),
-    ],
-)
-def test_runs_of_a_sweep_are_counted(arguments: list[str], params: dict[str, str], jobs: int) -> None:
-    assert number_of_jobs(arguments, params) == jobs
 
 
 def test_small_parts(tmp_path: Path) -> None:

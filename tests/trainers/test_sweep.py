@@ -11,7 +11,8 @@ from hydra import compose, initialize_config_dir
 
 from tests.test_cli import execute
 from trainers.config.compose import CONFIGS, VERSION_BASE, register
-from trainers.sweep import keys_for_the_name, swept_values
+from trainers.config.overrides import swept_values
+from trainers.sweep import keys_for_the_name
 from utils.run_directory import RunDirectory
 
 
@@ -85,7 +86,7 @@ def test_only_keys_that_the_run_directory_does_not_show_enter_the_name(overrides
     with initialize_config_dir(str(CONFIGS), version_base=VERSION_BASE):
         config = compose("config", plain, return_hydra_config=True)
         config.hydra.overrides.task = overrides
-        values = swept_values(config)
+        values = swept_values(overrides, config.hydra.sweeper.get("params") or {})
         assert set(values) >= swept
         assert keys_for_the_name(config, values) == named
 

@@ -52,21 +52,18 @@ def check_overrides(arguments: Sequence[str], configs: Path = CONFIGS) -> None:
         raise UserError("\n".join(problems))
 
 
-def number_of_jobs(arguments: Sequence[str], params: Mapping[str, Any]) -> int:
-    """Number of runs of a sweep: every combination of the values.
+def swept_values(arguments: Sequence[str], params: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Key -> its values as overrides, of the keys that have several, or whose values the sweeper chooses. A sweep runs
+    every combination.
 
     Args:
         arguments: of the command line.
         params: key -> values that the configuration sweeps by itself, as text; those of the command line replace them.
     """
-    given = OverridesParser.create().parse_overrides(get_args_parser().parse_args(list(arguments)).overrides)
-    keys = {override.key_or_group for override in given}
-    texts = [f"{key}={value}" for key, value in params.items() if key not in keys]
-    jobs = 1
-    for override in (*given, *OverridesParser.create().parse_overrides(texts)):
-        if override.is_sweep_override():
-            jobs *= len(list(override.sweep_iterator()))
-    return jobs
+    texts = [f"{key}={value}" for key, value in params.items()]
+    texts += get_args_parser().parse_args(list(arguments)).overrides
+    last = {override.key_or_group: override for override in OverridesParser.create().parse_overrides(texts)}
+    return {key: list(o.sweep_string_iterator()) for key, o in last.items() if o.is_discrete_sweep()}
 
 
 def _options(override: Override) -> list[str]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import subprocess
 import sys
 
 import pytest
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from trainers.config.compose import CONFIGS
 from trainers.config.help import EXAMPLES, GROUPS, STAGES, help_text
-from trainers.config.overrides import RENAMED_KEYS, check_overrides
+from trainers.config.overrides import RENAMED_KEYS, check_overrides, swept_values
 from utils.errors import UserError
 
 # Runs run.py as a program with the arguments after it, and fails if anything slow was imported.
@@ -72,3 +75,27 @@ def test_help_lists_the_stages_that_run() -> None:
     from trainers import run
 
     assert set(STAGES) == {"check", "plan", *run.STAGES}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "params", "values"),
+    [
+        (
+            ["--multirun", "seed=0,1,2", "model=Late,MAP", "name=x"],
+            {},
+            {"seed": ["0", "1", "2"], "model": ["Late", "MAP"]},
+        ),
+        (["-m", "seed=range(0,3)"], {"model": "Late,MAP"}, {"model": ["Late", "MAP"], "seed": ["0", "1", "2"]}),
+        (["-m", "model=Late"], {"model": "Late,MAP"}, {}),
+        (["-m", "model=QMF,PDF"], {"model": "Late,MAP"}, {"model": ["QMF", "PDF"]}),
+        (["-m", "missing.test=[none,whole_1]"], {}, {}),
+    ],
+)
+def test_the_command_line_replaces_what_the_configuration_sweeps(
+    arguments: list[str], params: dict[str, str], values: dict[str, list[str]]
+) -> None:
+    """As Hydra's sweeper does: these are the combinations that it runs."""
+    assert swept_values(arguments, params) == values
+    texts = [*(f"{key}={value}" for key, value in params.items()), *(a for a in arguments if "=" in a)]
+    (jobs,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(texts), None)
+    assert len(jobs) == math.prod(map(len, values.values()))
