@@ -13,7 +13,7 @@ def constructor_arguments(target: type) -> list[str]:
 
 def known_arguments(target: Any) -> list[str] | None:
     """Names of the keyword arguments that a class or function takes, None if it takes any."""
-    if isinstance(target, type) and target.__init__ is not object.__init__:
+    if isinstance(target, type) and _initialisers(target):
         names, takes_any = _arguments(target)
     else:
         parameters = inspect.signature(target).parameters
@@ -21,15 +21,18 @@ def known_arguments(target: Any) -> list[str] | None:
     return None if takes_any else names
 
 
+def _initialisers(target: type) -> list[Any]:
+    """Every ``__init__`` of a class and its base classes, without that of ``object``."""
+    return [vars(kind)["__init__"] for kind in target.__mro__[:-1] if "__init__" in vars(kind)]
+
+
 def _arguments(target: type) -> tuple[list[str], bool]:
     """Names of the constructor arguments, and whether the last class that keywords reach takes any."""
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     names: dict[str, None] = {}
     takes_any = False
-    for kind in target.__mro__:
-        if "__init__" not in vars(kind) or kind is object:
-            continue
-        parameters = inspect.signature(vars(kind)["__init__"]).parameters.values()
-        variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    for initialiser in _initialisers(target):
+        parameters = inspect.signature(initialiser).parameters.values()
         names |= {p.name: None for p in parameters if p.name != "self" and p.kind not in variable}
         takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
         if not takes_any:

@@ -29,8 +29,9 @@ from tests.contracts.test_baselines import METHODS, empty_memory
 from tests.mixed import MODALITIES, arguments, as_override, make_mixed
 from tests.tolerances import batch_bound
 from trainers import run as pipeline
-from trainers.config.build import build_imputer, build_model, build_selector
+from trainers.config.build import build_model, build_selector
 from trainers.config.compose import CONFIGS, compose_config, group_options
+from trainers.config.imputers import build_imputer
 from trainers.config.validate import validate
 from trainers.loading import Run
 from utils.errors import UserError

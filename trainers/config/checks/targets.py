@@ -31,9 +31,10 @@ def check_targets(cfg: DictConfig, key: str = "") -> Iterator[str]:
             yield f"{key}._target_={cfg._target_}: {str(error).splitlines()[0]}"
             return
         known = known_arguments(target)
-        for given in () if known is None else map(str, cfg):
-            if not given.startswith("_") and given not in known:
-                yield f"{key}.{given}: {cfg._target_} takes no '{given}'{nearest(given, known)}"
+        if known is not None:
+            for given in map(str, cfg):
+                if not given.startswith("_") and given not in known:
+                    yield f"{key}.{given}: {cfg._target_} takes no '{given}'{nearest(given, known)}"
     for name in map(str, cfg):
         is_plain = not OmegaConf.is_missing(cfg, name) and not OmegaConf.is_interpolation(cfg, name)
         if is_plain and isinstance(cfg[name], DictConfig):
