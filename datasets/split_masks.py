@@ -40,12 +40,16 @@ class SplitMask:
     missing: np.ndarray
     cells: Mapping[str, np.ndarray] = field(default_factory=dict)
 
-    def empty_rows(self) -> np.ndarray:
-        """(N,) bool: rows without any observed content."""
+    def unobserved(self) -> np.ndarray:
+        """(N, M) bool: modalities without any observed content."""
         unobserved = self.missing.copy()
         for name, cells in self.cells.items():
             unobserved[:, self.names.index(name)] &= all_cells(cells)
-        return np.asarray(unobserved.all(1))
+        return unobserved
+
+    def empty_rows(self) -> np.ndarray:
+        """(N,) bool: rows without any observed content."""
+        return np.asarray(self.unobserved().all(1))
 
     def complete_in(self, rows: np.ndarray) -> SplitMask:
         """The mask with nothing missing in some rows (N,) bool."""

@@ -1,6 +1,6 @@
 """Stage check: report everything that is wrong with a user's table, and suggest a configuration where there is none.
 
-Runs before everything else and needs no torch.
+Runs before everything else, and needs no torch for an image with a table or text.
 """
 
 from __future__ import annotations
@@ -53,9 +53,10 @@ def configured_layout(cfg: DictConfig) -> Layout:
     """The layout of ``cfg.dataset``.
 
     Raises:
-        UserError: the data set is not read from one CSV file.
+        UserError: the data set is not read from one CSV file, or has an impossible modality.
     """
-    absent = {"csv", "image", "label"} - set(cfg.dataset)
+    is_mixture = cfg.dataset.module._target_ == "datasets.from_csv.FromCSV"
+    absent = {"csv", "label", *(() if is_mixture else ("image",))} - set(cfg.dataset)
     if absent or not cfg.dataset.csv:
         raise UserError(
             f"stage check reads one CSV file, and dataset={cfg.dataset.name} names none: give check.csv=FILE, or the "
@@ -63,6 +64,10 @@ def configured_layout(cfg: DictConfig) -> Layout:
         )
     settings = OmegaConf.to_container(cfg.dataset, resolve=True)
     assert isinstance(settings, dict)
+    if is_mixture:
+        from datasets.inspection.mixture import mixture_layout  # imports torch
+
+        return mixture_layout({str(key): value for key, value in settings.items()})
     return layout_of({str(key): value for key, value in settings.items()})
 
 

@@ -136,7 +136,8 @@ class Predictor:
 
         Returns:
             ``id``; ``prediction`` and ``confidence`` (several labels: ``prediction_<label>``, 0 or 1);
-            ``probability_<class>``; ``missing``, modalities of which nothing is observed; ``missing_cells`` of tables;
+            ``probability_<class>``; ``missing``, modalities of which nothing is observed; ``missing_cells``, names of
+            columns of tables and features of vectors, and the share of missing cells of series (``ecg 25%``);
             for DyMo ``accepted``, recovered modalities in the order of acceptance, with ``rewards``, and ``rejected``;
             and ``not_recovered``, what its imputer cannot fill. Lists are separated by ``;``. ``confidence`` is
             the probability of the predicted class after temperature scaling. Rows of which nothing is observed have no
@@ -145,7 +146,7 @@ class Predictor:
         seen, names = rows.observed(self.data.modalities), np.array(self.modality_names)
         answered = self.answerable(rows)
         frame = pd.DataFrame({"id": rows.names, "missing": [";".join(names[~row]) for row in seen]})
-        if "table" in self.data.kinds.values():
+        if {"table", "series"} & set(self.data.kinds.values()):
             frame["missing_cells"] = self._missing_cells(rows, seen)
         if answered.any():
             out = self.outputs(rows.take(answered))
@@ -199,10 +200,15 @@ class Predictor:
         }
 
     def _missing_cells(self, rows: NewRows, seen: np.ndarray) -> list[str]:
-        """Names of the missing cells of tables of which some are observed."""
+        """Missing cells of tables and series of which some are observed."""
         listed: list[list[str]] = [[] for _ in range(len(rows))]
         for i, m in enumerate(self.data.modalities):
-            if m.kind != "table" or (cells := rows.arrays.get(f"{m.name}_missing")) is None:
+            if (cells := rows.arrays.get(f"{m.name}_missing")) is None:
+                continue
+            if m.kind == "series":
+                shares = cells.reshape(len(rows), -1).mean(1)
+                for n in np.flatnonzero(seen[:, i] & (shares > 0)):
+                    listed[n].append(f"{m.name} {shares[n]:.0%}")
                 continue
             columns = np.array(m.columns or [str(j) for j in range(m.shape[0])])
             for n in np.flatnonzero(seen[:, i] & cells.any(1)):

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from datasets.inspection.columns import Column, describe_column, mark_findings, number_findings, spelling_findings
 from datasets.inspection.dialect import read_raw
+from datasets.inspection.files import file_findings, inspect_files
 from datasets.inspection.findings import LEVELS, Finding, quoted, row_numbers
 from datasets.inspection.labels import label_findings, rare_findings
 from datasets.inspection.layout import (
@@ -19,8 +20,14 @@ from datasets.inspection.layout import (
     guess_split,
     target_of,
 )
-from datasets.inspection.leaks import crossing_findings, divide, duplicate_findings, leak_findings, text_findings
-from datasets.inspection.pictures import inspect_pictures, picture_findings
+from datasets.inspection.leaks import (
+    crossing_findings,
+    divide,
+    duplicate_findings,
+    leak_findings,
+    same_file_findings,
+    text_findings,
+)
 from datasets.inspection.report import NO_INPUT, Report
 from datasets.inspection.suggestion import suggest
 from datasets.readers.csv_files import Dialect
@@ -34,7 +41,8 @@ def check_configured(layout: Layout) -> Report:
         UserError: there is no table.
     """
     report = _read(layout, layout.dialect)
-    needed = [layout.image, *layout.labels, *layout.inputs, layout.group, layout.split.get("split")]
+    files = [column.column for column in layout.file_columns]
+    needed = [*files, *layout.labels, *layout.inputs, layout.group, layout.split.get("split")]
     if absent := _absent(report, [name for name in needed if name]):
         return _sorted(report, absent)
     for name in layout.inputs:
@@ -62,7 +70,7 @@ def check_unknown(layout: Layout) -> Report:
     if not layout.labels:
         text = f"no column is named like a label; the table has {quoted(report.columns, 20)}"
         problems.append(Finding("error", "file", text, "name it: check.label=COLUMN"))
-    if layout.image is None:
+    if not layout.file_columns:
         text = f"no column names files in {layout.images}"
         problems.append(Finding("error", "images", text, "give their folder: check.images=FOLDER"))
     for name, column in report.columns.items():
@@ -71,7 +79,7 @@ def check_unknown(layout: Layout) -> Report:
     if not layout.labels:
         return _sorted(report, problems)
     _check_rows(report, [name for name in report.columns if report.role(name) is None])
-    if layout.image is None:
+    if not layout.file_columns:
         return _sorted(report, problems)
     try:
         report.suggestion = suggest(report)
@@ -124,13 +132,20 @@ def _completed(report: Report) -> Layout:
         image = image or named
     group = layout.group or guess_group(list(columns.values()), [*labels, image])
     split = guess_split(list(columns.values()))
-    return replace(layout, labels=labels, image=image, image_suffix=suffix, group=group, split=split)
+    layout = replace(layout, labels=labels, group=group, split=split)
+    if report.layout.image is None:
+        from datasets.inspection.mixture import guess_modalities  # imports torch
+
+        modalities = guess_modalities(report.cells.drop(columns=[*labels]), layout.images)
+        if len(modalities) > 1 or any(modality.kind != "image" for modality in modalities):
+            return replace(layout, modalities=modalities)
+    return replace(layout, image=image, image_suffix=suffix)
 
 
 def _input_findings(report: Report, column: Column) -> list[Finding]:
     """Remarks on an input of a configuration."""
     layout, name = report.layout, column.name
-    findings = _missing_findings(column)
+    option, findings = layout.option(name), _missing_findings(column)
     if column.kind in NO_INPUT and (name not in layout.text or column.kind in ("empty", "constant")):
         level = "error" if column.kind == "empty" else "warning"
         findings.append(Finding(level, name, f"is an input, and {NO_INPUT[column.kind]}", "take it out of the inputs"))
@@ -140,18 +155,18 @@ def _input_findings(report: Report, column: Column) -> list[Finding]:
         return findings
     levels = layout.categorical[name]
     if levels is None:
-        fix = f"merge them: dataset.categorical.{name}={{level: [value, value]}}"
+        fix = f"merge them: {option}.categorical.{name}={{level: [value, value]}}"
         findings += spelling_findings(name, column.known, fix) + mark_findings(column, "note")
         if column.kind == "continuous":
             text = f"is categorical, and holds {column.known.nunique()} different numbers"
-            findings.append(Finding("warning", name, text, "move it to dataset.continuous"))
+            findings.append(Finding("warning", name, text, f"move it to {option}.continuous"))
         return findings
     values = report.cells[name]
     unknown = ~values.isin(["", *layout.missing_values, *(v for listed in levels.values() for v in listed)])
     if unknown.any():
         others = quoted(dict.fromkeys(values[unknown]))
         text = f"none of the {len(levels)} levels: {others}"
-        fix = f"list them in dataset.categorical.{name}"
+        fix = f"list them in {option}.categorical.{name}"
         findings.append(Finding("error", name, text, fix, row_numbers(unknown)))
     return findings
 
@@ -176,10 +191,13 @@ def _check_rows(report: Report, inputs: Sequence[str]) -> None:
     """Labels, groups, images, leaks and duplicates; adds to the report."""
     layout, cells, group, findings = report.layout, report.cells, report.group, report.findings
     findings += label_findings(report)
-    if layout.image is not None:
-        names = cells[layout.image]
-        report.pictures = inspect_pictures(names, layout, layout.missing_values)
-        findings += picture_findings(report.pictures, names, layout)
+    columns_of_files = layout.file_columns
+    for column in columns_of_files:
+        report.files[column.place] = inspect_files(cells[column.column], column, layout.missing_values)
+        same_folder = [other for other in columns_of_files if other.folder == column.folder]
+        named = {f"{name}{other.suffix}" for other in same_folder for name in cells[other.column]}
+        is_first = same_folder[0] == column  # files without a row are named once
+        findings += file_findings(report.files[column.place], cells[column.column], column, named if is_first else None)
     if group is not None:
         blank = group.isin(["", *layout.missing_values])
         if blank.any():
@@ -192,7 +210,7 @@ def _check_rows(report: Report, inputs: Sequence[str]) -> None:
     labels = report.classes
     if len(layout.labels) == 1:
         leaks, report.shares = leak_findings(columns, cells, labels, report.decimal)
-        findings += leaks + text_findings(texts, labels, layout.mask_words) + rare_findings(labels, group)
+        findings += leaks + text_findings(texts, labels, layout) + rare_findings(labels, group)
     else:
         for label in layout.labels:
             known = cells[label][cells[label].isin(["0", "1"])]
@@ -201,17 +219,20 @@ def _check_rows(report: Report, inputs: Sequence[str]) -> None:
             report.shares |= {name: max(share, report.shares.get(name, 0)) for name, share in shares.items()}
         labels = cells[list(layout.labels)].agg("|".join, axis=1)
     identifiers = [name for name, column in report.columns.items() if column.kind == "identifier"]
-    content = cells.drop(columns=[name for name in identifiers if name != layout.image] if layout.image else [])
-    findings += duplicate_findings(content, report.pictures.digests, labels, layout.image, group)
+    file_names = [column.column for column in columns_of_files]
+    content = cells.drop(columns=[name for name in identifiers if name not in file_names] if file_names else [])
+    findings += duplicate_findings(content)
+    for column in columns_of_files:
+        findings += same_file_findings(column, report.files[column.place].digests, content, labels, group)
 
 
 def _check_division(report: Report, layout: Layout) -> None:
     """Divide the rows that a layout uses; adds to the report."""
     cells, column = report.cells, layout.split.get("split")
-    unusable = [] if layout.without_image == "missing" else report.pictures.unusable
-    target = target_of(layout, class_of_rows(layout, cells), cells, unusable)
+    target = target_of(layout, class_of_rows(layout, cells), cells, report.left_out(layout))
     group = cells[layout.group] if layout.group else None
     division = divide(target, group, cells[column] if column else None, layout.split)
     report.counts = division.counts
     report.findings += division.findings
-    report.findings += crossing_findings(division.splits, report.pictures.digests, group if column else None)
+    digests = [(files, report.files[files.place].digests) for files in layout.file_columns]
+    report.findings += crossing_findings(division.splits, digests, group if column else None)

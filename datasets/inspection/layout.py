@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,58 @@ import pandas as pd
 
 from datasets.inspection.columns import MAX_LEVELS, SPLIT_OF, Column, spelling_keys
 from datasets.readers.csv_files import Dialect
+from datasets.readers.pictures import open_picture
 from datasets.readers.spellings import as_texts, spellings
 
 LABEL_NAME = re.compile(r"diagnos|label|class|target|outcome|finding|^dx$|^y$", re.IGNORECASE)
 IMAGE_NAME = re.compile(r"image|img|photo|foto|picture|file|bild", re.IGNORECASE)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".npy")
+
+
+@dataclass(frozen=True)
+class FileColumn:
+    """A column whose cells name files.
+
+    Attributes:
+        place: of findings: ``images``, or the name of a modality.
+        column: of the table.
+        root, folder: of all files, and of those of this column, below it.
+        suffix: what to append to the names.
+        noun, nouns: of a file, and of several.
+        suffixes: of files of this kind.
+        options: ``empty``, ``absent`` and ``unreadable`` -> key of the configuration, and ``refuse`` if such rows are
+            refused.
+        read: reads a file as stage prepare does, and returns the share of its numbers that are missing.
+    """
+
+    place: str
+    column: str
+    root: Path
+    folder: Path
+    suffix: str
+    noun: str
+    nouns: str
+    suffixes: tuple[str, ...]
+    options: Mapping[str, tuple[str, str]]
+    read: Callable[[Path], float]
+
+
+@dataclass(frozen=True)
+class ModalityColumns:
+    """A modality of :class:`datasets.from_csv.FromCSV` and its columns.
+
+    Attributes:
+        file: of a modality whose content is in files.
+        is_filled: missing cells count as observed.
+        options: that a suggestion has for a modality in files.
+    """
+
+    name: str
+    kind: str
+    columns: tuple[str, ...]
+    file: FileColumn | None = None
+    is_filled: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -30,6 +77,8 @@ class Layout:
         categorical: column -> level -> its spellings, or None = the values of the training split.
         dialect: None = to be found out.
         split: keys of the configuration that say how rows are divided.
+        modalities: of any mix (``configs/dataset/FromCSV.yaml``), then without ``image``; empty = an image, and a table
+            or a text.
     """
 
     name: str
@@ -54,6 +103,30 @@ class Layout:
     group: str | None = None
     dialect: Dialect | None = None
     split: dict[str, Any] = field(default_factory=dict)
+    modalities: tuple[ModalityColumns, ...] = ()
+
+    @property
+    def file_columns(self) -> list[FileColumn]:
+        """Columns that name files."""
+        if self.image is None:
+            return [m.file for m in self.modalities if m.file is not None]
+        option = ("dataset.without_image", self.without_image)
+
+        def read(path: Path) -> float:
+            if path.suffix != ".npy":
+                open_picture(path, self.channels, self.image_bits).load()
+            return 0.0
+
+        options = {"empty": option, "absent": option, "unreadable": ("", "refuse")}
+        folder, suffix = self.images, self.image_suffix
+        return [
+            FileColumn("images", self.image, folder, folder, suffix, "image", "images", IMAGE_SUFFIXES, options, read)
+        ]
+
+    def option(self, column: str) -> str:
+        """Key of the configuration below which the options of an input column are."""
+        names = [m.name for m in self.modalities if m.file is None and column in m.columns]
+        return f"dataset.modalities.{names[0]}" if names else "dataset"
 
     @property
     def inputs(self) -> list[str]:

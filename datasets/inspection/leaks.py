@@ -12,7 +12,7 @@ import pandas as pd
 
 from datasets.inspection.columns import NUMBERS, Column, matches, spelling_keys
 from datasets.inspection.findings import Finding, number_of, quoted, row_numbers
-from datasets.inspection.layout import Target
+from datasets.inspection.layout import FileColumn, Layout, Target
 from datasets.splits import draw_folds, draw_split
 from utils.errors import UserError
 
@@ -94,13 +94,10 @@ def leak_findings(
     return findings, shares
 
 
-def text_findings(columns: Sequence[Column], target: pd.Series, mask_words: Sequence[str]) -> list[Finding]:
-    """Texts that contain the name of their class.
-
-    Args:
-        mask_words: beginnings of the words that a mask token replaces.
-    """
-    masked = re.compile(rf"\b(?:{'|'.join(map(re.escape, mask_words))})\w*", re.IGNORECASE) if mask_words else None
+def text_findings(columns: Sequence[Column], target: pd.Series, layout: Layout) -> list[Finding]:
+    """Texts that contain the name of their class, apart from the words that a mask token replaces."""
+    words = "|".join(map(re.escape, layout.mask_words))
+    masked = re.compile(rf"\b(?:{words})\w*", re.IGNORECASE) if words else None
     findings = []
     for column in columns:
         texts = column.known[column.known.index.isin(target.index)]
@@ -109,7 +106,7 @@ def text_findings(columns: Sequence[Column], target: pd.Series, mask_words: Sequ
         named = [row for row, text in texts.items() if str(target[row]).casefold() in text.casefold()]
         if len(named) > COMMON * len(texts):
             text = "text contains the name of its class"
-            fix = "list the words in dataset.mask_words, or leave the column out"
+            fix = f"list the words in {layout.option(column.name)}.mask_words, or leave the column out"
             findings.append(Finding("warning", column.name, text, fix, row_numbers(named)))
     return findings
 
@@ -117,24 +114,30 @@ def text_findings(columns: Sequence[Column], target: pd.Series, mask_words: Sequ
 # ----------------------------------------------------------------------------------------------------------- duplicates
 
 
-def duplicate_findings(
-    cells: pd.DataFrame, digests: Mapping[int, str], target: pd.Series, image: str | None, group: pd.Series | None
-) -> list[Finding]:
-    """Rows that are equal, and rows that show the same image, above all with other labels or groups.
+def duplicate_findings(cells: pd.DataFrame) -> list[Finding]:
+    """Rows that are equal.
 
     Args:
         cells: without the columns that number the rows.
-        digests: spreadsheet row -> content of the image.
+    """
+    again = cells.duplicated()
+    if not again.any():
+        return []
+    fix = "remove the copies: they weigh double, and may be in several splits"
+    return [Finding("warning", "file", "repeats an earlier row", fix, row_numbers(again))]
+
+
+def same_file_findings(
+    column: FileColumn, digests: Mapping[int, str], cells: pd.DataFrame, target: pd.Series, group: pd.Series | None
+) -> list[Finding]:
+    """Rows whose files have the same content, above all with other labels or groups.
+
+    Args:
+        digests: spreadsheet row -> content of the file.
+        cells: without the columns that number the rows.
         group: of each row, None = there is none.
     """
-    findings = []
-    equal = cells.duplicated(keep=False)
-    if equal.any():
-        again = cells.duplicated()
-        text = "repeats an earlier row"
-        fix = "remove the copies: they weigh double, and may be in several splits"
-        findings.append(Finding("warning", "file", text, fix, row_numbers(again)))
-    named = cells[image] if image else pd.Series("", index=cells.index)
+    findings, equal, named, noun = [], cells.duplicated(keep=False), cells[column.column], column.noun
     content = pd.Series(digests, dtype=object)
     pairs = content.groupby(content).filter(lambda rows: len(rows) > 1)
     copies: list[int] = []
@@ -154,19 +157,19 @@ def duplicate_findings(
         return quoted(dict.fromkeys(named[sorted(rows)]), 4)
 
     if copies:
-        text = f"same image as another row: {shown(copies)}"
+        text = f"same {noun} as another row: {shown(copies)}"
         fix = "remove the copies, or keep them in one split with dataset.group"
-        findings.append(Finding("warning", "images", text, fix, row_numbers(sorted(copies))))
+        findings.append(Finding("warning", column.place, text, fix, row_numbers(sorted(copies))))
     if grouped:
-        text = f"same image as another row of the same '{group.name}'"  # type: ignore[union-attr]
-        findings.append(Finding("note", "images", text, rows=row_numbers(sorted(grouped))))
+        text = f"same {noun} as another row of the same '{group.name}'"  # type: ignore[union-attr]
+        findings.append(Finding("note", column.place, text, rows=row_numbers(sorted(grouped))))
     if clashing:
-        text = "same image as a row of another label"
-        findings.append(Finding("warning", "images", text, "correct the labels", row_numbers(sorted(clashing))))
+        text = f"same {noun} as a row of another label"
+        findings.append(Finding("warning", column.place, text, "correct the labels", row_numbers(sorted(clashing))))
     if crossing:
-        text = f"same image as a row of another '{group.name}': {shown(crossing)}"  # type: ignore[union-attr]
-        fix = "correct the groups: such images may be in several splits"
-        findings.append(Finding("warning", "images", text, fix, row_numbers(sorted(crossing))))
+        text = f"same {noun} as a row of another '{group.name}': {shown(crossing)}"  # type: ignore[union-attr]
+        fix = f"correct the groups: such {column.nouns} may be in several splits"
+        findings.append(Finding("warning", column.place, text, fix, row_numbers(sorted(crossing))))
     return findings
 
 
@@ -241,19 +244,21 @@ def _draw(target: Target, groups: np.ndarray | None, how: Mapping[str, Any]) -> 
 
 
 def crossing_findings(
-    splits: Mapping[str, Sequence[int]], digests: Mapping[int, str], group: pd.Series | None
+    splits: Mapping[str, Sequence[int]],
+    digests: Sequence[tuple[FileColumn, Mapping[int, str]]],
+    group: pd.Series | None,
 ) -> list[Finding]:
-    """Images and groups that stand in several splits."""
+    """Files and groups that stand in several splits."""
     findings = []
-    for noun, values in (("image", pd.Series(digests, dtype=object)), ("group", group)):
-        if values is None:
-            continue
+    contents = [(column.noun, column.place, pd.Series(values, dtype=object)) for column, values in digests]
+    for noun, place, values in [*contents, *([("group", "group", group)] if group is not None else [])]:
         split_of = pd.Series({row: split for split, rows in splits.items() for row in rows}, dtype=object)
         divided = pd.DataFrame({"value": values, "split": split_of}).dropna()
         is_shared = divided.groupby("value")["split"].transform("nunique") > 1
         if is_shared.any():
             level = "error" if noun == "group" else "warning"
-            text = f"{number_of(divided['value'][is_shared].nunique(), noun)} in several splits"
+            where = "" if place in ("images", "group") else f" of '{place}'"
+            text = f"{number_of(divided['value'][is_shared].nunique(), noun)}{where} in several splits"
             fix = "correct the split column" if level == "error" else "set dataset.group, or remove the copies"
             findings.append(Finding(level, "splits", text, fix, row_numbers(is_shared)))
     return findings

@@ -10,10 +10,10 @@ from typing import Any
 import pandas as pd
 
 from datasets.inspection.columns import Column
+from datasets.inspection.files import Files
 from datasets.inspection.findings import LEVELS, Finding, number_of
-from datasets.inspection.layout import Layout
+from datasets.inspection.layout import Layout, ModalityColumns
 from datasets.inspection.leaks import GIVES_AWAY
-from datasets.inspection.pictures import Pictures
 
 MOSTLY = 0.8  # share of missing cells from which on a column is no input of a suggestion
 NO_INPUT = {
@@ -35,6 +35,7 @@ class Report:
         columns: of the table.
         findings: errors first.
         cells: of the table.
+        files: place of a column of files -> their state.
         shares: column -> share of the label's information in it.
         counts: split -> class -> rows.
         classes: of the rows that have one, indexed by spreadsheet rows.
@@ -45,7 +46,7 @@ class Report:
     columns: dict[str, Column]
     findings: list[Finding]
     cells: pd.DataFrame
-    pictures: Pictures = field(default_factory=Pictures)
+    files: dict[str, Files] = field(default_factory=dict)
     shares: dict[str, float] = field(default_factory=dict)
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
     classes: pd.Series = field(default_factory=lambda: pd.Series(dtype=str))
@@ -60,13 +61,44 @@ class Report:
     def decimal(self) -> str:
         return self.layout.dialect.decimal if self.layout.dialect else "."
 
+    def left_out(self, layout: Layout) -> list[int]:
+        """Spreadsheet rows that a layout does not use: those without an image, or of a mix without any content."""
+        if layout.image is not None:
+            return [] if layout.without_image == "missing" else self.files["images"].unusable
+        gaps = [self.without(layout, modality) for modality in layout.modalities]
+        return sorted(set.intersection(*map(set, gaps))) if gaps else []
+
+    def without(self, layout: Layout, modality: ModalityColumns) -> list[int]:
+        """Spreadsheet rows without any content of a modality."""
+        if modality.file is not None:
+            return self.files[modality.name].unusable
+        blank = self.cells[list(modality.columns)].isin(["", *layout.missing_values]).all(axis=1)
+        return [] if modality.is_filled else [int(row) for row in blank.index[blank]]
+
+    def describe_modalities(self) -> list[dict[str, Any]]:
+        """Kind of each modality of a mix, share of the rows without it, and share of missing cells in the others."""
+        layout, described = self.suggestion or self.layout, []
+        for modality in layout.modalities:
+            rows = self.cells.drop(index=self.without(layout, modality))
+            share = 0.0
+            if modality.file is not None:
+                share = sum(self.files[modality.name].missing_cells.values()) / max(len(rows), 1)
+            elif modality.kind == "table" and len(rows):
+                share = float(rows[list(modality.columns)].isin(["", *layout.missing_values]).to_numpy().mean())
+            lacking = 1 - len(rows) / len(self.cells)
+            described.append(
+                {"modality": modality.name, "kind": modality.kind, "missing": lacking, "missing_cells": share}
+            )
+        return described
+
     def of_level(self, level: str) -> list[Finding]:
         return [finding for finding in self.findings if finding.level == level]
 
     def role(self, name: str) -> str | None:
         """What a column is instead of an input, None = nothing."""
         layout = self.layout
-        roles = {layout.image: "image", layout.group: "group", layout.split.get("split"): "split"}
+        roles: dict[str | None, str] = {column.column: column.noun for column in layout.file_columns}
+        roles |= {layout.group: "group", layout.split.get("split"): "split"}
         return "label" if name in layout.labels else roles.get(name)
 
     def unused(self, name: str) -> str | None:
@@ -96,6 +128,11 @@ class Report:
         inputs = [self.columns[name] for name in (self.suggestion or self.layout).inputs if name in self.columns]
         gaps = [f"{column.name} {column.missing:.1%}" for column in inputs if column.missing]
         lines += [("summary", f"missing cells: {', '.join(gaps)}")] if gaps else []
+        for m in self.describe_modalities():
+            cells = f", {m['missing_cells']:.1%} of the cells of the others" if m["missing_cells"] else ""
+            lines.append(
+                ("summary", f"{m['modality']} ({m['kind']}): missing in {m['missing']:.1%} of the rows{cells}")
+            )
         if self.suggestion:
             kinds = ", ".join(f"{column.name} ({column.kind})" for column in inputs)
             lines.append(("summary", f"suggested inputs: {kinds}"))
@@ -124,6 +161,7 @@ class Report:
             "findings": [asdict(finding) for finding in self.findings],
             "columns": self.describe_columns(),
             "class_counts": self.counts,
+            **({"modalities": modalities} if (modalities := self.describe_modalities()) else {}),
         }
         return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
@@ -138,6 +176,12 @@ class Report:
         ]
         head = ("column", "looks", "use", "values", "missing cells", "label's information")
         parts += ["## Columns", _table(head, rows)]
+        if modalities := self.describe_modalities():
+            table = [(m["modality"], m["kind"], f"{m['missing']:.1%}", f"{m['missing_cells']:.1%}") for m in modalities]
+            parts += [
+                "## Modalities",
+                _table(("modality", "kind", "rows without it", "missing cells of others"), table),
+            ]
         if self.counts:
             names = list(next(iter(self.counts.values())))
             cells = [(name, *(str(split[name]) for split in self.counts.values())) for name in names]

@@ -13,7 +13,7 @@ import yaml
 
 from datasets.inspection.columns import Column, merged_levels
 from datasets.inspection.labels import FEW
-from datasets.inspection.layout import Layout, class_of_rows, target_of
+from datasets.inspection.layout import Layout, ModalityColumns, class_of_rows, target_of
 from datasets.inspection.leaks import divide
 from datasets.inspection.report import Report
 from datasets.readers.csv_files import Dialect
@@ -30,18 +30,19 @@ def suggest(report: Report) -> Layout:
     split, are left out.
     """
     layout, columns = report.layout, report.columns
-    assert layout.image is not None
-    if len(report.pictures.unusable) == len(report.cells):
+    if layout.image is not None and len(report.files["images"].unusable) == len(report.cells):
         raise UserError("no row has an image that can be read: give the folder of the images")
     labels = [columns[name] for name in layout.labels]
     _check_labels(report, labels)
     usable = [name for name in columns if report.unused(name) is None]
     categorical = [name for name in usable if columns[name].kind == "categorical"]
     continuous = [name for name in usable if columns[name].kind == "continuous"]
-    text = [] if categorical or continuous else [name for name in columns if report.unused(name) == "text"]
-    if not (categorical or continuous or text):
+    has_table = bool(categorical or continuous)
+    is_mixture = layout.image is None
+    text = [] if has_table and not is_mixture else [name for name in columns if report.unused(name) == "text"]
+    if not (has_table or text or is_mixture):
         raise UserError("no column can be an input: add one, or correct the cells")
-    unreadable = report.cells.loc[list(report.pictures.unreadable), layout.image]
+    unreadable = [] if is_mixture else report.cells.loc[list(report.files["images"].unreadable), layout.image]
     used = [columns[name] for name in (*categorical, *continuous, *text)]
     # Among several labels, a cell without a value says that this label is not known.
     marks = [value for column in (*used, *(labels if len(labels) > 1 else ())) for value in column.marks]
@@ -55,15 +56,33 @@ def suggest(report: Report) -> Layout:
         continuous=tuple(continuous),
         text=tuple(text),
         missing_values=tuple(dict.fromkeys([*layout.missing_values, *marks, *odd, *unreadable])),
-        without_image="leave_out" if report.pictures.unusable else "refuse",
+        without_image="refuse" if is_mixture or not report.files["images"].unusable else "leave_out",
         without_text="missing" if text else layout.without_text,
         group=group,
     )
+    if is_mixture:
+        suggestion = replace(suggestion, modalities=_modalities(report, suggestion))
     if len(labels) > 1:
         return _divisible_labels(report, suggestion)
     blank = report.cells[labels[0].name] == ""
     left_out = (*([""] if blank.any() else []), *labels[0].marks)
     return _divisible(report, replace(suggestion, classes=merged_levels(labels[0].known), leave_out=left_out))
+
+
+def _modalities(report: Report, layout: Layout) -> tuple[ModalityColumns, ...]:
+    """The files, the table and the text of a mix; without files that cannot be read in any row."""
+    modalities = []
+    for modality in layout.modalities:
+        files = report.files[modality.name]
+        if len(files.unusable) < len(report.cells):
+            unusable = {"unreadable": "missing"} if files.missing or files.unreadable else {}
+            modalities.append(replace(modality, options={**modality.options, **unusable}))
+    names = {modality.name for modality in modalities}
+    table = (*layout.categorical, *layout.continuous)
+    for name, kind, columns in (("table", "table", table), ("text", "text", layout.text)):
+        if columns:
+            modalities.append(ModalityColumns(f"{name}_columns" if name in names else name, kind, columns))
+    return tuple(modalities)
 
 
 def _check_labels(report: Report, labels: Sequence[Column]) -> None:
@@ -96,7 +115,7 @@ def _divisible(report: Report, layout: Layout) -> Layout:
         return layout
     cells, group = report.cells, report.cells[layout.group] if layout.group else None
     while True:
-        target = target_of(layout, class_of_rows(layout, cells), cells, report.pictures.unusable)
+        target = target_of(layout, class_of_rows(layout, cells), cells, report.left_out(layout))
         units = target.rows.to_series() if group is None else group[target.rows]
         sizes = [units[target.codes == code].nunique() for code in range(len(target.names))]
         is_last = len(layout.classes) <= 2
@@ -122,7 +141,7 @@ def _divisible_labels(report: Report, layout: Layout) -> Layout:
         return layout
     cells, group = report.cells, report.cells[layout.group] if layout.group else None
     while True:
-        target = target_of(layout, class_of_rows(layout, cells), cells, report.pictures.unusable)
+        target = target_of(layout, class_of_rows(layout, cells), cells, report.left_out(layout))
         layouts = [layout, *(replace(layout, split={"fractions": fractions}) for fractions in FRACTIONS[1:])]
         divisions = [divide(target, group, None, divided.split) for divided in layouts]
         complete = [divided for divided, division in zip(layouts, divisions) if division.is_complete]
@@ -150,7 +169,7 @@ def yaml_of(layout: Layout, unused: Mapping[str, str], data_folder: Path | None 
             return f"${{paths.data}}/{value.resolve().relative_to(data_folder.resolve())}"
         return str(value)
 
-    preset = "ImageText" if layout.text else "ImageTable"
+    preset = "FromCSV" if layout.modalities else "ImageText" if layout.text else "ImageTable"
     lines = [
         f"# {layout.name}: suggested by stage check. Read it, and correct what it guessed.",
         "defaults:",
@@ -161,7 +180,9 @@ def yaml_of(layout: Layout, unused: Mapping[str, str], data_folder: Path | None 
     ]
     usual = asdict(Dialect())
     lines += [f"{k}: {_flow(v)}" for k, v in asdict(layout.dialect or Dialect()).items() if v != usual[k]]
-    lines += [f"images: {_flow(path(layout.images))}", f"image: {_flow(layout.image)}"]
+    lines.append(f"images: {_flow(path(layout.images))}")
+    if layout.image is not None:
+        lines.append(f"image: {_flow(layout.image)}")
     if layout.image_suffix:
         lines.append(f"image_suffix: {_flow(layout.image_suffix)}")
     if layout.image_bits:
@@ -174,18 +195,24 @@ def yaml_of(layout: Layout, unused: Mapping[str, str], data_folder: Path | None 
         lines += [f"label: {_flow(layout.labels[0])}", f"classes: {_flow(_short(layout.classes))}"]
     if layout.leave_out:
         lines.append(f"leave_out: {_flow(list(layout.leave_out))} # labels whose rows are not used")
-    if layout.text:
-        lines.append(f"text: {_flow(list(layout.text))}")
-        lines.append(f"without_text: {layout.without_text} # rows whose text is empty")
-    if layout.categorical:
-        lines.append("categorical: # level: [its spellings]")
-        lines += [f"  {_flow(name)}: {_flow(_short(levels))}" for name, levels in layout.categorical.items()]
-    if None in layout.categorical.values():
-        lines.append("unseen: missing # values that no training row has")
-    if layout.continuous:
-        lines.append(f"continuous: {_flow(list(layout.continuous))}")
+    if layout.modalities:
+        lines.append("modalities:")
+        for modality in layout.modalities:
+            lines.append(f"  {modality.name}:")
+            options = [f"{key}: {_flow(value)}" for key, value in modality.options.items()]
+            if modality.kind == "table":
+                options = ["kind: table", *_table_lines(layout)]
+            if modality.kind == "text":
+                options = ["kind: text", f"columns: {_flow(list(layout.text))}"]
+            lines += [f"    {line}" for line in options]
+    else:
+        if layout.text:
+            lines.append(f"text: {_flow(list(layout.text))}")
+            lines.append(f"without_text: {layout.without_text} # rows whose text is empty")
+        lines += _table_lines(layout)
     if layout.missing_values:
-        lines.append("# Cells that count as missing, and the names of images that cannot be read.")
+        names = "" if layout.modalities else ", and the names of images that cannot be read"
+        lines.append(f"# Cells that count as missing{names}.")
         lines.append(f"missing_values: {_flow(list(layout.missing_values))}")
     if layout.group:
         lines.append(f"group: {_flow(layout.group)} # its rows stay in one split")
@@ -196,6 +223,19 @@ def yaml_of(layout: Layout, unused: Mapping[str, str], data_folder: Path | None 
     if unused:
         lines.append(f"# Not used: {', '.join(f'{name} ({why})' for name, why in unused.items())}")
     return "\n".join(lines) + "\n"
+
+
+def _table_lines(layout: Layout) -> list[str]:
+    """Options of the table."""
+    lines = []
+    if layout.categorical:
+        lines.append("categorical: # level: [its spellings]")
+        lines += [f"  {_flow(name)}: {_flow(_short(levels))}" for name, levels in layout.categorical.items()]
+    if None in layout.categorical.values():
+        lines.append("unseen: missing # values that no training row has")
+    if layout.continuous:
+        lines.append(f"continuous: {_flow(list(layout.continuous))}")
+    return lines
 
 
 def _short(levels: Mapping[str, list[str]] | None) -> Any:

@@ -64,7 +64,9 @@ class AudioPart(FilePart):
         self.front_end: Any = LogMel(round(seconds * 100), mel_bins, mean=0.0, deviation=0.5, rate=rate)
 
     def reading_settings(self) -> Any:
-        return [asdict(self.front_end), self.silent, self.normalisation]
+        # Earlier windows had the lengths in samples of 16 kHz.
+        windows = [] if self.front_end.rate == 16_000 else ["25 ms"]
+        return [asdict(self.front_end), self.silent, self.normalisation, *windows]
 
     @property
     def spec(self) -> Spec:

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -168,19 +169,39 @@ class LogMel:
         return self.shape, np.float32
 
     @cached_property
-    def extractor(self) -> Any:
-        from transformers import ASTFeatureExtractor
+    def _spectrogram(self) -> Callable[..., np.ndarray]:
+        """The filter bank of transformers' ``ASTFeatureExtractor``, whose windows have the lengths for 16 kHz."""
+        from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
+        window = self.rate // 40
+        length = 1 << (window - 1).bit_length()
         with warnings.catch_warnings():
             # The narrowest of 128 filters lie between two bins of the spectrum, as in the published network.
             warnings.filterwarnings("ignore", message="At least one mel filter has all zero values")
-            return ASTFeatureExtractor(
+            filters = mel_filter_bank(
+                num_frequency_bins=length // 2 + 1,
+                num_mel_filters=self.mel_bins,
+                min_frequency=20,
+                max_frequency=self.rate // 2,
                 sampling_rate=self.rate,
-                num_mel_bins=self.mel_bins,
-                max_length=self.frames,
-                mean=self.mean,
-                std=self.deviation,
+                norm=None,
+                mel_scale="kaldi",
+                triangularize_in_mel_space=True,
             )
+        return partial(
+            spectrogram,
+            window=window_function(window, "hann", periodic=False),
+            frame_length=window,
+            hop_length=self.rate // 100,
+            fft_length=length,
+            power=2.0,
+            center=False,
+            preemphasis=0.97,
+            mel_filters=filters,
+            log_mel="log",
+            mel_floor=float(np.finfo(np.float32).eps),
+            remove_dc_offset=True,
+        )
 
     def prepare(self, waveform: np.ndarray) -> np.ndarray:
         window = self.rate // 40
@@ -188,8 +209,9 @@ class LogMel:
             raise ClipProblem("short", f"{len(waveform) / self.rate:.3f} s, shorter than a window of 25 ms")
         # Samples beyond the last frame are not needed.
         needed = waveform[: window + (self.frames - 1) * (self.rate // 100)]
-        centred = (needed - waveform.mean()).astype(np.float32)
-        return self.extractor(centred, sampling_rate=self.rate, return_tensors="np")["input_values"][0]
+        energies = self._spectrogram((needed - waveform.mean()).astype(np.float32)).T
+        padded = np.pad(energies.astype(np.float32), ((0, self.frames - len(energies)), (0, 0)))
+        return (padded - self.mean) / (2 * self.deviation)
 
     def finish(self, stored: Tensor, generator: torch.Generator | None) -> Tensor:
         return stored
