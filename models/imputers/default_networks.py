@@ -33,7 +33,8 @@ class Posterior(nn.Module):
     def forward(self, x: Tensor, missing: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """
         Args:
-            missing: cells of a table (B, F) or series (B, T, channels), True = missing; None = all are observed.
+            missing: cells of a table (B, F) or series (B, T, channels), or a part of another content that broadcasts
+                against it, True = missing; None = all are observed.
         """
         h = self.trunk(x, missing)
         return self.mu(h), self.logvar(h)
@@ -98,7 +99,7 @@ def _as_image(shape: tuple[int, ...]) -> tuple[int, int, int]:
 
 
 class _ImageTrunk(nn.Module):
-    """Stride-2 convolutions until a side is at most 4."""
+    """Stride-2 convolutions until a side is at most 4; missing parts are 0."""
 
     def __init__(self, modality: Modality) -> None:
         super().__init__()
@@ -113,6 +114,7 @@ class _ImageTrunk(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * height * width, HIDDEN), nn.ReLU())
 
     def forward(self, x: Tensor, missing: Tensor | None = None) -> Tensor:
+        x = x if missing is None else x.masked_fill(missing, 0)
         return self.layers(x.reshape(len(x), *self.shape))
 
 
