@@ -47,8 +47,9 @@ def test_parity_page_has_all_corrections() -> None:
 
 
 def section(study: str, *headings: str) -> str:
-    """A section of a page of docs/results, from its heading (within earlier ones) to the next one of the same level."""
-    text = (RESULTS / f"{study}.md").read_text()
+    """A section of a page of docs/results, from its heading (within earlier ones) to the next one of the same level,
+    without comments."""
+    text = re.sub(r"<!--.*?-->", "", (RESULTS / f"{study}.md").read_text())
     for heading in headings:
         text = text.partition(f"\n{heading}\n")[2]
         assert text, heading

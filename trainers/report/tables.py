@@ -71,7 +71,7 @@ def rows_of_metric(summary: pd.DataFrame, metric: str) -> pd.DataFrame:
     return rows.assign(mean=rows["mean"] * factor, sd=rows["error"] * factor)
 
 
-def table(summary: pd.DataFrame, metric: str, style: str = "plain") -> pd.DataFrame:
+def table(summary: pd.DataFrame, metric: str, style: str = "plain", digits: int = 2) -> pd.DataFrame:
     """Rows are models, columns scenarios, cells 'mean ± SD' (± SE over folds); best and second best are marked.
 
     Values that look equal count as equal: all models with the best value are best, all with the next value second best.
@@ -80,15 +80,16 @@ def table(summary: pd.DataFrame, metric: str, style: str = "plain") -> pd.DataFr
     Args:
         summary: of :func:`summarise`, one data set.
         style: plain | markdown | latex | html; text is escaped accordingly.
+        digits: decimals of metrics in percent.
     """
     rows = rows_of_metric(summary, metric)
-    digits = (".2f", ".2f") if label(metric) != metric else (".4g", ".2g")
+    forms = (f".{digits}f", f".{digits}f") if label(metric) != metric else (".4g", ".2g")
     text = [
-        "–" if np.isnan(mean) else format(mean, digits[0]) + ("" if np.isnan(sd) else f" ± {sd:{digits[1]}}")
+        "–" if np.isnan(mean) else format(mean, forms[0]) + ("" if np.isnan(sd) else f" ± {sd:{forms[1]}}")
         for mean, sd in zip(rows["mean"], rows["sd"])
     ]
     ranked = rows[~rows["model"].map(is_oracle) & rows["mean"].notna() & (metric in METRICS)]
-    groups = ranked.assign(mean=ranked["mean"].round(2)).groupby("scenario")["mean"]
+    groups = ranked.assign(mean=ranked["mean"].round(digits)).groupby("scenario")["mean"]
     rank = groups.rank(method="dense", ascending=metric in LOWER_IS_BETTER).where(groups.transform("size") > 1)
     best, second, other, dagger = MARKS[style]
     mark = rank.reindex(rows.index).map({1.0: best, 2.0: second}).fillna(other)

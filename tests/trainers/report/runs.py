@@ -67,6 +67,17 @@ def write_run(
     return run
 
 
+def write_committed_run(root: Path, model: str, seed: int) -> Path:
+    """A finished run that can be stored as evidence; its configuration has folders of this machine."""
+    run = write_run(root, model, seed, scenarios=("none", "random_0.4"))
+    config = {"dataset": {"root": "/data/private/mnist"}, "paths": {"data": str(root / "raw"), "output": str(root)}}
+    config["imputer"] = {"checkpoint": str(root / "PolyMNIST" / "imputer" / "best.ckpt")}
+    (run / "config.yaml").write_text(json.dumps(config))
+    about = {"git_commit": "abc123456789", "device": "cpu, 1 threads"}
+    (run / "environment.json").write_text(json.dumps(about))
+    return run
+
+
 def selection(missing: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Greedy acceptance on random rewards, as DyMo stores it."""
     n, m = missing.shape

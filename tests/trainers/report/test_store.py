@@ -2,38 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from tests.trainers.report.runs import write_run
+from tests.trainers.report.runs import write_committed_run
 from trainers.report.evidence import check_files, read_manifest, stored_runs, write_manifest
 from trainers.report.runs import gather, load_sorted
 from trainers.report.statistics import compare
 from trainers.report.store import main, npz, scrubbed
 from utils.errors import UserError
 
-SCENARIOS = ("none", "random_0.4")
-
-
-def finished(root: Path, model: str, seed: int) -> Path:
-    """A finished run whose configuration has folders of this machine."""
-    run = write_run(root, model, seed, scenarios=SCENARIOS)
-    config = {"dataset": {"root": "/data/private/mnist"}, "paths": {"data": str(root / "raw"), "output": str(root)}}
-    config["imputer"] = {"checkpoint": str(root / "PolyMNIST" / "imputer" / "best.ckpt")}
-    (run / "config.yaml").write_text(json.dumps(config))
-    about = {"git_commit": "abc123456789", "device": "cpu, 1 threads"}
-    (run / "environment.json").write_text(json.dumps(about))
-    return run
-
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> list[Path]:
     root = tmp_path_factory.mktemp("runs")
-    return [finished(root, model, seed) for model in ("DyMo", "M3Care") for seed in range(2)]
+    return [write_committed_run(root, model, seed) for model in ("DyMo", "M3Care") for seed in range(2)]
 
 
 @pytest.fixture
@@ -127,7 +113,7 @@ def test_outcomes_must_give_the_accuracy_of_the_results(study):
     ],
 )
 def test_what_is_no_evidence_is_refused(tmp_path, file, content, message):
-    run = finished(tmp_path / "runs", "M3Care", 0)
+    run = write_committed_run(tmp_path / "runs", "M3Care", 0)
     (run / file).unlink()
     if content:
         (run / file).write_text(content)

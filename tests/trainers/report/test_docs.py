@@ -1,0 +1,161 @@
+"""Pages of docs are what the stored results give; changes of either are noticed."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.trainers.report.runs import write_committed_run
+from trainers.report.docs import ROOT, evidence_note, main, pages, unbacked, update
+from trainers.report.docs_blocks import cell_text
+from trainers.report.docs_sources import Sources
+from trainers.report.statistics import compare
+from trainers.report.store import store
+from utils.errors import UserError
+
+PAGE = """\
+# Study
+
+<!-- table from=made models=DyMo,M3Care:other scenarios=none digits=1 -->
+<!-- /table -->
+
+The other is <!-- cell made: DyMo minus M3Care at none -->+0.00<!-- /cell --> points behind
+<!-- cell made: DyMo at random_0.4, auroc -->0.0 ± 0.0<!-- /cell -->.
+
+## Tests
+
+<!-- comparison from=made models=DyMo,M3Care -->
+<!-- /comparison -->
+<!-- runs from=made -->
+<!-- /runs -->
+<!-- figure from=made file=made.png -->
+<!-- /figure -->
+<!-- evidence -->
+<!-- /evidence -->
+"""
+# Page -> headings with tables of scores without stored results, and with tables from scores without predictions. Pages
+# leave this list when their runs are stored; nothing is added to it.
+WITHOUT_RUNS: dict[str, tuple[list[str], list[str]]] = {
+    "cmpt": (["Digits", "X-rays and notes", "Digits of unknown speakers", "What CMPT trains", "Throughput"], []),
+    "digits": (["Comparison methods"], ["DyMo and its selection rule"]),
+    "imputers": (["With a classifier on the latent space", "Recovery methods side by side"], []),
+    "masked-attention": (
+        ["Skin lesions, why the proposed model is behind"],
+        ["Chest X-rays, inference stress", "Skin lesions, inference stress"],
+    ),
+    "mst": (["Results"], []),
+    "noise": (["Results"], []),
+    "polymnist": (["DyMo and its selection rule", "Comparison methods at equal epochs"], []),
+    "six-views": (["Results"], []),
+    "skin-lesions": (["Results"], []),
+    "udml": (["Known speakers", "Unknown speakers"], []),
+}
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory) -> Path:
+    """A repository with a study and a page."""
+    root = tmp_path_factory.mktemp("repository")
+    runs = [write_committed_run(root / "runs", model, seed) for model in ("DyMo", "M3Care") for seed in range(3)]
+    store(root / "docs" / "results" / "made", runs)
+    (root / "README.md").write_text("# Project\n")
+    (root / "docs" / "results" / "study.md").write_text(PAGE)
+    assert len(update(root)) == 1
+    return root
+
+
+@pytest.fixture
+def root(stored, tmp_path) -> Path:
+    return Path(shutil.copytree(stored, tmp_path / "copy"))
+
+
+def test_committed_pages_are_what_the_stored_results_give():
+    assert update(ROOT, is_check=True) == []
+
+
+def test_tables_without_stored_runs_are_those_of_the_list():
+    with Sources(ROOT / "docs" / "results") as sources:
+        listed = {page.stem: unbacked(page.read_text(), sources) for page in pages(ROOT) if page.stem != "README"}
+    assert {name: headings for name, headings in listed.items() if any(headings)} == WITHOUT_RUNS
+    for name, headings in WITHOUT_RUNS.items():
+        assert evidence_note(*headings) in (ROOT / "docs" / "results" / f"{name}.md").read_text()
+
+
+def test_a_page_shows_what_is_stored(root):
+    text = (root / "docs" / "results" / "study.md").read_text()
+    with Sources(root / "docs" / "results") as sources:
+        frame, runs = sources["made"].frame, sources["made"].runs
+        values = {
+            model: 100 * part["value"]
+            for model, part in frame[(frame.metric == "accuracy") & (frame.scenario == "none")].groupby("model")
+        }
+        rows = frame[(frame.metric == "accuracy") & frame["model"].isin(["DyMo", "M3Care"])]
+        tests = compare(runs, rows, "accuracy")
+    means = {model: (part.mean(), part.std()) for model, part in values.items()}
+    assert f"| **{means['DyMo'][0]:.1f} ± {means['DyMo'][1]:.1f}** |" in text and re.search(r"\| other +\| _", text)
+    shown = {model: round(mean, 2) for model, (mean, _) in means.items()}
+    assert f"-->{shown['DyMo'] - shown['M3Care']:+.2f}<!-- /cell --> points" in text
+    assert "n = 3 runs per model on 60 test rows" in text and "after Holm for the 2 comparisons" in text
+    for _, row in tests.iterrows():
+        assert f"{100 * row['low']:.2f} to {100 * row['high']:.2f}" in text
+    assert re.search(r"\| DyMo +\| seed 0, 1, 2 \| abc123456789 +\| cpu, 1 threads", text)
+    assert "![accuracy (%) against the missing rate](made.png)" in text
+    assert (root / "docs" / "results" / "made.png").stat().st_size > 5000
+    assert text.endswith("<!-- evidence -->\n<!-- /evidence -->\n")  # all tables have stored runs
+
+
+def test_pages_are_written_once_and_a_changed_number_is_found(root):
+    assert update(root) == []
+    page = root / "docs" / "results" / "study.md"
+    written = page.read_text()
+    number = re.search(r"minus M3Care at none -->(\S+)<!--", written)[1]
+    page.write_text(written.replace(f"-->{number}<!--", "-->+1.00<!--"))
+    with pytest.raises(UserError, match=rf"(?s)study.md: .*\+1.00.* should be .*{re.escape(number)}"):
+        main(["--check", "--root", str(root)])
+    assert page.read_text() != written
+    main(["study", "--root", str(root)])
+    assert page.read_text() == written
+
+
+def test_a_deleted_run_fails_by_name(root):
+    shutil.rmtree(root / "docs" / "results" / "made" / "PolyMNIST" / "M3Care" / "default" / "seed2")
+    with pytest.raises(UserError, match="the stored run PolyMNIST/M3Care/default/seed2 is absent"):
+        main(["--root", str(root)])
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ("<!-- table from=other -->\n<!-- /table -->", r"no study 'other' .*there are: made"),
+        ("<!-- table from=other.csv -->\n<!-- /table -->", "no file .*other.csv"),
+        ("<!-- table from=made models=DyMo,MUSE -->\n<!-- /table -->", "made has no model MUSE"),
+        ("<!-- table from=made model=DyMo -->\n<!-- /table -->", "unknown option model"),
+        ("<!-- comparison from=made metric=auroc -->\n<!-- /comparison -->", "metric auroc: intervals are of"),
+        ("<!-- table from=made -->\n", "has no other half"),
+        ("<!-- cell made: MUSE at none -->1.0<!-- /cell -->", "made has 0 cells of MUSE at none"),
+        ("<!-- cell made DyMo -->1.0<!-- /cell -->", "cannot be read"),
+    ],
+)
+def test_wrong_blocks_are_named(root, block, message):
+    page = root / "docs" / "results" / "study.md"
+    page.write_text(f"# Study\n\n{block}\n")
+    with pytest.raises(UserError, match=f"(?s)study.md.*{message}"):
+        update(root)
+
+
+def test_cells_keep_the_form_of_the_number(root):
+    (root / "docs" / "results" / "s.csv").write_text(
+        "dataset,model,scenario,metric,mean,sd,n_seeds\nD,A,none,accuracy,0.90125,0.005,3\nD,B,none,accuracy,0.95,,1\n"
+    )
+    sources = Sources(root / "docs" / "results")
+    for query, old, new in (
+        ("A at none", "1", "90"),
+        ("A at none", "1.00 ± 0.00", "90.12 ± 0.50"),
+        ("A minus B at none", "+1.0", "−4.9"),
+        ("B minus A at none", "+1.0", "+4.9"),
+        ("B minus A at none", "0.00", "4.88"),  # of 95.00 and 90.12, as a table shows them
+    ):
+        assert cell_text(f"s.csv: {query}", old, sources) == new, query

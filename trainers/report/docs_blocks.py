@@ -1,0 +1,223 @@
+"""Blocks and cells of :mod:`trainers.report.docs`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from decimal import ROUND_HALF_UP, Decimal
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+
+from trainers.report.docs_sources import Source, Sources
+from trainers.report.evidence import METRICS_OF_CLASSES
+from trainers.report.plots import degradation
+from trainers.report.statistics import compare
+from trainers.report.style import ORACLE_NOTE, model_styles
+from trainers.report.tables import label, rows_of_metric, spread, table, to_markdown
+from utils.errors import UserError
+
+OPTIONS = ("from", "metric", "models", "scenarios", "digits", "file")
+CELL = re.compile(
+    r"(?P<source>\S+): (?P<model>.+?)(?: minus (?P<other>.+?))? at (?P<scenario>\S+?)(?:, (?P<metric>\w+))?"
+)
+NUMBER = re.compile(r"(?P<sign>[+−]?)\d+(?:\.(?P<decimals>\d+))?(?P<spread> ± \d+(?:\.\d+)?)?")
+
+
+@dataclass(frozen=True)
+class Block:
+    """Query of a block.
+
+    Attributes:
+        models, scenarios: model or scenario -> its name in the block; empty = all of the source.
+        digits: decimals of metrics in percent.
+        file: of a figure, beside the page.
+    """
+
+    source: Source
+    page: Path
+    link: Path
+    metric: str = "accuracy"
+    models: Mapping[str, str] | None = None
+    scenarios: Mapping[str, str] | None = None
+    digits: int = 2
+    file: str = ""
+
+    @classmethod
+    def parse(cls, query: str, page: Path, sources: Sources) -> Block:
+        """Read ``key=value ...``; ``models`` and ``scenarios`` are lists of ``name`` or ``name:shown name``.
+
+        Raises:
+            UserError: an unknown key, source, model or scenario.
+        """
+        options = dict(word.partition("=")[::2] for word in shlex.split(query))
+        if unknown := sorted(options.keys() - set(OPTIONS)):
+            raise UserError(f"unknown option {unknown[0]}: choose from {', '.join(OPTIONS)}")
+        source = sources[options.get("from", "")]
+        names = {key: _names(options.get(key, "")) for key in ("models", "scenarios")}
+        metric = options.get("metric", "accuracy")
+        rows = source.summary[source.summary["metric"] == metric]
+        for key, column in (("models", "model"), ("scenarios", "scenario")):
+            if absent := [name for name in names[key] if name not in set(rows[column])]:
+                raise UserError(f"{source.name} has no {column} {absent[0]} with metric {metric}: correct the name")
+        digits, file = int(options.get("digits", 2)), options.get("file", "")
+        link = sources.link(source.name)
+        return cls(source, page, link, metric, names["models"], names["scenarios"], digits, file)
+
+    def rows(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """Rows of the metric, of the chosen models and scenarios in their order."""
+        rows = frame[frame["metric"] == self.metric]
+        for column, names in (("scenario", self.scenarios), ("model", self.models)):
+            if names:
+                rows = rows[rows[column].isin(names)]
+                rows = rows.sort_values(column, key=lambda c, names=names: c.map(list(names).index), kind="stable")
+        return rows
+
+    def note(self, *parts: str) -> str:
+        """One line below a table: what it shows, and where its numbers are stored."""
+        link = os.path.relpath(self.link, self.page.parent)
+        return ". ".join([*parts, f"Stored in [{self.link.relative_to(self.link.parents[1])}]({link})"]) + "."
+
+
+def _names(text: str) -> dict[str, str]:
+    pairs = (item.partition(":") for item in text.split(",") if item)
+    return {name: shown or name for name, _, shown in pairs}
+
+
+def scores(block: Block) -> str:
+    """Block ``table``: models x scenarios, mean ± SD (± SE over folds)."""
+    rows = block.rows(block.source.summary)
+    cells = table(rows, block.metric, "markdown", block.digits)
+    cells.index = pd.Index([_shown(name, block.models) for name in cells.index], name="model")
+    cells.columns = pd.Index([_shown(name, block.scenarios) for name in cells.columns])
+    notes = [f"{label(block.metric)}: {spread(rows)}"] + [f"† {ORACLE_NOTE}"] * any("†" in n for n in cells.index)
+    return f"{to_markdown(cells)}\n\n{block.note(*notes)}"
+
+
+def _shown(name: str, names: Mapping[str, str] | None) -> str:
+    plain = name.removesuffix("†")
+    return (names or {}).get(plain, plain) + name.removeprefix(plain)
+
+
+def comparison(block: Block) -> str:
+    """Block ``comparison``: the best model of each scenario against the others, with intervals and adjusted p-values.
+
+    Raises:
+        UserError: no stored runs, or a metric that predicted classes do not determine.
+    """
+    if not block.source.runs:
+        raise UserError(f"{block.source.name} has no stored runs: store them, or leave the comparison out")
+    if block.metric not in METRICS_OF_CLASSES:
+        raise UserError(f"metric {block.metric}: intervals are of {', '.join(METRICS_OF_CLASSES)}")
+    tests = compare(block.source.runs, block.rows(block.source.frame), block.metric)
+    digits = block.digits
+    points = tests[["difference", "low", "high", "equivalent_within"]] * 100
+    cells = pd.DataFrame(
+        {
+            "scenario": tests["scenario"],
+            "best": tests["best"],
+            "other": tests["model"],
+            "difference": [f"{value:.{digits}f}" for value in points["difference"]],
+            "95 % interval": [
+                "–" if low != low else f"{low:.{digits}f} to {high:.{digits}f}"
+                for low, high in zip(points["low"], points["high"], strict=True)
+            ],
+            "p (Holm)": ["–" if p != p else "< 0.001" if p < 0.001 else f"{p:.3f}" for p in tests["p_holm"]],
+            "equivalent within": ["–" if v != v else f"{v:.{digits}f}" for v in points["equivalent_within"]],
+        }
+    )
+    tested = tests[tests["test"].notna()]
+    counts = sorted({int(n) for n in tested["n_runs"]}), sorted({int(n) for n in tested["n_rows"]})
+    number = [" to ".join(map(str, dict.fromkeys((n[0], n[-1])))) if n else "0" for n in counts]
+    methods = " or ".join(sorted({str(test) for test in tested["test"]})) or "none"
+    note = (
+        f"{label(block.metric)}: differences in points; n = {number[0]} runs per model on {number[1]} test rows; "
+        f"test: {methods}; p-values adjusted after Holm for the {len(tested)} comparisons of this table"
+    )
+    return f"{to_markdown(cells.set_index('scenario'))}\n\n{block.note(note)}"
+
+
+def provenance(block: Block) -> str:
+    """Block ``runs``: the stored runs of each model, with commit, device and version of PyTorch."""
+    entries = []
+    for run in block.source.runs:
+        about = json.loads(run.text("environment.json"))
+        torch = about.get("packages", {}).get("torch", "–")
+        entries.append((run.model, run.repeat, about.get("git_commit"), about.get("device"), torch))
+    columns = ["model", "runs", "commit", "device", "PyTorch"]
+    frame = pd.DataFrame(entries, columns=columns).sort_values(["model", "runs"], kind="stable")
+    grouped = frame.groupby([c for c in columns if c != "runs"], sort=False)["runs"].agg(", ".join).reset_index()
+    grouped["runs"] = [re.sub(r"(?<=, )seed ", "", runs) for runs in grouped["runs"]]
+    return f"{to_markdown(grouped[columns].set_index('model'))}\n\n{block.note(f'{len(frame)} runs')}"
+
+
+def figure(block: Block) -> str:
+    """Block ``figure``: scores against the missing rate; writes ``file`` beside the page if the picture differs."""
+    rows = rows_of_metric(block.rows(block.source.summary), block.metric)
+    models = list(rows["model"].unique())
+    drawn = degradation(rows, label(block.metric), model_styles(models))
+    if drawn is None or not block.file.endswith(".png"):
+        raise UserError("needs file=NAME.png, and scenarios with a missing rate")
+    write_picture(drawn, block.page.parent / block.file)
+    return (
+        f"![{label(block.metric)} against the missing rate]({block.file})\n\n{block.note('Bands: standard deviation')}"
+    )
+
+
+def write_picture(drawn: Figure, file: Path) -> None:
+    """Write a figure unless the file has the same pixels."""
+    temporary = file.with_name(f".{file.name}")
+    try:
+        drawn.savefig(temporary, format="png", dpi=100)
+        pictures = [imread(path) for path in (file, temporary) if path.is_file()]
+        if len(pictures) < 2 or pictures[0].shape != pictures[1].shape or (pictures[0] != pictures[1]).any():
+            temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+BLOCKS: dict[str, Callable[[Block], str]] = {
+    "table": scores,
+    "comparison": comparison,
+    "runs": provenance,
+    "figure": figure,
+}
+
+
+def cell_text(query: str, old: str, sources: Sources) -> str:
+    """The number of ``SOURCE: MODEL [minus MODEL] at SCENARIO[, METRIC]`` in the form of the old one.
+
+    The form: number of decimals, a sign of positive numbers, and ``± SD``. A difference is that of the means as tables
+    show them, with two decimals, so that it can be followed by hand.
+
+    Raises:
+        UserError: the query or the old number cannot be read, or nothing is stored for it.
+    """
+    asked, form = CELL.fullmatch(query), NUMBER.fullmatch(old.strip())
+    if asked is None or form is None:
+        raise UserError(
+            f"cannot be read with '{old.strip()}': write "
+            "<!-- cell SOURCE: MODEL [minus MODEL] at SCENARIO[, METRIC] -->12.3<!-- /cell -->"
+        )
+    names = [asked["model"], *filter(None, [asked["other"]])]
+    metric = asked["metric"] or "accuracy"
+    rows = rows_of_metric(sources[asked["source"]].summary, metric)
+    decimals = len(form["decimals"] or "")
+    means, sds = [], []
+    for name in names:
+        row = rows[(rows["model"] == name) & (rows["scenario"] == asked["scenario"])]
+        if len(row) != 1:
+            raise UserError(f"{asked['source']} has {len(row)} cells of {name} at {asked['scenario']}, not one")
+        means.append(Decimal(f"{row['mean'].iloc[0]:.{2 if asked['other'] else decimals}f}"))
+        sds.append(f"{row['sd'].iloc[0]:.{decimals}f}")
+    number = (means[0] - sum(means[1:])).quantize(Decimal(1).scaleb(-decimals), ROUND_HALF_UP)
+    text = f"{number:+}" if form["sign"] else f"{number}"
+    if form["spread"]:
+        text += f" ± {sds[0]}"
+    return text.replace("-", "−")
