@@ -70,6 +70,7 @@ def test_swept_values_tell_runs_apart(tmp_path: Path) -> None:
     [
         (["experiment=digits_study"], []),
         (["experiment=baselines", "dataset=Digits"], []),
+        (["experiment=benchmark"], []),
         (["experiment=udml/UDML,udml/QMF", "dataset=CREMAD"], []),
         (["seed=0,1", "model=DyMo,ModDrop", "name=a,b", "dataset=Digits,PolyMNIST"], []),
         (["model.recovery_aware=0.0,0.5", "distance_metric=cosine_similarity,squared_euclidean"], []),
@@ -89,6 +90,27 @@ def test_only_keys_that_the_run_directory_does_not_show_enter_the_name(overrides
         values = swept_values(overrides, config.hydra.sweeper.get("params") or {})
         assert set(values) >= swept
         assert keys_for_the_name(config, values) == named
+
+
+def test_the_benchmark_is_methods_seeds_and_scenarios_with_one_report(tmp_path: Path) -> None:
+    register()
+    with initialize_config_dir(str(CONFIGS), version_base=VERSION_BASE):
+        config = compose("config", ["experiment=benchmark"], return_hydra_config=True)
+        values = swept_values(config)
+    assert len(values["model"]) >= 14 and len(values["seed"]) == 3
+    assert config.dataset.name == "Digits" and len(set(config.missing.test)) == 8
+    one = [
+        "experiment=benchmark",
+        "model=QMF",
+        "seed=0",
+        "trainer.limit_train_batches=1",
+        "model.training.max_epochs=1",
+    ]
+    overrides = [o for o in tiny(tmp_path) if not o.startswith("missing.test")]
+    code, lines = execute([*overrides, *one], tmp_path / "cwd")
+    assert code == 0, lines
+    summary = pd.read_csv(tmp_path / "out" / "MultiFeatureDigits" / "report" / "benchmark" / "summary.csv")
+    assert set(summary["model"]) == {"QMF"} and summary["scenario"].nunique() == 8
 
 
 def test_a_stage_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
