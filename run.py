@@ -11,7 +11,7 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from trainers.config.compose import VERSION_BASE, register
+from trainers.config.compose import VERSION_BASE, register, with_parts
 from trainers.config.help import help_text
 from trainers.config.overrides import check_overrides
 from trainers.sweep import Sweep, is_job_of_sweep, prepare_job
@@ -61,6 +61,7 @@ if __name__ == "__main__":
         print(help_text())
         sys.exit()
     try:
+        sys.argv[1:] = with_parts(sys.argv[1:])
         check_overrides(sys.argv[1:])
     except UserError as problem:
         logging.basicConfig(format="[%(levelname).1s] %(message)s")

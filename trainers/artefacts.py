@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from omegaconf import OmegaConf
 
 from models.dymo.gaussian import SUFFIX
 from trainers.config.build import data_arguments, data_class, encoders_of_data, method_class
-from trainers.plan import Plan
+from trainers.config.imputers import imputer_parts
+from trainers.plan import PART, Plan
 from utils import weights as checkpoints
 from utils.run_directory import RunDirectory, file_hash
 from utils.safe_pickle import read_tensors
@@ -53,28 +55,37 @@ class Artefacts(Plan):
         A prerequisite shares the directory of the same model by itself. If that holds a model with other options, the
         prerequisite has a directory with a hash of its options, so that neither replaces or blocks the other.
         """
-        plain = self._directory(self.trainable.name)
         if not self.part_of:
-            return plain
-        model = self.fit_settings["model"]
-        differences = [plain.difference("fit", model, "model"), plain.difference("fit.begun", model, "model")]
+            return self._directory(self.trainable.name)
+        return self._shared_directory(str(self.trainable.name), "fit", "model", self.fit_settings["model"])
+
+    @cached_property
+    def imputer_directory(self) -> RunDirectory:
+        """Run directory of the imputer. A part of ``imputer=Chain`` shares that of the same imputer by itself, as a
+        prerequisite does."""
+        label = f"imputer_{self.cfg.imputer.name}"
+        if self.part_of[:1] != (PART,):
+            return self._directory(label)
+        return self._shared_directory(label, "impute", "imputer", self.imputer_settings["imputer"])
+
+    def _shared_directory(self, label: str, stage: str, key: str, options: Mapping[str, Any]) -> RunDirectory:
+        """The directory of a method by itself, or one with a hash where that holds other ``options``.
+
+        Args:
+            key: of the options in the settings of the ``stage``.
+        """
+        plain = self._directory(label)
+        differences = (plain.difference(marker, options, key) for marker in (stage, f"{stage}.begun"))
         difference = next(filter(None, differences), None)
         if difference is None:
             return plain
         # With the name that the masks had when such directories were first made.
-        text = json.dumps(model, sort_keys=True, default=str)
+        text = json.dumps(options, sort_keys=True, default=str)
         text = text.replace("models.baselines.masks.", "models.baselines.base.")
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-        directory = self._directory(f"{self.trainable.name}-{digest}")
-        log.info(
-            "%s holds %s with another option (%s): %s", plain.path, self.trainable.name, difference, directory.path
-        )
+        directory = self._directory(f"{label}-{digest}")
+        log.info("%s holds %s with another option (%s): %s", plain.path, label, difference, directory.path)
         return directory
-
-    @cached_property
-    def imputer_directory(self) -> RunDirectory:
-        """Run directory of the imputer."""
-        return self._directory(f"imputer_{self.cfg.imputer.name}")
 
     @property
     def checkpoint(self) -> Path:
@@ -160,6 +171,12 @@ class Artefacts(Plan):
         }
         for key in RECOVERY:
             settings["imputer"]["module"].pop(key, None)
+        if "parts" in cfg.imputer:
+            settings["imputer"]["modalities"] = imputer_parts(cfg)
+            settings["imputer"]["parts"] = {
+                label: {key: value for key, value in part.imputer_settings.items() if key in ("imputer", "checkpoint")}
+                for label, part in self.imputer_parts.items()
+            }
         if cfg.imputer.checkpoint:
             settings["checkpoint"] = file_hash(Path(cfg.imputer.checkpoint))
         return settings
@@ -168,7 +185,9 @@ class Artefacts(Plan):
     def recovery_settings(self) -> dict[str, Any]:
         """Settings that recoveries depend on."""
         module = self._plain(self.cfg.imputer.module)
-        return self.imputer_settings | {"recovery": {key: module[key] for key in RECOVERY if key in module}}
+        recovery = {key: module[key] for key in RECOVERY if key in module}
+        recovery |= {label: part.recovery_settings["recovery"] for label, part in self.imputer_parts.items()}
+        return self.imputer_settings | {"recovery": recovery}
 
     @property
     def gaussian_settings(self) -> dict[str, Any]:
@@ -202,6 +221,9 @@ class Artefacts(Plan):
                 settings["test_batch_size"] = self.cfg.dataset.test_batch_size
         if self.uses_recoveries or self.is_built_on_imputer:
             settings["imputer"] = self._plain(self.cfg.imputer, "checkpoint", "quality", "training")
+            for part in settings["imputer"].get("parts", {}).values():
+                for key in ("checkpoint", "quality", "training"):
+                    part.pop(key, None)
             if self.needs_imputer_weights:
                 settings["imputer"]["weights"] = file_hash(self.imputer_checkpoint)
         if self.cfg.report.features and not self.uses_selection:

@@ -37,6 +37,7 @@ from omegaconf.errors import OmegaConfBaseException
 from datasets.source import file_digest
 from models.base import IncompleteClassifier
 from trainers.config.compose import register
+from trainers.config.imputers import imputer_nodes
 from trainers.loading import Run
 from utils.calibration import Temperatures
 from utils.errors import UserError
@@ -200,7 +201,7 @@ def plain_config(run: Run, model: Any, threshold: float | None) -> dict[str, Any
         cfg.model.selection.tail = run.tail
         cfg.model.selection.threshold = threshold
     trained = cfg.model.backbone if run.has_backbone else cfg.model
-    for node in (cfg.model, trained, cfg.imputer):
+    for node in (cfg.model, trained, cfg.imputer, *imputer_nodes(cfg).values()):
         for key in ("transformer_checkpoint", "checkpoint", "gaussian"):
             if key in node:
                 node[key] = None

@@ -7,17 +7,18 @@ import math
 from collections.abc import Iterator
 
 import numpy as np
-from hydra.utils import get_object
 
 from datasets.missingness import Scenario, parse_scenarios
 from trainers.config.build import build_noise, method_class
-from trainers.config.imputers import fitting_imputers
+from trainers.config.imputers import fitting_imputers, imputer_nodes, recovered_modalities
 from trainers.loading import Run
 from utils.errors import UserError
 
 log = logging.getLogger(__name__)
 # (modality, split) -> number of rows that lack it and cannot get it back, number of rows.
 Lacking = dict[tuple[str, str], tuple[int, int]]
+# Modality that stays missing -> scenario -> rows in which it does, and rows.
+Hidden = dict[str, dict[str, tuple[int, int]]]
 
 
 def check_task(run: Run) -> None:
@@ -89,11 +90,12 @@ def check_artefacts(run: Run, stages: list[str]) -> None:
     """
     cfg = run.cfg
     unrecoverable: Lacking = {}
+    hidden: Hidden = {}
     problems = [*_absent_files(run, stages), *_absent_splits(run, stages)]
     if "test" in stages:
-        problems += _unfit_scenarios(run, unrecoverable)
-    if unrecoverable and run.fills_missing and method_class(run.trainable).needs_imputer:
-        name = min(unrecoverable)[0]
+        problems += _unfit_scenarios(run, unrecoverable, hidden)
+    if (unrecoverable or hidden) and run.fills_missing and method_class(run.trainable).needs_imputer:
+        name = min([*hidden, *(name for name, _ in unrecoverable)])
         problems.append(
             f"model {run.trainable.name} classifies complete inputs only, and imputer={cfg.imputer.name} cannot "
             f"recover '{name}', which some rows lack: choose an imputer that fits, {fitting_imputers(run.data.kinds)}"
@@ -109,6 +111,13 @@ def check_artefacts(run: Run, stages: list[str]) -> None:
             "imputer=%s cannot recover what the source lacks, these rows keep it missing under every scenario: %s",
             cfg.imputer.name,
             ", ".join(counts),
+        )
+    for name, counts_of_scenarios in hidden.items():
+        log.info(
+            "imputer=%s has no part for '%s', which stays missing: %s of split 'test'",
+            cfg.imputer.name,
+            name,
+            ", ".join(f"{scenario} in {k} of {n} rows" for scenario, (k, n) in counts_of_scenarios.items()),
         )
     # Files from elsewhere are tried before anything long begins.
     if run.checkpoint_path:
@@ -151,9 +160,9 @@ def _absent_splits(run: Run, stages: list[str]) -> Iterator[str]:
                 yield f"stage {stage} needs the split '{split}', which {data.store.folder} does not have"
 
 
-def _unfit_scenarios(run: Run, unrecoverable: Lacking) -> Iterator[str]:
+def _unfit_scenarios(run: Run, unrecoverable: Lacking, hidden: Hidden) -> Iterator[str]:
     """Scenarios of stage test whose masks do not fit the data or the imputer; counts the rows that lack a modality
-    which the imputer cannot recover."""
+    which the imputer cannot recover, and those in which a scenario hides one without a part of ``imputer=Chain``."""
     data = run.data
     masked = [("test", "missing.test", scenario) for scenario in run.scenarios]
     if run.uses_selection:
@@ -172,19 +181,22 @@ def _unfit_scenarios(run: Run, unrecoverable: Lacking) -> Iterator[str]:
             if remark := scenario.remark(len(data.modalities), realised):
                 log.warning(remark)
         if run.uses_recoveries:
-            yield from _unrecoverable(run, split, key, scenario, mask, unrecoverable)
+            yield from _unrecoverable(run, split, key, scenario, mask, unrecoverable, hidden)
 
 
 def _unrecoverable(
-    run: Run, split: str, key: str, scenario: Scenario, mask: np.ndarray, unrecoverable: Lacking
+    run: Run, split: str, key: str, scenario: Scenario, mask: np.ndarray, unrecoverable: Lacking, hidden: Hidden
 ) -> Iterator[str]:
     """Modalities that a scenario hides in rows (N, M) and the imputer cannot recover."""
-    kinds, natural = get_object(run.cfg.imputer.module._target_).recovers, run.data.natural_rows(split)
+    recovered, natural = recovered_modalities(run.cfg, run.data.kinds), run.data.natural_rows(split)
     for i, m in enumerate(run.data.modalities):
-        if kinds is None or m.kind in kinds:
+        if m.name in recovered:
             continue
         lacking = natural.get(m.name, np.zeros(len(mask), dtype=bool))
-        if (mask[:, i] & ~lacking).any():
+        if (mask[:, i] & ~lacking).any() and run.imputer_parts:
+            if split == "test":
+                hidden.setdefault(m.name, {})[scenario.name] = (int(mask[:, i].sum()), len(mask))
+        elif (mask[:, i] & ~lacking).any():
             imputers = fitting_imputers(run.data.kinds)
             yield (
                 f"missing scenario '{scenario.name}' hides '{m.name}', which imputer={run.cfg.imputer.name} cannot "
@@ -218,8 +230,8 @@ def empty_limits(run: Run, stages: list[str]) -> list[str]:
     trained = [run.trainable] if "fit" in stages and not run.checkpoint_path else []
     for part in run.prerequisites.values() if trained else ():
         trained.append(part.trainable)
-    if "impute" in stages and not cfg.imputer.checkpoint and cfg.imputer.training.get("max_epochs"):
-        trained.append(cfg.imputer)
+    if "impute" in stages and not cfg.imputer.checkpoint:
+        trained += [node for node in imputer_nodes(cfg).values() if node.training.get("max_epochs")]
     for node in trained:
         sizes["train"].add(int(node.training.batch_size))
         sizes["val"].add(data.test_batch_size)

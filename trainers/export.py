@@ -132,7 +132,8 @@ def model_card(run: Run, temperatures: Temperatures | None, validation: list[dic
         if m.columns:
             lines.append(f"- **Columns of {m.name}:** {', '.join(m.columns)}")
     if run.uses_recoveries:
-        lines.append(f"- **Missing modalities** are recovered by {cfg.imputer.name}.")
+        parts = ", ".join(f"{name} by {node.name}" for name, node in (cfg.imputer.get("parts") or {}).items())
+        lines.append(f"- **Missing modalities** are recovered{f': {parts}' if parts else f' by {cfg.imputer.name}'}.")
     lines += [
         "",
         "## Use",

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from datasets.missingness import parse_scenario
 from models.imputers.base import FittedImputer
+from models.imputers.chain import Chain
 from models.imputers.quality import Judge, recovery_quality
 from trainers.callbacks import EpochOrder, TimeLeft
 from trainers.config.build import build_encoders, build_trainer
@@ -76,14 +77,29 @@ class ImputeStage:
             )
 
     def fit(self, imputer: FittedImputer) -> None:
-        run, file = self.run, self.run.imputer_checkpoint
         self.directory.begin("impute", self.settings)
-        imputer.fit(run.data.loader("train", parse_scenario("none")))
-        content = {"state_dict": imputer.state_dict(), "dataset": run.cfg.dataset.name, INPUTS: run.inputs}
+        imputer.fit(self.run.data.loader("train", parse_scenario("none")))
+        self._store({"state_dict": imputer.state_dict()})
+
+    def _store(self, content: dict[str, Any]) -> None:
+        """Write the file of the imputer, and finish the stage."""
+        run, file = self.run, self.run.imputer_checkpoint
         with replacing(file) as temporary, temporary.open("wb") as stream:
-            torch.save(content, stream)
+            torch.save({**content, "dataset": run.cfg.dataset.name, INPUTS: run.inputs}, stream)
         check_checkpoint(file)
         self.directory.finish("impute", self.settings)
+
+    def assemble(self, imputer: Chain) -> None:
+        run = self.run
+        self.directory.begin("impute", self.settings)
+        for label, part in run.imputer_parts.items():
+            names = ", ".join(name for name, of_name in imputer.parts.items() if of_name is imputer.parts[label])
+            log.info("impute: %s recovers %s", part.cfg.imputer.name, names)
+            if not part.cfg.imputer.checkpoint:
+                with part.imputer_directory.held():
+                    _learn(part)
+            imputer.replace_part(label, part.load_imputer())
+        self._store({"state_dict": imputer.state_dict(), "architecture": imputer.architecture()})
 
     def skip(self) -> None:
         self.directory.begin("impute", self.settings)

@@ -21,10 +21,13 @@ from datasets.missingness import Scenario, parse_scenario, parse_scenarios
 from models.dymo.gaussian import GaussianParameters
 from models.dymo.prototypes import COSINE, EUCLIDEAN
 from trainers.config.build import build_data, make_demo_data, method_class
+from trainers.config.compose import MODALITIES, PARTS
+from trainers.config.imputers import imputer_parts
 from trainers.config.resolvers import SHORT_METRIC, modality_name
 from utils.errors import UserError
 
 log = logging.getLogger(__name__)
+PART = "imputer"  # starts Plan.part_of of a part of an imputer
 
 
 def resolve_metric(cfg: DictConfig) -> None:
@@ -53,7 +56,8 @@ class Plan:
 
     Args:
         cfg: composed and resolved configuration.
-        part_of: of a prerequisite, the keys that lead to it from the model that is trained; () = that model.
+        part_of: of a prerequisite, the keys that lead to it from the model that is trained, of a part of an imputer
+            PART and its label; () = the run itself.
     """
 
     def __init__(self, cfg: DictConfig, part_of: tuple[str, ...] = ()) -> None:
@@ -145,9 +149,13 @@ class Plan:
         if HydraConfig.initialized():
             of_this_run = ("stages", "overwrite", "missing.test")
             overrides = [o for o in HydraConfig.get().overrides.task if o.split("=")[0].lstrip("+~") not in of_this_run]
+            overrides = [o for o in overrides if f"@{PARTS}." not in o]  # imputer.modalities stands for them
         else:
             overrides = [f"dataset={cfg.dataset.name}", f"model={self.option}"]
             overrides += [f"imputer={cfg.imputer.name}"] if stage == "impute" else []
+            if stage == "impute" and "parts" in cfg.imputer:
+                named = ", ".join(f"{name}: {node.name}" for name, node in cfg.imputer.parts.items())
+                overrides += [f"{MODALITIES}={{{named}}}"]
             overrides += [f"distance_metric={self.distance_metric}"] if self.distance_metric == EUCLIDEAN else []
             aware = self.trainable.get("recovery_aware")
             overrides += [f"model.recovery_aware={aware}"] if aware else []
@@ -196,6 +204,19 @@ class Plan:
         for key in path:
             node = node[key]
         return node
+
+    @cached_property
+    def imputer_parts(self) -> dict[str, Self]:
+        """Label -> run of each different part of ``imputer=Chain`` as its imputer, {} with another imputer; see
+        :func:`trainers.config.imputers.imputer_parts`."""
+        runs = {}
+        for label in imputer_parts(self.cfg):
+            cfg = deepcopy(self.cfg)
+            cfg.imputer = OmegaConf.create(OmegaConf.to_container(cfg.imputer.parts[label], resolve=True))
+            OmegaConf.set_struct(cfg, True)
+            runs[label] = type(self)(cfg, (PART, label))
+            runs[label].__dict__["data"] = self.data
+        return runs
 
     # ---- data and machine --------------------------------------------------------------------------------------------
 

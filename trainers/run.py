@@ -15,7 +15,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from trainers.checks import check_artefacts, check_noise, check_task, needs_imputer
 from trainers.config.checks.machine import check_trainer, number_of_processes
 from trainers.config.grid import is_grid, run_names, training_parts
-from trainers.config.imputers import check_imputer_networks
+from trainers.config.imputers import check_imputer
 from trainers.config.stages import stages_without_use
 from trainers.config.validate import validate
 from trainers.evaluate import evaluate
@@ -100,7 +100,7 @@ def run(cfg: DictConfig) -> float | None:
         check_task(opened)
         check_noise(opened)
         if "impute" in stages or needs_imputer(opened, stages):
-            check_imputer_networks(cfg, opened.data.kinds)
+            check_imputer(cfg, opened.data.kinds)
         opened.prepare_data()
         check_artefacts(opened, stages)
     for number, stage in enumerate(stages, 1):

@@ -22,6 +22,7 @@ from models.base import IncompleteClassifier, Method
 from models.completed import Completed
 from models.dymo.gaussian import GaussianParameters
 from models.imputers.base import FittedImputer, Imputer
+from models.imputers.chain import Chain
 from models.imputers.quality import Judge, recovery_quality
 from trainers.config.build import (
     build_encoders,
@@ -234,9 +235,19 @@ class Trial:
         imputer.fit(list(self.timed(self.data.loader("train", parse_scenario("none")), times)))
         seconds = (self.clock() - times[0]) / max(1, len(times) - 1)
         self.cost.add_seconds("impute", seconds * self.batches_of("train", self.data.test_batch_size))
+        self._add_file(imputer.state_dict())
+
+    def _add_file(self, state: Mapping[str, Any]) -> None:
         with tempfile.TemporaryFile() as stream:
-            torch.save(imputer.state_dict(), stream)
+            torch.save(state, stream)
             self.cost.bytes[f"imputer {self.cfg.imputer.name}"] = stream.tell()
+
+    def assemble(self, imputer: Chain) -> None:
+        for label, part in self.run.imputer_parts.items():
+            trial = Trial(part, self.rows, self.clock)
+            trial.cost = self.cost
+            imputer.replace_part(label, trial.untrained_imputer())
+        self._add_file(imputer.state_dict())
 
     def skip(self) -> None:
         self.cost.add_seconds("impute", 0.0)

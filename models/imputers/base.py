@@ -28,20 +28,27 @@ class LearningStage(Protocol):
     def skip(self) -> None:
         """Learn nothing."""
 
+    def assemble(self, imputer: Any) -> None:
+        """Run the stage for every part of a :class:`models.imputers.chain.Chain`, and store what they learned."""
+
 
 class Imputer(ABC):
     """Fill in what is missing and pass observed content through unchanged.
 
     Attributes:
-        needs: out of ``weights`` (stage impute makes them), ``networks`` (one per modality, in the configuration) and
-            ``oracle`` (the content of missing modalities; refused outside evaluation studies).
+        needs: out of ``weights`` (stage impute makes them), ``networks`` (one per modality, in the configuration),
+            ``parts`` (imputers, in the configuration) and ``oracle`` (the content of missing modalities; refused
+            outside evaluation studies).
         recovers: kinds of modality that the method fills in, None = all.
         reads_others: it fills them in only in rows that have all other modalities.
+        leaves_unrecoverable: :meth:`impute` takes masks with modalities that it cannot recover, and neither reads nor
+            fills these.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
     recovers: ClassVar[tuple[str, ...] | None] = None
     reads_others: ClassVar[bool] = False
+    leaves_unrecoverable: ClassVar[bool] = False
 
     @classmethod
     def fits(cls, kinds: Sequence[str]) -> bool:
@@ -245,7 +252,8 @@ def recover_possible(
     unrecoverable = imputer.unrecoverable(modalities, batch.missing)
     if unrecoverable is None:
         return recover(imputer, batch, is_fixed), None
-    completed = recover(imputer, batch.replace(missing=batch.missing & ~unrecoverable), is_fixed)
+    known = batch if imputer.leaves_unrecoverable else batch.replace(missing=batch.missing & ~unrecoverable)
+    completed = recover(imputer, known, is_fixed)
     for i, (name, x) in enumerate(completed.items()):
         is_missing = missing_content(x, name, unrecoverable[:, i], batch.feature_missing)
         completed[name] = torch.where(is_missing, torch.zeros_like(x), x)

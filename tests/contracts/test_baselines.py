@@ -580,11 +580,13 @@ def test_capabilities_are_checked(composed, monkeypatch: pytest.MonkeyPatch) -> 
         assert line in str(caught.value)
 
 
-def test_an_imputer_without_a_network_for_a_table_is_refused_before_the_data_are_packed(composed, tmp_path) -> None:
+def test_a_part_that_does_not_fit_is_refused_before_the_data_are_packed(composed, tmp_path) -> None:
     demo = ["dataset=DVM", "dataset.demo=true", f"paths.data={tmp_path}"]
+    chosen = ("model=Multimodal_CONCAT", "model.use_imputer=true", "imputer=Chain", "imputer.modalities={img:TIP}")
     for stages in ("[prepare,impute]", "[prepare,fit,test]"):
-        with pytest.raises(UserError, match=r"CMVAE has no encoder for modality 'tabular' \(table\).*another imputer"):
-            chosen = ("model=Multimodal_CONCAT", "imputer=CMVAE")
+        with pytest.raises(
+            UserError, match=r"imputer\.parts\.img=TIP: cannot recover 'img' \(image\).*choose one that"
+        ):
             pipeline.run(composed(*chosen, *demo, f"stages={stages}", tiny=False))
     assert not list(tmp_path.iterdir())
 

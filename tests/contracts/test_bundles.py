@@ -26,7 +26,7 @@ from scipy.special import softmax
 from tests.makers import make_image_table
 from trainers import run as pipeline
 from trainers.bundle import MANIFEST, MODEL, open_bundle, push
-from trainers.config.build import CONFIGS
+from trainers.config.compose import CONFIGS
 from trainers.export import export
 from trainers.loading import Run
 from trainers.predictor import load

@@ -139,7 +139,10 @@ SAME_AS = {
     "Arrays": "arrays of the user: test_estimator.py",
 }
 # What a user has to give.
-OF_THE_USER = {"FromCSV": ["dataset.modalities={labs:{kind:table,continuous:[age]},film:{kind:image,column:file}}"]}
+OF_THE_USER = {
+    "FromCSV": ["dataset.modalities={labs:{kind:table,continuous:[age]},film:{kind:image,column:file}}"],
+    "Chain": ["imputer.modalities={m0:Mean}"],
+}
 
 
 def options(group: str) -> list[str]:
@@ -608,9 +611,10 @@ def test_a_seed_decides_everything(run: tuple[Run, Watch, list[str]], tmp_path: 
 
 # Need a table, which PolyMNIST has not: test_tip.py, test_iterative.py.
 FOR_TABLES = ("TIP", "IMI")
+MADE_OF_OTHERS = ("Chain",)  # test_chain.py
 
 
-@pytest.mark.parametrize("name", [name for name in options("imputer") if name not in FOR_TABLES])
+@pytest.mark.parametrize("name", [name for name in options("imputer") if name not in FOR_TABLES + MADE_OF_OTHERS])
 def test_an_imputer_fills_what_is_missing_and_passes_the_rest_through(base, name: str) -> None:
     cfg = configure(*base("PolyMNIST", "DyMo", f"imputer={name}"), "imputer.quality.judge_epochs=1", "stages=[impute]")
     if "max_epochs" in cfg.imputer.training:

@@ -161,6 +161,13 @@ IMPUTERS: dict[str, tuple[str, list[str]]] = {
         ],
     ),
 }
+IMPUTERS["Chain"] = (
+    "CAD",
+    [
+        *("imputer.modalities={img:MoPoE,tabular:CMVAE}", "imputer.parts.img.latent=8"),
+        *(f"imputer.parts.tabular.{option}" for option in ("shared=8", "private=4", "module.clusters=4")),
+    ],
+)
 REFUSED_IMPUTERS = {
     ("IMI", "CAD", ""): "imputer IMI walks its random forests in NumPy, and iterates",
     ("Oracle", "CAD", ""): "imputer Oracle reads the content that is missing",
@@ -187,7 +194,7 @@ def small_imputer(name: str, family: str, *overrides: str) -> Imputer:
         imputer.eval()
         for parameter in imputer.parameters():
             parameter.data += 0.05 * torch.randn_like(parameter)
-    return imputer
+    return imputer.move_to(torch.device("cpu"))
 
 
 def fillable(imputer: Imputer, family: str) -> Batch:

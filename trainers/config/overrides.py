@@ -15,7 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from trainers.config.compose import CONFIGS, VERSION_BASE, compose_config, group_options, register
+from trainers.config.compose import CONFIGS, VERSION_BASE, compose_config, group_options, register, with_parts
 from utils.checks import nearest
 from utils.errors import UserError
 
@@ -32,22 +32,26 @@ def check_overrides(arguments: Sequence[str], configs: Path = CONFIGS) -> None:
     Raises:
         UserError: one line per bad override, with the nearest known spelling.
     """
-    texts = get_args_parser().parse_args(list(arguments)).overrides
+    texts = with_parts(get_args_parser().parse_args(list(arguments)).overrides, configs)
     try:
         overrides = OverridesParser.create().parse_overrides(texts)
     except HydraException as error:
         raise UserError(f"cannot read the overrides: {str(error).splitlines()[0]}") from None
     hydra_texts = [text for text, o in zip(texts, overrides) if o.key_or_group.startswith("hydra")]
     others = [o for o in overrides if not o.key_or_group.startswith("hydra")]
-    groups = [o for o in others if (configs / o.key_or_group).is_dir()]
+    of_parts = [o for o in others if o.package and o.key_or_group.partition("/")[0] in ("recipe", "schedule")]
+    groups = [o for o in others if o not in of_parts and (configs / o.key_or_group).is_dir()]
     problems = _hydra_problems(hydra_texts, configs)
     chosen: dict[str, str] = {}
     for override in groups:
         problems += _option_problems(override, configs)
-        chosen.setdefault(override.key_or_group, f"{override.key_or_group}={_options(override)[0]}")
+        package = f"@{override.package}" if override.package else ""
+        group = f"{'+' * override.is_add()}{override.key_or_group}{package}"
+        chosen.setdefault(group.lstrip("+"), f"{group}={_options(override)[0]}")
     if not problems:
+        chosen |= {str(o.input_line): str(o.input_line) for o in of_parts}
         cfg = compose_config(*chosen.values(), configs=configs)
-        problems = [p for o in others if o not in groups and (p := _unknown_key(cfg, o))]
+        problems = [p for o in others if o not in (*groups, *of_parts) and (p := _unknown_key(cfg, o))]
     if problems:
         raise UserError("\n".join(problems))
 

@@ -19,6 +19,7 @@ CHECKS = (
     training.check_noise_and_modulation,
     method.check_hooks,
     method.check_oracle,
+    method.check_parts,
     files.check_checkpoints,
     files.check_weights,
     files.check_input_sizes,

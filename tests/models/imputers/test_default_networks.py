@@ -12,12 +12,11 @@ from torch import Tensor
 
 from datasets.batch import Batch, Modality
 from models.imputers import cmvae
-from models.imputers.base import Imputer
 from models.imputers.cmvae import CMVAE, MMVAEPlus, laplace_log_prob, scale
 from models.imputers.generative import GenerativeImputer
 from models.imputers.likelihoods import most_likely_cells, table_cell_nll
 from models.imputers.mopoe import MoPoE
-from models.imputers.simple import Mean, Zero
+from models.imputers.simple import Mean
 
 KINDS = [
     Modality("image", "image", (3, 20, 24)),
@@ -28,7 +27,6 @@ KINDS = [
     Modality("clip", "video", (2, 3, 16, 16)),
     Modality("ecg", "series", (22, 2)),
 ]
-PAIRS = list(itertools.combinations(KINDS, 2))
 WIDTHS: dict[type[GenerativeImputer], dict[str, int]] = {
     MoPoE: {"latent": 6},
     CMVAE: {"shared": 5, "private": 3},
@@ -63,39 +61,6 @@ def batch_of(modalities: tuple[Modality, ...], missing: Tensor, **cells: Tensor)
     n = len(missing)
     inputs = {m.name: content(m, n, seed) for seed, m in enumerate(modalities)}
     return Batch(inputs, missing, torch.zeros(n, dtype=torch.long), torch.arange(n), cells)
-
-
-@METHODS
-@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: "-".join(m.name for m in pair))
-def test_each_kind_is_recovered_from_each_other_one(
-    pair: tuple[Modality, Modality], method: type[GenerativeImputer]
-) -> None:
-    model = imputer(*pair, method=method)
-    missing = torch.tensor([[True, False], [False, True], [False, False]])
-    batch = batch_of(pair, missing)
-    recovered = model.impute(batch.inputs, missing, batch.index)
-    poisoned = {name: x.clone() for name, x in batch.inputs.items()}
-    for i, (m, x) in enumerate(zip(pair, poisoned.values())):
-        x[i] = 10**6 if m.vocabulary else math.nan
-        given = recovered[m.name]
-        assert given.shape == x.shape and given.dtype == x.dtype
-        assert torch.equal(given[[1 - i, 2]], batch.inputs[m.name][[1 - i, 2]])
-        assert torch.isfinite(given.float()).all() and not torch.equal(given[i], batch.inputs[m.name][i])
-        for j, size in enumerate(m.cardinalities):
-            assert given[i, j] in range(size)
-        if m.vocabulary:
-            assert int(given[i].min()) >= 0 and int(given[i].max()) < m.vocabulary
-    again = model.impute(poisoned, missing, batch.index)
-    for name, x in recovered.items():
-        assert torch.equal(x, again[name])
-    fixed = model.eval().impute_fixed(batch.observed(), missing, {})  # as exported programs
-    for name, x in recovered.items():
-        torch.testing.assert_close(fixed[name].detach(), x, atol=1e-5, rtol=1e-4)
-    for row in range(2):
-        one = {name: x[row : row + 1] for name, x in batch.inputs.items()}
-        alone = model.impute(one, missing[row : row + 1], batch.index[row : row + 1])
-        for m in pair:
-            torch.testing.assert_close(alone[m.name][0], recovered[m.name][row], atol=1e-5, rtol=1e-4)
 
 
 @METHODS
@@ -256,27 +221,14 @@ def test_a_mixed_table_is_what_its_distribution_makes_most_likely() -> None:
     torch.testing.assert_close(nll, torch.tensor([first, second, math.log(1.5), math.log(1.5)]))
 
 
-@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: "-".join(m.name for m in pair))
-def test_zeros_and_means_of_every_kind_do_not_read_what_is_missing(pair: tuple[Modality, Modality]) -> None:
+def test_means_do_not_read_what_is_missing() -> None:
+    table, ecg = KINDS[1], KINDS[6]
     missing = torch.tensor([[True, False], [False, True], [False, False], [False, False]])
-    batch = batch_of(pair, missing)
+    batch = batch_of((table, ecg), missing)
     poisoned = {name: x.clone() for name, x in batch.inputs.items()}
     for i, x in enumerate(poisoned.values()):
-        x[i] = 10**6 if x.dtype == torch.long else 1e30
-    methods: list[Imputer] = [Zero()]
-    if not any(m.vocabulary for m in pair):
-        mean = Mean(pair)
-        mean.fit([batch.replace(inputs=poisoned, missing=missing)])
-        methods.append(mean)
-        first = pair[0]
-        observed = batch.inputs[first.name][1:]  # row 0 lacks it
-        n = len(first.cardinalities)
-        if first.kind == "table":
-            assert torch.allclose(mean.means[first.name][n:], observed.mean(0)[n:], atol=1e-6)
-        else:
-            assert torch.allclose(mean.means[first.name], observed.mean(0), atol=1e-6)
-    for method in methods:
-        recovered = method.impute(poisoned, missing, batch.index)
-        for i, m in enumerate(pair):
-            assert recovered[m.name].float().abs().max() < 1e3
-            assert torch.equal(recovered[m.name][~missing[:, i]], batch.inputs[m.name][~missing[:, i]])
+        x[i] = 1e30
+    mean = Mean((table, ecg))
+    mean.fit([batch.replace(inputs=poisoned, missing=missing)])
+    torch.testing.assert_close(mean.means["table"][2:], batch.inputs["table"][1:, 2:].mean(0))  # row 0 lacks it
+    torch.testing.assert_close(mean.means["ecg"], batch.inputs["ecg"][[0, 2, 3]].mean(0))

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from trainers.config.build import encoders_of_data
 from trainers.config.checks.targets import target_of
+from trainers.config.imputers import imputer_nodes
 
 
 def weights_exist(weights: str) -> bool:
@@ -19,7 +20,8 @@ def weights_exist(weights: str) -> bool:
 
 def check_checkpoints(cfg: DictConfig) -> Iterator[str]:
     """Files of trained parts."""
-    for key in ("model.transformer_checkpoint", "model.checkpoint", "model.gaussian", "imputer.checkpoint"):
+    of_parts = [f"{key}.checkpoint" for key in imputer_nodes(cfg) if key != "imputer"]
+    for key in ("model.transformer_checkpoint", "model.checkpoint", "model.gaussian", "imputer.checkpoint", *of_parts):
         path = OmegaConf.select(cfg, key)
         if path is not None and not Path(str(path)).is_file():
             yield f"{key}: there is no file {path}"
@@ -29,7 +31,8 @@ def check_weights(cfg: DictConfig) -> Iterator[str]:
     """Initial weights of encoders."""
     nodes = {f"dataset.encoders.{name}": node for name, node in encoders_of_data(cfg).items()}
     nodes |= {f"model.encoders.{name}": node for name, node in (cfg.model.get("encoders") or {}).items()}
-    nodes |= {f"imputer.{key}": cfg.imputer[key] for key in ("image_encoder", "table_encoder") if key in cfg.imputer}
+    for where, imputer in imputer_nodes(cfg).items():
+        nodes |= {f"{where}.{key}": imputer[key] for key in ("image_encoder", "table_encoder") if key in imputer}
     for key, node in nodes.items():
         weights = str(node.get("weights", "none"))
         if getattr(target_of(node), "is_transformer", False):

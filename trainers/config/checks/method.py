@@ -13,6 +13,7 @@ from trainers.config.build import encoders_of_data
 from trainers.config.checks.machine import number_of_processes
 from trainers.config.checks.scenarios import hiding_test_scenarios
 from trainers.config.checks.targets import target_of
+from trainers.config.imputers import imputer_nodes
 from trainers.config.stages import fitted_node, stages_without_use
 
 
@@ -42,12 +43,29 @@ def check_hooks(cfg: DictConfig) -> Iterator[str]:
 def check_oracle(cfg: DictConfig) -> Iterator[str]:
     """An imputer that reads what is missing was allowed to."""
     uses_recoveries = "backbone" in cfg.model or cfg.model.get("use_imputer")
-    needs_oracle = "oracle" in getattr(target_of(cfg.imputer.get("module")), "needs", ())
-    if uses_recoveries and "test" in (cfg.stages or []) and needs_oracle and not cfg.imputer.get("allow_oracle"):
+    for key, node in imputer_nodes(cfg).items():
+        needs_oracle = "oracle" in getattr(target_of(node.get("module")), "needs", ())
+        if uses_recoveries and "test" in (cfg.stages or []) and needs_oracle and not node.get("allow_oracle"):
+            yield (
+                f"{key}={node.name} reads the content that is missing: add {key}.allow_oracle=true if this is a study "
+                "of the selection rule"
+            )
+
+
+def check_parts(cfg: DictConfig) -> Iterator[str]:
+    """The parts of ``imputer=Chain`` are of modalities that the data set has."""
+    if "parts" not in cfg.imputer:
+        return
+    parts, names = cfg.imputer.parts or {}, list(cfg.dataset.modalities)
+    if not parts:
+        example = ", ".join(f"{name}: MoPoE" for name in names)
         yield (
-            f"imputer={cfg.imputer.name} reads the content that is missing: add imputer.allow_oracle=true if this is "
-            "a study of the selection rule"
+            f"imputer={cfg.imputer.name} has no parts: name an imputer per modality, for example "
+            f"'imputer.modalities={{{example}}}'"
         )
+    for name in parts:
+        if name not in names:
+            yield f"imputer.modalities.{name}: {cfg.dataset.name} has no modality '{name}', it has {', '.join(names)}"
 
 
 def _check_training_data(cfg: DictConfig, model: DictConfig, method: Any, name: str) -> Iterator[str]:

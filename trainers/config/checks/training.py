@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from omegaconf import DictConfig, OmegaConf
 
 from trainers.config.build import build_modulation, build_noise
+from trainers.config.imputers import imputer_nodes
 from trainers.config.stages import fitted_node, trained_nodes
 from utils.checks import check_number
 from utils.errors import UserError
@@ -14,7 +15,7 @@ from utils.errors import UserError
 
 def check_training(cfg: DictConfig) -> Iterator[str]:
     """Model and imputer exist, and train for a possible length."""
-    parts = (fitted_node(cfg), "imputer")
+    parts = dict.fromkeys((fitted_node(cfg), "imputer", *imputer_nodes(cfg)))
     for part in parts:
         if OmegaConf.select(cfg, f"{part}.module._target_") is None:
             yield (
