@@ -228,6 +228,8 @@ class Artefacts(Plan):
                 settings["imputer"]["weights"] = file_hash(self.imputer_checkpoint)
         if self.cfg.report.features and not self.uses_selection:
             settings["features"] = list(self.cfg.report.features)
+        if self.cfg.get("metrics"):
+            settings["metrics"] = self._plain(self.cfg.metrics)
         if self.has_backbone and any(m.kind == "table" for m in self.data.modalities):
             # Older runs judged tables with observed cells by parameters without the table.
             settings["partial_tables"] = self.cfg.model.selection.partial_tables or "by tail"

@@ -19,12 +19,14 @@ from datasets.loader import check_rows_without_nan
 from datasets.missingness import Scenario, parse_scenarios, save_mask
 from datasets.noise import Corruption
 from models.base import Method
+from trainers.config.build import build_metrics
 from trainers.loading import Run
 from trainers.report.style import ORACLE_NOTE, is_oracle, with_dagger
 from utils.errors import UserError
 from utils.files import replacing, save_arrays
-from utils.metrics import METRICS, LabelMetrics, classification_metrics, metric_names
+from utils.metrics import METRICS, LabelMetrics, class_measures, classification_metrics, metric_names
 from utils.progress import Progress
+from utils.user_metrics import UserMetrics
 
 log = logging.getLogger(__name__)
 # Scenario -> (N, M) bool; scenario -> table -> (N, F) bool; label -> scenario -> arrays.
@@ -35,8 +37,8 @@ PER_CLASS = ("dataset", "model", "seed", "scenario", "metric", "class", "value",
 
 
 def evaluate(run: Run) -> None:
-    """Write ``results.csv``, for several labels ``results_per_class.csv``, ``predictions/``, ``masks/``, ``examples/``
-    and ``DONE`` into the run directory of the model."""
+    """Write ``results.csv``, ``results_per_class.csv``, ``predictions/``, ``masks/``, ``examples/`` and ``DONE`` into
+    the run directory of the model."""
     cfg, directory, data = run.cfg, run.directory, run.data
     settings = run.test_settings
     if directory.finished("test", settings, directory / "results.csv"):
@@ -48,6 +50,7 @@ def evaluate(run: Run) -> None:
     if nan_rows is not None:
         for mask in masks.values():
             check_rows_without_nan(nan_rows, mask, data.modalities)
+    user_metrics = build_metrics(cfg, data)
     model = run.load_method()
     directory.begin("test", settings)
     directory.clear("DONE", "results.csv", "predictions", "masks", "examples")
@@ -61,15 +64,15 @@ def evaluate(run: Run) -> None:
         folder = directory / "predictions" / label if label else directory / "predictions"
         for scenario in run.scenarios:
             save_arrays(folder / f"{scenario.slug}.npz", by_scenario[scenario.name])
-    results, labels = _results(run, outputs)
+    results, per_class = _results(run, outputs, user_metrics)
     write_examples(run, model, masks, cells, noise)
     rates = {s.name: data.realised_rate(s, masks[s.name], cells[s.name]) for s in run.scenarios}
     trained_on = {"train": str(run.training_scenario.name), "fold": run.fold}
     results = results.assign(**trained_on, missing_rate=results["scenario"].map(rates))
-    if labels is not None:
-        labels = labels.assign(dataset=cfg.dataset.name, seed=cfg.seed, **trained_on)
+    if per_class is not None:
+        per_class = per_class.assign(dataset=cfg.dataset.name, seed=cfg.seed, **trained_on)
         with replacing(directory / "results_per_class.csv") as file:
-            labels[list(PER_CLASS)].to_csv(file, index=False)
+            per_class[list(PER_CLASS)].to_csv(file, index=False)
     with replacing(directory / "results.csv") as file:
         results.to_csv(file, index=False)
     directory.finish("test", settings)
@@ -93,16 +96,15 @@ def _save_masks(run: Run, masks: Masks, cells: CellMasks, noise: Mapping[str, Co
     }
 
 
-def _results(run: Run, outputs: Outputs) -> tuple[pd.DataFrame, pd.DataFrame | None]:
-    """Metrics of the outputs of :func:`predict`, and for several labels those of each label; logs metrics that could
-    not be computed."""
+def _results(run: Run, outputs: Outputs, user_metrics: UserMetrics) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """Metrics of the outputs of :func:`predict`, and those of each class; logs metrics that could not be computed."""
     cfg, data = run.cfg, run.data
-    rows, per_label = [], []
+    rows, per_class = [], []
     for label, by_scenario in outputs.items():
         name = f"{run.label}/{label}" if label else run.label
         for scenario in run.scenarios:
             arrays = by_scenario[scenario.name]
-            values, failures = measure(arrays, data.task, data.num_classes)
+            values, failures = measure(arrays, data.task, data.num_classes, user_metrics)
             for metric, value in values.items():
                 rows.append((cfg.dataset.name, name, cfg.seed, scenario.name, metric, value, len(arrays["target"])))
             for metric, reason in failures.items():
@@ -114,10 +116,10 @@ def _results(run: Run, outputs: Outputs) -> tuple[pd.DataFrame, pd.DataFrame | N
                     scenario.name,
                     reason,
                 )
-            if data.task == "multilabel" and not failures:
-                per_label.append(measure_labels(arrays, data.class_names).assign(model=name, scenario=scenario.name))
+            if not failures:
+                per_class.append(measure_classes(arrays, data.class_names).assign(model=name, scenario=scenario.name))
     frame = pd.DataFrame(rows, columns=["dataset", "model", "seed", "scenario", "metric", "value", "n"])
-    return frame, pd.concat(per_label) if per_label else None
+    return frame, pd.concat(per_class) if per_class else None
 
 
 def load_settled(run: Run) -> Method:
@@ -244,9 +246,11 @@ def _join(pieces: list[Tensor]) -> np.ndarray:
     return torch.cat(pieces).numpy()
 
 
-def measure(arrays: Mapping[str, np.ndarray], task: str, num_classes: int) -> tuple[dict[str, float], dict[str, str]]:
-    """Classification metrics of one scenario and, for a selection, the share of accepted recoveries and the rounds per
-    sample.
+def measure(
+    arrays: Mapping[str, np.ndarray], task: str, num_classes: int, user_metrics: UserMetrics | None = None
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Classification metrics of one scenario, for a selection the share of accepted recoveries and the rounds per
+    sample, and the metrics of the user.
 
     Returns:
         metric -> value, NaN where it could not be computed, and metric -> reason for these.
@@ -275,19 +279,29 @@ def measure(arrays: Mapping[str, np.ndarray], task: str, num_classes: int) -> tu
         accepted = (arrays["missing"] & ~arrays["final_missing"]).sum()
         values["accepted_share"] = float(accepted / recovered) if recovered else 0.0
         values["iterations"] = float(arrays["iterations"].mean())
+    for name in user_metrics.metrics if user_metrics else ():
+        try:
+            values[name] = user_metrics.compute(name, logits, target)
+        except UserError as error:  # the others are written
+            values[name], failures[name] = math.nan, str(error)
     return values, failures
 
 
-def measure_labels(arrays: Mapping[str, np.ndarray], class_names: Sequence[str]) -> pd.DataFrame:
-    """Metrics of each label in one scenario: one row per metric and label, NaN for a label with one class only.
+def measure_classes(arrays: Mapping[str, np.ndarray], class_names: Sequence[str]) -> pd.DataFrame:
+    """Metrics of each class or label in one scenario: one row per metric and class, NaN for a class without rows and a
+    label with one class only.
 
     Returns:
-        columns metric, class, value, n (labelled rows), positives.
+        columns metric, class, value, n (rows, or labelled rows), positives.
     """
-    metrics = LabelMetrics(len(class_names), METRICS)
-    metrics.update(torch.from_numpy(arrays["logits"]), torch.from_numpy(arrays["target"]))
-    values = {k: v.numpy() for k, v in metrics.per_label().items()}
-    counts = {key: values.pop(key).astype(int) for key in ("n", "positives")}
+    logits, target = torch.from_numpy(arrays["logits"]), torch.from_numpy(arrays["target"])
+    if target.ndim == 2:
+        metrics = LabelMetrics(len(class_names), METRICS)
+        metrics.update(logits, target)
+        values = metrics.per_label()
+    else:
+        values = class_measures(logits, target)
+    counts = {key: values.pop(key).numpy().astype(int) for key in ("n", "positives")}
     parts = [pd.DataFrame({"metric": k, "class": class_names, "value": v, **counts}) for k, v in values.items()]
     return pd.concat(parts)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 
 import torch
@@ -9,7 +10,14 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassCalibrationError, MultilabelStatScores
 
-from utils.auroc import AUROC, LabelAUROC
+from utils.probabilities import (
+    ClasswiseCalibrationError,
+    LabelCalibrationError,
+    MeanScore,
+    brier_score,
+    negative_log_likelihood,
+)
+from utils.ranking import AUROC, AveragePrecision, LabelAUROC, LabelAveragePrecision
 
 # Measures of one label, from the columns of MultilabelStatScores: tp, fp, tn, fn.
 RATIOS: dict[str, Callable[..., Tensor]] = {
@@ -23,10 +31,17 @@ RATIOS: dict[str, Callable[..., Tensor]] = {
     "gmean": lambda tp, fp, tn, fn: (_share(tp, tp + fn) * _share(tn, tn + fp)).sqrt(),
 }
 AVERAGES = ("micro", "macro", "weighted")
-# Averages of multi-label tasks; two of them are named by their measure alone.
-_OF_LABELS = {("accuracy", "micro"): "accuracy", ("auroc", "macro"): "auroc"}
-_OF_MULTILABEL = tuple(_OF_LABELS.get((m, a), f"{m}_{a}") for m in ("auroc", *RATIOS) for a in AVERAGES)
-LOWER_IS_BETTER = ("ece",)
+# Averages of multi-label tasks whose name is not <measure>_<average>.
+_OF_LABELS = {("accuracy", "micro"): "accuracy", ("ece", "macro"): "classwise_ece"}
+_OF_LABELS |= {(measure, "macro"): measure for measure in ("auroc", "average_precision")}
+_RANKING: dict[str, Callable[[], Metric]] = {"auroc": LabelAUROC, "average_precision": LabelAveragePrecision}
+_OF_PROBABILITIES = ("nll", "brier", "classwise_ece")
+_OF_MULTILABEL = (
+    *(_OF_LABELS.get((m, a), f"{m}_{a}") for m in ("auroc", *RATIOS, "average_precision") for a in AVERAGES),
+    *("f1_samples", *_OF_PROBABILITIES),
+)
+LOWER_IS_BETTER = ("ece", *_OF_PROBABILITIES)
+NOT_PERCENT = ("nll", "brier")  # shown as they are, not in percent
 
 
 def _share(part: Tensor, whole: Tensor) -> Tensor:
@@ -128,6 +143,10 @@ ONE_LABEL: dict[str, Callable[[int], Metric]] = {
     "recall_macro": lambda classes: _FromCounts(classes, _recall_macro),
     "mcc": lambda classes: _FromCounts(classes, _mcc),
     "gmean": lambda classes: _FromCounts(classes, _gmean),
+    "average_precision": AveragePrecision,
+    "nll": lambda classes: MeanScore("nll", negative_log_likelihood),
+    "brier": lambda classes: MeanScore("brier", brier_score),
+    "classwise_ece": ClasswiseCalibrationError,
 }
 _LISTED_FIRST = ("accuracy", "auroc", "f1_macro", "f1_micro", "f1_weighted", "f1_samples")
 METRICS = tuple(dict.fromkeys((*_LISTED_FIRST, *ONE_LABEL, *_OF_MULTILABEL)))
@@ -138,11 +157,16 @@ class _FromLogits(MetricCollection):
 
     def __init__(self, metrics: dict[str, Metric | MetricCollection]) -> None:
         super().__init__(metrics)
-        self.needs_probabilities = any(not isinstance(metric, _FromCounts | AUROC) for metric in metrics.values())
+        parts = [part for metric in metrics.values() for part in _parts(metric)]
+        self.needs_probabilities = any("preds" in inspect.signature(part.update).parameters for part in parts)
 
     def update(self, logits: Tensor, target: Tensor) -> None:  # type: ignore[override]
         probabilities = {"preds": torch.softmax(logits.float(), dim=1)} if self.needs_probabilities else {}
         super().update(**probabilities, logits=logits, target=target)
+
+
+def _parts(metric: Metric | MetricCollection) -> list[Metric]:
+    return [part for _, part in metric.items()] if isinstance(metric, MetricCollection) else [metric]
 
 
 class LabelMetrics(MetricCollection):
@@ -160,12 +184,18 @@ class LabelMetrics(MetricCollection):
         parts: dict[str, Metric | MetricCollection] = {
             "counts": MultilabelStatScores(num_labels, average=None, ignore_index=-1)
         }
-        if any(name.startswith("auroc") for name in names):
-            parts["auroc"] = LabelAUROC()
-        if "f1_samples" in names:
-            parts["f1_samples"] = _SamplesF1()
+        for measure, metric in _RANKING.items():
+            if any(name.startswith(measure) for name in names):
+                parts[measure] = metric()
+        of_rows: dict[str, Callable[[], Metric]] = {
+            "f1_samples": _SamplesF1,
+            "nll": lambda: MeanScore("nll", negative_log_likelihood),
+            "brier": lambda: MeanScore("brier", brier_score),
+            "classwise_ece": lambda: LabelCalibrationError(num_labels),
+        }
+        parts |= {name: metric() for name, metric in of_rows.items() if name in names}
         super().__init__(parts)
-        self.names = [name for name in names if name in (*_OF_MULTILABEL, "f1_samples")]
+        self.names = [name for name in names if name in _OF_MULTILABEL]
 
     def update(self, logits: Tensor, target: Tensor) -> None:  # type: ignore[override]
         target = torch.where(target < 0, -1, target).long()
@@ -184,7 +214,8 @@ class LabelMetrics(MetricCollection):
         values = {}
         for measure, per_label in self._labels(counts, parts).items():
             is_defined = ~per_label.isnan()
-            pooled = RATIOS[measure](*counts.sum(1)) if measure in RATIOS else parts["auroc"][-1]
+            pooled = RATIOS[measure](*counts.sum(1)) if measure in RATIOS else per_label.new_tensor(torch.nan)
+            pooled = parts[measure][-1] if measure in _RANKING else pooled
             pooled = torch.where(counts.sum() == 0, torch.nan, pooled)
             defined = per_label[is_defined]
             weights = positives[is_defined] / positives[is_defined].sum()
@@ -195,23 +226,52 @@ class LabelMetrics(MetricCollection):
                 name = _OF_LABELS.get((measure, average), f"{measure}_{average}")
                 if name in self.names:
                     values[name] = value.float()
-        values |= {name: parts[name] for name in ("f1_samples",) if name in self.names}
+        values |= {name: parts[name] for name in ("f1_samples", "nll", "brier") if name in self.names}
         return {name: values[name] for name in self.names}
 
     @staticmethod
     def _labels(counts: Tensor, parts: dict[str, Tensor]) -> dict[str, Tensor]:
         """Measure -> (C,), from the counts (4, C) and the values of the parts."""
         has_one_class = (counts[0] + counts[3] == 0) | (counts[1] + counts[2] == 0)
-        measures = {measure: ratio(*counts) for measure, ratio in RATIOS.items()}
-        if "auroc" in parts:
-            measures = {"auroc": parts["auroc"][:-1].double(), **measures}
+        measures = {"auroc": parts["auroc"][:-1].double()} if "auroc" in parts else {}
+        measures |= {measure: ratio(*counts) for measure, ratio in RATIOS.items()}
+        if "average_precision" in parts:
+            measures["average_precision"] = parts["average_precision"][:-1].double()
+        if "classwise_ece" in parts:
+            measures["ece"] = parts["classwise_ece"].double()
         return {measure: torch.where(has_one_class, torch.nan, values) for measure, values in measures.items()}
+
+
+def class_measures(logits: Tensor, target: Tensor) -> dict[str, Tensor]:
+    """Measures of each class of a task with one label per row.
+
+    Args:
+        logits: (N, C).
+        target: (N,).
+
+    Returns:
+        recall, precision, f1, average_precision and ece (of the probability of the class) -> (C,) float64, NaN for a
+        class without rows; also ``n`` rows and ``positives`` per class.
+    """
+    classes = logits.shape[1]
+    counts, ranking, calibration = (
+        _FromCounts(classes, _accuracy),
+        AveragePrecision(classes),
+        ClasswiseCalibrationError(classes),
+    )
+    for metric in (counts, ranking, calibration):
+        metric.update(logits, target)
+    right, predicted, true = counts.counts.double()
+    parts = {"tp": right, "fp": predicted - right, "tn": len(target) - predicted - true + right, "fn": true - right}
+    measures = {name: RATIOS[name](**parts) for name in ("recall", "precision", "f1")}
+    measures |= {"average_precision": ranking.per_class(), "ece": calibration.per_class()}
+    measures = {name: torch.where(true == 0, torch.nan, values) for name, values in measures.items()}
+    return measures | {"n": torch.full_like(true, len(target)), "positives": true}
 
 
 def metric_names(task: str) -> tuple[str, ...]:
     """Metrics of a task, in the order of :data:`METRICS`."""
-    multilabel = (*_OF_MULTILABEL, "f1_samples")
-    return tuple(name for name in METRICS if name in (multilabel if task == "multilabel" else ONE_LABEL))
+    return tuple(name for name in METRICS if name in (_OF_MULTILABEL if task == "multilabel" else ONE_LABEL))
 
 
 def undefined_monitor(monitor: str, task: str, target: Tensor) -> str | None:
@@ -227,12 +287,12 @@ def undefined_monitor(monitor: str, task: str, target: Tensor) -> str | None:
     if len(target) == 0:
         return "it has no rows"
     if task != "multilabel":
-        return "its rows are all of one class" if name == "auroc" and len(target.unique()) == 1 else None
+        return "its rows are all of one class" if name in _RANKING and len(target.unique()) == 1 else None
     if not (target >= 0).any():
         return "it has no labelled cells"
     has_both = (target == 0).any(0) & (target > 0).any(0)
-    pooled = name.endswith("_micro") or name in ("accuracy", "f1_samples")
-    if name == "auroc_micro":
+    pooled = name.endswith("_micro") or name in ("accuracy", "f1_samples", "nll", "brier")
+    if name.removesuffix("_micro") in _RANKING and pooled:
         return None if (target == 0).any() and (target > 0).any() else "its labelled cells are all of one class"
     return None if pooled or has_both.any() else "no label has both positive and negative rows"
 
@@ -242,12 +302,16 @@ def classification_metrics(task: str, num_classes: int, names: Sequence[str] = M
 
     accuracy is micro, auroc macro one-vs-rest (two classes: of class 1), f1_macro unweighted over classes, ece the
     expected calibration error of the top probability in 15 equal bins (L1), recall_macro the mean and gmean the
-    geometric mean of the recalls of the classes that occur (balanced accuracy), mcc Matthews' correlation.
+    geometric mean of the recalls of the classes that occur (balanced accuracy), mcc Matthews' correlation,
+    average_precision averaged as auroc, nll the mean negative log-likelihood (nats), brier the squared error of the
+    probabilities (two classes: of class 1, else summed over classes: 0 to 2), classwise_ece the calibration error of
+    the probability of every class, averaged over classes.
 
-    Multi-label: every label is a separate decision at probability 0.5; auroc, accuracy, recall, precision, f1, mcc and
-    gmean (of sensitivity and specificity), averaged over all labelled cells (``_micro``), over labels (``_macro``) and
-    over labels weighted by their positives (``_weighted``); accuracy alone is micro, auroc alone macro. f1_samples is
-    over rows; no ece. See :class:`LabelMetrics`.
+    Multi-label: every label is a separate decision at probability 0.5; auroc, accuracy, recall, precision, f1, mcc,
+    gmean (of sensitivity and specificity) and average_precision, averaged over all labelled cells (``_micro``), over
+    labels (``_macro``) and over labels weighted by their positives (``_weighted``); accuracy alone is micro, auroc and
+    average_precision alone macro. f1_samples is over rows; nll and brier are over labelled cells; classwise_ece is over
+    labels; no ece. See :class:`LabelMetrics`.
 
     Values in degenerate cases are those of scikit-learn where it defines one (ties count one half in its AUROC), and
     NaN, shown as an en dash, where no value is defined:
@@ -266,6 +330,10 @@ def classification_metrics(task: str, num_classes: int, names: Sequence[str] = M
     gmean           predicted
     mcc             counts in the predicted        0 where the target or the prediction has one class: no
                     classes                        association can be seen
+    average_        is left out of the mean        one class or one row: NaN, precision would be 1 whatever the
+    precision                                      scores; constant scores: the share of positives
+    nll, brier,     counts with its probability    as always; rows that are wrong with certainty have a finite
+    classwise_ece                                  nll, since it is computed from logits
     ==============  =============================  =======================================================
 
     A class that is never predicted has recall 0 and F1 0 if it is true. Multi-label: a label with one class among its

@@ -1,7 +1,7 @@
 """Adding a method, a recovery method, a data set, a metric and a scenario, from the text of the guides.
 
-The first three are two files each, a metric is an edit of one file, a scenario one file and a line of the registry. The
-contracts then cover them without further changes.
+The first three are two files each, a metric is a line of the configuration, a scenario one file and a line of the
+registry. The contracts then cover them without further changes.
 """
 
 from __future__ import annotations
@@ -51,10 +51,6 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert not (ROOT / path).exists()
         (root / path).write_text(files[path])
     guide = (ROOT / "docs" / "your-method.md").read_text()
-    (metric_import,) = re.findall(r"`(from torchmetrics\S* import \w+)`", guide)
-    (metric,) = re.findall(r'`("\w+": \w+)`', guide)
-    edit(root / "utils" / "metrics.py", "from torchmetrics import", f"{metric_import}\n\\g<0>")
-    edit(root / "utils" / "metrics.py", r"^ONE_LABEL: .* = \{\n", rf"\g<0>    {metric},\n")
     (kind,) = re.findall(r"line\s`(\w+),`", guide)
     (kind_import,) = re.findall(r"`(from datasets\.missingness\.\w+ import \w+)`", guide)
     edit(root / "datasets" / "missingness" / "parse.py", r"^(SCENARIOS: [^)]*)\)", rf"\g<1>    {kind},\n)")
@@ -91,7 +87,8 @@ def run(checkout: Path, *overrides: str) -> None:
 def test_a_new_method_on_a_new_data_set_runs_every_stage(checkout: Path) -> None:
     stages = "stages=[prepare,fit,test,report,export]"
     small = ["model.training.max_epochs=2", "model.training.batch_size=8"]
-    run(checkout, "model=Mine", stages, *small, "missing.test=[none,whole_0,failure_1_0.25]")
+    (metric,) = re.findall(r"`(\+metrics\.\S+)`", (ROOT / "docs" / "your-method.md").read_text())
+    run(checkout, "model=Mine", stages, *small, metric, "missing.test=[none,whole_0,failure_1_0.25]")
     folder = checkout / "outputs" / "Animals" / "Mine" / "default" / "seed0"
     results = pd.read_csv(folder / "results.csv")
     scenarios = ["none", "whole_0", "failure_1_0.25"]

@@ -21,8 +21,8 @@ from trainers import run as pipeline
 from trainers.evaluate import accuracy_table, predict
 from trainers.loading import Run
 from trainers.report.page import write_report
-from utils import auroc
 from utils.errors import UserError
+from utils.ranking import AUROC
 from utils.safe_pickle import read_tensors
 
 TINY = ["model=DynamicTransformer", "model.training.batch_size=16", "stages=[fit]", "model.module.prototype_start=1"]
@@ -145,7 +145,7 @@ def test_fit_looks_at_the_monitor_before_it_writes_anything(composed, tmp_path: 
 
 
 def test_results_are_written_though_one_metric_fails(composed, tmp_path: Path, monkeypatch, caplog) -> None:
-    def fail(self: auroc.AUROC) -> torch.Tensor:
+    def fail(self: AUROC) -> torch.Tensor:
         raise MemoryError("57.7 GB\nof log-odds")
 
     settings = [s for s in TINY if not s.startswith("stages")]
@@ -153,13 +153,13 @@ def test_results_are_written_though_one_metric_fails(composed, tmp_path: Path, m
     settings += ["model.training.max_epochs=1", f"paths.output={tmp_path}"]
     with monkeypatch.context() as patched:
         patched.setattr(IncompleteClassifier, "on_validation_epoch_end", lambda self: None)
-        patched.setattr(auroc.AUROC, "compute", fail)
+        patched.setattr(AUROC, "compute", fail)
         pipeline.run(composed(*settings))
     folder = next(tmp_path.rglob("results.csv")).parent
     assert (folder / "DONE").is_file() and (folder / "predictions" / "none.npz").is_file()
     frame = pd.read_csv(folder / "results.csv", keep_default_na=False)
     empty = frame[frame["value"] == ""]
-    assert set(empty["metric"]) == {"auroc"} and len(empty) == frame["scenario"].nunique() == 2
+    assert set(empty["metric"]) == {"auroc", "average_precision"} and len(empty) == 2 * frame["scenario"].nunique() == 4
     assert "metric 'auroc'" in caplog.text and "failed (MemoryError: 57.7 GB)" in caplog.text
     # Every scenario's realised rate, from its mask; the one that cannot have its rate was pointed out.
     rates = frame.groupby("scenario")["missing_rate"].first().astype(float)

@@ -11,19 +11,23 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import log_softmax
 from sklearn.metrics import (
     accuracy_score,
+    average_precision_score,
     balanced_accuracy_score,
+    brier_score_loss,
     f1_score,
+    log_loss,
     matthews_corrcoef,
     precision_score,
     recall_score,
     roc_auc_score,
 )
 from torch import Tensor
+from torchmetrics.classification import BinaryCalibrationError, MulticlassAveragePrecision
 
 from tests import slow_twin as twin
-from utils.auroc import binary_auroc, log_odds
 from utils.metrics import (
     METRICS,
     LabelMetrics,
@@ -31,6 +35,7 @@ from utils.metrics import (
     metric_names,
     undefined_monitor,
 )
+from utils.ranking import binary_auroc, log_odds
 
 
 def predictions(n: int, classes: int, seed: int, scale: float = 2.0) -> tuple[Tensor, Tensor]:
@@ -66,6 +71,22 @@ def test_multiclass_metrics_equal_scikit_learn(classes: int, seed: int) -> None:
     auroc = roc_auc_score(target, probabilities, multi_class="ovr", average="macro")
     assert found["auroc"] == pytest.approx(auroc, abs=1e-6)
     assert found["ece"] == pytest.approx(twin.calibration_error(probabilities.tolist(), target.tolist(), 15), abs=1e-5)
+    precision = average_precision_score(np.eye(classes)[target], probabilities)
+    assert found["average_precision"] == pytest.approx(precision, abs=1e-6)
+    of_torchmetrics = MulticlassAveragePrecision(classes)(torch.from_numpy(probabilities), target)
+    assert found["average_precision"] == pytest.approx(float(of_torchmetrics), abs=1e-5)
+    assert found["nll"] == pytest.approx(log_loss(target, probabilities), abs=1e-6)
+    assert found["brier"] == pytest.approx(brier_score_loss(target, probabilities), abs=1e-6)
+    assert found["classwise_ece"] == pytest.approx(of_each_class(probabilities, np.eye(classes)[target]), abs=1e-6)
+
+
+def of_each_class(probabilities: np.ndarray, outcomes: np.ndarray) -> float:
+    """Mean calibration error of the probabilities (N, C) of classes with labelled cells (>= 0), from torchmetrics."""
+    error, values = BinaryCalibrationError(n_bins=15), []
+    for column, outcome in zip(torch.from_numpy(probabilities).float().T, torch.from_numpy(outcomes).long().T):
+        is_labelled = outcome >= 0
+        values.append(float(error(column[is_labelled].clamp(max=1 - 2.0**-24), outcome[is_labelled])))
+    return float(np.mean(values))
 
 
 @pytest.mark.parametrize("task", ["binary", "multiclass"])
@@ -77,6 +98,9 @@ def test_two_classes_equal_scikit_learn(task: str) -> None:
     assert found["accuracy"] == pytest.approx(accuracy_score(target, probabilities[:, 1] > 0.5), abs=1e-6)
     assert found["auroc"] == pytest.approx(roc_auc_score(target, probabilities[:, 1]), abs=1e-6)
     assert found["f1_macro"] == pytest.approx(f1_score(target, probabilities.argmax(1), average="macro"), abs=1e-6)
+    assert found["average_precision"] == pytest.approx(average_precision_score(target, probabilities[:, 1]), abs=1e-6)
+    assert found["nll"] == pytest.approx(log_loss(target, probabilities), abs=1e-6)
+    assert found["brier"] == pytest.approx(brier_score_loss(target, probabilities[:, 1]), abs=1e-6)
     assert found["ece"] == pytest.approx(twin.calibration_error(probabilities.tolist(), target.tolist(), 15), abs=1e-5)
 
 
@@ -122,8 +146,8 @@ def test_saturated_confidence_belongs_to_the_last_bin() -> None:
 
 
 def test_unknown_name_and_task_are_refused() -> None:
-    with pytest.raises(ValueError, match="unknown metric 'brier', known are accuracy"):
-        classification_metrics("multiclass", 3, ("accuracy", "brier"))
+    with pytest.raises(ValueError, match="unknown metric 'kappa', known are accuracy"):
+        classification_metrics("multiclass", 3, ("accuracy", "kappa"))
     with pytest.raises(ValueError, match="ranking"):
         classification_metrics("ranking", 3)
 
@@ -152,10 +176,17 @@ def test_several_labels_equal_scikit_learn_on_the_labelled_cells() -> None:
         if cells:  # a row without a labelled cell says nothing
             rows.append(f1_score([t for _, t in cells], [float(s) for s, _ in cells], zero_division=0))
     assert len(rows) < 120 and found["f1_samples"] == pytest.approx(np.mean(rows), abs=1e-6)
+    truth, probability = (torch.cat([torch.tensor(part[i]) for part in columns]).double() for i in (0, 1))
+    probability = probability.sigmoid()
+    assert found["nll"] == pytest.approx(log_loss(truth, probability), abs=1e-6)
+    assert found["brier"] == pytest.approx(brier_score_loss(truth, probability), abs=1e-6)
+    errors = of_each_class(logits.sigmoid().numpy(), target.numpy())
+    assert found["classwise_ece"] == pytest.approx(errors, abs=1e-6)
 
 
 MEASURES = {
     "auroc": lambda y, x: roc_auc_score(y, x),
+    "average_precision": lambda y, x: average_precision_score(y, x),
     "accuracy": lambda y, x: accuracy_score(y, x > 0),
     "recall": lambda y, x: recall_score(y, x > 0, zero_division=0),
     "precision": lambda y, x: precision_score(y, x > 0, zero_division=0),
@@ -189,7 +220,7 @@ def test_measures_of_each_label_and_their_averages_equal_scikit_learn_on_masked_
         np.testing.assert_allclose(each[measure], expected, atol=1e-6)
         there = ~np.isnan(expected)
         if there.any():
-            macro = found["auroc" if measure == "auroc" else f"{measure}_macro"]
+            macro = found[measure if measure in ("auroc", "average_precision") else f"{measure}_macro"]
             assert float(macro) == pytest.approx(expected[there].mean(), abs=1e-6)
             weighted = np.average(expected[there], weights=positives[there])
             assert float(found[f"{measure}_weighted"]) == pytest.approx(weighted, abs=1e-6)
@@ -199,7 +230,7 @@ def test_measures_of_each_label_and_their_averages_equal_scikit_learn_on_masked_
             micro = found["accuracy" if measure == "accuracy" else f"{measure}_micro"]
             assert float(micro) == pytest.approx(score(*pooled), abs=1e-6)
     if not 0 < pooled[0].sum() < len(pooled[0]):
-        assert math.isnan(found["auroc_micro"])
+        assert math.isnan(found["auroc_micro"]) and math.isnan(found["average_precision_micro"])
 
 
 def test_metrics_of_several_labels_by_name() -> None:
@@ -245,11 +276,13 @@ def test_auroc_orders_confident_rows_as_scikit_learn_orders_their_logits(scale: 
 
 
 def of_scikit_learn(logits: Tensor, target: Tensor) -> dict[str, float]:
-    """Every metric of one label but ece, from scikit-learn; NaN where it defines none."""
+    """Every metric of one label but ece, from scikit-learn and torchmetrics; NaN where they define none."""
     guess, truth = logits.argmax(1).numpy(), target.numpy()
     odds = logits.double().numpy()
     classes = [1] if odds.shape[1] == 2 else range(odds.shape[1])
     scores = [odds[:, c] - np.log(np.exp(np.delete(odds, c, axis=1)).sum(1)) for c in classes]
+    if len(classes) == 1:
+        scores = [odds[:, 1] - odds[:, 0]]  # keeps ties, which the logarithm of an exponential would break
     pairs = [(truth == c, score) for c, score in zip(classes, scores) if 0 < (truth == c).sum() < len(truth)]
     recalls = recall_score(truth, guess, labels=np.unique(truth), average=None)
     with warnings.catch_warnings():
@@ -261,6 +294,12 @@ def of_scikit_learn(logits: Tensor, target: Tensor) -> dict[str, float]:
             "recall_macro": balanced_accuracy_score(truth, guess),
             "mcc": matthews_corrcoef(truth, guess),
             "gmean": np.prod(recalls) ** (1 / len(recalls)),
+            "average_precision": np.mean([average_precision_score(y, x) for y, x in pairs]) if pairs else np.nan,
+            "nll": -log_softmax(odds, axis=1)[np.arange(len(truth)), truth].mean(),  # log_loss clips
+            "brier": brier_score_loss(truth, logits.double().softmax(1), labels=range(odds.shape[1]))
+            if odds.shape[1] > 2
+            else brier_score_loss(truth, logits.double().softmax(1)[:, 1], labels=[0, 1]),
+            "classwise_ece": of_each_class(logits.softmax(1).numpy(), np.eye(odds.shape[1])[truth]),
         }
 
 
@@ -299,7 +338,7 @@ def test_degenerate_input_equals_scikit_learn(case: str, classes: int) -> None:
     logits, target = degenerate(case, classes)
     values = computed(logits, target, classes=classes, task="binary" if classes == 2 else "multiclass")
     expected = of_scikit_learn(logits, target)
-    assert {name: values[name] for name in expected} == pytest.approx(expected, abs=1e-6, nan_ok=True)
+    assert {n: values[n] for n in expected} == pytest.approx(expected, rel=1e-6, abs=1e-6, nan_ok=True)
     confidences = logits.double().softmax(1)
     error = twin.calibration_error(confidences.tolist(), target.tolist(), 15)
     assert values["ece"] == pytest.approx(error, abs=1e-5)
@@ -325,6 +364,22 @@ def test_all_labels_unlabelled_or_of_one_class() -> None:
     assert one["f1_micro"] == pytest.approx(f1_score(np.ones(15), said.ravel()))
     assert one["f1_samples"] == pytest.approx(f1_score(np.ones((5, 3)), said, average="samples", zero_division=0))
     assert one["mcc_micro"] == matthews_corrcoef(np.ones(15), said.ravel()) == 0
+    assert math.isnan(one["average_precision"]) and math.isnan(one["classwise_ece"])
+    assert one["nll"] == pytest.approx(log_loss(np.ones(15), logits.sigmoid().flatten(), labels=[0, 1]), abs=1e-6)
+
+
+def test_scores_that_are_zero_in_the_first_batch_are_kept_apart() -> None:
+    """Metrics of a collection that agree after one update must not be taken for the same."""
+    metrics = classification_metrics("multiclass", 3, ("nll", "brier"))
+    metrics.update(1e4 * torch.eye(3), torch.arange(3))
+    metrics.update(torch.zeros(1, 3), torch.tensor([0]))
+    values = metrics.compute()
+    assert float(values["nll"]) == pytest.approx(math.log(3) / 4) and float(values["brier"]) == pytest.approx(1 / 6)
+
+
+def test_a_wrong_row_of_certainty_has_a_finite_negative_log_likelihood() -> None:
+    values = computed(torch.tensor([[200.0, 0.0]]), torch.tensor([1]), "nll", "brier", classes=2, task="binary")
+    assert values == {"nll": pytest.approx(200), "brier": pytest.approx(1)}
 
 
 @settings(max_examples=50, deadline=None)

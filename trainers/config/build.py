@@ -33,6 +33,7 @@ from trainers.quiet import quiet_lightning
 from utils.errors import UserError
 from utils.progress import is_interactive
 from utils.signatures import constructor_arguments
+from utils.user_metrics import UserMetrics
 
 Part = TypeVar("Part")
 # Arguments of data modules that are no plain setting: :func:`build_data` sets them, and a few classes take a name.
@@ -292,6 +293,26 @@ def build_selection(cfg: DictConfig, tail: str = "robust") -> Any:
     if node.threshold == "auto":
         node.threshold = 0.0
     return make(node, "model.selection")
+
+
+def build_metrics(cfg: DictConfig, data: MultimodalDataModule) -> UserMetrics:
+    """The metrics of ``cfg.metrics``, checked; their arguments for the task and the number of classes are those of the
+    data, unless they are given.
+
+    Raises:
+        UserError: a metric that does not fit the data.
+    """
+    metrics = {}
+    of_data = {"task": data.task, "num_classes": data.num_classes, "num_labels": data.num_classes}
+    if data.task == "multilabel":
+        of_data["ignore_index"] = -1
+    for name, node in (cfg.get("metrics") or {}).items():
+        known = inspect.signature(get_object(node._target_)).parameters
+        arguments = {key: value for key, value in of_data.items() if key in known and key not in node}
+        metrics[str(name)] = make(node, f"metrics.{name}", **arguments)
+    result = UserMetrics(metrics, data.task, data.num_classes)
+    result.check()
+    return result
 
 
 def build_loggers(cfg: DictConfig, directory: Path) -> list[pl.loggers.Logger]:

@@ -132,6 +132,8 @@ def _unknown_key(cfg: DictConfig, override: Override) -> str | None:
             is_open = isinstance(node, DictConfig) and ("_target_" in node or parts[0] in ("logger", "trainer"))
             if override.is_add() and is_open and depth == len(parts) - 1:
                 return None
+            if override.is_add() and parts[0] == "metrics" and depth:
+                return None
             key, where = ".".join(parts[: depth + 1]), ".".join(parts[:depth]) or "the configuration"
             hint = f"; it is {RENAMED_KEYS[key]} now" if key in RENAMED_KEYS else nearest(part, known)
             return f"unknown key '{override.key_or_group}': {where} has no '{part}'{hint}"

@@ -25,6 +25,7 @@ CHECKS = (
     files.check_input_sizes,
     files.check_folders,
     targets.check_targets,
+    targets.check_metrics,
 )
 
 

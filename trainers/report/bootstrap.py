@@ -9,18 +9,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.auroc import log_odds
-from utils.metrics import RATIOS, metric_names
+from utils.metrics import AVERAGES, RATIOS, metric_names
+from utils.probabilities import BINS, brier_score, calibration_gaps, negative_log_likelihood
+from utils.ranking import log_odds
 
 log = logging.getLogger(__name__)
 
 DRAWS = 1000
 SEED = 0
-# Rows x classes up to which AUROC is resampled: above, the 1000 resamples of one file take minutes.
-AUROC_CELLS = 400_000
+# Rows x classes up to which orders and bins are resampled: above, the 1000 resamples of one file take minutes.
+MAX_CELLS = 400_000
 CHUNK_CELLS = 2**24
 # Metrics of one label that :func:`_of_classes` computes.
-OF_CLASSES = ("accuracy", "auroc", "f1_macro", "ece", "recall_macro", "mcc", "gmean")
+OF_CLASSES = (
+    *("accuracy", "auroc", "f1_macro", "ece", "recall_macro", "mcc", "gmean"),
+    *("average_precision", "nll", "brier", "classwise_ece"),
+)
 
 
 def row_counts(rows: int) -> Iterator[np.ndarray]:
@@ -44,25 +48,75 @@ def resampled(data: Mapping[str, np.ndarray], metric: str) -> np.ndarray | None:
         metric: of :data:`utils.metrics.METRICS`.
 
     Returns:
-        (DRAWS,) values, NaN where a resample defines none; None for other metrics, and (logged) for AUROC with so many
-        rows and classes that it would take too long.
+        (DRAWS,) values, NaN where a resample defines none; None for other metrics, and (logged) for AUROC, average
+        precision and classwise_ece with so many rows and classes that it would take too long.
     """
     logits, target = torch.from_numpy(data["logits"]), torch.from_numpy(data["target"])
     task = "multilabel" if target.ndim == 2 else "multiclass"
     if metric not in (metric_names(task) if task == "multilabel" else OF_CLASSES) or not len(target):
         return None
-    if metric.startswith("auroc") and logits.numel() > AUROC_CELLS:
+    if metric.startswith(("auroc", "average_precision", "classwise_ece")) and logits.numel() > MAX_CELLS:
         log.warning(
             "report: no bootstrap of %s on %d rows and %d classes, which would take too long: tests.csv is empty there",
             *(metric, *logits.shape),
         )
         return None
-    value = _of_labels(logits, target, metric) if target.ndim == 2 else _of_classes(logits, target, metric)
+    if metric in ("nll", "brier"):
+        value = _mean_score(logits, target, metric)
+    elif metric == "classwise_ece":
+        value = _classwise_ece(logits, target)
+    else:
+        value = _of_labels(logits, target, metric) if target.ndim == 2 else _of_classes(logits, target, metric)
     return np.concatenate([value(torch.from_numpy(counts)).numpy() for counts in row_counts(len(target))])
 
 
-def _auroc(scores: Tensor, is_positive: Tensor, row: Tensor | None = None) -> Callable[[Tensor], Tensor]:
-    """Counts (B, N) -> AUROC (B,); ties count one half.
+def _mean_score(logits: Tensor, target: Tensor, metric: str) -> Callable[[Tensor], Tensor]:
+    scores = {"nll": negative_log_likelihood, "brier": brier_score}[metric](logits, target)
+    is_labelled = target.reshape(len(target), -1) >= 0  # (N, C), one column without labels to leave out
+    totals = is_labelled.new_zeros(is_labelled.shape, dtype=torch.float64).masked_scatter_(is_labelled, scores).sum(1)
+    numbers = is_labelled.sum(1).double()
+    return lambda counts: (counts @ totals) / (counts @ numbers)
+
+
+def _classwise_ece(logits: Tensor, target: Tensor) -> Callable[[Tensor], Tensor]:
+    bins, gaps = calibration_gaps(logits, target)
+    is_labelled = target >= 0 if target.ndim == 2 else torch.ones_like(bins, dtype=torch.bool)
+    positive = (target == 1).double() if target.ndim == 2 else None
+
+    def of_class(counts: Tensor, c: int) -> Tensor:
+        in_bin = torch.nn.functional.one_hot(bins[:, c], BINS) * gaps[:, c, None]
+        number = counts @ is_labelled[:, c].double()
+        value = (counts @ in_bin).abs().sum(1) / number
+        if positive is None:
+            return value
+        positives = counts @ positive[:, c]
+        return torch.where((positives == 0) | (positives == number), torch.nan, value)
+
+    return lambda counts: torch.stack([of_class(counts, c) for c in range(logits.shape[1])]).nanmean(0)
+
+
+def _auroc(positive: Tensor, negative: Tensor) -> Tensor:
+    """AUROC (B,); ties count one half.
+
+    Args:
+        positive, negative: (B, G) numbers of rows per distinct score, in ascending order.
+    """
+    below = negative.cumsum(1) - negative / 2
+    return (positive * below).sum(1) / (positive.sum(1) * negative.sum(1))
+
+
+def _average_precision(positive: Tensor, negative: Tensor) -> Tensor:
+    """Average precision (B,), NaN without negatives; arguments as for :func:`_auroc`."""
+    true_positives, predicted = (part.flip(1).cumsum(1).flip(1) for part in (positive, positive + negative))
+    value = (positive * true_positives / predicted.clamp(min=1)).sum(1) / positive.sum(1)
+    return torch.where(negative.sum(1) == 0, torch.nan, value)
+
+
+FORMULAS = {"auroc": _auroc, "average_precision": _average_precision}
+
+
+def _ranking(metric: str, scores: Tensor, is_positive: Tensor, row: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+    """Counts (B, N) -> values (B,) of a metric of :data:`FORMULAS`.
 
     Args:
         scores, is_positive: (K,).
@@ -76,18 +130,17 @@ def _auroc(scores: Tensor, is_positive: Tensor, row: Tensor | None = None) -> Ca
         zeros = counts.new_zeros(len(counts), groups)
         positive = zeros.index_add(1, group[is_positive], weights[:, is_positive])
         negative = zeros.index_add(1, group[~is_positive], weights[:, ~is_positive])
-        below = negative.cumsum(1) - negative / 2
-        return (positive * below).sum(1) / (positive.sum(1) * negative.sum(1))
+        return FORMULAS[metric](positive, negative)
 
     return value
 
 
 def _of_classes(logits: Tensor, target: Tensor, metric: str) -> Callable[[Tensor], Tensor]:
     classes = logits.shape[1]
-    if metric == "auroc":
+    if metric in FORMULAS:
         scores = log_odds(logits)
         chosen = [1] if classes == 2 else range(classes)
-        parts = [_auroc(scores[:, c], target == c) for c in chosen]
+        parts = [_ranking(metric, scores[:, c], target == c) for c in chosen]
         return lambda counts: torch.stack([part(counts) for part in parts]).nanmean(0)
     if metric == "ece":
         confidence, guess = logits.float().softmax(1).clamp(max=1 - 2.0**-24).max(1)
@@ -123,15 +176,16 @@ def _of_labels(logits: Tensor, target: Tensor, metric: str) -> Callable[[Tensor]
         return lambda counts: (counts @ (f1 * has_label)) / (counts @ has_label)
     kinds = (guess & true, guess & ~true & labelled, ~guess & ~true & labelled, ~guess & true)
     cells = [kind.double() for kind in kinds]  # tp, fp, tn, fn: (N, C)
-    measure, _, average = metric.partition("_")
-    average = average or ("macro" if measure == "auroc" else "micro")
+    average = next((average for average in AVERAGES if metric.endswith(f"_{average}")), "")
+    measure = metric.removesuffix(f"_{average}")
+    average = average or ("macro" if measure in FORMULAS else "micro")
     areas = []
-    if measure == "auroc":
+    if measure in FORMULAS:
         columns = [labelled[:, c].nonzero()[:, 0] for c in range(logits.shape[1])]
-        areas = [_auroc(logits[rows, c], true[rows, c], rows) for c, rows in enumerate(columns)]
+        areas = [_ranking(measure, logits[rows, c], true[rows, c], rows) for c, rows in enumerate(columns)]
         rows, column = labelled.nonzero(as_tuple=True)
         if average == "micro":
-            return _auroc(logits[rows, column], true[rows, column], rows)
+            return _ranking(measure, logits[rows, column], true[rows, column], rows)
 
     def value(counts: Tensor) -> Tensor:
         tp, fp, tn, fn = (counts @ cell for cell in cells)

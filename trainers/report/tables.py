@@ -13,7 +13,7 @@ import pandas as pd
 from datasets.missingness.base import RATE_TOLERANCE, slug
 from trainers.report.runs import KEY, scenario_of
 from trainers.report.style import ORACLE_NOTE, is_oracle
-from utils.metrics import LOWER_IS_BETTER, METRICS
+from utils.metrics import LOWER_IS_BETTER, METRICS, NOT_PERCENT
 
 # style: best, second best, other, dagger
 MARKS = {
@@ -61,6 +61,7 @@ def spread(summary: pd.DataFrame) -> str:
 def label(metric: str) -> str:
     """The metric with its unit."""
     is_fraction = metric in METRICS or metric in DIFFERENCES or metric.endswith("_share")
+    is_fraction &= metric not in NOT_PERCENT
     return f"{metric} (%)" if is_fraction else metric
 
 
@@ -89,7 +90,8 @@ def table(summary: pd.DataFrame, metric: str, style: str = "plain", digits: int 
         for mean, sd in zip(rows["mean"], rows["sd"])
     ]
     ranked = rows[~rows["model"].map(is_oracle) & rows["mean"].notna() & (metric in METRICS)]
-    groups = ranked.assign(mean=ranked["mean"].round(digits)).groupby("scenario")["mean"]
+    shown = ranked["mean"].map(lambda mean: float(format(mean, forms[0])))
+    groups = ranked.assign(mean=shown).groupby("scenario")["mean"]
     rank = groups.rank(method="dense", ascending=metric in LOWER_IS_BETTER).where(groups.transform("size") > 1)
     best, second, other, dagger = MARKS[style]
     mark = rank.reindex(rows.index).map({1.0: best, 2.0: second}).fillna(other)

@@ -8,9 +8,14 @@ from typing import Any
 
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
+from torchmetrics import Metric
 
 from utils.checks import nearest
+from utils.metrics import METRICS
 from utils.signatures import known_arguments
+
+EXAMPLE = "torchmetrics.classification.MulticlassCohenKappa"
+OF_SELECTION = ("accepted_share", "iterations")  # further rows of results.csv
 
 
 def target_of(node: DictConfig | None) -> Any:
@@ -39,3 +44,21 @@ def check_targets(cfg: DictConfig, key: str = "") -> Iterator[str]:
         is_plain = not OmegaConf.is_missing(cfg, name) and not OmegaConf.is_interpolation(cfg, name)
         if is_plain and isinstance(cfg[name], DictConfig):
             yield from check_targets(cfg[name], f"{key}.{name}" if key else name)
+
+
+def check_metrics(cfg: DictConfig) -> Iterator[str]:
+    """Metrics of the user: named as no other, and classes of torchmetrics."""
+    metrics = cfg.get("metrics")
+    if metrics is None:
+        return
+    if not isinstance(metrics, DictConfig):
+        yield f"metrics={metrics}: must be a mapping such as {{kappa: {{_target_: {EXAMPLE}}}}}"
+        return
+    for name, node in metrics.items():
+        target = target_of(node) if isinstance(node, DictConfig) else None
+        if name in (*METRICS, *OF_SELECTION):
+            yield f"metrics.{name}: there is a metric of this name already, choose another"
+        elif not isinstance(node, DictConfig) or "_target_" not in node:
+            yield f"metrics.{name}: name a class of torchmetrics in metrics.{name}._target_, such as {EXAMPLE}"
+        elif target is not None and not (isinstance(target, type) and issubclass(target, Metric)):
+            yield f"metrics.{name}._target_={node._target_}: is no metric of torchmetrics, such as {EXAMPLE}"

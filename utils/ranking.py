@@ -1,6 +1,8 @@
-"""Area under the ROC curve from log-odds in float64, for one label and for multi-label tasks."""
+"""Metrics of an order of rows: area under the ROC curve and average precision, from log-odds in float64."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -30,6 +32,24 @@ def binary_auroc(scores: Tensor, is_positive: Tensor) -> Tensor:
         for side in ("left", "right")
     )
     return torch.tensor(twice / (2 * pairs), dtype=torch.float64)
+
+
+def binary_average_precision(scores: Tensor, is_positive: Tensor) -> Tensor:
+    """Mean precision at the scores of the positives; rows of equal score count together, as in scikit-learn.
+
+    Args:
+        scores, is_positive: as for :func:`binary_auroc`.
+
+    Returns:
+        float64 scalar; NaN without positives, without negatives, or where a score is NaN.
+    """
+    values = np.sort(scores.numpy())
+    positives = np.sort(scores.numpy()[is_positive.numpy()])
+    if len(positives) in (0, len(values)) or np.isnan(values[-1]):
+        return torch.tensor(torch.nan, dtype=torch.float64)
+    true_positives = len(positives) - np.searchsorted(positives, positives)
+    predicted = len(values) - np.searchsorted(values, positives)
+    return torch.tensor((true_positives / predicted).mean(), dtype=torch.float64)
 
 
 def log_odds(logits: Tensor, cells: int = 2**20) -> Tensor:
@@ -64,9 +84,13 @@ class AUROC(Metric):
 
     Args:
         num_classes: C.
+
+    Attributes:
+        score: metric of one class, from its scores (N,) and positives (N,).
     """
 
     full_state_update = False
+    score: Callable[[Tensor, Tensor], Tensor] = staticmethod(binary_auroc)
 
     def __init__(self, num_classes: int = 2) -> None:
         super().__init__()
@@ -85,14 +109,24 @@ class AUROC(Metric):
         logits, target = (dim_zero_cat(state) for state in (self.scores, self.target))
         return logits.detach().cpu(), target.detach().cpu()
 
-    def compute(self) -> Tensor:
+    def per_class(self) -> Tensor:
+        """(C,) float64, NaN for a class without positives or negatives."""
         logits, target = self._rows()
-        if self.num_classes == 2:
-            logits = logits.double()
-            return binary_auroc(logits[:, 1] - logits[:, 0], target == 1).to(self.device)
-        scores = log_odds(logits)
-        values = [binary_auroc(column.contiguous(), target == c) for c, column in enumerate(scores.T)]
-        return torch.stack(values).nanmean().to(self.device)
+        columns = log_odds(logits).T
+        return torch.stack([self.score(column.contiguous(), target == c) for c, column in enumerate(columns)])
+
+    def compute(self) -> Tensor:
+        if self.num_classes != 2:
+            return self.per_class().nanmean().to(self.device)
+        logits, target = self._rows()
+        logits = logits.double()
+        return self.score(logits[:, 1] - logits[:, 0], target == 1).to(self.device)
+
+
+class AveragePrecision(AUROC):
+    """Average precision of log-odds, averaged over classes as :class:`AUROC`."""
+
+    score = staticmethod(binary_average_precision)
 
 
 class LabelAUROC(AUROC):
@@ -101,4 +135,10 @@ class LabelAUROC(AUROC):
     def compute(self) -> Tensor:
         scores, target = self._rows()
         columns = [*zip(scores.T, target.T), (scores.flatten(), target.flatten())]
-        return torch.stack([binary_auroc(s[t >= 0], t[t >= 0] == 1) for s, t in columns]).to(self.device)
+        return torch.stack([self.score(s[t >= 0], t[t >= 0] == 1) for s, t in columns]).to(self.device)
+
+
+class LabelAveragePrecision(LabelAUROC):
+    """Average precision (C + 1,) per label and over the cells of all labels, as :class:`LabelAUROC`."""
+
+    score = staticmethod(binary_average_precision)
