@@ -32,6 +32,7 @@ from trainers.config.compose import CONFIGS, compose_config
 from trainers.config.validate import validate
 from trainers.report import distributions, plots, run_data
 from trainers.report.figures import scenarios_at_rate_one
+from trainers.report.outcomes import score_by_class
 from trainers.report.runs import COLUMNS, gather
 from trainers.report.statistics import is_right
 from trainers.report.style import model_styles
@@ -227,14 +228,14 @@ def test_curves_end_with_all_rows(tmp_path: Path) -> None:
 def test_scores_by_class_are_scikit_learns() -> None:
     rng = np.random.default_rng(0)
     logits, target = rng.normal(size=(200, 6)), rng.integers(5, size=200)
-    found = figures.score_by_class(logits, target)
+    found = score_by_class(logits, target)
     np.testing.assert_allclose(found[:5], recall_score(target, logits.argmax(1), average=None, labels=range(5)))
     assert np.isnan(found[5])
     labels = rng.integers(2, size=(200, 6)).astype(float)
     expected = f1_score(labels, logits > 0, average=None)
-    np.testing.assert_allclose(figures.score_by_class(logits, labels), expected)
+    np.testing.assert_allclose(score_by_class(logits, labels), expected)
     labels[:, 3] = 0
-    assert np.isnan(figures.score_by_class(logits, labels)[3])
+    assert np.isnan(score_by_class(logits, labels)[3])
 
 
 @pytest.mark.parametrize("family", ["clip", "vit", "siglip", "ast"])

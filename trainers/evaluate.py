@@ -247,7 +247,7 @@ def _join(pieces: list[Tensor]) -> np.ndarray:
 
 
 def measure(
-    arrays: Mapping[str, np.ndarray], task: str, num_classes: int, user_metrics: UserMetrics | None = None
+    arrays: Mapping[str, np.ndarray], task: str, num_classes: int, user_metrics: UserMetrics
 ) -> tuple[dict[str, float], dict[str, str]]:
     """Classification metrics of one scenario, for a selection the share of accepted recoveries and the rounds per
     sample, and the metrics of the user.
@@ -279,7 +279,7 @@ def measure(
         accepted = (arrays["missing"] & ~arrays["final_missing"]).sum()
         values["accepted_share"] = float(accepted / recovered) if recovered else 0.0
         values["iterations"] = float(arrays["iterations"].mean())
-    for name in user_metrics.metrics if user_metrics else ():
+    for name in user_metrics.metrics:
         try:
             values[name] = user_metrics.compute(name, logits, target)
         except UserError as error:  # the others are written

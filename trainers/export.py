@@ -21,6 +21,7 @@ from trainers.programs import FILES, formats, method_to_export, write_programs
 from utils.calibration import Temperatures, pattern_of
 from utils.errors import UserError
 from utils.subsets import enumerate_subsets
+from utils.user_metrics import UserMetrics
 
 log = logging.getLogger(__name__)
 # Every pattern of missing modalities is calibrated for as long as there are no more than these.
@@ -74,7 +75,7 @@ def on_validation(run: Run, method: Any) -> tuple[Temperatures, list[dict[str, A
     for scenario in scored:
         arrays = outputs[scenario.name]
         rate = data.realised_rate(scenario, masks[scenario.name], cells[scenario.name])
-        values, _ = measure(arrays, data.task, data.num_classes)
+        values, _ = measure(arrays, data.task, data.num_classes, UserMetrics({}, data.task, data.num_classes))
         row = {"scenario": scenario.name, "missing_rate": rate, "n": len(arrays["index"])}
         rows_of_scores += [row | {"metric": metric, "value": value} for metric, value in values.items()]
     return temperatures, rows_of_scores

@@ -30,6 +30,7 @@ from datasets.missingness.base import slug
 from trainers.attention import attention
 from trainers.loading import open_run
 from trainers.report import distributions, pictures
+from trainers.report.outcomes import score_by_class
 from trainers.report.run_data import (
     check_one_data_set,
     class_names,
@@ -127,18 +128,6 @@ def one_model(directories: Sequence[Path], scenarios: Sequence[str]) -> Figure:
         model_styles(list(values)),
         f"{runs[0].dataset}, {models[0]}",
     )
-
-
-def score_by_class(logits: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """(C,) fraction of right rows per class, or F1 per label (targets (N, C), < 0 = not labelled); NaN without rows."""
-    classes = logits.shape[1]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        if target.ndim == 1:
-            right = np.bincount(target[logits.argmax(1) == target], minlength=classes)
-            return right / np.bincount(target, minlength=classes)
-        predicted, true = (logits > 0) & (target >= 0), target > 0
-        score = 2 * (predicted & true).sum(0) / (predicted.sum(0) + true.sum(0))
-        return np.where(true.any(0), score, np.nan)
 
 
 def score_label(target: np.ndarray) -> str:

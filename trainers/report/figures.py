@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from datasets.missingness.base import NOISE_LEVEL, slug
 from datasets.missingness.image_text import ImageText
 from trainers.report import distributions, pictures, plots
+from trainers.report.outcomes import Job, outcome_jobs
 from trainers.report.runs import KEY, REPEAT, FinishedRun, load_arrays, modality_names, scenario_of
 from trainers.report.statistics import is_right
 from trainers.report.style import model_styles, save
@@ -23,8 +24,6 @@ from utils.progress import Progress
 
 log = logging.getLogger(__name__)
 PICTURED = 6  # scenarios per model that get pictures and histograms
-# Section of the page, stem of the file, and the function that draws it.
-Job = tuple[str, str, Callable[[], Figure | None]]
 
 
 def training_sweep(frame: pd.DataFrame) -> pd.DataFrame:
@@ -47,11 +46,12 @@ def draw_figures(
     Args:
         sweep: the summary of :func:`training_sweep`; with it, curves over test rates are those of complete training.
     """
-    jobs = [*_score_jobs(runs, summary, sweep, metrics), *_model_jobs(runs, summary)]
+    outcomes = outcome_jobs(runs, summary, modality_names(runs))
+    jobs = [*_score_jobs(runs, summary, sweep, metrics), *outcomes, *_model_jobs(runs, summary)]
     drawn: dict[str, list[Path]] = {}
     for section, name, draw in Progress(jobs, desc="report: figures", disable=None, leave=False):
         if figure := draw():
-            save(figure, folder / f"{name}.png", pdf=section in metrics)
+            save(figure, folder / f"{name}.png", pdf=section in metrics or section == "outcomes")
             drawn.setdefault(section, []).append(folder / f"{name}.png")
     return drawn
 

@@ -47,6 +47,9 @@ class Report:
 PAGE = Path(__file__).with_name("page.html")
 SECTIONS = {
     "sweep": "Tested on complete data; at rate 0 trained on complete data.",
+    "outcomes": "On complete data and under the scenario with the highest missing rate. Confusion matrices and bins of "
+    "confidence pool the rows of all seeds, the other curves average over seeds. Risk: error rate of the most "
+    "confident rows.",
     "samples": "Missing originals are dimmed, in a dashed frame. Accepted recoveries have a green frame and their "
     "order in brackets; their reward is bold at the step that accepted them.",
     "rewards": "Last reward of each recovery, over all seeds.",

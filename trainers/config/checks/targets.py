@@ -54,7 +54,7 @@ def check_metrics(cfg: DictConfig) -> Iterator[str]:
     if not isinstance(metrics, DictConfig):
         yield f"metrics={metrics}: must be a mapping such as {{kappa: {{_target_: {EXAMPLE}}}}}"
         return
-    for name, node in metrics.items():
+    for name, node in ((str(name), metrics[name]) for name in metrics):
         target = target_of(node) if isinstance(node, DictConfig) else None
         if name in (*METRICS, *OF_SELECTION):
             yield f"metrics.{name}: there is a metric of this name already, choose another"
