@@ -344,6 +344,8 @@ def test_a_story_of_the_guide_runs_from_its_text(
     for i in range(len(modalities)):
         stored = np.load(run.directory / "predictions" / f"whole_{i}.npz")
         assert stored["missing"][:, i].mean() > 0.9
+        judged = stored["rewards"][stored["missing"][:, i], :, i]  # of the modality, recovered from the others
+        assert len(judged) and np.isfinite(judged[:, 0]).all()
     pictured = [m for m in modalities if MODALITIES[m]["kind"] in ("image", "series")]
     shown = np.load(run.directory / "examples" / "whole_0.npz")
     for modality in pictured:
