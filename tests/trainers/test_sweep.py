@@ -96,7 +96,7 @@ def test_the_benchmark_is_methods_seeds_and_scenarios_with_one_report(tmp_path: 
     register()
     with initialize_config_dir(str(CONFIGS), version_base=VERSION_BASE):
         config = compose("config", ["experiment=benchmark"], return_hydra_config=True)
-        values = swept_values(config)
+        values = swept_values([], config.hydra.sweeper.params)
     assert len(values["model"]) >= 14 and len(values["seed"]) == 3
     assert config.dataset.name == "Digits" and len(set(config.missing.test)) == 8
     one = [
