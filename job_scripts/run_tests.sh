@@ -29,5 +29,5 @@ fi
 step "ruff check" ruff check .
 step "ruff format" ruff format --check .
 step "mypy" mypy
-# A process for each core; the files stay whole, since their fixtures train small models.
-step "pytest" pytest -n auto --dist loadfile ${coverage[@]+"${coverage[@]}"} "$@"
+# A process for each core; the files stay whole, since their fixtures train small models, in the order of tests/conftest.py.
+step "pytest" pytest -n auto --dist loadfile --no-loadscope-reorder ${coverage[@]+"${coverage[@]}"} "$@"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,6 +25,27 @@ register()
 ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
 
 Composer = Callable[..., DictConfig]
+# Files of few tests that take a minute or more.
+LONG_FILES = (
+    "benchmarks/test_benchmarks.py",
+    "contracts/test_extending.py",
+    "models/dymo/test_fixed_selection.py",
+    "models/dymo/test_partial_tables.py",
+    "test_cli.py",
+    "test_predictions_page.py",
+    "trainers/test_estimator.py",
+    "trainers/test_forecast.py",
+    "trainers/test_original_checkpoints.py",
+    "trainers/test_quiet.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order files as ``run_tests.sh`` hands them out: those of few long tests first, then those of most tests, so that
+    no process has a long file left when the others are done."""
+    folder, counts = Path(__file__).parent, Counter(item.path for item in items)
+    long_files = {folder / name for name in LONG_FILES}
+    items.sort(key=lambda item: (item.path not in long_files, -counts[item.path]))
 
 
 @pytest.fixture
