@@ -16,12 +16,25 @@ from datasets.description import readable_cells
 from datasets.new_rows import NewRows
 from models.imputers.base import recover_possible
 from trainers.loading import Run
-from trainers.report.cells import MISSING, OBSERVED, RECOVERED, Bars, Cell, Curve, Picture, TableCells, Words
+from trainers.report.cells import (
+    MISSING,
+    OBSERVED,
+    RECOVERED,
+    Bars,
+    Cell,
+    Curve,
+    Frames,
+    Picture,
+    Spectrogram,
+    TableCells,
+    Words,
+)
 from trainers.report.pictures import Block, draw_blocks
 from trainers.report.style import BROWN, DARK_GREEN
 
 MAX_COLUMNS = 24  # tables of more columns, all of them numbers, are drawn as a curve
 MAX_CLASSES = 5
+MAX_FRAMES = 3  # of a clip: first, last and those between at equal steps
 NEUTRAL = "#222222"
 
 
@@ -92,13 +105,15 @@ def cell_of(data: MultimodalDataModule, modality: Modality, content: Tensor, sta
     if modality.kind == "text":
         return Words(data.strings(modality.name, content.cpu())[0].strip("* "))
     array = content[0].float().cpu()
-    if modality.kind in ("image", "video"):
-        if array.ndim == 4:
-            array = array[len(array) // 2]  # the frame in the middle
-        return Picture("", (data.pixels(modality.name, array[None])[0] * 255).round().byte().numpy())
+    if modality.kind in ("image", "series", "video"):
+        pictures = array if modality.kind == "video" else array[None]
+        pixels = (data.pixels(modality.name, pictures) * 255).round().byte().numpy()
+        if len(pixels) == 1:
+            return Picture("", pixels[0])
+        return Frames("", pixels[np.linspace(0, len(pixels) - 1, min(MAX_FRAMES, len(pixels))).round().astype(int)])
     if states is None:  # a sound: a waveform, or a spectrogram whose lowest frequency comes first
         values = array.squeeze().numpy()
-        return Curve("", values, np.full(len(values), OBSERVED)) if values.ndim == 1 else Picture("", values[::-1])
+        return Curve("", values, np.full(len(values), OBSERVED)) if values.ndim == 1 else Spectrogram("", values)
     if len(states) > MAX_COLUMNS and not modality.cardinalities:
         return Curve("", array.numpy(), states)
     values = readable_cells(array[None].numpy(), modality, data.store.meta() or {}).iloc[0]

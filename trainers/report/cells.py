@@ -66,6 +66,37 @@ class Picture(Cell):
 
 
 @dataclass(frozen=True)
+class Spectrogram(Picture):
+    """A sound (frequencies, times), lowest frequency first."""
+
+    @property
+    def size(self) -> tuple[float, float]:
+        return WIDE, SIDE
+
+    def draw(self, ax: Axes, dim: bool) -> None:
+        ax.imshow(self.image, cmap="magma", origin="lower", alpha=0.3 if dim else 1, aspect="auto")
+        note: dict[str, Any] = {"fontsize": 6.5, "color": "white", "transform": ax.transAxes}
+        ax.text(0.985, 0.03, "time →", ha="right", va="bottom", **note)
+        ax.text(0.015, 0.97, "frequency ↑", ha="left", va="top", **note)
+
+
+@dataclass(frozen=True)
+class Frames(Cell):
+    """Frames (T, C, H, W) uint8 of a clip, side by side."""
+
+    frames: np.ndarray
+
+    @property
+    def size(self) -> tuple[float, float]:
+        return len(self.frames) * SIDE, SIDE
+
+    def draw(self, ax: Axes, dim: bool) -> None:
+        gap = np.full((*self.frames.shape[1:3], max(1, self.frames.shape[3] // 32)), 255, dtype=np.uint8)
+        pieces = [piece for frame in self.frames for piece in (gap, frame)][1:]
+        Picture("", np.concatenate(pieces, axis=2)).draw(ax, dim)
+
+
+@dataclass(frozen=True)
 class Words(Cell):
     """The words of ``text``."""
 

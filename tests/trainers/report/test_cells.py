@@ -14,7 +14,9 @@ from trainers.report.cells import (
     Bars,
     Cell,
     Curve,
+    Frames,
     Picture,
+    Spectrogram,
     TableCells,
     Words,
 )
@@ -68,6 +70,22 @@ def test_bytes_are_shown_as_they_are_and_other_numbers_on_their_range() -> None:
     assert image.get_clim() == (0, 255)
     (image,) = axes_of(Picture("", np.linspace(-2, 2, 16).reshape(4, 4))).images
     assert image.get_clim() == (-2, 2)
+
+
+def test_a_spectrogram_rises_from_the_lowest_frequency() -> None:
+    sound = np.arange(12.0).reshape(3, 4)
+    (image,) = axes_of(Spectrogram("", sound)).images
+    np.testing.assert_array_equal(image.get_array(), sound)
+    assert image.origin == "lower" and image.get_cmap().name == "magma"
+
+
+def test_frames_stand_side_by_side_with_a_gap() -> None:
+    frames = np.stack([np.full((3, 4, 64), 10 * i, dtype=np.uint8) for i in range(3)])
+    cell = Frames("", frames)
+    (image,) = axes_of(cell).images
+    row = image.get_array()[0, :, 0]
+    assert cell.size == (3 * SIDE, SIDE) and image.get_array().shape == (4, 3 * 64 + 2 * 2, 3)
+    assert [set(part) for part in np.split(row, [64, 66, 130, 132])] == [{0}, {255}, {10}, {255}, {20}]
 
 
 def test_rewards_that_would_be_rounded_to_zero_keep_their_sign() -> None:
