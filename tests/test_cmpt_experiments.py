@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import functools
 import itertools
-import shlex
 import shutil
-import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,11 +21,13 @@ from sklearn.metrics import f1_score, recall_score
 from models.encoders.adapters import Adapter
 from models.encoders.pretrained import PretrainedEncoder
 from tests.contracts.test_contracts import tiny_transformer
+from tests.makers import calls_of
 from tests.models.cmpt.test_cmpt import build, some_batch
 from tests.models.encoders.test_pretrained import SIZES
 from tests.trainers.report.runs import write_run
-from trainers import attention, figures, published
+from trainers import attention, cmpt_tables, figures, published
 from trainers import run as pipeline
+from trainers.cmpt_tables import Study
 from trainers.config.build import build_data
 from trainers.config.compose import CONFIGS, compose_config
 from trainers.config.validate import validate
@@ -65,16 +66,11 @@ def test_an_experiment_composes_on_its_data(experiment: str) -> None:
 
 
 @pytest.mark.parametrize("table", [*TABLES, *FIGURES, "dymo"])
-def test_the_script_runs_what_a_table_needs(table: str, tmp_path: Path) -> None:
+def test_what_a_table_needs_is_run(table: str, tmp_path: Path) -> None:
     """Its commands compose; after them every cell of CMPT in the published table has a run."""
-    (tmp_path / "job_scripts").mkdir()
-    shutil.copy(ROOT / "job_scripts" / "cmpt_tables.sh", tmp_path / "job_scripts")
-    (tmp_path / "job_scripts" / "_environment.sh").write_text('python() { printf "%q " "$@"; echo; }\n')
-    command = ["bash", "job_scripts/cmpt_tables.sh", table, "demo", "seed=0,1", f"paths.output={tmp_path}/out"]
     for model in ("CMPT", "CMPT_without_proxies"):
         (tmp_path / "out" / "Food101" / model / "complete" / "seed0").mkdir(parents=True)
-    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.splitlines()
-    commands = [shlex.split(line) for line in found if line.startswith(("run.py", "-m "))]
+    commands = list(Study(table, None, ["seed=0,1", f"paths.output={tmp_path}/out"]).commands())
     made = set()
     for arguments in commands:
         if arguments[0] == "run.py":
@@ -108,14 +104,38 @@ def test_the_script_runs_what_a_table_needs(table: str, tmp_path: Path) -> None:
     assert len(totals) == (table in ("table_3", "table_4"))
 
 
-def test_an_unknown_table_is_said(tmp_path: Path) -> None:
-    (tmp_path / "job_scripts").mkdir()
-    shutil.copy(ROOT / "job_scripts" / "cmpt_tables.sh", tmp_path / "job_scripts")
-    (tmp_path / "job_scripts" / "_environment.sh").write_text("")
-    done = subprocess.run(
-        ["bash", "job_scripts/cmpt_tables.sh", "table_6", "demo"], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.returncode == 2 and "there is no 'table_6'" in done.stderr
+def test_the_script_names_the_folder_from_the_root(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for data, folder in (("demo", "demo"), ("data", str(tmp_path / "data"))):
+        (call,) = calls_of(tmp_path, "cmpt_tables.sh", "table_8", data, "seed=0,1")
+        assert call == ["-m", "trainers.cmpt_tables", "table_8", folder, "seed=0,1"]
+
+
+def test_commands_run_until_one_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    codes, calls = iter((0, 3)), []
+
+    def run(command: list[str]) -> SimpleNamespace:
+        calls.append(command)
+        return SimpleNamespace(returncode=next(codes))
+
+    monkeypatch.setattr(cmpt_tables.subprocess, "run", run)
+    with pytest.raises(SystemExit) as ended:
+        cmpt_tables.main(["table_1", str(tmp_path), "seed=0"])
+    assert ended.value.code == 3 and [command[:2] for command in calls] == [[sys.executable, "run.py"]] * 2
+    assert "paths.output=outputs" in calls[0] and f"paths.data={tmp_path}" in calls[0]
+
+
+def test_an_unknown_table_and_absent_lists_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="there is no 'table_6': choose from table_1, "):
+        Study("table_6", None, [])
+    monkeypatch.delenv("KINETICS_LISTS", raising=False)
+    with pytest.raises(UserError, match=rf"my_test.txt: put them into {tmp_path}/KineticsSound, or set KINETICS_LISTS"):
+        list(Study("table_4", tmp_path, []).commands())
+    for name in ("my_train.txt", "my_test.txt"):
+        (tmp_path / name).touch()
+    monkeypatch.setenv("KINETICS_LISTS", str(tmp_path))
+    last_run = list(Study("table_4", tmp_path, []).commands())[2]
+    assert {f"dataset.lists={tmp_path}", "dataset.num_classes=31"} <= set(last_run)
 
 
 # ---------------------------------------------------------------------------------------------------- published numbers
