@@ -15,7 +15,7 @@ from trainers.config.compose import VERSION_BASE, register, with_parts
 from trainers.config.help import help_text
 from trainers.config.overrides import check_overrides
 from trainers.sweep import Sweep, is_job_of_sweep, prepare_job
-from utils.errors import UserError
+from utils.errors import UserError, user_error
 
 register()
 
@@ -31,8 +31,10 @@ def main(cfg: DictConfig) -> float | None:
         return run_stages(prepare_job(cfg))  # trainers.sweep reports errors, and goes on with the next job
     try:
         return run_stages(cfg)
-    except UserError as error:
-        fail(error)
+    except Exception as error:
+        if (problem := user_error(error)) is None:
+            raise
+        fail(problem)
     return None
 
 
@@ -67,6 +69,10 @@ if __name__ == "__main__":
         logging.basicConfig(format="[%(levelname).1s] %(message)s")
         fail(problem)
     Sweep.failed = 0
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        logging.getLogger("error").error("interrupted: run the same command to go on")
+        sys.exit(130)
     if Sweep.failed:
         sys.exit(2)

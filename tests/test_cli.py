@@ -6,6 +6,7 @@ import csv
 import json
 import logging
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from sklearn import metrics as sk
 
 from datasets.missingness import mask_hash
 from trainers import fit as fit_module
+from trainers import run as pipeline
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = "stages=[prepare,impute,fit,gaussian,test,report]"
@@ -128,7 +130,7 @@ def refused(result: Result, *messages: str) -> None:
         ("+unknown=1", "unknown key 'unknown'"),
         ("model=DyMoo", "model=DyMoo: there is no such option; did you mean 'DyMo'?"),
         ("dataset=polymnist", "dataset=polymnist: there is no such option; known are AVE, Arrays, CAD, "),
-        ("imputer=null", "imputer=null: leave it out, or choose one of CMVAE, IMI, "),
+        ("imputer=null", "imputer=null: leave it out, or choose one of CMVAE, Chain, IMI, "),
         ("seed=", "seed=: must be a whole number at least 0"),
         ("seed", "cannot read the overrides"),
         ("seed=null", "seed=null: must be a whole number"),
@@ -297,6 +299,34 @@ def test_a_wrong_checkpoint_is_refused_by_name(finished, command: Command, tmp_p
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("limit", [100_000, 1_000_000])
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(command: Command, tmp_path: Path, limit: int) -> None:
+    """A limit of the size of files, which the packed store exceeds, or the checkpoint."""
+    arguments = ["model=ModDrop", "model.training.max_epochs=1", "stages=[prepare,fit,test]", "missing.test=[none]"]
+    arguments += [f"paths.cache={tmp_path / 'cache'}", "dataset.monitor=null"]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+    try:
+        refused(command(*arguments), "and run the same command again")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.rglob("DONE")) and not [
+        path for path in tmp_path.rglob(".*") if path.suffix != ".lock" and path.name != ".lock"
+    ]
+    code, lines = command(*arguments)
+    assert code == 0 and len(list(tmp_path.rglob("DONE"))) == 1, lines
+
+
+def test_an_interruption_outside_training_is_one_line(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(pipeline.STAGES, "prepare", interrupted)
+    code, lines = command("model=ModDrop", "stages=[prepare]")
+    assert code == 130 and lines[-1] == "[E] interrupted: run the same command to go on"
+    assert not any("Traceback" in line for line in lines)
+
+
 def test_the_real_process_ends_with_status_2_and_one_line_each(tmp_path: Path, polymnist_root: Path) -> None:
     """As above, through the shell's eyes."""
     arguments = [*tiny(polymnist_root, tmp_path, tmp_path / "out"), "missing.test=[random_1.2,randm_0.4]"]
@@ -326,7 +356,8 @@ def test_a_whole_run_writes_every_named_file(finished) -> None:
     assert sorted(f.name for f in base.iterdir()) == ["DyMo", "DynamicTransformer", "imputer_MoPoE", "report"]
     tested, trained, imputed = (base / m / "default" / "seed0" for m in ("DyMo", "DynamicTransformer", "imputer_MoPoE"))
     npz = [f"{s}.npz" for s in SCENARIOS]
-    made = "DONE config.yaml environment.json examples masks predictions results.csv selection_validation.csv stages"
+    made = "DONE config.yaml environment.json examples masks predictions"
+    made += " results.csv results_per_class.csv selection_validation.csv stages"
     assert sorted(f.name for f in tested.iterdir()) == made.split()
     assert sorted(f.name for f in (tested / "masks").iterdir()) == sorted(npz + [f"{s}.json" for s in SCENARIOS])
     assert sorted(f.name for f in (tested / "examples").iterdir()) == sorted(npz[1:])  # nothing is missing in none

@@ -26,7 +26,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from trainers.config.overrides import swept_values
-from utils.errors import UserError
+from utils.errors import UserError, user_error
 from utils.progress import duration
 
 log = logging.getLogger(__name__)
@@ -72,8 +72,9 @@ class Sweep(Callback):
         error = None
         if job_return.status == JobStatus.FAILED:
             problem = job_return._return_value
-            error = str(problem) if isinstance(problem, UserError) else repr(problem)
-            if not isinstance(problem, UserError):
+            known = user_error(problem)
+            error = repr(problem) if known is None else str(known)
+            if known is None:
                 log.error("%s", "".join(traceback.format_exception(problem)))
             for line in error.splitlines():
                 log.error(line)
