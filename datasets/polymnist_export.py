@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from datasets.missingness.mask_files import write_dymo_csv
 from datasets.polymnist import PolyMNIST
 from datasets.polymnist_build import VIEWS
 from utils.errors import UserError
+from utils.files import temporary_beside
 from utils.progress import Progress
 
 
@@ -35,7 +35,7 @@ def write_official_layout(data: PolyMNIST, folder: str | Path, scenarios: Sequen
     splits = {name: data.split(name) for name in SPLITS if data.has_split(name)}
     if not splits:
         raise UserError(f"no packed data in {data.store.folder}: run the stage 'prepare' first (stages=[prepare])")
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    temporary = temporary_beside(folder)
     try:
         with Progress(total=len(VIEWS) * sum(map(len, splits.values())), desc="writing PNG", unit="file") as progress:
             for name, split in splits.items():

@@ -2,7 +2,7 @@
 
 ::
 
-    <store>/meta.json                      counts, class names, seed, source, format version
+    <store>/meta.json                      counts, checksums, class names, seed, source, format version
     <store>/<split>/<modality>.npy         (N, *shape), uint8 for images (0..255), int32 token ids, else float32
     <store>/<split>/target.npy             (N,) int64, or (N, C) float32
     <store>/<split>/name.npy               (N,) file stems of the source, optional
@@ -23,17 +23,17 @@ import json
 import logging
 import os
 import shutil
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from utils.checksums import checksums, verify
 from utils.errors import UserError
-from utils.files import replacing
+from utils.files import replacing, temporary_beside
 
 log = logging.getLogger(__name__)
 
@@ -46,17 +46,31 @@ class PackedSplit:
     Args:
         folder: of the arrays.
         rows: use only these rows (sorted), None = all.
+        files: checksums of the arrays by file name, verified when an array is opened; absent in older stores.
     """
 
-    def __init__(self, folder: Path, rows: np.ndarray | None = None) -> None:
-        self.folder, self.rows = folder, rows
-        self._n = len(np.load(folder / "target.npy", mmap_mode="r"))
-        nan_file = folder / "nan_rows.npy"
+    def __init__(self, folder: Path, rows: np.ndarray | None = None, files: Mapping[str, str] | None = None) -> None:
+        self.folder, self.rows, self.files = folder, rows, files or {}
+        self._n = len(self._load("target", mmap_mode="r"))
         self.nan_rows = None
-        if nan_file.exists():
-            self.nan_rows = np.load(nan_file)
+        if self.has("nan_rows"):
+            self.nan_rows = self._load("nan_rows")
             if rows is not None:
                 self.nan_rows = self.nan_rows[rows]
+
+    def _load(self, name: str, mmap_mode: Literal["r", "c"] | None = None) -> np.ndarray:
+        """
+        Raises:
+            UserError: the file is absent, damaged, or not as it was written.
+        """
+        file = self.folder / f"{name}.npy"
+        fix = f"delete the folder {self.folder.parent}, and stage 'prepare' writes it again"
+        if file.name in self.files:
+            verify(file, self.files[file.name], fix)
+        try:
+            return np.load(file, mmap_mode=mmap_mode)
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"{file} cannot be read ({error}): {fix}") from None
 
     def __len__(self) -> int:
         return self._n if self.rows is None else len(self.rows)
@@ -72,20 +86,18 @@ class PackedSplit:
 
     def array(self, name: str) -> np.ndarray:
         """Memory-mapped array (copy on write) with all rows of the file."""
-        return np.load(self.folder / f"{name}.npy", mmap_mode="c")
+        return self._load(name, mmap_mode="c")
 
     def _pointers(self, name: str) -> np.ndarray | None:
         """Number of the item of each row; None = row i has item i."""
-        file = self.folder / f"{name}.rows.npy"
-        pointers = np.load(file) if file.exists() else None
+        pointers = self._load(f"{name}.rows") if self.has(f"{name}.rows") else None
         return pointers if pointers is None or self.rows is None else pointers[self.rows]
 
     def counts(self, name: str) -> Tensor | None:
         """Number of parts of each row (N,), at most K; None = the items have no parts."""
-        file = self.folder / f"{name}.counts.npy"
-        if not file.exists():
+        if not self.has(f"{name}.counts"):
             return None
-        counts = torch.from_numpy(np.load(file))
+        counts = torch.from_numpy(self._load(f"{name}.counts"))
         return counts if self.rows is None else counts[torch.from_numpy(self.rows)]
 
     def pool(self, name: str, in_memory: bool) -> tuple[Tensor, Tensor | None]:
@@ -117,8 +129,7 @@ class PackedSplit:
 
     def names(self) -> list[str]:
         """File stems of the source rows, or their numbers where the source has none."""
-        file = self.folder / "name.npy"
-        names = np.load(file) if file.exists() else np.arange(self._n).astype(str)
+        names = self._load("name") if self.has("name") else np.arange(self._n).astype(str)
         return list(names if self.rows is None else names[self.rows])
 
     def head(self, fraction: float, seed: int) -> PackedSplit:
@@ -127,7 +138,7 @@ class PackedSplit:
         if keep < 1:
             raise UserError(f"dataset.train_fraction={fraction} keeps no row of {len(self)}: raise it")
         chosen = np.sort(np.random.default_rng(seed).permutation(len(self))[:keep])
-        return PackedSplit(self.folder, chosen if self.rows is None else self.rows[chosen])
+        return PackedSplit(self.folder, chosen if self.rows is None else self.rows[chosen], self.files)
 
 
 class PackedStore:
@@ -160,9 +171,11 @@ class PackedStore:
         """Packed arrays of one split.
 
         Raises:
-            UserError: the split does not exist; names the stage that makes it.
+            UserError: the split does not exist, or has another number of rows than were packed; names the stage that
+                makes it.
         """
-        if self.meta() is None:
+        meta = self.meta()
+        if meta is None:
             raise UserError(f"no packed data in {self.folder}: run the stage 'prepare' first (stages=[prepare])")
         if not self.has_split(name):
             existing = sorted(p.parent.name for p in self.folder.glob("*/target.npy"))
@@ -170,7 +183,26 @@ class PackedStore:
                 f"the data in {self.folder} have no split '{name}' (only {', '.join(existing)}): add its folder to the "
                 "source and prepare again, or leave out the stages that need it"
             )
-        return PackedSplit(self.folder / name)
+        split = PackedSplit(self.folder / name, files=self._files(meta, name))
+        count = (meta.get("counts") or {}).get(name, len(split))
+        if len(split) != count:
+            raise UserError(
+                f"{self.folder / name} has {len(split)} rows, of which {count} were packed: delete the folder "
+                f"{self.folder}, and stage 'prepare' writes it again"
+            )
+        return split
+
+    @staticmethod
+    def _files(meta: Mapping[str, Any], split: str) -> dict[str, str]:
+        files = {Path(name): text for name, text in (meta.get("files") or {}).items()}
+        return {path.name: text for path, text in files.items() if path.parent.name == split}
+
+    def digest(self, split: str) -> dict[str, str]:
+        """Checksums of the arrays of a split, by name; empty in older stores."""
+        return {
+            f"{split}/{name}": text.rpartition("-")[2][:16]
+            for name, text in sorted(self._files(self.meta() or {}, split).items())
+        }
 
     def write(self, splits: Mapping[str, Mapping[str, np.ndarray | Path]], meta: Mapping[str, Any]) -> None:
         """Write all splits at once, replacing an older store atomically.
@@ -234,7 +266,7 @@ def link_file(file: Path, link: Path) -> Path:
 class _Writing:
     def __init__(self, folder: Path, meta: Mapping[str, Any]) -> None:
         self.folder, self.meta = folder, meta
-        self.temporary = folder.with_name(f".{folder.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
+        self.temporary = temporary_beside(folder)
 
     def __enter__(self) -> Path:
         check_replaceable(self.folder)
@@ -242,7 +274,7 @@ class _Writing:
         return self.temporary
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        old = self.temporary.with_name(self.temporary.name + ".old")
+        old = temporary_beside(self.folder, is_old=True)
         try:
             if kind is None:
                 self._finish(old)
@@ -252,7 +284,8 @@ class _Writing:
 
     def _finish(self, old: Path) -> None:
         counts = {p.parent.name: len(np.load(p, mmap_mode="r")) for p in sorted(self.temporary.glob("*/target.npy"))}
-        meta = {"format_version": FORMAT_VERSION, "counts": counts, **self.meta}
+        files = checksums(self.temporary, [path.name for path in sorted(self.temporary.iterdir())])
+        meta = {"format_version": FORMAT_VERSION, "counts": counts, **self.meta, "files": files}
         (self.temporary / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
         if self.folder.exists():
             self.folder.rename(old)

@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 Masks = Mapping[str, np.ndarray]
 CellMasks = Mapping[str, Mapping[str, np.ndarray]]
 Outputs = dict[str, dict[str, dict[str, np.ndarray]]]
+OUTPUT = ("results.csv", "results_per_class.csv", "predictions", "masks", "examples")
 PER_CLASS = ("dataset", "model", "seed", "scenario", "metric", "class", "value", "n", "positives", "train", "fold")
 
 
@@ -41,8 +42,11 @@ def evaluate(run: Run) -> None:
     the run directory of the model."""
     cfg, directory, data = run.cfg, run.directory, run.data
     settings = run.test_settings
-    if directory.finished("test", settings, directory / "results.csv"):
+    inputs = data.store.digest("test")
+    if directory.finished("test", settings, directory / "results.csv", inputs):
         log.info("test: %s is there and valid, skipped", directory / "results.csv")
+        if not (directory / "DONE").exists():  # killed right after the marker was written
+            (directory / "DONE").touch()
         return
     masks, cells = scenario_masks(data, "test", run.scenarios)
     noise = {scenario.name: data.corruption("test", scenario) for scenario in run.scenarios}
@@ -52,9 +56,9 @@ def evaluate(run: Run) -> None:
             check_rows_without_nan(nan_rows, mask, data.modalities)
     user_metrics = build_metrics(cfg, data)
     model = run.load_method()
+    directory.clear("DONE")  # first: without its marker, the old output is no finished run
     directory.begin("test", settings)
-    directory.clear("DONE", "results.csv", "predictions", "masks", "examples")
-    directory.clear("results_per_class.csv", "selection_validation.csv")
+    directory.clear(*OUTPUT, "selection_validation.csv")
     if model.needs_calibration:
         calibrate(run, model)
     directory.describe(cfg, {"mask_sha256_16": _save_masks(run, masks, cells, noise)})
@@ -75,7 +79,7 @@ def evaluate(run: Run) -> None:
             per_class[list(PER_CLASS)].to_csv(file, index=False)
     with replacing(directory / "results.csv") as file:
         results.to_csv(file, index=False)
-    directory.finish("test", settings)
+    directory.finish("test", settings, OUTPUT, inputs=inputs)
     (directory / "DONE").touch()
     log.info("test: accuracy in %% on %d rows\n%s", len(data.split("test")), accuracy_table(results))
 

@@ -19,6 +19,7 @@ from datasets.base import MultimodalDataModule
 from datasets.noise import TrainingNoise
 from models.base import IncompleteClassifier
 from trainers.callbacks import EpochOrder, Provenance, RunCheckpoint, TimeLeft, after_warmup
+from trainers.checkpoint_files import PREVIOUS, CheckpointFiles, resume_point
 from trainers.config.build import build_loggers, build_model, build_modulation, build_noise, build_trainer
 from trainers.loading import Run
 from trainers.quiet import quiet_lightning
@@ -130,7 +131,9 @@ def train(
     if trainer.is_global_zero:
         for file in (best, checkpoints / "last.ckpt"):
             check_checkpoint(file)
-        directory.finish(stage, settings, epochs=trainer.current_epoch, monitor=monitor, best=score)
+        directory.clear(f"checkpoints/{PREVIOUS}")
+        files = [f"checkpoints/{file.name}" for file in (best, checkpoints / "last.ckpt")]
+        directory.finish(stage, settings, files, epochs=trainer.current_epoch, monitor=monitor, best=score)
     trainer.strategy.barrier("finished")
     return best
 
@@ -141,20 +144,9 @@ def _resume_point(directory: RunDirectory, stage: str, settings: Mapping[str, An
     Raises:
         UserError: the checkpoint is damaged, or would execute something.
     """
-    if not directory.begin(stage, settings):
-        directory.clear("checkpoints", "logs", "metrics.csv")
+    if not directory.begin(stage, settings, clear=["checkpoints", "logs", "metrics.csv"]):
         return None
-    last = directory / "checkpoints" / "last.ckpt"
-    if not last.exists():
-        return None
-    try:
-        torch.load(last, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # a file can be broken in any way
-        raise UserError(
-            f"{last} cannot be continued from: it is damaged, or holds more than tensors and plain values, which is "
-            "never loaded; delete it, and the training starts again"
-        ) from error
-    return last
+    return resume_point(directory / "checkpoints")
 
 
 def _log_start(
@@ -212,6 +204,7 @@ def _build_trainer(
         max_epochs=training.max_epochs,
         logger=[CSVLogger(directory.path, "logs", attempt), *build_loggers(cfg, directory.path)],
         callbacks=callbacks,
+        plugins=[CheckpointFiles()],
         num_sanity_val_steps=0,
         enable_model_summary=False,
         log_every_n_steps=10**9,

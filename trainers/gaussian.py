@@ -63,5 +63,5 @@ def _estimate(run: Run) -> None:
     parameters.about = (parameters.about or {}) | {"checkpoint": file_hash(run.checkpoint), INPUTS: run.inputs}
     parameters.save(run.gaussian)
     GaussianParameters.load(run.gaussian)  # nothing is marked as finished that cannot be read
-    directory.finish("gaussian", settings)
+    directory.finish("gaussian", settings, files=[run.gaussian.name])
     log.info("gaussian: %s", run.gaussian)

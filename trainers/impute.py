@@ -23,6 +23,7 @@ from trainers.config.imputers import build_imputer
 from trainers.fit import check_checkpoint, train
 from trainers.loading import Run
 from trainers.quiet import quiet_lightning
+from utils.checksums import verify_artefact
 from utils.files import replacing
 from utils.inputs import KEY as INPUTS
 from utils.run_directory import RunDirectory, file_hash
@@ -87,7 +88,7 @@ class ImputeStage:
         with replacing(file) as temporary, temporary.open("wb") as stream:
             torch.save({**content, "dataset": run.cfg.dataset.name, INPUTS: run.inputs}, stream)
         check_checkpoint(file)
-        self.directory.finish("impute", self.settings)
+        self.directory.finish("impute", self.settings, files=["checkpoints/best.ckpt"])
 
     def assemble(self, imputer: Chain) -> None:
         run = self.run
@@ -138,9 +139,10 @@ def _quality(run: Run) -> None:
     # A by-product that nothing else reads: measured again where it was measured otherwise.
     directory = RunDirectory(directory.path, overwrite=True, data_paths=directory.data_paths)
     if directory.finished("quality", settings, target):
+        verify_artefact(target)
         print_quality(pd.read_csv(target), run.data.kinds)
         return
-    directory.begin("quality", settings)
+    directory.begin("quality", settings, clear=[target.name, "quality_columns.csv"])
     data = run.data
     pl.seed_everything(cfg.seed, verbose=False)
     judge = Judge(data.modalities, data.num_classes, build_encoders(cfg, data))
@@ -163,7 +165,7 @@ def _quality(run: Run) -> None:
     for path, frame in ((directory / "quality_columns.csv", quality.columns), (target, quality.modalities)):
         with replacing(path) as file:
             frame.to_csv(file, index=False)
-    directory.finish("quality", settings)
+    directory.finish("quality", settings, files=[target.name, "quality_columns.csv"])
     print_quality(quality.modalities, data.kinds)
 
 

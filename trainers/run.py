@@ -30,7 +30,7 @@ from trainers.predict import check_predict, predict, predict_with_bundle
 from trainers.report.page import write_report
 from trainers.report.tables import print_table
 from utils.errors import UserError
-from utils.files import natural_key
+from utils.files import natural_key, remove_leftovers
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +89,7 @@ def run(cfg: DictConfig) -> float | None:
     check_trainer(cfg)
     resolve_metric(cfg)
     opened = Run(cfg)
+    clean_up(opened)
     stages = useful_stages(cfg)
     if "plan" in cfg.stages:
         check_task(opened)
@@ -116,6 +117,19 @@ def run(cfg: DictConfig) -> float | None:
         log.info("[%d/%d] stage %s: %.1f s", number, len(stages), stage, time.perf_counter() - start)
     is_fitted = "fit" in stages and not opened.checkpoint_path
     return opened.fit_directory.result("fit")["best"] if is_fitted else None
+
+
+def clean_up(run: Run) -> None:
+    """Remove what killed processes left where this run reads and writes."""
+    if getattr(rank_zero_only, "rank", 0):
+        return
+    removed = []
+    for directory in {run.directory.path, run.fit_directory.path, run.imputer_directory.path}:
+        removed += remove_leftovers(directory, recursive=True)
+    for folder in {run.data.store.folder.parent, Path(run.cfg.paths.data)}:
+        removed += remove_leftovers(folder)
+    if removed:
+        log.info("removed what killed processes left: %s", ", ".join(map(str, removed)))
 
 
 def run_grid(cfg: DictConfig) -> None:

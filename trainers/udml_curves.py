@@ -15,6 +15,7 @@ import pandas as pd
 from omegaconf import OmegaConf
 
 from trainers.report.plots import noise_curves
+from trainers.report.runs import load_arrays
 from trainers.report.style import save
 from utils.errors import UserError
 from utils.files import replacing
@@ -44,17 +45,17 @@ def read_curves(runs: Sequence[Path]) -> pd.DataFrame:
         for file in sorted((run / "predictions").glob("*.npz")):
             if file.stem.startswith("noise_") and not file.stem.startswith(f"noise_{operator}_"):
                 continue
-            with np.load(file) as predictions, np.load(run / "masks" / file.name) as masks:
-                if "fusion_weights" not in predictions:
-                    raise UserError(f"{run}: {cfg.model.name} has no fusion weights, choose runs of another model")
-                weights = predictions["fusion_weights"]
-                predicted = predictions.get("predicted_level", np.full_like(weights, np.nan))
-                levels = masks["noise_level"][0] if "noise_level" in masks else np.ones(len(names), dtype=int)
-                if masks["missing"].any() or (levels > 1).sum() > 1:
-                    continue
-                noisy = [m for m, level in enumerate(levels) if level > 1]
-                for m in noisy or range(len(names)):
-                    by_modality[m][int(levels[m])] = (weights[:, m], predicted[:, m])
+            predictions, masks = load_arrays(file), load_arrays(run / "masks" / file.name)
+            if "fusion_weights" not in predictions:
+                raise UserError(f"{run}: {cfg.model.name} has no fusion weights, choose runs of another model")
+            weights = predictions["fusion_weights"]
+            predicted = predictions.get("predicted_level", np.full_like(weights, np.nan))
+            levels = masks["noise_level"][0] if "noise_level" in masks else np.ones(len(names), dtype=int)
+            if masks["missing"].any() or (levels > 1).sum() > 1:
+                continue
+            noisy = [m for m, level in enumerate(levels) if level > 1]
+            for m in noisy or range(len(names)):
+                by_modality[m][int(levels[m])] = (weights[:, m], predicted[:, m])
         for m, by_level in by_modality.items():
             true = np.concatenate([np.full(len(w), level) for level, (w, _) in by_level.items()])
             all_predicted = np.concatenate([p for _, p in by_level.values()])

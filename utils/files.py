@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import platform
 import re
+import shutil
+import uuid
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,6 +16,62 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import UserError
+
+log = logging.getLogger(__name__)
+MACHINE = f"{zlib.crc32(platform.node().encode()):08x}"
+# .<machine>-<process>-<random>[-old].<name>
+TEMPORARY = re.compile(r"\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}(-old)?\.(.+)")
+
+
+def temporary_beside(path: Path, *, is_old: bool = False) -> Path:
+    """A new name in the same folder, which tells the process that uses it.
+
+    Args:
+        is_old: for content that is moved away until its replacement is in its place.
+    """
+    old = "-old" if is_old else ""
+    return path.with_name(f".{MACHINE}-{os.getpid()}-{uuid.uuid4().hex[:8]}{old}.{path.name}")
+
+
+def remove_leftovers(folder: Path, *, recursive: bool = False) -> list[Path]:
+    """Remove what processes of this machine that were killed left under names of :func:`temporary_beside`.
+
+    Content that was moved away for a replacement that never came goes back to its place.
+
+    Returns:
+        The removed files and folders.
+    """
+    removed = []
+    try:
+        entries = sorted(folder.rglob(".*-*.*") if recursive else folder.glob(".*-*.*"))
+    except OSError:  # no such folder, or one that cannot be read
+        return []
+    for entry in entries:
+        match = TEMPORARY.fullmatch(entry.name)
+        if match is None or match[1] != MACHINE or _is_running(int(match[2])):
+            continue
+        original = entry.with_name(match[4])
+        with suppress(OSError):  # another process was faster, or the folder can only be read
+            if match[3] and not original.exists():
+                entry.rename(original)
+                log.warning("%s is back in its place: the process that replaced it was killed", original)
+                continue
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+            removed.append(entry)
+    return removed
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # of another user
+        return True
+    return True
 
 
 @contextmanager
@@ -20,7 +81,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         UserError: the file cannot be written.
     """
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    temporary = temporary_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary

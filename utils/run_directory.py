@@ -20,6 +20,7 @@ import torch
 from omegaconf import OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 
+from utils.checksums import checksums, verify_artefact
 from utils.errors import UserError
 from utils.files import replacing
 
@@ -89,21 +90,30 @@ class RunDirectory:
                 fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
-    def finished(self, stage: str, settings: Mapping[str, Any], output: Path | None = None) -> bool:
+    def finished(
+        self,
+        stage: str,
+        settings: Mapping[str, Any],
+        output: Path | None = None,
+        inputs: Mapping[str, str] | None = None,
+    ) -> bool:
         """Whether the output of a stage exists and was made with these settings.
 
         Args:
             output: a file that must exist for the stage to be finished, whatever its marker says.
+            inputs: checksums of what the stage reads, compared to those that its marker holds (none in older runs).
 
         Raises:
-            UserError: the stage was run, or begun, with other settings and ``overwrite`` is off; names the first
-                difference.
+            UserError: the stage was run, or begun, with other settings or inputs and ``overwrite`` is off; names the
+                first difference.
         """
         for marker in (self.marker(stage), self.marker(f"{stage}.begun")):
             if not marker.exists():
                 continue
-            old = self._read(marker)["settings"]
-            difference = first_difference(*map(self._without_paths, (old, _plain(settings))))
+            content = self._read(marker)
+            difference = first_difference(*map(self._without_paths, (content["settings"], _plain(settings))))
+            if difference is None and inputs and content.get("inputs"):
+                difference = first_difference(content["inputs"], dict(inputs))
             if difference is None:
                 if marker == self.marker(stage):
                     return output is None or output.is_file()
@@ -131,8 +141,13 @@ class RunDirectory:
         file = self.marker(marker)
         return first_difference(self._read(file)["settings"].get(key), _plain(settings)) if file.exists() else None
 
-    def begin(self, stage: str, settings: Mapping[str, Any]) -> bool:
+    def begin(self, stage: str, settings: Mapping[str, Any], clear: Collection[str] = ()) -> bool:
         """Mark a stage as begun with these settings.
+
+        Args:
+            clear: output of the stage, removed unless the stage may be continued. Meanwhile the stage is neither
+                finished nor begun: a process that is killed here leaves nothing that passes for output of the new
+                settings.
 
         Returns:
             Whether the stage was begun before with the same settings and may be continued.
@@ -143,11 +158,23 @@ class RunDirectory:
             old = self._read(begun)["settings"]
             can_continue = first_difference(*map(self._without_paths, (old, _plain(settings)))) is None
         self.marker(stage).unlink(missing_ok=True)
+        if not can_continue:
+            begun.unlink(missing_ok=True)
+            self.clear(*clear)
         write_json(begun, {"settings": _plain(settings)})
         return can_continue
 
-    def finish(self, stage: str, settings: Mapping[str, Any], **results: Any) -> None:
-        write_json(self.marker(stage), {"settings": _plain(settings), **results})
+    def finish(self, stage: str, settings: Mapping[str, Any], files: Collection[str] = (), **results: Any) -> None:
+        """Mark a stage as finished.
+
+        Args:
+            files: names of its files and folders, whose checksums the marker holds, see :mod:`utils.checksums`.
+            results: plain values that the marker holds too.
+        """
+        content = {"settings": _plain(settings), **results}
+        if files:
+            content["files"] = checksums(self.path, files)
+        write_json(self.marker(stage), content)
         self.marker(f"{stage}.begun").unlink(missing_ok=True)
 
     def result(self, stage: str) -> dict[str, Any]:
@@ -207,7 +234,12 @@ def first_difference(old: Any, new: Any, key: str = "") -> str | None:
 
 
 def file_hash(path: Path) -> str:
-    """First 16 hex digits of the SHA-256 of a file."""
+    """First 16 hex digits of the SHA-256 of a file.
+
+    Raises:
+        UserError: the file is not as its stage wrote it.
+    """
+    verify_artefact(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 

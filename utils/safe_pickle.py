@@ -26,7 +26,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from utils.checksums import verify_artefact
 from utils.errors import UserError
+from utils.pickle_size import check_expansion
 
 # Entry in the header of a .safetensors file that describes its weights in JSON. Such a file reads like a checkpoint:
 # these values, and the tensors as its state_dict.
@@ -40,11 +42,12 @@ def read_tensors(path: Path) -> dict[str, Any]:
         Tensors, NumPy arrays, numbers, strings and containers of them; objects of other classes are None.
 
     Raises:
-        UserError: the file does not exist, or holds no dictionary of tensors.
+        UserError: the file does not exist, holds no dictionary of tensors, or is not as its stage wrote it.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}: check the path, or run the stage that writes it")
+    verify_artefact(path)
     try:
         with path.open("rb") as file:
             head = file.read(len(_LEGACY_HEAD))
@@ -67,12 +70,33 @@ def _read(path: Path, head: bytes) -> Any:
             description = (file.metadata() or {}).get(HEADER)
         tensors = load_file(path)
         return tensors if description is None else {**json.loads(description), "state_dict": tensors}
+    check_pickles(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # refused: try the restricted reader
         return _read_zip(path) if zipfile.is_zipfile(path) else _read_legacy(path)
+
+
+def check_pickles(path: Path) -> None:
+    """Check that the pickles in a file of ``torch.save`` do not expand beyond bounds when they are read.
+
+    Raises:
+        pickle.UnpicklingError: they do, or are compressed.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            for entry in archive.infolist():
+                if entry.filename.endswith(".pkl"):
+                    if entry.compress_type != zipfile.ZIP_STORED:
+                        raise pickle.UnpicklingError("a compressed pickle")
+                    with archive.open(entry) as stream:
+                        check_expansion(stream)
+        return
+    with path.open("rb") as file:
+        for _ in range(5):  # magic number, version, machine, content and storage keys
+            check_expansion(file)
 
 
 # --------------------------------------------------------------------------------------- the restricted reader

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
+from utils.files import temporary_beside
 
 log = logging.getLogger(__name__)
 VERSION = 2
@@ -62,7 +61,7 @@ def ensure_demo(folder: str | Path, make: Callable[..., None], **arguments: Any)
     if folder.exists() and not is_demo:
         raise UserError(f"{folder} holds no demo data made by dataset.demo=true: move it away, or change dataset.root")
     log.info("making demo data in %s", folder)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
+    temporary = temporary_beside(folder)
     try:
         temporary.mkdir(parents=True)
         make(temporary, **arguments)

@@ -29,6 +29,7 @@ from scipy.signal import resample_poly
 from torch import Tensor
 
 from datasets.scale import Scale
+from utils.limits import advice, limit
 
 SOUND_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")  # in order of preference
 SILENT = 1e-4  # peak to peak, about three steps of 16 bit
@@ -66,6 +67,8 @@ def read_audio(path: Path, start: float | None = None, end: float | None = None)
         try:
             with soundfile.SoundFile(path) as file:
                 rate = int(file.samplerate)
+                if (samples := file.frames * file.channels) > (most := limit("SAMPLES")):
+                    raise ClipProblem("unreadable", f"{samples:,} samples, over the limit ({advice('SAMPLES', most)})")
                 channels = file.read(dtype="float32", always_2d=True)
         except (soundfile.SoundFileError, OSError) as error:
             raise ClipProblem("unreadable", f"no sound file: {str(error).splitlines()[0]}") from None

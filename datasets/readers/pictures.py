@@ -15,11 +15,14 @@ from PIL import Image
 
 from utils.errors import UserError
 from utils.files import natural_key
+from utils.limits import advice, limit
 
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png")
 PICTURE_RULES = 2  # version of the rules of open_picture; 1 clipped deep images and ignored EXIF orientation
 DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
+# The only formats that are opened: Pillow would hand EPS to an interpreter, PDF and FITS to other programs.
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "DIB", "GIF", "WEBP", "PPM", "JPEG2000", "TGA", "ICO")
 ORIENTATION, BITS_PER_SAMPLE = 0x0112, 258  # EXIF and TIFF tags
 _PNG_MARKS = (b"eXIf", b"Raw profile type", b"com.adobe.xmp")  # blocks in which Pillow finds an orientation
 _UPRIGHT = {
@@ -54,7 +57,7 @@ def open_picture(path: Path, channels: int, bits: int | None = None) -> Image.Im
     Raises:
         any of UNREADABLE: the file is unreadable, or has values outside the range of its mode, which are not clipped.
     """
-    with Image.open(path) as image:
+    with open_image(path) as image:
         if _is_misread(image):
             raise ValueError(
                 "an uncompressed TIFF with an orientation of 90 degrees, which Pillow misreads: save it upright"
@@ -66,6 +69,22 @@ def open_picture(path: Path, channels: int, bits: int | None = None) -> Image.Im
                 declared = declared[0]
             picture = Image.fromarray(_eight_bits(np.asarray(picture), image.mode, bits, declared))
         return picture.convert({1: "L", 3: "RGB"}[channels])
+
+
+def open_image(path: Path) -> Image.Image:
+    """Open an image file of one of FORMATS; reads its header alone.
+
+    Raises:
+        any of UNREADABLE: another format, unreadable, or over the limit of pixels (:mod:`utils.limits`).
+    """
+    most = Image.MAX_IMAGE_PIXELS = limit("PIXELS")
+    image = Image.open(path, formats=FORMATS)
+    if (pixels := image.width * image.height) > most:
+        image.close()
+        raise ValueError(
+            f"{image.width} x {image.height} = {pixels:,} pixels, over the limit ({advice('PIXELS', most)})"
+        )
+    return image
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -136,7 +155,7 @@ def _is_changed(path: Path) -> bool:
         files = frame_files(path)
         return files != sorted(files) or any(map(_is_changed, files))
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             if image.mode in DEEP_MODES or _is_misread(image):
                 return True
             if image.format == "TIFF":  # Pillow already applied its orientation

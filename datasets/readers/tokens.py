@@ -58,7 +58,7 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
         if path.is_file() or (vocabulary.is_file() and not (path / "tokenizer_config.json").is_file()):
             tokenizer: PreTrainedTokenizerBase = BertTokenizer(vocab=str(_checked(vocabulary)))
         else:
-            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=path.is_dir())
+            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=path.is_dir(), trust_remote_code=False)
     except UserError:
         raise
     except Exception as error:  # a broken file or an unreachable hub can fail in any way

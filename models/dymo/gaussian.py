@@ -15,6 +15,7 @@ from torch import Tensor
 from models.dymo.backbone import Backbone
 from models.dymo.original import read_reference_gaussian, reference_gaussian_metric, write_reference_gaussian
 from models.dymo.prototypes import COSINE, EUCLIDEAN
+from utils.checksums import verify_artefact
 from utils.errors import UserError
 from utils.files import replacing
 from utils.safe_pickle import read_tensors
@@ -88,6 +89,7 @@ class GaussianParameters:
         """
         if not path.is_file():
             raise UserError(f"Gaussian parameter file {path} does not exist: run stage 'gaussian' or correct the path")
+        verify_artefact(path)
         if path.suffix == ".safetensors":
             try:
                 with safetensors.safe_open(path, "pt") as file:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypedDict, cast
@@ -12,6 +10,7 @@ import torch
 from torch import Tensor
 
 from utils.errors import UserError
+from utils.files import replacing
 from utils.weights import _PREFIX
 
 Metric = Literal["cosine_similarity", "squared_euclidean"]
@@ -154,12 +153,8 @@ def write_reference_gaussian(
     content["id2subset"] = dict(enumerate(rows))
     content["subset2id"] = {row: i for i, row in enumerate(rows)}
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
-    try:
+    with replacing(path) as temporary:
         torch.save(content, temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def guess_metric(prototypes: Tensor, dist_std: Tensor | None = None) -> Metric | None:

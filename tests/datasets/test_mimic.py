@@ -540,9 +540,9 @@ def test_a_grid_of_folds_and_training_sets_is_run_and_reported(tmp_path: Path, m
     directory = runs["none", 1].directory
     assert str(directory.path).endswith("MIMIC/ModDrop/stress_none/seed0_fold1")
     results = pd.read_csv(directory / "results.csv", keep_default_na=False)
-    assert set(results["fold"]) == {1} and set(results["train"]) == {"none"} and len(results) == 4 * 22
+    assert set(results["fold"]) == {1} and set(results["train"]) == {"none"} and len(results) == 4 * 28
     each = pd.read_csv(directory / "results_per_class.csv", keep_default_na=False)
-    assert len(each) == 4 * 7 * 14 and set(each["class"]) == set(FINDINGS)
+    assert len(each) == 4 * 9 * 14 and set(each["class"]) == set(FINDINGS)
     rows = each.query("scenario == 'nested_0_0.5' and metric == 'recall'").replace("", np.nan).astype({"value": float})
     there = rows[rows["value"].notna()]
     weighted = np.average(there["value"], weights=there["positives"])

@@ -289,7 +289,7 @@ def as_packed_before(data: Any, **values: Any) -> None:
     file = data.store.folder / "meta.json"
     meta = json.loads(file.read_text())
     signature = meta.pop("source_signature")
-    meta.pop("reading_rules"), meta.pop("reading_changes", None)
+    meta.pop("reading_rules"), meta.pop("reading_changes", None), meta.pop("files")
     file.write_text(json.dumps(meta | {"signature": signature} | values))
 
 

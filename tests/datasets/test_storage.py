@@ -35,7 +35,11 @@ def store(tmp_path: Path) -> PackedStore:
 
 
 def test_what_is_written_reads_back(store: PackedStore) -> None:
-    assert store.meta() == {"format_version": FORMAT_VERSION, "counts": {"test": 4, "train": 10}, "seed": 7}
+    meta = store.meta() or {}
+    names = [*(f"test/{name}" for name in ("name", "picture", "table", "target"))]
+    names += [f"train/{name}" for name in ("picture", "table", "target")]
+    assert list(meta.pop("files")) == [f"{name}.npy" for name in names]
+    assert meta == {"format_version": FORMAT_VERSION, "counts": {"test": 4, "train": 10}, "seed": 7}
     for split, n, value in (("train", 10, 0), ("test", 4, 1)):
         packed = store.split(split)
         assert len(packed) == n
@@ -46,6 +50,33 @@ def test_what_is_written_reads_back(store: PackedStore) -> None:
     assert store.split("train").names() == [str(i) for i in range(10)]
     assert store.split("train").nbytes >= sum(a.nbytes for a in arrays(10).values())
     assert os.listdir(store.folder.parent) == ["set"]
+
+
+@pytest.mark.parametrize("name", ["picture", "table", "target", "name"])
+def test_a_damaged_array_is_named_and_never_used(store: PackedStore, name: str) -> None:
+    file = store.folder / "test" / f"{name}.npy"
+    content = file.read_bytes()
+    for position, damage in ((-1, b"\x01"), (-9, b"\x7f"), (len(content) // 2, b""), (0, b"")):
+        file.write_bytes(content[:position] + damage + content[position + 1 :] if damage else content[:position])
+        with pytest.raises(UserError, match=rf"test/{name}\.npy was damaged.*stage 'prepare' writes it again"):
+            split = store.split("test")
+            split.names() if name == "name" else split.read(name)
+    file.write_bytes(content)
+    split = store.split("test")
+    assert split.names() == ["a", "b", "c", "d"] and torch.equal(
+        split.read("table"), torch.from_numpy(arrays(4, 1)["table"])
+    )
+
+
+def test_a_store_of_before_checksums_is_compared_by_its_counts(store: PackedStore) -> None:
+    meta = store.meta() or {}
+    meta.pop("files")
+    (store.folder / "meta.json").write_text(json.dumps(meta))
+    assert len(store.split("test")) == 4 and store.digest("test") == {}
+    for name in ("picture", "table", "target"):
+        np.save(store.folder / "test" / f"{name}.npy", arrays(3, 1)[name])
+    with pytest.raises(UserError, match="test has 3 rows, of which 4 were packed"):
+        store.split("test")
 
 
 def test_changing_a_memory_map_leaves_the_file_alone(store: PackedStore) -> None:
@@ -73,7 +104,7 @@ def test_a_failed_replacement_keeps_the_old_store(store: PackedStore, monkeypatc
     before, rename = content(store.folder), Path.rename
 
     def failing(self: Path, target: Path) -> Path:
-        if target == store.folder and not self.name.endswith(".old"):
+        if target == store.folder and "-old." not in self.name:
             raise OSError("disk full")
         return rename(self, target)
 
@@ -85,7 +116,13 @@ def test_a_failed_replacement_keeps_the_old_store(store: PackedStore, monkeypatc
 
 def test_a_new_store_replaces_the_old_one_whole(store: PackedStore) -> None:
     store.write({"val": arrays(2)}, {"seed": 8})
-    assert store.meta() == {"format_version": FORMAT_VERSION, "counts": {"val": 2}, "seed": 8}
+    meta = store.meta() or {}
+    assert {key: meta[key] for key in meta if key != "files"} == {
+        "format_version": FORMAT_VERSION,
+        "counts": {"val": 2},
+        "seed": 8,
+    }
+    assert {name.split("/")[0] for name in meta["files"]} == {"val"}
     assert not store.has_split("train") and not (store.folder / "train").exists()
     assert os.listdir(store.folder.parent) == ["set"]
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from models.base import IncompleteClassifier, Method, Prediction
 from trainers import callbacks, checks
 from trainers import fit as fit_module
 from trainers import run as pipeline
+from trainers.checkpoint_files import CheckpointFiles
 from trainers.evaluate import accuracy_table, predict
 from trainers.loading import Run
 from trainers.report.page import write_report
@@ -90,19 +93,62 @@ class Attack:
 def test_a_checkpoint_that_is_damaged_or_executes_something_is_not_continued_from(
     composed, tmp_path: Path, monkeypatch, kind: str
 ) -> None:
-    cut, folder = interrupted(composed, tmp_path, monkeypatch, 2)
+    cut, folder = interrupted(composed, tmp_path, monkeypatch, 1)  # one checkpoint, none before it
     last = folder / "checkpoints" / "last.ckpt"
     if kind == "code":
         content = torch.load(last, weights_only=True)
         torch.save(content | {"callbacks": {"Attack": Attack(tmp_path / "executed")}}, last)
     else:
         last.write_bytes(last.read_bytes()[: 1000 if kind == "cut" else 0])
-    with pytest.raises(UserError, match=r"last\.ckpt cannot be continued from.*delete it"):
+    with pytest.raises(UserError, match=r"last\.ckpt cannot be continued from.*delete .*checkpoints, and the"):
         pipeline.run(composed(*cut))
     assert not (tmp_path / "executed").exists()
     last.unlink()
     pipeline.run(composed(*cut))  # from the start
     assert (folder / "stages" / "fit.json").is_file()
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "absent"])
+def test_training_goes_on_from_the_checkpoint_before_a_damaged_one(
+    composed, tmp_path: Path, monkeypatch, caplog, damage: str
+) -> None:
+    """The weights at the end are those of a training without interruption."""
+    cut, folder = interrupted(composed, tmp_path, monkeypatch, 3)
+    last = folder / "checkpoints" / "last.ckpt"
+    content = bytearray(last.read_bytes())
+    assert [read_tensors(last.with_name(name))["epoch"] for name in ("previous.ckpt", "last.ckpt")] == [1, 2]
+    if damage == "absent":
+        last.unlink()
+    elif damage == "cut":
+        last.write_bytes(content[:1000])
+    else:
+        weights = next(iter(read_tensors(last)["state_dict"].values())).numpy().tobytes()
+        content[content.index(weights) + 2] ^= 1
+        last.write_bytes(content)
+        torch.load(last, weights_only=True)  # reads it without a word
+    pipeline.run(composed(*cut))
+    assert (f"{last} is damaged: training goes on from" in caplog.text) == (damage != "absent")
+    assert not last.with_name("previous.ckpt").exists()
+    monkeypatch.undo()
+    whole = [f"paths.output={tmp_path / 'whole'}" if text.startswith("paths.output") else text for text in cut]
+    pipeline.run(composed(*whole))
+    other = tmp_path / "whole" / folder.relative_to(tmp_path / "cut") / "checkpoints" / "last.ckpt"
+    a, b = (read_tensors(file)["state_dict"] for file in (last, other))
+    assert all(torch.equal(a[key], b[key]) for key in b)
+
+
+def test_a_checkpoint_is_written_beside_its_place(tmp_path: Path, monkeypatch) -> None:
+    """Whatever the system's temporary folder is; a process that stops meanwhile leaves the old file."""
+    writer, file = CheckpointFiles(), tmp_path / "last.ckpt"
+    monkeypatch.setattr(tempfile, "mkstemp", None)
+    for epoch in range(3):
+        writer.save_checkpoint({"epoch": epoch}, file)
+    assert [torch.load(tmp_path / name)["epoch"] for name in ("previous.ckpt", "last.ckpt")] == [1, 2]
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        writer.save_checkpoint({"epoch": 3}, file)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_a_model_that_diverged_from_the_start_has_no_best(composed, tmp_path: Path) -> None:
@@ -142,6 +188,26 @@ def test_fit_looks_at_the_monitor_before_it_writes_anything(composed, tmp_path: 
     with pytest.raises(UserError, match="has no value on the validation split"):
         pipeline.run(composed(*TINY, "model.training.max_epochs=1", f"paths.output={tmp_path}"))
     assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_a_run_killed_before_its_last_file_is_reported_after_the_same_command(composed, tmp_path: Path) -> None:
+    """Killed between the marker of stage test and DONE; and a changed array makes the results stale by name."""
+    settings = [s for s in TINY if not s.startswith("stages")]
+    settings += ["stages=[fit,test]", "missing.test=[none]", "model.training.max_epochs=1", f"paths.output={tmp_path}"]
+    pipeline.run(composed(*settings))
+    folder = next(tmp_path.rglob("results.csv")).parent
+    files = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    (folder / "DONE").unlink()
+    pipeline.run(composed(*settings))
+    assert files.keys() == {path for path in folder.rglob("*") if path.is_file()}
+    assert all(
+        path.stat().st_mtime_ns == time for path, time in files.items() if path.name in ("results.csv", "none.npz")
+    )
+    write_report([folder], tmp_path / "report", title="t")
+    content = (folder / "results.csv").read_text()
+    (folder / "results.csv").write_text(content.replace("0.", "0.9", 1))
+    with pytest.raises(UserError, match=r"results\.csv was damaged or changed.*stage 'test' runs again"):
+        write_report([folder], tmp_path / "report", title="t")
 
 
 def test_results_are_written_though_one_metric_fails(composed, tmp_path: Path, monkeypatch, caplog) -> None:
@@ -351,24 +417,22 @@ def test_runs_begun_with_the_checkpoints_of_lightning_can_be_continued(tmp_path:
 
 
 def refusing(error: OSError | None):  # type: ignore[no-untyped-def]
-    """``commit`` of fsspec's files, which Lightning writes with: it fails for best.ckpt."""
-    from fsspec.implementations.local import LocalFileOpener
+    """``os.replace``, which puts a complete file in its place: it fails for best.ckpt, or does nothing."""
+    replace = os.replace
 
-    commit = LocalFileOpener.commit
-
-    def commit_or_not(self) -> None:  # type: ignore[no-untyped-def]
-        if not str(self.path).endswith("best.ckpt"):
-            commit(self)
+    def replace_or_not(source: Path, target: Path) -> None:
+        if not str(target).endswith("best.ckpt"):
+            replace(source, target)
         elif error is not None:
             raise error
 
-    return LocalFileOpener, "commit", commit_or_not
+    return os, "replace", replace_or_not
 
 
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
-        (PermissionError(13, "Permission denied"), "the system refused it"),  # swallowed by Lightning
+        (PermissionError(13, "Permission denied"), "Permission denied"),
         (OSError(28, "No space left on device"), "No space left on device"),
         (None, "the system refused it"),  # reported by nobody
     ],

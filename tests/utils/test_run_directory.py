@@ -139,6 +139,42 @@ def test_clear_removes_files_and_folders_and_tolerates_absence(run: RunDirectory
     assert os.listdir(run.path) == ["keep"]
 
 
+@pytest.mark.parametrize("survived", [0, 1, 2])
+def test_a_process_killed_while_it_replaces_output_leaves_nothing_to_continue(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, survived: int
+) -> None:
+    """Killed after none, one and both of two files are removed: old output never passes for the new settings."""
+    names, other = ["weights", "logs"], {**SETTINGS, "seed": 1}
+    run.begin("fit", SETTINGS)
+    run.finish("fit", SETTINGS)
+    for name in names:
+        (run / name).touch()
+
+    def killed(self: RunDirectory, *targets: str) -> None:
+        for target in targets[:survived]:
+            (self / target).unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDirectory, "clear", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run.begin("fit", other, clear=names)
+    assert not run.finished("fit", SETTINGS) and not run.finished("fit", other)
+    assert not run.begin("fit", other, clear=names), "there is nothing to continue"
+    assert not any((run / name).exists() for name in names)
+    assert run.begin("fit", other, clear=names), "what it has begun itself"
+
+
+def test_output_of_other_inputs_is_stale_by_name(run: RunDirectory) -> None:
+    run.finish("test", SETTINGS, inputs={"test/image.npy": "1a", "test/target.npy": "2b"})
+    assert run.finished("test", SETTINGS, inputs={"test/image.npy": "1a", "test/target.npy": "2b"})
+    assert run.finished("test", SETTINGS) and run.finished("test", SETTINGS, inputs={})  # an older store
+    with pytest.raises(UserError, match=r"with other settings \(test/target\.npy: 2b -> 3c\)"):
+        run.finished("test", SETTINGS, inputs={"test/image.npy": "1a", "test/target.npy": "3c"})
+    run.finish("test", SETTINGS)
+    assert run.finished("test", SETTINGS, inputs={"test/image.npy": "1a"})  # an older run
+
+
 # -------------------------------------------------------------------------------------------------------- description
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from trainers.report.statistics import compare
 from trainers.report.style import ORACLE_NOTE, data_uri, is_oracle, save
 from trainers.report.tables import captions_of, html_block, label, latex_block, markdown_block, spread, summarise, table
 from utils.errors import UserError
+from utils.files import remove_leftovers, temporary_beside
 from utils.metrics import LOWER_IS_BETTER
 
 log = logging.getLogger(__name__)
@@ -202,7 +202,8 @@ def write_report(
     _check_output(output, run_dirs)
     content = _content(run_dirs, output, metrics, primary)
 
-    draft, old = (output.with_name(f".{output.name}.{os.getpid()}.{kind}") for kind in ("draft", "old"))
+    remove_leftovers(output.parent)
+    draft, old = temporary_beside(output), temporary_beside(output, is_old=True)
     draft.mkdir(parents=True)
     try:
         drawn = _write_files(draft, content)

@@ -16,6 +16,7 @@ from datasets.missingness import Scenario, parse_scenario, unobserved
 from datasets.missingness.base import slug
 from datasets.missingness.file import File
 from datasets.missingness.table import Table
+from utils.checksums import verify_artefact
 from utils.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -142,6 +143,7 @@ def gather(run_dirs: Sequence[Path]) -> tuple[list[FinishedRun], list[str]]:
             skipped.append(f"{path}: no {absent[0]}" if path.is_dir() else f"{path}: no such folder")
             log.warning("report: skipped %s", skipped[-1])
         else:
+            verify_artefact(path / "results.csv")
             run = FinishedRun(path, read_results(path / "results.csv"))
             if "missing_rate" not in run.frame:  # written before results.csv had it
                 rates = {name: stored_rate(run, name) for name in run.frame["scenario"].unique()}
@@ -202,7 +204,12 @@ def load_sorted(path: Path, *keys: str) -> dict[str, np.ndarray]:
 
 
 def load_arrays(path: Path, *keys: str) -> dict[str, np.ndarray]:
-    """The named arrays of an npz file, as far as it has them; all without names. Reads no pickles."""
+    """The named arrays of an npz file, as far as it has them; all without names. Reads no pickles.
+
+    Raises:
+        UserError: the file is damaged, or not as its stage wrote it.
+    """
+    verify_artefact(path)
     try:
         with np.load(path, allow_pickle=False) as file:
             return {key: file[key] for key in keys or file.files if key in file.files}

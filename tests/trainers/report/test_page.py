@@ -50,7 +50,7 @@ def test_files_of_a_report(made):
     for stem in ("degradation_accuracy", "scenarios_accuracy"):
         assert {f"figures/{stem}.png", f"figures/{stem}.pdf"} <= written
     assert {"figures/samples_DyMo_random_0.4.png", "figures/rewards_DyMo.png", "figures/training_CMPT_x.png"} <= written
-    assert not list(folder.parent.glob(".report*"))  # no draft left
+    assert not list(folder.parent.glob(".*"))  # no draft left
     assert result.tables["PolyMNIST", "iterations"].loc["DyMo", "none"].startswith("1.375")
     assert list(result.tables["PolyMNIST", "accuracy"].columns) == list(SCENARIOS)
     pd.testing.assert_frame_equal(pd.read_csv(folder / "tests.csv"), result.tests, check_dtype=False)

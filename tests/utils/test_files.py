@@ -1,0 +1,70 @@
+"""Files that are complete or absent, and what killed processes leave."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from utils.files import MACHINE, TEMPORARY, remove_leftovers, replacing, temporary_beside
+
+KILLED = """
+import os
+from pathlib import Path
+from utils.files import replacing, temporary_beside
+folder = Path({folder!r})
+temporary_beside(folder / "store").mkdir()
+(folder / "old").rename(temporary_beside(folder / "old", is_old=True))
+with replacing(folder / "run" / "best.ckpt") as file:
+    file.write_bytes(b"a part")
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_what_a_killed_process_left_is_removed_and_what_it_replaced_is_back(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "file").write_text("content")
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", KILLED.format(folder=str(tmp_path))], cwd=root, check=False)
+    assert done.returncode == -9
+    assert len(list(tmp_path.glob(".*"))) == 2 and [f.name.endswith("best.ckpt") for f in (tmp_path / "run").iterdir()]
+    assert [TEMPORARY.fullmatch(path.name)[4] for path in remove_leftovers(tmp_path)] == ["store"]
+    assert (tmp_path / "old" / "file").read_text() == "content" and not list(tmp_path.glob(".*"))
+    assert [path.parent.name for path in remove_leftovers(tmp_path, recursive=True)] == ["run"]
+    assert os.listdir(tmp_path / "run") == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        f".{MACHINE}-{os.getpid()}-00000000.best.ckpt",  # of a process that runs
+        ".00000000-999999999-00000000.best.ckpt",  # of another machine
+        f".{MACHINE}-999999999-xyz.best.ckpt",
+        ".lock",
+        "best.ckpt",
+    ],
+    ids=["running", "elsewhere", "malformed", "lock", "plain"],  # the same in every process
+)
+def test_everything_else_stays(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    assert remove_leftovers(tmp_path, recursive=True) == [] and os.listdir(tmp_path) == [name]
+    assert remove_leftovers(tmp_path / "absent") == []
+
+
+def test_the_new_content_wins_over_the_old_one(tmp_path: Path) -> None:
+    (tmp_path / f".{MACHINE}-999999999-00000000-old.store").mkdir()
+    (tmp_path / "store").mkdir()
+    assert len(remove_leftovers(tmp_path)) == 1 and os.listdir(tmp_path) == ["store"]
+
+
+def test_temporary_names_keep_the_suffix_and_the_folder(tmp_path: Path) -> None:
+    for is_old in (False, True):
+        name = temporary_beside(tmp_path / "a.tar.gz", is_old=is_old)
+        assert name.parent == tmp_path and name.suffix == ".gz" and TEMPORARY.fullmatch(name.name)[4] == "a.tar.gz"
+    with replacing(tmp_path / "file") as temporary:
+        temporary.write_text("new")
+        assert os.listdir(tmp_path) == [temporary.name]
+    assert os.listdir(tmp_path) == ["file"]

@@ -1,0 +1,80 @@
+"""Checkpoint files of a training: written beside their place and renamed, the previous one kept to fall back on."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+
+from utils.errors import UserError
+from utils.files import replacing
+from utils.safe_pickle import check_pickles
+
+log = logging.getLogger(__name__)
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+
+
+class CheckpointFiles(TorchCheckpointIO):
+    """Lightning's writer of checkpoints, with a temporary file in the same folder.
+
+    Lightning's own is in the system's temporary folder and, on another file system, copied over the old checkpoint: a
+    process that is killed meanwhile leaves a part of it.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Write a checkpoint; ``last.ckpt`` becomes ``previous.ckpt`` when the new one is on disk.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        target = Path(path)
+        with replacing(target) as temporary:
+            with temporary.open("wb") as file:
+                file.write(content.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
+            if target.name == LAST and target.exists():
+                os.replace(target, target.with_name(PREVIOUS))
+
+
+def resume_point(folder: Path) -> Path | None:
+    """The checkpoint that a training goes on from: ``last.ckpt``, or the one before if that is damaged.
+
+    Raises:
+        UserError: no file can be read whole, or one holds more than tensors and plain values.
+    """
+    problems = []
+    for file in (folder / LAST, folder / PREVIOUS):
+        if not file.exists():
+            continue
+        try:
+            _check(file)
+        except Exception as error:  # a file can be broken in any way
+            problems.append((file, error))
+            continue
+        if problems:
+            log.warning("%s is damaged: training goes on from %s, one epoch earlier", problems[0][0], file)
+        return file
+    if problems:
+        raise UserError(
+            f"{problems[0][0]} cannot be continued from: it is damaged, or holds more than tensors and plain values, "
+            f"which is never loaded; delete {folder}, and the training starts again"
+        ) from problems[0][1]
+    return None
+
+
+def _check(file: Path) -> None:
+    """Read a checkpoint whole; PyTorch does not compare the checksums that its zip format holds."""
+    with zipfile.ZipFile(file) as archive:
+        if damaged := archive.testzip():
+            raise zipfile.BadZipFile(f"{damaged} is damaged")
+    check_pickles(file)
+    torch.load(file, map_location="cpu", weights_only=True, mmap=True)
