@@ -16,6 +16,7 @@ from trainers.config.help import help_text
 from trainers.config.overrides import check_overrides
 from trainers.sweep import Sweep, is_job_of_sweep, prepare_job
 from utils.errors import UserError, user_error
+from utils.started import STARTED  # noqa: F401  before the imports that take time
 
 register()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -24,6 +25,20 @@ from datasets.storage import PackedSplit, PackedStore
 from utils.errors import UserError
 
 SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class PackedSample:
+    """What packing all rows takes, from a sample of them.
+
+    Attributes:
+        counts: split -> number of its rows.
+        seconds, nbytes: of all rows, packed.
+    """
+
+    counts: dict[str, int]
+    seconds: float
+    nbytes: float
 
 
 class MultimodalDataModule(TakesNewRows, DeclaredArguments, pl.LightningDataModule):
@@ -99,13 +114,19 @@ class MultimodalDataModule(TakesNewRows, DeclaredArguments, pl.LightningDataModu
         """
         return self.store.meta() is not None
 
-    def pack_sample(self, rows: int) -> dict[str, int] | None:
+    def pack_sample(self, rows: int) -> PackedSample | None:
         """Pack at most ``rows`` rows of each split, for an estimate of what packing all of them takes.
 
         Returns:
-            Split -> number of its rows; None for a data set that cannot pack a part.
+            None for a data set that cannot pack a part.
         """
         return None
+
+    def repeat_rows(self, counts: Mapping[str, int]) -> None:
+        """Let the packed rows of splits repeat until there are as many as given (split -> number)."""
+        for name, n in counts.items():
+            split = self.store.split(name)
+            self._splits[name] = PackedSplit(split.folder, np.arange(n) % len(split))
 
     @property
     def num_classes(self) -> int:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from datasets.base import SPLITS
 from datasets.batch import Modality
 from datasets.readers.images import ImageReader, decode_images
 from datasets.readers.text import WIDTH, attribute_texts, check_alphabet, encode_all
-from datasets.source import Source, SourcedDataModule, check_classes, file_stats, sha256
+from datasets.source import Source, SourcedDataModule, check_classes, file_stats, sample_rows, sha256
 from utils.errors import UserError
 
 SIDE = 64
@@ -112,6 +113,19 @@ def read_texts(path: Path) -> pd.Series:
             f"({len(bad)} such rows): restore or remove it"
         )
     return texts
+
+
+@dataclass(frozen=True)
+class Faces:
+    """One split, ready to be packed: N image files, codes of their texts (N, 256), target (N,)."""
+
+    files: list[Path]
+    text: np.ndarray
+    target: np.ndarray
+
+    def keep(self, rows: np.ndarray) -> Faces:
+        """Only the given rows (sorted)."""
+        return Faces([self.files[i] for i in rows], self.text[rows], self.target[rows])
 
 
 class CelebA(SourcedDataModule):
@@ -201,7 +215,7 @@ class CelebA(SourcedDataModule):
         pictures = [folder / name for name in images]
         return Source("folder", signature, about, lambda: self._load(folder, tables, set(images)), lambda: pictures)
 
-    def _load(self, folder: Path, tables: Mapping[str, Path], images: set[str]) -> dict[str, dict[str, Any]]:
+    def _load(self, folder: Path, tables: Mapping[str, Path], images: set[str]) -> dict[str, Faces]:
         if "alphabet" in tables:
             check_alphabet(tables["alphabet"])
         present = self._attributes(tables["attributes"])
@@ -221,17 +235,28 @@ class CelebA(SourcedDataModule):
         for split, chosen in rows.items():
             check_classes(split, target[chosen], 2, tables["attributes"])
         codes = self._texts(tables.get("texts"), present)
-        files = {split: [folder / name for name in names[chosen]] for split, chosen in rows.items()}
-        pixels = decode_images(files, self.scratch, read_face)
         return {
-            split: {
-                "img": pixels[split],
-                "text": codes[chosen],
-                "target": target[chosen],
-                "name": np.array([file.stem for file in files[split]]),
-            }
+            split: Faces([folder / name for name in names[chosen]], codes[chosen], target[chosen])
             for split, chosen in rows.items()
         }
+
+    def pack(self, source: Source) -> tuple[Mapping[str, Mapping[str, Any]], dict[str, Any]]:
+        content: dict[str, Faces] = source.load()
+        pixels = decode_images({split: faces.files for split, faces in content.items()}, self.scratch, read_face)
+        splits = {
+            split: {
+                "img": pixels[split],
+                "text": faces.text,
+                "target": faces.target,
+                "name": np.array([file.stem for file in faces.files]),
+            }
+            for split, faces in content.items()
+        }
+        return super().pack(replace(source, load=lambda: splits))
+
+    def shorten(self, content: dict[str, Faces], rows: int) -> tuple[dict[str, Faces], dict[str, int]]:
+        splits = {split: faces.keep(sample_rows(faces.target, rows)) for split, faces in content.items()}
+        return splits, {split: len(faces.files) for split, faces in content.items()}
 
     def _attributes(self, path: Path) -> pd.DataFrame:
         """Attributes (image name x attribute), bool."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from datasets.modality_parts.options import PARTS, build_parts
 from datasets.new_rows import NewRows
 from datasets.readers.csv_rows import CsvRows, Rows
 from datasets.readers.tokens import save_tokenizer
-from datasets.source import Source, SourcedDataModule, sha256
+from datasets.source import Source, SourcedDataModule, sample_rows, sha256
 from datasets.split_masks import all_cells
 from datasets.storage import link_file
 from utils.errors import UserError
@@ -81,6 +82,19 @@ class FromCSV(CsvRows, SourcedDataModule):
     def _load(self) -> Rows:
         columns = [column for part in self.parts for column in part.columns]
         return self.read_rows([*dict.fromkeys(columns), *filter(None, [self.id_column])])
+
+    def shorten(self, content: Rows, rows: int) -> tuple[Rows, dict[str, int]]:
+        chosen = {split: part[sample_rows(content.target[part], rows)] for split, part in content.splits.items()}
+        used = np.sort(np.concatenate(list(chosen.values())))
+        short = replace(
+            content,
+            table=content.table.select(np.isin(np.arange(len(content.table)), used)),
+            target=content.target[used],
+            splits={split: np.searchsorted(used, part) for split, part in chosen.items()},
+            images=[content.images[i] for i in used] if content.images else [],
+            left_out=dict(content.left_out),
+        )
+        return short, {split: len(part) for split, part in content.splits.items()}
 
     def pack(self, source: Source) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
         rows: Rows = source.load()

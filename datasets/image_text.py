@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from datasets.modality_parts.text import masked_texts, text_arrays
 from datasets.new_rows import NewRows
 from datasets.readers.csv_rows import CsvRows
 from datasets.readers.tokens import load_tokenizer
-from datasets.source import Source, sample_rows
+from datasets.source import Source
 from utils.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -40,11 +39,6 @@ class ImageText(CsvRows, ImageTextModule):
         self.row_labels.refuse_inputs(self.texts, "dataset.text")
         if empty := [word for word in self.mask_words if not word.strip()]:
             raise UserError(f"dataset.mask_words holds {empty[0]!r}, which every word begins with: leave it out")
-
-    def shorten(self, content: Content, rows: int) -> tuple[Content, dict[str, int]]:
-        counts = {split: len(items.names) for split, items in content.splits.items()}
-        splits = {split: items.keep(sample_rows(items.target, rows)) for split, items in content.splits.items()}
-        return replace(content, splits=splits), counts
 
     def find_source(self) -> Source:
         return self.content_source("csv", [self.row_settings(), self.texts, self.mask_words], self._load)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -31,7 +31,7 @@ from datasets.readers.tokens import (
     tokenise,
 )
 from datasets.scale import Scale
-from datasets.source import Source, SourcedDataModule, check_classes, sha256
+from datasets.source import Source, SourcedDataModule, check_classes, sample_rows, sha256
 from datasets.transforms import ImageTransform, JointAugmentation
 from utils.errors import UserError
 
@@ -72,11 +72,12 @@ class Items:
 
 @dataclass
 class Content:
-    """A complete data set, ready to be packed; ``about`` holds plain values for ``meta.json``."""
+    """A data set, ready to be packed; ``about`` holds plain values for ``meta.json``."""
 
     class_names: list[str]
     splits: dict[str, Items]
     about: dict[str, Any] = field(default_factory=dict)
+    is_sample: bool = False
 
 
 class ImageTextModule(SourcedDataModule):
@@ -168,6 +169,15 @@ class ImageTextModule(SourcedDataModule):
 
         return Source(kind, signature, {}, load_once, pictures)
 
+    def shorten(self, content: Content, rows: int) -> tuple[Content, dict[str, int]]:
+        splits = dict(content.splits)
+        if self.without_text == "leave_out":
+            has_text = {split: [bool(text.strip()) for text in items.texts] for split, items in splits.items()}
+            splits = {split: items.keep(np.flatnonzero(has_text[split])) for split, items in splits.items()}
+        counts = {split: len(items.names) for split, items in splits.items()}
+        splits = {split: items.keep(sample_rows(items.target, rows)) for split, items in splits.items()}
+        return replace(content, splits=splits, is_sample=True), counts
+
     @property
     def modalities(self) -> list[Modality]:  # type: ignore[override]
         """Image and text; the vocabulary of the text is known once the data are packed."""
@@ -236,9 +246,10 @@ class ImageTextModule(SourcedDataModule):
             splits = {split: items.keep(np.flatnonzero(~blank[split])) for split, items in splits.items()}
             tokens = {split: ids[~blank[split]] for split, ids in tokens.items()}
         note_unknown(tokens, tokenizer, self.name, self.find_tokenizer())
-        self.check_counts({split: len(items.names) for split, items in splits.items()})
-        for split, items in splits.items():
-            self._check_target(split, items.target, content.class_names)
+        if not content.is_sample:
+            self.check_counts({split: len(items.names) for split, items in splits.items()})
+            for split, items in splits.items():
+                self._check_target(split, items.target, content.class_names)
         packed: dict[str, dict[str, Any]] = {}
         for split, items in splits.items():
             packed[split] = {self.text_name: tokens[split], "target": items.target, "name": np.array(items.names)}

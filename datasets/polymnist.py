@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from datasets.batch import Modality
 from datasets.polymnist_build import VIEWS, build_split, load_backgrounds
 from datasets.readers.mnist import CLASSES, SIDE, download_mnist, mnist_files, read_mnist
 from datasets.readers.pictures import UNREADABLE, upright
-from datasets.source import Arrays, Source, SourcedDataModule, check_classes, sha256
+from datasets.source import Arrays, Source, SourcedDataModule, check_classes, sample_rows, sha256
 from datasets.splits import stratified_split
 from utils.errors import UserError
 from utils.progress import Progress
@@ -121,6 +122,36 @@ def read_png(path: Path) -> np.ndarray:
         raise UserError(f"{path} cannot be read ({error}): restore it from the archive, or download it again") from None
 
 
+@dataclass(frozen=True)
+class Tuples:
+    """Tuples in the official folders.
+
+    Attributes:
+        rows: split -> (digit, i, stem) of its tuples.
+    """
+
+    root: Path
+    rows: dict[str, list[tuple[int, int, str]]]
+
+    def target(self, split: str) -> np.ndarray:
+        return np.array([digit for digit, _, _ in self.rows[split]])
+
+    def read(self) -> dict[str, Arrays]:
+        """The arrays of the packed store."""
+        splits = {}
+        total = len(VIEWS) * sum(map(len, self.rows.values()))
+        with Progress(total=total, desc="reading PNG", unit="file") as progress:
+            for split, names in self.rows.items():
+                arrays = {view: np.empty((len(names), 3, SIDE, SIDE), dtype=np.uint8) for view in VIEWS}
+                for view, array in arrays.items():
+                    for row, (_, _, stem) in enumerate(names):
+                        array[row] = read_png(self.root / split / view / f"{stem}.png")
+                        progress.update()
+                stems = np.array([stem for _, _, stem in names])
+                splits[split] = {**arrays, "target": self.target(split), "name": stems}
+        return splits
+
+
 class PolyMNIST(SourcedDataModule):
     """PolyMNIST from the official folders or built from MNIST.
 
@@ -177,7 +208,7 @@ class PolyMNIST(SourcedDataModule):
             ]
             root = self.root
             about = {"root": str(root), "splits": list(listing)}
-            return Source("folder", sha256(files), about, lambda: self._read_folder(root, listing))
+            return Source("folder", sha256(files), about, lambda: self._list_folder(root, listing))
         if self.mnist:
             return self._mnist_source(self.mnist)
         if self.download and self.root:
@@ -189,21 +220,25 @@ class PolyMNIST(SourcedDataModule):
             "dataset.mnist to a folder with the four MNIST files, or set dataset.download=true and dataset.root"
         )
 
-    def _read_folder(self, root: Path, listing: Listing) -> dict[str, Arrays]:
+    def _list_folder(self, root: Path, listing: Listing) -> Tuples:
         rows = {split: sorted_names(root / split, views) for split, views in listing.items()}
-        targets = {split: np.array([digit for digit, _, _ in names]) for split, names in rows.items()}
-        for split, target in targets.items():
-            check_classes(split, target, CLASSES, root / split)
-        splits = {}
-        with Progress(total=len(VIEWS) * sum(map(len, rows.values())), desc="reading PNG", unit="file") as progress:
-            for split, names in rows.items():
-                arrays = {view: np.empty((len(names), 3, SIDE, SIDE), dtype=np.uint8) for view in VIEWS}
-                for view, array in arrays.items():
-                    for row, (_, _, stem) in enumerate(names):
-                        array[row] = read_png(root / split / view / f"{stem}.png")
-                        progress.update()
-                splits[split] = {**arrays, "target": targets[split], "name": np.array([stem for _, _, stem in names])}
-        return splits
+        tuples = Tuples(root, rows)
+        for split in rows:
+            check_classes(split, tuples.target(split), CLASSES, root / split)
+        return tuples
+
+    def pack(self, source: Source) -> tuple[Mapping[str, Mapping[str, Any]], dict[str, Any]]:
+        content = source.load()
+        load = content.read if isinstance(content, Tuples) else lambda: content
+        return super().pack(replace(source, load=load))
+
+    def shorten(self, content: Any, rows: int) -> tuple[Any, dict[str, int]] | None:
+        if not isinstance(content, Tuples):
+            return super().shorten(content, rows)
+        chosen = {
+            split: [names[i] for i in sample_rows(content.target(split), rows)] for split, names in content.rows.items()
+        }
+        return replace(content, rows=chosen), {split: len(names) for split, names in content.rows.items()}
 
     def _mnist_source(self, folder: Path) -> Source:
         files = mnist_files(folder)

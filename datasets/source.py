@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from datasets.base import MultimodalDataModule
+from datasets.base import MultimodalDataModule, PackedSample
 from datasets.readers.pictures import changed_pictures
 from datasets.storage import check_replaceable
 from utils.errors import UserError
@@ -109,20 +110,29 @@ class SourcedDataModule(MultimodalDataModule):
         """Cut loaded content to at most ``rows`` rows per split, with every class in training, see :meth:`pack_sample`.
 
         Returns:
-            The shortened content, and split -> number of rows of the complete one.
+            The shortened content, and split -> number of rows of the complete one; None if content cannot be cut.
         """
-        return None
+        return shorten_arrays(content, rows) if is_arrays(content) else None
 
-    def pack_sample(self, rows: int) -> dict[str, int] | None:
+    def pack_sample(self, rows: int) -> PackedSample | None:
+        start = time.perf_counter()
         source = self.find_source()
-        shortened = self.shorten(source.load(), rows)
+        loaded = source.load()
+        shortened = self.shorten(loaded, rows)
         if shortened is None:
             return None
+        _picture_changes(source)
+        begun = time.perf_counter()
         content, counts = shortened
         splits, about = self.pack(replace(source, load=lambda: content))
         about.pop("reading_changes", None)
         self.store.write(splits, about)
-        return counts
+        end = time.perf_counter()
+        scale = sum(counts.values()) / sum(len(self.store.split(split)) for split in counts)
+        nbytes = scale * sum(file.stat().st_size for file in self.store.folder.rglob("*.npy"))
+        if is_arrays(loaded):
+            nbytes = sum(array.nbytes for arrays in loaded.values() for array in arrays.values())
+        return PackedSample(counts, begun - start + scale * (end - begun), nbytes)
 
     def may_read_differently(self) -> bool:
         """Whether the store, packed under earlier READING_RULES, may hold content that the current rules change."""
@@ -220,6 +230,29 @@ def sample_rows(target: np.ndarray, rows: int) -> np.ndarray:
     spaced = np.linspace(0, len(target) - 1, min(rows, len(target))).round().astype(np.int64)
     others = spaced[~np.isin(spaced, first)]
     return np.sort(np.concatenate([first, others[: max(0, rows - len(first))]]))
+
+
+def is_arrays(content: Any) -> bool:
+    """Whether content is in memory as it is packed: split -> name -> array."""
+    return isinstance(content, Mapping) and all(
+        isinstance(arrays, Mapping) and all(isinstance(array, np.ndarray) for array in arrays.values())
+        for arrays in content.values()
+    )
+
+
+def shorten_arrays(content: Mapping[str, Arrays], rows: int) -> tuple[dict[str, Arrays], dict[str, int]]:
+    """Arrays in memory, cut as :meth:`SourcedDataModule.shorten` says; of shared items, those that the rows use."""
+    splits: dict[str, Arrays] = {}
+    for split, arrays in content.items():
+        chosen = sample_rows(arrays["target"], rows)
+        shared = {name.removesuffix(".rows") for name in arrays if name.endswith(".rows")}
+        splits[split] = {
+            name: array[chosen] for name, array in arrays.items() if name.removesuffix(".rows") not in shared
+        }
+        for name in shared:
+            used, pointers = np.unique(arrays[f"{name}.rows"][chosen], return_inverse=True)
+            splits[split] |= {name: arrays[name][used], f"{name}.rows": pointers.astype(np.int64)}
+    return splits, {split: len(arrays["target"]) for split, arrays in content.items()}
 
 
 def check_classes(split: str, target: np.ndarray, num_classes: int, where: object) -> None:

@@ -27,7 +27,7 @@ from datasets.loader import Transform
 from datasets.readers.audio import ClipProblem, FrontEnd, hear
 from datasets.readers.images import decode_rows, reason
 from datasets.readers.mnist import CLASSES, SIDE, mnist_files, read_mnist
-from datasets.source import Arrays, Source, SourcedDataModule, check_classes, file_stats, sha256
+from datasets.source import Arrays, Source, SourcedDataModule, check_classes, file_stats, sample_rows, sha256
 from datasets.splits import stratified_split
 from utils.errors import UserError
 
@@ -234,6 +234,15 @@ class SpokenDigits(SourcedDataModule):
             split = {speaker: s for s, speakers in chosen.items() for speaker in speakers}
             return lambda r: split.get(r.speaker)
         return lambda r: "test" if r.take < OFFICIAL_TEST else "val" if r.take < OFFICIAL_VAL else "train"
+
+    def shorten(self, content: Any, rows: int) -> tuple[Any, dict[str, int]]:
+        files, divided = content
+        short, counts = [], {}
+        for split in SPLITS:
+            part = [(recording, s) for recording, s in divided if s == split]
+            short += [part[i] for i in sample_rows(np.array([recording.digit for recording, _ in part]), rows)]
+            counts[split] = len(part) * (self.pairings if split == "train" else 1)
+        return (files, short), counts
 
     def pack(self, source: Source) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
         files, divided = source.load()

@@ -189,6 +189,15 @@ class IncompleteClassifier(Method, pl.LightningModule):
         is_observed = ~self.unobserved(batch)
         return ObservedInputs(batch.observed(), dict(zip(self.modality_names, is_observed.unbind(1), strict=True)))
 
+    def encode_modality(self, name: str, x: Tensor, cells: Tensor | None = None) -> Tensor | None:
+        """Encodings (B, N, D) of one modality: those of all, side by side, are the output of ``encode``. None for a
+        method that has no such encodings.
+
+        Args:
+            cells: hidden cells of a table.
+        """
+        return None
+
     def before_prediction(self) -> None:
         """Optimise for inference, for example merge adapters. Do not train or save afterwards."""
 

@@ -67,6 +67,9 @@ class TokenPipeline(IncompleteClassifier):
         name = self.modality_names[i]
         return self._place(i, apply_with_cells(self.encoders[name], x, cells))
 
+    def encode_modality(self, name: str, x: Tensor, cells: Tensor | None = None) -> Tensor:
+        return self.encode_one(self.modality_names.index(name), x, cells)
+
     def _place(self, i: int, tokens: Tensor) -> Tensor:
         """Output (R, N, W) of encoder ``i`` -> tokens (R, N, D) in :meth:`encode`."""
         name = self.modality_names[i]

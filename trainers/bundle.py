@@ -130,7 +130,7 @@ def write_bundle(
     if folder.exists():
         shutil.rmtree(folder)
     temporary.rename(folder)
-    _archive(folder)
+    archive(folder)
     return folder
 
 
@@ -148,7 +148,8 @@ def _write_weights(run: Run, folder: Path) -> IncompleteClassifier:
     return model
 
 
-def _archive(folder: Path) -> None:
+def archive(folder: Path) -> None:
+    """Write ``<folder>.zip`` beside a folder."""
     with replacing(folder.with_name(f"{folder.name}.zip")) as file, zipfile.ZipFile(file, "w") as archive:
         for path in sorted(folder.rglob("*")):
             if path.is_file():

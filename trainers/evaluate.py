@@ -68,13 +68,9 @@ def evaluate(run: Run) -> None:
         folder = directory / "predictions" / label if label else directory / "predictions"
         for scenario in run.scenarios:
             save_arrays(folder / f"{scenario.slug}.npz", by_scenario[scenario.name])
-    results, per_class = _results(run, outputs, user_metrics)
+    results, per_class = tabulate(run, outputs, masks, cells, user_metrics)
     write_examples(run, model, masks, cells, noise)
-    rates = {s.name: data.realised_rate(s, masks[s.name], cells[s.name]) for s in run.scenarios}
-    trained_on = {"train": str(run.training_scenario.name), "fold": run.fold}
-    results = results.assign(**trained_on, missing_rate=results["scenario"].map(rates))
     if per_class is not None:
-        per_class = per_class.assign(dataset=cfg.dataset.name, seed=cfg.seed, **trained_on)
         with replacing(directory / "results_per_class.csv") as file:
             per_class[list(PER_CLASS)].to_csv(file, index=False)
     with replacing(directory / "results.csv") as file:
@@ -100,8 +96,11 @@ def _save_masks(run: Run, masks: Masks, cells: CellMasks, noise: Mapping[str, Co
     }
 
 
-def _results(run: Run, outputs: Outputs, user_metrics: UserMetrics) -> tuple[pd.DataFrame, pd.DataFrame | None]:
-    """Metrics of the outputs of :func:`predict`, and those of each class; logs metrics that could not be computed."""
+def tabulate(
+    run: Run, outputs: Outputs, masks: Masks, cells: CellMasks, user_metrics: UserMetrics
+) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """Rows of ``results.csv`` by the outputs of :func:`predict`, and those of ``results_per_class.csv``; logs metrics
+    that could not be computed."""
     cfg, data = run.cfg, run.data
     rows, per_class = [], []
     for label, by_scenario in outputs.items():
@@ -122,8 +121,13 @@ def _results(run: Run, outputs: Outputs, user_metrics: UserMetrics) -> tuple[pd.
                 )
             if not failures:
                 per_class.append(measure_classes(arrays, data.class_names).assign(model=name, scenario=scenario.name))
+    trained_on = {"train": str(run.training_scenario.name), "fold": run.fold}
+    rates = {s.name: data.realised_rate(s, masks[s.name], cells[s.name]) for s in run.scenarios}
     frame = pd.DataFrame(rows, columns=["dataset", "model", "seed", "scenario", "metric", "value", "n"])
-    return frame, pd.concat(per_class) if per_class else None
+    frame = frame.assign(**trained_on, missing_rate=frame["scenario"].map(rates))
+    if not per_class:
+        return frame, None
+    return frame, pd.concat(per_class).assign(dataset=cfg.dataset.name, seed=cfg.seed, **trained_on)
 
 
 def load_settled(run: Run) -> Method:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from datasets.base import MultimodalDataModule
+from datasets.batch import Batch
 from datasets.missingness import Complete, Scenario, unobserved
 from datasets.missingness.whole import Whole
 from trainers.bundle import write_bundle
@@ -47,8 +48,13 @@ def export(run: Run) -> None:
     log.info("export: %s and %s.zip", folder, folder)
 
 
-def on_validation(run: Run, method: Any) -> tuple[Temperatures, list[dict[str, Any]]]:
+def on_validation(
+    run: Run, method: Any, batches: Iterable[Batch] | None = None
+) -> tuple[Temperatures, list[dict[str, Any]]]:
     """Temperatures per pattern of missing modalities, and scores under the scenarios of ``missing.test``.
+
+    Args:
+        batches: of the validation split; None = all.
 
     Returns:
         The temperatures; rows of scenario, missing_rate, metric, value and n.
@@ -69,7 +75,8 @@ def on_validation(run: Run, method: Any) -> tuple[Temperatures, list[dict[str, A
             log.info("export: not scored: %s", error)
     noise = {s.name: data.corruption("val", s) for s in (*patterns, *scored)}
     progress = bool(run.cfg.trainer.enable_progress_bar)
-    outputs = predict(method, data.loader("val", device=run.device), masks, cells, progress, noise=noise)[""]
+    batches = data.loader("val", device=run.device) if batches is None else batches
+    outputs = predict(method, batches, masks, cells, progress, noise=noise)[""]
     temperatures = calibrated(data, [outputs[p.name] for p in patterns], [cells[p.name] for p in patterns])
     rows_of_scores = []
     for scenario in scored:

@@ -116,7 +116,7 @@ def train(
         EpochOrder(cfg.seed),
         Provenance(cfg.dataset.name, data.describe_inputs()),
         TimeLeft(stage),
-        *_checkpoints(training, checkpoints, monitor, noise),
+        *checkpoint_callbacks(training, checkpoints, monitor, noise),
     ]
     trainer = _build_trainer(cfg, training, directory, all_callbacks)
     _log_start(stage, module, data, training, trainer, resume)
@@ -211,7 +211,7 @@ def _build_trainer(
     )
 
 
-def _checkpoints(
+def checkpoint_callbacks(
     training: DictConfig, folder: Path, monitor: str | None, noise: TrainingNoise | None
 ) -> list[pl.Callback]:
     """Callbacks for best and last checkpoint, and early stopping."""

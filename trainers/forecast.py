@@ -7,10 +7,12 @@ import math
 import resource
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -19,20 +21,27 @@ from pytorch_lightning.utilities.seed import isolate_rng
 
 from trainers.config.build import make_demo_data, store_path
 from trainers.config.overrides import swept_values
+from trainers.cost import Cost
+from trainers.impute import is_measured
 from trainers.loading import Run
-from trainers.trial import Clock, Cost, Trial, device_clock
+from trainers.timing import BATCHES, Clock, device_clock
+from trainers.trial import Trial
 from utils.progress import duration
+from utils.started import STARTED
 
 log = logging.getLogger(__name__)
+BEGAN = time.perf_counter()  # once everything is imported
+QUIET = ("datasets", "models", "trainers.evaluate", "trainers.export", "trainers.programs", "trainers.report")
 SAMPLE = 64  # rows per split that are packed where the data are not
-MEASURED = ("prepare", "impute", "fit", "gaussian", "test")
+START = "start of the program"
 
 
 @dataclass
 class Forecast(Cost):
-    """What a run takes, see :class:`trainers.trial.Cost`.
+    """What a run takes, see :class:`trainers.cost.Cost`.
 
     Attributes:
+        stages: in the order of the run.
         rows: split -> number of rows.
         store: bytes of the packed store.
         is_packed: whether the store is there.
@@ -41,6 +50,7 @@ class Forecast(Cost):
         jobs: of the sweep, 1 without one.
     """
 
+    stages: list[str] = field(default_factory=list)
     rows: dict[str, int] = field(default_factory=dict)
     store: float = 0.0
     is_packed: bool = True
@@ -50,7 +60,12 @@ class Forecast(Cost):
 
     @property
     def total_seconds(self) -> float:
-        return sum(seconds for stage, seconds in self.seconds.items() if stage not in self.finished)
+        return sum(self.seconds.values())
+
+    @property
+    def unknown(self) -> list[str]:
+        """Stages without an estimate."""
+        return [stage for stage in self.stages if stage not in self.seconds]
 
     def lines(self) -> Iterator[str]:
         """The plan for the terminal."""
@@ -61,15 +76,30 @@ class Forecast(Cost):
         for name, n in self.bytes.items():
             yield f"disk: {name} {size(n)}"
         yield f"memory: at least {size(self.memory)}"
-        for stage, seconds in self.seconds.items():
-            text = "0 s, its output is there and valid" if stage in self.finished else duration(seconds)
-            yield f"time: {stage} {text}"
-        yield f"total: {duration(self.total_seconds)} at most, and {size(sum(self.bytes.values()) + self.store)}"
+        for stage in [START] * (START in self.seconds) + self.stages:
+            yield f"time: {stage} {self._time(stage)}"
+        early = [stage for stage in self.stages if stage in self.may_stop_early]
+        stops = f" (early stopping may end {' and '.join(early)} sooner)" if early else ""
+        without = f" without {' and '.join(self.unknown)}" if self.unknown else ""
+        about = f"{'up to ' * bool(early)}about"
+        yield f"total: {about} {duration(self.total_seconds)}{without}{stops}, and {size(self.total_bytes)}"
         if self.jobs > 1:
             yield (
-                f"sweep: {self.jobs} runs; if all are like this one, {duration(self.jobs * self.total_seconds)} one "
-                f"after the other, and {size(self.jobs * sum(self.bytes.values()) + self.store)}"
+                f"sweep: {self.jobs} runs; if all are like this one, {about} "
+                f"{duration(self.jobs * self.total_seconds)} one after the other, and "
+                f"{size(self.jobs * sum(self.bytes.values()) + self.store)}"
             )
+
+    @property
+    def total_bytes(self) -> float:
+        return sum(self.bytes.values()) + self.store
+
+    def _time(self, stage: str) -> str:
+        if stage in self.finished:
+            return "0 s, its output is there and valid"
+        if stage not in self.seconds:
+            return "not estimated"
+        return f"{duration(self.seconds[stage])}{' for all epochs' * (stage in self.may_stop_early)}"
 
 
 def disk_space(folder: Path) -> int:
@@ -87,18 +117,24 @@ def size(n: float) -> str:
     return f"{n:.1f} TB"
 
 
-def plan(run: Run, stages: Sequence[str]) -> None:
-    """Log the forecast of the stages."""
+def plan(run: Run, stages: Sequence[str], *, is_alone: bool = True) -> None:
+    """Log the forecast of the stages.
+
+    Args:
+        is_alone: whether the stages run in another process, which starts first.
+    """
     forecast = foresee(run, stages)
     if forecast is None:
         source = run.data.store.folder
         log.info(
-            "plan: %s is not packed, and a part of it cannot be: stage prepare reads all raw data into %s; run "
-            "stages=[prepare] first, then plan again",
+            "plan: %s is not packed, and its rows can only be read all at once: run stages=[prepare] first, which "
+            "packs them into %s, then plan again",
             run.cfg.dataset.name,
             source,
         )
         return
+    if is_alone and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.RUN:
+        forecast.seconds[START] = BEGAN - STARTED
     log.info("plan: stages %s of %s on %s", ", ".join(stages), run.label, run.device)
     for line in forecast.lines():
         log.info("plan: %s", line)
@@ -114,67 +150,109 @@ def foresee(run: Run, stages: Sequence[str], clock: Clock = device_clock) -> For
     """
     if run.cfg.dataset.get("demo"):
         make_demo_data(run.cfg)
-    forecast = Forecast(jobs=jobs_of_sweep(), is_packed=run.data.is_packed())
-    with tempfile.TemporaryDirectory(prefix="plan-") as folder, isolate_rng(), quiet_trial():
-        cfg = run.cfg.copy()
+    forecast = Forecast(stages=list(stages), jobs=jobs_of_sweep(), is_packed=run.data.is_packed())
+    with tempfile.TemporaryDirectory(prefix="plan-") as name, isolate_rng(), quiet_trial():
+        cfg, folder = run.cfg.copy(), Path(name)
         # Its own data module: a trial changes batch sizes and the like.
-        cfg.dataset.store = str(store_path(cfg) if forecast.is_packed else Path(folder) / "store")
-        other = Run(cfg)
+        cfg.dataset.store = str(store_path(cfg) if forecast.is_packed else folder / "store")
+        other, has_weights = Run(cfg), False
         if forecast.is_packed:
             forecast.rows = dict((other.data.store.meta() or {})["counts"])
             forecast.rows |= {split: len(other.data.split(split)) for split in forecast.rows}
             forecast.store = disk_space(store_path(cfg))
             forecast.seconds["prepare"] = 0.0
-            forecast.finished += ["prepare", *finished_stages(run, stages)]
-        else:
-            start = clock()
-            counts = other.data.pack_sample(SAMPLE)
-            if counts is None:
-                return None
-            forecast.rows = counts
-            scale = sum(counts.values()) / sum(len(other.data.split(split)) for split in counts)
-            forecast.store = scale * disk_space(Path(folder) / "store")
-            forecast.seconds["prepare"] = scale * (clock() - start)
-        measure(Trial(other, forecast.rows, clock), stages, forecast)
+            forecast.finished, has_weights = finished_stages(run, stages)
+        elif not _pack_sample(other, forecast):
+            return None
+        todo = {stage for stage in stages if stage not in forecast.finished} - ({"impute"} if has_weights else set())
+        if "impute" in stages and "impute" not in forecast.finished:
+            todo.add("quality")
+        measure(Trial(other, forecast.rows, todo, folder, clock), forecast)
     forecast.memory = peak_memory()
     return forecast
 
 
-def measure(trial: Trial, stages: Sequence[str], forecast: Forecast) -> None:
+def _pack_sample(run: Run, forecast: Forecast) -> bool:
+    """Pack a sample of the rows, which repeat until the batches of the trial are full; whether that is possible."""
+    cfg, data = run.cfg, run.data
+    sample = data.pack_sample(SAMPLE)
+    if sample is None:
+        return False
+    forecast.rows = dict(sample.counts)
+    if "train" in forecast.rows:
+        forecast.rows["train"] = int(forecast.rows["train"] * data.train_fraction)
+    forecast.store, forecast.seconds["prepare"] = sample.nbytes, sample.seconds
+    sizes = [cfg.dataset.test_batch_size, cfg.gaussian.batch_size, cfg.imputer.training.batch_size]
+    runs = [run]
+    while runs:
+        part = runs.pop()
+        runs += part.prerequisites.values()
+        sizes.append(part.trainable.training.batch_size)
+    data.repeat_rows({split: min(n, BATCHES * max(sizes)) for split, n in forecast.rows.items()})
+    return True
+
+
+def measure(trial: Trial, forecast: Forecast) -> None:
     """Add the cost of the stages to the forecast; what no stage asks for is measured and left out."""
-    run = trial.run
-    if "impute" in stages:
+    run, todo = trial.run, trial.stages
+    if "impute" in todo:
         trial.untrained_imputer()
+    if "quality" in todo:
         trial.quality()
-    if {"fit", "gaussian", "test"} & set(stages):
+    if {"fit", "gaussian", "test", "export"} & todo:
         model = trial.models()
-        if "test" in stages and trial.rows.get("test"):
-            trial.test(trial.method(model))
-        elif "gaussian" in stages and run.uses_selection:
-            trial.gaussian(model.eval().to(run.device).as_backbone(str(run.distance_metric)))
+        method = trial.method(model)
+        if "test" in todo and trial.rows.get("test"):
+            trial.test(method)
+        if "export" in todo:
+            trial.export(method, model)
+    if "report" in todo:
+        trial.report()
     seconds = forecast.seconds | trial.cost.seconds
-    forecast.seconds = {stage: seconds[stage] for stage in MEASURED if stage in stages and stage in seconds}
-    forecast.parameters, forecast.bytes = trial.cost.parameters, trial.cost.bytes
+    given = {
+        "impute": run.cfg.imputer.checkpoint,
+        "fit": run.checkpoint_path,
+        "gaussian": run.trainable.get("gaussian"),
+    }
+    for stage in forecast.stages:
+        if stage in forecast.finished or (given.get(stage) and stage not in seconds):
+            seconds[stage] = 0.0
+    forecast.seconds = {stage: seconds[stage] for stage in forecast.stages if stage in seconds}
+    cost = trial.cost
+    forecast.parameters, forecast.bytes, forecast.may_stop_early = cost.parameters, cost.bytes, cost.may_stop_early
+    unfinished = [stage for stage in forecast.stages if stage not in forecast.finished]
+    forecast.work = {stage: work for stage, work in cost.work.items() if stage in unfinished}
 
 
-def finished_stages(run: Run, stages: Sequence[str]) -> list[str]:
-    """Stages whose output is there and was made with the settings of the run.
+def finished_stages(run: Run, stages: Sequence[str]) -> tuple[list[str], bool]:
+    """Stages whose output is there and was made with the settings of the run, and whether the imputer has learned.
 
     Raises:
         UserError: it was made with others, and ``overwrite`` is off.
     """
-    finished = []
-    if "impute" in stages and not run.cfg.imputer.checkpoint:
-        weights = run.imputer_checkpoint if run.needs_imputer_weights else None
-        if run.imputer_directory.finished("impute", run.imputer_settings, weights):
-            finished.append("impute")
-    if "fit" not in stages or run.checkpoint_path:
-        return finished
-    if run.fit_directory.finished("fit", run.fit_settings, run.checkpoint):
+    finished = ["prepare"]
+    weights: Any = run.imputer_checkpoint if run.needs_imputer_weights else None
+    has_learned = bool(run.cfg.imputer.checkpoint) or (
+        "impute" in stages and run.imputer_directory.finished("impute", run.imputer_settings, weights)
+    )
+    if "impute" in stages and has_learned and is_measured(run):
+        finished.append("impute")
+    if "fit" in stages and not run.checkpoint_path:
+        if not run.fit_directory.finished("fit", run.fit_settings, run.checkpoint):
+            return finished, has_learned
         finished.append("fit")
-        if "gaussian" in stages and run.fit_directory.finished("gaussian", run.gaussian_settings, run.gaussian):
-            finished.append("gaussian")
-    return finished
+    if not run.checkpoint.is_file():
+        return finished, has_learned
+    is_estimated_here = "gaussian" in stages and not run.trainable.get("gaussian")
+    if is_estimated_here and run.fit_directory.finished("gaussian", run.gaussian_settings, run.gaussian):
+        finished.append("gaussian")
+    needed = [run.gaussian] if run.uses_selection else []
+    if run.predicts_with_imputer and weights is not None:
+        needed.append(weights)
+    can_be_tested = "test" in stages and all(file.is_file() for file in needed)
+    if can_be_tested and run.directory.finished("test", run.test_settings, run.directory / "results.csv"):
+        finished.append("test")
+    return finished, has_learned
 
 
 def jobs_of_sweep() -> int:
@@ -195,7 +273,7 @@ def peak_memory() -> float:
 @contextmanager
 def quiet_trial() -> Iterator[None]:
     """Keep remarks on a trial, which the stages themselves repeat where they apply, from the user."""
-    loggers = [logging.getLogger(name) for name in ("datasets", "models", "trainers.evaluate")]
+    loggers = [logging.getLogger(name) for name in QUIET]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

@@ -40,7 +40,7 @@ def impute(run: Run) -> None:
     with run.imputer_directory.held():
         if not cfg.imputer.checkpoint:
             _learn(run)
-        if cfg.imputer.quality is not None and run.data.has_split("val") and run.data.has_split("train"):
+        if measures_quality(run):
             _quality(run)
 
 
@@ -127,18 +127,39 @@ def augmented(data: Any, changes: Mapping[str, Any] | None) -> Iterator[None]:
         data.augmentation = original
 
 
-def _quality(run: Run) -> None:
-    cfg, directory = run.cfg, run.imputer_directory
-    target = directory / "quality.csv"
+def quality_directory(run: Run) -> RunDirectory:
+    """The imputer's run directory; the quality, which nothing else reads, is measured again if its settings changed."""
+    directory = run.imputer_directory
+    return RunDirectory(directory.path, overwrite=True, data_paths=directory.data_paths)
+
+
+def quality_settings(run: Run) -> dict[str, Any]:
+    """Settings that the measured quality depends on; the imputer has learned."""
     weights = run.imputer_checkpoint if run.needs_imputer_weights else None
-    settings = {
+    return {
         "imputer": run.recovery_settings,
-        "quality": OmegaConf.to_container(cfg.imputer.quality),
+        "quality": OmegaConf.to_container(run.cfg.imputer.quality),
         "weights": weights and file_hash(weights),
     }
-    # A by-product that nothing else reads: measured again where it was measured otherwise.
-    directory = RunDirectory(directory.path, overwrite=True, data_paths=directory.data_paths)
-    if directory.finished("quality", settings, target):
+
+
+def measures_quality(run: Run) -> bool:
+    """Whether the run has a quality to measure."""
+    return run.cfg.imputer.quality is not None and run.data.has_split("val") and run.data.has_split("train")
+
+
+def is_measured(run: Run) -> bool:
+    """Whether the quality is measured, or has not to be; the imputer has learned."""
+    if not measures_quality(run):
+        return True
+    directory = quality_directory(run)
+    return directory.finished("quality", quality_settings(run), directory / "quality.csv")
+
+
+def _quality(run: Run) -> None:
+    cfg, directory, settings = run.cfg, quality_directory(run), quality_settings(run)
+    target = directory / "quality.csv"
+    if is_measured(run):
         verify_artefact(target)
         print_quality(pd.read_csv(target), run.data.kinds)
         return

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import DictConfig
-from torch import Tensor, nn
+from torch import Tensor
 
 from datasets.base import MultimodalDataModule
 from datasets.batch import Batch, missing_content, unobserved
@@ -18,7 +18,9 @@ from datasets.missingness import Complete
 from models.base import Method, Prediction
 from models.program import Program
 from trainers.loading import Run
+from trainers.onnx_parts import write_parts
 from trainers.onnx_program import run_onnx, save_onnx
+from trainers.tracing import arguments, blank, rounding_bound, trace
 from utils.errors import UserError
 from utils.subsets import enumerate_subsets
 
@@ -26,7 +28,6 @@ log = logging.getLogger(__name__)
 FILES = {"torch": "model.pt2", "onnx": "model.onnx"}
 # Rows of the validation split on which a program is compared with the method.
 ROWS = 64
-Arguments = tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]
 
 
 def formats(cfg: DictConfig) -> list[str]:
@@ -64,7 +65,8 @@ def write_programs(run: Run, method: Method, folder: Path) -> dict[str, Any]:
 
     Returns:
         For the manifest: format -> file, and the largest difference from the method on rows of the validation split
-        with its tolerance; ``inputs``, see ``MultimodalDataModule.describe_inputs``; ``outputs``, name -> shape.
+        with its tolerance; ``inputs``, see ``MultimodalDataModule.describe_inputs``; ``outputs``, name -> shape; with
+        ``export.parts`` the ``parts``, see :func:`trainers.onnx_parts.write_parts`.
 
     Raises:
         UserError: the method cannot be traced, or a program does not predict as it does.
@@ -87,6 +89,12 @@ def write_programs(run: Run, method: Method, folder: Path) -> dict[str, Any]:
                 outputs = run_onnx(file, arguments(batch))
             about[kind] = {"file": file.name, **compare(kind, run.label, method, outputs, expected)}
     about["outputs"] = {name: list(outputs[name].shape[1:]) for name in names}
+    if run.cfg.export.parts:
+        classifier = getattr(method, "backbone", getattr(method, "method", method))
+        imputer = run.load_imputer() if run.predicts_with_imputer else None
+        about["parts"] = write_parts(classifier, imputer and imputer.move_to(torch.device("cpu")), batch, folder)
+        for name, part in about["parts"].items():
+            log.info("export: part %s: %s", name, part.get("left_out") or part["file"])
     return about
 
 
@@ -126,45 +134,6 @@ def compare(
     return {"largest_difference": difference, "tolerance": tolerance}
 
 
-def trace(program: nn.Module, example: Arguments, name: str) -> torch.export.ExportedProgram:
-    """Trace a program with a dynamic batch size.
-
-    Args:
-        example: two rows; a single one would fix the batch size to 1.
-        name: of the method, for messages.
-
-    Raises:
-        UserError: it branches on values, or selects rows.
-    """
-    rows = {0: torch.export.Dim.DYNAMIC}
-    shapes = ({key: rows for key in example[0]}, rows, {key: rows for key in example[2]})
-    try:
-        # strict: otherwise len(tensor) would fix the batch size.
-        return torch.export.export(program, example, dynamic_shapes=shapes, strict=True)
-    except Exception as error:  # torch.export has many ways to refuse
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{name} cannot be exported (torch.export: {reason}): set export.format=[bundle]") from error
-
-
-def arguments(batch: Batch) -> Arguments:
-    """What :class:`models.program.Program` takes of a batch."""
-    return dict(batch.inputs), batch.missing, dict(batch.feature_missing)
-
-
-def blank(example: Arguments) -> Arguments:
-    """Two rows of zeros in the place of the given ones, since a ``.pt2`` file stores its example."""
-    inputs, missing, cells = example
-
-    def zeros(x: Tensor) -> Tensor:
-        return torch.zeros(2, *x.shape[1:], dtype=x.dtype)
-
-    return (
-        {name: zeros(x) for name, x in inputs.items()},
-        zeros(missing),
-        {name: zeros(x) for name, x in cells.items()},
-    )
-
-
 def rows_to_compare(data: MultimodalDataModule) -> Batch:
     """Rows of the validation split, else of another one, under every pattern of missing modalities, as far as there are
     enough rows. Of each table, every other row that lacks it keeps half of its cells. Missing content is NaN."""
@@ -194,14 +163,3 @@ def rows_to_compare(data: MultimodalDataModule) -> Batch:
         is_missing = missing_content(x, name, missing[:, i], cells)
         inputs[name] = torch.where(is_missing, torch.nan, x) if x.is_floating_point() else x
     return batch.replace(inputs=inputs, missing=missing, feature_missing=cells)
-
-
-def rounding_bound(module: nn.Module, output: Tensor) -> float:
-    """Largest difference of two float32 evaluations of a network with other orders of summation.
-
-    To first order, two sums of n terms differ by at most n eps times the sum of the absolute terms (Higham, Accuracy
-    and Stability of Numerical Algorithms, 2nd ed., eq. 3.5). Terms: of the widest layer, at least 256; magnitude: that
-    of the output, at least 1, that of normalised activations.
-    """
-    terms = max([256, *(p[0].numel() for p in module.parameters() if p.ndim > 1)])
-    return terms * torch.finfo(torch.float32).eps * max(1.0, float(output.abs().max()))

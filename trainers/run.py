@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import logging
 import time
 from collections.abc import Callable
@@ -28,9 +27,10 @@ from trainers.loading import Run
 from trainers.plan import resolve_metric
 from trainers.predict import check_predict, predict, predict_with_bundle
 from trainers.report.page import write_report
+from trainers.report.runs import finished_directories, report_patterns
 from trainers.report.tables import print_table
 from utils.errors import UserError
-from utils.files import natural_key, remove_leftovers
+from utils.files import remove_leftovers
 
 log = logging.getLogger(__name__)
 
@@ -39,17 +39,15 @@ def report(run: Run) -> None:
     """Stage ``report``: tables, figures and ``report.html`` over all runs of this data set and name, or over
     ``report.include``."""
     cfg = run.cfg
-    root = Path(cfg.paths.output) / cfg.dataset.name
-    patterns = cfg.report.include or [str(root / "*" / cfg.name / "seed*")]
-    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
-    done = {Path(p) for pattern in patterns for p in glob.glob(str(pattern)) if (Path(p) / "DONE").exists()}
-    directories = sorted(done, key=natural_key)
+    patterns = report_patterns(cfg)
+    directories = finished_directories(patterns)
     if not directories:
         raise UserError(f"nothing to report in {', '.join(patterns)}: run stage test first ({run.command('test')})")
     metrics = None if cfg.report.metrics is None else list(cfg.report.metrics)
     primary = str(cfg.report.primary)
     title = f"{cfg.dataset.name}: {cfg.name}"
-    written = write_report(directories, root / "report" / cfg.name, title=title, metrics=metrics, primary=primary)
+    folder = Path(cfg.paths.output) / cfg.dataset.name / "report" / cfg.name
+    written = write_report(directories, folder, title=title, metrics=metrics, primary=primary)
     log.info("report: %s in %%\n%s", primary, print_table(written.summary, primary))
     log.info("report: %s", written.html)
 
@@ -94,7 +92,7 @@ def run(cfg: DictConfig) -> float | None:
     if "plan" in cfg.stages:
         check_task(opened)
         planned = [stage for stage in stages or DEFAULT if stage not in stages_without_use(cfg)]
-        plan(opened, planned)
+        plan(opened, planned, is_alone=not stages)
         if not stages:
             return None
     if stages != ["report"]:

@@ -194,6 +194,9 @@ class VectorBaseline(Baseline):
         """One modality of the inputs -> (B, 1, D)."""
         return apply_to_observed(self.encoders[name], inputs, name, cells)
 
+    def encode_modality(self, name: str, x: Tensor, cells: Tensor | None = None) -> Tensor:
+        return self.encode_one(name, {name: x}, None if cells is None else {name: cells})
+
     def replace_missing(self, vectors: Tensor, batch: Batch, value: float | Tensor = 0.0) -> Tensor:
         """Replace absent modalities of vectors (B, M, D) by ``value``, a number or broadcastable."""
         value = torch.as_tensor(value, dtype=vectors.dtype, device=vectors.device)

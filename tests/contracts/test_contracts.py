@@ -579,6 +579,23 @@ def test_weights_read_back_into_a_new_model(run: tuple[Run, Watch, list[str]]) -
     assert content["architecture"]["modalities"] == [[m.name, m.kind, list(m.shape)] for m in context.data.modalities]
 
 
+@pytest.mark.parametrize("dataset", sorted(SMALL_DATA))
+def test_a_sample_of_the_rows_is_packed_like_all(base: Any, dataset: str, tmp_path: Path) -> None:
+    cfg = configure(*base(dataset, "Late"))
+    complete = Run(cfg)
+    complete.prepare_data()
+    stored = complete.data.packed_meta()["counts"]
+    cfg.dataset.store = str(tmp_path / "store")
+    data = Run(cfg).data
+    sample = data.pack_sample(3)
+    assert sample is not None and sample.counts == stored and sample.seconds > 0
+    assert data.modalities == complete.data.modalities and data.class_names == complete.data.class_names
+    size = sum(file.stat().st_size for file in complete.data.store.folder.rglob("*.npy"))
+    # Rows of SpokenDigits share more images than those of a sample.
+    assert 0.75 * size < sample.nbytes < (5 if dataset == "SpokenDigits" else 1.25) * size
+    assert 0 < len(data.store.split("train")) < len(complete.data.store.split("train"))
+
+
 def test_the_plan_knows_the_parameters(run: tuple[Run, Watch, list[str]]) -> None:
     context, _, _ = run
     forecast = foresee(context, ["fit", "gaussian", "test"] if context.uses_selection else ["fit", "test"])

@@ -49,8 +49,10 @@ from trainers.config.imputers import build_imputer
 from trainers.config.validate import validate
 from trainers.export import export
 from trainers.loading import Run
+from trainers.onnx_parts import write_parts
 from trainers.onnx_program import run_onnx, save_onnx
-from trainers.programs import arguments, blank, rows_to_compare, trace
+from trainers.programs import rows_to_compare
+from trainers.tracing import arguments, blank, trace
 from utils.errors import UserError
 from utils.subsets import enumerate_subsets
 
@@ -168,6 +170,7 @@ IMPUTERS["Chain"] = (
         *(f"imputer.parts.tabular.{option}" for option in ("shared=8", "private=4", "module.clusters=4")),
     ],
 )
+IMPUTER_OF_MST = ("MoPoE", "MST", "imputer.latent=8")
 REFUSED_IMPUTERS = {
     ("IMI", "CAD", ""): "imputer IMI walks its random forests in NumPy, and iterates",
     ("Oracle", "CAD", ""): "imputer Oracle reads the content that is missing",
@@ -355,6 +358,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     make_image_table(folder / "parts")
     small = ["model.module.width=16", "model.module.heads=2", "model.training.max_epochs=1"]
     cfg = parts_config(folder, "model=ModDrop", *small, "export.format=[torch,onnx]", "stages=[prepare,fit,export]")
+    cfg.export.parts = True
     pipeline.run(cfg)
     return Run(cfg)
 
@@ -368,6 +372,10 @@ def test_the_manifest_describes_the_program(run: Run) -> None:
         assert about[kind]["file"] == file and f"programs/{file}" in bundle.about["files"]
         assert about[kind]["largest_difference"] <= about[kind]["tolerance"] < 1e-3
         assert f"`programs/{file}`" in (bundle.folder / "README.md").read_text()
+    assert set(about["parts"]) == {"encoders/image", "encoders/table", "fusion"}
+    for part in about["parts"].values():
+        assert f"programs/{part['file']}" in bundle.about["files"]
+        assert part["largest_difference"] <= part["tolerance"] < 1e-3
 
 
 def test_programs_are_compared_on_every_pattern_and_on_partial_tables(run: Run) -> None:
@@ -381,10 +389,11 @@ def test_programs_are_compared_on_every_pattern_and_on_partial_tables(run: Run) 
 def test_the_text_of_the_page_runs_where_this_project_is_not(run: Run, tmp_path: Path) -> None:
     page = (CONFIGS.parent / "docs" / "predictions.md").read_text()
     section = page.partition("## Run it without this project")[2].partition("\n## ")[0]
-    torch_code, onnx_code = re.findall(r"```python\n(.*?)```", section, re.S)
-    assert "import torch" not in onnx_code
+    torch_code, onnx_code, parts_code = re.findall(r"```python\n(.*?)```", section, re.S)
+    assert "import torch" not in onnx_code + parts_code
     (tmp_path / "run.py").write_text(
         f"{torch_code}\ntorch_logits = logits\n{onnx_code}\nnp.save('logits.npy', [torch_logits.numpy(), logits])\n"
+        f"{parts_code}\nnp.save('part_logits.npy', part_logits)\n"
         "import sys\nassert not {'models', 'trainers', 'datasets', 'utils'} & set(sys.modules)\n"
     )
     (tmp_path / "bundle").symlink_to(run.directory / "bundle")
@@ -401,6 +410,37 @@ def test_the_text_of_the_page_runs_where_this_project_is_not(run: Run, tmp_path:
     for logits in torch.from_numpy(np.load(tmp_path / "logits.npy")):
         torch.testing.assert_close(logits, expected, atol=batch_bound(expected), rtol=0)
     assert not torch.allclose(expected[0], expected[1], atol=1e-3)
+    # Nothing is missing in the rows of the parts.
+    part_logits = torch.from_numpy(np.load(tmp_path / "part_logits.npy"))
+    torch.testing.assert_close(part_logits, expected[2].expand(4, -1), atol=batch_bound(expected), rtol=0)
+
+
+def test_encoders_fusion_and_imputer_are_parts(tmp_path: Path) -> None:
+    """Chained, the parts give the logits of the method under every pattern; missing content is filled as eagerly."""
+    model, imputer, batch = small_method("MAP"), small_imputer(*IMPUTER_OF_MST), every_pattern("MST")
+    about = write_parts(model, imputer, batch, tmp_path)
+    assert set(about) == {*(f"encoders/{name}" for name in batch.inputs), "fusion", "imputer"}
+
+    def outputs(part: str, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        return run_onnx(tmp_path / about[part]["file"], (inputs, batch.missing, {}))
+
+    observed = batch.observed()
+    pieces = [outputs(f"encoders/{name}", {name: x})["encoded"] for name, x in observed.items()]
+    logits = outputs("fusion", {"encoded": torch.cat(pieces, dim=1)})["logits"]
+    with torch.no_grad():
+        expected, filled = model(batch).logits, imputer.impute(observed, batch.missing)
+    torch.testing.assert_close(logits, expected, atol=batch_bound(expected), rtol=0)
+    for name, x in outputs("imputer", observed).items():
+        torch.testing.assert_close(x, filled[name], atol=batch_bound(filled[name]), rtol=0)
+
+
+def test_a_part_that_a_method_does_not_have_is_left_out_by_name(tmp_path: Path) -> None:
+    about = write_parts(small_method("UDML"), None, some_batch(FAMILY["UDML"]), tmp_path)
+    assert set(about) == {*(f"encoders/{m.name}" for m in SMALL[FAMILY["UDML"]][0]), "fusion"}
+    assert {part["left_out"] for part in about.values()} == {
+        "its encodings of single modalities are not the input of its fusion"
+    }
+    assert not list(tmp_path.rglob("*.onnx"))
 
 
 @pytest.mark.parametrize("file", ["model.pt2", "model.onnx"])

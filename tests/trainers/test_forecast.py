@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,63 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
+from datasets.loader import PackedLoader
+from datasets.polymnist import PolyMNIST
+from models.baselines.moddrop import ModDrop
 from tests.conftest import Composer
 from tests.contracts.test_bundles import parts_config
 from tests.makers import make_image_table
 from trainers import forecast as module
 from trainers import run as pipeline
+from trainers.callbacks import EpochOrder, RunCheckpoint
 from trainers.config.compose import compose_config
+from trainers.cost import limited
 from trainers.forecast import disk_space, foresee, size
 from trainers.loading import Run
-from trainers.trial import limited, typical
+from trainers.timing import typical
 
-STAGES = ["prepare", "impute", "fit", "gaussian", "test"]
+STAGES = ["prepare", "impute", "fit", "gaussian", "test", "export", "report"]
 DYMO = ["model=DyMo", "imputer=MoPoE", "imputer.latent=16", "imputer.training.max_epochs=1"]
 DYMO += ["model.backbone.training.max_epochs=1", "missing.test=[none,whole_12]", "missing.seed=3"]
+DYMO += ["report.metrics=[accuracy]"]
+
+
+@contextmanager
+def counted_work(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """Stage -> what it really does, as ``Forecast.work``; the key ``stage`` names the present one."""
+    done: dict[str, Any] = {}
+
+    def count(kind: str) -> None:
+        work = done.setdefault(done["stage"], {})
+        work[kind] = work.get(kind, 0) + 1
+
+    def counting(owner: type, name: str, kind: str) -> None:
+        original = getattr(owner, name)
+
+        def wrapped(self: Any, *arguments: Any, **options: Any) -> Any:
+            count(kind)
+            return original(self, *arguments, **options)
+
+        patch.setattr(owner, name, wrapped)
+
+    batches = PackedLoader.__iter__
+
+    def counted(loader: PackedLoader) -> Iterator[Any]:
+        for batch in batches(loader):
+            count("batches")
+            yield batch
+
+    with monkeypatch.context() as patch:
+        counting(EpochOrder, "on_train_batch_end", "training_batches")
+        counting(EpochOrder, "on_validation_batch_end", "validation_batches")
+        counting(RunCheckpoint, "_save_checkpoint", "checkpoints")
+        patch.setattr(PackedLoader, "__iter__", counted)
+        yield done
+    for work in done.values():
+        if isinstance(work, dict):  # those of training are counted twice
+            work["batches"] -= work.get("training_batches", 0) + work.get("validation_batches", 0)
+            if not work["batches"]:
+                del work["batches"]
 
 
 class Clock:
@@ -99,9 +144,16 @@ def test_parameters_and_disk_are_those_of_the_run_afterwards(
     assert set(forecast.seconds) == set(STAGES) and all(
         s > 0 for stage, s in forecast.seconds.items() if stage != "prepare"
     )
+    assert forecast.unknown == []
     cfg = packed.copy()
-    cfg.stages = STAGES
-    pipeline.run(cfg)
+    with counted_work(monkeypatch) as done:
+        for stage in STAGES:
+            cfg.stages = [stage]
+            done["stage"] = stage
+            pipeline.run(cfg)
+    del done["stage"]
+    assert forecast.work.pop("report") == {"runs": 1}
+    assert forecast.work == done
     trained = Run(cfg)
     for name, network in (("DynamicTransformer", trained.load_model()), ("imputer MoPoE", trained.load_imputer())):
         total = sum(p.numel() for p in network.parameters())
@@ -124,7 +176,11 @@ def test_parameters_and_disk_are_those_of_the_run_afterwards(
     predictions = on_disk("DyMo/default/seed0/predictions/**/*.npz")
     assert forecast.bytes["predictions"] == pytest.approx(predictions, rel=0.3)
     again = foresee(trained, STAGES)
-    assert again is not None and again.finished == ["prepare", "impute", "fit", "gaussian"]
+    assert again is not None and again.finished == ["prepare", "impute", "fit", "gaussian", "test"]
+    assert set(again.work) == {"export", "report"} and again.seconds["impute"] == again.seconds["fit"] == 0
+    lines = list(again.lines())
+    assert "time: fit 0 s, its output is there and valid" in lines
+    assert [line for line in lines if line.startswith("total: about ")]
 
 
 def packed_store(run: Run) -> Path:
@@ -167,13 +223,42 @@ def test_imputers_of_tables_are_measured_on_a_sample(tmp_path: Path, imputer: st
 
 
 def test_data_that_cannot_be_packed_in_part_are_said_to_be_packed_first(
-    composed: Composer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    composed: Composer, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level("INFO")
+    monkeypatch.setattr(PolyMNIST, "shorten", lambda *_: None)
     cfg = composed("model=Late", "stages=[plan]", f"paths.cache={tmp_path / 'cache'}")
     pipeline.run(cfg)
     assert [m for m in caplog.messages if "PolyMNIST is not packed" in m and "run stages=[prepare] first" in m]
     assert not list((tmp_path / "cache").glob("Poly*"))
+
+
+def test_a_training_that_may_stop_early_is_said_to_take_up_to_a_time(composed: Composer, packed: DictConfig) -> None:
+    cfg = composed("model=ModDrop", "model.training.patience=3", "model.training.max_epochs=4")
+    forecast = foresee(Run(cfg), ["fit", "predict"])
+    assert forecast is not None and forecast.may_stop_early == {"fit"} and forecast.unknown == ["predict"]
+    total = next(line for line in forecast.lines() if line.startswith("total: "))
+    assert total.startswith("total: up to about ") and "without predict (early stopping may end fit sooner)" in total
+    assert "time: predict not estimated" in list(forecast.lines())
+
+
+def test_batches_of_a_sample_are_as_large_as_those_of_the_complete_data(
+    composed: Composer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten rows per split are packed, one per class; the 60 rows of a split make batches of 32, 32 and 28."""
+    cfg = composed("model=ModDrop", "model.training.batch_size=32", f"paths.cache={tmp_path / 'cache'}")
+    monkeypatch.setattr(module, "SAMPLE", 1)
+    sizes = []
+    step = ModDrop.training_step
+
+    def seen(self: Any, batch: Any, *arguments: Any) -> Any:
+        sizes.append(len(batch))
+        return step(self, batch, *arguments)
+
+    monkeypatch.setattr(ModDrop, "training_step", seen)
+    forecast = foresee(Run(cfg), ["prepare", "fit"])
+    assert forecast is not None and forecast.rows == {"train": 60, "val": 60, "test": 60}
+    assert set(sizes) == {32, 28} and forecast.seconds["prepare"] > 0
 
 
 def test_plan_comes_before_the_other_stages(packed: DictConfig, caplog: pytest.LogCaptureFixture) -> None:

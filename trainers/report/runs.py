@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import logging
 import zipfile
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from omegaconf import DictConfig
 
 from datasets.missingness import Scenario, parse_scenario, unobserved
 from datasets.missingness.base import slug
@@ -18,6 +20,7 @@ from datasets.missingness.file import File
 from datasets.missingness.table import Table
 from utils.checksums import verify_artefact
 from utils.errors import UserError
+from utils.files import natural_key
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +59,18 @@ class FinishedRun:
     def predictions(self, model: str, scenario: str) -> Path:
         """File of the predictions of the model, or of a comparator with the same backbone."""
         return self.path / "predictions" / model.removeprefix(self.model).lstrip("/") / f"{slug(scenario)}.npz"
+
+
+def report_patterns(cfg: DictConfig) -> list[str]:
+    """Glob patterns of the run directories of stage report: ``report.include``, else all of this data set and name."""
+    given = cfg.report.include or str(Path(cfg.paths.output) / cfg.dataset.name / "*" / cfg.name / "seed*")
+    return [given] if isinstance(given, str) else list(given)
+
+
+def finished_directories(patterns: Sequence[str]) -> list[Path]:
+    """Finished run directories that match a glob pattern, in natural order."""
+    paths = {Path(path) for pattern in patterns for path in glob.glob(str(pattern))}
+    return sorted((path for path in paths if (path / "DONE").exists()), key=natural_key)
 
 
 def scenario_of(name: str) -> Scenario:

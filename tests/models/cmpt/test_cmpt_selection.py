@@ -25,13 +25,16 @@ from models.dymo.prototypes import COSINE, EUCLIDEAN
 from models.dymo.selection import SelectionRule
 from models.encoders.adapters import Adapter
 from tests import slow_twin as twin
+from tests.bundles import assert_bundle_predicts_alike, rows_under
 from tests.models.cmpt.test_cmpt import CLASSES, MODALITIES, build, mixed
 from tests.networks import under
 from tests.tolerances import batch_bound
 from trainers import checks
 from trainers import run as pipeline
+from trainers.bundle import open_bundle
 from trainers.config.validate import validate
 from trainers.loading import Run
+from trainers.predictor import load
 from utils.errors import UserError
 from utils.subsets import enumerate_subsets
 
@@ -213,12 +216,28 @@ def tiny(composed: Callable[..., DictConfig], tmp_path: Path) -> Callable[..., D
     return build
 
 
+def assert_exported(context: Run, folder: Path) -> None:
+    """The bundle predicts as stage test did, with the decisions of the selection, and so does its program."""
+    bundle = context.directory / "bundle"
+    stored = np.load(context.directory / "predictions" / "whole_0.npz")
+    outputs = load(bundle).outputs(rows_under(context, "whole_0"))
+    np.testing.assert_allclose(
+        outputs["logits"], stored["logits"], atol=1e-6 * max(1.0, np.abs(stored["logits"]).max())
+    )
+    np.testing.assert_array_equal(outputs["accepted"], stored["accepted"])
+    about = open_bundle(bundle).about["programs"]
+    assert set(about["outputs"]) == {"logits", *ProxySelection.program_outputs}
+    assert about["torch"]["largest_difference"] <= about["torch"]["tolerance"]
+    assert_bundle_predicts_alike(context, folder)
+
+
 def test_the_whole_way_on_spoken_digits(tiny: Callable[..., DictConfig], tmp_path: Path) -> None:
     """CMPT alone first; its weights serve the selection as they are, and the results stand side by side."""
     pipeline.run(tiny("stages=[prepare,fit,test]"))
-    cfg = tiny("model.select=true", "stages=[fit,gaussian,test,report]")
+    cfg = tiny("model.select=true", "stages=[fit,gaussian,test,report,export]", "export.format=[torch]")
     pipeline.run(cfg)
     context = Run(cfg)
+    assert_exported(context, tmp_path)
     assert context.directory.path.parts[-3] == "CMPT_DyMo" and context.fit_directory.path.parts[-3] == "CMPT"
     found = pd.read_csv(context.directory / "results.csv").set_index(["model", "scenario", "metric"])["value"]
     alone = pd.read_csv(context.fit_directory / "results.csv").set_index(["scenario", "metric"])["value"]

@@ -55,6 +55,8 @@ def check_export(cfg: DictConfig) -> Iterator[str]:
     for name in names:
         if name not in FORMATS:
             yield f"export.format: unknown format '{name}'{nearest(str(name), FORMATS)}"
+    if cfg.export.parts and "onnx" not in names:
+        yield "export.parts=true: parts are ONNX programs, add onnx to export.format, or leave export.parts out"
     lacking = [library for library in ("onnx", "onnxscript", "onnxruntime") if find_spec(library) is None]
     if "onnx" in names and lacking:
         yield f"export.format=onnx needs {', '.join(lacking)}: pip install {' '.join(lacking)}, or leave onnx out"
