@@ -14,8 +14,7 @@ import torch
 from omegaconf import OmegaConf
 
 from datasets.missingness import parse_scenario
-from models.imputers.base import FittedImputer
-from models.imputers.chain import Chain
+from models.imputers.base import Assembled, FittedImputer
 from models.imputers.quality import Judge, recovery_quality
 from trainers.callbacks import EpochOrder, TimeLeft
 from trainers.config.build import build_encoders, build_trainer
@@ -90,7 +89,7 @@ class ImputeStage:
         check_checkpoint(file)
         self.directory.finish("impute", self.settings, files=["checkpoints/best.ckpt"])
 
-    def assemble(self, imputer: Chain) -> None:
+    def assemble(self, imputer: Assembled) -> None:
         run = self.run
         self.directory.begin("impute", self.settings)
         for label, part in run.imputer_parts.items():

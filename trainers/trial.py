@@ -23,8 +23,7 @@ from gaussian_parameter_generation.estimate import collect
 from models.base import IncompleteClassifier, Method
 from models.completed import Completed
 from models.dymo.gaussian import GaussianParameters
-from models.imputers.base import FittedImputer, Imputer
-from models.imputers.chain import Chain
+from models.imputers.base import Assembled, FittedImputer, Imputer
 from models.imputers.quality import Judge, recovery_quality
 from trainers.bundle import archive, save_weights
 from trainers.callbacks import EpochOrder, Provenance
@@ -226,7 +225,7 @@ class Trial:
             torch.save(state, stream)
             self.cost.bytes[f"imputer {self.cfg.imputer.name}"] = stream.tell()
 
-    def assemble(self, imputer: Chain) -> None:
+    def assemble(self, imputer: Assembled) -> None:
         for label, part in self.run.imputer_parts.items():
             trial = Trial(part, self.rows, self.stages, self.folder, self.clock)
             trial.cost = self.cost

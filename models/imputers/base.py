@@ -28,8 +28,27 @@ class LearningStage(Protocol):
     def skip(self) -> None:
         """Learn nothing."""
 
-    def assemble(self, imputer: Any) -> None:
-        """Run the stage for every part of a :class:`models.imputers.chain.Chain`, and store what they learned."""
+    def assemble(self, imputer: Assembled) -> None:
+        """Run the stage for every part, and store what they learned."""
+
+
+class Assembled(Protocol):
+    """An imputer that consists of others.
+
+    Attributes:
+        parts: modality name -> imputer.
+    """
+
+    parts: dict[str, Imputer]
+
+    def replace_part(self, label: str, part: Imputer) -> None:
+        """Use another imputer in place of the part with this label."""
+
+    def state_dict(self) -> Any:
+        """Weights of all parts."""
+
+    def architecture(self) -> Any:
+        """Modalities of each part."""
 
 
 class Imputer(ABC):

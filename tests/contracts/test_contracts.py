@@ -816,7 +816,7 @@ def test_two_processes_train_what_one_with_twice_the_batch_trains(base, tmp_path
     torch.testing.assert_close(found.sigma, expected.sigma, atol=1e-6, rtol=1e-5)
     # One process alone does the rest.
     assert done.stderr.count("stage gaussian:") == 2 and done.stderr.count("stage test:") == 1
-    assert (run / "DONE").exists() and len(pd.read_csv(run / "results.csv")) == 2 * 7
+    assert (run / "DONE").exists() and len(pd.read_csv(run / "results.csv")) == 2 * 11
 
 
 def test_every_scenario_of_the_missing_presets_fits_every_data_set() -> None:

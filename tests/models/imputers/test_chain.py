@@ -30,6 +30,7 @@ from trainers.config.overrides import check_overrides
 from trainers.config.validate import validate
 from trainers.forecast import foresee
 from trainers.loading import Run
+from trainers.plan import resolve_metric
 from utils.errors import UserError
 
 IMAGE, TABLE, ECG = KINDS[0], KINDS[1], KINDS[6]
@@ -261,11 +262,17 @@ def test_parts_are_trained_once_and_shared_with_the_same_imputer_by_itself(
     assert other["table"].imputer_directory.path.parts[-3] == "imputer_TIP"
 
 
-def test_a_bundle_and_a_forecast_of_a_chain(fitted_run: Callable[[str], Run], tmp_path: Path) -> None:
+def test_a_bundle_and_a_forecast_of_a_chain(
+    configured: Callable[..., DictConfig], fitted_run: Callable[[str], Run], tmp_path: Path
+) -> None:
     run = fitted_run("Chain")
     assert_bundle_predicts_alike(run, tmp_path)
     forecast = foresee(run, ["impute", "test"])
-    assert forecast is not None and "impute" in forecast.finished
+    assert forecast is not None and forecast.finished == ["prepare", "impute", "test"]
+    planned = configured(*overrides("Chain"), "name=planned")
+    resolve_metric(planned)
+    forecast = foresee(Run(planned), ["impute", "fit", "gaussian", "test"])
+    assert forecast is not None and "impute" not in forecast.finished and forecast.seconds["impute"] > 0
     assert {"imputer MoPoE", "imputer TIP"} <= set(forecast.parameters) and "imputer Chain" in forecast.bytes
 
 
