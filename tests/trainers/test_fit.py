@@ -143,7 +143,10 @@ def test_a_checkpoint_is_written_beside_its_place(tmp_path: Path, monkeypatch) -
     monkeypatch.setattr(tempfile, "mkstemp", None)
     for epoch in range(3):
         writer.save_checkpoint({"epoch": epoch}, file)
-    assert [torch.load(tmp_path / name)["epoch"] for name in ("previous.ckpt", "last.ckpt")] == [1, 2]
+    assert [torch.load(tmp_path / name, weights_only=True)["epoch"] for name in ("previous.ckpt", "last.ckpt")] == [
+        1,
+        2,
+    ]
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
