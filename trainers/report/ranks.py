@@ -61,7 +61,8 @@ def compare_ranks(frame: pd.DataFrame, metric: str) -> Ranks | None:
     rank = means.round(7).rank(axis=1, ascending=False)
     order = list(rank.mean().sort_values(kind="stable").index)
     means, rank, best = means[order], rank[order], order[0]
-    friedman = stats.friedmanchisquare(*(means[model].round(7) for model in order))
+    with np.errstate(invalid="ignore"):  # NaN where all models tie in all blocks
+        friedman = stats.friedmanchisquare(*(means[model].round(7) for model in order))
     wilcoxon = [np.nan] + [_wilcoxon(means[best], means[model]) for model in order[1:]]
     cells = {
         key: group["value"].to_numpy()

@@ -57,6 +57,13 @@ def test_few_models_or_blocks_have_no_ranks():
     assert compare_ranks(frame, "accuracy").blocks == 6
 
 
+@pytest.mark.filterwarnings("error")
+def test_models_that_tie_everywhere_have_no_p_value():
+    """Friedman's statistic is 0 / 0, which is no news for the user's terminal."""
+    ranks = compare_ranks(results(QUALITY).assign(value=0.5), "accuracy")
+    assert np.isnan(ranks.p_friedman) and (ranks.table["mean_rank"] == 2).all()
+
+
 def test_interquartile_mean_by_hand():
     # 12 values: the first and last three are cut, (4 + ... + 9) / 6.
     assert iqm(np.arange(1, 13.0)) == 6.5
