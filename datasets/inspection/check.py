@@ -209,12 +209,13 @@ def _check_rows(report: Report, inputs: Sequence[str]) -> None:
     columns = [report.columns[name] for name in inputs if not is_text[name]]
     labels = report.classes
     if len(layout.labels) == 1:
-        leaks, report.shares = leak_findings(columns, cells, labels, report.decimal)
+        leaks, report.shares, report.suspects = leak_findings(columns, cells, labels, report.decimal)
         findings += leaks + text_findings(texts, labels, layout) + rare_findings(labels, group)
     else:
         for label in layout.labels:
             known = cells[label][cells[label].isin(["0", "1"])]
-            leaks, shares = leak_findings(columns, cells, known, report.decimal)
+            leaks, shares, suspects = leak_findings(columns, cells, known, report.decimal)
+            report.suspects |= suspects
             findings += [replace(leak, text=f"{leak.text} (label '{label}')") for leak in leaks]
             report.shares |= {name: max(share, report.shares.get(name, 0)) for name, share in shares.items()}
         labels = cells[list(layout.labels)].agg("|".join, axis=1)

@@ -20,6 +20,7 @@ SPLITS = ("train", "val", "test")
 GIVES_AWAY = 0.9  # share of the label's entropy
 INFORMATIVE = 0.6
 COMMON = 0.05  # share of the rows from which on a level that has one label is a warning
+NOT_INPUT = "take it out of the inputs, unless it is known before the label"
 MAX_COMPARED = 300  # levels of a column, beyond which chance agreement hides everything
 BINS = 20  # quantiles of a continuous column
 
@@ -57,7 +58,7 @@ def discretised(column: Column, cells: pd.Series, decimal: str) -> pd.Series:
 
 def leak_findings(
     columns: Sequence[Column], cells: pd.DataFrame, target: pd.Series, decimal: str
-) -> tuple[list[Finding], dict[str, float]]:
+) -> tuple[list[Finding], dict[str, float], set[str]]:
     """Columns that determine the label, or nearly.
 
     Args:
@@ -65,9 +66,10 @@ def leak_findings(
         target: class names, indexed by the spreadsheet rows that have one.
 
     Returns:
-        Findings, and the share of the label's information in each column that was compared.
+        Findings, the share of the label's information in each column that was compared, and the columns with a frequent
+        level that has one label only.
     """
-    findings, shares = [], {}
+    findings, shares, suspects = [], {}, set()
     usual = target.value_counts(normalize=True)
     for column in columns:
         if column.kind not in ("categorical", "continuous", "group"):
@@ -78,8 +80,7 @@ def leak_findings(
         shares[column.name] = share = information(levels, target)
         if share >= GIVES_AWAY:
             text = f"gives the label away: it holds {share:.0%} of the label's information"
-            fix = "take it out of the inputs, unless it is known before the label"
-            findings.append(Finding("warning", column.name, text, fix))
+            findings.append(Finding("warning", column.name, text, NOT_INPUT))
             continue
         if share >= INFORMATIVE:
             text = f"holds {share:.0%} of the label's information"
@@ -88,10 +89,11 @@ def leak_findings(
             for _, rows in target.groupby(levels):
                 only, level = rows.iloc[0], cells.loc[rows.index[0], column.name]
                 if rows.nunique() == 1 and usual[only] ** len(rows) < 1e-9:
-                    text = f"all {len(rows):,} rows with '{level}' have the label '{only}'"
-                    importance = "warning" if len(rows) >= COMMON * len(target) else "note"
-                    findings.append(Finding(importance, column.name, text, "does it follow from the label?"))
-    return findings, shares
+                    text = f"may follow from the label: all {len(rows):,} rows with '{level}' have the label '{only}'"
+                    is_common = len(rows) >= COMMON * len(target)
+                    findings.append(Finding("warning" if is_common else "note", column.name, text, NOT_INPUT))
+                    suspects |= {column.name} if is_common else set()
+    return findings, shares, suspects
 
 
 def text_findings(columns: Sequence[Column], target: pd.Series, layout: Layout) -> list[Finding]:

@@ -37,6 +37,7 @@ class Report:
         cells: of the table.
         files: place of a column of files -> their state.
         shares: column -> share of the label's information in it.
+        suspects: columns with a frequent value that one class only has.
         counts: split -> class -> rows.
         classes: of the rows that have one, indexed by spreadsheet rows.
         suggestion: settings that run with the table as it is, None = none.
@@ -48,6 +49,7 @@ class Report:
     cells: pd.DataFrame
     files: dict[str, Files] = field(default_factory=dict)
     shares: dict[str, float] = field(default_factory=dict)
+    suspects: set[str] = field(default_factory=set)
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
     classes: pd.Series = field(default_factory=lambda: pd.Series(dtype=str))
     suggestion: Layout | None = None
@@ -107,6 +109,8 @@ class Report:
             return role
         if self.shares.get(name, 0) >= GIVES_AWAY:
             return "gives the label away"
+        if name in self.suspects:
+            return "may follow from the label"
         column, kind = self.columns[name], self.columns[name].kind
         if column.missing > MOSTLY:
             return "mostly missing"

@@ -551,6 +551,17 @@ def test_numbers_with_units_or_thousands_are_no_inputs(tmp_path: Path) -> None:
     assert report.rejected() == {"share": "not numbers alone", "price": "not numbers alone"}
 
 
+def test_a_column_that_may_follow_from_the_label_is_no_input(tmp_path: Path) -> None:
+    frame = animals(tmp_path, 160)
+    is_cat, number = frame["label"] == "cat", np.arange(160)
+    frame["how"] = np.where(is_cat & (number % 4 == 0), "seen at home", np.where(number % 3 == 0, "x", "y"))
+    frame["place"] = np.where(is_cat & (number < 10), "barn", "garden")  # five rows may be chance
+    report = checked(tmp_path, frame)
+    finding = placed(report, "how", "all 40 rows with 'seen at home' have the label 'cat'", "warning")
+    assert finding.text.startswith("may follow from the label")
+    assert report.rejected()["how"] == "may follow from the label" and "place" not in report.rejected()
+
+
 def test_texts_that_name_their_class_unless_the_words_are_masked(tmp_path: Path) -> None:
     frame = animals(tmp_path)
     frame["note"] = [f"number {i} is a {'Cats' if i % 4 == 0 else 'pet'} of mine" for i in range(60)]
