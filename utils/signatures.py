@@ -28,12 +28,12 @@ def _initialisers(target: type) -> list[Any]:
 
 def _arguments(target: type) -> tuple[list[str], bool]:
     """Names of the constructor arguments, and whether the last class that keywords reach takes any."""
-    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    no_keyword = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     names: dict[str, None] = {}
     takes_any = False
     for initialiser in _initialisers(target):
         parameters = inspect.signature(initialiser).parameters.values()
-        names |= {p.name: None for p in parameters if p.name != "self" and p.kind not in variable}
+        names |= {p.name: None for p in parameters if p.name != "self" and p.kind not in no_keyword}
         takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
         if not takes_any:
             break

@@ -279,6 +279,11 @@ def recover_possible(
     return completed, unrecoverable
 
 
+def row_numbers(missing: Tensor, index: Tensor | None) -> Tensor:
+    """Row numbers (B,) that random draws depend on: ``index``, or 0 .. B-1 where it is None."""
+    return torch.arange(len(missing), device=missing.device) if index is None else index
+
+
 def merge(x: Tensor, missing: Tensor, recovered: Tensor) -> Tensor:
     """``recovered`` where ``missing``, ``x`` elsewhere; ``missing`` is (B,), or a mask that broadcasts against x."""
     return torch.where(missing.reshape(-1, *[1] * (x.ndim - 1)) if missing.ndim == 1 else missing, recovered, x)

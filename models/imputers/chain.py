@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from datasets.batch import Batch, Modality
-from models.imputers.base import Imputer, LearningStage, recover_possible
+from models.imputers.base import Imputer, LearningStage, recover_possible, row_numbers
 
 
 class Chain(Imputer):
@@ -103,8 +103,7 @@ class Chain(Imputer):
         index: Tensor | None = None,
         feature_missing: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        index = torch.arange(len(missing), device=missing.device) if index is None else index
-        return self._complete(inputs, missing, index, feature_missing or {}, is_fixed=False)
+        return self._complete(inputs, missing, row_numbers(missing, index), feature_missing or {}, is_fixed=False)
 
     def impute_fixed(
         self, inputs: Mapping[str, Tensor], missing: Tensor, feature_missing: Mapping[str, Tensor]

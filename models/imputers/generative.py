@@ -43,9 +43,9 @@ class GenerativeImputer(TrainedImputer):
     Args:
         modalities: of the data set.
         encoders, decoders: by modality name.
+        latent: width of the shared latent.
         weights: modality name -> factor of its negative log-likelihood; where absent 1, or with default networks the
             number of values of the largest modality over its own.
-        latent: width of the shared latent.
         class_weight: weight of the cross-entropy of a linear classifier on the posterior mean of each single modality
             (ours, off by default). The ELBO alone takes tens of thousands of steps before the latent holds the class:
             most of a photograph's likelihood is its background.
@@ -64,14 +64,16 @@ class GenerativeImputer(TrainedImputer):
         modalities: Sequence[Modality],
         encoders: Mapping[str, nn.Module],
         decoders: Mapping[str, nn.Module],
-        weights: Mapping[str, float] | None,
         latent: int,
-        class_weight: float,
-        num_classes: int,
-        sample: bool,
-        draw_seed: int,
-        optimizer: Callable[..., torch.optim.Optimizer] | None,
-        scheduler: Callable[..., Any] | None,
+        /,
+        *,
+        weights: Mapping[str, float] | None = None,
+        class_weight: float = 0.0,
+        num_classes: int = 0,
+        sample: bool = False,
+        draw_seed: int = 2025,
+        optimizer: Callable[..., torch.optim.Optimizer] | None = None,
+        scheduler: Callable[..., Any] | None = None,
     ) -> None:
         super().__init__(modalities, optimizer, scheduler)
         self.latent, self.sample, self.draw_seed = latent, sample, draw_seed

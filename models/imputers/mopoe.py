@@ -17,7 +17,7 @@ with the proper one; ``reference_text=true`` restores the original's, and its we
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from datasets.batch import Batch, Modality, missing_content
-from models.imputers.base import merge
+from models.imputers.base import merge, row_numbers
 from models.imputers.default_networks import Decoder, Posterior
 from models.imputers.generative import GenerativeImputer
 from utils.noise import hash_seed, row_normal
@@ -44,7 +44,7 @@ class MoPoE(GenerativeImputer):
         style_beta: weight of the style KLs within the beta term.
         style_weights: modality name -> factor of its style KL, 1 where absent.
         reference_text: the original's text likelihood, see :func:`text_probabilities`.
-        weights, class_weight, num_classes, sample, draw_seed, optimizer, scheduler: see :class:`GenerativeImputer`.
+        others: see :class:`GenerativeImputer`.
     """
 
     def __init__(
@@ -55,30 +55,12 @@ class MoPoE(GenerativeImputer):
         *,
         latent: int = 512,
         beta: float = 2.5,
-        weights: Mapping[str, float] | None = None,
         style_beta: float = 1.0,
         style_weights: Mapping[str, float] | None = None,
         reference_text: bool = False,
-        class_weight: float = 0.0,
-        num_classes: int = 0,
-        sample: bool = False,
-        draw_seed: int = 2025,
-        optimizer: Callable[..., torch.optim.Optimizer] | None = None,
-        scheduler: Callable[..., Any] | None = None,
+        **others: Any,
     ) -> None:
-        super().__init__(
-            modalities,
-            encoders,
-            decoders,
-            weights,
-            latent,
-            class_weight,
-            num_classes,
-            sample,
-            draw_seed,
-            optimizer,
-            scheduler,
-        )
+        super().__init__(modalities, encoders, decoders, latent, **others)
         self.check_names(style_weights)
         names = [m.name for m in modalities]
         self.beta, self.style_beta, self.reference_text = beta, style_beta, reference_text
@@ -221,7 +203,7 @@ class MoPoE(GenerativeImputer):
         index: Tensor | None = None,
         feature_missing: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        index = torch.arange(len(missing), device=missing.device) if index is None else index
+        index = row_numbers(missing, index)
         with self.evaluating():
             mean, logvar = self.posterior(inputs, missing, feature_missing)
             if self.sample:

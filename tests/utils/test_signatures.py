@@ -30,6 +30,15 @@ class Closed(PassesOn):
     def __init__(self, heads: int) -> None: ...
 
 
+class Positional:
+    def __init__(self, width: int, /, rate: float = 0.0) -> None: ...
+
+
+class Narrow(Positional):
+    def __init__(self, depth: int, **others: Any) -> None:
+        super().__init__(2 * depth, **others)
+
+
 class Open(Mixin, nn.Module): ...
 
 
@@ -40,6 +49,7 @@ def test_arguments_reach_as_far_as_keywords_are_passed_on() -> None:
     assert constructor_arguments(PassesOn) == ["width", "heads", "rate", "depth"]
     assert known_arguments(PassesOn) == constructor_arguments(PassesOn)
     assert known_arguments(Inherits) == ["width", "depth"] and known_arguments(Closed) == ["heads"]
+    assert known_arguments(Narrow) == ["depth", "rate"], "a positional argument of the base class is no keyword"
     assert known_arguments(Open) is None and known_arguments(takes_any) is None, "nobody refuses a keyword"
     assert known_arguments(known_arguments) == ["target"]
 

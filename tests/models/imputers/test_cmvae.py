@@ -16,7 +16,8 @@ from torch import Tensor
 from datasets.batch import Batch, Modality
 from models.imputers import cmvae
 from models.imputers.base import merge
-from models.imputers.cmvae import CMVAE, MMVAEPlus, ResNetDecoder, ResNetEncoder
+from models.imputers.cmvae import CMVAE, MMVAEPlus
+from models.imputers.cmvae_networks import ResNetDecoder, ResNetEncoder
 from tests import slow_networks as slow
 from tests.networks import modalities, random_masks
 from trainers.config.compose import CONFIGS
