@@ -43,6 +43,7 @@ from utils.calibration import Temperatures
 from utils.errors import UserError
 from utils.files import replacing
 from utils.inputs import KEY as INPUTS
+from utils.limits import advice, limit
 from utils.run_directory import environment, write_json
 from utils.safe_pickle import HEADER, read_tensors
 
@@ -333,15 +334,26 @@ def check_files(folder: Path, files: Mapping[str, str]) -> None:
         raise UserError("\n".join(problems))
 
 
+_unpacked: list[tempfile.TemporaryDirectory[str]] = []  # each is removed when the program ends
+
+
 def unpack(archive: Path) -> Path:
-    """Unpack a bundle's archive into a temporary folder.
+    """Unpack a bundle's archive into a temporary folder, which is removed when the program ends.
 
     Raises:
-        UserError: it is no archive, or an entry leaves the folder.
+        UserError: it is no archive, an entry leaves the folder, or it holds too much.
     """
-    target = Path(tempfile.mkdtemp(prefix="bundle-"))
+    _unpacked.append(tempfile.TemporaryDirectory(prefix="bundle-"))
+    target = Path(_unpacked[-1].name)
     try:
         with zipfile.ZipFile(archive) as file:
+            # An entry that holds more than it states is refused by zipfile.
+            size = sum(entry.file_size for entry in file.infolist())
+            if size > limit("UNPACKED"):
+                raise UserError(
+                    f"{archive} holds {size:,} bytes when unpacked, the limit is "
+                    f"{advice('UNPACKED', limit('UNPACKED'))}"
+                )
             for entry in file.infolist():
                 path = PurePosixPath(entry.filename)
                 is_link = (entry.external_attr >> 16) & 0o170000 == 0o120000

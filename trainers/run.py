@@ -95,12 +95,15 @@ def run(cfg: DictConfig) -> float | None:
         plan(opened, planned, is_alone=not stages)
         if not stages:
             return None
+    packing = 0.0
     if stages != ["report"]:
         check_task(opened)
         check_noise(opened)
         if "impute" in stages or needs_imputer(opened, stages):
             check_imputer(cfg, opened.data.kinds)
+        start = time.perf_counter()
         opened.prepare_data()
+        packing = time.perf_counter() - start
         check_artefacts(opened, stages)
     for number, stage in enumerate(stages, 1):
         if stage not in PARALLEL and not set(PARALLEL) & set(stages[number:]):
@@ -112,7 +115,8 @@ def run(cfg: DictConfig) -> float | None:
         log.info("[%d/%d] stage %s", number, len(stages), stage)
         start = time.perf_counter()
         STAGES[stage](opened)
-        log.info("[%d/%d] stage %s: %.1f s", number, len(stages), stage, time.perf_counter() - start)
+        seconds = time.perf_counter() - start + packing * (stage == "prepare")
+        log.info("[%d/%d] stage %s: %.1f s", number, len(stages), stage, seconds)
     is_fitted = "fit" in stages and not opened.checkpoint_path
     return opened.fit_directory.result("fit")["best"] if is_fitted else None
 

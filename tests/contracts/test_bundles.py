@@ -180,7 +180,13 @@ def test_another_process_predicts_the_same_from_the_archive(parts: SimpleNamespa
         f"predict.output={tmp_path / 'out.csv'}",
         "predict.chunk=7",
     ]
-    subprocess.run([sys.executable, *command], check=True, cwd=CONFIGS.parent, capture_output=True, timeout=300)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    variables = os.environ | {"TMPDIR": str(temporary)}
+    subprocess.run(
+        [sys.executable, *command], check=True, cwd=CONFIGS.parent, capture_output=True, timeout=300, env=variables
+    )
+    assert not list(temporary.glob("bundle-*")), "the unpacked archive is removed"
     table = pd.read_csv(tmp_path / "out.csv")
     expected = load(parts.bundle).predict_proba(parts.frame, images=parts.photos)
     np.testing.assert_allclose(table[[f"probability_{c}" for c in CLASSES]], expected, atol=1e-6)
@@ -371,6 +377,16 @@ def test_an_archive_that_leaves_its_folder_is_refused(copied: Path, tmp_path: Pa
     (tmp_path / "text.zip").write_text("no archive")
     with pytest.raises(UserError, match=r"text.zip is no bundle"):
         open_bundle(tmp_path / "text.zip")
+
+
+def test_an_archive_that_holds_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = tmp_path / "large.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("weights", bytes(100_000))
+        file.writestr("more", bytes(1))
+    monkeypatch.setenv("DYMO_MAX_UNPACKED", "100000")
+    with pytest.raises(UserError, match=r"holds 100,001 bytes when unpacked, the limit is 100,000; the environment"):
+        open_bundle(archive)
 
 
 def test_a_folder_that_is_no_bundle_or_lacks_a_file_is_refused(copied: Path, tmp_path: Path) -> None:
