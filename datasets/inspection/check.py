@@ -167,7 +167,10 @@ def _input_findings(report: Report, column: Column) -> list[Finding]:
         others = quoted(dict.fromkeys(values[unknown]))
         text = f"none of the {len(levels)} levels: {others}"
         fix = f"list them in {option}.categorical.{name}"
-        findings.append(Finding("error", name, text, fix, row_numbers(unknown)))
+        if name in layout.open_columns:
+            findings.append(Finding("warning", name, text, f"they count as missing: {fix}", row_numbers(unknown)))
+        else:
+            findings.append(Finding("error", name, text, fix, row_numbers(unknown)))
     return findings
 
 

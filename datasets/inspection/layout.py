@@ -75,6 +75,7 @@ class Layout:
     Attributes:
         classes: class -> values of the label column; empty = unknown, or several labels.
         categorical: column -> level -> its spellings, or None = the values of the training split.
+        open_columns: categorical columns of which other values than the levels count as missing.
         dialect: None = to be found out.
         split: keys of the configuration that say how rows are divided.
         modalities: of any mix (``configs/dataset/FromCSV.yaml``), then without ``image``; empty = an image, and a table
@@ -92,6 +93,7 @@ class Layout:
     min_groups: int = 0
     rare_class: str | None = None
     categorical: dict[str, dict[str, list[str]] | None] = field(default_factory=dict)
+    open_columns: tuple[str, ...] = ()
     continuous: tuple[str, ...] = ()
     text: tuple[str, ...] = ()
     mask_words: tuple[str, ...] = ()
@@ -158,6 +160,7 @@ def layout_of(settings: Mapping[str, Any]) -> Layout:
             str(name): None if levels is None else spellings(levels, f"categorical.{name}", "level")
             for name, levels in categorical.items()
         },
+        open_columns=tuple(map(str, categorical)) if settings.get("unseen") == "missing" else (),
         continuous=tuple(settings.get("continuous") or ()),
         text=(text,) if isinstance(text, str) else tuple(text),
         mask_words=tuple(map(str, settings.get("mask_words") or ())),

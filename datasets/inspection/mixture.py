@@ -50,7 +50,9 @@ def mixture_layout(settings: Mapping[str, Any]) -> Layout:
         "mask_words": [word for part in texts for word in part.mask_words],
     }
     layout = layout_of({**settings, "image": None, **inputs})
-    return replace(layout, modalities=tuple(modality_columns(part, layout.images) for part in parts))
+    open_columns = (k for table in tables if table.get("unseen") == "missing" for k in table.get("categorical") or {})
+    modalities = tuple(modality_columns(part, layout.images) for part in parts)
+    return replace(layout, modalities=modalities, open_columns=tuple(map(str, open_columns)))
 
 
 def modality_columns(part: Part, images: Path, options: Mapping[str, Any] | None = None) -> ModalityColumns:

@@ -423,6 +423,16 @@ def test_everything_wrong_with_a_configuration_is_said_at_once(parts: Callable[.
     assert expected <= {(finding.level, finding.place, finding.rows) for finding in report.findings}
 
 
+@pytest.mark.parametrize(("unseen", "level"), [("refuse", "error"), ("missing", "warning")])
+def test_a_value_that_is_no_level_is_an_error_only_where_prepare_refuses_it(
+    parts: Callable[..., Report], unseen: str, level: str
+) -> None:
+    def change(frame: pd.DataFrame) -> None:
+        frame.loc[7, "metal"] = "tin"
+
+    assert placed(parts(change, unseen=unseen), "metal", "none of the 2 levels: 'tin'").level == level
+
+
 def test_columns_that_are_not_there_are_named_with_the_nearest(parts: Callable[..., Report]) -> None:
     report = parts(image="foto", continuous=["wieght"])
     assert report.lines()[-1][1].endswith("60 rows, 7 columns: 2 errors") and "wieght" in report.markdown()
