@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from datasets.batch import Batch, hide
+from datasets.rows import take_rows
 from models.base import IncompleteClassifier
 from models.imputers.base import Imputer
-from models.rows import take_rows
 from trainers.onnx_program import run_onnx, save_onnx
 from trainers.tracing import Arguments, arguments, blank, rounding_bound, trace
 from utils.errors import UserError

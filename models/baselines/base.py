@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from datasets.batch import Batch, Modality, rows_like
+from datasets.rows import repeat_rows
 from models.base import IncompleteClassifier, Prediction
 from models.baselines.masks import TrainingMasks
 from models.layers.batch_norm import apply_to_observed
-from models.rows import repeat_rows
 from models.tokens import TokenPipeline
 from utils.noise import hash_seed
 

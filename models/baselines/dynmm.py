@@ -22,11 +22,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datasets.batch import Batch, Modality
+from datasets.rows import take_rows
 from models.base import IncompleteClassifier, Prediction
 from models.baselines.concat import MultimodalConcat
 from models.baselines.decisions import OnExperts
 from models.baselines.unimodal import Unimodal
-from models.rows import take_rows
 
 
 class DynMM(OnExperts):

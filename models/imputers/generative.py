@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datasets.batch import Batch, Modality, rows_like
+from datasets.rows import take_rows
 from models.imputers.base import TrainedImputer
 from models.imputers.default_networks import Decoder
 from models.imputers.likelihoods import (
@@ -31,7 +32,6 @@ from models.imputers.likelihoods import (
     text_probabilities,
     token_nll,
 )
-from models.rows import take_rows
 from utils.errors import UserError
 
 IGNORED = -100

@@ -22,11 +22,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datasets.batch import Batch, Modality, missing_content
+from datasets.rows import take_rows
 from models.encoders.table import TableEncoder
 from models.imputers.base import TrainedImputer
 from models.layers.batch_norm import BatchNorm1d
 from models.layers.transformer import Attention, Mlp, attention, normal_initialisation
-from models.rows import take_rows
 from utils.errors import UserError
 
 NEGATIVE_FLOOR = 1e-4

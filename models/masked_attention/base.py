@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from datasets.batch import Batch, Modality, rows_like
+from datasets.rows import take_rows
 from models.base import IncompleteClassifier, Prediction
 from models.layers.batch_norm import apply_with_cells
 from models.layers.masked_attention import xavier_initialisation
 from models.layers.transformer import owners
 from models.masked_attention.training import StagedTraining
-from models.rows import take_rows
 
 log = logging.getLogger(__name__)
 FILLS = ("tokens", "inputs", "mixed")

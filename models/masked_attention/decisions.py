@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from datasets.batch import Batch, Modality
+from datasets.rows import take_rows
 from models.base import IncompleteClassifier, Prediction
 from models.baselines.logit_average import LogitAverage
-from models.rows import take_rows
 
 RULES = ("mean", "max", "min", "majority")
 

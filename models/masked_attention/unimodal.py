@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from datasets.batch import Batch, Modality
+from datasets.rows import take_rows
 from models.baselines.unimodal import Unimodal
 from models.layers.masked_attention import xavier_initialisation
 from models.masked_attention.training import StagedTraining
-from models.rows import take_rows
 
 
 class TokenUnimodal(StagedTraining, Unimodal):

@@ -20,14 +20,7 @@ ROOT = Path(__file__).parents[2]
 FILES = [file for folder in ("trainers", "utils") for file in sorted((ROOT / folder).rglob("*.py"))]
 # Interfaces, base classes and what several methods share; everything else in models/ is one method.
 SHARED = (
-    *(
-        "models.base",
-        "models.baselines.modulation",
-        "models.completed",
-        "models.program",
-        "models.rows",
-        "models.encoders.pooled",
-    ),
+    *("models.base", "models.baselines.modulation", "models.completed", "models.program", "models.encoders.pooled"),
     *("models.imputers.base", "models.imputers.quality"),
     *("models.dymo.backbone", "models.dymo.gaussian", "models.dymo.prototypes"),
 )

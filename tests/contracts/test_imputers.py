@@ -13,8 +13,8 @@ from hydra.utils import get_object
 from torch import Tensor
 
 from datasets.batch import Batch, Modality, missing_content
+from datasets.rows import take_rows
 from models.imputers.base import FittedImputer, Imputer, recover_possible
-from models.rows import take_rows
 from tests.models.imputers.test_default_networks import KINDS, batch_of
 from trainers.config.compose import compose_config, group_options
 from trainers.config.imputers import build_imputer

@@ -20,6 +20,7 @@ from scipy import stats
 from torch import Tensor
 
 from datasets.batch import Batch, Modality
+from datasets.rows import take_rows
 from models.base import Method
 from models.cmpt.backbone import ProxyBackbone
 from models.cmpt.selection import ProxySelection
@@ -32,7 +33,6 @@ from models.encoders.resnet import ResNetEncoder
 from models.imputers.base import FittedImputer, Imputer
 from models.imputers.simple import Mean
 from models.program import Program
-from models.rows import take_rows
 from models.udml.udml import UDML
 from tests.contracts.test_baselines import METHODS, ONLY, SMALL, SMALL_ENCODERS, build, some_batch, spoilt
 from tests.contracts.test_bundles import DYMO, parts_config

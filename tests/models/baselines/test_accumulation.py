@@ -11,8 +11,8 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
+from datasets.rows import take_rows
 from models.baselines.qmf import QMF
-from models.rows import take_rows
 from tests.contracts.test_baselines import VECTOR, build, configure, some_batch
 from utils.errors import UserError
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 import models.dymo.dynamic_transformer as module
 from datasets.batch import Batch, hide
+from datasets.rows import take_rows
 from gaussian_parameter_generation.estimate import estimate
 from models.dymo.dynamic_transformer import DynamicTransformer
 from models.dymo.gaussian import GaussianParameters
@@ -34,7 +35,6 @@ from models.encoders.table import TableEncoder
 from models.imputers.base import Imputer, merge, recover
 from models.imputers.iterative import IMI
 from models.imputers.simple import Mean, Zero
-from models.rows import take_rows
 from tests import slow_twin as twin
 from tests.makers import make_original_checkpoint
 from tests.networks import (

@@ -19,6 +19,7 @@ from scipy import stats
 from torch import Tensor
 
 from datasets.batch import Batch
+from datasets.rows import take_rows
 from gaussian_parameter_generation.estimate import estimate
 from models.dymo.backbone import Sequences
 from models.dymo.method import DyMo, validate_selection
@@ -37,7 +38,6 @@ from models.dymo.selection import (
 from models.dymo.similarity import Score, calibration, log_ics, reward, score
 from models.imputers.base import Imputer, merge
 from models.imputers.simple import Zero
-from models.rows import take_rows
 from tests import slow_twin as twin
 from tests.networks import class_batch, deciding_model, random_masks, twin_evaluator, under
 from tests.tolerances import summation_bound

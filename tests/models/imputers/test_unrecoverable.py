@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from datasets.batch import Batch, Modality
+from datasets.rows import take_rows
 from models.base import IncompleteClassifier, Prediction
 from models.completed import Completed
 from models.dymo.method import DyMo
@@ -24,7 +25,6 @@ from models.imputers.iterative import IMI
 from models.imputers.quality import Judge, recovery_quality
 from models.imputers.simple import Mean, Oracle, Zero
 from models.imputers.tip import TIP
-from models.rows import take_rows
 from tests.models.dymo.test_partial_tables import setting as table_setting
 from tests.models.dymo.test_selection import setting
 from tests.models.imputers.test_cmvae import model_of

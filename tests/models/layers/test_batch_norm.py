@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from datasets.batch import Batch, Modality
+from datasets.rows import take_rows
 from models.dymo.dynamic_transformer import DynamicTransformer
 from models.encoders.convolutional import ConvolutionalEncoder, SpectrogramEncoder
 from models.encoders.residual import ResidualImageEncoder, ResidualTextEncoder
@@ -19,7 +20,6 @@ from models.encoders.table import TableEncoder
 from models.imputers.mopoe_networks import ResidualImageDecoder, ResidualTextDecoder
 from models.imputers.tip import TIP
 from models.layers.batch_norm import BatchNorm1d, BatchNorm2d, accept_single_values
-from models.rows import take_rows
 from models.udml.representation import ProbabilisticHead
 from tests.contracts.test_baselines import (
     METHODS,

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torchmetrics.functional.classification import binary_auroc
 
 from datasets.batch import Batch, Modality
+from datasets.rows import take_rows
 from models.base import IncompleteClassifier
 from models.baselines.masks import TrainingMasks
 from models.encoders.naim import NAIM
@@ -29,7 +30,6 @@ from models.masked_attention.masked_attention import MaskedAttention
 from models.masked_attention.perceptron import TokenPerceptron
 from models.masked_attention.training import mean_of_labels
 from models.masked_attention.unimodal import TokenUnimodal
-from models.rows import take_rows
 from tests.contracts.test_baselines import configure, generator, vectors  # noqa: F401
 from tests.models.encoders.test_naim import jolted, some_cells
 from tests.networks import CELLS, LEVELS, N_CONTINUOUS, random_table
