@@ -13,14 +13,14 @@ from models.dymo.method import DyMo
 from models.dymo.prototypes import COSINE
 from models.dymo.selection import Scorer, Selection, SelectionRule, select
 from tests.models.dymo import test_partial_tables as tables
-from tests.models.dymo.test_selection import METRICS, assert_equals_twin, setting
+from tests.models.dymo.test_selection import METRICS, assert_equals_twin, rows_to_judge, setting
 
 RULES: list[dict[str, Any]] = [{}, {"tail": "float32"}, {"threshold": 0.1}, {"reward": "log", "calibration": "none"}]
 
 TWIN_RULES = [
     ("log_ratio", "robust", "posterior", 0.0),
     ("ratio", "float32", "log", 0.0),
-    ("ratio", "robust", "posterior", 0.1),
+    ("ratio", "robust", "posterior", 0.02),
 ]
 
 
@@ -54,13 +54,13 @@ def test_it_decides_as_the_selection_of_the_test_stage(metric: str, rule: dict[s
 @pytest.mark.parametrize(("kind", "tail", "reward_kind", "threshold"), TWIN_RULES)
 @pytest.mark.parametrize("metric", METRICS)
 def test_it_decides_as_the_slow_twin(metric: str, kind: str, tail: str, reward_kind: str, threshold: float) -> None:
-    """A third of the rows under each rule, in turn."""
+    """A third of the rows under each rule, in turn, and rows of every branch."""
     case = setting(metric)
     scorer = case.scorer(calibration=kind, tail=tail, reward=reward_kind, threshold=threshold)
     with torch.no_grad():
         found = select_fixed(scorer, case.tokens, case.missing)
     assert 0.05 < float((found.accepted >= 0).sum() / case.missing.sum()) < 0.95
-    rows = slice(TWIN_RULES.index((kind, tail, reward_kind, threshold)), None, len(TWIN_RULES))
+    rows = rows_to_judge(found, threshold, TWIN_RULES.index((kind, tail, reward_kind, threshold)))
     assert_equals_twin(case, case.judge(kind, tail, reward_kind), found, threshold, rows)
 
 
