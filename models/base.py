@@ -91,6 +91,10 @@ class Method(nn.Module, ABC):
         """Prediction and recovered inputs of a batch, for the pictures of the report; None without recovered inputs."""
         return None
 
+    def networks(self) -> list[nn.Module]:
+        """Networks whose weights a prediction needs: the method, and an imputer that is kept out of its module tree."""
+        return [self]
+
     def why_not_exported(self) -> str | None:
         """Reason why the method cannot become a :class:`models.program.Program`; None if it can."""
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from datasets.batch import Batch, rows_like
 from models.base import IncompleteClassifier, Method, Prediction
@@ -46,6 +46,9 @@ class Completed(Method):
             for name, hidden in batch.feature_missing.items()
         }
         return batch.replace(inputs=inputs, missing=unrecoverable, feature_missing=cells)
+
+    def networks(self) -> list[nn.Module]:
+        return [self, *self._imputer[0].networks()]
 
     def why_not_exported(self) -> str | None:
         return self.method.why_not_exported() or self._imputer[0].why_not_exported()

@@ -387,6 +387,18 @@ def test_a_whole_run_writes_every_named_file(finished) -> None:
     assert config["distance_metric"] == config["model"]["backbone"]["module"]["distance_metric"] == "cosine_similarity"
     about = json.loads((tested / "environment.json").read_text())
     assert {"python", "packages", "device", "git_commit", "mask_sha256_16"} <= set(about)
+    cost = about["cost"]
+    trainings = [
+        json.loads((f / "stages" / s).read_text())["effort"]
+        for f, s in ((trained, "fit.json"), (trained, "gaussian.json"), (imputed, "impute.json"))
+    ]
+    assert list(cost["fit_parts"]) == ["fit DynamicTransformer", "gaussian", "impute MoPoE"]
+    assert cost["fit_seconds"] == pytest.approx(sum(part["seconds"] for part in trainings)) and cost["fit_seconds"] > 0
+    learned = [torch.load(f / "checkpoints" / "last.ckpt", weights_only=True) for f in (trained, imputed)]
+    moments = [m["exp_avg"] for c in learned for o in c["optimizer_states"] for m in o["state"].values()]
+    reached = sum(m.numel() for m in moments)  # by a gradient, which all but a few weights are
+    assert reached <= cost["trainable_parameters"] == cost["parameters"] < 1.01 * reached
+    assert cost["test_seconds_per_1000_rows"] > 0 and cost["test_scenario"] == "random_0.8"
     for slot, scenario in enumerate(SCENARIOS):
         mask = np.load(tested / "masks" / npz[slot])["missing"]
         assert about["mask_sha256_16"][scenario] == mask_hash(mask)

@@ -19,6 +19,7 @@ from utils.inputs import KEY as INPUTS
 from utils.noise import hash_seed
 from utils.progress import Pace
 from utils.safe_pickle import read_tensors
+from utils.stopwatch import Stopwatch
 
 log = logging.getLogger(__name__)
 
@@ -111,6 +112,32 @@ class EpochOrder(pl.Callback):
         if isinstance(loader, PackedLoader):
             loader.set_epoch(trainer.current_epoch)
         torch.manual_seed(hash_seed(self.seed, 2, trainer.current_epoch, trainer.global_rank))
+
+
+class Effort(pl.Callback):
+    """Time of a training in all processes that continue it; every checkpoint stores that of its epochs.
+
+    Args:
+        is_continued: the training goes on from a checkpoint; without a stored time, the sum is not known.
+    """
+
+    def __init__(self, is_continued: bool) -> None:
+        self.earlier: Mapping[str, float] | None = None if is_continued else {}
+        self.watch: Stopwatch | None = None
+
+    def on_fit_start(self, *_: Any) -> None:
+        if self.earlier is not None:
+            self.watch = Stopwatch(**self.earlier)
+
+    def state_dict(self) -> dict[str, float]:
+        return self.read() or {}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        self.earlier = state_dict or None
+
+    def read(self) -> dict[str, float] | None:
+        """Seconds so far, see :class:`utils.stopwatch.Stopwatch`; None if they are not known."""
+        return None if self.watch is None else self.watch.read()
 
 
 class TimeLeft(pl.Callback):

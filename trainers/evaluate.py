@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from datasets.missingness import Scenario, parse_scenarios, save_mask
 from datasets.noise import Corruption
 from models.base import Method
 from trainers.config.build import build_metrics
+from trainers.effort import cost_of
 from trainers.loading import Run
 from trainers.report.style import ORACLE_NOTE, is_oracle, with_dagger
 from utils.errors import UserError
@@ -75,9 +76,26 @@ def evaluate(run: Run) -> None:
             per_class[list(PER_CLASS)].to_csv(file, index=False)
     with replacing(directory / "results.csv") as file:
         results.to_csv(file, index=False)
+    directory.add_to_environment(cost=_cost(run, model, masks, cells, noise))
     directory.finish("test", settings, OUTPUT, inputs=inputs)
     (directory / "DONE").touch()
     log.info("test: accuracy in %% on %d rows\n%s", len(data.split("test")), accuracy_table(results))
+
+
+def _cost(
+    run: Run, model: Method, masks: Masks, cells: CellMasks, noise: Mapping[str, Corruption | None]
+) -> dict[str, Any]:
+    """See :func:`trainers.effort.cost_of`; predictions are those of the scenario in which most is missing."""
+    data = run.data
+    name = max(masks, key=lambda scenario: masks[scenario].mean())
+
+    def batches() -> Iterator[Batch]:
+        for batch in data.loader("test", device=run.device):
+            corruption = noise[name]
+            seen = batch if corruption is None else corruption(batch)
+            yield scenario_batches(seen, {name: masks[name]}, cells)[name]
+
+    return cost_of(run, model, name, batches())
 
 
 def _save_masks(run: Run, masks: Masks, cells: CellMasks, noise: Mapping[str, Corruption | None]) -> dict[str, str]:

@@ -18,7 +18,7 @@ from pytorch_lightning.loggers import CSVLogger
 from datasets.base import MultimodalDataModule
 from datasets.noise import TrainingNoise
 from models.base import IncompleteClassifier
-from trainers.callbacks import EpochOrder, Provenance, RunCheckpoint, TimeLeft, after_warmup
+from trainers.callbacks import Effort, EpochOrder, Provenance, RunCheckpoint, TimeLeft, after_warmup
 from trainers.checkpoint_files import PREVIOUS, CheckpointFiles, resume_point
 from trainers.config.build import build_loggers, build_model, build_modulation, build_noise, build_trainer
 from trainers.loading import Run
@@ -111,8 +111,10 @@ def train(
     checkpoints = directory / "checkpoints"
     data.batch_size, data.seed, data.training_noise = training.batch_size, cfg.seed, noise
     _apply_settings(cfg, module)
+    effort = Effort(is_continued=resume is not None)
     all_callbacks = [
         *callbacks,
+        effort,
         EpochOrder(cfg.seed),
         Provenance(cfg.dataset.name, data.describe_inputs()),
         TimeLeft(stage),
@@ -133,7 +135,8 @@ def train(
             check_checkpoint(file)
         directory.clear(f"checkpoints/{PREVIOUS}")
         files = [f"checkpoints/{file.name}" for file in (best, checkpoints / "last.ckpt")]
-        directory.finish(stage, settings, files, epochs=trainer.current_epoch, monitor=monitor, best=score)
+        results = {"epochs": trainer.current_epoch, "monitor": monitor, "best": score, "effort": effort.read()}
+        directory.finish(stage, settings, files, **results)
     trainer.strategy.barrier("finished")
     return best
 

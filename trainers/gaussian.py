@@ -13,6 +13,7 @@ from models.dymo.gaussian import GaussianParameters
 from trainers.loading import Run
 from utils.inputs import KEY as INPUTS
 from utils.run_directory import file_hash
+from utils.stopwatch import Stopwatch
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ def _estimate(run: Run) -> None:
     if directory.finished("gaussian", settings, run.gaussian):
         log.info("gaussian: %s is there and valid, skipped", run.gaussian)
         return
+    watch = Stopwatch()
     # The Student-t is fitted to all distances at once, by one process.
     parallel = dist.is_initialized() and not cfg.gaussian.student_t
     if getattr(rank_zero_only, "rank", 0) and not parallel:
@@ -63,5 +65,5 @@ def _estimate(run: Run) -> None:
     parameters.about = (parameters.about or {}) | {"checkpoint": file_hash(run.checkpoint), INPUTS: run.inputs}
     parameters.save(run.gaussian)
     GaussianParameters.load(run.gaussian)  # nothing is marked as finished that cannot be read
-    directory.finish("gaussian", settings, files=[run.gaussian.name])
+    directory.finish("gaussian", settings, files=[run.gaussian.name], effort=watch.read())
     log.info("gaussian: %s", run.gaussian)

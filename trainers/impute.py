@@ -26,6 +26,7 @@ from utils.checksums import verify_artefact
 from utils.files import replacing
 from utils.inputs import KEY as INPUTS
 from utils.run_directory import RunDirectory, file_hash
+from utils.stopwatch import Stopwatch
 
 log = logging.getLogger(__name__)
 
@@ -77,17 +78,18 @@ class ImputeStage:
             )
 
     def fit(self, imputer: FittedImputer) -> None:
+        watch = Stopwatch()
         self.directory.begin("impute", self.settings)
         imputer.fit(self.run.data.loader("train", parse_scenario("none")))
-        self._store({"state_dict": imputer.state_dict()})
+        self._store({"state_dict": imputer.state_dict()}, watch)
 
-    def _store(self, content: dict[str, Any]) -> None:
-        """Write the file of the imputer, and finish the stage."""
+    def _store(self, content: dict[str, Any], watch: Stopwatch) -> None:
+        """Write the file of the imputer, and finish the stage with the time since the watch was made."""
         run, file = self.run, self.run.imputer_checkpoint
         with replacing(file) as temporary, temporary.open("wb") as stream:
             torch.save({**content, "dataset": run.cfg.dataset.name, INPUTS: run.inputs}, stream)
         check_checkpoint(file)
-        self.directory.finish("impute", self.settings, files=["checkpoints/best.ckpt"])
+        self.directory.finish("impute", self.settings, files=["checkpoints/best.ckpt"], effort=watch.read())
 
     def assemble(self, imputer: Assembled) -> None:
         run = self.run
@@ -99,7 +101,7 @@ class ImputeStage:
                 with part.imputer_directory.held():
                     _learn(part)
             imputer.replace_part(label, part.load_imputer())
-        self._store({"state_dict": imputer.state_dict(), "architecture": imputer.architecture()})
+        self._store({"state_dict": imputer.state_dict(), "architecture": imputer.architecture()}, Stopwatch())
 
     def skip(self) -> None:
         self.directory.begin("impute", self.settings)

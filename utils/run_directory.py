@@ -209,6 +209,11 @@ class RunDirectory:
             file.write_text(OmegaConf.to_yaml(config, resolve=True))
         write_json(self / "environment.json", environment() | dict(extra or {}))
 
+    def add_to_environment(self, **entries: Any) -> None:
+        """Add entries to ``environment.json``."""
+        file = self / "environment.json"
+        write_json(file, json.loads(file.read_text()) | entries)
+
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     with replacing(path) as file:

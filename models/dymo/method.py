@@ -11,7 +11,7 @@ from typing import ClassVar
 import pandas as pd
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
+from torch import Tensor, nn
 
 from datasets.batch import Batch
 from datasets.missingness import parse_scenarios
@@ -109,6 +109,10 @@ class DyMo(Method):
     @property
     def modality_names(self) -> list[str]:
         return self.backbone.modality_names
+
+    def networks(self) -> list[nn.Module]:
+        imputer = self._imputer[0]
+        return [self, *([] if imputer is None else imputer.networks())]
 
     @torch.inference_mode()
     def complete(

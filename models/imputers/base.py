@@ -97,6 +97,10 @@ class Imputer(ABC):
         """
         raise ValueError(f"holds no weights of {name}, which has none")
 
+    def networks(self) -> list[nn.Module]:
+        """Networks whose weights a recovery needs."""
+        return [self] if isinstance(self, nn.Module) else []
+
     def move_to(self, device: torch.device) -> Self:
         """Make the method ready to recover on a device."""
         return self.eval().to(device) if isinstance(self, nn.Module) else self

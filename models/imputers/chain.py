@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from datasets.batch import Batch, Modality
 from models.imputers.base import Imputer, LearningStage, recover_possible, row_numbers
@@ -40,6 +40,9 @@ class Chain(Imputer):
     def kinds_read(self) -> tuple[str, ...] | None:
         kinds = [part.kinds_read for part in self.parts.values()]
         return None if None in kinds else tuple({kind for some in kinds for kind in some or ()})
+
+    def networks(self) -> list[nn.Module]:
+        return [network for part in self.labels.values() for network in part.networks()]
 
     def replace_part(self, label: str, part: Imputer) -> None:
         """Use another imputer in place of the part with this label."""

@@ -15,6 +15,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from datasets.missingness.base import slug
+from trainers.report.costs import cost_table
 from trainers.report.figures import draw_figures, training_sweep
 from trainers.report.grid_tables import as_csv, draw_heat_maps, matrix_html, matrix_markdown, train_test_matrices
 from trainers.report.measure_tables import Measure, measures_of, pattern_blocks, pattern_table
@@ -60,6 +61,7 @@ SECTIONS = {
 def _environment(runs: Sequence[FinishedRun]) -> list[Markup]:
     """Tables of environment.json: entries that all runs share, and entries that differ."""
     entries = [json.loads(run.text("environment.json") or "{}") for run in runs]
+    entries = [{key: value for key, value in entry.items() if key != "cost"} for entry in entries]  # costs.csv
     frame = pd.json_normalize(entries).astype(object).map(lambda v: "–" if v is None or v != v else str(v))
     shared = [column for column in frame if frame[column].nunique() == 1]
     common = pd.DataFrame({"entry": shared, "the same in all runs": [frame[c].iloc[0] for c in shared]})
@@ -81,6 +83,7 @@ class Content:
         matrices: (data set, method) -> scores by training and test scenario.
         patterns: scores per pattern of missing modalities.
         tests: paired tests of ``primary``.
+        costs: of the models, see :func:`trainers.report.costs.cost_table`.
     """
 
     runs: Sequence[FinishedRun]
@@ -96,6 +99,7 @@ class Content:
     patterns: pd.DataFrame
     tests: pd.DataFrame
     ranks: Ranks | None
+    costs: pd.DataFrame
 
 
 def _content(run_dirs: Sequence[Path], output: Path, metrics: Sequence[str] | None, primary: str) -> Content:
@@ -121,6 +125,7 @@ def _content(run_dirs: Sequence[Path], output: Path, metrics: Sequence[str] | No
         patterns=pattern_table(runs, names),
         tests=compare(runs, frame, primary),
         ranks=compare_ranks(frame, primary),
+        costs=cost_table(runs),
     )
 
 
@@ -226,6 +231,7 @@ def _write_files(folder: Path, content: Content) -> dict[str, list[Path]]:
     files = {"results": content.frame, "summary": content.summary, "tests": content.tests}
     files |= {"sweep": content.sweep} if len(content.sweep) else {}
     files |= {"patterns": content.patterns} if len(content.patterns) else {}
+    files |= {"costs": content.costs} if len(content.costs) else {}
     for name, frame in files.items():
         frame.to_csv(folder / f"{name}.csv", index=False)
     if content.measures:

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from tests.trainers.report.runs import write_committed_run
+from trainers.report.costs import cost_table
 from trainers.report.evidence import check_files, read_manifest, stored_runs, write_manifest
 from trainers.report.runs import gather, load_sorted
 from trainers.report.statistics import compare
@@ -33,6 +34,8 @@ def test_stored_runs_give_the_same_results_tests_and_masks(study, runs):
         ours, _ = gather(runs)
         frames = [pd.concat([run.frame for run in group], ignore_index=True) for group in (stored, ours)]
         pd.testing.assert_frame_equal(*frames)
+        pd.testing.assert_frame_equal(*map(cost_table, (stored, ours)))
+        assert cost_table(stored)["fit_seconds"].tolist() == [10.5, 10.5]
         pd.testing.assert_frame_equal(*(compare(g, f, "accuracy") for g, f in zip((stored, ours), frames, strict=True)))
         for run, other in zip(stored, ours, strict=True):
             member = run.frame["model"].iloc[-1]  # a comparator of DyMo
