@@ -87,6 +87,11 @@ class Method(nn.Module, ABC):
         """
         return pd.DataFrame()
 
+    @property
+    def choices(self) -> pd.DataFrame:
+        """Values that :meth:`calibrate` chose beside those in its measurements, for a CSV file; empty by default."""
+        return pd.DataFrame()
+
     def examples(self, batch: Batch) -> tuple[Prediction, dict[str, Tensor]] | None:
         """Prediction and recovered inputs of a batch, for the pictures of the report; None without recovered inputs."""
         return None

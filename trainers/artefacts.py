@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from models.dymo.gaussian import SUFFIX
+from models.dymo.rules import RULES
 from trainers.config.build import data_arguments, data_class, encoders_of_data, method_class
 from trainers.config.imputers import imputer_parts
 from trainers.plan import PART, Plan
@@ -24,7 +25,7 @@ log = logging.getLogger(__name__)
 # Keys of a model that its training does not depend on (a modality is part of its module).
 NOT_OF_FIT = (
     "transformer_checkpoint", "checkpoint", "gaussian", "use_imputer", "modality", "prerequisites",
-    "select", "selector", "selection", "comparators", "validation",
+    "select", "selector", "selection", "comparators", "validation", "rules",
 )  # fmt: skip
 # In the settings of runs with temporal_blur at even levels; earlier windows began one frame too early.
 CENTRED = "even windows end one frame later"
@@ -237,4 +238,6 @@ class Artefacts(Plan):
             settings["gaussian"] = file_hash(self.gaussian)
             settings["model"] = {k: self._plain(self.cfg.model)[k] for k in ("selection", "comparators", "validation")}
             settings["model"]["selection"]["tail"] = self.tail
+            if set(self.cfg.model.comparators) & set(RULES):
+                settings["model"]["rules"] = self._plain(self.cfg.model.rules)
         return settings

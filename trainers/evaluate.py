@@ -19,6 +19,7 @@ from datasets.loader import check_rows_without_nan
 from datasets.missingness import Scenario, parse_scenarios, save_mask
 from datasets.noise import Corruption
 from models.base import Method
+from models.dymo.rules import RULES
 from trainers.config.build import build_metrics
 from trainers.effort import cost_of
 from trainers.loading import Run
@@ -35,6 +36,7 @@ Masks = Mapping[str, np.ndarray]
 CellMasks = Mapping[str, Mapping[str, np.ndarray]]
 Outputs = dict[str, dict[str, dict[str, np.ndarray]]]
 OUTPUT = ("results.csv", "results_per_class.csv", "predictions", "masks", "examples")
+VALIDATION = ("selection_validation.csv", "selection_rules.csv")
 PER_CLASS = ("dataset", "model", "seed", "scenario", "metric", "class", "value", "n", "positives", "train", "fold")
 
 
@@ -59,7 +61,7 @@ def evaluate(run: Run) -> None:
     model = run.load_method()
     directory.clear("DONE")  # first: without its marker, the old output is no finished run
     directory.begin("test", settings)
-    directory.clear(*OUTPUT, "selection_validation.csv")
+    directory.clear(*OUTPUT, *VALIDATION)
     if model.needs_calibration:
         calibrate(run, model)
     directory.describe(cfg, {"mask_sha256_16": _save_masks(run, masks, cells, noise)})
@@ -158,17 +160,22 @@ def load_settled(run: Run) -> Method:
 
 def calibrate(run: Run, model: Method) -> None:
     """Let the method choose on the validation split, see :meth:`models.base.Method.calibrate`; writes
-    ``selection_validation.csv``."""
+    ``selection_validation.csv`` and, of :attr:`models.base.Method.choices`, ``selection_rules.csv``."""
     cfg, data = run.cfg, run.data
     if not data.has_split("val"):
-        if "threshold" in cfg.model.comparators:
-            log.warning("the data have no validation split: selection is not checked, comparator 'threshold' left out")
+        if left_out := [name for name in cfg.model.comparators if name == "threshold" or name in RULES]:
+            log.warning(
+                "the data have no validation split: selection is not checked, comparators left out: %s",
+                ", ".join(left_out),
+            )
         return
     masks, cells = scenario_masks(data, "val", parse_scenarios(list(cfg.model.validation), len(data.modalities)))
     batches = data.loader("val", device=run.device)
     frame = model.calibrate((batch, scenario_batches(batch, masks, cells)) for batch in batches)
-    with replacing(run.directory / "selection_validation.csv") as file:
-        frame.to_csv(file, index=False)
+    for name, table in zip(VALIDATION, (frame, model.choices), strict=True):
+        if table is frame or len(table):
+            with replacing(run.directory / name) as file:
+                table.to_csv(file, index=False)
 
 
 def scenario_masks(

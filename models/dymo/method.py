@@ -17,12 +17,16 @@ from datasets.batch import Batch
 from datasets.missingness import parse_scenarios
 from models.base import MAIN, Method, Prediction
 from models.dymo.backbone import Backbone, Partial
+from models.dymo.draws import Draws, fuse_under
 from models.dymo.dynamic_transformer import DynamicTransformer
 from models.dymo.fixed_selection import select_fixed
 from models.dymo.gaussian import GaussianParameters
+from models.dymo.rule import Candidates, RuleSettings
+from models.dymo.rules import RULES, Rules
 from models.dymo.selection import (
     COMPARATORS,
     PARTIAL_TABLES,
+    Lattice,
     Scorer,
     Selection,
     SelectionRule,
@@ -31,6 +35,7 @@ from models.dymo.selection import (
     select,
 )
 from models.dymo.similarity import CALIBRATIONS, REWARDS, TAILS
+from models.dymo.validation import validate_selection
 from models.imputers.base import Imputer, recover_possible
 from utils.checks import check_choice, check_number, nearest
 from utils.errors import UserError
@@ -47,10 +52,11 @@ class DyMo(Method):
         imputer: recovers what is missing; None if a subclass recovers without one.
         parameters: Gaussian parameters of this backbone.
         rule: how recoveries are accepted.
-        comparators: names out of :data:`models.dymo.selection.COMPARATORS`, and ``threshold``, which repeats the
-            selection with :attr:`validated_threshold`.
+        comparators: names out of :data:`models.dymo.selection.COMPARATORS` and :data:`models.dymo.rules.RULES`, and
+            ``threshold``, which repeats the selection with :attr:`validated_threshold`.
         seed: of the draws of comparator ``random``, together with row and scenario.
         chooses_threshold: :meth:`calibrate` sets the threshold of the rule (``selection.threshold: auto``).
+        settings: of the rules among the comparators.
     """
 
     needs_calibration = True
@@ -68,6 +74,7 @@ class DyMo(Method):
         comparators: Sequence[str] = (),
         seed: int = 0,
         chooses_threshold: bool = False,
+        settings: RuleSettings | None = None,
     ) -> None:
         super().__init__()
         self.backbone, self.rule, self.comparators = backbone.eval(), rule or SelectionRule(), tuple(comparators)
@@ -76,6 +83,7 @@ class DyMo(Method):
         self._lookup = subset_lookup(len(backbone.modalities))
         self.gaussian, self.seed, self.chooses_threshold = parameters, seed, chooses_threshold
         self.validated_threshold: float | None = None
+        self.rules = Rules(self.comparators, settings)
 
     @classmethod
     def check(cls, cfg: DictConfig, node: str) -> Iterator[str]:
@@ -88,7 +96,7 @@ class DyMo(Method):
         model = OmegaConf.select(cfg, node)
         if model.selection.threshold != "auto":
             yield from check_number(cfg, f"{node}.selection.threshold", 0)
-        known = (*COMPARATORS, "threshold")
+        known = (*COMPARATORS, "threshold", *RULES)
         for name in model.comparators:
             if name not in known:
                 yield f"{node}.comparators: unknown '{name}'{nearest(str(name), known)}"
@@ -154,6 +162,32 @@ class DyMo(Method):
         rule = self.rule if threshold is None else replace(self.rule, threshold=threshold)
         return Scorer(self.backbone, self.gaussian, rule, self._lookup)
 
+    def candidates(self, batch: Batch, observed: Tensor, lattices: list[Lattice]) -> Candidates:
+        """What the rules combine.
+
+        Args:
+            observed: (B, P, D) tokens of the true content.
+            lattices: of the recovered content.
+        """
+        candidates = Candidates(batch.missing, batch.index, lattices)
+        imputer = self._imputer[0]
+        if self.rules.needs_draws and imputer is not None and imputer.has_draws and not batch.complete:
+            candidates.draws = self.draw(batch, observed, imputer)
+        return candidates
+
+    @torch.inference_mode()
+    def draw(self, batch: Batch, observed: Tensor, imputer: Imputer) -> Draws:
+        """Predictions on posterior draws of everything that is missing and can be recovered."""
+        unrecoverable, partial = self.unrecoverable(batch), self.partial(batch)
+        missing = torch.zeros_like(batch.missing) if unrecoverable is None else unrecoverable
+        pieces = []
+        for number in range(self.rules.settings.draws):
+            with imputer.drawing(number):
+                tokens, _ = self.complete(batch, observed)
+            pieces.append(fuse_under(self.backbone, self.backbone.prepare(tokens, partial), missing))
+        logits, features = (torch.stack(part) for part in zip(*pieces, strict=True))
+        return Draws(logits, features)
+
     def forward(self, batch: Batch) -> Prediction:
         """Classify with the configured rule; extras hold ``final_missing``, ``accepted``, ``rewards``."""
         tokens, _ = self.complete(batch)
@@ -193,11 +227,14 @@ class DyMo(Method):
             selection = select(scorer, tokens, missing, partial, unrecoverable)
             results.setdefault(MAIN, {})[scenario] = _prediction(selection, unrecoverable)
             names = tuple(n for n in self.comparators if n in COMPARATORS)
-            if names:
+            if names or self.rules:
                 lattices = exhaustive(scorer, tokens, missing, partial, unrecoverable)
+                candidates = self.candidates(masked, observed, lattices)
                 others = compare(lattices, selection, batch.target, names, batch.index, self.seed, scenario)
                 for name, other in others.items():
                     results.setdefault(name, {})[scenario] = _prediction(other, unrecoverable)
+                for name, prediction in self.rules.predict(candidates).items():
+                    results.setdefault(name, {})[scenario] = prediction
             if "threshold" in self.comparators and self.validated_threshold is not None:
                 limited = select(self.scorer(self.validated_threshold), tokens, missing, partial, unrecoverable)
                 results.setdefault("threshold", {})[scenario] = _prediction(limited, unrecoverable)
@@ -207,10 +244,15 @@ class DyMo(Method):
         _, completed = self.complete(batch)
         return self(batch), completed
 
+    @property
+    def choices(self) -> pd.DataFrame:
+        return self.rules.fitted
+
     def calibrate(self, batches: Iterable[tuple[Batch, Mapping[str, Batch]]]) -> pd.DataFrame:
         """Choose the threshold on validation data, and warn where the paper's rule loses to discarding."""
         accuracy, discard, best = validate_selection(self, batches)
         self.validated_threshold = best
+        self.rules.fit()
         if self.chooses_threshold:
             self.rule.threshold = best
         chosen = "accept nothing" if math.isinf(best) else f"{best:g}"
@@ -239,46 +281,3 @@ def _prediction(selection: Selection, unrecoverable: Tensor | None) -> Predictio
             **({} if unrecoverable is None else {"unrecoverable": unrecoverable}),
         },
     )
-
-
-THRESHOLDS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-
-
-@torch.inference_mode()
-def validate_selection(
-    dymo: DyMo,
-    batches: Iterable[tuple[Batch, Mapping[str, Batch]]],
-    thresholds: Sequence[float] = THRESHOLDS,
-) -> tuple[dict[str, dict[float, float]], dict[str, float], float]:
-    """Accuracy of the selection at several thresholds on validation data with simulated missingness.
-
-    Args:
-        batches: (batch, scenario -> the batch under its masks) of the validation split, on the model's device.
-
-    Returns:
-        scenario -> threshold -> accuracy; scenario -> accuracy of discarding; and the threshold with the best mean
-        accuracy among those that are nowhere worse than discarding (inf, which accepts nothing, if there is none; the
-        higher one of equals).
-    """
-    right: dict[str, dict[float, int]] = {}
-    baseline: dict[str, int] = {}
-    rows = 0
-    for batch, scenarios in batches:
-        rows += len(batch)
-        observed = dymo.backbone.encode(batch.inputs)
-        for scenario, masked in scenarios.items():
-            missing = masked.missing
-            tokens, _ = dymo.complete(masked, observed)
-            partial, unrecoverable = dymo.partial(masked), dymo.unrecoverable(masked)
-            discard = dymo.backbone.fuse(dymo.backbone.encode_again(observed, masked), masked).logits.argmax(1)
-            baseline[scenario] = baseline.get(scenario, 0) + int((discard == batch.target).sum())
-            counts = right.setdefault(scenario, dict.fromkeys(thresholds, 0))
-            for threshold in thresholds:
-                logits = select(dymo.scorer(threshold), tokens, missing, partial, unrecoverable).logits
-                counts[threshold] += int((logits.argmax(1) == batch.target).sum())
-    feasible = [t for t in thresholds if all(right[s][t] >= baseline[s] for s in right)]
-    best = max(feasible, key=lambda t: (sum(c[t] for c in right.values()), t), default=float("inf"))
-    if best != float("inf") and sum(c[best] for c in right.values()) <= sum(baseline.values()):
-        best = float("inf")
-    accuracy = {s: {t: n / rows for t, n in counts.items()} for s, counts in right.items()}
-    return accuracy, {s: n / rows for s, n in baseline.items()}, best

@@ -256,6 +256,22 @@ class Lattice:
     def logits(self) -> Tensor:
         return self.score.logits.unflatten(0, self.missing.shape[:2])
 
+    @property
+    def size(self) -> int:
+        """k, the number of missing modalities."""
+        return self.missing.shape[1].bit_length() - 1
+
+    @property
+    def sizes(self) -> Tensor:
+        """(R, A) number of recoveries that each mask shows."""
+        return self.missing[:, :1].sum(-1) - self.missing.sum(-1)
+
+    @property
+    def fullest(self) -> Tensor:
+        """(R,) entry that shows every recovery there is."""
+        sizes = self.sizes
+        return (sizes if self.allowed is None else torch.where(self.allowed, sizes, -1)).argmax(1)
+
 
 @torch.inference_mode()
 def exhaustive(
@@ -346,13 +362,13 @@ def compare(
     for lattice in lattices:
         rows, (r, a) = lattice.rows, lattice.missing.shape[:2]
         every = torch.arange(r, device=rows.device)
-        size = lattice.missing[:, :1].sum(-1) - lattice.missing.sum(-1)
+        size = lattice.sizes
         allowed = torch.ones_like(size, dtype=torch.bool) if lattice.allowed is None else lattice.allowed
         for name in names:
             if name == "discard":
                 choice = torch.zeros_like(every)
             elif name == "impute_all":
-                choice = torch.where(allowed, size, -1).argmax(1)
+                choice = lattice.fullest
             elif name == "random":
                 draws = row_uniform(index[rows], a, hash_seed(2025, seed, crc32(scenario.encode())))
                 fits = (size == n_accepted[rows][:, None]) & allowed

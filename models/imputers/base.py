@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
@@ -125,6 +126,21 @@ class Imputer(ABC):
         is_fixed = torch.tensor([m.name not in names for m in modalities], device=missing.device)
         unrecoverable = missing & is_fixed
         return unrecoverable | (missing & unrecoverable.any(1, keepdim=True)) if self.reads_others else unrecoverable
+
+    @property
+    def has_draws(self) -> bool:
+        """Whether recoveries can be drawn from a posterior, see :meth:`drawing`."""
+        return False
+
+    @contextmanager
+    def drawing(self, number: int) -> Iterator[None]:
+        """Context manager in which recoveries are posterior draw ``number``, the same for a row in any batch.
+
+        Raises:
+            ValueError: the method has no posterior (:attr:`has_draws` is False).
+        """
+        raise ValueError(f"{type(self).__name__} draws no recoveries")
+        yield
 
     def why_not_exported(self) -> str | None:
         """Reason why :meth:`impute_fixed` cannot become a program (:mod:`models.program`); None if it can."""

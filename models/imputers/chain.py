@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -95,6 +96,18 @@ class Chain(Imputer):
             mask = masks[id(self.parts[m.name])] if m.name in self.parts else missing
             columns.append(torch.zeros_like(missing[:, i]) if mask is None else mask[:, i])
         return torch.stack(columns, 1)
+
+    @property
+    def has_draws(self) -> bool:
+        return any(part.has_draws for part in self.labels.values())
+
+    @contextmanager
+    def drawing(self, number: int) -> Iterator[None]:
+        with ExitStack() as stack:
+            for part in self.labels.values():
+                if part.has_draws:
+                    stack.enter_context(part.drawing(number))
+            yield
 
     def why_not_exported(self) -> str | None:
         return next((why for part in self.parts.values() if (why := part.why_not_exported())), None)

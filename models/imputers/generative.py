@@ -33,8 +33,10 @@ from models.imputers.likelihoods import (
     token_nll,
 )
 from utils.errors import UserError
+from utils.noise import hash_seed
 
 IGNORED = -100
+DRAW = 11  # keeps the seeds of numbered draws apart from all others
 
 
 class GenerativeImputer(TrainedImputer):
@@ -101,6 +103,19 @@ class GenerativeImputer(TrainedImputer):
         names = [m.name for m in self.modalities]
         if unknown := set(weights or {}) - set(names):
             raise ValueError(f"a weight of '{sorted(unknown)[0]}', the modalities are {', '.join(names)}")
+
+    @property
+    def has_draws(self) -> bool:
+        return True
+
+    @contextmanager
+    def drawing(self, number: int) -> Iterator[None]:
+        configured = self.sample, self.draw_seed
+        self.sample, self.draw_seed = True, hash_seed(self.draw_seed, DRAW, number)
+        try:
+            yield
+        finally:
+            self.sample, self.draw_seed = configured
 
     def why_not_exported(self) -> str | None:
         return f"imputer {type(self).__name__} with sample=true draws by the number of the row" if self.sample else None

@@ -278,6 +278,7 @@ def build_selector(
         comparators=tuple(cfg.model.comparators),
         seed=cfg.seed,
         chooses_threshold=cfg.model.selection.threshold == "auto",
+        settings=make(cfg.model.rules, "model.rules") if cfg.model.get("rules") else None,
     )
 
 

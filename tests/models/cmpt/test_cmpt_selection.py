@@ -22,9 +22,9 @@ from models.cmpt.backbone import ProxyBackbone
 from models.cmpt.cmpt import CMPT, Alignment
 from models.cmpt.selection import ProxySelection
 from models.dymo.gaussian import GaussianParameters
-from models.dymo.method import validate_selection
 from models.dymo.prototypes import COSINE, EUCLIDEAN
 from models.dymo.selection import SelectionRule
+from models.dymo.validation import validate_selection
 from models.encoders.adapters import Adapter
 from tests import slow_twin as twin
 from tests.bundles import assert_bundle_predicts_alike, rows_under

@@ -23,7 +23,7 @@ from datasets.batch import Batch
 from datasets.rows import take_rows
 from gaussian_parameter_generation.estimate import estimate
 from models.dymo.backbone import Sequences
-from models.dymo.method import DyMo, validate_selection
+from models.dymo.method import DyMo
 from models.dymo.prototypes import COSINE, EUCLIDEAN
 from models.dymo.selection import (
     COMPARATORS,
@@ -37,6 +37,7 @@ from models.dymo.selection import (
     select,
 )
 from models.dymo.similarity import Score, calibration, log_ics, reward, score
+from models.dymo.validation import validate_selection
 from models.imputers.base import Imputer, merge
 from models.imputers.simple import Zero
 from tests import slow_twin as twin
