@@ -16,6 +16,7 @@ from trainers.config.help import help_text
 from trainers.config.overrides import check_overrides
 from trainers.sweep import Sweep, is_job_of_sweep, prepare_job
 from utils.errors import UserError, user_error
+from utils.memory import keep_freed_memory, keep_imported
 from utils.started import STARTED  # noqa: F401  before the imports that take time
 
 register()
@@ -46,8 +47,8 @@ def run_stages(cfg: DictConfig) -> float | None:
         check_table(cfg)
     if list(cfg.stages) == ["check"]:
         return None
-    from trainers.run import run
-    from utils.memory import keep_freed_memory
+    with keep_imported("trainers.run"):
+        from trainers.run import run
 
     keep_freed_memory()
     return run(cfg)

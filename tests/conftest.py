@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from tests import garbage  # before all that takes time
+
+# isort: split
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -10,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
 from datasets.readers.images import ImageReader
+from tests.configs_once import read_once
 from tests.makers import make_polymnist_folder
 from trainers.config.compose import compose_config, register
 
@@ -21,8 +24,7 @@ from trainers.config.compose import compose_config, register
 # the cores wait for each other.
 torch.set_num_threads(int(os.environ.get("DYMO_TEST_THREADS", "1")))
 register()
-# Every composition of Hydra copies its store, although it never changes it: a fifth of the time of a composition.
-ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
+read_once()
 
 Composer = Callable[..., DictConfig]
 # Files of few tests that take a minute or more.
@@ -46,6 +48,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     folder, counts = Path(__file__).parent, Counter(item.path for item in items)
     long_files = {folder / name for name in LONG_FILES}
     items.sort(key=lambda item: (item.path not in long_files, -counts[item.path]))
+
+
+def pytest_runtestloop() -> None:
+    """All tests are imported."""
+    garbage.collect_from_now_on()
 
 
 @pytest.fixture

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from utils.memory import keep_imported
 
 FAULTS = """
 import resource, sys
@@ -34,3 +39,19 @@ def test_steps_reuse_what_the_steps_before_have_freed() -> None:
     if kept == "unsupported":
         pytest.skip("the C library is not glibc")
     assert int(kept) < 100 < int(page_faults("default"))
+
+
+def test_imports_are_excluded_from_collections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "many_objects.py").write_text("objects = [[i] for i in range(20_000)]\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    gc.collect()
+    collections, frozen = [], gc.get_freeze_count()
+    monkeypatch.setattr(gc, "callbacks", [*gc.callbacks, lambda phase, _: collections.append(phase)])
+    with keep_imported("many_objects"):
+        importlib.import_module("many_objects")
+    assert not collections and gc.isenabled()
+    assert gc.get_freeze_count() > frozen + 20_000
+    frozen = gc.get_freeze_count()
+    with keep_imported("many_objects"):
+        assert gc.isenabled()
+    assert gc.isenabled() and gc.get_freeze_count() == frozen
