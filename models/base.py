@@ -88,6 +88,30 @@ class Method(nn.Module, ABC):
         return pd.DataFrame()
 
     @property
+    def learned_file(self) -> str | None:
+        """Name of the file of what :meth:`learn` makes in stage test; None if the method learns nothing then."""
+        return None
+
+    def learn(self, batches: Iterable[Batch]) -> None:
+        """Learn from training batches, as they are without simulated missingness."""
+        raise NotImplementedError
+
+    def save_learned(self, path: Path, about: Mapping[str, Any]) -> None:
+        """Write what was learned, with plain values about its origin."""
+        raise NotImplementedError
+
+    def load_learned(self, path: Path) -> dict[str, Any]:
+        """Read a file of :meth:`save_learned`.
+
+        Returns:
+            what it says about its origin.
+
+        Raises:
+            UserError: it was damaged, or does not fit.
+        """
+        raise NotImplementedError
+
+    @property
     def choices(self) -> pd.DataFrame:
         """Values that :meth:`calibrate` chose beside those in its measurements, for a CSV file; empty by default."""
         return pd.DataFrame()
@@ -230,8 +254,20 @@ class IncompleteClassifier(Method, pl.LightningModule):
         return "its predictions depend on the other rows of a batch" if self.batch_dependent is True else None
 
     def attach_imputer(self, imputer: Imputer) -> None:
-        """Set the imputer whose recoveries the method is trained on (``model.recovery_aware``)."""
-        raise UserError(f"{type(self).__name__} does not train on recoveries: set model.recovery_aware=0")
+        """Set the imputer whose recoveries the method is trained on (``model.recovery_aware``,
+        ``model.consistency``)."""
+        raise UserError(
+            f"{type(self).__name__} does not train on recoveries: set model.recovery_aware=0 and model.consistency=0"
+        )
+
+    def complete_with(self, imputer: Imputer, comparators: Sequence[str]) -> Method | None:
+        """The trained method on inputs that an imputer completes, where it differs from
+        :class:`models.completed.Completed`.
+
+        Args:
+            comparators: ``model.comparators``.
+        """
+        return None
 
     def as_backbone(self, metric: str) -> Any:
         """The trained method as a :class:`models.dymo.backbone.Backbone` of DyMo's selection.

@@ -22,6 +22,7 @@ from models.base import Method
 from models.dymo.rules import RULES
 from trainers.config.build import build_metrics
 from trainers.effort import cost_of
+from trainers.learned import learn
 from trainers.loading import Run
 from trainers.report.style import ORACLE_NOTE, is_oracle, with_dagger
 from utils.errors import UserError
@@ -36,6 +37,7 @@ Masks = Mapping[str, np.ndarray]
 CellMasks = Mapping[str, Mapping[str, np.ndarray]]
 Outputs = dict[str, dict[str, dict[str, np.ndarray]]]
 OUTPUT = ("results.csv", "results_per_class.csv", "predictions", "masks", "examples")
+VALIDATED = ("threshold", "weighted", *RULES)  # comparators that choose on validation data
 VALIDATION = ("selection_validation.csv", "selection_rules.csv")
 PER_CLASS = ("dataset", "model", "seed", "scenario", "metric", "class", "value", "n", "positives", "train", "fold")
 
@@ -62,6 +64,7 @@ def evaluate(run: Run) -> None:
     directory.clear("DONE")  # first: without its marker, the old output is no finished run
     directory.begin("test", settings)
     directory.clear(*OUTPUT, *VALIDATION)
+    learn(run, model)
     if model.needs_calibration:
         calibrate(run, model)
     directory.describe(cfg, {"mask_sha256_16": _save_masks(run, masks, cells, noise)})
@@ -153,7 +156,7 @@ def tabulate(
 def load_settled(run: Run) -> Method:
     """The trained method with the threshold of its selection, which validation data choose where it is ``auto``."""
     method = run.load_method()
-    if method.needs_calibration and run.cfg.model.selection.threshold == "auto":
+    if method.needs_calibration and run.uses_selection and run.cfg.model.selection.threshold == "auto":
         calibrate(run, method)
     return method
 
@@ -163,7 +166,7 @@ def calibrate(run: Run, model: Method) -> None:
     ``selection_validation.csv`` and, of :attr:`models.base.Method.choices`, ``selection_rules.csv``."""
     cfg, data = run.cfg, run.data
     if not data.has_split("val"):
-        if left_out := [name for name in cfg.model.comparators if name == "threshold" or name in RULES]:
+        if left_out := [name for name in cfg.model.comparators if name in VALIDATED]:
             log.warning(
                 "the data have no validation split: selection is not checked, comparators left out: %s",
                 ", ".join(left_out),

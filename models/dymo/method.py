@@ -6,7 +6,8 @@ import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pandas as pd
 import torch
@@ -17,16 +18,15 @@ from datasets.batch import Batch
 from datasets.missingness import parse_scenarios
 from models.base import MAIN, Method, Prediction
 from models.dymo.backbone import Backbone, Partial
-from models.dymo.draws import Draws, fuse_under
 from models.dymo.dynamic_transformer import DynamicTransformer
+from models.dymo.evidence import candidates_of, examples_of
 from models.dymo.fixed_selection import select_fixed
 from models.dymo.gaussian import GaussianParameters
-from models.dymo.rule import Candidates, RuleSettings
+from models.dymo.rule import RuleSettings, check_settings
 from models.dymo.rules import RULES, Rules
 from models.dymo.selection import (
     COMPARATORS,
     PARTIAL_TABLES,
-    Lattice,
     Scorer,
     Selection,
     SelectionRule,
@@ -100,6 +100,7 @@ class DyMo(Method):
         for name in model.comparators:
             if name not in known:
                 yield f"{node}.comparators: unknown '{name}'{nearest(str(name), known)}"
+        yield from check_settings(cfg, f"{node}.rules")
         try:
             scenarios = parse_scenarios(list(model.validation), len(cfg.dataset.modalities))
         except UserError as error:
@@ -147,6 +148,11 @@ class DyMo(Method):
                 tokens[rows, backbone.token_columns(i)] = backbone.encode_one(i, completed[name][rows])
         return tokens, completed
 
+    @property
+    def has_draws(self) -> bool:
+        """Whether recoveries can be drawn from a posterior."""
+        return self._imputer[0] is not None and self._imputer[0].has_draws
+
     def unrecoverable(self, batch: Batch) -> Tensor | None:
         """Missing modalities without a recovery, which no selection accepts, (B, M) bool; None if there are none."""
         imputer = self._imputer[0]
@@ -161,32 +167,6 @@ class DyMo(Method):
     def scorer(self, threshold: float | None = None) -> Scorer:
         rule = self.rule if threshold is None else replace(self.rule, threshold=threshold)
         return Scorer(self.backbone, self.gaussian, rule, self._lookup)
-
-    def candidates(self, batch: Batch, observed: Tensor, lattices: list[Lattice]) -> Candidates:
-        """What the rules combine.
-
-        Args:
-            observed: (B, P, D) tokens of the true content.
-            lattices: of the recovered content.
-        """
-        candidates = Candidates(batch.missing, batch.index, lattices)
-        imputer = self._imputer[0]
-        if self.rules.needs_draws and imputer is not None and imputer.has_draws and not batch.complete:
-            candidates.draws = self.draw(batch, observed, imputer)
-        return candidates
-
-    @torch.inference_mode()
-    def draw(self, batch: Batch, observed: Tensor, imputer: Imputer) -> Draws:
-        """Predictions on posterior draws of everything that is missing and can be recovered."""
-        unrecoverable, partial = self.unrecoverable(batch), self.partial(batch)
-        missing = torch.zeros_like(batch.missing) if unrecoverable is None else unrecoverable
-        pieces = []
-        for number in range(self.rules.settings.draws):
-            with imputer.drawing(number):
-                tokens, _ = self.complete(batch, observed)
-            pieces.append(fuse_under(self.backbone, self.backbone.prepare(tokens, partial), missing))
-        logits, features = (torch.stack(part) for part in zip(*pieces, strict=True))
-        return Draws(logits, features)
 
     def forward(self, batch: Batch) -> Prediction:
         """Classify with the configured rule; extras hold ``final_missing``, ``accepted``, ``rewards``."""
@@ -229,12 +209,10 @@ class DyMo(Method):
             names = tuple(n for n in self.comparators if n in COMPARATORS)
             if names or self.rules:
                 lattices = exhaustive(scorer, tokens, missing, partial, unrecoverable)
-                candidates = self.candidates(masked, observed, lattices)
+                candidates = candidates_of(self, masked, observed, lattices)
                 others = compare(lattices, selection, batch.target, names, batch.index, self.seed, scenario)
-                for name, other in others.items():
+                for name, other in [*others.items(), *self.rules.predict(candidates).items()]:
                     results.setdefault(name, {})[scenario] = _prediction(other, unrecoverable)
-                for name, prediction in self.rules.predict(candidates).items():
-                    results.setdefault(name, {})[scenario] = prediction
             if "threshold" in self.comparators and self.validated_threshold is not None:
                 limited = select(self.scorer(self.validated_threshold), tokens, missing, partial, unrecoverable)
                 results.setdefault("threshold", {})[scenario] = _prediction(limited, unrecoverable)
@@ -247,6 +225,22 @@ class DyMo(Method):
     @property
     def choices(self) -> pd.DataFrame:
         return self.rules.fitted
+
+    @property
+    def learned_file(self) -> str | None:
+        return None if self.rules.critic is None else "critic.safetensors"
+
+    def learn(self, batches: Iterable[Batch]) -> None:
+        assert self.rules.critic is not None
+        self.rules.critic.learn(examples_of(self, batches, self.seed), self.seed)
+
+    def save_learned(self, path: Path, about: Mapping[str, Any]) -> None:
+        assert self.rules.critic is not None
+        self.rules.critic.save(path, about)
+
+    def load_learned(self, path: Path) -> dict[str, Any]:
+        assert self.rules.critic is not None
+        return self.rules.critic.load(path, self.backbone.feature_width, len(self.backbone.modalities))
 
     def calibrate(self, batches: Iterable[tuple[Batch, Mapping[str, Batch]]]) -> pd.DataFrame:
         """Choose the threshold on validation data, and warn where the paper's rule loses to discarding."""
@@ -270,7 +264,9 @@ class DyMo(Method):
         return pd.DataFrame(rows, columns=["scenario", "threshold", "accuracy", "discard"])
 
 
-def _prediction(selection: Selection, unrecoverable: Tensor | None) -> Prediction:
+def _prediction(selection: Selection | Prediction, unrecoverable: Tensor | None) -> Prediction:
+    if isinstance(selection, Prediction):
+        return selection
     return Prediction(
         selection.logits,
         extras={

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from models.base import Prediction
-from models.dymo.draws import Draws
-from models.dymo.rule import NOT_SIMULATED, Candidates, Rule, RuleSettings
+from models.dymo.rule import NOT_SIMULATED, Candidates, DiscardLog, Draws, Rule, RuleSettings
 from models.dymo.selection import Lattice
 from utils.log_pool import fit_log_pool, pool_nll
 
@@ -22,58 +21,82 @@ MEMBERS = ("discard", "impute_all", "draws", "lattice")
 DISCARD = [1.0]  # the weights of a pool of its first member alone
 
 
-class Pool(Rule):
-    """Log-linear pool of up to four predictions: what is observed alone, every recovery, the mean over posterior draws
-    of all recoveries, and the mean over the lattice. Without posterior draws it has the other three members.
+class PoolWeights:
+    """Weights of a log-linear pool, one set per number of missing modalities; the first member discards.
+
+    Args:
+        name: of the rule, for messages.
 
     Attributes:
-        weights: number of missing modalities -> (J,), >= 0, with sum 1; a number that is not there discards.
+        weights: number of missing modalities -> (J,), >= 0, with sum 1; None before :meth:`fit`.
     """
 
-    name = "pool"
-    needs_draws = True
-
-    def __init__(self, settings: RuleSettings) -> None:
-        super().__init__(settings)
+    def __init__(self, name: str) -> None:
+        self.announce_discarding = DiscardLog(name)
         self.weights: dict[int, list[float]] | None = None
-        self.members: tuple[str, ...] = MEMBERS
         self._rows: dict[int, list[tuple[Tensor, Tensor]]] = defaultdict(list)
 
-    @property
-    def is_ready(self) -> bool:
-        return self.weights is not None
+    def observe(self, k: int, logits: Tensor, target: Tensor) -> None:
+        """Collect validation rows that miss ``k`` modalities: logits (R, J, C) of the members, labels (R,)."""
+        if len(target):
+            self._rows[k].append((logits.cpu(), target.cpu()))
 
-    def observe(self, candidates: Candidates, target: Tensor) -> None:
-        for lattice in candidates.lattices:
-            if lattice.size:
-                self.members = tuple(m for m in MEMBERS if m != "draws" or candidates.draws is not None)
-                logits = members(lattice, candidates.draws)
-                self._rows[lattice.size].append((logits.cpu(), target[lattice.rows].cpu()))
-
-    def fit(self) -> list[dict[str, Any]]:
+    def fit(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        """Choose the weights of members with these names; returns what :meth:`models.dymo.rule.Rule.fit` returns."""
         self.weights, chosen = {}, []
         for k, pieces in sorted(self._rows.items()):
             logits, target = (torch.cat(part).numpy() for part in zip(*pieces, strict=True))
             if len(target) < MIN_ROWS:
-                self.announce_discarding(k, f"its weights need {MIN_ROWS} validation rows, there are {len(target)}")
+                reason = f"its weights need {MIN_ROWS} validation rows, there are {len(target)}"
+                self.announce_discarding(k, reason)
                 continue
             weights = fit_log_pool(logits, target)
             self.weights[k] = weights.tolist()
-            values = dict(zip(self.members, weights, strict=True))
+            values = dict(zip(names, weights, strict=True))
             values["nll"] = pool_nll(weights, logits.astype(np.float64), target)[0]
             values["nll_discard"] = pool_nll(np.eye(len(weights))[0], logits.astype(np.float64), target)[0]
             chosen += [{"missing": k, "parameter": p, "value": v, "rows": len(target)} for p, v in values.items()]
         self._rows.clear()
         return chosen
 
+    def pool(self, k: int, logits: Tensor) -> Tensor:
+        """Pooled logits (R, C) of members (R, J, C) in rows that miss ``k`` modalities; those of the first member where
+        there are no weights for ``k``."""
+        assert self.weights is not None, "fit() comes first"
+        if k and k not in self.weights:
+            self.announce_discarding(k, NOT_SIMULATED)
+        return log_pool(logits, self.weights.get(k, DISCARD))
+
+
+class Pool(Rule):
+    """Log-linear pool of up to four predictions: what is observed alone, every recovery, the mean over posterior draws
+    of all recoveries, and the mean over the lattice. Without posterior draws it has the other three members."""
+
+    name = "pool"
+    needs_draws = True
+
+    def __init__(self, settings: RuleSettings) -> None:
+        super().__init__(settings)
+        self.members: tuple[str, ...] = MEMBERS
+        self.weights = PoolWeights(self.name)
+
+    @property
+    def is_ready(self) -> bool:
+        return self.weights.weights is not None
+
+    def observe(self, candidates: Candidates, target: Tensor) -> None:
+        for lattice in candidates.lattices:
+            if lattice.size:
+                self.members = tuple(m for m in MEMBERS if m != "draws" or candidates.draws is not None)
+                self.weights.observe(lattice.size, members(lattice, candidates.draws), target[lattice.rows])
+
+    def fit(self) -> list[dict[str, Any]]:
+        return self.weights.fit(self.members)
+
     def predict(self, candidates: Candidates) -> Prediction:
-        assert self.weights is not None
         logits = candidates.empty_logits()
         for lattice in candidates.lattices:
-            weights = self.weights.get(lattice.size, DISCARD)
-            if weights is DISCARD and lattice.size:
-                self.announce_discarding(lattice.size, NOT_SIMULATED)
-            logits[lattice.rows] = log_pool(members(lattice, candidates.draws), weights)
+            logits[lattice.rows] = self.weights.pool(lattice.size, members(lattice, candidates.draws))
         return Prediction(logits)
 
 

@@ -7,15 +7,18 @@ those of validation data.
 from __future__ import annotations
 
 import logging
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from models.base import Prediction
-from models.dymo.draws import Draws
-from models.dymo.selection import Lattice
+from models.dymo.selection import Lattice, Selection
+from utils.checks import check_number
 
 log = logging.getLogger(__name__)
 NOT_SIMULATED = "no scenario of model.validation hides as many, add one that does"
@@ -26,9 +29,51 @@ class RuleSettings:
     """
     Attributes:
         draws: S, posterior draws per row.
+        delta: probability that a certificate is wrong.
+        margin: by which the certified risk may exceed that of discarding, > 0.
+        minimum_rows: distinct validation rows that a certificate needs.
+        critic_width, critic_epochs: of the critic's network.
     """
 
     draws: int = 8
+    delta: float = 0.1
+    margin: float = 0.01
+    minimum_rows: int = 500
+    critic_width: int = 64
+    critic_epochs: int = 20
+
+
+# Setting -> smallest and greatest value.
+BOUNDS = {
+    "draws": (1, math.inf),
+    "delta": (1e-4, 0.5),
+    "margin": (1e-4, 1),
+    "minimum_rows": (1, math.inf),
+    "critic_width": (1, math.inf),
+    "critic_epochs": (1, math.inf),
+}
+
+
+def check_settings(cfg: DictConfig, node: str) -> Iterator[str]:
+    """Problems of the settings at key ``node``, one message each; a configuration without them has none."""
+    settings = OmegaConf.select(cfg, node)
+    for name, (low, high) in BOUNDS.items() if settings else ():
+        if settings.get(name) is None:
+            yield f"{node}.{name}=null: must be a number"
+        yield from check_number(cfg, f"{node}.{name}", low, high, whole=isinstance(low, int) and high == math.inf)
+
+
+@dataclass
+class Draws:
+    """Predictions on S recoveries of every row.
+
+    Attributes:
+        logits: (S, B, C), of everything observed and recovered.
+        features: (S, B, D_p).
+    """
+
+    logits: Tensor
+    features: Tensor
 
 
 @dataclass
@@ -39,16 +84,75 @@ class Candidates:
         missing: (B, M) bool.
         index: (B,) row numbers.
         lattices: every superset of the observed modalities.
-        draws: predictions on posterior draws; None without them.
+        unrecoverable: (B, M) bool, missing modalities without a recovery; None without any.
+        recovered: predictions on S posterior draws, or on the only recovery; None if no rule reads it.
+        is_drawn: whether ``recovered`` are posterior draws.
+        observed: features (B, D_p) of what is observed; None if no rule reads them.
     """
 
     missing: Tensor
     index: Tensor
     lattices: list[Lattice]
-    draws: Draws | None = None
+    unrecoverable: Tensor | None = None
+    recovered: Draws | None = None
+    is_drawn: bool = False
+    observed: Tensor | None = None
+
+    @property
+    def draws(self) -> Draws | None:
+        """Predictions on posterior draws; None without a posterior."""
+        return self.recovered if self.is_drawn else None
+
+    @property
+    def nothing_recovered(self) -> Tensor:
+        """(B,) bool, rows without a recovery."""
+        recovered = self.missing if self.unrecoverable is None else self.missing & ~self.unrecoverable
+        return ~recovered.any(1)
 
     def empty_logits(self) -> Tensor:
         return self.lattices[0].logits.new_empty(len(self.missing), self.lattices[0].logits.shape[2])
+
+
+@dataclass
+class Examples:
+    """Training rows with simulated masks, for rules that learn from them; labels are not among them.
+
+    Attributes:
+        real, recovered: (N, D_p) features of all content: the true one, and with recoveries where ``missing``.
+        observed: (N, D_p) features of what is observed.
+        missing: (N, M) bool.
+        index: (N,) row numbers.
+    """
+
+    real: Tensor
+    recovered: Tensor
+    observed: Tensor
+    missing: Tensor
+    index: Tensor
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, rows: Tensor) -> Examples:
+        return Examples(*(part[rows] for part in vars(self).values()))
+
+
+class DiscardLog:
+    """Warns once per number of missing modalities that a rule classifies from what is observed alone.
+
+    Args:
+        name: of the rule.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._announced: set[int] = set()
+
+    def __call__(self, k: int, reason: str) -> None:
+        """Rows that miss ``k`` modalities are the case."""
+        if k not in self._announced:
+            log.warning("%s discards every recovery of rows that miss %d modalities: %s", self.name, k, reason)
+        self._announced.add(k)
 
 
 class Rule(ABC):
@@ -57,38 +161,33 @@ class Rule(ABC):
     Attributes:
         name: of the comparator.
         needs_draws: it reads posterior draws, where the imputer has them.
+        needs_features: it reads features of what is observed and of the draws, or of the only recovery.
     """
 
     name: ClassVar[str]
     needs_draws: ClassVar[bool] = False
+    needs_features: ClassVar[bool] = False
 
     def __init__(self, settings: RuleSettings) -> None:
         self.settings = settings
-        self._announced: set[int] = set()
-
-    def announce_discarding(self, k: int, reason: str) -> None:
-        """Log once that rows with ``k`` missing modalities are classified from what is observed alone."""
-        if k not in self._announced:
-            log.warning("%s discards every recovery of rows that miss %d modalities: %s", self.name, k, reason)
-        self._announced.add(k)
+        self.announce_discarding = DiscardLog(self.name)
 
     @property
     @abstractmethod
     def is_ready(self) -> bool:
         """Whether everything is fitted that :meth:`predict` reads."""
 
-    @abstractmethod
-    def observe(self, candidates: Candidates, target: Tensor) -> None:
-        """Collect validation rows."""
+    def observe(self, candidates: Candidates, target: Tensor) -> None:  # noqa: B027 (not every rule has to)
+        """Collect validation rows; nothing by default."""
 
-    @abstractmethod
     def fit(self) -> list[dict[str, Any]]:
-        """Fit on the collected rows and forget them.
+        """Fit on the collected rows and forget them; nothing by default.
 
         Returns:
             What was chosen, for a CSV file: keys missing (number of missing modalities), parameter, value, rows.
         """
+        return []
 
     @abstractmethod
-    def predict(self, candidates: Candidates) -> Prediction:
-        """Classify the rows of a batch."""
+    def predict(self, candidates: Candidates) -> Prediction | Selection:
+        """Classify the rows of a batch; a selection where one subset is chosen per row."""

@@ -8,10 +8,13 @@ import pandas as pd
 from torch import Tensor
 
 from models.base import Prediction
+from models.dymo.certified import Certified
+from models.dymo.critic import Critic
 from models.dymo.pool import Pool
 from models.dymo.rule import Candidates, Rule, RuleSettings
+from models.dymo.selection import Selection
 
-RULES: dict[str, type[Rule]] = {rule.name: rule for rule in (Pool,)}
+RULES: dict[str, type[Rule]] = {rule.name: rule for rule in (Pool, Certified, Critic)}
 
 
 class Rules:
@@ -34,6 +37,15 @@ class Rules:
     def needs_draws(self) -> bool:
         return any(rule.needs_draws for rule in self.rules)
 
+    @property
+    def needs_features(self) -> bool:
+        return any(rule.needs_features for rule in self.rules)
+
+    @property
+    def critic(self) -> Critic | None:
+        """The rule that learns from training rows, if it is one of them."""
+        return next((rule for rule in self.rules if isinstance(rule, Critic)), None)
+
     def observe(self, candidates: Candidates, target: Tensor) -> None:
         """Collect the rows of a validation batch."""
         for rule in self.rules:
@@ -44,6 +56,6 @@ class Rules:
         rows = [{"rule": rule.name, **values} for rule in self.rules for values in rule.fit()]
         self.fitted = pd.DataFrame(rows, columns=["rule", "missing", "parameter", "value", "rows"])
 
-    def predict(self, candidates: Candidates) -> dict[str, Prediction]:
+    def predict(self, candidates: Candidates) -> dict[str, Prediction | Selection]:
         """Name -> prediction, of the rules that are fitted."""
         return {rule.name: rule.predict(candidates) for rule in self.rules if rule.is_ready}

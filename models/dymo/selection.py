@@ -32,6 +32,8 @@ from utils.subsets import mask_code, subset_lookup
 
 NO_ACTION = -1
 PARTIAL_TABLES = ("observed", "missing")
+# Of the reward, among which validation data choose.
+THRESHOLDS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 @dataclass
@@ -87,6 +89,13 @@ class Selection:
     final_missing: Tensor
     accepted: Tensor
     rewards: Tensor
+
+    @classmethod
+    def unordered(cls, logits: Tensor, final_missing: Tensor) -> Selection:
+        """Decisions that were made at once, without rounds."""
+        b, m = final_missing.shape
+        accepted = torch.full((b, m), NO_ACTION, dtype=torch.int8, device=logits.device)
+        return cls(logits, final_missing, accepted, logits.new_empty(b, 0, m))
 
     @property
     def iterations(self) -> Tensor:

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 
 from datasets.batch import Batch
-from models.dymo.selection import exhaustive, select
-
-THRESHOLDS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+from models.dymo.evidence import candidates_of
+from models.dymo.selection import THRESHOLDS, exhaustive, select
 
 
 @torch.inference_mode()
@@ -48,7 +47,7 @@ def validate_selection(
                 counts[threshold] += int((logits.argmax(1) == batch.target).sum())
             if dymo.rules:
                 lattices = exhaustive(dymo.scorer(), tokens, missing, partial, unrecoverable)
-                dymo.rules.observe(dymo.candidates(masked, observed, lattices), batch.target)
+                dymo.rules.observe(candidates_of(dymo, masked, observed, lattices), batch.target)
     feasible = [t for t in thresholds if all(right[s][t] >= baseline[s] for s in right)]
     best = max(feasible, key=lambda t: (sum(c[t] for c in right.values()), t), default=float("inf"))
     if best != float("inf") and sum(c[best] for c in right.values()) <= sum(baseline.values()):

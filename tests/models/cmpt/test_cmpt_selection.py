@@ -23,6 +23,7 @@ from models.cmpt.cmpt import CMPT, Alignment
 from models.cmpt.selection import ProxySelection
 from models.dymo.gaussian import GaussianParameters
 from models.dymo.prototypes import COSINE, EUCLIDEAN
+from models.dymo.rules import RULES
 from models.dymo.selection import SelectionRule
 from models.dymo.validation import validate_selection
 from models.encoders.adapters import Adapter
@@ -260,7 +261,8 @@ def test_the_whole_way_on_spoken_digits(
     pipeline.run(tiny("stages=[prepare,fit,test]"))
     select = ("model.select=true", "model.selection.temperature=0.01", "export.format=[torch]")
     monkeypatch.setattr("trainers.gaussian.estimate", estimate_wide)
-    cfg = tiny(*select, "stages=[fit,gaussian,test,report,export]")
+    rules = "model.comparators=[discard,impute_all,pool,certified,critic]"
+    cfg = tiny(*select, rules, "stages=[fit,gaussian,test,report,export]")
     pipeline.run(cfg)
     context = Run(cfg)
     assert_exported(context, tmp_path)
@@ -270,6 +272,8 @@ def test_the_whole_way_on_spoken_digits(
     for scenario in ("none", "whole_0", "image_text_both_0.7"):
         assert found["CMPT_DyMo/impute_all", scenario, "accuracy"] == pytest.approx(alone[scenario, "accuracy"])
         assert 0 <= found["CMPT_DyMo", scenario, "accepted_share"] <= 1
+        assert {f"CMPT_DyMo/{name}" for name in RULES} <= set(found.xs(scenario, level=1).index.get_level_values(0))
+        assert found["CMPT_DyMo/certified", scenario, "accepted_share"] == 0, "too few rows: it discards"
     arrays = np.load(context.directory / "predictions" / "whole_0.npz")
     assert arrays["missing"][:, 0].all() and not arrays["final_missing"][:, 1].any()
     assert isinstance(context.load_method(), ProxySelection)

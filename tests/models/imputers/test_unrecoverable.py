@@ -19,6 +19,7 @@ from models.base import IncompleteClassifier, Prediction
 from models.completed import Completed
 from models.dymo.method import DyMo
 from models.dymo.prototypes import COSINE
+from models.dymo.rules import RULES
 from models.dymo.selection import COMPARATORS, compare, exhaustive, select
 from models.imputers.base import recover_possible
 from models.imputers.iterative import IMI
@@ -65,7 +66,8 @@ def test_dymo_discards_what_the_imputer_cannot_recover(
 ) -> None:
     small = [*SMALL[:-2], "imputer.training.max_epochs=2", "imputer.training.batch_size=32"]
     small = small if imputer == "TIP" else ["imputer=IMI", "imputer.module.trees=2"]
-    comparators = f"model.comparators=[{','.join(COMPARATORS)}]"
+    small = [*small, "model.rules.minimum_rows=1", "model.rules.critic_epochs=1"]
+    comparators = f"model.comparators=[{','.join((*COMPARATORS, *RULES))}]"
     scenarios = "missing.test=[none,whole_1,table_value_0.5]"
     stages = "stages=[prepare,impute,fit,gaussian,test]"
     cfg = config(tmp_path, *small, "model.backbone.training.max_epochs=1", comparators, scenarios, stages)
@@ -91,6 +93,28 @@ def test_dymo_discards_what_the_imputer_cannot_recover(
     )
     assert results.loc[("DyMo/impute_all", "table_value_0.5"), "value"] == 1
     assert (results.xs("none", level="scenario")["value"] == 0).all()
+    assert_rules_are_stored(cfg, imputer == "TIP")
+
+
+def assert_rules_are_stored(cfg: Any, damages: bool) -> None:
+    """Predictions of every rule, what they chose, and the critic, which is not trained again and verified."""
+    directory = Run(cfg).directory
+    for rule in RULES:
+        assert np.isfinite(np.load(directory / "predictions" / rule / "whole_1.npz")["logits"]).all()
+    chosen = pd.read_csv(directory / "selection_rules.csv")
+    assert set(chosen["rule"]) <= {"pool", "certified"} and (chosen["missing"] == 1).all()
+    critic, settings = directory / "critic.safetensors", directory.marker("learned")
+    before = critic.stat().st_mtime_ns
+    cfg.stages, cfg.overwrite, cfg.missing.test = ["test"], True, ["whole_1"]
+    pipeline.run(cfg)
+    assert critic.stat().st_mtime_ns == before and settings.is_file()
+    if damages:
+        content = bytearray(critic.read_bytes())
+        content[-1] ^= 1
+        critic.write_bytes(content)
+        cfg.missing.test = ["none"]
+        with pytest.raises(UserError, match=r"critic\.safetensors was damaged or changed .* delete .*learned\.json"):
+            pipeline.run(cfg)
 
 
 def test_a_refusal_names_the_imputers_that_fit(tmp_path: Path) -> None:
