@@ -155,7 +155,10 @@ class Artefacts(Plan):
         for added in ("noise", "modulation"):  # runs from before there were these are valid
             if settings["model"].get(added) is None:
                 settings["model"].pop(added, None)
-        if self.trainable.get("recovery_aware") or self.is_built_on_imputer:
+        if not settings["model"].get("consistency"):
+            settings["model"].pop("consistency", None)
+            settings["model"].get("module", {}).pop("consistency", None)
+        if self.trains_on_recoveries or self.is_built_on_imputer:
             settings["imputer"] = self.recovery_settings
         if self.prerequisites:
             settings["prerequisites"] = {label: part.fit_settings for label, part in self.prerequisites.items()}
@@ -234,6 +237,8 @@ class Artefacts(Plan):
         if self.has_backbone and any(m.kind == "table" for m in self.data.modalities):
             # Older runs judged tables with observed cells by parameters without the table.
             settings["partial_tables"] = self.cfg.model.selection.partial_tables or "by tail"
+        if self.fills_missing and self.cfg.model.get("comparators"):
+            settings["model"] = {k: self._plain(self.cfg.model)[k] for k in ("comparators", "validation")}
         if self.uses_selection:
             settings["gaussian"] = file_hash(self.gaussian)
             settings["model"] = {k: self._plain(self.cfg.model)[k] for k in ("selection", "comparators", "validation")}

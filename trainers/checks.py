@@ -45,6 +45,11 @@ def check_task(run: Run) -> None:
             f"{dataset} has several labels, and the classes of {run.trainable.name} exclude one "
             "another: name one column in dataset.label, or choose another model, for example model=ModDrop"
         )
+    if run.cfg.model.get("comparators"):
+        raise UserError(
+            f"{dataset} has several labels, and model.comparators are of classes that exclude one another: set "
+            "model.comparators=[]"
+        )
     if run.trainable.get("modulation") is not None:
         raise UserError(
             f"model.modulation compares probabilities of one class, and {dataset} has several labels: "
@@ -72,8 +77,7 @@ def check_noise(run: Run) -> None:
 
 def fits_on_imputer(run: Run, stages: list[str]) -> bool:
     """Whether stage fit reads recoveries."""
-    aware = bool(run.trainable.get("recovery_aware"))
-    return (aware or run.is_built_on_imputer) and "fit" in stages and not run.checkpoint_path
+    return (run.trains_on_recoveries or run.is_built_on_imputer) and "fit" in stages and not run.checkpoint_path
 
 
 def needs_imputer(run: Run, stages: list[str]) -> bool:

@@ -57,7 +57,7 @@ def _fit(run: Run) -> None:
         parts["imputer"] = run.load_imputer()
     pl.seed_everything(cfg.seed, verbose=False)
     model = build_model(cfg, run.trainable, run.data, **parts)
-    if run.trainable.get("recovery_aware"):
+    if run.trains_on_recoveries:
         model.attach_imputer(run.load_imputer())
     directory.describe(cfg)
     modulation = build_modulation(run.trainable)

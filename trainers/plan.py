@@ -27,6 +27,7 @@ from trainers.config.resolvers import SHORT_METRIC, modality_name
 from utils.errors import UserError
 
 log = logging.getLogger(__name__)
+ON_RECOVERIES = ("recovery_aware", "consistency")  # settings of a model that is trained with recoveries
 PART = "imputer"  # starts Plan.part_of of a part of an imputer
 
 
@@ -91,6 +92,11 @@ class Plan:
         return self.uses_recoveries or self.is_built_on_imputer
 
     @property
+    def trains_on_recoveries(self) -> bool:
+        """Whether stage fit shows the model recoveries of the imputer."""
+        return any(self.trainable.get(key) for key in ON_RECOVERIES)
+
+    @property
     def is_built_on_imputer(self) -> bool:
         """Whether the model contains the trained imputer."""
         return bool(method_class(self.trainable).built_on)
@@ -141,7 +147,7 @@ class Plan:
         name = str(self.cfg.model.name)
         if modality is not None:
             return name.removesuffix(f"_{modality_name(modality, list(self.cfg.dataset.modalities))}")
-        return re.sub(r"(_EU)?(_aware[\d.]*)?$", "", name)
+        return re.sub(r"(_EU)?(_aware[\d.]*)?(_consistent[\d.e+-]*)?$", "", name)
 
     def command(self, stage: str) -> str:
         """Command that runs another stage: with the user's overrides, or composed from the configuration."""
@@ -157,8 +163,7 @@ class Plan:
                 named = ", ".join(f"{name}: {node.name}" for name, node in cfg.imputer.parts.items())
                 overrides += [f"{MODALITIES}={{{named}}}"]
             overrides += [f"distance_metric={self.distance_metric}"] if self.distance_metric == EUCLIDEAN else []
-            aware = self.trainable.get("recovery_aware")
-            overrides += [f"model.recovery_aware={aware}"] if aware else []
+            overrides += [f"model.{key}={self.trainable[key]}" for key in ON_RECOVERIES if self.trainable.get(key)]
             overrides += [f"seed={cfg.seed}"] if cfg.seed else []
             overrides += [f"dataset.fold={self.fold}"] if self.fold is not None else []
             overrides += [f"name={cfg.name}"] if cfg.name != "default" else []

@@ -176,12 +176,12 @@ class Trial:
         if is_trained_here:
             for part in run.prerequisites.values():
                 self.models(part)
-        if run.is_built_on_imputer or run.trainable.get("recovery_aware"):
+        if run.is_built_on_imputer or run.trains_on_recoveries:
             self.untrained_imputer()  # before the clock of stage fit runs
         start, name = self.clock(), str(run.trainable.name)
         model = self.build(run)
         self.build_seconds = self.clock() - start
-        if run.trainable.get("recovery_aware"):
+        if run.trains_on_recoveries:
             model.attach_imputer(self.untrained_imputer())
         if is_trained_here:
             self.cost.add_seconds("fit", self.build_seconds)
@@ -343,7 +343,7 @@ class Trial:
             folder = self.folder / "bundle"
             (folder / "weights").mkdir(parents=True)
             if data.has_split("val"):
-                if method.needs_calibration and self.cfg.model.selection.threshold == "auto":
+                if method.needs_calibration and OmegaConf.select(self.cfg, "model.selection.threshold") == "auto":
                     self._calibrate("export", method)
                 with self.batches("export", "val", data.loader("val", device=run.device)) as batches:
                     on_validation(run, method, batches)

@@ -28,7 +28,7 @@ from models.base import Prediction, classification_loss
 from models.dymo.backbone import Partial, Sequences
 from models.dymo.original import convert_dynamic_transformer
 from models.dymo.prototypes import COSINE, DISTANCE_METRICS, RunningPrototypes, prototype_loss
-from models.dymo.recovery_aware import with_recoveries
+from models.dymo.recovery_aware import consistency_loss, with_recoveries
 from models.imputers.base import Imputer
 from models.layers.transformer import visible_tokens
 from models.tokens import TokenPipeline
@@ -38,6 +38,7 @@ from utils.subsets import draw_subsets, enumerate_subsets
 from utils.weights import checkpoint_kind, load_strict
 
 log = logging.getLogger(__name__)
+CONSISTENCY = 12  # keeps the seeds of its masks apart from the others
 
 
 def rows_per_call(device: torch.device) -> int:
@@ -58,6 +59,7 @@ class DynamicTransformer(TokenPipeline):
         initialisation: ``normal`` (std 0.02) or ``pytorch`` (what the original's PolyMNIST job really ran with).
         recovery_aware: share of the training batches whose inputs are replaced, outside a random subset of each row, by
             recoveries (ours, not the paper's). Needs :meth:`attach_imputer`.
+        consistency: weight of :func:`models.dymo.recovery_aware.consistency_loss` (ours). Needs :meth:`attach_imputer`.
         fusion: ``packed`` drops masked tokens, ``masked`` keeps and masks them, ``auto`` packs on the CPU and masks on
             accelerators while training (one large call beats several small ones there).
     """
@@ -83,6 +85,7 @@ class DynamicTransformer(TokenPipeline):
         reference_modality_index: bool = False,
         initialisation: str = "normal",
         recovery_aware: float = 0.0,
+        consistency: float = 0.0,
         fusion: str = "auto",
         optimizer: Callable[..., torch.optim.Optimizer] | None = None,
         scheduler: Callable[..., Any] | None = None,
@@ -98,7 +101,7 @@ class DynamicTransformer(TokenPipeline):
         self.distance_metric, self.temperature = distance_metric, temperature
         self.subsets_per_step, self.prototype_rate = subsets_per_step, prototype_rate
         self.prototype_start, self.reference_modality_index = prototype_start, reference_modality_index
-        self.recovery_aware, self.fusion = recovery_aware, fusion
+        self.recovery_aware, self.consistency, self.fusion = recovery_aware, consistency, fusion
         if initialisation == "normal":
             self.initialise_normal()
         # Not a sub-module: its weights belong to its own run, not to this checkpoint.
@@ -115,6 +118,7 @@ class DynamicTransformer(TokenPipeline):
     def check(cls, cfg: DictConfig, node: str) -> Iterator[str]:
         if not isinstance(cfg.model.get("recovery_aware"), bool):
             yield from check_number(cfg, "model.recovery_aware", 0, 1)
+        yield from check_number(cfg, "model.consistency", 0)
         subsets = 2 ** len(cfg.dataset.modalities) - 1
         yield from check_number(cfg, f"{node}.module.subsets_per_step", 1, subsets, whole=True)
 
@@ -347,6 +351,11 @@ class DynamicTransformer(TokenPipeline):
             parts = [part[1:] for part in self.fuse_subsets(sequences, subsets, hidden, cells=cells)]
             logits, features = (torch.cat(part) for part in zip(*parts, strict=True))
         losses = self._losses(logits, features, batch.target)
+        if self.consistency:
+            assert self.imputer is not None, "consistency needs an imputer"
+            generator = torch.Generator().manual_seed(hash_seed(self.stream_seed, CONSISTENCY, self.global_step))
+            losses["consistency"] = consistency_loss(self, sequences, batch, generator)
+            losses["loss"] = losses["loss"] + self.consistency * losses["consistency"]
         assert self._running is not None
         self._running.update(features, batch.target)
         self.log_losses("train", losses, len(batch))

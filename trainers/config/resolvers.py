@@ -11,11 +11,12 @@ from omegaconf import OmegaConf
 SHORT_METRIC = {"squared_euclidean": "_EU"}
 
 
-def variant(base: str, metric: str | None, recovery_aware: float | bool) -> str:
+def variant(base: str, metric: str | None, recovery_aware: float | bool, consistency: float = 0.0) -> str:
     """Label of a model's run directory, so that variants never share one."""
     rate = fraction_of_batches(recovery_aware)
     aware = f"_aware{'' if rate == 0.5 else format(rate, 'g')}" if rate else ""
-    return base + SHORT_METRIC.get(str(metric), "") + aware
+    consistent = f"_consistent{consistency:g}" if consistency else ""
+    return base + SHORT_METRIC.get(str(metric), "") + aware + consistent
 
 
 def fraction_of_batches(value: float | bool) -> float:

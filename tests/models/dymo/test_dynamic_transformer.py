@@ -15,8 +15,10 @@ from torch import Tensor
 
 import models.dymo.dynamic_transformer as module
 from datasets.batch import Batch
-from models.dymo.dynamic_transformer import DynamicTransformer
+from datasets.rows import take_rows
+from models.dymo.dynamic_transformer import CONSISTENCY, DynamicTransformer
 from models.dymo.prototypes import COSINE, EUCLIDEAN, RunningPrototypes, prototype_logits
+from models.dymo.recovery_aware import consistency_loss
 from models.encoders.convolutional import PolyMNISTEncoder
 from models.imputers.base import Imputer
 from models.imputers.mopoe import MoPoE
@@ -33,6 +35,7 @@ from tests.networks import (
     twin_evaluator,
 )
 from utils.errors import UserError
+from utils.noise import hash_seed
 from utils.subsets import enumerate_subsets
 
 METRICS = (COSINE, EUCLIDEAN)
@@ -556,3 +559,52 @@ def test_recovery_aware_step_with_a_generative_imputer() -> None:
     assert all(p.grad is None for p in imputer.parameters())
     assert imputer.training
     assert all(torch.equal(batch.inputs[name], x) for name, x in kept.items())
+
+
+# ---------------------------------------------------------------------------------------------- consistency
+
+
+@pytest.mark.parametrize("incomplete", [False, True])
+def test_consistency_equals_rows_one_by_one(incomplete: bool) -> None:
+    """KL(p(. | x_o) || p(. | x_o, x^)), whose gradient reaches the second distribution alone; labels are not read."""
+    model = toy_model(consistency=0.5)
+    model.attach_imputer(imputer := Marker())
+    batch = toy_batch(model, 30, missing=random_masks(30, 3, seed=3) if incomplete else None)
+
+    def loss(batch: Batch) -> Tensor:
+        inputs = batch.inputs if batch.complete else model.observed_inputs(batch)
+        return consistency_loss(model, model.prepare(model.encode(inputs)), batch, torch.Generator().manual_seed(1))
+
+    value = loss(batch)
+    value.backward()
+    assert torch.equal(value, loss(batch.replace(target=batch.target.roll(1))))
+    found, hidden = gradients(model), imputer.asked[0]
+    assert torch.equal(hidden, imputer.asked[1]) and not hidden.all(1).any() and (hidden | ~batch.missing).all()
+    terms = []
+    for row in hidden.any(1).nonzero()[:, 0].tolist():
+        one = take_rows(batch, torch.tensor([row])).replace(missing=hidden[row : row + 1])
+        with torch.no_grad():
+            p = model(one).logits[0].softmax(0)
+        seen = one.replace(inputs=imputer.impute(one.inputs, one.missing), missing=torch.zeros(1, 3).bool())
+        terms.append((p * (p.log() - model(seen).logits[0].softmax(0).log())).sum())
+    torch.testing.assert_close(value, torch.stack(terms).mean(), rtol=1e-4, atol=1e-6)
+    model.zero_grad()
+    torch.stack(terms).mean().backward()
+    for name, expected in gradients(model).items():
+        if expected is not None:
+            torch.testing.assert_close(found[name], expected, rtol=1e-3, atol=1e-6)
+
+
+def test_a_step_adds_the_weighted_consistency_and_nothing_without_it() -> None:
+    """With weight 0 a step is that of a model without the option, bit for bit."""
+    batch = toy_batch(toy_model(), 30)
+    plain = step(toy_model(), batch, 3)
+    assert torch.equal(step(toy_model(consistency=0.0), batch, 3), plain)
+    model = toy_model(consistency=0.5)
+    with pytest.raises(AssertionError, match="needs an imputer"):
+        step(model, batch, 3)
+    model.attach_imputer(Marker())
+    generator = torch.Generator().manual_seed(hash_seed(model.stream_seed, CONSISTENCY, 0))
+    term = consistency_loss(model, model.prepare(model.encode(batch.inputs)), batch, generator)
+    assert term > 1e-4
+    torch.testing.assert_close(step(model, batch, 3), plain + 0.5 * term)
