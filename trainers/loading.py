@@ -68,13 +68,16 @@ class Run(Artefacts):
         model = self.load_model()
         model.before_prediction()
         if self.fills_missing:
-            return Completed(model, self.load_imputer())
+            imputer = self.load_imputer()
+            return model.complete_with(imputer, tuple(self.cfg.model.get("comparators", ()))) or Completed(
+                model, imputer
+            )
         if not self.uses_selection:
             return model
         backbone = model.as_backbone(str(self.distance_metric))
         parameters = self.load_parameters(backbone)
-        imputer = self.load_imputer() if self.uses_recoveries else None
-        return build_selector(self.cfg, backbone, imputer, parameters, self.tail)
+        recoveries = self.load_imputer() if self.uses_recoveries else None
+        return build_selector(self.cfg, backbone, recoveries, parameters, self.tail)
 
     def load_parameters(self, model: Backbone) -> GaussianParameters:
         """Gaussian parameters of a backbone, on the device."""

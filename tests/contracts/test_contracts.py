@@ -65,7 +65,7 @@ FEWEST = {
     "trainer": 4,
     "logger": 3,
     "schedule": 22,
-    "experiment": 18,
+    "experiment": 20,
     "recipe": 15,
     "study": 3,
 }
@@ -76,7 +76,11 @@ BASES: dict[str, tuple[str, type]] = {
     "dataset": ("datasets", MultimodalDataModule),
 }
 # Built around another method, and by the stage that judges recoveries.
-NO_OPTIONS = {"models.completed.Completed", "models.imputers.quality.Judge"}
+NO_OPTIONS = {
+    "models.baselines.late_recoveries.LateRecoveries",
+    "models.completed.Completed",
+    "models.imputers.quality.Judge",
+}
 # Recipes and experiments are for one data set or a few: test_cmpt_experiments.py.
 GROUPS = [group for group in FEWEST if group not in (".", "recipe", "experiment", "study")]
 # (schedule, data set, imputer) of every schedule that changes something; what it says of all models shows with any.
@@ -265,6 +269,9 @@ def test_variants_of_a_model_have_their_own_run_directories() -> None:
         ("DyMo" + tail, "DynamicTransformer" + tail)
         for tail in ("", "_aware0.25", "_aware", "_EU", "_EU_aware0.25", "_EU_aware")
     ]
+    cfg = configure("model=DyMo", "model.recovery_aware=0.25", "model.consistency=0.1")
+    assert cfg.model.name == "DyMo_aware0.25_consistent0.1" and cfg.model.backbone.module.consistency == 0.1
+    assert Run(cfg).option == "DyMo" and Run(cfg).trains_on_recoveries
 
 
 # ---------------------------------------------------------------------------------------------------- how long to train
