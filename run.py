@@ -16,6 +16,7 @@ from trainers.config.help import help_text
 from trainers.config.overrides import check_overrides
 from trainers.sweep import Sweep, is_job_of_sweep, prepare_job
 from utils.errors import UserError, user_error
+from utils.interruption import Interruption, interruption, stopped_by_sigterm, undisturbed
 from utils.memory import keep_freed_memory, keep_imported
 from utils.started import STARTED  # noqa: F401  before the imports that take time
 
@@ -60,6 +61,13 @@ def fail(error: UserError) -> None:
     sys.exit(2)
 
 
+def interrupt(stop: Interruption) -> None:
+    """End what this process has started, and say how to go on."""
+    with undisturbed():
+        logging.getLogger("error").error(Sweep.interrupt() or stop.message)
+    sys.exit(stop.status)
+
+
 if __name__ == "__main__":
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(help_text())
@@ -72,9 +80,11 @@ if __name__ == "__main__":
         fail(problem)
     Sweep.failed = 0
     try:
-        main()
-    except KeyboardInterrupt:
-        logging.getLogger("error").error("interrupted: run the same command to go on")
-        sys.exit(130)
+        with stopped_by_sigterm():
+            main()
+    except (KeyboardInterrupt, SystemExit) as error:
+        if (stop := interruption(error)) is None:
+            raise
+        interrupt(stop)
     if Sweep.failed:
         sys.exit(2)

@@ -25,6 +25,7 @@ from trainers.loading import Run
 from trainers.quiet import quiet_lightning
 from utils.errors import UserError
 from utils.files import replacing
+from utils.interruption import CONTINUE, Interruption
 from utils.metrics import undefined_monitor
 from utils.run_directory import RunDirectory
 from utils.safe_pickle import read_tensors
@@ -104,7 +105,8 @@ def train(
         callbacks: of the method.
 
     Raises:
-        UserError: interrupted, the validation split has no value of ``monitor``, or no epoch has a finite one.
+        Interruption: by the user or the system.
+        UserError: the validation split has no value of ``monitor``, or no epoch has a finite one.
     """
     check_monitor(monitor, data, stage)
     resume = _resume_point(directory, stage, settings)
@@ -241,16 +243,14 @@ def _run_trainer(
 ) -> None:
     """
     Raises:
-        UserError: the user interrupted it.
+        Interruption: by the user or the system.
     """
-    with quiet_lightning():
-        try:
+    try:
+        with quiet_lightning():
             trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True if resume else None)
-        except SystemExit:  # Lightning's answer to Ctrl-C
-            raise UserError(
-                f"training was interrupted in epoch {trainer.current_epoch}: run the same command to go on from the "
-                "last finished epoch"
-            ) from None
+    except Interruption as stop:
+        message = f"training was interrupted in epoch {trainer.current_epoch}: {CONTINUE} from the last finished epoch"
+        raise Interruption(stop.number, message) from None
 
 
 def after_clean_epochs(noise: TrainingNoise | None, epochs: int) -> int:

@@ -1,18 +1,18 @@
 """Sweeps (``--multirun``): a failed job does not stop the others, and the end says what failed and reports once.
 
 Jobs may run in other processes or on other machines, so that they leave what they did as files in a folder below
-``hydra.sweep.dir``. Imports PyTorch only for the report.
+``hydra.sweep.dir``, see :mod:`trainers.sweep_jobs`. Imports PyTorch only for the report.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
 import re
 import shutil
-import time
+import socket
+import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,11 +26,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from trainers.config.overrides import swept_values
+from trainers.sweep_jobs import Display, Jobs, values_of
 from utils.errors import UserError, user_error
-from utils.progress import duration
+from utils.interruption import end_children
 
 log = logging.getLogger(__name__)
 FOLDER = "DYMO_SWEEP"  # environment variable with the folder of the sweep that a job belongs to
+THREADS = "OMP_NUM_THREADS"  # environment variable with the threads of a process
 
 
 def is_job_of_sweep() -> bool:
@@ -43,29 +45,42 @@ class Sweep(Callback):
 
     Attributes:
         failed: number of failed jobs of the sweep that has ended in this process.
+        display: of the sweep that runs in this process.
+        sets_threads: this process has set :data:`THREADS` for the jobs.
     """
 
     failed = 0
+    display: Display | None = None
+    sets_threads = False
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         Sweep.failed = 0
-        folder = Path(config.hydra.sweep.dir).resolve() / f".jobs-{os.getpid()}"
+        folder = Path(config.hydra.sweep.dir).resolve() / f".jobs-{socket.gethostname()}-{os.getpid()}"
+        remove_dead(folder.parent)
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
         swept = swept_values(config.hydra.overrides.task, config.hydra.sweeper.get("params") or {})
         named = keys_for_the_name(config, swept)
         if named:
             log.info(
                 "sweep: %s become part of the name of a run, which would be the same for all values", ", ".join(named)
             )
-        jobs = math.prod(map(len, swept.values())) if is_grid(config) else None
-        sweep = {"jobs": jobs, "start": time.time(), "named": named, "swept": list(swept)}
-        (folder / "sweep.json").write_text(json.dumps(sweep))
+        total = math.prod(map(len, swept.values())) if is_grid(config) else None
+        parallel = jobs_at_once(config, total)
+        jobs = Jobs(folder)
+        jobs.begin(jobs=total, parallel=parallel, named=named, swept=list(swept))
         os.environ[FOLDER] = str(folder)
+        if parallel and parallel > 1 and THREADS not in os.environ:
+            os.environ[THREADS], Sweep.sets_threads = str(max(1, cores() // parallel)), True
+            log.info("sweep: %d jobs at once on %d cores, threads per job: %s", parallel, cores(), os.environ[THREADS])
+        Sweep.display = Display(jobs, list(swept))
+        Sweep.display.start()
+
+    def on_job_start(self, config: DictConfig, **_: Any) -> None:
+        if (folder := os.environ.get(FOLDER)) and config.hydra.mode == RunMode.MULTIRUN:
+            self.stages_before = stages_begun()
+            Jobs(Path(folder)).start(config.hydra.job.num)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
-        from utils.files import replacing  # imports NumPy, which --help does not wait for
-
         folder = os.environ.get(FOLDER)
         if not folder or config.hydra.mode != RunMode.MULTIRUN:
             return
@@ -80,24 +95,95 @@ class Sweep(Callback):
                 log.error(line)
             # The sweeper would stop at a failed job; a score that is no number is a failed trial of a search.
             job_return.status, job_return.return_value = JobStatus.COMPLETED, float("nan")
-        overrides = list(OmegaConf.to_container(config.hydra.overrides.task))  # type: ignore[arg-type]
-        job = {"overrides": overrides, "error": error, "config": OmegaConf.to_yaml(config_of(config))}
-        with replacing(Path(folder) / f"job-{config.hydra.job.num}.json") as temporary:
-            temporary.write_text(json.dumps(job))
-        log.info("sweep: %s", progress(Path(folder)))
+        Jobs(Path(folder)).end(
+            config.hydra.job.num,
+            overrides=OmegaConf.to_container(config.hydra.overrides.task),
+            error=error,
+            worked=stages_begun() > self.stages_before,
+            config=OmegaConf.to_yaml(config_of(config)),
+        )
+        if Sweep.display is not None:  # the job ran in the process of the sweep
+            Sweep.display.look()
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        folder = Path(os.environ.pop(FOLDER))
-        jobs = read_jobs(folder)
-        failed = [job for job in jobs if job["error"]]
-        report_once([OmegaConf.create(job["config"]) for job in jobs if not job["error"]])
-        log.info("sweep: %d of %d jobs finished", len(jobs) - len(failed), len(jobs))
-        swept = json.loads((folder / "sweep.json").read_text())["swept"]
+        jobs = self.close()
+        assert jobs is not None
+        ended = jobs.ended()
+        failed = [job for job in ended if job["error"]]
+        report_once([OmegaConf.create(job["config"]) for job in ended if not job["error"]])
+        log.info("sweep: %d of %d jobs finished", len(ended) - len(failed), len(ended))
         for job in failed:
-            values = " ".join(o for o in job["overrides"] if o.partition("=")[0].lstrip("+") in swept)
+            values = " ".join(values_of(job["overrides"], jobs.sweep["swept"]))
             log.error("failed: %s: %s", values, job["error"].splitlines()[0])
         Sweep.failed = len(failed)
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(jobs.folder, ignore_errors=True)
+
+    @classmethod
+    def close(cls) -> Jobs | None:
+        """End the display of this process's sweep, and forget the sweep; its files, None without a sweep."""
+        if cls.display is None:
+            return None
+        jobs, display = cls.display.jobs, cls.display
+        cls.display = None
+        display.stop()
+        os.environ.pop(FOLDER, None)
+        if cls.sets_threads:
+            os.environ.pop(THREADS, None)
+            cls.sets_threads = False
+        return jobs
+
+    @classmethod
+    def interrupt(cls) -> str | None:
+        """End all jobs of this process's sweep; what was done, None without a sweep."""
+        if cls.display is None:
+            return None
+        end_children()
+        jobs = cls.close()
+        assert jobs is not None
+        ended = jobs.ended()
+        failed = sum(job["error"] is not None for job in ended)
+        sweep = jobs.sweep
+        shutil.rmtree(jobs.folder, ignore_errors=True)
+        elsewhere = "" if sweep["parallel"] else "; jobs that a cluster has already taken go on (SLURM: scancel)"
+        return (
+            f"sweep: interrupted with {len(ended) - failed} of {sweep['jobs'] or '?'} jobs finished and {failed} "
+            f"failed: the same command continues it{elsewhere}"
+        )
+
+
+def stages_begun() -> int:
+    """Number of stages that this process has begun, and not skipped."""
+    module = sys.modules.get("utils.run_directory")  # imports PyTorch, which a job does at its time
+    return module.RunDirectory.begun if module else 0
+
+
+def remove_dead(parent: Path) -> None:
+    """Remove the folders of sweeps of this machine whose process has ended without doing so."""
+    import psutil
+
+    prefix = f".jobs-{socket.gethostname()}-"
+    for folder in parent.glob(f"{prefix}*"):
+        number = folder.name.removeprefix(prefix)
+        if number.isdigit() and not psutil.pid_exists(int(number)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def cores() -> int:
+    """Number of processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def jobs_at_once(config: DictConfig, total: int | None) -> int | None:
+    """How many jobs the launcher runs at the same time on this machine; None if it does not run them here."""
+    launcher = config.hydra.launcher
+    target = str(launcher._target_)
+    if "joblib" in target:
+        workers = int(launcher.n_jobs or 1)
+        workers = workers if workers > 0 else max(1, cores() + 1 + workers)
+        return min(workers, total or workers)
+    if target.endswith("submitit_launcher.LocalLauncher"):
+        return total
+    return 1 if target.endswith("BasicLauncher") else None
 
 
 def is_grid(config: DictConfig) -> bool:
@@ -123,27 +209,10 @@ def keys_for_the_name(config: DictConfig, swept: Mapping[str, Sequence[str]]) ->
 
 def name_of_job(cfg: DictConfig) -> str:
     """The name of a run of a sweep: with the swept values that its directory would not show otherwise."""
-    named = json.loads((Path(os.environ[FOLDER]) / "sweep.json").read_text())["named"]
+    named = Jobs(Path(os.environ[FOLDER])).sweep["named"]
     values = dict(o.partition("=")[::2] for o in HydraConfig.get().overrides.task)
     parts = [key.rpartition(".")[2] + re.sub(r"[^\w.+-]+", "_", values[key]).strip("_") for key in named]
     return "-".join([str(cfg.name), *parts])
-
-
-def read_jobs(folder: Path) -> list[dict[str, Any]]:
-    """What the jobs that have ended left, in order."""
-    files = sorted(folder.glob("job-*.json"), key=lambda file: int(file.stem.partition("-")[2]))
-    return [json.loads(file.read_text()) for file in files]
-
-
-def progress(folder: Path) -> str:
-    """Numbers of ended and failed jobs, and the time that is left at the present pace."""
-    sweep, jobs = json.loads((folder / "sweep.json").read_text()), read_jobs(folder)
-    failed = sum(job["error"] is not None for job in jobs)
-    parts = [f"{len(jobs)} of {sweep['jobs'] or '?'} jobs ended", f"{failed} failed"]
-    if sweep["jobs"] and len(jobs) < sweep["jobs"]:
-        seconds = (time.time() - sweep["start"]) / len(jobs) * (sweep["jobs"] - len(jobs))
-        parts.append(f"about {duration(seconds)} left")
-    return ", ".join(parts)
 
 
 def config_of(config: DictConfig) -> DictConfig:

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 import torch
 from omegaconf import OmegaConf
@@ -53,6 +53,8 @@ class RunDirectory:
         data_paths: settings of the data that older markers hold beside the signature of the packed store; they are not
             compared.
     """
+
+    begun: ClassVar[int] = 0  # stages that this process has begun
 
     def __init__(self, path: Path, overwrite: bool = False, data_paths: Collection[str] = ()) -> None:
         self.path, self.overwrite, self.data_paths = path, overwrite, data_paths
@@ -152,6 +154,7 @@ class RunDirectory:
         Returns:
             Whether the stage was begun before with the same settings and may be continued.
         """
+        RunDirectory.begun += 1
         begun = self.marker(f"{stage}.begun")
         can_continue = begun.exists()
         if can_continue:

@@ -490,7 +490,7 @@ def test_the_default_stages_run_and_resume(
 
     cut = [*overrides, f"paths.output={tmp_path / 'cut'}", f"stages=[{'impute,' * (method in ONLY)}fit]"]
     monkeypatch.setattr(fit_module, "build_trainer", interrupting)
-    with pytest.raises(UserError, match="run the same command"):
+    with pytest.raises(KeyboardInterrupt, match="run the same command"):
         pipeline.run(composed(*cut))
     monkeypatch.setattr(fit_module, "build_trainer", original)
     pipeline.run(composed(*cut))

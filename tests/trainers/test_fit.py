@@ -25,6 +25,7 @@ from trainers.evaluate import accuracy_table, predict
 from trainers.loading import Run
 from trainers.report.page import write_report
 from utils.errors import UserError
+from utils.interruption import Interruption
 from utils.ranking import AUROC
 from utils.safe_pickle import read_tensors
 
@@ -63,7 +64,7 @@ def test_interrupted_fit_continues_to_the_same_weights(composed, tmp_path: Path,
         return original(cfg, **{**arguments, "callbacks": [*arguments["callbacks"], Stop(epoch)]})
 
     monkeypatch.setattr(fit_module, "build_trainer", interrupting)
-    with pytest.raises(UserError, match="run the same command"):
+    with pytest.raises(Interruption, match=r"interrupted in epoch \d: run the same command"):
         pipeline.run(composed(*cut))
     folder = tmp_path / "cut" / "PolyMNIST" / "DynamicTransformer" / "default" / "seed0"
     assert not (folder / "stages" / "fit.json").exists() and (folder / "checkpoints" / "last.ckpt").exists()
@@ -370,7 +371,7 @@ def interrupted(composed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch
 
     with monkeypatch.context() as patch:
         patch.setattr(fit_module, "build_trainer", interrupting)
-        with pytest.raises(UserError, match="run the same command"):
+        with pytest.raises(Interruption, match=r"interrupted in epoch \d: run the same command"):
             pipeline.run(composed(*cut))
     return cut, tmp_path / "cut" / "PolyMNIST" / "DynamicTransformer" / "default" / "seed0"
 

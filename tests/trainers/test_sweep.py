@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import re
+import signal
+import socket
 import threading
+import time
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
 
 from tests.test_cli import execute
+from trainers import run as pipeline
+from trainers import sweep, sweep_jobs
 from trainers.config.compose import CONFIGS, VERSION_BASE, register
 from trainers.config.overrides import swept_values
-from trainers.sweep import keys_for_the_name
+from trainers.sweep import FOLDER, keys_for_the_name
+from trainers.sweep_jobs import Jobs
 from utils.run_directory import RunDirectory
 
 
@@ -40,7 +50,12 @@ def test_a_failed_job_is_named_at_the_end_and_the_others_go_on(tmp_path: Path) -
     assert [line for line in lines if line.startswith("[E] failed")] == [
         f"[E] failed: model=Multimodal_CONCAT: {reason}; set missing.train=none or leave that out"
     ]
-    assert "[I] sweep: 2 of 2 jobs ended, 1 failed" in lines and "[I] sweep: 1 of 2 jobs finished" in lines
+    assert "[I] sweep: 1 of 2 jobs finished" in lines
+    ended = [re.sub(r" in [\d.]+ (s|min);", ";", line) for line in lines if " failed of " in line]
+    assert ended == [
+        "[I] sweep: model=Multimodal_CONCAT: failed; 0 done, 0 running, 1 failed of 2",
+        "[I] sweep: model=ModDrop: done; 1 done, 0 running, 1 failed of 2",
+    ]
     base = tmp_path / "out" / "MultiFeatureDigits"
     assert (base / "ModDrop" / "default" / "seed0" / "DONE").is_file() and not (base / "Multimodal_CONCAT").exists()
     assert set(pd.read_csv(base / "report" / "default" / "summary.csv")["model"]) == {"ModDrop"}
@@ -53,6 +68,90 @@ def test_a_failed_job_is_named_at_the_end_and_the_others_go_on(tmp_path: Path) -
     code, lines = execute(again, tmp_path / "cwd3")
     assert code == 0 and sum("is there and valid, skipped" in line for line in lines) == 2  # fit and test of seed 0
     assert sum("stage report" in line for line in lines) == 2  # begins once and ends once
+    assert any("[I] sweep: seed=0: was done before in " in line for line in lines)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_whole_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int) -> None:
+    """In a stage of the second of three jobs, whose place the third must not take."""
+    begun: list[str] = []
+
+    def stage(run: Any) -> None:
+        begun.append(run.cfg.model.name)
+        if len(begun) == 2:
+            try:
+                os.kill(os.getpid(), number)
+                time.sleep(5)
+            except KeyboardInterrupt:
+                raise SystemExit(1)  # as Lightning does  # noqa: B904
+
+    monkeypatch.setitem(pipeline.STAGES, "prepare", stage)
+    arguments = ["model=ModDrop,QMF,MUSE", "stages=[prepare]"]
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it for jobs in the background
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        status, lines = execute([*tiny(tmp_path), *arguments], tmp_path / "cwd")
+        assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert status == code and begun == ["ModDrop", "QMF"]
+    assert lines[-1] == ("[E] sweep: interrupted with 1 of 3 jobs finished and 0 failed: the same command continues it")
+    assert not list((tmp_path / "out" / "multirun").glob(".jobs*")) and FOLDER not in os.environ
+
+
+def test_the_time_left_is_that_of_jobs_that_did_something(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of ten jobs took 100 s, one was done before; two run at once, one of them for 40 s: (7 * 100 - 40) / 2."""
+    now = 1000.0
+    monkeypatch.setattr(sweep_jobs.time, "time", lambda: now)
+    jobs = Jobs(tmp_path / "jobs")
+    jobs.begin(jobs=10, parallel=2, named=[], swept=["seed"])
+    for number, (seconds, worked, error) in enumerate([(100, True, None), (2, False, None), (100, True, "broken")]):
+        jobs.start(number)
+        now += seconds
+        jobs.end(number, overrides=[f"seed={number}"], error=error, worked=worked, config="")
+    assert "running" in jobs.line() and jobs.line().endswith("about 6 min left")  # 7 * 100 / 2
+    jobs.start(3)
+    now += 40
+    assert jobs.line() == "2 done, 1 running, 1 failed of 10, about 6 min left"
+    display = sweep_jobs.Display(jobs, ["seed"])
+    with mock.patch.object(sweep_jobs.log, "info") as info:
+        display.look()
+        display.look()
+    assert [call.args[1:4] for call in info.call_args_list] == [
+        ("seed=0", "done", "2 min"),
+        ("seed=1", "was done before", "2.0 s"),
+        ("seed=2", "failed", "2 min"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parallel"),
+    [
+        ([], 1),
+        (["hydra/launcher=joblib"], 4),
+        (["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], 2),
+        (["hydra/launcher=joblib", "hydra.launcher.n_jobs=64"], 6),
+        (["hydra/launcher=joblib", "hydra.launcher.n_jobs=-2"], 3),
+        (["hydra/launcher=submitit_local"], 6),
+        (["hydra/launcher=submitit_slurm"], None),
+    ],
+)
+def test_jobs_at_once_by_launcher(monkeypatch: pytest.MonkeyPatch, overrides: list[str], parallel: int | None) -> None:
+    """Six jobs on four cores."""
+    register()
+    monkeypatch.setattr(sweep, "cores", lambda: 4)
+    with initialize_config_dir(str(CONFIGS), version_base=VERSION_BASE):
+        config = compose("config", overrides, return_hydra_config=True)
+    assert sweep.jobs_at_once(config, 6) == parallel
+
+
+def test_files_of_killed_sweeps_are_removed(tmp_path: Path) -> None:
+    host = socket.gethostname()
+    names = [f".jobs-{host}-{2**22 + 5}", f".jobs-{host}-{os.getpid()}", ".jobs-elsewhere-4194309"]
+    for name in names:
+        (tmp_path / name).mkdir()
+    sweep.remove_dead(tmp_path)
+    assert sorted(f.name for f in tmp_path.iterdir()) == sorted(names[1:])
 
 
 def test_swept_values_tell_runs_apart(tmp_path: Path) -> None:
