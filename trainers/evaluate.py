@@ -29,7 +29,7 @@ from utils.errors import UserError
 from utils.files import replacing, save_arrays
 from utils.metrics import METRICS, LabelMetrics, class_measures, classification_metrics, metric_names
 from utils.progress import Progress
-from utils.user_metrics import UserMetrics
+from utils.user_metrics import UserMetrics, direction_of_class
 
 log = logging.getLogger(__name__)
 # Scenario -> (N, M) bool; scenario -> table -> (N, F) bool; label -> scenario -> arrays.
@@ -67,7 +67,8 @@ def evaluate(run: Run) -> None:
     learn(run, model)
     if model.needs_calibration:
         calibrate(run, model)
-    directory.describe(cfg, {"mask_sha256_16": _save_masks(run, masks, cells, noise)})
+    about = {"metrics": {name: direction_of_class(metric) for name, metric in user_metrics.metrics.items()}}
+    directory.describe(cfg, {"mask_sha256_16": _save_masks(run, masks, cells, noise)} | about)
     batches = data.loader("test", device=run.device)
     outputs = predict(model, batches, masks, cells, features=tuple(cfg.report.features or ()), noise=noise)
     for label, by_scenario in outputs.items():

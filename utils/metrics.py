@@ -44,6 +44,11 @@ LOWER_IS_BETTER = ("ece", *_OF_PROBABILITIES)
 NOT_PERCENT = ("nll", "brier")  # shown as they are, not in percent
 
 
+def direction_of(metric: str) -> str:
+    """``higher`` or ``lower``, whichever is better; ``""`` of a name that is not in :data:`METRICS`."""
+    return "" if metric not in METRICS else "lower" if metric in LOWER_IS_BETTER else "higher"
+
+
 def _share(part: Tensor, whole: Tensor) -> Tensor:
     """``part / whole``, 0 where ``whole`` is 0."""
     return torch.where(whole == 0, 0.0, part / torch.where(whole == 0, 1.0, whole))

@@ -14,6 +14,12 @@ from utils.errors import UserError
 GUIDE = 'see "A metric" in docs/your-method.md'
 
 
+def direction_of_class(metric: object) -> str:
+    """``higher`` or ``lower``, whichever is better by ``higher_is_better`` of a class of torchmetrics or of its object;
+    ``""`` where that says nothing."""
+    return {True: "higher", False: "lower"}.get(getattr(metric, "higher_is_better", None), "")  # type: ignore[arg-type]
+
+
 class UserMetrics:
     """Metrics of ``metrics`` in the configuration, each computed in one update.
 

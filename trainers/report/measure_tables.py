@@ -29,7 +29,7 @@ from trainers.report.measures import (
 from trainers.report.runs import REPEAT, FinishedRun, load_arrays, load_sorted, scenario_of
 from trainers.report.statistics import is_right
 from trainers.report.tables import captions_of, html_block, label, summarise
-from utils.metrics import LOWER_IS_BETTER, METRICS
+from utils.metrics import direction_of
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ def measures_of(
             if part.empty:
                 continue
             parts["area"].append(_rows(part, _areas(part, names), primary))
-            if "/" in model or primary in LOWER_IS_BETTER or primary not in METRICS:
+            if "/" in model or direction_of(primary) != "higher":
                 continue  # a comparator of a selection, or a metric for which more is not better
             values, errors = _contributions(run, model, part, primary, names)
             parts["contribution"].append(_rows(part, values, "contribution"))
@@ -144,6 +144,8 @@ def _rows(rows: pd.DataFrame, values: Mapping[str, float], metric: str) -> pd.Da
     if not values:
         return pd.DataFrame()
     about = rows.iloc[0][["dataset", "model", *REPEAT]].to_dict()
+    if metric in rows["metric"].to_numpy() and "direction" in rows:
+        about["direction"] = rows["direction"].iloc[0]
     return pd.DataFrame({**about, "scenario": list(values), "metric": metric, "value": list(values.values())})
 
 

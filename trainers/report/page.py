@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from datasets.missingness.base import slug
 from trainers.report.costs import cost_table
+from trainers.report.directions import LOWER, check_primary, direction
 from trainers.report.figures import draw_figures, training_sweep
 from trainers.report.grid_tables import as_csv, draw_heat_maps, matrix_html, matrix_markdown, train_test_matrices
 from trainers.report.measure_tables import Measure, measures_of, pattern_blocks, pattern_table
@@ -26,7 +27,6 @@ from trainers.report.style import ORACLE_NOTE, data_uri, is_oracle, save
 from trainers.report.tables import captions_of, html_block, label, latex_block, markdown_block, spread, summarise, table
 from utils.errors import UserError
 from utils.files import remove_leftovers, temporary_beside
-from utils.metrics import LOWER_IS_BETTER
 
 log = logging.getLogger(__name__)
 
@@ -108,6 +108,7 @@ def _content(run_dirs: Sequence[Path], output: Path, metrics: Sequence[str] | No
     present = list(frame["metric"].unique())
     if unknown := [m for m in (primary, *(metrics or ())) if m not in present]:
         raise UserError(f"no run has the metric '{unknown[0]}': choose from {', '.join(present)}")
+    check_primary(frame, primary)
     metrics = sorted(dict.fromkeys(metrics or present), key=lambda m: m != primary)
     log.info("report: %d runs, %s, into %s", len(runs), ", ".join(metrics), output)
     names = modality_names(runs)
@@ -147,7 +148,7 @@ def _page(content: Content, title: str, drawn: Mapping[str, Sequence[Path]]) -> 
         title=title,
         date=datetime.now().strftime("%Y-%m-%d %H:%M"),
         spread=spread(content.summary),
-        lower=", ".join(LOWER_IS_BETTER),
+        lower=", ".join(m for m in content.metrics if direction(content.frame, m) == LOWER),
         oracle=ORACLE_NOTE if content.summary["model"].map(is_oracle).any() else "",
         metrics=[
             (label(metric), tables(content.summary, metric), figures.get(metric, [])) for metric in content.metrics

@@ -14,9 +14,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy import stats
 
+from trainers.report.directions import LOWER, direction
 from trainers.report.inference import holm
 from trainers.report.style import is_oracle
-from utils.metrics import LOWER_IS_BETTER
 
 log = logging.getLogger(__name__)
 DRAWS = 2000
@@ -53,7 +53,8 @@ def compare_ranks(frame: pd.DataFrame, metric: str) -> Ranks | None:
     import scikit_posthocs  # slow to import
 
     rows = frame[(frame["metric"] == metric) & frame["value"].notna() & ~frame["model"].map(is_oracle)]
-    rows = rows.assign(value=-rows["value"] if metric in LOWER_IS_BETTER else rows["value"])
+    sign = -1 if direction(rows, metric) == LOWER else 1
+    rows = rows.assign(value=sign * rows["value"])
     means = rows.pivot_table(index=BLOCK, columns="model", values="value", aggfunc="mean").dropna()
     if means.shape[0] < 5 or means.shape[1] < 3:
         return None
@@ -69,7 +70,6 @@ def compare_ranks(frame: pd.DataFrame, metric: str) -> Ranks | None:
         for key, group in rows[rows.set_index(BLOCK).index.isin(means.index)].groupby(["model", *BLOCK])
     }
     values = {model: [cells[(model, *block)] for block in means.index] for model in order}
-    sign = -1 if metric in LOWER_IS_BETTER else 1
     entries = []
     for model in order:
         low, high = sorted(sign * bound for bound in iqm_interval(values[model]))

@@ -18,6 +18,7 @@ from datasets.missingness import Scenario, parse_scenario, unobserved
 from datasets.missingness.base import slug
 from datasets.missingness.file import File
 from datasets.missingness.table import Table
+from trainers.report.directions import directions
 from utils.checksums import verify_artefact
 from utils.errors import UserError
 from utils.files import natural_key
@@ -163,6 +164,8 @@ def gather(run_dirs: Sequence[Path]) -> tuple[list[FinishedRun], list[str]]:
             if "missing_rate" not in run.frame:  # written before results.csv had it
                 rates = {name: stored_rate(run, name) for name in run.frame["scenario"].unique()}
                 run.frame["missing_rate"] = run.frame["scenario"].map(rates)
+            files = (run.text("environment.json"), run.text("config.yaml"))
+            run.frame["direction"] = run.frame["metric"].map(directions(run.frame["metric"].unique(), *files))
             runs.append(run)
     if not runs:
         tried = ", ".join(map(str, run_dirs)) or "an empty list"

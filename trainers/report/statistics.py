@@ -15,6 +15,7 @@ from scipy import stats
 
 from datasets.missingness import mask_hash
 from trainers.report.bootstrap import DRAWS, resampled
+from trainers.report.directions import LOWER, direction
 from trainers.report.inference import (
     Difference,
     holm,
@@ -26,7 +27,6 @@ from trainers.report.inference import (
 )
 from trainers.report.runs import REPEAT, FinishedRun, load_sorted
 from trainers.report.style import is_oracle, with_dagger
-from utils.metrics import LOWER_IS_BETTER
 
 log = logging.getLogger(__name__)
 TESTS = (
@@ -71,11 +71,11 @@ def compare(runs: Sequence[FinishedRun], frame: pd.DataFrame, primary: str) -> p
         primary: the metric.
     """
     rows = frame[(frame["metric"] == primary) & frame["value"].notna()]
+    sign = -1 if direction(rows, primary) == LOWER else 1
     owner = {(run.dataset, m, run.seed, run.fold): run for run in runs for m in run.frame["model"].unique()}
     entries = []
     for (dataset, scenario), part in rows.groupby(["dataset", "scenario"], sort=False):
         values = {str(model): group.set_index(REPEAT)["value"] for model, group in part.groupby("model", sort=False)}
-        sign = -1 if primary in LOWER_IS_BETTER else 1
         score = {model: sign * value.mean() for model, value in values.items() if not is_oracle(model)}
         best = max(score, key=lambda model: score[model], default="")
         pair = _Pair(primary)  # holds the predictions of one scenario at a time

@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 
 from datasets.missingness.base import RATE_TOLERANCE, slug
+from trainers.report.directions import LOWER, direction
 from trainers.report.runs import KEY, scenario_of
 from trainers.report.style import ORACLE_NOTE, is_oracle
-from utils.metrics import LOWER_IS_BETTER, METRICS, NOT_PERCENT
+from utils.metrics import METRICS, NOT_PERCENT
 
 # style: best, second best, other, dagger
 MARKS = {
@@ -31,8 +32,8 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean, SD (n - 1; empty for one run) and number of runs per dataset, model, scenario and metric.
 
     Tables show ``error``: the SD over ``n_seeds`` seeds (``n_folds`` is 0), and under cross-validation, where seeds are
-    averaged per fold first, the standard error SD / sqrt(folds). ``missing_rate`` is the mean realised rate, if
-    ``frame`` has it.
+    averaged per fold first, the standard error SD / sqrt(folds). ``missing_rate`` is the mean realised rate, and
+    ``direction`` says what is better (``higher`` or ``lower``), if ``frame`` has them.
     """
     frame = frame if "fold" in frame else frame.assign(fold=-1)
     seeds = frame[frame["value"].notna()].groupby(KEY, sort=False)["seed"].nunique()
@@ -45,6 +46,8 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
     summary["n_seeds"] = seeds.reindex(summary.index, fill_value=0)
     summary["n_folds"] = folds
     summary["error"] = summary["sd"] / np.sqrt(folds.where(folds > 0, 1))
+    if "direction" in frame:
+        summary["direction"] = frame.groupby(KEY, sort=False)["direction"].first().reindex(summary.index)
     if "missing_rate" in frame:
         summary["missing_rate"] = frame.groupby(KEY, sort=False)["missing_rate"].mean().reindex(summary.index)
     return summary.reset_index()
@@ -89,10 +92,11 @@ def table(summary: pd.DataFrame, metric: str, style: str = "plain", digits: int 
         "–" if np.isnan(mean) else format(mean, forms[0]) + ("" if np.isnan(sd) else f" ± {sd:{forms[1]}}")
         for mean, sd in zip(rows["mean"], rows["sd"])
     ]
-    ranked = rows[~rows["model"].map(is_oracle) & rows["mean"].notna() & (metric in METRICS)]
+    better = direction(summary, metric)
+    ranked = rows[~rows["model"].map(is_oracle) & rows["mean"].notna() & bool(better)]
     shown = ranked["mean"].map(lambda mean: float(format(mean, forms[0])))
     groups = ranked.assign(mean=shown).groupby("scenario")["mean"]
-    rank = groups.rank(method="dense", ascending=metric in LOWER_IS_BETTER).where(groups.transform("size") > 1)
+    rank = groups.rank(method="dense", ascending=better == LOWER).where(groups.transform("size") > 1)
     best, second, other, dagger = MARKS[style]
     mark = rank.reindex(rows.index).map({1.0: best, 2.0: second}).fillna(other)
     rows["text"] = [form.format(escape(t, style)) for form, t in zip(mark, text)]
@@ -230,7 +234,7 @@ def print_table(summary: pd.DataFrame, metric: str, models: Sequence[str] | None
     blocks = []
     for dataset, part in rows.groupby("dataset", sort=False):
         text = with_rates(table(part, metric), part).rename_axis(None).to_string()
-        notes = ["* best, + second best"] * (metric in METRICS) + [f"† {ORACLE_NOTE}"] * ("†" in text)
+        notes = ["* best, + second best"] * bool(direction(part, metric)) + [f"† {ORACLE_NOTE}"] * ("†" in text)
         notes += rate_notes(part) + [spread(part)] * bool((part["n_folds"] > 0).any())
         blocks.append("\n".join([f"{dataset}, {label(metric)}", text, *notes]))
     return "\n\n".join(blocks)

@@ -1,0 +1,71 @@
+"""Whether a higher or a lower value of a metric is better."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pandas as pd
+import torchmetrics.classification
+from omegaconf import OmegaConf
+
+from utils.errors import UserError
+from utils.metrics import METRICS, direction_of
+from utils.user_metrics import direction_of_class
+
+HIGHER, LOWER = "higher", "lower"
+
+
+def directions(metrics: Iterable[str], environment: str, config: str) -> dict[str, str]:
+    """``higher``, ``lower`` or ``""`` (neither, or not known) of metrics of a run.
+
+    Args:
+        environment: content of ``environment.json``, with the directions of the user's metrics; older runs have none.
+        config: content of ``config.yaml``, whose metrics of torchmetrics say it too.
+    """
+    about: Mapping[str, Any] = json.loads(environment or "{}")
+    stored = about.get("metrics") or {}
+    names = [name for name in metrics if name not in METRICS and name not in stored]
+    configured: Any = OmegaConf.to_container(OmegaConf.create(config)) if names and "metrics:" in config else {}
+    nodes = (configured.get("metrics") or {}) if isinstance(configured, dict) else {}
+    return {
+        name: direction_of(name) if name in METRICS else stored.get(name, _of_torchmetrics(nodes.get(name)))
+        for name in metrics
+    }
+
+
+def _of_torchmetrics(node: Any) -> str:
+    """Direction of a class of torchmetrics in a configuration; other classes are not imported for a report."""
+    module, _, name = str((node or {}).get("_target_", "")).rpartition(".")
+    if not module.startswith("torchmetrics"):
+        return ""
+    return direction_of_class(getattr(torchmetrics, name, None) or getattr(torchmetrics.classification, name, None))
+
+
+def direction(rows: pd.DataFrame, metric: str) -> str:
+    """``higher``, ``lower`` or ``""`` of a metric of results or a summary; of :data:`METRICS` also without the column
+    ``direction``.
+
+    Raises:
+        UserError: a user's metric of this name is another in other runs.
+    """
+    known = set(rows.loc[rows["metric"] == metric, "direction"]) if "direction" in rows else set()
+    if len(known) > 1:
+        raise UserError(
+            f"metric '{metric}' is better higher in some runs, and in others lower or not known: report them apart "
+            "(report.include), or give one another name"
+        )
+    return known.pop() if known else direction_of(metric)
+
+
+def check_primary(frame: pd.DataFrame, primary: str) -> None:
+    """
+    Raises:
+        UserError: no value of the metric is better than another, so that no model is best.
+    """
+    if direction(frame, primary) not in (HIGHER, LOWER):
+        raise UserError(
+            f"report.primary={primary}: the runs do not say whether higher or lower is better: choose another metric, "
+            "or set higher_is_better in the class of the metric and run stages=[test] again with overwrite=true"
+        )
