@@ -27,6 +27,7 @@ import pytest
 import torch
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 
 from datasets import noise_operators
 from datasets.batch import Batch, Modality
@@ -183,12 +184,18 @@ def examples(language: str) -> list[tuple[str, str]]:
 
 
 def first_values(arguments: Sequence[str]) -> list[str]:
-    """Overrides with the first value of each sweep; options of Hydra are left out."""
-    overrides = OverridesParser.create().parse_overrides([a for a in arguments if not a.startswith("--")])
-    return [
-        f"{o.get_key_element()}={next(iter(o.sweep_string_iterator()))}" if o.is_sweep_override() else str(o.input_line)
-        for o in overrides
-    ]
+    """Overrides with the first value of each sweep; options of Hydra, and sweepers that are not installed, are left
+    out."""
+    left_out = ("--", "hydra/sweeper=optuna", "hydra.sweeper.direction", "hydra.sweeper.n_trials")
+    texts = [argument for argument in arguments if not argument.startswith(left_out)]
+
+    def first(override: Override) -> str:
+        if not override.is_sweep_override():
+            return str(override.input_line)
+        value = override.value().start if override.is_interval_sweep() else next(override.sweep_string_iterator())
+        return f"{override.get_key_element()}={value}"
+
+    return [first(override) for override in OverridesParser.create().parse_overrides(texts)]
 
 
 @cache

@@ -64,7 +64,7 @@ class Sweep(Callback):
             log.info(
                 "sweep: %s become part of the name of a run, which would be the same for all values", ", ".join(named)
             )
-        total = math.prod(map(len, swept.values())) if is_grid(config) else None
+        total = math.prod(map(len, swept.values())) if is_grid(config) else config.hydra.sweeper.get("n_trials")
         parallel = jobs_at_once(config, total)
         jobs = Jobs(folder)
         jobs.begin(jobs=total, parallel=parallel, named=named, swept=list(swept))
@@ -93,8 +93,8 @@ class Sweep(Callback):
                 log.error("%s", "".join(traceback.format_exception(problem)))
             for line in error.splitlines():
                 log.error(line)
-            # The sweeper would stop at a failed job; a score that is no number is a failed trial of a search.
-            job_return.status, job_return.return_value = JobStatus.COMPLETED, float("nan")
+            # The sweeper would stop at a failed job; without a score, it is a failed trial of a search.
+            job_return.status, job_return.return_value = JobStatus.COMPLETED, None
         Jobs(Path(folder)).end(
             config.hydra.job.num,
             overrides=OmegaConf.to_container(config.hydra.overrides.task),
@@ -240,8 +240,31 @@ def report_once(configs: Sequence[DictConfig]) -> None:
 
 
 def prepare_job(cfg: DictConfig) -> DictConfig:
-    """Name a job of a sweep, and leave its report to the end."""
+    """Name a job of a sweep, and leave its report to the end.
+
+    Raises:
+        UserError: a search in the wrong direction.
+    """
+    check_search(cfg)
     cfg.name = name_of_job(cfg)
     if list(cfg.stages) != ["report"]:
         cfg.stages = [stage for stage in cfg.stages if stage != "report"]
     return cfg
+
+
+def check_search(cfg: DictConfig) -> None:
+    """
+    Raises:
+        UserError: the sweeper searches for the worst score of stage fit, or there is none.
+    """
+    direction = HydraConfig.get().sweeper.get("direction")
+    if direction is None or OmegaConf.is_list(direction):
+        return
+    from trainers.plan import Plan
+
+    monitor = Plan(cfg).monitor
+    if monitor is None or "fit" not in cfg.stages:
+        raise UserError("the sweeper needs a score: stages must have fit, and dataset.monitor be a logged value")
+    best = "minimize" if monitor.endswith("loss") else "maximize"
+    if str(getattr(direction, "name", direction)) != best:
+        raise UserError(f"hydra.sweeper.direction={direction}: set {best}, since the score is the best {monitor}")

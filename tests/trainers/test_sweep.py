@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -19,10 +20,11 @@ from hydra import compose, initialize_config_dir
 from tests.test_cli import execute
 from trainers import run as pipeline
 from trainers import sweep, sweep_jobs
-from trainers.config.compose import CONFIGS, VERSION_BASE, register
+from trainers.config.compose import CONFIGS, VERSION_BASE, compose_config, register
 from trainers.config.overrides import swept_values
 from trainers.sweep import FOLDER, keys_for_the_name
 from trainers.sweep_jobs import Jobs
+from utils.errors import UserError
 from utils.run_directory import RunDirectory
 
 
@@ -145,6 +147,30 @@ def test_jobs_at_once_by_launcher(monkeypatch: pytest.MonkeyPatch, overrides: li
     assert sweep.jobs_at_once(config, 6) == parallel
 
 
+@pytest.mark.parametrize(
+    ("overrides", "direction", "message"),
+    [
+        (["model=ModDrop"], None, None),
+        (["model=ModDrop"], "maximize", None),
+        (["model=ModDrop"], "minimize", "set maximize, since the score is the best val_accuracy"),
+        (["model=ModDrop", "dataset.monitor=val_loss"], "minimize", None),
+        (["model=ModDrop", "dataset.monitor=null"], "maximize", "the sweeper needs a score"),
+        (["model=ModDrop", "stages=[test]"], "maximize", "the sweeper needs a score"),
+    ],
+)
+def test_a_search_for_the_worst_score_is_refused(
+    monkeypatch: pytest.MonkeyPatch, overrides: list[str], direction: str | None, message: str | None
+) -> None:
+    options = SimpleNamespace(sweeper={"direction": direction})
+    monkeypatch.setattr(sweep.HydraConfig, "get", lambda: options)
+    cfg = compose_config(*overrides)
+    if message is None:
+        sweep.check_search(cfg)
+    else:
+        with pytest.raises(UserError, match=message):
+            sweep.check_search(cfg)
+
+
 def test_files_of_killed_sweeps_are_removed(tmp_path: Path) -> None:
     host = socket.gethostname()
     names = [f".jobs-{host}-{2**22 + 5}", f".jobs-{host}-{os.getpid()}", ".jobs-elsewhere-4194309"]
@@ -177,6 +203,7 @@ def test_swept_values_tell_runs_apart(tmp_path: Path) -> None:
         (["model=ModDrop", "model.training.batch_size=32,64", "seed=0,1"], ["model.training.batch_size"]),
         (["missing.train=random_0.2,random_0.4", "model=ModDrop"], ["missing.train"]),
         (["model=DyMo", "imputer=MoPoE,CMVAE"], ["imputer"]),
+        (["model=ModDrop", "model.module.optimizer.lr=interval(1e-4,1e-2)"], ["model.module.optimizer.lr"]),
     ],
 )
 def test_only_keys_that_the_run_directory_does_not_show_enter_the_name(overrides: list[str], named: list[str]) -> None:

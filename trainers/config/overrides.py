@@ -57,8 +57,8 @@ def check_overrides(arguments: Sequence[str], configs: Path = CONFIGS) -> None:
 
 
 def swept_values(arguments: Sequence[str], params: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Key -> its values as overrides, of the keys that have several, or whose values the sweeper chooses. A sweep runs
-    every combination.
+    """Key -> its values as overrides, of the keys that have several, or whose values the sweeper chooses (of an
+    interval, its ends). Hydra's own sweeper runs every combination.
 
     Args:
         arguments: of the command line.
@@ -67,7 +67,9 @@ def swept_values(arguments: Sequence[str], params: Mapping[str, Any]) -> dict[st
     texts = [f"{key}={value}" for key, value in params.items()]
     texts += get_args_parser().parse_args(list(arguments)).overrides
     last = {override.key_or_group: override for override in OverridesParser.create().parse_overrides(texts)}
-    return {key: list(o.sweep_string_iterator()) for key, o in last.items() if o.is_discrete_sweep()}
+    ends = {key: o.value() for key, o in last.items() if o.is_interval_sweep()}
+    values = {key: list(o.sweep_string_iterator()) for key, o in last.items() if o.is_discrete_sweep()}
+    return values | {key: [str(interval.start), str(interval.end)] for key, interval in ends.items()}  # type: ignore
 
 
 def _options(override: Override) -> list[str]:

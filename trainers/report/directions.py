@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
-import torchmetrics.classification
 from omegaconf import OmegaConf
 
 from utils.errors import UserError
@@ -37,6 +36,8 @@ def directions(metrics: Iterable[str], environment: str, config: str) -> dict[st
 
 def _of_torchmetrics(node: Any) -> str:
     """Direction of a class of torchmetrics in a configuration; other classes are not imported for a report."""
+    import torchmetrics.classification  # slow to import
+
     module, _, name = str((node or {}).get("_target_", "")).rpartition(".")
     if not module.startswith("torchmetrics"):
         return ""
