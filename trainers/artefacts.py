@@ -237,7 +237,7 @@ class Artefacts(Plan):
         if self.has_backbone and any(m.kind == "table" for m in self.data.modalities):
             # Older runs judged tables with observed cells by parameters without the table.
             settings["partial_tables"] = self.cfg.model.selection.partial_tables or "by tail"
-        if self.fills_missing and self.cfg.model.get("comparators"):
+        if self.recovery_comparators:
             settings["model"] = {k: self._plain(self.cfg.model)[k] for k in ("comparators", "validation")}
         if self.uses_selection:
             settings["gaussian"] = file_hash(self.gaussian)

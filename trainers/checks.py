@@ -45,7 +45,7 @@ def check_task(run: Run) -> None:
             f"{dataset} has several labels, and the classes of {run.trainable.name} exclude one "
             "another: name one column in dataset.label, or choose another model, for example model=ModDrop"
         )
-    if run.cfg.model.get("comparators"):
+    if run.recovery_comparators:
         raise UserError(
             f"{dataset} has several labels, and model.comparators are of classes that exclude one another: set "
             "model.comparators=[]"

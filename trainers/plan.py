@@ -82,6 +82,12 @@ class Plan:
         return bool(self.cfg.model.get("use_imputer"))
 
     @property
+    def recovery_comparators(self) -> tuple[str, ...]:
+        """Comparators of a method whose inputs an imputer completes; () with a selection, which has its own."""
+        is_of_selection = "selection" in self.cfg.model
+        return () if is_of_selection or not self.fills_missing else tuple(self.cfg.model.get("comparators") or ())
+
+    @property
     def uses_recoveries(self) -> bool:
         """Whether an imputer recovers what is missing in stage test."""
         return self.has_backbone or self.fills_missing

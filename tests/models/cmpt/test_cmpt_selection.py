@@ -296,3 +296,7 @@ def test_what_cannot_be_selected_is_said(tiny: Callable[..., DictConfig], compos
     cfg = composed("dataset=MMIMDb", "dataset.demo=true", "model=CMPT", "model.select=true", tiny=False)
     with pytest.raises(UserError, match=r"MMIMDb has several labels, and DyMo selects by classes"):
         checks.check_task(Run(cfg))
+    cfg.model.select = False
+    checks.check_task(Run(cfg))  # the comparators are of the selection
+    cfg.model.use_imputer = True
+    assert Run(cfg).recovery_comparators == ()
