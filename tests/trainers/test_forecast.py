@@ -18,6 +18,7 @@ from datasets.polymnist import PolyMNIST
 from models.baselines.moddrop import ModDrop
 from tests.conftest import Composer
 from tests.contracts.test_bundles import parts_config
+from tests.contracts.test_imputers import SMALL
 from tests.makers import make_image_table
 from trainers import forecast as module
 from trainers import run as pipeline
@@ -208,7 +209,8 @@ def test_data_that_are_not_packed_are_known_from_a_sample(tmp_path: Path, monkey
 @pytest.mark.parametrize("imputer", ["Mean", "Zero", "MMVAEPlus", "CMVAE"])
 def test_the_stage_of_every_kind_of_imputer_is_measured(packed: DictConfig, imputer: str) -> None:
     cfg = packed.copy()
-    cfg.imputer = compose_config("dataset=PolyMNIST", f"imputer={imputer}", "imputer.quality.judge_epochs=1").imputer
+    small = ["imputer.quality.judge_epochs=1", *["imputer.width=4"] * (imputer in ("MMVAEPlus", "CMVAE"))]
+    cfg.imputer = compose_config("dataset=PolyMNIST", f"imputer={imputer}", *small).imputer
     forecast = foresee(Run(cfg), ["impute"])
     assert forecast is not None and list(forecast.seconds) == ["impute"] and forecast.seconds["impute"] > 0
     assert any("imputer" in name for name in forecast.bytes) == (imputer != "Zero")
@@ -217,7 +219,8 @@ def test_the_stage_of_every_kind_of_imputer_is_measured(packed: DictConfig, impu
 @pytest.mark.parametrize("imputer", ["TIP", "IMI"])
 def test_imputers_of_tables_are_measured_on_a_sample(tmp_path: Path, imputer: str) -> None:
     make_image_table(tmp_path / "parts", per_class=20)
-    forecast = foresee(Run(parts_config(tmp_path, "model=ModDrop", f"imputer={imputer}")), ["prepare", "impute"])
+    cfg = parts_config(tmp_path, "model=ModDrop", f"imputer={imputer}", *SMALL[imputer])
+    forecast = foresee(Run(cfg), ["prepare", "impute"])
     assert forecast is not None and list(forecast.seconds) == ["prepare", "impute"]
     assert any(f"imputer {imputer}" in name for name in forecast.bytes)
 
