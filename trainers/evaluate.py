@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -91,17 +91,24 @@ def evaluate(run: Run) -> None:
 def _cost(
     run: Run, model: Method, masks: Masks, cells: CellMasks, noise: Mapping[str, Corruption | None]
 ) -> dict[str, Any]:
-    """See :func:`trainers.effort.cost_of`; predictions are those of the scenario in which most is missing."""
-    data = run.data
+    """See :func:`trainers.effort.cost_of`."""
+    name, batches = hardest(run.data.loader("test", device=run.device), masks, cells, noise)
+    return cost_of(run, model, name, batches)
+
+
+def hardest(
+    batches: Iterable[Batch], masks: Masks, cells: CellMasks, noise: Mapping[str, Corruption | None]
+) -> tuple[str, Iterator[Batch]]:
+    """The scenario in which most is missing, and the batches under it."""
     name = max(masks, key=lambda scenario: masks[scenario].mean())
 
-    def batches() -> Iterator[Batch]:
-        for batch in data.loader("test", device=run.device):
+    def hidden() -> Iterator[Batch]:
+        for batch in batches:
             corruption = noise[name]
             seen = batch if corruption is None else corruption(batch)
             yield scenario_batches(seen, {name: masks[name]}, cells)[name]
 
-    return cost_of(run, model, name, batches())
+    return name, hidden()
 
 
 def _save_masks(run: Run, masks: Masks, cells: CellMasks, noise: Mapping[str, Corruption | None]) -> dict[str, str]:

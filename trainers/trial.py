@@ -39,7 +39,8 @@ from trainers.config.build import (
 from trainers.config.checks.machine import number_of_processes
 from trainers.config.imputers import build_imputer
 from trainers.cost import Cost, count, limited, repeated
-from trainers.evaluate import Outputs, predict, scenario_batches, scenario_masks, tabulate, write_examples
+from trainers.effort import ROWS, prediction_seconds
+from trainers.evaluate import Outputs, hardest, predict, scenario_batches, scenario_masks, tabulate, write_examples
 from trainers.export import on_validation
 from trainers.fit import check_checkpoint, checkpoint_callbacks
 from trainers.impute import augmented
@@ -92,11 +93,16 @@ class Trial:
         self.cost.add_seconds(name, self.clock() - start)
 
     @contextmanager
-    def batches(self, stage: str, split: str, loader: Any) -> Iterator[Iterator[Any]]:
-        """The first batches of a loader, and the time of all batches of the split in place of theirs."""
+    def batches(self, stage: str, split: str, loader: Any, rows: int | None = None) -> Iterator[Iterator[Any]]:
+        """The first batches of a loader, and in place of their time that of all batches of the split.
+
+        Args:
+            rows: with which the stage ends; None = all.
+        """
         times: list[float] = []
         yield timed(loader, times, self.clock)
         n = self.batches_of(split, loader.batch_size)
+        n = n if rows is None else min(n, -(-rows // loader.batch_size))
         spent = times[-1] - times[0] if times else 0.0
         self.cost.add_seconds(stage, n * typical(times) - spent)
         self.cost.add_work(stage, batches=n)
@@ -307,6 +313,9 @@ class Trial:
             path = folder / "masks" / scenario.slug
             seed, corruption = data.mask_seed("test", scenario), noise[scenario.name]
             save_mask(path, masks[scenario.name], scenario, seed, data.modality_names, cells[scenario.name], corruption)
+        loader = data.loader("test", device=run.device)
+        with self.batches("test", "test", loader, ROWS) as batches:
+            prediction_seconds(method, hardest(batches, masks, cells, noise)[1])
         self._save(outputs)
         write_examples(run, method, masks, cells, noise)
         rows, n = len(next(iter(outputs[""].values()))["index"]), self.rows["test"]
