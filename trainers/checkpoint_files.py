@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -61,14 +62,23 @@ def resume_point(folder: Path) -> Path | None:
             problems.append((file, error))
             continue
         if problems:
-            log.warning("%s is damaged: training goes on from %s, one epoch earlier", problems[0][0], file)
+            log.warning(
+                "%s %s: training goes on from %s, one epoch earlier", problems[0][0], _problem(problems[0][1]), file
+            )
         return file
     if problems:
         raise UserError(
-            f"{problems[0][0]} cannot be continued from: it is damaged, or holds more than tensors and plain values, "
-            f"which is never loaded; delete {folder}, and the training starts again"
+            f"{problems[0][0]} cannot be continued from: it {_problem(problems[0][1])}; delete {folder}, and the "
+            "training starts again"
         ) from problems[0][1]
     return None
+
+
+def _problem(error: Exception) -> str:
+    """What is wrong with a file, by the error of :func:`_check`, which compares its checksums first."""
+    if isinstance(error, pickle.UnpicklingError):
+        return "holds more than tensors and plain values, which could be a program and is never loaded"
+    return "is damaged"
 
 
 def _check(file: Path) -> None:

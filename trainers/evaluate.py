@@ -29,6 +29,7 @@ from utils.errors import UserError
 from utils.files import replacing, save_arrays
 from utils.metrics import METRICS, LabelMetrics, class_measures, classification_metrics, metric_names
 from utils.progress import Progress
+from utils.spreadsheet import write_table
 from utils.user_metrics import UserMetrics, direction_of_class
 
 log = logging.getLogger(__name__)
@@ -79,9 +80,9 @@ def evaluate(run: Run) -> None:
     write_examples(run, model, masks, cells, noise)
     if per_class is not None:
         with replacing(directory / "results_per_class.csv") as file:
-            per_class[list(PER_CLASS)].to_csv(file, index=False)
+            write_table(per_class[list(PER_CLASS)], file)
     with replacing(directory / "results.csv") as file:
-        results.to_csv(file, index=False)
+        write_table(results, file)
     directory.add_to_environment(cost=_cost(run, model, masks, cells, noise))
     directory.finish("test", settings, OUTPUT, inputs=inputs)
     (directory / "DONE").touch()

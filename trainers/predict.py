@@ -26,6 +26,7 @@ from utils.files import replacing, unwritable
 from utils.metrics import classification_metrics
 from utils.progress import Progress
 from utils.run_directory import file_hash, write_json
+from utils.spreadsheet import guarded, unguard
 
 log = logging.getLogger(__name__)
 UNKNOWN = ("refuse", "missing")
@@ -127,7 +128,7 @@ def write_predictions(cfg: DictConfig, predictor: Predictor, weights: str) -> No
                 continue
             frame = predictor.table(rows)
             add_labels(frame, rows, predictor)
-            stream.write(frame.to_csv(index=False, header=stream.tell() == 0).encode())
+            stream.write(guarded(frame).to_csv(index=False, header=stream.tell() == 0).encode())
             stream.flush()
             os.fsync(stream.fileno())
             if settings.recovered:
@@ -235,7 +236,7 @@ def report_scores(predictor: Predictor, output: Path) -> None:
             target = torch.from_numpy(known[columns].astype(float).fillna(-1).to_numpy(np.float32))
             metrics.update(torch.logit(probabilities).float(), target)
         else:
-            target = torch.tensor([names.index(label) for label in known["label"]])
+            target = torch.tensor([names.index(unguard(label)) for label in known["label"]])
             metrics.update(probabilities.log().float(), target)
         n += len(known)
     if not n:
@@ -263,7 +264,7 @@ def save_recoveries(predictor: Predictor, rows: NewRows, folder: Path) -> None:
             table.insert(0, "id", [answered.names[n] for n in filled])
             file = target / "recovered.csv"
             is_new = not file.is_file() or not file.stat().st_size
-            table.to_csv(file, mode="a", header=is_new, index=False)
+            guarded(table).to_csv(file, mode="a", header=is_new, index=False)
             continue
         for n in filled:
             stem = re.sub(r"[^\w.-]+", "_", Path(answered.names[n]).name) or str(n)

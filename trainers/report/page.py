@@ -25,8 +25,10 @@ from trainers.report.runs import FinishedRun, gather, modality_names, scenario_o
 from trainers.report.statistics import compare
 from trainers.report.style import ORACLE_NOTE, data_uri, is_oracle, save
 from trainers.report.tables import captions_of, html_block, label, latex_block, markdown_block, spread, summarise, table
+from trainers.report.verification import verify_results
 from utils.errors import UserError
 from utils.files import remove_leftovers, temporary_beside
+from utils.spreadsheet import write_table
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +106,7 @@ class Content:
 
 def _content(run_dirs: Sequence[Path], output: Path, metrics: Sequence[str] | None, primary: str) -> Content:
     runs, skipped = gather(run_dirs)
+    verify_results(runs)
     frame = pd.concat([run.frame for run in runs], ignore_index=True)
     present = list(frame["metric"].unique())
     if unknown := [m for m in (primary, *(metrics or ())) if m not in present]:
@@ -234,12 +237,12 @@ def _write_files(folder: Path, content: Content) -> dict[str, list[Path]]:
     files |= {"patterns": content.patterns} if len(content.patterns) else {}
     files |= {"costs": content.costs} if len(content.costs) else {}
     for name, frame in files.items():
-        frame.to_csv(folder / f"{name}.csv", index=False)
+        write_table(frame, folder / f"{name}.csv")
     if content.measures:
         all_measures = pd.concat([m.summary().assign(measure=m.name) for m in content.measures], ignore_index=True)
-        all_measures.to_csv(folder / "measures.csv", index=False)
+        write_table(all_measures, folder / "measures.csv")
     if content.matrices:
-        as_csv(content.matrices).to_csv(folder / "grid.csv", index=False)
+        write_table(as_csv(content.matrices), folder / "grid.csv")
         texts = [matrix_markdown(matrix, primary, method) for (_, method), matrix in content.matrices.items()]
         (folder / f"grid_{slug(primary)}.md").write_text("\n".join(texts))
     _write_tables(folder, "summary", content.summary, metrics, names)
@@ -247,7 +250,7 @@ def _write_files(folder: Path, content: Content) -> dict[str, list[Path]]:
         _write_tables(folder, "sweep", content.sweep, metrics, names, kind="by missing data in training")
     drawn = draw_figures(content.runs, content.summary, content.sweep, metrics, folder / "figures")
     if content.ranks:
-        content.ranks.table.to_csv(folder / "ranks.csv", index=False)
+        write_table(content.ranks.table, folder / "ranks.csv")
         drawn["ranks"] = [folder / "figures" / f"ranks_{slug(primary)}.png"]
         save(critical_difference(content.ranks), drawn["ranks"][0], pdf=True)
     if content.matrices:

@@ -22,6 +22,7 @@ from trainers.report.directions import directions
 from utils.checksums import verify_artefact
 from utils.errors import UserError
 from utils.files import natural_key
+from utils.spreadsheet import unguard
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +124,7 @@ def read_results(path: Path) -> pd.DataFrame:
         UserError: the file cannot be read, lacks a column, has another value than a number, or has a row twice.
     """
     try:
-        frame = pd.read_csv(path, keep_default_na=False)
+        frame = pd.read_csv(path, keep_default_na=False).rename(columns=unguard).map(unguard)
         if absent := [c for c in COLUMNS if c not in frame]:
             raise ValueError(f"no column {', '.join(absent)}")
         if frame.empty:

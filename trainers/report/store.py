@@ -23,6 +23,7 @@ from omegaconf import OmegaConf
 
 from trainers.report.evidence import FILES, outcomes_of, write_manifest
 from trainers.report.runs import FinishedRun, gather
+from trainers.report.verification import verify_results
 from utils.errors import UserError
 from utils.files import replacing
 
@@ -45,6 +46,7 @@ def store(study: Path, run_dirs: Sequence[Path]) -> None:
     prepared: dict[Path, dict[str, bytes]] = {}
     for directory in run_dirs:
         (run,), _ = gather([directory])
+        verify_results([run])
         prepared[study.joinpath(*run.path.parts[-4:])] = evidence_of(run)
     for folder, files in prepared.items():
         folder.mkdir(parents=True, exist_ok=True)

@@ -26,6 +26,9 @@ MARKS = {
 # Measures of a report that are differences of a score.
 DIFFERENCES = ("contribution", "contribution_error", "oracle_gap")
 LATEX = {c: "\\" + c for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\^{}"}
+LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
+# What Markdown would read as markup; an underscore within a word is none.
+MARKDOWN = re.compile(r"[\\|*`<~]|(?<!\w)_|_(?!\w)|(?<=\])\(|&(?=#?\w+;)")
 
 
 def summarise(frame: pd.DataFrame) -> pd.DataFrame:
@@ -110,10 +113,10 @@ def table(summary: pd.DataFrame, metric: str, style: str = "plain", digits: int 
 def escape(text: str, style: str) -> str:
     """The text, escaped for a style of :func:`table`."""
     if style == "latex":
-        text = re.sub(r"[&%$#_{}\\~^]", lambda match: LATEX[match[0]], text)
+        text = re.sub(r"[&%$#_{}\\~^<>|]", lambda match: LATEX[match[0]], " ".join(text.split()))
         return text.replace("±", r"$\pm$").replace("–", "--")
     if style == "markdown":
-        return text.replace("|", r"\|")
+        return MARKDOWN.sub(r"\\\g<0>", " ".join(text.split()))
     return html.escape(text) if style == "html" else text
 
 
@@ -195,9 +198,9 @@ def markdown_block(summary: pd.DataFrame, metric: str) -> str:
     """The table of one data set in Markdown, with heading and notes."""
     dataset = summary["dataset"].iloc[0]
     parts = [
-        f"## {dataset}, {label(metric)}\n",
+        f"## {escape(f'{dataset}, {label(metric)}', 'markdown')}\n",
         to_markdown(with_rates(table(summary, metric, "markdown"), summary, "markdown")) + "\n",
-        *(f"{text}\n" for text in rate_notes(summary)),
+        *(f"{escape(text, 'markdown')}\n" for text in rate_notes(summary)),
         *[f"† {ORACLE_NOTE}\n"] * bool(summary["model"].map(is_oracle).any()),
         *[f"{spread(summary)}\n"] * bool(summary["n_folds"].any()),
     ]

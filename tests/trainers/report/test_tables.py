@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -65,6 +67,25 @@ def test_better_side_of_each_metric(metric, best):
 def test_latex_escapes_and_markdown_pipes():
     summary = summarise(frame_of({("DyMo_aware/oracle_x", "random_0.4"): [0.5, 0.7], ("a|b&c", "none"): [0.5]}))
     latex = to_latex(table(summary, "accuracy", "latex"))
-    assert r"DyMo\_aware/oracle\_x$^\dagger$" in latex and r"random\_0.4" in latex and r"a|b\&c" in latex
+    assert r"DyMo\_aware/oracle\_x$^\dagger$" in latex and r"random\_0.4" in latex and r"a\textbar{}b\&c" in latex
     assert r"60.00 $\pm$ 14.14" in latex and "±" not in latex and "–" not in latex
     assert r"a\|b&c" in to_markdown(table(summary, "accuracy", "markdown"))
+
+
+@pytest.mark.parametrize(
+    ("name", "markdown", "latex"),
+    [
+        ("a|b", r"a\|b", r"a\textbar{}b"),
+        ("x_1 & y", "x_1 & y", r"x\_1 \& y"),
+        ("*z* _u_ `v`", r"\*z\* \_u\_ \`v\`", r"*z* \_u\_ `v`"),
+        ("<i>", r"\<i>", r"\textless{}i\textgreater{}"),
+        ("[w](http://x)", r"[w]\(http://x)", r"[w](http://x)"),
+        ("&lt; 5 %\n$", r"\&lt; 5 % $", r"\&lt; 5 \% \$"),
+    ],
+)
+def test_names_are_no_markup(name, markdown, latex):
+    summary = summarise(frame_of({(name, "none"): [0.9], ("B", "none"): [0.8]}))
+    assert table(summary, "accuracy", "markdown").index[0] == markdown
+    assert table(summary, "accuracy", "latex").index[0] == latex
+    lines = to_markdown(table(summary, "accuracy", "markdown")).splitlines()
+    assert len(lines) == 4 and all(re.sub(r"\\.", "", line).count("|") == 3 for line in lines)
