@@ -63,8 +63,7 @@ def evaluate(run: Run) -> None:
     user_metrics = build_metrics(cfg, data)
     model = run.load_method()
     directory.clear("DONE")  # first: without its marker, the old output is no finished run
-    directory.begin("test", settings)
-    directory.clear(*OUTPUT, *VALIDATION)
+    directory.begin("test", settings, clear=[*OUTPUT, *VALIDATION], continues=False)
     learn(run, model)
     if model.needs_calibration:
         calibrate(run, model)

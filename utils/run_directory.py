@@ -143,20 +143,23 @@ class RunDirectory:
         file = self.marker(marker)
         return first_difference(self._read(file)["settings"].get(key), _plain(settings)) if file.exists() else None
 
-    def begin(self, stage: str, settings: Mapping[str, Any], clear: Collection[str] = ()) -> bool:
+    def begin(
+        self, stage: str, settings: Mapping[str, Any], clear: Collection[str] = (), continues: bool = True
+    ) -> bool:
         """Mark a stage as begun with these settings.
 
         Args:
             clear: output of the stage, removed unless the stage may be continued. Meanwhile the stage is neither
                 finished nor begun: a process that is killed here leaves nothing that passes for output of the new
                 settings.
+            continues: the stage can be continued at all; False always clears.
 
         Returns:
             Whether the stage was begun before with the same settings and may be continued.
         """
         RunDirectory.begun += 1
         begun = self.marker(f"{stage}.begun")
-        can_continue = begun.exists()
+        can_continue = continues and begun.exists()
         if can_continue:
             old = self._read(begun)["settings"]
             can_continue = first_difference(*map(self._without_paths, (old, _plain(settings)))) is None
