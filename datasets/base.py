@@ -191,7 +191,8 @@ class MultimodalDataModule(TakesNewRows, DeclaredArguments, pl.LightningDataModu
         meta = self.store.meta()
         if meta is None:
             raise UserError(f"no packed data in {self.store.folder}: run the stage 'prepare' first (stages=[prepare])")
-        of_rows = ("counts", "class_counts", "missing_cells", "texts_cut", "without_text", "reading_changes")
+        of_rows = {"counts", "class_counts", "part_counts", "reading_changes"}
+        of_rows |= {"missing_cells", "texts_cut", "without_text"}  # of older stores
         source = {k: v for k, v in (meta.get("source") or {}).items() if k not in ("csv", "left_out", "masked")}
         return {k: v for k, v in meta.items() if k not in of_rows} | {"counts": {}, "source": source}
 

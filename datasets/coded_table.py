@@ -1,15 +1,16 @@
-"""Tables that are ready to be packed: codes and numbers, labels, image files, and the checks that all sources share."""
+"""Tables that a data set codes itself, and the checks that all tables share."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from datasets.content import Content, TableRows, rows_of_splits
 from utils.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -22,49 +23,64 @@ class Coded:
     Attributes:
         table: (N, F) float32, codes first.
         target: (N,) int64, or (N, C) float32 with -1 for 'no label'.
-        images: N files, None for a row without an image.
+        images: N files.
         names: (N,) of the rows in the source.
-        gaps: (N, F) bool, cells without a value in the source; None = no gaps.
     """
 
     table: np.ndarray
     target: np.ndarray
-    images: Sequence[Path | None]
+    images: Sequence[Path]
     names: np.ndarray
-    gaps: np.ndarray | None = None
-
-    def keep(self, rows: np.ndarray) -> Coded:
-        """Only the given rows."""
-        gaps = None if self.gaps is None else self.gaps[rows]
-        images = [self.images[i] for i in rows]
-        return Coded(self.table[rows], self.target[rows], images, self.names[rows], gaps)
 
 
-@dataclass
-class Content:
-    """A complete data set; ``about`` holds plain values for ``meta.json``."""
+def content_of_coded(
+    modalities: tuple[str, str],
+    columns: Sequence[str],
+    cardinalities: Sequence[int],
+    class_names: list[str],
+    splits: Mapping[str, Coded],
+    about: dict[str, Any],
+    fitted: Mapping[str, Any] | None = None,
+    rescaled: Sequence[str] = (),
+) -> Content:
+    """Content of an image and a table from their splits.
 
-    columns: list[str]
-    cardinalities: list[int]
-    class_names: list[str]
-    splits: dict[str, Coded]
-    about: dict[str, Any] = field(default_factory=dict)
-
-
-def check_content(content: Content) -> None:
-    """Check that rows pair, codes are within their cardinality, and all classes are in training.
+    Args:
+        modalities: names of image and table.
+        about: plain values for ``meta.json``.
+        fitted, rescaled: ``about`` and ``rescaled`` of :class:`TableRows`.
 
     Raises:
-        UserError: names split, column and count.
+        UserError: the rows of a split do not pair, its table has other columns, or there are no training rows.
     """
-    if "train" in content.splits:
-        warn_of_constant_columns(content.columns, content.splits["train"].table)
-    for split, coded in content.splits.items():
-        _check_table(split, coded, content)
-        if coded.target.ndim == 1:
-            check_classes_of_rows(split, coded.target, content.class_names)
-    if "train" not in content.splits:
-        raise UserError(f"there is no training split (only {', '.join(content.splits)}): nothing can be learned")
+    for split, coded in splits.items():
+        n = {"table": len(coded.table), "labels": len(coded.target), "images": len(coded.images)}
+        if len(set(n.values())) > 1:
+            raise UserError(
+                f"split '{split}': {n['table']} table rows, {n['labels']} labels and {n['images']} images do not pair: "
+                "give files of the same rows"
+            )
+        if coded.table.shape[1:] != (len(columns),):
+            raise UserError(f"split '{split}': the table has {coded.table.shape[1]} columns, expected {len(columns)}")
+    if "train" not in splits:
+        raise UserError(f"there is no training split (only {', '.join(splits)}): nothing can be learned")
+    parts = list(splits.values())
+    table = TableRows(
+        columns=list(columns),
+        cardinalities=list(cardinalities),
+        values=np.concatenate([coded.table for coded in parts]).astype(np.float32),
+        about=dict(fitted or {}),
+        rescaled=list(rescaled),
+    )
+    image_name, table_name = modalities
+    return Content(
+        class_names=class_names,
+        target=np.concatenate([coded.target for coded in parts]),
+        names=[str(name) for coded in parts for name in coded.names],
+        splits=rows_of_splits({split: len(coded.target) for split, coded in splits.items()}),
+        inputs={image_name: [path for coded in parts for path in coded.images], table_name: table},
+        about=about,
+    )
 
 
 def warn_of_constant_columns(names: Sequence[str], table: np.ndarray) -> None:
@@ -84,30 +100,28 @@ def warn_of_constant_columns(names: Sequence[str], table: np.ndarray) -> None:
         )
 
 
-def _check_table(split: str, coded: Coded, content: Content) -> None:
-    n = {"table": len(coded.table), "labels": len(coded.target), "images": len(coded.images)}
-    if len(set(n.values())) > 1:
-        raise UserError(
-            f"split '{split}': {n['table']} table rows, {n['labels']} labels and {n['images']} images do not pair: "
-            "give files of the same rows"
-        )
-    if coded.table.shape[1:] != (len(content.columns),):
-        raise UserError(
-            f"split '{split}': the table has {coded.table.shape[1]} columns, expected {len(content.columns)}"
-        )
-    for j, levels in enumerate(content.cardinalities):
-        codes = coded.table[:, j]
+def check_table(split: str, values: np.ndarray, columns: Sequence[str], cardinalities: Sequence[int]) -> None:
+    """Check that codes are within their cardinality, and numbers finite.
+
+    Args:
+        values: (N, F), codes first.
+
+    Raises:
+        UserError: names split, column and count.
+    """
+    for j, levels in enumerate(cardinalities):
+        codes = values[:, j]
         bad = (codes != np.floor(codes)) | (codes < 0) | (codes >= levels)
         if bad.any():
             raise UserError(
-                f"split '{split}', column '{content.columns[j]}': {int(bad.sum())} values are no code from 0 to "
+                f"split '{split}', column '{columns[j]}': {int(bad.sum())} values are no code from 0 to "
                 f"{levels - 1} (row {int(bad.argmax())}: {codes[bad.argmax()]:g}): the file of cardinalities is "
                 "not that of this table, or its columns are in another order"
             )
-    if not np.isfinite(coded.table).all():
-        row, column = np.argwhere(~np.isfinite(coded.table))[0]
+    if not np.isfinite(values).all():
+        row, column = np.argwhere(~np.isfinite(values))[0]
         raise UserError(
-            f"split '{split}', column '{content.columns[column]}': {int((~np.isfinite(coded.table)).sum())} cells "
+            f"split '{split}', column '{columns[column]}': {int((~np.isfinite(values)).sum())} cells "
             f"of the table are no finite number (the first in row {row}): impute or remove them"
         )
 

@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 
 from datasets.base import SPLITS
-from datasets.coded_table import Coded, Content
+from datasets.coded_table import Coded, content_of_coded
+from datasets.content import Content
 from datasets.dvm_table import ADVERT, CATEGORICAL, COLUMNS, PHYSICAL, build_table, standardised
 from datasets.image_table_module import ImageTableModule
 from datasets.readers.tip_files import read_cardinalities, read_prepared
@@ -118,8 +119,9 @@ class DVM(ImageTableModule):
             )
             for split in SPLITS
         }
-        names = [str(c) for c in range(self.classes)]
-        return Content(list(COLUMNS), cardinalities, names, splits, {"root": str(root)})
+        classes = [str(c) for c in range(self.classes)]
+        names = (self.image_name, self.table_name)
+        return content_of_coded(names, COLUMNS, cardinalities, classes, splits, {"root": str(root)})
 
     def _build(self, root: Path, tables: dict[str, Path]) -> Content:
         frame, levels, models = build_table(tables, published=self.standardise == "published")
@@ -127,7 +129,7 @@ class DVM(ImageTableModule):
         parts = split_rows(target, models)
         train = frame.iloc[parts["train"]]
         splits = {}
-        self.rescaled = []
+        rescaled: list[str] = []
         for split, rows in parts.items():
             part = frame.iloc[rows]
             fitted = train if self.standardise == "train" else part
@@ -137,8 +139,8 @@ class DVM(ImageTableModule):
                 if name in PHYSICAL or self.standardise == "train":
                     reference = fitted[name].to_numpy(np.float64)
                     values = standardised(values, reference)
-                    if was_divided_by_rounding_error(reference, ddof=1) and name not in self.rescaled:
-                        self.rescaled.append(name)
+                    if was_divided_by_rounding_error(reference, ddof=1) and name not in rescaled:
+                        rescaled.append(name)
                 columns.append(values.astype(np.float32))
             files = [root / IMAGE_FOLDER / folder / name for folder, name in zip(part["folder"], part["Image_name"])]
             splits[split] = Coded(np.stack(columns, 1), target[rows], files, part["Image_name"].to_numpy(str))
@@ -148,8 +150,16 @@ class DVM(ImageTableModule):
                 reference = train[name].to_numpy(np.float64)
                 zero, one = standardised(np.array([0.0, 1.0]), reference)
                 scaling[name] = [float(reference.mean()), 1 / float(one - zero) if one > zero else 1.0]
-        about = {"root": str(root), "levels": levels, "standardise": self.standardise, "scaling": scaling}
-        return Content(list(COLUMNS), [len(levels[name]) for name in CATEGORICAL], models, splits, about)
+        return content_of_coded(
+            (self.image_name, self.table_name),
+            COLUMNS,
+            [len(levels[name]) for name in CATEGORICAL],
+            models,
+            splits,
+            {"root": str(root), "standardise": self.standardise},
+            fitted={"levels": levels, "scaling": scaling},
+            rescaled=rescaled,
+        )
 
 
 def split_rows(target: np.ndarray, models: list[str]) -> dict[str, np.ndarray]:

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from datasets.base import SPLITS
-from datasets.image_text_module import Content, Items
-from datasets.published_image_text import PublishedImageText
+from datasets.content import Content
+from datasets.published_image_text import Items, PublishedImageText
 from datasets.readers.json_files import read_json, read_split
 from datasets.source import Source, file_digest
 from datasets.splits import draw_split
@@ -124,7 +124,8 @@ class Food101(PublishedImageText):
             splits[split] = Items(files, [titles.get(name, "") for name in names], target, names)
         if self.validation == "test":
             splits = self.validated_on_test(splits, has_drawn_validation=True)
-        return Content(list(classes), splits, {"root": str(root), "split.json": (root / "split.json").is_file()})
+        about = {"root": str(root), "split.json": (root / "split.json").is_file()}
+        return self.content_of_items(list(classes), splits, about)
 
     def _draw(self, listed: dict[str, dict[str, str]], classes: dict[str, int]) -> dict[str, list[str]]:
         """Draw validation rows from the training rows with a title, which the published number counts."""

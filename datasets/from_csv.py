@@ -6,37 +6,130 @@ and files that it reads, how rows are packed, and how new rows are encoded.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor
 
-from datasets.batch import Modality
-from datasets.coded_table import check_classes_of_rows
-from datasets.loader import Choose, Transform
-from datasets.modality_parts.base import Packed, Part
+from datasets.composed import ComposedDataModule
+from datasets.content import Content
+from datasets.modality_parts.image import ImagePart
 from datasets.modality_parts.options import PARTS, build_parts
 from datasets.new_rows import NewRows
 from datasets.readers.csv_rows import CsvRows, Rows
-from datasets.readers.tokens import save_tokenizer
-from datasets.source import Source, SourcedDataModule, sample_rows, sha256
+from datasets.readers.csv_table import CsvTable
+from datasets.source import Source, sha256
 from datasets.split_masks import all_cells
-from datasets.storage import link_file
+from datasets.transforms import JointAugmentation
 from utils.errors import UserError
-
-log = logging.getLogger(__name__)
 
 PACKING_VERSION = 1
 
 
-class FromCSV(CsvRows, SourcedDataModule):
+class CsvModalities(CsvRows, ComposedDataModule):
+    """Data set whose parts read the columns of one CSV file.
+
+    Args:
+        **kwargs: see :class:`CsvRows`.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        for part in self.parts:
+            where = "the inputs" if part.keys is not None else f"dataset.modalities.{part.name}"
+            self.row_labels.refuse_inputs(part.columns, where)
+
+    id_column: str | None = None  # identifies rows, None = their numbers in the file
+    image_column: str | None = None  # identifies new rows without another identifier
+
+    def row_names(self, rows: Rows) -> Sequence[str] | np.ndarray:
+        """Names of the rows, numbers where the cell is empty."""
+        numbers = [str(number) for number in rows.table.row_numbers]
+        cells = numbers if self.id_column is None else rows.table.frame[self.id_column].tolist()
+        return np.array([name or number for name, number in zip(cells, numbers)])
+
+    @property
+    def shared_files(self) -> Path | None:
+        return None if self.row_splits.fold is None else self.store.folder.with_name(self.name)
+
+    def without_unusable(self, table: CsvTable, left_out: dict[str, int]) -> CsvTable:
+        for part in self.parts:
+            if (rows := part.unusable(table, self.images)).any():
+                left_out[f"no {part.name}"] = int(rows.sum())
+                table = table.select(~rows)
+        return table
+
+    def load_content(self) -> Content:
+        """Read the table.
+
+        Raises:
+            UserError: everything in it that does not fit.
+        """
+        names = [column for part in self.parts for column in part.columns]
+        rows = self.read_rows([*dict.fromkeys([*names, *filter(None, [self.id_column])])])
+        return Content(
+            class_names=rows.class_names,
+            target=rows.target,
+            names=self.row_names(rows),
+            splits=rows.splits,
+            inputs={part.name: part.load(rows, self.images) for part in self.parts},
+            about={"csv": str(self.csv), "left_out": rows.left_out},
+        )
+
+    def check_targets(self, content: Content) -> None:
+        super().check_targets(content)
+        if not content.is_sample:  # rows may have been left out after the splits were drawn
+            self.row_labels.check_splits(content.target, {"train": content.splits["train"]}, self.csv, is_again=True)
+
+    def encode_rows(
+        self, frame: pd.DataFrame, images: Path, where: str, *, unknown: str = "refuse", id_column: str | None = None
+    ) -> NewRows:
+        encoder = self.row_encoder(frame, where, unknown)
+        arrays: dict[str, np.ndarray] = {}
+        for part in self.parts:
+            arrays |= part.encode(encoder, images, self.about(part))
+        names = encoder.names(id_column, self.image_column)
+        return encoder.finish(names, arrays, encoder.target(self.row_labels, self.class_names))
+
+
+class CsvImage(CsvModalities):
+    """Preset with one image per row, and another modality.
+
+    Args:
+        image: column with the name of the image file.
+        image_suffix: what to append to the names, for example ``.jpg``.
+        without_image: rows without an image name, or (not ``refuse``) whose file does not exist: ``refuse``,
+            ``leave_out``, or ``missing``, which keeps them without this modality.
+        **kwargs: see :class:`CsvRows`.
+    """
+
+    knows_first_rules = True
+
+    def __init__(
+        self, *, image: str | None = None, image_suffix: str = "", without_image: str = "refuse", **kwargs: Any
+    ) -> None:
+        if image is None:
+            raise UserError("dataset.image=null: name the column with the image files")
+        if without_image not in (known := ("refuse", "leave_out", "missing")):
+            raise UserError(f"dataset.without_image={without_image}: must be one of {', '.join(known)}")
+        self.image_column, self.image_suffix, self.without_image = image, image_suffix, without_image
+        super().__init__(**kwargs)
+
+    @property
+    def image_files(self) -> dict[str, Any]:
+        """Options of the image's files."""
+        policy = self.without_image
+        return {"column": self.image_column, "suffix": self.image_suffix, "empty": policy, "absent": policy}
+
+    def row_settings(self) -> dict[str, Any]:
+        files = [self.image_column, self.image_suffix]
+        return {**super().row_settings(), "image": files, "without_image": self.without_image}
+
+
+class FromCSV(CsvModalities):
     """Data set with any mix of modalities, from one CSV file with a header.
 
     Args:
@@ -44,6 +137,8 @@ class FromCSV(CsvRows, SourcedDataModule):
             (:mod:`datasets.modality_parts`). Their order is the order of the columns of a mask.
         tokenizer: of all texts, see :func:`datasets.readers.tokens.load_tokenizer`; None without texts.
         id: column that identifies rows, None = their numbers in the file.
+        augmentation: of training rows, whose images and tables are augmented together: arguments of
+            :class:`datasets.transforms.JointAugmentation`; None = every image as its options say.
         **kwargs: see :class:`CsvRows`.
 
     Raises:
@@ -52,16 +147,33 @@ class FromCSV(CsvRows, SourcedDataModule):
 
     paths = ("tokenizer",)
     paths_or_names = ("tokenizer",)
-    needs_image = False
+    read_time = ("augmentation",)
+    drops_empty_rows = True
 
     def __init__(
-        self, *, modalities: Mapping[str, Any], tokenizer: str | None = None, id: str | None = None, **kwargs: Any
+        self,
+        *,
+        modalities: Mapping[str, Any],
+        tokenizer: str | None = None,
+        id: str | None = None,
+        augmentation: Mapping[str, Any] | JointAugmentation | None = None,
+        **kwargs: Any,
     ) -> None:
         self.parts = build_parts(modalities, tokenizer)
         super().__init__(**kwargs)
-        self.tokenizer, self.id_column = tokenizer, id
-        for part in self.parts:
-            self.row_labels.refuse_inputs(part.columns, f"dataset.modalities.{part.name}")
+        self.id_column = id
+        try:
+            self.augmentation = JointAugmentation.of(augmentation)
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"dataset.augmentation: {error}: see datasets.transforms.JointAugmentation for its settings"
+            ) from None
+        alone = [part.name for part in self.parts if isinstance(part, ImagePart) and part.augmentation is not None]
+        if augmentation is not None and alone:
+            raise UserError(
+                f"dataset.augmentation and dataset.modalities.{alone[0]}.augmentation are given: keep the first to "
+                "augment images and tables of a row together, or the second"
+            )
 
     @classmethod
     def packing_arguments(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,148 +185,9 @@ class FromCSV(CsvRows, SourcedDataModule):
             }
         return packing
 
-    # ---- packing -----------------------------------------------------------------------------------------------------
-
     def find_source(self) -> Source:
         settings = [self.row_settings(), [[part.name, part.settings()] for part in self.parts], self.id_column]
-        return Source("csv", sha256([PACKING_VERSION, settings]), {}, cache(self._load))
-
-    def _load(self) -> Rows:
-        columns = [column for part in self.parts for column in part.columns]
-        return self.read_rows([*dict.fromkeys(columns), *filter(None, [self.id_column])])
-
-    def shorten(self, content: Rows, rows: int) -> tuple[Rows, dict[str, int]]:
-        chosen = {split: part[sample_rows(content.target[part], rows)] for split, part in content.splits.items()}
-        used = np.sort(np.concatenate(list(chosen.values())))
-        short = replace(
-            content,
-            table=content.table.select(np.isin(np.arange(len(content.table)), used)),
-            target=content.target[used],
-            splits={split: np.searchsorted(used, part) for split, part in chosen.items()},
-            images=[content.images[i] for i in used] if content.images else [],
-            left_out=dict(content.left_out),
-        )
-        return short, {split: len(part) for split, part in content.splits.items()}
-
-    def pack(self, source: Source) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-        rows: Rows = source.load()
-        packed = {part.name: part.pack(rows, self.images, self.scratch) for part in self.parts}
-        splits_of_rows = self._with_content(rows, packed)
-        numbers = [str(number) for number in rows.table.row_numbers]
-        ids = numbers if self.id_column is None else rows.table.frame[self.id_column].tolist()
-        names = np.array([name or number for name, number in zip(ids, numbers)])
-        splits: dict[str, dict[str, Any]] = {}
-        for split, chosen in splits_of_rows.items():
-            splits[split] = {"target": rows.target[chosen], "name": names[chosen]}
-            for name, content in packed.items():
-                splits[split] |= self._arrays(name, content, split, chosen)
-        for content in packed.values():
-            for file in content.files.values():
-                file.unlink()
-        about = {name: content.about for name, content in packed.items()}
-        return splits, {
-            "class_names": rows.class_names,
-            "parts": about,
-            "part_counts": {name: content.counts for name, content in packed.items()},
-            "source": {
-                "kind": source.kind,
-                "csv": str(self.csv),
-                "left_out": rows.left_out,
-                "levels": {k: v for part in about.values() for k, v in part.get("levels", {}).items()},
-                "scaling": {k: v for part in about.values() for k, v in part.get("scaling", {}).items()},
-            },
-        }
-
-    def _with_content(self, rows: Rows, packed: Mapping[str, Packed]) -> dict[str, np.ndarray]:
-        """Split -> its rows that have at least some content; the others are counted in ``left_out``."""
-        empty = np.ones(len(rows.table), dtype=bool)
-        for name, content in packed.items():
-            lacks = content.absent.copy()
-            if "_missing" in content.arrays and name not in self._filled:
-                lacks |= content.arrays["_missing"].reshape(len(lacks), -1).all(1)
-            empty &= lacks
-        if empty.any():
-            rows.left_out["no content"] = int(empty.sum())
-            log.warning(
-                "%s: %d of %d rows left out: they have no content in any modality (the first is row %d)",
-                self.csv,
-                empty.sum(),
-                len(empty),
-                rows.table.row_numbers[int(empty.argmax())],
-            )
-        splits = {split: chosen[~empty[chosen]] for split, chosen in rows.splits.items()}
-        splits = {split: chosen for split, chosen in splits.items() if len(chosen)}
-        if "train" not in splits:
-            raise UserError(f"{self.csv}: no training row has any content: correct the columns of dataset.modalities")
-        if rows.target.ndim == 1:
-            for split, chosen in splits.items():
-                check_classes_of_rows(split, rows.target[chosen], rows.class_names)
-        return splits
-
-    def _arrays(self, name: str, content: Packed, split: str, chosen: np.ndarray) -> dict[str, Any]:
-        """Arrays of one modality in a split.
-
-        Args:
-            chosen: (R,) rows of the split.
-        """
-        arrays: dict[str, Any] = {f"{name}{suffix}": array[chosen] for suffix, array in content.arrays.items()}
-        if (gaps := arrays.get(f"{name}_missing")) is not None and not gaps.any():
-            del arrays[f"{name}_missing"]
-        if (absent := content.absent[chosen]).any():
-            arrays[f"{name}_absent"] = absent
-        for suffix, file in content.files.items():
-            assert content.items is not None
-            arrays[f"{name}{suffix}"] = link_file(file, self.scratch / f"{split}-{name}{suffix}.npy")
-            arrays[f"{name}{suffix}.rows"] = content.items[chosen]
-        return arrays
-
-    # ---- what the packed content means -------------------------------------------------------------------------------
-
-    def about(self, part: Part) -> dict[str, Any]:
-        """Values that a part fitted when it packed the rows.
-
-        Raises:
-            UserError: the data are not packed.
-        """
-        return dict(self.packed_meta()["parts"][part.name])
-
-    @property
-    def modalities(self) -> list[Modality]:  # type: ignore[override]
-        """What the parts make; fitted values are known once the data are packed."""
-        return [part.modality(self.about(part)) for part in self.parts]
-
-    @property
-    def modality_names(self) -> list[str]:
-        return [part.name for part in self.parts]
-
-    @property
-    def kinds(self) -> dict[str, str]:
-        return {part.name: part.modality_kind for part in self.parts}
-
-    @property
-    def class_names(self) -> list[str]:  # type: ignore[override]
-        return list(self.packed_meta()["class_names"])
-
-    def meta_without_rows(self) -> dict[str, Any]:
-        return {key: value for key, value in super().meta_without_rows().items() if key != "part_counts"}
-
-    def input_settings(self) -> dict[str, dict[str, Any]]:
-        settings = {part.name: part.input_settings(self.about(part)) for part in self.parts}
-        return {name: values for name, values in settings.items() if values}
-
-    def save_tokenizer(self, folder: Path) -> None:
-        if self.tokenizer is not None and "text" in self.kinds.values():
-            save_tokenizer(self.tokenizer, folder)
-
-    # ---- batches -----------------------------------------------------------------------------------------------------
-
-    @property
-    def _filled(self) -> set[str]:
-        """Modalities whose missing cells count as observed."""
-        return {part.name for part in self.parts if getattr(part, "natural_missing", "keep") == "fill"}
-
-    def natural_cells(self, split: str) -> dict[str, np.ndarray]:
-        return {name: cells for name, cells in super().natural_cells(split).items() if name not in self._filled}
+        return Source("csv", sha256([PACKING_VERSION, settings]), {}, cache(self.load_content))
 
     def natural_rows(self, split: str) -> dict[str, np.ndarray]:
         """See the base class; a table or series without any value counts as absent."""
@@ -223,36 +196,6 @@ class FromCSV(CsvRows, SourcedDataModule):
             if (empty := all_cells(cells)).any():
                 rows[name] = rows.get(name, np.zeros_like(empty)) | empty
         return rows
-
-    def transform(self, train: bool) -> Transform | None:
-        transforms = [part.transform(self.about(part), train) for part in self.parts]
-        used = [transform for transform in transforms if transform is not None]
-
-        def apply(inputs: dict[str, Tensor], generator: torch.Generator | None) -> dict[str, Tensor]:
-            for transform in used:
-                inputs = transform(inputs, generator)
-            return inputs
-
-        return apply if used else None
-
-    def choose(self) -> Mapping[str, Choose]:
-        return {part.name: choose for part in self.parts if (choose := part.choose()) is not None}
-
-    def pixels(self, name: str, images: Tensor) -> Tensor:
-        part = next(part for part in self.parts if part.name == name)
-        return part.pixels(images, self.about(part))
-
-    # ---- new rows ----------------------------------------------------------------------------------------------------
-
-    def encode_rows(
-        self, frame: pd.DataFrame, images: Path, where: str, *, unknown: str = "refuse", id_column: str | None = None
-    ) -> NewRows:
-        encoder = self.row_encoder(frame, where, unknown)
-        arrays: dict[str, np.ndarray] = {}
-        for part in self.parts:
-            arrays |= part.encode(encoder, images, self.about(part))
-        names = encoder.names(id_column, None)
-        return encoder.finish(names, arrays, encoder.target(self.row_labels, self.class_names))
 
 
 def _packing_options(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.image_text_module import Content, Items
-from datasets.published_image_text import PublishedImageText
+from datasets.content import Content
+from datasets.published_image_text import Items, PublishedImageText
 from datasets.readers.json_files import read_json, read_split
 from datasets.source import Source, file_digest, file_stats
 from utils.errors import UserError
@@ -93,7 +93,7 @@ class MMIMDb(PublishedImageText):
         if self.validation == "test":
             splits = self.validated_on_test(splits, has_drawn_validation=False)
         about = {"root": str(root), "genres_left_out": dict(outside), "films_without_genre": without_genre}
-        return Content(list(GENRES), splits, about)
+        return self.content_of_items(list(GENRES), splits, about)
 
 
 def read_film(path: Path) -> tuple[str, list[str]]:

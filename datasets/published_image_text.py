@@ -4,17 +4,36 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from datasets.base import SPLITS
-from datasets.image_text_module import ImageTextModule, Items
+from datasets.content import Content, Texts, rows_of_splits
+from datasets.image_text_module import ImageTextModule
 from datasets.readers.tokens import VOCABULARY
 from utils.errors import UserError
 
 log = logging.getLogger(__name__)
+
+
+@dataclass
+class Items:
+    """One split.
+
+    Attributes:
+        images: N files.
+        texts: N texts to tokenise, '' for a row without one.
+        target: (N,) int64, or (N, C) float32 with -1 for 'no label'.
+        names: of the rows in the source.
+    """
+
+    images: list[Path]
+    texts: list[str]
+    target: np.ndarray
+    names: list[str]
 
 
 class PublishedImageText(ImageTextModule):
@@ -48,11 +67,11 @@ class PublishedImageText(ImageTextModule):
         validation: str | None = None,
         **kwargs: Any,
     ) -> None:
+        self.root, self.demo, self.statistics = None if root is None else Path(root), demo, statistics
         super().__init__(store, **kwargs)
         self.validation = validation
         if validation not in (None, "test"):
             raise UserError(f"dataset.validation={validation}: must be test, or null for the rows of {self.name}")
-        self.root, self.demo, self.statistics = None if root is None else Path(root), demo, statistics
         if statistics not in ("refuse", "warn"):
             raise UserError(f"dataset.statistics={statistics}: must be refuse or warn")
 
@@ -62,6 +81,43 @@ class PublishedImageText(ImageTextModule):
     def expected_counts(self) -> dict[str, int]:
         """Published numbers of rows per split, with the chosen validation rows."""
         return self.published | ({"val": self.published["test"]} if self.validation == "test" else {})
+
+    def content_of_items(self, class_names: list[str], splits: Mapping[str, Items], about: dict[str, Any]) -> Content:
+        """Content from its splits."""
+        parts = [items for items in splits.values() if items.names]
+        return Content(
+            class_names=class_names,
+            target=np.concatenate([items.target for items in parts]),
+            names=[name for items in parts for name in items.names],
+            splits=rows_of_splits({split: len(items.names) for split, items in splits.items() if items.names}),
+            inputs={
+                self.image_name: [image for items in parts for image in items.images],
+                self.text_name: Texts([text for items in parts for text in items.texts]),
+            },
+            about=about,
+        )
+
+    def check_targets(self, content: Content) -> None:
+        """
+        Raises:
+            UserError: a class, or a label of a multi-label task, without a training row; or the numbers of rows are not
+                the published ones.
+        """
+        if not content.is_sample:
+            self.check_counts({split: len(rows) for split, rows in content.splits.items()})
+        super().check_targets(content)
+        if content.target.ndim == 1 or content.is_sample:
+            return
+        for split, rows in content.splits.items():
+            has_rows = (content.target[rows] == 1).any(0)
+            absent = ", ".join(name for name, has in zip(content.class_names, has_rows) if not has)
+            if absent and split == "train":
+                raise UserError(
+                    f"{self.name}: no training row has the label {absent}: it cannot be learned, restore the rows that "
+                    "have it"
+                )
+            if absent:
+                log.warning("%s: no row of split '%s' has the label %s", self.name, split, absent)
 
     def validated_on_test(self, splits: dict[str, Items], has_drawn_validation: bool) -> dict[str, Items]:
         """The splits of ``validation=test``.

@@ -15,7 +15,6 @@ import pandas as pd
 
 from datasets.new_rows import NewRows
 from datasets.readers.csv_files import Dialect
-from datasets.readers.images import ImageReader
 from datasets.readers.pictures import UNREADABLE
 from datasets.readers.spellings import most_common
 from datasets.row_labels import RowLabels
@@ -136,12 +135,6 @@ class RowEncoder:
                 f"{most_common(cells[is_far])}, the first in row {self._row(is_far)}; check their unit"
             )
         return scaled, missing
-
-    def images(self, column: str, folder: Path, suffix: str, reader: ImageReader) -> NewImages:
-        """Images of the rows; see :meth:`files`."""
-        shape = (reader.channels, reader.side, reader.side)
-        arrays, absent = self.files(column, folder, suffix, lambda path: (reader(path),), {"": (shape, np.uint8)})
-        return NewImages(arrays[""], absent)
 
     def files(
         self,
@@ -270,18 +263,6 @@ def doubles(names: Iterable[str]) -> list[str]:
 def is_outside_of(folder: Path, path: Path) -> bool:
     """Whether a path leads out of a folder by its name; links within the folder may lead anywhere."""
     return not Path(os.path.normpath(path.absolute())).is_relative_to(os.path.normpath(folder.absolute()))
-
-
-@dataclass
-class NewImages:
-    """Images (N, C, S, S) uint8, and the rows (N,) that have none."""
-
-    content: np.ndarray
-    absent: np.ndarray
-
-    def arrays(self, name: str) -> dict[str, np.ndarray]:
-        """As a packed store has them, for the modality ``name``."""
-        return {name: self.content, **({f"{name}_absent": self.absent} if self.absent.any() else {})}
 
 
 def table_arrays(

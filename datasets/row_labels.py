@@ -172,8 +172,13 @@ class RowLabels:
             target[is_labelled, j] = values[is_labelled]
         return target
 
-    def check_splits(self, target: np.ndarray, splits: Mapping[str, np.ndarray], path: Path) -> None:
+    def check_splits(
+        self, target: np.ndarray, splits: Mapping[str, np.ndarray], path: Path, is_again: bool = False
+    ) -> None:
         """Check that every label of a multi-label task has positive and negative rows in every split.
+
+        Args:
+            is_again: log nothing.
 
         Raises:
             UserError: a label without a positive row in training; other gaps are logged.
@@ -192,4 +197,5 @@ class RowLabels:
                         f"{problem} ({shown}): they cannot be learned, take them out of dataset.label or divide the "
                         "rows anew"
                     )
-                log.warning("%s (%s): they have no score there", problem, shown)
+                if not is_again:
+                    log.warning("%s (%s): they have no score there", problem, shown)

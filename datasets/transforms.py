@@ -12,9 +12,10 @@ shift, but the ColorJitter of albumentations makes one of up to 0.2 by default).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -73,80 +74,71 @@ class JointAugmentation:
         if not 0 < low <= high <= 1:
             raise ValueError(f"crop_scale={list(self.crop_scale)} must rise within (0, 1]")
 
+    @classmethod
+    def of(cls, options: Mapping[str, Any] | JointAugmentation | None) -> JointAugmentation | None:
+        """The augmentation of an option: None, its settings, or itself."""
+        return cls(**options) if isinstance(options, Mapping) else options
 
-class ImageTableTransform:
-    """Transform of stored images and tables to inputs of the model; augments with a generator.
 
-    Args:
-        image, table: names of the modalities.
-        side: of the images that the model gets.
-        augmentation: None = always the test transform.
-        pool: from which corrupted cells are drawn; None = the table does not change.
+Statistics = tuple[Sequence[float], Sequence[float]]
+
+
+@dataclass(frozen=True)
+class ImageForm:
+    """Form of the images that a model gets.
+
+    Attributes:
+        side: in pixels.
+        statistics: mean and deviation per channel, by which pixels in [0, 1] are normalised; None = they stay in
+            [0, 1].
     """
 
-    def __init__(
-        self,
-        image: str,
-        table: str,
-        side: int,
-        augmentation: JointAugmentation | None = None,
-        pool: ColumnPool | None = None,
-    ) -> None:
-        self.image, self.table, self.side, self.augmentation, self.pool = image, table, side, augmentation, pool
+    side: int
+    statistics: Statistics | None = None
 
-    def __call__(self, inputs: dict[str, Tensor], generator: torch.Generator | None) -> dict[str, Tensor]:
-        images, table = inputs[self.image], inputs[self.table]
-        resized = resize(images, self.side)
-        a = self.augmentation
-        if generator is None or a is None:
-            return {**inputs, self.image: resized}
-        is_augmented = torch.rand(len(images), generator=generator) < a.rate
-        augmented = augment_images(images, self.side, a, generator)
-        if self.pool is not None and a.corruption:
-            corrupted = self.pool.corrupt(table, int(table.shape[1] * a.corruption), generator)
-            table = torch.where(is_augmented.to(table.device)[:, None], corrupted, table)
-        mixed = torch.where(is_augmented.to(images.device)[:, None, None, None], augmented, resized)
-        return {**inputs, self.image: mixed, self.table: table}
+    def normalised(self, images: Tensor) -> Tensor:
+        """(B, C, side, side) in [0, 1] -> the input of the model."""
+        if self.statistics is None:
+            return images
+        mean, deviation = (torch.tensor(values)[:, None, None].to(images) for values in self.statistics)
+        return (images - mean) / deviation
 
 
 class ImageTransform:
-    """Transform of stored images to normalised images of the model; augments with a generator.
+    """Transform of stored images and tables to inputs of the model; augments with a generator.
 
     Args:
-        image: name of the modality.
-        side: of the images that the model gets.
-        augmentation: None = always the test transform; only its image operations are used.
-        mean, deviation: per channel, of pixels in [0, 1]; None = pixels stay in [0, 1].
+        images: modality -> form of its images.
+        augmentation: of rows, whose images and tables are augmented together; None = always the test transform.
+        pools: table -> from which its corrupted cells are drawn; other tables do not change.
     """
 
     def __init__(
         self,
-        image: str,
-        side: int,
+        images: Mapping[str, ImageForm],
         augmentation: JointAugmentation | None = None,
-        mean: Sequence[float] | None = None,
-        deviation: Sequence[float] | None = None,
+        pools: Mapping[str, ColumnPool] | None = None,
     ) -> None:
-        self.image, self.side, self.augmentation = image, side, augmentation
-        self.mean = None if mean is None else torch.tensor(mean)[:, None, None]
-        self.deviation = None if deviation is None else torch.tensor(deviation)[:, None, None]
+        self.images, self.augmentation, self.pools = dict(images), augmentation, dict(pools or {})
 
     def __call__(self, inputs: dict[str, Tensor], generator: torch.Generator | None) -> dict[str, Tensor]:
-        images = inputs[self.image]
-        x = resize(images, self.side)
-        if generator is not None and self.augmentation is not None:
-            is_augmented = torch.rand(len(images), generator=generator) < self.augmentation.rate
-            augmented = augment_images(images, self.side, self.augmentation, generator)
-            x = torch.where(is_augmented.to(images.device)[:, None, None, None], augmented, x)
-        if self.mean is not None and self.deviation is not None:
-            x = (x - self.mean.to(x)) / self.deviation.to(x)
-        return {**inputs, self.image: x}
-
-    def pixels(self, images: Tensor) -> Tensor:
-        """Convert normalised images (B, C, H, W) back to [0, 1]."""
-        if self.mean is not None and self.deviation is not None:
-            images = images * self.deviation.to(images) + self.mean.to(images)
-        return images.clamp(0, 1)
+        changed = dict(inputs)
+        a = None if generator is None else self.augmentation
+        is_augmented = torch.zeros(0, dtype=torch.bool)
+        if a is not None:
+            is_augmented = torch.rand(len(next(iter(inputs.values()))), generator=generator) < a.rate
+        for name, form in self.images.items():
+            x = resize(inputs[name], form.side)
+            if a is not None and generator is not None:
+                augmented = augment_images(inputs[name], form.side, a, generator)
+                x = torch.where(is_augmented.to(x.device)[:, None, None, None], augmented, x)
+            changed[name] = form.normalised(x)
+        for name, pool in self.pools.items() if a is not None and a.corruption else ():
+            assert a is not None and generator is not None
+            table = inputs[name]
+            corrupted = pool.corrupt(table, int(table.shape[1] * a.corruption), generator)
+            changed[name] = torch.where(is_augmented.to(table.device)[:, None], corrupted, table)
+        return changed
 
 
 class ColumnPool:

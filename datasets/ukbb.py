@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from datasets.base import SPLITS
-from datasets.coded_table import Coded, Content
+from datasets.coded_table import Coded, content_of_coded
+from datasets.content import Content
 from datasets.image_table_module import ImageTableModule
 from datasets.readers.tip_files import read_cardinalities, read_prepared
 from datasets.source import Source, file_digest
@@ -160,7 +161,8 @@ class UKBB(ImageTableModule):
             splits["train"] = balance(splits["train"])
             log.info("%s: no balanced training files, %d rows drawn", self.name, len(splits["train"].target))
         about = {"root": str(root), "balanced": self.balanced, "drawn": drawn}
-        return Content(list(COLUMNS), cardinalities, [f"no {self.target}", self.target], splits, about)
+        names = (self.image_name, self.table_name)
+        return content_of_coded(names, COLUMNS, cardinalities, [f"no {self.target}", self.target], splits, about)
 
 
 def balance(train: Coded) -> Coded:

@@ -72,7 +72,8 @@ def _file_column(part: FilePart, images: Path) -> FileColumn:
         values = part.read(path)
         return share_of_nan(values) if "_missing" in part.spec else 0.0
 
-    absent = (f"dataset.{part.prefix}unreadable=missing", part.unreadable)
+    unreadable = (f"{part.key('unreadable')}=missing", part.unreadable)
+    absent = unreadable if part.absent is None else (f"{part.key('absent')}=missing", part.absent)
     return FileColumn(
         place=part.name,
         column=part.column,
@@ -82,7 +83,11 @@ def _file_column(part: FilePart, images: Path) -> FileColumn:
         noun=part.noun,
         nouns=PLURALS[part.noun],
         suffixes=SUFFIXES.get(part.kind, SUFFIXES["array"]),
-        options={"empty": (f"dataset.{part.prefix}empty=missing", part.empty), "absent": absent, "unreadable": absent},
+        options={
+            "empty": (f"{part.key('empty')}=missing", part.empty),
+            "absent": absent,
+            "unreadable": unreadable,
+        },
         read=read,
     )
 

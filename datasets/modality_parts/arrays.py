@@ -71,13 +71,14 @@ class SeriesPart(FilePart):
     def __init__(
         self,
         name: str,
+        keys: Mapping[str, str] | None = None,
         *,
         channels: int,
         length: int,
         normalisation: str | Mapping[str, Sequence[float]] = "train",
         **files: Any,
     ) -> None:
-        super().__init__(name, **files)
+        super().__init__(name, keys, **files)
         self.channels, self.length, self.normalisation = channels, length, normalisation
         problems = self.file_problems() + positive("channels", channels) + positive("length", length)
         self.refuse(problems + normalisation_problems(normalisation, channels))
@@ -168,12 +169,13 @@ class VectorPart(FilePart):
     def __init__(
         self,
         name: str,
+        keys: Mapping[str, str] | None = None,
         *,
         features: int,
         normalisation: str | Mapping[str, Sequence[float]] = "train",
         **files: Any,
     ) -> None:
-        super().__init__(name, **files)
+        super().__init__(name, keys, **files)
         self.features, self.normalisation = features, normalisation
         problems = self.file_problems() + positive("features", features)
         self.refuse(problems + normalisation_problems(normalisation, features))
@@ -214,8 +216,6 @@ class VectorPart(FilePart):
         arrays = {"": self.standardised(opened[""][items], missing, about)}
         if missing[~absent].any():
             arrays["_missing"] = missing
-        for file in decoded.values():
-            file.unlink()
         return Packed(arrays, absent, about)
 
     def modality(self, about: About) -> Modality:

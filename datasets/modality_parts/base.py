@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,8 +13,10 @@ import numpy as np
 from torch import Tensor
 
 from datasets.batch import Modality
+from datasets.content import Content
 from datasets.loader import Choose, Transform
 from datasets.readers.csv_rows import Rows
+from datasets.readers.csv_table import CsvTable
 from datasets.row_encoder import RowEncoder
 from utils.errors import UserError
 
@@ -28,9 +31,13 @@ class Packed:
         arrays: suffix of the array's name -> (N, ...): ``""`` content, ``_missing``, ``.counts``.
         files: suffix -> ``.npy`` file (P, ...) of different items, in place of arrays that are too large for memory.
         items: (N,) number of the item of each row, with ``files``.
+        of_splits: split -> ``.npy`` file with the content of its rows, in place of items.
         absent: (N,) bool, rows without this modality.
+        left_out: (N,) bool, rows that are not used because they lack this modality; None = no such row.
         about: plain values that give the content its meaning, for ``meta.json``.
         counts: plain values about the rows, for ``meta.json``.
+        changes: what READING_RULES 1 read otherwise.
+        temporary: files that are not needed once the arrays are written.
     """
 
     arrays: dict[str, np.ndarray]
@@ -38,11 +45,15 @@ class Packed:
     about: dict[str, Any]
     files: dict[str, Path] = field(default_factory=dict)
     items: np.ndarray | None = None
+    of_splits: dict[str, Path] = field(default_factory=dict)
+    left_out: np.ndarray | None = None
     counts: dict[str, Any] = field(default_factory=dict)
+    changes: list[str] = field(default_factory=list)
+    temporary: list[Path] = field(default_factory=list)
 
 
 class Part(ABC):
-    """A modality of :class:`datasets.from_csv.FromCSV`; subclasses take their options as keyword arguments.
+    """A modality of a data set that is composed of parts; subclasses take their options as keyword arguments.
 
     Class attributes:
         kind: name in the configuration.
@@ -50,6 +61,8 @@ class Part(ABC):
 
     Args:
         name: of the modality.
+        keys: option -> its key below ``dataset``, of a preset, where it has another name than the option; None = the
+            options are below ``dataset.modalities.<name>``.
 
     Raises:
         UserError: all problems of the options, one line each.
@@ -59,13 +72,17 @@ class Part(ABC):
     modality_kind: ClassVar[str]
     read_time: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, keys: Mapping[str, str] | None = None) -> None:
+        self.name, self.keys = name, keys
 
     @property
     def prefix(self) -> str:
         """Where the options of this part are in the configuration, below ``dataset``."""
-        return f"modalities.{self.name}."
+        return f"modalities.{self.name}." if self.keys is None else ""
+
+    def key(self, option: str) -> str:
+        """Key of an option in the configuration."""
+        return f"dataset.{self.prefix}{(self.keys or {}).get(option, option)}"
 
     def refuse(self, problems: Sequence[str]) -> None:
         """
@@ -76,7 +93,7 @@ class Part(ABC):
             UserError: there are problems.
         """
         if problems:
-            raise UserError("\n".join(f"dataset.{self.prefix}{problem}" for problem in problems))
+            raise UserError("\n".join(re.sub(r"^\w+", lambda m: self.key(m.group()), p) for p in problems))
 
     @property
     @abstractmethod
@@ -92,13 +109,36 @@ class Part(ABC):
     def settings(self) -> Any:
         """Plain values that the packed content depends on, for a signature."""
 
-    @abstractmethod
-    def pack(self, rows: Rows, folder: Path, scratch: Path) -> Packed:
-        """Pack the rows of all splits; whatever is fitted is fitted on the training rows.
+    def unusable(self, table: CsvTable, folder: Path) -> np.ndarray:
+        """Rows to leave out before the splits are drawn, (N,) bool.
 
         Args:
             folder: that the names of files start from.
+
+        Raises:
+            UserError: rows are to be refused.
+        """
+        return np.zeros(len(table), dtype=bool)
+
+    @abstractmethod
+    def load(self, rows: Rows, folder: Path) -> Any:
+        """The loaded form of the rows, see :class:`Content`; whatever is fitted is fitted on the training rows.
+
+        Args:
+            folder: that the names of files start from.
+
+        Raises:
+            UserError: everything in the rows that does not fit.
+        """
+
+    @abstractmethod
+    def pack(self, content: Content, scratch: Path, shared: Path | None = None) -> Packed:
+        """Pack the rows of all splits.
+
+        Args:
             scratch: folder for unfinished work.
+            shared: beginning of the path of a folder for decoded files that stores of other folds use, too; None = they
+                are for this store only.
 
         Raises:
             UserError: everything in the rows that does not fit.

@@ -45,6 +45,7 @@ class AudioPart(FilePart):
     def __init__(
         self,
         name: str,
+        keys: Mapping[str, str] | None = None,
         *,
         seconds: float = 10.24,
         rate: int = 16_000,
@@ -53,7 +54,7 @@ class AudioPart(FilePart):
         normalisation: str | Mapping[str, Sequence[float]] = "train",
         **files: Any,
     ) -> None:
-        super().__init__(name, **files)
+        super().__init__(name, keys, **files)
         self.silent, self.normalisation = silent, normalisation
         problems = self.file_problems() + positive("rate", rate) + positive("mel_bins", mel_bins)
         problems += one_of("silent", silent, ("keep", "refuse")) + normalisation_problems(normalisation, 1)
@@ -116,6 +117,7 @@ class VideoPart(FilePart):
     def __init__(
         self,
         name: str,
+        keys: Mapping[str, str] | None = None,
         *,
         frames: int = 3,
         side: int = 112,
@@ -127,7 +129,7 @@ class VideoPart(FilePart):
         normalisation: str | Mapping[str, Sequence[float]] = "train",
         **files: Any,
     ) -> None:
-        super().__init__(name, **files)
+        super().__init__(name, keys, **files)
         self.normalisation = normalisation
         stored_side = side if stored_side is None else stored_side
         problems = self.file_problems() + normalisation_problems(normalisation, 3)

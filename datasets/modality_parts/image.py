@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from datasets.batch import Modality
+from datasets.content import Content
 from datasets.loader import Transform
-from datasets.modality_parts.base import About, one_of, positive
+from datasets.modality_parts.base import About, Packed, one_of, positive
 from datasets.modality_parts.files import (
     FilePart,
     Spec,
@@ -18,9 +21,9 @@ from datasets.modality_parts.files import (
     fitted_normalisation,
     normalisation_problems,
 )
-from datasets.readers.images import FITS, ImageReader
+from datasets.readers.images import FITS, ImageReader, decode_images
 from datasets.scale import Scale
-from datasets.transforms import ImageTransform, JointAugmentation
+from datasets.transforms import ImageForm, ImageTransform, JointAugmentation, Statistics
 
 
 class ImagePart(FilePart):
@@ -45,6 +48,7 @@ class ImagePart(FilePart):
     def __init__(
         self,
         name: str,
+        keys: Mapping[str, str] | None = None,
         *,
         side: int = 128,
         stored_side: int | None = None,
@@ -55,7 +59,7 @@ class ImagePart(FilePart):
         normalisation: str | Mapping[str, Sequence[float]] = "train",
         **files: Any,
     ) -> None:
-        super().__init__(name, **files)
+        super().__init__(name, keys, **files)
         self.side, self.stored_side, self.channels = side, side if stored_side is None else stored_side, channels
         self.fit_mode, self.bits, self.normalisation = fit, bits, normalisation
         problems = self.file_problems() + positive("side", side) + one_of("fit", fit, FITS)
@@ -68,10 +72,7 @@ class ImagePart(FilePart):
         problems += normalisation_problems(normalisation, channels)
         self.augmentation: JointAugmentation | None = None
         try:
-            if augmentation is None or isinstance(augmentation, JointAugmentation):
-                self.augmentation = augmentation
-            else:
-                self.augmentation = JointAugmentation(**augmentation)
+            self.augmentation = JointAugmentation.of(augmentation)
         except (TypeError, ValueError) as error:
             problems.append(f"augmentation: {error}: see datasets.transforms.JointAugmentation")
         self.refuse(problems)
@@ -80,6 +81,9 @@ class ImagePart(FilePart):
     def reader(self) -> ImageReader:
         """What makes stored images of files."""
         return ImageReader(self.stored_side, self.channels, fit=self.fit_mode, bits=self.bits)
+
+    def exists(self, path: Path) -> bool:
+        return path.is_file()
 
     def reading_settings(self) -> Any:
         return [repr(self.reader), self.normalisation]
@@ -95,13 +99,85 @@ class ImagePart(FilePart):
         chunks = (chunk.transpose(0, 2, 3, 1) / 255 for chunk in chunks_of(items[""], train))
         return fitted_normalisation(self.normalisation, chunks, self.channels)
 
+    def statistics(self, about: About) -> Statistics | None:
+        """Mean and deviation per channel, by which images are normalised; None = pixels stay as they are."""
+        return about["mean"], about["deviation"]
+
     def modality(self, about: About) -> Modality:
-        scale = Scale(tuple(about["mean"]), tuple(about["deviation"]))
+        statistics = self.statistics(about)
+        scale = Scale() if statistics is None else Scale(tuple(statistics[0]), tuple(statistics[1]))
         return Modality(self.name, "image", (self.channels, self.side, self.side), scale=scale)
 
     def input_settings(self, about: About) -> dict[str, Any]:
         return {"fit": self.fit_mode}
 
+    def image_form(self, about: About) -> ImageForm:
+        """What :class:`ImageTransform` makes of the stored images."""
+        return ImageForm(self.side, self.statistics(about))
+
     def transform(self, about: About, train: bool) -> Transform:
-        augmentation = self.augmentation if train else None
-        return ImageTransform(self.name, self.side, augmentation, about["mean"], about["deviation"])
+        return ImageTransform({self.name: self.image_form(about)}, self.augmentation if train else None)
+
+
+class PresetImage(ImagePart):
+    """The image of a data set with one image per row: its normalisation is chosen when batches are read.
+
+    Without absent images or stores that share them, every split has an array of its images, not of different items.
+
+    Args:
+        name: of the modality.
+        keys: see :class:`Part`.
+        resample: filter of the resizing.
+        statistics: mean and deviation per channel, None = pixels stay as they are.
+        is_shared_by_folds: whether folds of a cross-validation share their decoded images.
+        **options: see :class:`ImagePart`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        keys: Mapping[str, str],
+        resample: Image.Resampling,
+        statistics: Statistics | None = None,
+        is_shared_by_folds: bool = True,
+        **options: Any,
+    ) -> None:
+        self.resample, self.given, self.is_shared_by_folds = resample, statistics, is_shared_by_folds
+        super().__init__(name, keys, normalisation="none", **options)
+
+    @property
+    def decoded_name(self) -> str:
+        return "images"
+
+    @property
+    def reader(self) -> ImageReader:
+        return replace(super().reader, resample=self.resample)
+
+    def reading_settings(self) -> Any:
+        return repr(self.reader)
+
+    def fit(self, items: Mapping[str, np.ndarray], train: np.ndarray) -> dict[str, Any]:
+        return {}
+
+    def statistics(self, about: About) -> Statistics | None:
+        return self.given
+
+    def pack(self, content: Content, scratch: Path, shared: Path | None = None) -> Packed:
+        shared = shared if self.is_shared_by_folds else None
+        paths: list[Path | None] = content.inputs[self.name]
+        files = {split: [paths[i] for i in rows] for split, rows in content.splits.items()}
+        given = {split: [path for path in listed if path is not None] for split, listed in files.items()}
+        if shared is not None or any(len(given[split]) < len(listed) for split, listed in files.items()):
+            return super().pack(content, scratch, shared)
+        of_splits = decode_images(given, scratch, self.reader)
+        return Packed({}, np.zeros(len(paths), dtype=bool), {}, of_splits=of_splits)
+
+
+def given_pictures(load: Callable[[], Content], name: str) -> Callable[[], list[Path]]:
+    """Function that lists the files of an image in all splits of loaded content."""
+
+    def pictures() -> list[Path]:
+        content = load()
+        return [path for rows in content.splits.values() for i in rows if (path := content.inputs[name][i]) is not None]
+
+    return pictures

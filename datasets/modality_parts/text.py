@@ -9,12 +9,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from torch import Tensor
 
 from datasets.batch import Modality
+from datasets.content import Content, Texts
 from datasets.modality_parts.base import About, Packed, Part, one_of, positive
 from datasets.readers.csv_rows import Rows
-from datasets.readers.tokens import FIX, WordMask, count_tokens, fingerprint, identity, load_tokenizer, tokenise
+from datasets.readers.tokens import (
+    FIX,
+    PADDING,
+    WordMask,
+    count_tokens,
+    fingerprint,
+    identity,
+    load_tokenizer,
+    tokenise,
+)
 from datasets.row_encoder import RowEncoder
+from utils.errors import UserError
 
 if TYPE_CHECKING:  # slow to import, and not needed once the texts are packed
     from transformers import PreTrainedTokenizerBase
@@ -30,7 +42,8 @@ class TextPart(Part):
         length: tokens per text; longer texts are cut, shorter ones padded.
         mask_words: beginnings of words that would reveal the label; the mask token replaces these words, see
             :class:`datasets.readers.tokens.WordMask`.
-        empty: rows without any token lack the text (``missing``), or are refused (``refuse``).
+        empty: rows without any token lack the text (``missing``), are left out (``leave_out``), or are refused
+            (``refuse``).
         tokenizer: of the data set, see :func:`datasets.readers.tokens.load_tokenizer`.
     """
 
@@ -39,6 +52,7 @@ class TextPart(Part):
     def __init__(
         self,
         name: str,
+        keys: Mapping[str, str] | None = None,
         *,
         columns: str | Sequence[str],
         length: int = 128,
@@ -46,11 +60,11 @@ class TextPart(Part):
         empty: str = "missing",
         tokenizer: str | None = None,
     ) -> None:
-        super().__init__(name)
+        super().__init__(name, keys)
         self.texts = [columns] if isinstance(columns, str) else [str(column) for column in columns]
         self.length, self.mask_words, self.empty = length, [str(word) for word in mask_words], empty
-        problems = positive("length", length) + one_of("empty", empty, ("missing", "refuse"))
-        if not self.texts:
+        problems = positive("length", length) + one_of("empty", empty, ("leave_out", "missing", "refuse"))
+        if not self.texts and keys is None:
             problems.append("columns=[]: name at least one column")
         if blank := [word for word in self.mask_words if not word.strip()]:
             problems.append(f"mask_words holds {blank[0]!r}, which every word begins with: leave it out")
@@ -66,33 +80,83 @@ class TextPart(Part):
     def settings(self) -> Any:
         return [self.kind, self.texts, self.length, self.mask_words, self.empty, fingerprint(self.tokenizer)]
 
-    def pack(self, rows: Rows, folder: Path, scratch: Path) -> Packed:
+    def load(self, rows: Rows, folder: Path) -> Texts:
         tokenizer = load_tokenizer(self.tokenizer)
         cells, missing = rows.table.frame[self.texts], rows.table.missing[self.texts]
         masked = masked_texts(cells, missing, self.mask_words, tokenizer)
         words, texts = sum(n for _, n in masked), sum(n > 0 for _, n in masked)
         if self.mask_words:
             log.info("'%s': %d words masked in %d of %d texts", self.name, words, texts, len(masked))
-        tokens, cut = tokenise([text for text, _ in masked], tokenizer, self.length)
-        if cut:
-            log.info("'%s': %d of %d texts are cut at %d tokens", self.name, cut, len(tokens), self.length)
-        blank = count_tokens(tokens, tokenizer)[0] == 0
+        return Texts([text for text, _ in masked], {"words": words, "texts": texts})
+
+    def pack(self, content: Content, scratch: Path, shared: Path | None = None) -> Packed:
+        texts: Texts = content.inputs[self.name]
+        tokenizer = load_tokenizer(self.tokenizer)
+        tokens: np.ndarray = np.full((len(texts.strings), self.length), PADDING, dtype=np.int32)
+        blank, cut = np.zeros(len(tokens), dtype=bool), {}
+        for split, rows in content.splits.items():
+            tokens[rows], cut[split] = tokenise([texts.strings[i] for i in rows], tokenizer, self.length)
+            blank[rows] = count_tokens(tokens[rows], tokenizer)[0] == 0
+        # Rows with characters of which the tokenizer makes no token.
+        invisible = sum(bool(texts.strings[i].strip()) for rows in content.splits.values() for i in rows[blank[rows]])
+        counts = self._judge(content, blank, invisible)
+        of_splits = {split: tokens[rows] for split, rows in content.splits.items()}
+        note_unknown(of_splits, tokenizer, f"'{self.name}'", self.tokenizer)
+        if any(cut.values()):
+            total = sum(map(len, content.splits.values()))
+            log.info("'%s': %d of %d texts are cut at %d tokens", self.name, sum(cut.values()), total, self.length)
+        return Packed(
+            arrays={"": tokens},
+            absent=blank,
+            left_out=blank if self.empty == "leave_out" else None,
+            about={"vocabulary": len(tokenizer), "tokenizer_identity": identity(tokenizer)},
+            counts={"masked": texts.masked, "cut": cut, "blank": counts},
+            changes=[f"{invisible} texts without a token"] if invisible else [],
+        )
+
+    def _judge(self, content: Content, blank: np.ndarray, invisible: int) -> dict[str, int]:
+        """Refuse rows without text, or log their number.
+
+        Args:
+            blank: (N,) bool.
+            invisible: how many of these rows have characters of which the tokenizer makes no token.
+
+        Returns:
+            Split -> number of these rows.
+
+        Raises:
+            UserError: rows without text are to be refused.
+        """
+        counts = {split: int(blank[rows].sum()) for split, rows in content.splits.items()}
+        if not any(counts.values()):
+            return counts
+        first = next(rows[blank[rows]][0] for rows in content.splits.values() if blank[rows].any())
+        per_split = ", ".join(f"{n} of {len(content.splits[split])} in {split}" for split, n in counts.items() if n)
+        problem = f"'{self.name}': rows without text: {per_split}, the first is {content.names[first]}"
+        if invisible:
+            problem += f" ({invisible} of them have characters of which the tokenizer makes no token)"
         if self.empty == "refuse":
-            rows.table.refuse(
-                blank,
-                f"rows without a text in {', '.join(self.texts)}",
-                f"correct or remove these rows, or set dataset.{self.prefix}empty=missing",
+            raise UserError(
+                f"{problem}: add their texts, or set {self.key('empty')}=leave_out, or =missing to keep them with a "
+                "missing text"
             )
-        note_unknown({"": tokens}, tokenizer, f"'{self.name}'", self.tokenizer)
-        about = {"vocabulary": len(tokenizer), "tokenizer_identity": identity(tokenizer)}
-        counts = {"masked": {"words": words, "texts": texts}, "cut": cut, "blank": int(blank.sum())}
-        return Packed({"": tokens}, blank, about, counts=counts)
+        if self.empty == "leave_out":
+            log.warning("%s; they are left out", problem)
+        else:
+            log.warning("%s; their text is missing under every scenario", problem)
+        return counts
 
     def modality(self, about: About) -> Modality:
         return Modality(self.name, "text", (self.length,), vocabulary=about["vocabulary"])
 
     def input_settings(self, about: About) -> dict[str, Any]:
-        return {"tokenizer": about["tokenizer_identity"]}
+        known = about.get("tokenizer_identity")  # older stores have none
+        return {} if known is None else {"tokenizer": known}
+
+    def strings(self, content: Tensor) -> list[str]:
+        """Convert token ids (B, L) to strings, for display."""
+        decoded = load_tokenizer(self.tokenizer).batch_decode(content.tolist(), skip_special_tokens=True)
+        return [str(text) for text in decoded]
 
     def encode(self, encoder: RowEncoder, folder: Path, about: About) -> dict[str, np.ndarray]:
         return text_arrays(encoder, self.name, self.texts, self.mask_words, self.tokenizer, self.length)

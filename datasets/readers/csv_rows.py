@@ -34,16 +34,16 @@ class Rows:
         target: (N,) int64, or (N, C) float32 with -1 for 'no label'.
         class_names: C names.
         splits: split -> its sorted rows; splits without rows are left out.
-        images: N image files, None for a row without an image (``without_image=missing``); empty without ``image``.
         left_out: reason -> number of rows of the file that are not used.
+        where: what follows 'the training split' in messages.
     """
 
     table: CsvTable
     target: np.ndarray
     class_names: list[str]
     splits: dict[str, np.ndarray]
-    images: list[Path | None]
     left_out: dict[str, int]
+    where: str = ""
 
 
 class CsvRows(SourcedDataModule):
@@ -52,9 +52,7 @@ class CsvRows(SourcedDataModule):
     Args:
         name: of the data set.
         csv: the table.
-        image: column with the name of the image file; None = the data set reads its files itself.
         images: folder that the names of files start from; None = that of the CSV file.
-        image_suffix: what to append to the names, for example ``.jpg``.
         label: column of the label, or (multi-label) a list of columns with 1, 0 and, for 'no label', -1 or nothing.
         classes: values of the label column in the order of the class numbers, or a mapping class -> the values that
             stand for it; for multi-label unused.
@@ -73,8 +71,6 @@ class CsvRows(SourcedDataModule):
             see :func:`datasets.splits.draw_folds`. None = no cross-validation.
         fold_validation: share of the rows outside the fold that become the validation split.
         fold_seed: of folds and validation rows.
-        without_image: rows without an image name, or (not ``refuse``) whose file does not exist: ``refuse``,
-            ``leave_out``, or ``missing``, which keeps them without this modality.
         **kwargs: see :class:`datasets.base.MultimodalDataModule`.
 
     Raises:
@@ -83,22 +79,18 @@ class CsvRows(SourcedDataModule):
 
     paths: ClassVar[tuple[str, ...]] = ("csv", "images")
     later: ClassVar[tuple[str, ...]] = ("separator", "decimal", "encoding")
-    can_lack_images = False  # whether rows without an image can be used
-    needs_image = True  # whether every row has the files of one image column
 
     def __init__(
         self,
         *,
         name: str,
         csv: str | None,
-        image: str | None = None,
         label: str | Sequence[str],
         classes: Sequence[Any] | Mapping[str, Any] | None = None,
         leave_out: Sequence[Any] = (),
         min_groups: int = 0,
         rare_class: str | None = None,
         images: str | None = None,
-        image_suffix: str = "",
         missing_values: Sequence[Any] = (),
         separator: str | None = None,
         decimal: str | None = None,
@@ -113,19 +105,16 @@ class CsvRows(SourcedDataModule):
         folds: int = 5,
         fold_validation: float = 0.2,
         fold_seed: int = 42,
-        without_image: str = "refuse",
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
-        self.name = name
         if csv is None:
             raise UserError("dataset.csv=null: give the CSV file of the table")
-        if image is None and self.needs_image:
-            raise UserError("dataset.image=null: name the column with the image files")
+        super().__init__(**kwargs)
+        self.name = name
         self.dialect = Dialect.of(separator, decimal, encoding)
-        self.csv, self.image, self.image_suffix = Path(csv), image, image_suffix
+        self.csv = Path(csv)
         self.images = Path(images) if images else self.csv.parent
-        self.missing_values, self.without_image = ["", *as_texts(missing_values)], without_image
+        self.missing_values = ["", *as_texts(missing_values)]
         self.row_labels = RowLabels(
             label, classes=classes, leave_out=leave_out, min_groups=min_groups, rare_class=rare_class
         )
@@ -142,15 +131,6 @@ class CsvRows(SourcedDataModule):
             fold_validation=fold_validation,
             fold_seed=fold_seed,
         )
-        known = ("refuse", "leave_out", "missing") if self.can_lack_images else ("refuse", "leave_out")
-        if without_image not in known:
-            raise UserError(f"dataset.without_image={without_image}: must be one of {', '.join(known)}")
-
-    @property
-    def image_column(self) -> str:
-        """Column with the names of the image files."""
-        assert self.image is not None
-        return self.image
 
     def read_new(self, path: Path, chunk: int | None = None) -> Iterator[pd.DataFrame]:
         return read_chunks(path, chunk, self.dialect)
@@ -174,11 +154,6 @@ class CsvRows(SourcedDataModule):
         return {
             "csv": file_digest(self.csv),
             "missing_values": self.missing_values,
-            **(
-                {}
-                if self.image is None
-                else {"image": [self.image, self.image_suffix], "without_image": self.without_image}
-            ),
             **self.row_labels.settings(),
             **self.row_splits.settings(),
             **({} if self.dialect == Dialect() else {"dialect": asdict(self.dialect)}),
@@ -188,20 +163,17 @@ class CsvRows(SourcedDataModule):
         """Read and check the table.
 
         Args:
-            columns: further columns to check, beside those of image, label, split and group.
+            columns: further columns to check, beside those of label, split and group.
 
         Raises:
             UserError: names column, count and first row of what does not fit.
         """
         frame = self.read_frame()
-        image = [] if self.image is None else [self.image]
-        check_columns(frame, [*image, *self.row_labels.columns, *columns, *self.row_splits.columns], self.csv)
+        check_columns(frame, [*columns, *self.row_labels.columns, *self.row_splits.columns], self.csv)
         table = CsvTable(self.csv, frame, np.arange(1, len(frame) + 1), self.missing_values, self.dialect)
         table, class_names, left_out = self.row_labels.select(table, self.row_splits.group)
         self.row_splits.check_groups(table)
-        images: list[Path | None] = []
-        if self.image is not None:
-            table, images = self._with_images(table, self.image, left_out)
+        table = self.without_unusable(table, left_out)
         target = self.row_labels.target(table, class_names)
         if target.ndim == 2 and (unlabelled := np.array((target < 0).all(1))).any():
             log.warning(
@@ -213,14 +185,16 @@ class CsvRows(SourcedDataModule):
                     f"{self.csv}: no row has a label in {', '.join(self.row_labels.columns)}: name the right columns"
                 )
             table, target = table.select(~unlabelled), target[~unlabelled]
-            images = [file for file, is_unlabelled in zip(images, unlabelled) if not is_unlabelled]
         splits = self.row_splits.divide(table, target, class_names)
         self.row_labels.check_splits(target, splits, self.csv)
         if absent := [split for split in SPLITS if split not in splits]:
             log.warning("%s has no rows for %s", self.csv, " and ".join(absent))
-        if self.image is not None:
-            warn_of_crossing_files(table.frame[self.image], splits)
-        return Rows(table, target, class_names, splits, images, left_out)
+        fold = self.row_splits.fold
+        return Rows(table, target, class_names, splits, left_out, "" if fold is None else f" of fold {fold}")
+
+    def without_unusable(self, table: CsvTable, left_out: dict[str, int]) -> CsvTable:
+        """The rows to divide into splits; adds reasons and numbers of the others to ``left_out``."""
+        return table
 
     def read_frame(self) -> pd.DataFrame:
         """The table, all cells as text.
@@ -229,37 +203,6 @@ class CsvRows(SourcedDataModule):
             UserError: it cannot be read.
         """
         return read_csv(self.csv, dialect=self.dialect)
-
-    def _with_images(
-        self, table: CsvTable, column: str, left_out: dict[str, int]
-    ) -> tuple[CsvTable, list[Path | None]]:
-        """The rows to use as ``without_image`` specifies, and the image file of each; adds to ``left_out``."""
-        names = table.frame[column]
-        unnamed = names.isin(table.missing_values).to_numpy(bool)
-        paths = [self.images / f"{name}{self.image_suffix}" for name in names]
-        if self.without_image == "refuse":  # absent files are counted when they are to be decoded
-            table.refuse(
-                unnamed,
-                f"rows without an image name in column '{column}'",
-                "correct or remove these rows, or set dataset.without_image",
-            )
-            return table, list(paths)
-        has_image = np.logical_and(~unnamed, [path.is_file() for path in paths])
-        if not has_image.any():
-            raise UserError(f"{self.csv}: no image is in {self.images}, for example {paths[0]}: set dataset.images")
-        if not has_image.all():
-            log.warning(
-                "%s: %d of %d rows have no image (%d without a name), %s",
-                self.csv,
-                (~has_image).sum(),
-                len(has_image),
-                unnamed.sum(),
-                "used without it" if self.without_image == "missing" else "left out",
-            )
-        if self.without_image == "missing":
-            return table, [path if has else None for path, has in zip(paths, has_image)]
-        left_out["no image"] = int((~has_image).sum())
-        return table.select(has_image), [path for path, has in zip(paths, has_image) if has]
 
 
 def warn_of_crossing_files(names: pd.Series, splits: Mapping[str, np.ndarray], noun: str = "images") -> None:

@@ -79,18 +79,6 @@ class ImageReader:
         return tuple(Image.fromarray(np.ascontiguousarray(plane)) for plane in array.transpose(2, 0, 1))
 
 
-def check_sides(side: int, stored_side: int) -> None:
-    """
-    Raises:
-        UserError: images of ``side`` cannot be cut from images of ``stored_side``.
-    """
-    if side < 1 or stored_side < side:
-        raise UserError(
-            f"dataset.side={side}, dataset.stored_side={stored_side}: sides are positive, and images are stored no "
-            "smaller than they are used"
-        )
-
-
 def load_images(paths: Sequence[Path], read: ImageReader, noun: str = "images") -> np.ndarray:
     """Read a few thousand image files into one array (N, C, side, side) uint8 in memory.
 

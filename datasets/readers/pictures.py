@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from utils.errors import UserError
 from utils.files import natural_key
 from utils.limits import advice, limit
 
@@ -165,12 +164,3 @@ def _is_changed(path: Path) -> bool:
             return _orientation(image) in _UPRIGHT
     except UNREADABLE:
         return False
-
-
-def check_bits(bits: int | None) -> None:
-    """
-    Raises:
-        UserError: not a number of bits of a 16-bit image.
-    """
-    if bits is not None and not 8 <= bits <= 16:
-        raise UserError(f"dataset.image_bits={bits}: must be 8 to 16, the bits in use of 16-bit images, or null")

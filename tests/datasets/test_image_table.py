@@ -107,7 +107,7 @@ def test_cells_are_coded_as_a_loop_over_the_file_codes_them(make: Callable[..., 
         with Image.open(csv.parent / "photos" / f"{row['photo']}.jpg") as source:
             wanted = np.asarray(source.convert("RGB").resize((20, 20), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
         assert np.array_equal(image, wanted)
-    assert data.store.meta()["missing_cells"]["train"]["weight"] > 0  # type: ignore[index]
+    assert data.store.meta()["part_counts"]["table"]["missing_cells"]["train"]["weight"] > 0  # type: ignore[index]
 
 
 def test_splits_are_stratified_seeded_and_disjoint(make: Callable[..., ImageTable], tmp_path: Path) -> None:
@@ -268,7 +268,8 @@ def test_an_interrupted_prepare_goes_on(
 ) -> None:
     """What is decoded is not decoded again, but where the file changed; the table may change meanwhile."""
     monkeypatch.setattr(images, "CHUNK", 8)
-    names = {split: coded.names.tolist() for split, coded in make().find_source().load().splits.items()}
+    content = make().find_source().load()
+    names = {split: content.names[rows].tolist() for split, rows in content.splits.items()}
     reads.stop_at = names["train"][30]
     with pytest.raises(KeyboardInterrupt):
         make().prepare()

@@ -35,7 +35,7 @@ from datasets.mmimdb import GENRES, MMIMDb
 from datasets.readers import images
 from datasets.readers.images import ImageReader
 from datasets.readers.tokens import WordMask, load_tokenizer, tokenise
-from datasets.transforms import ImageTransform, JointAugmentation
+from datasets.transforms import ImageForm, ImageTransform, JointAugmentation
 from gaussian_parameter_generation.estimate import absent_modalities, estimate
 from models.encoders.token_text import TokenTextEncoder
 from models.imputers.simple import Mean
@@ -216,7 +216,7 @@ def test_every_row_of_food_against_the_files(food: Path, tmp_path: Path, caplog:
             if len(whole) <= 12:
                 assert ids[row].tolist() == whole + [0] * (12 - len(whole))
             assert target[row] == classes[name.rpartition("_")[0]]
-    assert data.store.meta()["without_text"] == {"train": 2, "val": 0, "test": 2}  # type: ignore[index]
+    assert data.store.meta()["part_counts"]["text"]["blank"] == {"train": 2, "val": 0, "test": 2}  # type: ignore[index]
     assert "rows without text: 2 of 40 in train, 2 of 24 in test, the first is frozen_yogurt_0.jpg" in caplog.text
     assert "train has 38 rows, 61,142 were published" in caplog.text
     batch = next(iter(data.loader("test", batch_size=4)))
@@ -313,7 +313,7 @@ def spoil_split(root: Path) -> None:
         (lambda r: None, {"without_text": "refuse"}, r"rows without text: 2 of 40 in train.*without_text=leave_out"),
         (lambda r: None, {"without_text": "keep"}, r"dataset.without_text=keep: must be leave_out, missing or refuse"),
         (lambda r: None, {"tokenizer": "nowhere.txt"}, r"there is no vocabulary nowhere\.txt"),
-        (lambda r: None, {"stored_side": 8}, r"images are stored no smaller than they are used"),
+        (lambda r: None, {"stored_side": 8}, r"dataset.stored_side=8: images are stored no smaller than side=16"),
         (lambda r: None, {"mean": [0.5, 0.5, 0.5]}, r"dataset.mean and dataset.deviation: give three numbers each"),
         (
             lambda r: None,
@@ -576,9 +576,9 @@ def test_texts_of_several_columns_are_joined(xrays: Path, tmp_path: Path) -> Non
     data = notes(xrays, tmp_path, text=["sex", "clinical_notes"], mask_words=[])
     content = data.find_source().load()
     frame = pd.read_csv(xrays, dtype=str, keep_default_na=False).set_index("filename")
-    for items in content.splits.values():
-        for name, text in zip(items.names, items.texts):
-            assert text == " ".join(filter(None, [frame.loc[name, "sex"], frame.loc[name, "clinical_notes"]]))
+    assert len(content.names) == sum(map(len, content.splits.values()))
+    for name, text in zip(content.names, content.inputs["text"].strings):
+        assert text == " ".join(filter(None, [frame.loc[name, "sex"], frame.loc[name, "clinical_notes"]]))
 
 
 # ------------------------------------------------------------------------------------------------------- missing tables
@@ -678,9 +678,8 @@ def test_images_are_normalised_and_training_images_augmented(food: Path, tmp_pat
         assert torch.equal(batch.inputs["text"], data.split("train").read("text")[batch.index].long())
     assert torch.equal(epochs[0], epochs[1]) and not torch.equal(epochs[0], epochs[2])
     assert not torch.equal(epochs[0], plain)
-    no_change = ImageTransform("image", 16, JointAugmentation(rate=0.0))
-    kept = no_change({"image": stored}, torch.Generator().manual_seed(0))["image"]
-    assert torch.equal(kept, stored) and torch.equal(no_change.pixels(kept), stored)
+    no_change = ImageTransform({"image": ImageForm(16)}, JointAugmentation(rate=0.0))
+    assert torch.equal(no_change({"image": stored}, torch.Generator().manual_seed(0))["image"], stored)
 
 
 # ---------------------------------------------------------------------------------------------------------- the encoder
@@ -835,7 +834,7 @@ def test_the_real_x_rays(tmp_path: Path) -> None:
     data.prepare()
     meta = data.store.meta()
     assert meta is not None and sum(meta["counts"].values()) == 466 == 573 - 84 - 1 - 22
-    assert sum(meta["without_text"].values()) == 100 and meta["vocabulary"] == 30522
+    assert sum(meta["part_counts"]["text"]["blank"].values()) == 100 and meta["parts"]["text"]["vocabulary"] == 30522
     totals = {name: sum(meta["class_counts"][s][name] for s in SPLITS) for name in data.class_names}
     assert totals == {"COVID-19": 396, "SARS": 16, "Pneumocystis": 13, "Bacterial": 33, "No Finding": 8}
     frame = pd.read_csv(SHARED / "chest_xray/metadata.csv", dtype=str).set_index("filename")

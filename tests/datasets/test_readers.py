@@ -347,7 +347,7 @@ def test_image_bits_of_a_data_set(tmp_path: Path) -> None:
     data.prepare()
     stored = data.split("train").read("image")
     assert np.array_equal(stored[0, 0].numpy(), np.floor(gradient(4095) / 4095 * 255 + 0.5))
-    with pytest.raises(UserError, match=r"dataset\.image_bits=4: must be 8 to 16"):
+    with pytest.raises(UserError, match=r"dataset\.image_bits=4: must be a whole number from 8 to 16"):
         table(csv, image_bits=4)
 
 
@@ -495,7 +495,7 @@ def test_texts_without_a_token_are_no_texts(tmp_path: Path, caplog: pytest.LogCa
     assert np.flatnonzero(kept.natural_rows("test")["text"]).tolist() == [1]
     assert "2 of them have characters of which the tokenizer makes no token" in caplog.text
     meta = kept.store.meta()
-    assert meta is not None and meta["without_text"] == {"train": 2, "val": 0, "test": 1}
+    assert meta is not None and meta["part_counts"]["text"]["blank"] == {"train": 2, "val": 0, "test": 1}
     less = texts(tmp_path / "less", column, without_text="leave_out")
     less.prepare()
     assert [len(less.split(s)) for s in ("train", "val", "test")] == [16, 6, 5]

@@ -10,7 +10,8 @@ from torchvision.transforms.v2 import functional as V
 
 from datasets.transforms import (
     ColumnPool,
-    ImageTableTransform,
+    ImageForm,
+    ImageTransform,
     JointAugmentation,
     augment_images,
     blur,
@@ -94,7 +95,7 @@ def test_the_test_transform_is_the_resize_of_torchvision() -> None:
     x = images(2, 64)
     torch.testing.assert_close(resize(x, 24), V.resize(x, [24, 24], antialias=True))
     assert resize(x, 64) is x
-    transform = ImageTableTransform("img", "tab", 24, JointAugmentation(), ColumnPool(torch.rand(5, 3)))
+    transform = ImageTransform({"img": ImageForm(24)}, JointAugmentation(), {"tab": ColumnPool(torch.rand(5, 3))})
     table = torch.rand(2, 3)
     out = transform({"img": x, "tab": table}, None)
     torch.testing.assert_close(out["img"], V.resize(x, [24, 24], antialias=True))
@@ -151,7 +152,7 @@ def test_corruption_replaces_exactly_k_cells_by_observed_training_values() -> No
 def test_rate_keeps_image_and_table_of_a_row_together() -> None:
     x, table = images(400, 16), torch.full((400, 17), -1.0)
     augmentation = JointAugmentation(rate=0.7, crop_scale=(0.5, 0.8))
-    transform = ImageTableTransform("img", "tab", 16, augmentation, ColumnPool(torch.rand(50, 17)))
+    transform = ImageTransform({"img": ImageForm(16)}, augmentation, {"tab": ColumnPool(torch.rand(50, 17))})
     out = transform({"img": x, "tab": table, "other": table}, generator())
     image_changed = (out["img"] != x).flatten(1).any(1)
     table_changed = (out["tab"] != table).any(1)
@@ -161,7 +162,7 @@ def test_rate_keeps_image_and_table_of_a_row_together() -> None:
     again = transform({"img": x, "tab": table}, generator())
     assert torch.equal(out["img"], again["img"]) and torch.equal(out["tab"], again["tab"])
     assert not torch.equal(out["img"], transform({"img": x, "tab": table}, generator(1))["img"])
-    untouched = ImageTableTransform("img", "tab", 16, JointAugmentation(rate=0.0), ColumnPool(torch.rand(50, 17)))
+    untouched = ImageTransform({"img": ImageForm(16)}, JointAugmentation(rate=0.0), transform.pools)
     out = untouched({"img": x, "tab": table}, generator())
     assert torch.equal(out["img"], x) and torch.equal(out["tab"], table)
 
@@ -183,8 +184,7 @@ def test_impossible_settings_are_refused() -> None:
 
 def test_single_channel_images_are_augmented_too() -> None:
     x = torch.rand(8, 1, 20, 20, generator=generator())
-    transform = ImageTableTransform(
-        "img", "tab", 16, JointAugmentation(rate=1.0, rotation=45), ColumnPool(torch.rand(9, 4))
-    )
+    pools = {"tab": ColumnPool(torch.rand(9, 4))}
+    transform = ImageTransform({"img": ImageForm(16)}, JointAugmentation(rate=1.0, rotation=45), pools)
     out = transform({"img": x, "tab": torch.rand(8, 4)}, generator())["img"]
     assert out.shape == (8, 1, 16, 16) and np.isfinite(out.numpy()).all()

@@ -199,6 +199,9 @@ def test_another_meaning_of_the_inputs_is_refused(trained, kind: str, change: st
     if "modalities" in settings:
         usual = ImageTableModule.modalities
         monkeypatch.setattr(ImageTableModule, "modalities", property(lambda self: usual.fget(self)[::-1]))
+        monkeypatch.setattr(
+            ImageTableModule, "modality_names", property(lambda self: [m.name for m in self.modalities])
+        )
     if change not in UNAFFECTED.get(kind, ()):
         with pytest.raises(UserError, match=message) as error:
             load(kind, files, configured)
