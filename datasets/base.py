@@ -141,6 +141,11 @@ class MultimodalDataModule(TakesNewRows, DeclaredArguments, pl.LightningDataModu
         """Modality name -> kind; known before the data are packed."""
         return {m.name: m.kind for m in self.modalities}
 
+    @property
+    def tables(self) -> list[str]:
+        """Modalities whose cells are meant by scenarios that name no modality, such as ``table_value_0.3``."""
+        return [name for name, kind in self.kinds.items() if kind == "table"]
+
     def split(self, name: str) -> PackedSplit:
         """Packed arrays of one split.
 
@@ -245,6 +250,8 @@ class MultimodalDataModule(TakesNewRows, DeclaredArguments, pl.LightningDataModu
         """Missing rate of a scenario under the masks of :meth:`masks`."""
         hidden = unobserved(missing, cells, self.modality_names)
         cells = scenario.counted_cells(cells, self.modality_names)
+        if scenario.hides_cells and not scenario.named_modalities:
+            cells = {name: mask for name, mask in cells.items() if name in self.tables}
         return float(scenario.realised_rate(hidden, cells, [m.kind for m in self.modalities]))
 
     def _content(self, split: str, gaps: SourceGaps) -> SplitContent:
@@ -287,13 +294,14 @@ class MultimodalDataModule(TakesNewRows, DeclaredArguments, pl.LightningDataModu
                     f"only {', '.join(kinds)} and {last} can be partly missing, use nested_{number}_0.25 or noise"
                 )
             return number, modality
-        tables = [(i, m) for i, m in enumerate(self.modalities) if m.kind == "table"]
+        tables = self.tables
         if len(tables) != 1:
             raise UserError(
                 f"missing scenario '{scenario.name}' hides cells of a table, but {self.name} has "
                 f"{len(tables) or 'no'} table{'s' if tables else ''}: use whole modalities, such as whole_1"
             )
-        return tables[0]
+        number = self.modality_names.index(tables[0])
+        return number, self.modalities[number]
 
     def natural_cells(self, split: str) -> dict[str, np.ndarray]:
         """Cells without a value in the source: table -> (N, F) bool, series -> (N, T, channels) bool; only of those

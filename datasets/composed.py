@@ -196,6 +196,11 @@ class ComposedDataModule(SourcedDataModule):
         return {part.name: part.modality_kind for part in self.parts}
 
     @property
+    def tables(self) -> list[str]:
+        """See the base class; vectors are meant only where there is no table of columns."""
+        return [part.name for part in self.parts if isinstance(part, CodedPart)] or super().tables
+
+    @property
     def class_names(self) -> list[str]:  # type: ignore[override]
         return list(self.packed_meta()["class_names"])
 

@@ -233,7 +233,7 @@ def test_no_imputer_reads_missing_parts_of_any_kind(
     assert torch.equal(expected["film"].masked_fill(is_missing, 0), batch.observed()["film"])
 
 
-# Scenarios on all kinds, on those with one table, and on an image and a text.
+# Scenarios on all kinds, on a table beside cells of other kinds, and on an image and a text.
 SCENARIOS = {
     RING: [
         *("none", "whole_0", "random_0.5", "random_global_0.5", "random_bernoulli_0.5", "correlated_0.3_0.5"),
@@ -242,7 +242,7 @@ SCENARIOS = {
         *(f"{kind}_{j}_0.5" for kind in ("nested", "mar", "mnar") for j in range(len(RING))),
         *(f"segments_{j}_0.5" for j, name in enumerate(RING) if name != "note"),
     ],
-    ("labs", "ecg"): [f"table_{kind}_0.5" for kind in ("value", "feature", "MI", "LI")],
+    ("labs", "ecg", "genes"): [f"table_{kind}_0.5" for kind in ("value", "feature", "MI", "LI")],
     ("film", "note"): [f"image_text_{kind}_0.7" for kind in ("both", "image", "text", "running_both")],
 }
 

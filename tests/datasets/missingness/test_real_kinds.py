@@ -61,6 +61,19 @@ def test_masks_fit_every_kind_and_gaps_of_the_source_stay(data: FromCSV, name: s
                 assert not shown[batch.missing[:, column]].any(), modality.name
 
 
+def test_table_scenarios_act_on_the_table_of_columns_alone(data: FromCSV) -> None:
+    scenario, plain = parse_scenario("table_value_0.4"), parse_scenario("none")
+    missing, cells = data.masks("train", scenario)
+    _, natural = data.masks("train", plain)
+    assert data.tables == ["labs"] and {"labs", "ecg", "genes"} == cells.keys()
+    assert np.array_equal(cells["ecg"], natural["ecg"]) and np.array_equal(cells["genes"], natural["genes"])
+    n, columns = cells["labs"].shape
+    drawn = np.zeros(n * columns, dtype=bool)
+    drawn[np.random.RandomState(2021).choice(n * columns, int(n * columns * 0.4), replace=False)] = True
+    assert np.array_equal(cells["labs"], drawn.reshape(n, columns) | natural["labs"])
+    assert data.realised_rate(scenario, missing, cells) == cells["labs"].mean()
+
+
 @pytest.fixture(scope="module")
 def changed(tmp_path_factory: pytest.TempPathFactory, csv: Path, data: FromCSV) -> FromCSV:
     """The same store with other content in place of what the source lacks."""
