@@ -26,6 +26,11 @@ BLOCK_FILES = {"recipe/*.yaml": "recipe", "schedule/*/*.yaml": "schedule", "stud
 
 # imputer.modalities={film: MoPoE, labs: TIP}: an option of imputer= per modality, composed below imputer.parts.
 MODALITIES, PARTS = "imputer.modalities", "imputer.parts"
+# The parts are composed before the jobs of a sweep exist.
+NO_SWEEP = (
+    "a sweep cannot choose the imputers of modalities, as the configuration and the recipe of each are composed before "
+    "its jobs: run one command per choice, each with another name="
+)
 
 
 def compose_config(*overrides: str, configs: Path = CONFIGS) -> DictConfig:
@@ -81,8 +86,14 @@ def with_parts(texts: Sequence[str], configs: Path = CONFIGS) -> list[str]:
         texts: overrides, or the command line; those that are added already are not added again.
 
     Raises:
-        UserError: ``imputer.modalities`` is no mapping, or names two imputers for a modality.
+        UserError: ``imputer.modalities`` is no mapping, is swept, or names two imputers for a modality.
     """
+    for text in texts:
+        key, _, option = text.lstrip("+").partition("=")
+        if key.startswith(f"{MODALITIES}."):
+            name = key.removeprefix(f"{MODALITIES}.")
+            swept = f"; {NO_SWEEP}" if "," in option else ""
+            raise UserError(f"{text}: write {MODALITIES}={{{name}: {option.partition(',')[0]}}}{swept}")
     if not any(text.lstrip("+").startswith(f"{MODALITIES}=") for text in texts):
         return list(texts)
     try:
@@ -109,7 +120,9 @@ def with_parts(texts: Sequence[str], configs: Path = CONFIGS) -> list[str]:
 def _mapping(override: Override) -> dict[str, str]:
     """Modality -> option of an override of ``imputer.modalities``."""
     text = str(override.input_line).partition("=")[2]
-    mapping: Any = None if override.is_sweep_override() else override.value()
+    if override.is_sweep_override():
+        raise UserError(f"{MODALITIES}={text}: {NO_SWEEP}")
+    mapping: Any = override.value()
     if not isinstance(mapping, dict):
         example = "{film: MoPoE, labs: TIP}"
         raise UserError(f"{MODALITIES}={text}: must name an imputer per modality, such as '{MODALITIES}={example}'")

@@ -148,6 +148,10 @@ def test_modalities_are_composed_like_other_options() -> None:
         ("{photo:MoPoE}", r"imputer\.modalities\.photo: CAD has no modality 'photo', it has img, tabular"),
         ("{img:Oracle}", r"imputer\.parts\.img=Oracle reads the content that is missing"),
         ("null", r"imputer\.modalities=null: must name"),
+        (
+            "{img:TIP},{img:MoPoE}",
+            r"modalities=\{img:TIP\},\{img:MoPoE\}: a sweep cannot .*: run one command per choice",
+        ),
     ],
 )
 def test_mistakes_are_one_line_each(modalities: str, message: str) -> None:
@@ -156,6 +160,13 @@ def test_mistakes_are_one_line_each(modalities: str, message: str) -> None:
         check_overrides(given)
         validate(compose_config(*given))
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_key_per_modality_is_answered_with_the_mapping() -> None:
+    with pytest.raises(UserError, match=r"modalities\.img=TIP: write imputer\.modalities=\{img: TIP\}$"):
+        with_parts([*CHAIN, "imputer.modalities.img=TIP"])
+    with pytest.raises(UserError, match=r"write imputer\.modalities=\{img: TIP\}; a sweep cannot choose .* per choice"):
+        with_parts([*CHAIN, "+imputer.modalities.img=TIP,MoPoE"])
 
 
 def test_a_chain_without_parts_says_how_to_name_them() -> None:
