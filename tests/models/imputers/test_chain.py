@@ -287,6 +287,41 @@ def test_a_bundle_and_a_forecast_of_a_chain(
     assert {"imputer MoPoE", "imputer TIP"} <= set(forecast.parameters) and "imputer Chain" in forecast.bytes
 
 
+def test_a_chain_predicts_by_its_run(
+    configured: Callable[..., DictConfig], fitted_run: Callable[[str], Run], tmp_path: Path
+) -> None:
+    """Stage predict without a bundle: the probabilities of stage test, of the rows in the test split."""
+    run = fitted_run("Chain")
+    asked = [f"predict.input={run.data.csv}", f"predict.output={tmp_path / 'out.csv'}", "stages=[predict]"]
+    pipeline.run(configured(*overrides("Chain"), "name=Chain", *asked))
+    table = pd.read_csv(tmp_path / "out.csv").set_index("id")
+    names = run.data.split("test").names()
+    logits = np.load(run.directory / "predictions" / "none.npz")["logits"]
+    expected = torch.from_numpy(logits).softmax(1).numpy()
+    columns = [f"probability_{name}" for name in run.data.class_names]
+    np.testing.assert_allclose(table.loc[names, columns], expected, atol=1e-5)
+
+
+def test_parts_take_trained_weights(
+    configured: Callable[..., DictConfig], fitted_run: Callable[[str], Run], caplog: pytest.LogCaptureFixture
+) -> None:
+    run = fitted_run("Chain")
+    given = [f"imputer.parts.{name}.checkpoint={part.imputer_checkpoint}" for name, part in run.imputer_parts.items()]
+    cfg = configured(*overrides("Chain"), *given, "name=given", "stages=[impute]", "imputer.quality=null")
+    validate(cfg)
+    with caplog.at_level(logging.INFO):
+        pipeline.run(cfg)
+    assert "for at most" not in caplog.text, "no part is trained"
+    again = Run(cfg)
+    batch = again.data.loader("test", again.scenarios[1]).gather(torch.arange(8))
+    expected, _ = recover_possible(run.load_imputer(), run.data.modalities, batch)
+    recovered, _ = recover_possible(again.load_imputer(), again.data.modalities, batch)
+    assert torch.equal(recovered["image"], expected["image"])
+    absent = [f"imputer.parts.image.checkpoint={run.imputer_checkpoint}.lost", "name=lost", "stages=[impute]"]
+    with pytest.raises(UserError, match=r"imputer\.parts\.image\.checkpoint"):
+        validate(configured(*overrides("Chain"), *absent))
+
+
 def test_a_modality_without_a_part_is_counted(
     configured: Callable[..., DictConfig], caplog: pytest.LogCaptureFixture
 ) -> None:
