@@ -289,9 +289,15 @@ class MultimodalDataModule(TakesNewRows, DeclaredArguments, pl.LightningDataModu
             modality = self.modalities[number]
             if modality.kind not in scenario.cell_kinds:
                 *kinds, last = scenario.cell_kinds
+                reason = f"only {', '.join(kinds)} and {last} can be partly missing"
+                if modality.kind == "text":
+                    reason = (
+                        "texts differ in their number of tokens, and the positions after the last one are padding, so "
+                        "that a share of all positions is no share of the text"
+                    )
                 raise UserError(
                     f"missing scenario '{scenario.name}' hides parts of '{modality.name}', of kind {modality.kind}: "
-                    f"only {', '.join(kinds)} and {last} can be partly missing, use nested_{number}_0.25 or noise"
+                    f"{reason}; use nested_{number}_0.25 or noise"
                 )
             return number, modality
         tables = self.tables

@@ -129,7 +129,9 @@ class SourcedDataModule(MultimodalDataModule):
         self.store.write(splits, about)
         end = time.perf_counter()
         scale = sum(counts.values()) / sum(len(self.store.split(split)) for split in counts)
-        nbytes = scale * sum(file.stat().st_size for file in self.store.folder.rglob("*.npy"))
+        # Splits that share items have links to one file.
+        sizes = {(stat := file.stat()).st_ino: stat.st_size for file in self.store.folder.rglob("*.npy")}
+        nbytes = scale * sum(sizes.values())
         if is_arrays(loaded):
             nbytes = sum(array.nbytes for arrays in loaded.values() for array in arrays.values())
         return PackedSample(counts, begun - start + scale * (end - begun), nbytes)

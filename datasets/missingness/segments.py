@@ -23,7 +23,8 @@ class Segments(ScenarioWithRate):
     Masks of higher rates need not contain those of lower rates.
 
     Unlike content with noise (``occlusion``, ``time_mask``), the part is known to be missing
-    (``Batch.feature_missing``): imputers fill it in. Texts are refused.
+    (``Batch.feature_missing``): imputers fill it in. Texts are refused: they differ in their number of tokens, and what
+    follows the last one is padding, so that a share of the positions is no share of the text.
 
     Attributes:
         column: of the modality.
