@@ -66,7 +66,8 @@ def test_the_report_has_the_mean_cost_of_every_model_that_has_one(tmp_path: Path
         cost |= {"test_seconds_per_1000_rows": 0.5, "test_scenario": "random_0.4"}
         (run / "environment.json").write_text(json.dumps({"device": f"cpu {min(seed, 1)}", "cost": cost}))
         runs.append(run)
-    runs.append(write_run(tmp_path, "CMPT_x", 0, scenarios=("none", "random_0.4")))  # of an older version
+    runs.append(write_run(tmp_path, "CMPT_x", 0, scenarios=("none", "random_0.4")))
+    (runs[-1] / "environment.json").write_text("{}")  # of an older version
     result = write_report(runs, tmp_path / "report", title="t", metrics=["accuracy"])
     table = pd.read_csv(tmp_path / "report" / "costs.csv")
     (row,) = table.to_dict("records")

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from datasets.missingness.base import slug
+from trainers.report.html_tables import score_table
 from trainers.report.runs import KEY, REPEAT
 from trainers.report.style import RC, grid, save
-from trainers.report.tables import captions_of, html_block, label, markdown_block, rows_of_metric, summarise
+from trainers.report.tables import captions_of, label, markdown_block, rows_of_metric, summarise
 
 LARGEST = 16  # scenarios on a side of a heat map whose cells have numbers
 
@@ -86,11 +88,11 @@ def draw_heat_maps(
     return files
 
 
-def matrix_html(matrix: pd.DataFrame, metric: str, modalities: Sequence[str] = ()) -> str:
+def matrix_html(matrix: pd.DataFrame, metric: str, modalities: Sequence[str] = ()) -> Markup:
     """The matrix as a table for the page: mean ± SD, rows are scenarios of the training data."""
     names = captions_of(matrix.assign(scenario=matrix["model"]), modalities)
     named = matrix.assign(model=matrix["model"].map(names))
-    return html_block(named, metric, captions_of(matrix, modalities))
+    return score_table(named, metric, captions_of(matrix, modalities), "Scores by training and test", "training")
 
 
 def matrix_markdown(matrix: pd.DataFrame, metric: str, method: str) -> str:

@@ -16,6 +16,7 @@ from datasets.missingness import unobserved
 from datasets.missingness.base import AXIS_START, MISSING_RATE, slug
 from datasets.missingness.none import Complete
 from datasets.missingness.whole import Whole, modality_orders
+from trainers.report.html_tables import frame_table, score_table
 from trainers.report.measures import (
     Subset,
     accuracy_by_pattern,
@@ -28,7 +29,7 @@ from trainers.report.measures import (
 )
 from trainers.report.runs import REPEAT, FinishedRun, load_arrays, load_sorted, scenario_of
 from trainers.report.statistics import is_right
-from trainers.report.tables import captions_of, html_block, label, summarise
+from trainers.report.tables import captions_of, label, summarise
 from utils.metrics import direction_of
 
 log = logging.getLogger(__name__)
@@ -94,7 +95,8 @@ class Measure:
             captions = {name: name for name in part["scenario"].unique()}
             if self.name == "oracle_gap":  # its columns are scenarios
                 captions = captions_of(part, modalities.get(str(dataset), ()))
-            blocks.append((str(dataset), Markup(html_block(part, str(part["metric"].iloc[0]), captions))))
+            cells = score_table(part, str(part["metric"].iloc[0]), captions, f"{self.title}, {dataset}")
+            blocks.append((str(dataset), cells))
         return blocks
 
 
@@ -289,5 +291,5 @@ def pattern_blocks(patterns: pd.DataFrame, modalities: Mapping[str, Sequence[str
         cells = cells.reindex(index=part["pattern"].unique(), columns=part["model"].unique()).fillna("–")
         heading = f"{dataset}, {scenario_of(str(scenario)).caption(modalities.get(str(dataset), ()))}"
         table = cells.rename_axis("missing").rename_axis(None, axis=1).reset_index()
-        blocks.append((heading, Markup(table.to_html(index=False, border=0))))
+        blocks.append((heading, frame_table(table, f"Accuracy per pattern, {heading}")))
     return blocks

@@ -19,6 +19,7 @@ from trainers.report.style import RC, grid, legend, model_styles
 from utils.probabilities import BINS
 
 MAX_TEXTS, MAX_NAMES = 12, 40  # classes up to which a confusion matrix shows numbers, and names
+MAX_MARKERS = 20  # points up to which a line has a marker at every point
 COVERAGE = np.arange(1, 101) / 100
 # Section of the page, stem of the file, and the function that draws it.
 Job = tuple[str, str, Callable[[], Figure | None]]
@@ -86,7 +87,7 @@ def outcome_jobs(
     has_many_sets = summary["dataset"].nunique() > 1
     for dataset, part in summary.groupby("dataset", sort=False):
         of_set = [run for run in runs if run.dataset == dataset]
-        captions = {s: scenario_of(s).caption(modalities.get(str(dataset), ())) for s in _extremes(part)}
+        captions = {s: scenario_of(s).caption(modalities.get(str(dataset), ())) for s in extremes(part)}
         outcomes = _Outcomes(of_set, list(captions))
         stem, models = f"{dataset}_" if has_many_sets else "", list(part["model"].unique())
         for kind, draw in (("reliability", _reliability_figure), ("risk_coverage", _risk_figure)):
@@ -106,7 +107,7 @@ def outcome_jobs(
     return jobs
 
 
-def _extremes(summary: pd.DataFrame) -> list[str]:
+def extremes(summary: pd.DataFrame) -> list[str]:
     """Complete data, and the scenario with the highest realised missing rate, as far as they were tested."""
     names = [str(name) for name in summary["scenario"].unique()]
     rates = summary.groupby("scenario")["missing_rate"].mean() if "missing_rate" in summary else pd.Series(dtype=float)
@@ -162,7 +163,9 @@ def _panels(
         for model, style in model_styles(list(models)).items():
             if model in lines[scenario]:
                 look = {key: value for key, value in style.items() if key != "hatch"}
-                ax.plot(*lines[scenario][model], label=model, markersize=4, linewidth=1.5, markevery=0.1, **look)
+                x, y = lines[scenario][model]
+                every = None if len(x) <= MAX_MARKERS else 0.1
+                ax.plot(x, y, label=model, markersize=4, linewidth=1.5, markevery=every, **look)
         ax.set_title(caption, fontsize=10)
         ax.set_xlabel(axes[0])
         ax.grid(alpha=0.3)

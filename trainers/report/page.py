@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
-import jinja2
 import pandas as pd
-from markupsafe import Markup
 
 from datasets.missingness.base import slug
-from trainers.report.costs import cost_table
-from trainers.report.directions import LOWER, check_primary, direction
-from trainers.report.figures import draw_figures, training_sweep
-from trainers.report.grid_tables import as_csv, draw_heat_maps, matrix_html, matrix_markdown, train_test_matrices
-from trainers.report.measure_tables import Measure, measures_of, pattern_blocks, pattern_table
-from trainers.report.ranks import Ranks, compare_ranks, critical_difference
-from trainers.report.runs import FinishedRun, gather, modality_names, scenario_of
-from trainers.report.statistics import compare
-from trainers.report.style import ORACLE_NOTE, data_uri, is_oracle, save
-from trainers.report.tables import captions_of, html_block, label, latex_block, markdown_block, spread, summarise, table
-from trainers.report.verification import verify_results
+from trainers.report.content import Content, content_of
+from trainers.report.costs import QUANTITIES, cost_rows
+from trainers.report.figures import draw_figures
+from trainers.report.grid_tables import as_csv, draw_heat_maps, matrix_markdown
+from trainers.report.outcomes import extremes
+from trainers.report.plots import cost_scatter
+from trainers.report.ranks import Ranks, critical_difference
+from trainers.report.render import render_page
+from trainers.report.style import model_styles, save
+from trainers.report.tables import captions_of, label, latex_block, markdown_block, table
 from utils.errors import UserError
 from utils.files import remove_leftovers, temporary_beside
 from utils.spreadsheet import write_table
-
-log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -45,137 +37,6 @@ class Report:
     tests: pd.DataFrame
     tables: dict[tuple[str, str], pd.DataFrame]
     ranks: Ranks | None = None
-
-
-PAGE = Path(__file__).with_name("page.html")
-SECTIONS = {
-    "sweep": "Tested on complete data; at rate 0 trained on complete data.",
-    "outcomes": "On complete data and under the scenario with the highest missing rate. Confusion matrices and bins of "
-    "confidence pool the rows of all seeds, the other curves average over seeds. Risk: error rate of the most "
-    "confident rows.",
-    "samples": "Missing originals are dimmed, in a dashed frame. Accepted recoveries have a green frame and their "
-    "order in brackets; their reward is bold at the step that accepted them.",
-    "rewards": "Last reward of each recovery, over all seeds.",
-    "training": "One line per seed or fold.",
-}
-
-
-def _environment(runs: Sequence[FinishedRun]) -> list[Markup]:
-    """Tables of environment.json: entries that all runs share, and entries that differ."""
-    entries = [json.loads(run.text("environment.json") or "{}") for run in runs]
-    entries = [{key: value for key, value in entry.items() if key != "cost"} for entry in entries]  # costs.csv
-    frame = pd.json_normalize(entries).astype(object).map(lambda v: "–" if v is None or v != v else str(v))
-    shared = [column for column in frame if frame[column].nunique() == 1]
-    common = pd.DataFrame({"entry": shared, "the same in all runs": [frame[c].iloc[0] for c in shared]})
-    frame.insert(0, "run", [f"{run.dataset}, {run.model}, {run.repeat}" for run in runs])
-    parts = [common] * bool(shared) + [frame.drop(columns=shared)]
-    return [Markup(part.to_html(index=False, border=0)) for part in parts]
-
-
-@dataclass(frozen=True)
-class Content:
-    """Runs of a report, and everything that is computed from them.
-
-    Attributes:
-        skipped: run directories that are left out, with the reason.
-        frame: all results.
-        metrics: metrics with tables and figures, ``primary`` first.
-        names: data set -> names of its modalities.
-        sweep: summary by missing data in training; empty without such runs.
-        matrices: (data set, method) -> scores by training and test scenario.
-        patterns: scores per pattern of missing modalities.
-        tests: paired tests of ``primary``.
-        costs: of the models, see :func:`trainers.report.costs.cost_table`.
-    """
-
-    runs: Sequence[FinishedRun]
-    skipped: Sequence[str]
-    frame: pd.DataFrame
-    metrics: Sequence[str]
-    primary: str
-    names: Mapping[str, Sequence[str]]
-    summary: pd.DataFrame
-    sweep: pd.DataFrame
-    matrices: dict[tuple[str, str], pd.DataFrame]
-    measures: Sequence[Measure]
-    patterns: pd.DataFrame
-    tests: pd.DataFrame
-    ranks: Ranks | None
-    costs: pd.DataFrame
-
-
-def _content(run_dirs: Sequence[Path], output: Path, metrics: Sequence[str] | None, primary: str) -> Content:
-    runs, skipped = gather(run_dirs)
-    verify_results(runs)
-    frame = pd.concat([run.frame for run in runs], ignore_index=True)
-    present = list(frame["metric"].unique())
-    if unknown := [m for m in (primary, *(metrics or ())) if m not in present]:
-        raise UserError(f"no run has the metric '{unknown[0]}': choose from {', '.join(present)}")
-    check_primary(frame, primary)
-    metrics = sorted(dict.fromkeys(metrics or present), key=lambda m: m != primary)
-    log.info("report: %d runs, %s, into %s", len(runs), ", ".join(metrics), output)
-    names = modality_names(runs)
-    return Content(
-        runs=runs,
-        skipped=skipped,
-        frame=frame,
-        metrics=metrics,
-        primary=primary,
-        names=names,
-        summary=summarise(frame),
-        sweep=summarise(training_sweep(frame)),
-        matrices=train_test_matrices(frame),
-        measures=measures_of(runs, frame, primary, names),
-        patterns=pattern_table(runs, names),
-        tests=compare(runs, frame, primary),
-        ranks=compare_ranks(frame, primary),
-        costs=cost_table(runs),
-    )
-
-
-def _page(content: Content, title: str, drawn: Mapping[str, Sequence[Path]]) -> str:
-    figures = {section: [(file.stem, data_uri(file)) for file in files] for section, files in drawn.items()}
-    names, primary, tests, ranks = content.names, content.primary, content.tests, content.ranks
-
-    def tables(summary: pd.DataFrame, metric: str) -> list[tuple[str, Markup]]:
-        parts = summary[summary["metric"] == metric].groupby("dataset", sort=False)
-        captions = {dataset: captions_of(part, names.get(dataset, ())) for dataset, part in parts}
-        return [(dataset, Markup(html_block(part, metric, captions[dataset]))) for dataset, part in parts]
-
-    captions = [scenario_of(s).caption(names.get(d, ())) for d, s in zip(tests["dataset"], tests["scenario"])]
-    tests_html = _numbers_html(tests.assign(scenario=captions))
-    page = jinja2.Environment(autoescape=True).from_string(PAGE.read_text())
-    return page.render(
-        runs=content.runs,
-        skipped=content.skipped,
-        title=title,
-        date=datetime.now().strftime("%Y-%m-%d %H:%M"),
-        spread=spread(content.summary),
-        lower=", ".join(m for m in content.metrics if direction(content.frame, m) == LOWER),
-        oracle=ORACLE_NOTE if content.summary["model"].map(is_oracle).any() else "",
-        metrics=[
-            (label(metric), tables(content.summary, metric), figures.get(metric, [])) for metric in content.metrics
-        ],
-        sweep=[(label(metric), tables(content.sweep, metric)) for metric in content.metrics if len(content.sweep)],
-        grid=[
-            (f"{dataset}, {method}, {label(primary)}", Markup(matrix_html(matrix, primary, names.get(dataset, ()))))
-            for (dataset, method), matrix in content.matrices.items()
-        ],
-        grid_figures=figures.get("grid", []),
-        measures=[(m.title, m.note, m.html(names)) for m in content.measures],
-        patterns=pattern_blocks(content.patterns, names),
-        primary=primary,
-        tests=len(tests) and Markup(tests_html),
-        ranks=ranks,
-        rank_table=ranks and Markup(_numbers_html(ranks.table)),
-        rank_figures=figures.get("ranks", []),
-        sections=[(name.capitalize(), note, figures.get(name)) for name, note in SECTIONS.items()],
-        environment=_environment(content.runs),
-    )
-
-
-def _numbers_html(frame: pd.DataFrame) -> str:
-    return frame.to_html(index=False, border=0, float_format="{:.3g}".format, na_rep="")
 
 
 def _check_output(output: Path, run_dirs: Sequence[Path]) -> None:
@@ -209,14 +70,14 @@ def write_report(
     """
     output = Path(output).resolve()
     _check_output(output, run_dirs)
-    content = _content(run_dirs, output, metrics, primary)
+    content = content_of(run_dirs, output, metrics, primary)
 
     remove_leftovers(output.parent)
     draft, old = temporary_beside(output), temporary_beside(output, is_old=True)
     draft.mkdir(parents=True)
     try:
         drawn = _write_files(draft, content)
-        (draft / "report.html").write_text(_page(content, title, drawn))
+        (draft / "report.html").write_text(render_page(content, title, drawn, draft))
         if output.exists():
             output.rename(old)
         draft.rename(output)
@@ -253,6 +114,8 @@ def _write_files(folder: Path, content: Content) -> dict[str, list[Path]]:
         write_table(content.ranks.table, folder / "ranks.csv")
         drawn["ranks"] = [folder / "figures" / f"ranks_{slug(primary)}.png"]
         save(critical_difference(content.ranks), drawn["ranks"][0], pdf=True)
+    if len(content.costs):
+        drawn["costs"] = _draw_costs(content, folder / "figures")
     if content.matrices:
         drawn["grid"] = draw_heat_maps(content.matrices, primary, folder / "figures", names)
     return drawn
@@ -279,3 +142,19 @@ def _write_tables(
             latex.append(latex_block(part, metric, captions_of(part, modalities.get(str(dataset), ())), kind))
         (folder / f"{stem}_{slug(metric)}.md").write_text("\n".join(markdown))
         (folder / f"{stem}_{slug(metric)}.tex").write_text("\n".join(latex) + "\n")
+
+
+def _draw_costs(content: Content, folder: Path) -> list[Path]:
+    """A figure of score against costs per data set."""
+    files = []
+    styles = model_styles(list(content.summary["model"].unique()))
+    for dataset, part in content.summary.groupby("dataset", sort=False):
+        panels = {
+            content.captions[str(dataset)][scenario]: rows
+            for scenario in extremes(part)
+            if len(rows := cost_rows(content.costs, part, str(dataset), scenario, content.primary))
+        }
+        if panels:
+            files.append(folder / f"costs_{slug(str(dataset))}_{slug(content.primary)}.png")
+            save(cost_scatter(panels, QUANTITIES, label(content.primary), styles, str(dataset)), files[-1], pdf=True)
+    return files

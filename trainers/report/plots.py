@@ -14,7 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from datasets.missingness.base import AXIS_START, MISSING_RATE
+from datasets.missingness.base import MISSING_RATE
+from trainers.report.curves import Panel, curve_panels
 from trainers.report.runs import scenario_of
 from trainers.report.style import COLOURS, LINES, RC, grid, legend, model_styles
 
@@ -30,73 +31,35 @@ def degradation(
 ) -> Figure | None:
     """Score against missing rate or noise level, one line per model with its SD (over folds: SE) band.
 
-    Each data set has a row of panels, each family of scenarios a column (:meth:`Scenario.place`). Points lie at the
-    realised missing rate (column ``missing_rate``), or at the rate in the name where that is not known.
+    Each data set has a row of panels, each family of scenarios a column.
 
     Args:
-        summary: columns dataset, model, scenario, mean, sd of one metric, in the unit of ``ylabel``.
-        axis: MISSING_RATE | NOISE_LEVEL.
+        summary: see :func:`curve_panels`, in the unit of ``ylabel``.
         xlabel: ``axis`` by default.
-        at_rate_one: (data set, scenario of rate 1) -> scenario with the same masks, which ends the curve.
-        modalities: data set -> names of its modalities, for titles.
 
     Returns:
         None if no scenario lies on the axis.
     """
-    data = summary
-    for (dataset, name), scenario in (at_rate_one or {}).items():
-        end = data[(data["dataset"] == dataset) & (data["scenario"] == scenario)]
-        data = pd.concat([data, end.assign(scenario=name, missing_rate=1.0)], ignore_index=True)
-    panels: dict[str, dict[str, float]] = {}  # family -> scenario -> x
-    titles: dict[tuple[str, str], str] = {}
-    for dataset, name in data[["dataset", "scenario"]].drop_duplicates().itertuples(index=False):
-        place = scenario_of(name).place()
-        if place is not None and place.axis == axis:
-            panels.setdefault(place.family, {place.start: AXIS_START[axis]})[name] = place.x
-            named = scenario_of(name).place((modalities or {}).get(dataset, ()))
-            titles[dataset, place.family] = f"{dataset}, {(named or place).family}"
-    if not panels:
-        return None
-    if axis == MISSING_RATE and "missing_rate" in data:
-        data = data.assign(realised=data["missing_rate"])
-    return _curves(data, panels, titles, xlabel or axis, ylabel, styles)
+    panels = curve_panels(summary, axis, at_rate_one, modalities)
+    return _curves(panels, xlabel or axis, ylabel, styles) if panels else None
 
 
 @rc_context(RC)
-def _curves(
-    data: pd.DataFrame,
-    panels: Mapping[str, Mapping[str, float]],
-    titles: Mapping[tuple[str, str], str],
-    xlabel: str,
-    ylabel: str,
-    styles: Mapping[str, Mapping[str, Any]],
-) -> Figure:
-    """A row of panels per data set and a column per family.
-
-    Args:
-        data: of :func:`degradation`; column ``realised`` is the x position of all points but the first, if not NaN.
-        panels: family -> scenario -> x, the start of the curve first.
-        titles: (data set, family) -> title; other panels have no curve.
-    """
-    datasets = list(dict.fromkeys(dataset for dataset, _ in titles))
-    width = max(4.2 * len(panels) + 1, 6.4)
-    figure, axes = grid(len(datasets), len(panels), width, 3.6 * len(datasets), sharey="row")
-    for row, dataset in zip(axes, datasets):
-        for ax, (family, places) in zip(row, panels.items()):
-            start = next(iter(places))
-            points = data[(data["dataset"] == dataset) & data["scenario"].isin(places)]
-            points = points.assign(x=points["scenario"].map(places))
-            if "realised" in points:
-                realised = points["realised"].where(points["scenario"] != start)
-                points = points.assign(x=realised.fillna(points["x"]))
-            for model, style in styles.items():
-                line = points[points["model"] == model].sort_values("x")
-                if not line.empty and not (line["scenario"] == start).all():
-                    _line_with_band(ax, line["x"], line["mean"], line["sd"], model, style)
-            ax.set_title(textwrap.fill(titles.get((dataset, family), f"{dataset}, {family}"), 44), fontsize=10)
-            ax.set_xticks(sorted(points["x"].round(3).unique()))
-            ax.set_xlabel(xlabel)
-            ax.grid(alpha=0.3)
+def _curves(panels: Sequence[Panel], xlabel: str, ylabel: str, styles: Mapping[str, Mapping[str, Any]]) -> Figure:
+    rows = len({panel.dataset for panel in panels})
+    columns = len(panels) // rows
+    width = max(4.2 * columns + 1, 6.4)
+    figure, axes = grid(rows, columns, width, 3.6 * rows, sharey="row")
+    for ax, panel in zip(axes.flat, panels):
+        for model, style in styles.items():
+            line = panel.points[panel.points["model"] == model]
+            if not line.empty:
+                _line_with_band(ax, line["x"], line["mean"], line["sd"], model, style)
+        ax.set_title(textwrap.fill(panel.title, 44), fontsize=10)
+        ax.set_xticks(sorted(panel.points["x"].round(3).unique()))
+        ax.set_xlabel(xlabel)
+        ax.grid(alpha=0.3)
+    for row in axes:
         row[0].set_ylabel(ylabel)
     legend(figure, list(axes.flat), 2 if width < 8 else 4)
     return figure
@@ -125,7 +88,7 @@ def scenario_bars(
     Returns:
         None if there are no such scenarios, or more than a page can show (96).
     """
-    data = summary[summary["scenario"].map(_has_bar)]
+    data = summary[summary["scenario"].map(has_bar)]
     models = [m for m in styles if (data["model"] == m).any()]
     per_row = max(60 // max(len(models), 1), 3)
     rows: list[tuple[str, list[str]]] = []
@@ -156,7 +119,8 @@ def scenario_bars(
     return figure
 
 
-def _has_bar(name: str) -> bool:
+def has_bar(name: str) -> bool:
+    """Whether a scenario is one of :func:`scenario_bars`."""
     scenario = scenario_of(name)
     return bool(scenario.always_missing) and scenario.noise is None
 
@@ -228,4 +192,36 @@ def training_curves(frames: Mapping[Any, pd.DataFrame], title: str) -> Figure | 
         ax.set_ylabel(label)
         ax.grid(alpha=0.3)
         ax.legend(fontsize=8.5, frameon=False)
+    return figure
+
+
+@rc_context(RC)
+def cost_scatter(
+    panels: Mapping[str, pd.DataFrame],
+    quantities: Mapping[str, str],
+    ylabel: str,
+    styles: Mapping[str, Mapping[str, Any]],
+    title: str,
+) -> Figure:
+    """Score against cost on logarithmic axes, one mark per model with its SD; a row of panels per scenario.
+
+    Args:
+        panels: caption of the scenario -> columns model, quantity, cost, mean, sd.
+        quantities: quantity -> label of its column of panels.
+    """
+    costs = [q for q in quantities if any((rows["quantity"] == q).any() for rows in panels.values())]
+    figure, axes = grid(len(panels), len(costs), max(3.6 * len(costs), 5), 3.2 * len(panels), sharey="row")
+    figure.suptitle(title, fontsize=11)
+    for line, (caption, rows) in zip(axes, panels.items()):
+        for ax, quantity in zip(line, costs):
+            for row in rows[rows["quantity"] == quantity].itertuples():
+                look = {key: styles[row.model][key] for key in ("color", "marker")}
+                error = None if np.isnan(row.sd) else row.sd
+                ax.errorbar(row.cost, row.mean, error, label=row.model, linestyle="", markersize=6, **look)
+            ax.set_xscale("log")
+            ax.set_xlabel(quantities[quantity])
+            ax.set_title(caption, fontsize=10)
+            ax.grid(alpha=0.3)
+        line[0].set_ylabel(ylabel)
+    legend(figure, list(axes.flat), 4)
     return figure

@@ -166,10 +166,8 @@ def captions_of(summary: pd.DataFrame, modalities: Sequence[str] = ()) -> dict[s
 
 
 def with_captions(cells: pd.DataFrame, captions: Mapping[str, str], style: str = "plain") -> pd.DataFrame:
-    """A :func:`table` with captions in place of the names of the scenarios; in HTML, the name is the tool tip."""
+    """A :func:`table` with captions in place of the names of the scenarios."""
     heads = {escape(name, style): escape(caption, style) for name, caption in captions.items()}
-    if style == "html":
-        heads = {name: f'<span title="{name}">{caption}</span>' for name, caption in heads.items()}
     if style == "latex":
         lines = {name: textwrap.wrap(caption, 16, break_long_words=False) for name, caption in heads.items()}
         heads = {name: r"\shortstack[r]{" + r"\\".join(parts) + "}" for name, parts in lines.items()}
@@ -185,13 +183,6 @@ def to_latex(cells: pd.DataFrame) -> str:
     """A table of escaped strings as a ``tabular`` of the package booktabs."""
     columns = "l" + "r" * cells.shape[1]
     return cells.reset_index().to_latex(index=False, escape=False, column_format=columns).rstrip()
-
-
-def html_block(summary: pd.DataFrame, metric: str, captions: Mapping[str, str]) -> str:
-    """The table of one data set for the page, with notes."""
-    cells = with_captions(with_rates(table(summary, metric, "html"), summary, "html"), captions, "html").reset_index()
-    notes = "".join(f'<p class="note">{escape(text, "html")}</p>' for text in rate_notes(summary, captions))
-    return cells.to_html(index=False, border=0, escape=False) + notes
 
 
 def markdown_block(summary: pd.DataFrame, metric: str) -> str:

@@ -57,8 +57,12 @@ def write_run(
             rows += [(dataset, member, seed, scenario, metric, value, n) for metric, value in values.items()]
     pd.DataFrame(rows, columns=COLUMNS).to_csv(run / "results.csv", index=False)
     about = {"versions": {"torch": "2.11"}, "device": "cpu", "git_commit": "abc123", "masks": {"none": f"{seed:016x}"}}
+    about["cost"] = {"parameters": 1000 * len(model), "trainable_parameters": 900, "fit_seconds": 2.0 + seed}
+    about["cost"]["test_seconds_per_1000_rows"] = 0.1
     (run / "environment.json").write_text(json.dumps(about))
-    (run / "config.yaml").write_text(f"model: {model}\nnote: <b>see https://example.org</b>\n")
+    (run / "config.yaml").write_text(
+        f"model: {model}\nseed: {seed}\nwidth: {len(model)}\nnote: <b>see https://example.org</b>\n"
+    )
     curves = [
         f"{e},{10 * e + 9},{2 / (e + 1)},,\n{e},{10 * e + 9},,{2.2 / (e + 1)},{1 - 0.8 / (e + 1)}\n" for e in range(8)
     ]

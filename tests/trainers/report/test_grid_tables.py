@@ -52,7 +52,7 @@ def test_a_matrix_has_a_row_per_training_and_a_column_per_test_scenario() -> Non
         axes.images[0].get_array(), 100 * cells.loc[["none", "random_0.4", "whole_1"], list(TEST)]
     )
     assert [t.get_text() for t in axes.get_yticklabels()] == ["complete", "40 % of modalities", "table missing"]
-    assert "<td>table missing</td>" in matrix_html(matrix, "accuracy", ("image", "table"))
+    assert '<th scope="row">table missing</th>' in matrix_html(matrix, "accuracy", ("image", "table"))
 
 
 def test_no_matrix_without_two_scenarios_on_both_sides_or_with_two_runs_of_one() -> None:

@@ -60,5 +60,7 @@ def test_figures_are_drawn_of_complete_data_and_the_highest_rate(tmp_path) -> No
     figures = {name: draw() for _, name, draw in outcome_jobs(runs, summary, {})}
     assert list(figures) == ["reliability", "risk_coverage", "confusion_DyMo", "classes_DyMo"]
     assert [len(figure.axes) for figure in figures.values()] == [2, 2, 3, 1]
+    every = {name: figures[name].axes[0].lines[0].get_markevery() for name in ("reliability", "risk_coverage")}
+    assert every == {"reliability": None, "risk_coverage": 0.1}  # few points have a marker each
     texts = [text.get_text() for text in figures["confusion_DyMo"].axes[1].texts]
     assert len(texts) == 100 and "digit 3" in str(figures["confusion_DyMo"].axes[0].get_xticklabels())
