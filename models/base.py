@@ -153,6 +153,7 @@ class IncompleteClassifier(Method, pl.LightningModule):
     Attributes:
         encoder_view: ``tokens``: encoders give (B, N, D); ``vector``: (B, 1, D) of the width ``model.vector_width``.
         accepts_imputer: ``model.use_imputer=true`` completes its inputs in stage test.
+        recovery_comparators: what ``model.comparators`` may name with ``model.use_imputer=true``.
         needs_imputer: it classifies complete inputs only, so that a scenario that hides something needs an imputer.
         needs_complete_training: ``missing.train`` has to be none.
         needs_index: it keeps values by ``Batch.index`` (:class:`models.baselines.memory.RowMemory`), in one process.
@@ -169,6 +170,7 @@ class IncompleteClassifier(Method, pl.LightningModule):
 
     encoder_view: ClassVar[str] = "tokens"
     accepts_imputer: ClassVar[bool] = False
+    recovery_comparators: ClassVar[tuple[str, ...]] = ()
     needs_imputer: ClassVar[bool] = False
     needs_complete_training: ClassVar[bool] = False
     needs_index: ClassVar[bool] = False

@@ -155,6 +155,8 @@ class Artefacts(Plan):
         for added in ("noise", "modulation"):  # runs from before there were these are valid
             if settings["model"].get(added) is None:
                 settings["model"].pop(added, None)
+        for node in settings["model"].values():  # models within the model, which are trained first
+            _forget_comparators(node)
         if not settings["model"].get("consistency"):
             settings["model"].pop("consistency", None)
             settings["model"].get("module", {}).pop("consistency", None)
@@ -246,3 +248,12 @@ class Artefacts(Plan):
             if set(self.cfg.model.comparators) & set(RULES):
                 settings["model"]["rules"] = self._plain(self.cfg.model.rules)
         return settings
+
+
+def _forget_comparators(node: Any) -> None:
+    """Remove the comparators of a model, and of those within it, on which no training depends."""
+    if isinstance(node, dict) and "module" in node:
+        for key in ("comparators", "validation"):
+            node.pop(key, None)
+        for part in node.values():
+            _forget_comparators(part)

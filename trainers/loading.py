@@ -69,9 +69,7 @@ class Run(Artefacts):
         model.before_prediction()
         if self.fills_missing:
             imputer = self.load_imputer()
-            return model.complete_with(imputer, tuple(self.cfg.model.get("comparators", ()))) or Completed(
-                model, imputer
-            )
+            return model.complete_with(imputer, self.recovery_comparators) or Completed(model, imputer)
         if not self.uses_selection:
             return model
         backbone = model.as_backbone(str(self.distance_metric))

@@ -19,8 +19,10 @@ from torch import Tensor, nn
 
 from datasets.batch import Batch, Modality, rows_like
 from datasets.rows import repeat_rows
-from models.base import IncompleteClassifier, Prediction
+from models.base import IncompleteClassifier, Method, Prediction
 from models.baselines.masks import TrainingMasks
+from models.baselines.recoveries import PooledRecoveries
+from models.imputers.base import Imputer
 from models.layers.batch_norm import apply_to_observed
 from models.tokens import TokenPipeline
 from utils.noise import hash_seed
@@ -35,6 +37,7 @@ class Baseline(IncompleteClassifier):
     """
 
     accepts_imputer = True
+    recovery_comparators: ClassVar[tuple[str, ...]] = ("discard", "pool")
     # Whether one call of ``fuse`` can take the K masks of a step, as K * B rows in a batch without ``inputs``. False if
     # rows depend on each other or the loss reads inputs.
     can_stack_masks: ClassVar[bool] = True
@@ -76,6 +79,9 @@ class Baseline(IncompleteClassifier):
         """
 
     # ---- provided ----------------------------------------------------------------------------------------------------
+
+    def complete_with(self, imputer: Imputer, comparators: Sequence[str]) -> Method | None:
+        return PooledRecoveries(self, imputer, comparators) if comparators else None
 
     def encode_batch(self, batch: Batch) -> Tensor:
         """Encode the observed content of a batch; missing content is overwritten before any arithmetic. With

@@ -6,19 +6,17 @@ them and saves their weights together. ``reference`` has no effect.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from datasets.batch import Batch, Modality
 from models.base import IncompleteClassifier, Prediction
 from models.baselines.decisions import OnExperts
-from models.baselines.late_recoveries import COMPARATORS, LateRecoveries
+from models.baselines.recoveries import LateRecoveries
 from models.imputers.base import Imputer
-from utils.checks import nearest
 
 
 class LogitAverage(OnExperts):
@@ -29,6 +27,8 @@ class LogitAverage(OnExperts):
         prerequisites: ``unimodal_<modality>`` for every modality.
         others: see :class:`models.baselines.base.Baseline`.
     """
+
+    recovery_comparators = ("discard", "weighted")
 
     def __init__(
         self,
@@ -56,15 +56,6 @@ class LogitAverage(OnExperts):
     def combine(self, logits: Tensor, observed: Tensor) -> Tensor:
         """Logits (B, M, C) of the modalities ``observed`` (B, M) bool -> (B, C)."""
         return torch.where(observed[..., None], logits, 0).sum(1) / observed.sum(1, keepdim=True).clamp(min=1)
-
-    @classmethod
-    def check(cls, cfg: DictConfig, node: str) -> Iterator[str]:
-        comparators = OmegaConf.select(cfg, f"{node}.comparators") or []
-        if comparators and not OmegaConf.select(cfg, f"{node}.use_imputer"):
-            yield f"{node}.comparators: they use recoveries, set {node}.use_imputer=true"
-        for name in comparators:
-            if name not in COMPARATORS:
-                yield f"{node}.comparators: unknown '{name}'{nearest(str(name), COMPARATORS)}"
 
     def complete_with(self, imputer: Imputer, comparators: Sequence[str]) -> LateRecoveries | None:
         return LateRecoveries(self, imputer, comparators) if comparators else None

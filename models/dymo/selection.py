@@ -282,6 +282,27 @@ class Lattice:
         return (sizes if self.allowed is None else torch.where(self.allowed, sizes, -1)).argmax(1)
 
 
+def supersets(missing: Tensor) -> tuple[Tensor, Tensor]:
+    """Masks of all supersets of the observed modalities, by their number.
+
+    Args:
+        missing: (R, M) bool, k True in every row.
+
+    Returns:
+        masks (R, A, M) bool, A = 2^k, the first one ``missing`` and the last one without a True; and which of a row's k
+        missing modalities they show, (A, k) of 0 and 1.
+    """
+    k, device = int(missing[0].sum()), missing.device
+    columns = missing.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :k]
+    codes = torch.arange(2**k, device=device)
+    sizes = sum((codes >> i) & 1 for i in range(k)) if k else torch.zeros_like(codes)
+    codes = codes[torch.as_tensor(sizes).argsort(stable=True)]
+    added = (codes[:, None] >> torch.arange(k, device=device)) & 1
+    masks = missing[:, None].expand(-1, len(codes), -1).clone()
+    masks.scatter_(2, columns[:, None].expand(-1, len(codes), -1), added.expand(len(missing), -1, -1) == 0)
+    return masks, added
+
+
 @torch.inference_mode()
 def exhaustive(
     scorer: Scorer,
@@ -301,13 +322,7 @@ def exhaustive(
     lattices = []
     for k, rows in groups_by_missing(missing):
         base = missing[rows]
-        columns = base.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :k]
-        codes = torch.arange(2**k, device=missing.device)
-        sizes = sum((codes >> i) & 1 for i in range(k)) if k else torch.zeros_like(codes)
-        codes = codes[torch.as_tensor(sizes).argsort(stable=True)]
-        added = (codes[:, None] >> torch.arange(k, device=missing.device)) & 1
-        masks = base[:, None].expand(-1, len(codes), -1).clone()
-        masks.scatter_(2, columns[:, None].expand(-1, len(codes), -1), added.expand(len(rows), -1, -1) == 0)
+        masks, added = supersets(base)
         pieces: list[Score] = []
         # Entries are sorted by size, so each size is one contiguous block and one fusion call.
         start = 0
@@ -322,7 +337,7 @@ def exhaustive(
             torch.cat([p.log_ics.view(shape) for p in pieces], 1).flatten(),
             torch.cat([p.logits.unflatten(0, shape) for p in pieces], 1).flatten(0, 1),
         )
-        first = torch.arange(len(rows), device=missing.device).mul(len(codes)).repeat_interleave(len(codes))
+        first = torch.arange(len(rows), device=missing.device).mul(len(added)).repeat_interleave(len(added))
         value = scorer.reward(score_all[first], score_all).view(len(rows), -1)
         value[:, 0] = 0
         allowed = None if unrecoverable is None else ~(unrecoverable[rows][:, None] & ~masks).any(-1)

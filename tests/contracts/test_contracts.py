@@ -77,7 +77,8 @@ BASES: dict[str, tuple[str, type]] = {
 }
 # Built around another method, and by the stage that judges recoveries.
 NO_OPTIONS = {
-    "models.baselines.late_recoveries.LateRecoveries",
+    "models.baselines.recoveries.LateRecoveries",
+    "models.baselines.recoveries.PooledRecoveries",
     "models.completed.Completed",
     "models.imputers.quality.Judge",
 }

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from models.dymo.rule import RuleSettings, check_settings
 from models.imputers.base import merge
 from tests.networks import under
-from tests.rule_cases import (
-    calibrated,
-    masks,
-)
+from tests.rule_cases import calibrated, masks
+from trainers.loading import Run
 
 
 @pytest.mark.parametrize("value", ["margin=0", "delta=0.7", "draws=0.5", "minimum_rows=null", "draws=0"])
@@ -56,3 +56,10 @@ def test_rules_never_read_what_is_missing() -> None:
         results.append({n: r["s"].logits for n, r in dymo.predict_scenarios(seen, {"s": seen}).items()})
     for name in (*RULES_OF_VALIDATION, "critic"):
         assert torch.equal(results[0][name], results[1][name]) and results[0][name].isfinite().all()
+
+
+def test_consistency_of_weight_zero_does_not_change_what_is_trained(composed: Callable[..., DictConfig]) -> None:
+    """Markers of backbones that were trained before there was the option stay valid."""
+    assert "consistency" not in str(Run(composed("model=DyMo")).fit_settings)
+    trained = Run(composed("model=DyMo", "model.consistency=0.5")).fit_settings
+    assert trained["model"]["consistency"] == 0.5 and "imputer" in trained

@@ -15,6 +15,7 @@ from trainers.config.checks.scenarios import hiding_test_scenarios
 from trainers.config.checks.targets import target_of
 from trainers.config.imputers import imputer_nodes
 from trainers.config.stages import fitted_node, stages_without_use
+from utils.checks import nearest
 
 
 def check_method(cfg: DictConfig) -> Iterator[str]:
@@ -95,9 +96,28 @@ def _check_modalities(cfg: DictConfig, model: DictConfig, method: Any, name: str
         )
 
 
+def _check_comparators(cfg: DictConfig, method: Any, name: str) -> Iterator[str]:
+    """Those of a method whose inputs an imputer completes."""
+    comparators, known = cfg.model.get("comparators") or (), method.recovery_comparators
+    if not comparators:
+        return
+    if not known or not method.accepts_imputer:
+        yield f"model.comparators: {name} has none, leave it out"
+    elif not cfg.model.use_imputer:
+        yield "model.comparators: they use recoveries, set model.use_imputer=true"
+    elif method.batch_dependent is True or method.needs_imputer:
+        reason = "its predictions depend on the batch" if method.batch_dependent is True else "it needs complete inputs"
+        yield f"model.comparators: {name} cannot be compared with and without recoveries, since {reason}"
+    for comparator in comparators:
+        if known and comparator not in known:
+            yield f"model.comparators: unknown '{comparator}'{nearest(str(comparator), known)}"
+
+
 def _check_imputer(cfg: DictConfig, model: DictConfig, method: Any, name: str) -> Iterator[str]:
     if cfg.model.get("use_imputer") and not method.accepts_imputer:
         yield f"model.use_imputer=true: {name} takes no imputer, leave it out"
+    if "selection" not in cfg.model:
+        yield from _check_comparators(cfg, method, name)
     is_trained_on_masks = OmegaConf.select(model, "module.masks.kind") not in (None, "none")
     hidden = hiding_test_scenarios(cfg) if "test" in (cfg.stages or []) else []
     if method.needs_imputer and hidden and not cfg.model.get("use_imputer") and not is_trained_on_masks:
