@@ -92,6 +92,11 @@ class Method(nn.Module, ABC):
         """Name of the file of what :meth:`learn` makes in stage test; None if the method learns nothing then."""
         return None
 
+    @property
+    def learned_settings(self) -> dict[str, Any]:
+        """Settings of the method that :meth:`learn` depends on."""
+        return {}
+
     def learn(self, batches: Iterable[Batch]) -> None:
         """Learn from training batches, as they are without simulated missingness."""
         raise NotImplementedError

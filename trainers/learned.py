@@ -20,7 +20,7 @@ def learn(run: Run, model: Method) -> None:
     """Load what the method learned in an earlier run with the same settings, or let it learn and store it."""
     if model.learned_file is None:
         return
-    path, settings = run.directory / model.learned_file, _settings(run)
+    path, settings = run.directory / model.learned_file, _settings(run, model)
     about = {"checkpoint": file_hash(run.checkpoint), INPUTS: run.inputs}
     with run.directory.held():
         if not run.directory.finished(STAGE, settings, path):
@@ -45,9 +45,11 @@ def learn(run: Run, model: Method) -> None:
         )
 
 
-def _settings(run: Run) -> dict[str, Any]:
-    """Those of stage test that do not depend on its scenarios."""
+def _settings(run: Run, model: Method) -> dict[str, Any]:
+    """Those of stage test that what is learned depends on."""
     settings = run.test_settings
-    model = {key: value for key, value in settings.get("model", {}).items() if key == "rules"}
-    names = ("checkpoint", "data", "imputer", "gaussian")
-    return {key: settings[key] for key in names if key in settings} | {"model": model, "seed": run.cfg.seed}
+    names = ("checkpoint", "data", "imputer")
+    return {key: settings[key] for key in names if key in settings} | {
+        "model": model.learned_settings,
+        "seed": run.cfg.seed,
+    }

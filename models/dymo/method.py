@@ -230,6 +230,11 @@ class DyMo(Method):
     def learned_file(self) -> str | None:
         return None if self.rules.critic is None else "critic.safetensors"
 
+    @property
+    def learned_settings(self) -> dict[str, Any]:
+        settings = self.rules.settings
+        return {"critic_width": settings.critic_width, "critic_epochs": settings.critic_epochs}
+
     def learn(self, batches: Iterable[Batch]) -> None:
         assert self.rules.critic is not None
         self.rules.critic.learn(examples_of(self, batches, self.seed), self.seed)
