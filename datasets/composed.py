@@ -70,16 +70,20 @@ class ComposedDataModule(SourcedDataModule):
         content: Content = source.load()
         packed: dict[str, Packed] = {}
         self._pools = None
-        for part in sorted(self.parts, key=lambda part: isinstance(part, FilePart)):
-            self._check_training_rows(content)
+        files = [part for part in self.parts if isinstance(part, FilePart)]
+        self._check_training_rows(content)
+        for part in (part for part in self.parts if part not in files):
             packed[part.name] = part.pack(content, self.scratch, self.shared_files)
-            # Rows that are left out need no file.
             if (left_out := packed[part.name].left_out) is not None:
                 content = content.without(left_out)
-        if self.drops_empty_rows:
-            content = self._with_content(content, packed)
         self._check_training_rows(content)
-        self.check_targets(content)
+        self.check_targets(content)  # before files are decoded, which takes longest
+        for part in files:
+            packed[part.name] = part.pack(content, self.scratch, self.shared_files)
+        if self.drops_empty_rows and (fewer := self._with_content(content, packed)) is not content:
+            content = fewer
+            self._check_training_rows(content)
+            self.check_targets(content)
         splits: dict[str, dict[str, Any]] = {}
         for split, rows in content.splits.items():
             splits[split] = {"target": content.target[rows], "name": np.array(taken(content.names, rows), dtype=str)}
@@ -138,15 +142,16 @@ class ComposedDataModule(SourcedDataModule):
         used = np.zeros_like(empty)
         for rows in content.splits.values():
             used[rows] = True
-        if (empty := empty & used).any():
-            content.about["left_out"]["no content"] = int(empty.sum())
-            log.warning(
-                "%s: %d of %d rows left out: they have no content in any modality (the first is %s)",
-                self.name,
-                empty.sum(),
-                used.sum(),
-                content.names[int(empty.argmax())],
-            )
+        if not (empty := empty & used).any():
+            return content
+        content.about["left_out"]["no content"] = int(empty.sum())
+        log.warning(
+            "%s: %d of %d rows left out: they have no content in any modality (the first is %s)",
+            self.name,
+            empty.sum(),
+            used.sum(),
+            content.names[int(empty.argmax())],
+        )
         return content.without(empty)
 
     def _arrays(self, name: str, packed: Packed, split: str, rows: np.ndarray) -> dict[str, Any]:

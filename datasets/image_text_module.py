@@ -88,7 +88,7 @@ class ImageTextModule(ComposedDataModule):
         statistics = None if mean is None or deviation is None else (mean, deviation)
         size: dict[str, Any] = {"side": side, "stored_side": stored_side or side, "fit": image_fit, "bits": image_bits}
         resample = Image.Resampling.BICUBIC
-        # Folds decode their images each for itself, as stores of earlier versions did.
+        # Every fold decodes its images itself, as in stores of earlier versions.
         self.image = PresetImage(self.image_name, IMAGE_KEYS, resample, statistics, False, **size, **self.image_files)
         text: dict[str, Any] = {"length": text_length, "empty": without_text, "tokenizer": self.find_tokenizer()}
         self.text_part = TextPart(self.text_name, TEXT_KEYS, **text, **self.text_columns)

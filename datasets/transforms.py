@@ -22,6 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2 import functional as V
 
+from datasets.batch import rows_like
+
 _ORDERS = torch.tensor(list(permutations(range(3))))
 _ATTEMPTS = 10
 
@@ -122,22 +124,25 @@ class ImageTransform:
         self.images, self.augmentation, self.pools = dict(images), augmentation, dict(pools or {})
 
     def __call__(self, inputs: dict[str, Tensor], generator: torch.Generator | None) -> dict[str, Tensor]:
+        if generator is not None and self.augmentation is not None:
+            return self._augmented(inputs, self.augmentation, generator)
+        images = {name: form.normalised(resize(inputs[name], form.side)) for name, form in self.images.items()}
+        return {**inputs, **images}
+
+    def _augmented(
+        self, inputs: dict[str, Tensor], a: JointAugmentation, generator: torch.Generator
+    ) -> dict[str, Tensor]:
         changed = dict(inputs)
-        a = None if generator is None else self.augmentation
-        is_augmented = torch.zeros(0, dtype=torch.bool)
-        if a is not None:
-            is_augmented = torch.rand(len(next(iter(inputs.values()))), generator=generator) < a.rate
+        rows = torch.rand(len(next(iter(inputs.values()))), generator=generator) < a.rate
         for name, form in self.images.items():
-            x = resize(inputs[name], form.side)
-            if a is not None and generator is not None:
-                augmented = augment_images(inputs[name], form.side, a, generator)
-                x = torch.where(is_augmented.to(x.device)[:, None, None, None], augmented, x)
+            stored = inputs[name]
+            augmented = augment_images(stored, form.side, a, generator)
+            x = torch.where(rows_like(rows.to(stored.device), stored), augmented, resize(stored, form.side))
             changed[name] = form.normalised(x)
-        for name, pool in self.pools.items() if a is not None and a.corruption else ():
-            assert a is not None and generator is not None
+        for name, pool in self.pools.items() if a.corruption else ():
             table = inputs[name]
             corrupted = pool.corrupt(table, int(table.shape[1] * a.corruption), generator)
-            changed[name] = torch.where(is_augmented.to(table.device)[:, None], corrupted, table)
+            changed[name] = torch.where(rows_like(rows.to(table.device), table), corrupted, table)
         return changed
 
 

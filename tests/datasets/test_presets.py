@@ -16,6 +16,7 @@ from datasets.from_csv import FromCSV
 from datasets.image_table import ImageTable
 from datasets.image_text import ImageText
 from datasets.modality_parts.options import build_parts
+from tests.conftest import Reads
 from tests.makers import make_chest_xray, make_image_table
 from utils.errors import UserError
 
@@ -92,6 +93,12 @@ def test_folds_share_decoded_files(tmp_path: Path, rows: dict[str, Any]) -> None
     assert inodes[0] == inodes[1] and len(list(tmp_path.glob("Parts-image-*"))) == 1
 
 
+def test_the_size_of_a_store_counts_shared_files_once(tmp_path: Path, rows: dict[str, Any]) -> None:
+    sample = composed(tmp_path, rows, "missing").pack_sample(60)
+    images = 57 * 3 * 20 * 20  # bytes; three rows have none
+    assert sample is not None and images < sample.nbytes < 1.3 * images
+
+
 def test_files_that_do_not_exist_have_an_option(tmp_path: Path, rows: dict[str, Any]) -> None:
     options = {"kind": "image", "column": "photo", "suffix": ".jpg", "side": 16}
     with pytest.raises(UserError, match=r"1 of 58 image files of 'image' .*or set dataset\.modalities\.image\.unread"):
@@ -108,6 +115,16 @@ def test_files_that_do_not_exist_have_an_option(tmp_path: Path, rows: dict[str, 
         FromCSV(store=str(tmp_path / "s"), modalities=joint, augmentation=AUGMENTATION, **rows)
     with pytest.raises(UserError, match=r"dataset\.augmentation: .*rotations"):
         FromCSV(store=str(tmp_path / "s"), modalities={"image": options}, augmentation={"rotations": 1}, **rows)
+
+
+def test_an_absent_class_is_refused_before_files_are_decoded(
+    tmp_path: Path, rows: dict[str, Any], reads: Reads
+) -> None:
+    more = {**rows, "classes": ["nut", "bolt", "screw", "rivet"]}
+    for data in (preset(tmp_path, more, without_image="missing"), composed(tmp_path, more, "missing")):
+        with pytest.raises(UserError, match=r"no training row of 1 of 4 classes \(rivet\)"):
+            data.prepare()
+    assert reads.all() == []
 
 
 def test_texts_of_the_preset_are_those_of_the_composition(tmp_path: Path) -> None:
