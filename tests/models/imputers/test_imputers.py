@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from datasets.batch import Batch, Modality, missing_content
 from models.imputers.base import Imputer, merge, recover
+from models.imputers.chain import Chain
 from models.imputers.mopoe import MoPoE
 from models.imputers.mopoe_networks import ImageDecoder, ImageEncoder
 from models.imputers.quality import Judge, recovery_quality
@@ -301,6 +302,30 @@ def test_draws_belong_to_rows_not_to_batches() -> None:
     assert (found - other).abs().amax((1, 2, 3)).min() > 1e-3
     default = model.impute(inputs, masks)["m1"]
     torch.testing.assert_close(default, model.impute(inputs, masks, torch.arange(6))["m1"])
+
+
+def test_numbered_draws() -> None:
+    """Each number is another draw of a row, the same in any batch and from a chain; then the imputer is as it was,
+    also after an error."""
+    model = mopoe(draw_seed=3)
+    x = torch.rand(1, 3, 28, 28).expand(3, -1, -1, -1)
+    inputs = {"m0": x, "m1": x, "m2": x}
+    masks, index = torch.tensor([[False, True, True]]).expand(3, -1), torch.tensor([7, 8, 9])
+    mean = model.impute(inputs, masks, index)["m1"]
+    draws = []
+    for number in (0, 1):
+        with model.drawing(number):
+            draws.append(model.impute(inputs, masks, index)["m1"])
+            torch.testing.assert_close(model.impute(inputs, masks, index.flip(0))["m1"].flip(0), draws[-1])
+    for one, other in itertools.combinations((mean, *draws), 2):
+        assert (one - other).abs().amax((1, 2, 3)).min() > 1e-3
+    chain = Chain(model.modalities, {m.name: model for m in model.modalities})
+    with pytest.raises(KeyError), chain.drawing(1):
+        torch.testing.assert_close(chain.impute(inputs, masks, index)["m1"], draws[1])
+        raise KeyError
+    assert chain.has_draws and not model.sample and model.draw_seed == 3 and not Zero().has_draws
+    with pytest.raises(ValueError, match="Zero draws no recoveries"), Zero().drawing(0):
+        pass
 
 
 def test_recovery_leaves_the_model_as_it_was() -> None:
