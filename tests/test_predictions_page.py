@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
+from tests.contracts.test_imputers import SMALL as SMALL_IMPUTERS
 from tests.makers import make_messy_lesions
 from trainers import run as pipeline
 from trainers.check_table import check_table
@@ -63,7 +64,7 @@ def small(arguments: list[str], configs: Path) -> DictConfig:
     overrides, dataset = list(arguments), "dataset=Lesions" in arguments
     if dataset:
         model = next((a.partition("=")[2] for a in arguments if a.startswith("model=")), "DyMo")
-        overrides += [*SMALL, *SMALL_MODELS[model]]
+        overrides += [*SMALL, *SMALL_MODELS[model], *SMALL_IMPUTERS["TIP"] * ("imputer=TIP" in arguments)]
         trained = "model.backbone" if model == "DyMo" else "model"
         overrides += [f"{trained}.training.max_epochs=6", f"{trained}.training.batch_size=16"]
     cfg = compose_config(*overrides, configs=configs)

@@ -21,18 +21,15 @@ OURS = ("datasets", "models", "gaussian_parameter_generation", "trainers", "util
 FORMAT = "[%(levelname).1s] %(name)s %(message)s"
 
 
-def test_every_line_of_a_run_is_ours(tmp_path: Path) -> None:
+def test_every_line_of_a_run_is_ours(tmp_path: Path, polymnist_root: Path) -> None:
     """A logging handler of the test records what loggers say: stderr holds exactly that, and stdout nothing."""
     record = tmp_path / "record.log"
     command = [
-        *("run.py", "schedule=demo", f"paths.output={tmp_path / 'out'}", f"paths.cache={tmp_path / 'cache'}"),
+        *("run.py", "stages=[prepare,impute,fit,gaussian,test,report]"),
+        *("dataset=PolyMNIST", f"dataset.root={polymnist_root}"),
+        *(f"paths.output={tmp_path / 'out'}", f"paths.cache={tmp_path / 'cache'}"),
         *("trainer=cpu", "trainer.limit_train_batches=2", "imputer.quality.judge_epochs=1", "imputer.latent=16"),
-        *(
-            "dataset.train_pairings=1",
-            "model.backbone.training.max_epochs=1",
-            "imputer.training.max_epochs=1",
-            "missing.test=[none,whole_12]",
-        ),
+        *("model.backbone.training.max_epochs=1", "imputer.training.max_epochs=1", "missing.test=[none,whole_12]"),
         *(f"hydra.job_logging.formatters.simple.format='{FORMAT}'", "report.samples=2"),
         f"+hydra.job_logging.handlers.record={{class: logging.FileHandler, formatter: simple, filename: {record}}}",
         "hydra.job_logging.root.handlers=[console,record]",

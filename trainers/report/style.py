@@ -61,6 +61,7 @@ def save(figure: Figure, path: Path, pdf: bool = False) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     if pdf:
+        figure.set_layout_engine("none")  # everything has its place
         figure.savefig(path.with_suffix(".pdf"))
 
 
