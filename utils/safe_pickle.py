@@ -79,12 +79,24 @@ def _read(path: Path, head: bytes) -> Any:
         return _read_zip(path) if zipfile.is_zipfile(path) else _read_legacy(path)
 
 
+_checked: set[tuple[str, int, int, int]] = set()  # path, inode, size and time of files whose pickles are sound
+
+
 def check_pickles(path: Path) -> None:
-    """Check that the pickles in a file of ``torch.save`` do not expand beyond bounds when they are read.
+    """Check that the pickles in a file of ``torch.save`` do not expand beyond bounds when they are read, once per
+    process and version of the file.
 
     Raises:
         pickle.UnpicklingError: they do, or are compressed.
     """
+    status = path.stat()
+    key = (str(path), status.st_ino, status.st_size, status.st_mtime_ns)
+    if key not in _checked:
+        _check_pickles(path)
+        _checked.add(key)
+
+
+def _check_pickles(path: Path) -> None:
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             for entry in archive.infolist():

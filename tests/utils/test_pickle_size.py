@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import time
 import zipfile
@@ -95,3 +96,17 @@ def test_a_checkpoint_that_would_never_end_is_refused_in_a_moment(tmp_path: Path
     with pytest.raises(UserError, match=r"hang\.ckpt is (cut off or damaged|not a checkpoint)"):
         read_tensors(file)
     assert time.process_time() - start < 10, "2^60 steps take years"
+
+
+def test_a_file_in_the_place_of_a_checked_one_is_checked(tmp_path: Path) -> None:
+    """Of the same size and time."""
+    file, other = tmp_path / "weights.ckpt", tmp_path / "other"
+    torch.save({"x": torch.zeros(2)}, file)
+    assert read_tensors(file).keys() == read_tensors(file).keys() == {"x"}
+    status = file.stat()
+    other.write_bytes(bomb().ljust(status.st_size, b"\0"))
+    os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
+    other.replace(file)
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns)
+    with pytest.raises(UserError, match=r"weights\.ckpt is not a checkpoint"):
+        read_tensors(file)
