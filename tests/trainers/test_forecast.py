@@ -32,7 +32,8 @@ from trainers.timing import typical
 STAGES = ["prepare", "impute", "fit", "gaussian", "test", "export", "report"]
 DYMO = ["model=DyMo", "imputer=MoPoE", "imputer.latent=16", "imputer.training.max_epochs=1"]
 DYMO += ["model.backbone.training.max_epochs=1", "missing.test=[none,whole_12]", "missing.seed=3"]
-DYMO += ["report.metrics=[accuracy]"]
+DYMO += ["report.metrics=[accuracy]", "model.rules.critic_epochs=1"]
+DYMO += ["model.comparators=[discard,impute_all,random,best_subset,threshold,oracle_subset,pool,critic]"]
 
 
 @contextmanager
