@@ -12,6 +12,8 @@ from markupsafe import Markup, escape
 
 from trainers.report.tables import rate_notes, rows_of_metric, table, with_rates
 
+BREAK = Markup("_<wbr>")  # where a name may be broken on a phone
+
 
 @dataclass(frozen=True)
 class HtmlTable:
@@ -63,7 +65,8 @@ class HtmlTable:
         return self._cells(cells, _attributes(keys), row) + "</tr>"
 
     def _cells(self, cells: Sequence[str], attributes: str = "", row: int = -1) -> str:
-        texts = [f'<tr{attributes}><th scope="row">{escape(cells[0])}</th>']
+        head = escape(cells[0]).replace("_", BREAK)
+        texts = [f'<tr{attributes}><th scope="row">{head}</th>']
         for column, cell in enumerate(cells[1:], 1):
             number = self.numbers.get((row, column), math.nan)
             shown = f' data-v="{number:.10g}"' if math.isfinite(number) else ""

@@ -91,7 +91,7 @@ const tables = all(".wide > table");
 function show() {
   tables.forEach(showTable);
   all("main [data-metric]").forEach((part) => { part.hidden = !isShown("metric", part.dataset.metric); });
-  all("main div[data-dataset]").forEach((part) => { part.hidden = !isShown("dataset", part.dataset.dataset); });
+  all("main :is(div, figure)[data-dataset]").forEach((part) => { part.hidden = !isShown("dataset", part.dataset.dataset); });
   all(".series").forEach((series) => { series.toggleAttribute("hidden", !isShown("model", series.dataset.model)); });
   all(".legend button").forEach((button) => button.setAttribute("aria-pressed", isShown("model", button.dataset.model)));
   all(".charts").forEach((charts) => {

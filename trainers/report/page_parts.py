@@ -22,8 +22,16 @@ from trainers.report.runs import scenario_of
 from trainers.report.tables import label, rows_of_metric
 
 DOTS = 96  # scenarios up to which a chart shows scores per scenario
-Chart = tuple[str, Markup]  # with its heading
 Styles = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart of one data set."""
+
+    heading: str
+    dataset: str
+    svg: Markup
 
 
 @dataclass(frozen=True)
@@ -109,7 +117,8 @@ def _curve_charts(
         names = content.names.get(panel.dataset, ())
         captions = {str(s): scenario_of(str(s)).caption(names) for s in panel.points["scenario"].unique()}
         if panel.points["mean"].notna().any():
-            charts.append((panel.title, curve_chart(panel, label(metric), xlabel or axis, styles, captions)))
+            svg = curve_chart(panel, label(metric), xlabel or axis, styles, captions)
+            charts.append(Chart(panel.title, panel.dataset, svg))
     return charts
 
 
@@ -118,7 +127,11 @@ def _dot_charts(
 ) -> list[Chart]:
     data = rows[rows["scenario"].map(has_bar) & rows["mean"].notna()]
     return [
-        (f"{dataset}, modalities missing in all rows", dot_chart(part, str(dataset), label(metric), styles, of_set))
+        Chart(
+            f"{dataset}, modalities missing in all rows",
+            str(dataset),
+            dot_chart(part, str(dataset), label(metric), styles, of_set),
+        )
         for dataset, part in data.groupby("dataset", sort=False)
         if len(of_set := captions[str(dataset)]) and part["scenario"].nunique() <= DOTS
     ]
@@ -144,5 +157,5 @@ def cost_charts(content: Content, styles: Styles) -> list[Chart]:
                 part = rows[rows["quantity"] == quantity]
                 if len(part) > 1:
                     chart = cost_chart(part, heading, text, label(content.primary), styles)
-                    charts.append((f"{heading}: {text}", chart))
+                    charts.append(Chart(f"{heading}: {text}", dataset, chart))
     return charts

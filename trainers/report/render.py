@@ -61,7 +61,9 @@ def render_page(content: Content, title: str, drawn: Mapping[str, Sequence[Path]
         folder: of the report, with all other files written.
     """
     pictures = {section: [_picture(file, folder) for file in files] for section, files in drawn.items()}
-    template = jinja2.Environment(autoescape=True).from_string((FOLDER / "page.html").read_text())
+    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
+        (FOLDER / "page.html").read_text()
+    )
     style, script = ((FOLDER / f"page.{kind}").read_text() for kind in ("css", "js"))
     context = _context(content, pictures, folder) | {
         "title": title,
@@ -78,7 +80,7 @@ def render_page(content: Content, title: str, drawn: Mapping[str, Sequence[Path]
         if len(source) <= room:
             room -= len(source)
             picture.source = source
-    return template.render(context)
+    return template.render(context).lstrip()
 
 
 def _picture(file: Path, folder: Path) -> Picture:
