@@ -60,6 +60,16 @@ class Method(nn.Module, ABC):
         """
         yield from ()
 
+    @classmethod
+    def comparator_settings(cls, model: DictConfig) -> tuple[str, ...]:
+        """Keys of the configuration ``model`` on which its comparators alone depend."""
+        return ()
+
+    @property
+    def validated_comparators(self) -> tuple[str, ...]:
+        """Comparators that :meth:`calibrate` makes possible."""
+        return ()
+
     @abstractmethod
     def forward(self, batch: Batch) -> Prediction:
         """Classify the rows of a batch; missing content never influences the result."""

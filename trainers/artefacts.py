@@ -13,8 +13,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from models.dymo.gaussian import SUFFIX
-from models.dymo.rules import RULES
-from trainers.config.build import data_arguments, data_class, encoders_of_data, method_class
+from trainers.config.build import data_arguments, data_class, encoders_of_data, method_class, selector_class
 from trainers.config.imputers import imputer_parts
 from trainers.plan import PART, Plan
 from utils import weights as checkpoints
@@ -245,8 +244,8 @@ class Artefacts(Plan):
             settings["gaussian"] = file_hash(self.gaussian)
             settings["model"] = {k: self._plain(self.cfg.model)[k] for k in ("selection", "comparators", "validation")}
             settings["model"]["selection"]["tail"] = self.tail
-            if set(self.cfg.model.comparators) & set(RULES):
-                settings["model"]["rules"] = self._plain(self.cfg.model.rules)
+            for key in selector_class(self.cfg.model).comparator_settings(self.cfg.model):
+                settings["model"][key] = self._plain(self.cfg.model[key])
         return settings
 
 

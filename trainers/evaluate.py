@@ -19,7 +19,6 @@ from datasets.loader import check_rows_without_nan
 from datasets.missingness import Scenario, parse_scenarios, save_mask
 from datasets.noise import Corruption
 from models.base import Method
-from models.dymo.rules import RULES
 from trainers.config.build import build_metrics
 from trainers.effort import cost_of
 from trainers.learned import learn
@@ -38,7 +37,6 @@ Masks = Mapping[str, np.ndarray]
 CellMasks = Mapping[str, Mapping[str, np.ndarray]]
 Outputs = dict[str, dict[str, dict[str, np.ndarray]]]
 OUTPUT = ("results.csv", "results_per_class.csv", "predictions", "masks", "examples")
-VALIDATED = ("threshold", "weighted", *RULES)  # comparators that choose on validation data
 VALIDATION = ("selection_validation.csv", "selection_rules.csv")
 PER_CLASS = ("dataset", "model", "seed", "scenario", "metric", "class", "value", "n", "positives", "train", "fold")
 
@@ -174,7 +172,7 @@ def calibrate(run: Run, model: Method) -> None:
     ``selection_validation.csv`` and, of :attr:`models.base.Method.choices`, ``selection_rules.csv``."""
     cfg, data = run.cfg, run.data
     if not data.has_split("val"):
-        if left_out := [name for name in cfg.model.comparators if name in VALIDATED]:
+        if left_out := model.validated_comparators:
             log.warning(
                 "the data have no validation split: selection is not checked, comparators left out: %s",
                 ", ".join(left_out),

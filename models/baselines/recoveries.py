@@ -46,6 +46,10 @@ class RecoveryComparators(Completed):
         self._choices = pd.DataFrame()
 
     @property
+    def validated_comparators(self) -> tuple[str, ...]:
+        return tuple(name for name in self.comparators if name == self.pooled)
+
+    @property
     def choices(self) -> pd.DataFrame:
         return self._choices
 

@@ -164,6 +164,14 @@ class DyMo(Method):
         assert isinstance(self.backbone, DynamicTransformer)
         return self.backbone.encode_partial(batch.inputs, batch.missing, batch.feature_missing)
 
+    @classmethod
+    def comparator_settings(cls, model: DictConfig) -> tuple[str, ...]:
+        return ("rules",) if set(model.comparators) & set(RULES) else ()
+
+    @property
+    def validated_comparators(self) -> tuple[str, ...]:
+        return tuple(name for name in self.comparators if name == "threshold" or name in RULES)
+
     def scorer(self, threshold: float | None = None) -> Scorer:
         rule = self.rule if threshold is None else replace(self.rule, threshold=threshold)
         return Scorer(self.backbone, self.gaussian, rule, self._lookup)

@@ -260,6 +260,11 @@ def _optional_part(model: DictConfig, key: str, kind: type[Part]) -> Part | None
     return kind(**values)
 
 
+def selector_class(model: DictConfig) -> type[Method]:
+    """The class that selects recoveries."""
+    return get_object(model.selector._target_)
+
+
 def build_selector(
     cfg: DictConfig, backbone: Backbone, imputer: Imputer | None, parameters: GaussianParameters, tail: str = "robust"
 ) -> Method:
