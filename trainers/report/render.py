@@ -23,7 +23,7 @@ from trainers.report.html_tables import frame_table
 from trainers.report.measure_tables import pattern_blocks
 from trainers.report.page_parts import cost_charts, cost_tables, metric_parts, sweep_parts
 from trainers.report.run_tables import environment_tables, run_groups, setting_differences
-from trainers.report.style import ORACLE_NOTE, is_oracle, model_styles
+from trainers.report.style import ORACLE_NOTE, data_uri, is_oracle, model_styles
 from trainers.report.tables import label, spread
 
 FOLDER = Path(__file__).parent
@@ -76,7 +76,7 @@ def render_page(content: Content, title: str, drawn: Mapping[str, Sequence[Path]
     room = LIMIT - len(template.render(context).encode())
     shown = ("grid", "ranks", *SECTIONS)
     for picture in (picture for section in shown for picture in pictures.get(section, ())):
-        source = "data:image/png;base64," + base64.b64encode((folder / picture.files[0]).read_bytes()).decode()
+        source = data_uri(folder / picture.files[0])
         if len(source) <= room:
             room -= len(source)
             picture.source = source
@@ -187,7 +187,8 @@ def _tests_table(content: Content) -> Markup:
     tests = content.tests
     texts = [content.captions[d][s] for d, s in zip(tests["dataset"], tests["scenario"])]
     keys = {key: [str(value).removesuffix("†") for value in tests[key]] for key in ("dataset", "scenario", "model")}
-    return frame_table(tests.assign(scenario=texts), "Differences to the best model", keys)
+    shown = tests.assign(scenario=texts).drop(columns=["metric", *["dataset"] * (tests["dataset"].nunique() == 1)])
+    return frame_table(shown, "Differences to the best model", keys)
 
 
 def _by_model(frame: pd.DataFrame, name: str) -> Markup:
