@@ -134,9 +134,9 @@ class ComposedDataModule(SourcedDataModule):
     def _with_content(self, content: Content, packed: Mapping[str, Packed]) -> Content:
         """The rows that have at least some content; the others are counted in ``left_out``."""
         empty = np.ones(len(content.target), dtype=bool)
-        for name, part in packed.items():
+        for part in packed.values():
             lacks = part.absent.copy()
-            if "_missing" in part.arrays and name not in self._filled:
+            if "_missing" in part.arrays:  # natural_missing=fill applies when rows are read, not here
                 lacks |= part.arrays["_missing"].reshape(len(lacks), -1).all(1)
             empty &= lacks
         used = np.zeros_like(empty)

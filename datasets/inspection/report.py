@@ -67,15 +67,19 @@ class Report:
         """Spreadsheet rows that a layout does not use: those without an image, or of a mix without any content."""
         if layout.image is not None:
             return [] if layout.without_image == "missing" else self.files["images"].unusable
-        gaps = [self.without(layout, modality) for modality in layout.modalities]
+        gaps = [self._empty_rows(layout, modality) for modality in layout.modalities]
         return sorted(set.intersection(*map(set, gaps))) if gaps else []
 
     def without(self, layout: Layout, modality: ModalityColumns) -> list[int]:
+        """Spreadsheet rows that lack a modality."""
+        return [] if modality.is_filled else self._empty_rows(layout, modality)
+
+    def _empty_rows(self, layout: Layout, modality: ModalityColumns) -> list[int]:
         """Spreadsheet rows without any content of a modality."""
         if modality.file is not None:
             return self.files[modality.name].unusable
         blank = self.cells[list(modality.columns)].isin(["", *layout.missing_values]).all(axis=1)
-        return [] if modality.is_filled else [int(row) for row in blank.index[blank]]
+        return [int(row) for row in blank.index[blank]]
 
     def describe_modalities(self) -> list[dict[str, Any]]:
         """Kind of each modality of a mix, share of the rows without it, and share of missing cells in the others."""

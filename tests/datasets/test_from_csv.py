@@ -204,6 +204,15 @@ def test_rows_without_any_content_are_left_out_and_counted(make: Callable[..., F
     assert "r9" not in packed_rows(data) and data.packed_meta()["source"]["left_out"] == {"no content": 1}
 
 
+@pytest.mark.parametrize("natural_missing", ["keep", "fill"])
+def test_which_rows_are_packed_depends_on_no_setting_of_reading(
+    make: Callable[..., FromCSV], natural_missing: str
+) -> None:
+    data = make(modalities={"labs": {**MODALITIES["labs"], "natural_missing": natural_missing}})
+    data.prepare()
+    assert "r7" not in packed_rows(data) and data.packed_meta()["source"]["left_out"] == {"no content": 1}
+
+
 @pytest.mark.parametrize(
     ("modalities", "message"),
     [
