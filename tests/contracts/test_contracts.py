@@ -606,7 +606,11 @@ def test_a_sample_of_the_rows_is_packed_like_all(base: Any, dataset: str, tmp_pa
 
 def test_the_plan_knows_the_parameters(run: tuple[Run, Watch, list[str]]) -> None:
     context, _, _ = run
-    forecast = foresee(context, ["fit", "gaussian", "test"] if context.uses_selection else ["fit", "test"])
+    cfg = context.cfg.copy()
+    cfg.missing.test = ["none", "whole_0"]
+    if context.uses_selection:
+        cfg.model.validation = ["whole_0"]
+    forecast = foresee(Run(cfg), ["fit", "gaussian", "test"] if context.uses_selection else ["fit", "test"])
     assert forecast is not None and "fit" in forecast.finished
     network = context.load_model()
     assert forecast.parameters[context.trainable.name][0] == sum(p.numel() for p in network.parameters())
