@@ -10,8 +10,8 @@ import numpy as np
 from datasets.missingness import parse_scenario
 from datasets.new_rows import NewRows
 from trainers.bundle import write_bundle
-from trainers.evaluate import predict, scenario_masks
 from trainers.loading import Run
+from trainers.prediction import predict, scenario_masks
 from trainers.predictor import load
 
 SCENARIO = "random_0.5"

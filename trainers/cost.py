@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from trainers.evaluate import Outputs
+from trainers.prediction import Outputs
 
 
 @dataclass

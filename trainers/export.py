@@ -16,8 +16,10 @@ from datasets.batch import Batch
 from datasets.missingness import Complete, Scenario, unobserved
 from datasets.missingness.whole import Whole
 from trainers.bundle import write_bundle
-from trainers.evaluate import load_settled, measure, predict
+from trainers.evaluate import load_settled
 from trainers.loading import Run
+from trainers.measurement import measure
+from trainers.prediction import predict
 from trainers.programs import FILES, formats, method_to_export, write_programs
 from utils.calibration import Temperatures, pattern_of
 from utils.errors import UserError

@@ -24,9 +24,10 @@ from datasets.storage import PackedStore
 from models.imputers.base import recover_possible
 from trainers.bundle import Bundle, open_bundle
 from trainers.config.build import build_data
-from trainers.evaluate import load_settled, predict
+from trainers.evaluate import load_settled
 from trainers.explanation import explain_row
 from trainers.loading import Run
+from trainers.prediction import predict
 from utils.calibration import Temperatures
 from utils.errors import UserError
 

@@ -40,11 +40,13 @@ from trainers.config.checks.machine import number_of_processes
 from trainers.config.imputers import build_imputer
 from trainers.cost import Cost, count, limited, repeated
 from trainers.effort import ROWS, prediction_seconds
-from trainers.evaluate import Outputs, hardest, predict, scenario_batches, scenario_masks, tabulate, write_examples
+from trainers.evaluate import write_examples
 from trainers.export import on_validation
 from trainers.fit import check_checkpoint, checkpoint_callbacks
 from trainers.impute import augmented
 from trainers.loading import Run
+from trainers.measurement import tabulate
+from trainers.prediction import Outputs, hardest, predict, scenario_batches, scenario_masks
 from trainers.programs import formats, write_programs
 from trainers.quiet import quiet_lightning
 from trainers.report.page import write_report

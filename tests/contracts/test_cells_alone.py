@@ -23,7 +23,7 @@ from tests.contracts.test_baselines import METHODS, configure
 from tests.makers import make_image_table
 from tests.tolerances import summation_bound
 from trainers.config.build import build_data, build_model
-from trainers.evaluate import predict
+from trainers.prediction import predict
 
 SCENARIOS = ("none", "nested_0_0.5", "nested_0_1", "whole_0", "table_value_0.5")
 TABLE_ONLY = {"TokenUnimodal": "table", "Unimodal": "table"}

@@ -16,7 +16,7 @@ from datasets.loader import PackedLoader
 from datasets.missingness import parse_scenario, parse_scenarios
 from datasets.missingness.table import table_mask
 from models.base import IncompleteClassifier, Prediction
-from trainers.evaluate import predict
+from trainers.prediction import predict
 from utils.errors import UserError
 
 

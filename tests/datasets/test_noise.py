@@ -37,8 +37,8 @@ from trainers.config.build import build_noise
 from trainers.config.compose import compose_config
 from trainers.config.overrides import check_overrides
 from trainers.config.validate import validate
-from trainers.evaluate import predict
 from trainers.loading import Run
+from trainers.prediction import predict
 from utils.errors import UserError
 from utils.noise import hash_seed, row_normal_16bit, row_uniform
 

@@ -26,8 +26,8 @@ from datasets.missingness import parse_scenario
 from datasets.new_rows import NewRows
 from trainers import run as pipeline
 from trainers.estimator import IncompleteClassifierEstimator
-from trainers.evaluate import predict, scenario_masks
 from trainers.loading import Run
+from trainers.prediction import predict, scenario_masks
 from trainers.predictor import load
 from utils.errors import UserError
 

@@ -21,8 +21,9 @@ from trainers import callbacks, checks
 from trainers import fit as fit_module
 from trainers import run as pipeline
 from trainers.checkpoint_files import CheckpointFiles
-from trainers.evaluate import accuracy_table, predict
 from trainers.loading import Run
+from trainers.measurement import accuracy_table
+from trainers.prediction import predict
 from trainers.report.page import write_report
 from utils.errors import UserError
 from utils.interruption import Interruption
