@@ -16,6 +16,7 @@ Every count is logged and kept in ``preparation.json``.
 from __future__ import annotations
 
 import logging
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -84,7 +85,14 @@ def read_raw(path: Path, columns: Sequence[str]) -> pd.DataFrame:
         header = pd.read_csv(path, nrows=0)
         check_columns(header, columns, path)
         return pd.read_csv(path, usecols=list(columns), low_memory=False)
-    except (OSError, EOFError, pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+    except (
+        OSError,
+        EOFError,
+        zlib.error,
+        pd.errors.ParserError,
+        pd.errors.EmptyDataError,
+        UnicodeDecodeError,
+    ) as error:
         raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]}): download it again") from None
 
 

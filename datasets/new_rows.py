@@ -10,6 +10,7 @@ import numpy as np
 
 from datasets.batch import Modality
 from utils.errors import UserError
+from utils.files import load_arrays
 
 
 @dataclass
@@ -132,9 +133,11 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         UserError: it cannot be read.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {key: file[key] for key in file.files}
-    except (OSError, ValueError, EOFError) as error:
+        arrays = load_arrays(path)
+        if not isinstance(arrays, dict):
+            raise ValueError("it is one array without a name")
+        return arrays
+    except (OSError, ValueError) as error:
         raise UserError(
             f"{path} cannot be read as .npz ({str(error).splitlines()[0]}): write it with numpy.savez"
         ) from None

@@ -31,13 +31,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.checksums import checksums, verify
+from utils.checksums import checksums, open_seal, sealed, verify
 from utils.errors import UserError
 from utils.files import replacing, temporary_beside
 
 log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
+META = "meta.json"
 
 
 class PackedSplit:
@@ -153,12 +154,12 @@ class PackedStore:
         Raises:
             UserError: the file is damaged.
         """
-        file = self.folder / "meta.json"
+        file = self.folder / META
         if not file.exists():
             return None
         try:
             meta = json.loads(file.read_text())
-            return meta if meta.get("format_version") == FORMAT_VERSION else None
+            return open_seal(meta, META) if meta.get("format_version") == FORMAT_VERSION else None
         except (ValueError, AttributeError):
             raise UserError(
                 f"{file} is damaged: delete the folder {self.folder}, and stage 'prepare' writes it again"
@@ -224,8 +225,8 @@ class PackedStore:
         """Add plain values to ``meta.json`` of a complete store."""
         meta = self.meta()
         assert meta is not None, f"no packed store in {self.folder}"
-        with replacing(self.folder / "meta.json") as file:
-            file.write_text(json.dumps(meta | values, indent=2) + "\n")
+        with replacing(self.folder / META) as file:
+            file.write_text(json.dumps(sealed(meta | values, META), indent=2) + "\n")
 
     def writing(self, meta: Mapping[str, Any]) -> _Writing:
         """Context manager that yields a temporary folder; on success it becomes the store."""
@@ -243,7 +244,7 @@ def check_replaceable(folder: Path) -> None:
     if not folder.is_dir():
         raise UserError(f"{folder} is a file: name a folder for the packed store")
     for entry in folder.iterdir():
-        if entry.name != "meta.json" and not (entry / "target.npy").exists():
+        if entry.name != META and not (entry / "target.npy").exists():
             raise UserError(
                 f"{folder} holds '{entry.name}', which is no part of a packed store: name another folder as the store, "
                 "this one is not overwritten"
@@ -286,7 +287,7 @@ class _Writing:
         counts = {p.parent.name: len(np.load(p, mmap_mode="r")) for p in sorted(self.temporary.glob("*/target.npy"))}
         files = checksums(self.temporary, [path.name for path in sorted(self.temporary.iterdir())])
         meta = {"format_version": FORMAT_VERSION, "counts": counts, **self.meta, "files": files}
-        (self.temporary / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
+        (self.temporary / META).write_text(json.dumps(sealed(meta, META), indent=2) + "\n")
         if self.folder.exists():
             self.folder.rename(old)
         try:

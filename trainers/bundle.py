@@ -234,7 +234,7 @@ def open_bundle(source: str | Path) -> Bundle:
     try:
         about = json.loads(manifest.read_text())
         files = {str(name): str(digest) for name, digest in about["files"].items()}
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise UserError(f"{manifest} is damaged ({error}): {REFUSE}") from None
     if (version := about.get("format")) != FORMAT:
         is_newer = isinstance(version, int) and version > FORMAT
@@ -247,7 +247,7 @@ def open_bundle(source: str | Path) -> Bundle:
         if not isinstance(cfg, DictConfig):
             raise ValueError("it holds a list")
         named = set(targets(cfg))
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
         raise UserError(f"{folder / 'config.yaml'} is damaged ({str(error).splitlines()[0]}): {REFUSE}") from None
     if foreign := sorted(target for target in named if not is_trusted(target)):
         raise UserError(

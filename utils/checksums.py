@@ -10,6 +10,7 @@ import json
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import xxhash
 
@@ -41,6 +42,30 @@ def checksums(folder: Path, names: Iterable[str]) -> dict[str, str]:
         path = folder / name
         files += sorted(path.rglob("*")) if path.is_dir() else [path]
     return {file.relative_to(folder).as_posix(): checksum(file) for file in files if file.is_file()}
+
+
+def sealed(content: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Plain values with their checksum, under ``name`` among the checksums of ``files``; unchanged without these."""
+    if not content.get("files"):
+        return dict(content)
+    return {**content, "files": {**content["files"], name: _digest(content)}}
+
+
+def open_seal(content: dict[str, Any], name: str) -> dict[str, Any]:
+    """What :func:`sealed` was given; content of older versions has no seal.
+
+    Raises:
+        ValueError: the values are not those that were sealed.
+    """
+    files = content.get("files")
+    if isinstance(files, dict) and files.pop(name, None) not in (None, _digest(content)):
+        raise ValueError("its checksum differs")
+    return content
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    plain = json.loads(json.dumps(content))  # as a file gives it back: keys are texts, tuples are lists
+    return xxhash.xxh3_128(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def verify(path: Path, expected: str, fix: str) -> None:

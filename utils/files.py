@@ -7,9 +7,11 @@ import os
 import platform
 import re
 import shutil
+import tokenize
 import uuid
+import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -105,6 +107,33 @@ def natural_key(name: str | Path) -> tuple[str, str]:
     """Sorting key that compares numbers in a name by value (2 before 10) and other text as usual."""
     text = str(name)
     return re.sub(r"\d+", lambda digits: digits[0].zfill(32), text), text
+
+
+# What a damaged array or archive raises besides OSError and ValueError; a header that claims too much is a MemoryError.
+BROKEN = (EOFError, MemoryError, NotImplementedError, RuntimeError, tokenize.TokenError, zipfile.BadZipFile, zlib.error)
+
+
+def load_arrays(path: Path, keys: Sequence[str] = ()) -> np.ndarray | dict[str, np.ndarray]:
+    """The array of a ``.npy`` file, or the arrays of an ``.npz`` file by name; reads no pickles.
+
+    Args:
+        keys: of an ``.npz`` file, as far as it has them; none = all.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: it is damaged, or holds something else.
+    """
+    try:
+        content = np.load(path, allow_pickle=False)
+        if isinstance(content, np.ndarray):
+            return content
+        with content:
+            arrays = {key: content[key] for key in keys or content.files if key in content.files}
+    except BROKEN as error:
+        raise ValueError(str(error).partition("\n")[0] or "it is cut off") from error
+    if other := [key for key, value in arrays.items() if not isinstance(value, np.ndarray)]:
+        raise ValueError(f"'{other[0]}' in it is no array")
+    return arrays
 
 
 def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -20,7 +20,7 @@ import torch
 from omegaconf import OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 
-from utils.checksums import checksums, verify_artefact
+from utils.checksums import checksums, open_seal, sealed, verify_artefact
 from utils.errors import UserError
 from utils.files import replacing
 
@@ -180,7 +180,8 @@ class RunDirectory:
         content = {"settings": _plain(settings), **results}
         if files:
             content["files"] = checksums(self.path, files)
-        write_json(self.marker(stage), content)
+        marker = self.marker(stage)
+        write_json(marker, sealed(content, marker.name))
         self.marker(f"{stage}.begun").unlink(missing_ok=True)
 
     def result(self, stage: str) -> dict[str, Any]:
@@ -188,10 +189,13 @@ class RunDirectory:
 
     def _read(self, marker: Path) -> dict[str, Any]:
         try:
-            content = json.loads(current_names(marker.read_text()))
+            text = marker.read_text()
+            open_seal(json.loads(text), marker.name)
+            content = json.loads(current_names(text))
+            (content.get("files") or {}).pop(marker.name, None)
             content["settings"]
             return content
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise UserError(f"{marker} is damaged ({error}): delete it, and its stage runs again") from None
 
     def _without_paths(self, settings: Any) -> Any:

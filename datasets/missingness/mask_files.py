@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import UserError
+from utils.files import load_arrays
 
 _BOOLEANS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
 
@@ -63,8 +64,8 @@ def read_tip_npy(path: Path, n: int, features: int) -> np.ndarray:
     """
     check_exists(path)
     try:
-        mask = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        mask = load_arrays(path)
+    except (OSError, ValueError):
         raise UserError(f"mask file {path} is no NumPy array: give a .npy file of booleans") from None
     if not isinstance(mask, np.ndarray) or mask.ndim != 2 or not np.isin(mask, (0, 1)).all():
         raise UserError(

@@ -22,6 +22,7 @@ from datasets.modality_parts.files import (
     normalisation_problems,
 )
 from datasets.row_encoder import RowEncoder
+from utils.files import load_arrays
 
 
 def read_numbers(path: Path) -> np.ndarray:
@@ -34,12 +35,11 @@ def read_numbers(path: Path) -> np.ndarray:
     if path.suffix == ".csv":
         values = pd.read_csv(path).to_numpy(dtype=np.float64)
     else:
-        content = np.load(path, allow_pickle=False)
-        if isinstance(content, np.lib.npyio.NpzFile):
-            with content:
-                if len(content.files) != 1:
-                    raise ValueError(f"{len(content.files)} arrays, expected one")
-                content = content[content.files[0]]
+        content = load_arrays(path)
+        if isinstance(content, dict):
+            if len(content) != 1:
+                raise ValueError(f"{len(content)} arrays, expected one")
+            (content,) = content.values()
         values = np.asarray(content, dtype=np.float64)
     if np.isinf(values).any():
         raise ValueError("infinite numbers")

@@ -15,7 +15,7 @@ from PIL import Image
 from datasets.readers.pictures import PICTURE_RULES, UNREADABLE, open_picture
 from datasets.source import sha256
 from utils.errors import UserError
-from utils.files import replacing
+from utils.files import load_arrays, replacing
 from utils.progress import Progress
 
 CHUNK = 512  # images between two updates of the progress file
@@ -52,7 +52,10 @@ class ImageReader:
 
     def __call__(self, path: Path) -> np.ndarray:
         if path.suffix == ".npy":
-            planes = self._planes(np.load(path, allow_pickle=False))
+            array = load_arrays(path)
+            if isinstance(array, dict):
+                raise ValueError("an archive of arrays, not one array")
+            planes = self._planes(array)
         else:
             planes = open_picture(path, self.channels, self.bits).split()
         width, height = planes[0].size

@@ -20,7 +20,7 @@ def read_json(path: Path, content_name: str) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON ({error}): restore it") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no {content_name}: restore it")

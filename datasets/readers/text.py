@@ -84,7 +84,7 @@ def check_alphabet(file: Path) -> None:
     """
     try:
         alphabet = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} cannot be read ({error}): restore it, or remove it (it is not needed)") from None
     if alphabet != list(ALPHABET):
         raise UserError(

@@ -104,7 +104,7 @@ class GaussianParameters:
                     student_t=t.get("student_t"),
                     about=json.loads(header["about"]),
                 )
-            except (KeyError, ValueError, safetensors.SafetensorError) as error:
+            except (KeyError, ValueError, RecursionError, safetensors.SafetensorError) as error:
                 raise UserError(f"{path} holds no Gaussian parameters ({error}): run stage 'gaussian' again") from None
         else:
             content = read_tensors(path)

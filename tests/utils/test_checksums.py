@@ -11,7 +11,7 @@ import xxhash
 
 from models.dymo.gaussian import GaussianParameters
 from utils import checksums as module
-from utils.checksums import checksum, checksums, verify
+from utils.checksums import checksum, checksums, open_seal, sealed, verify
 from utils.errors import UserError
 from utils.run_directory import RunDirectory, file_hash
 from utils.safe_pickle import read_tensors
@@ -136,3 +136,16 @@ def test_changed_gaussian_parameters_are_refused(run: RunDirectory) -> None:
     file.write_bytes(flipped(file.read_bytes(), 8 * file.stat().st_size - 20))
     with pytest.raises(UserError, match="stage 'gaussian' runs again"):
         GaussianParameters.load(file)
+
+
+def test_sealed_values_are_refused_when_one_changed() -> None:
+    content = {"files": {"a.npy": "1-2"}, "scale": (1.5, 2), "classes": {1: "a"}}
+    read = json.loads(json.dumps(sealed(content, "meta.json")))
+    assert set(read["files"]) == {"a.npy", "meta.json"}
+    changed = [read | {"scale": [1.5, 3]}, read | {"classes": {"2": "a"}}, read | {"more": None}]
+    changed.append(read | {"files": read["files"] | {"a.npy": "1-3"}})
+    for other in changed:
+        with pytest.raises(ValueError, match="its checksum differs"):
+            open_seal(json.loads(json.dumps(other)), "meta.json")
+    assert open_seal(read, "meta.json") == json.loads(json.dumps(content))
+    assert sealed({"scale": 1}, "meta.json") == {"scale": 1} == open_seal({"scale": 1}, "meta.json"), "older versions"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import json
 import logging
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from datasets.missingness.base import slug
 from datasets.missingness.file import File
 from datasets.missingness.table import Table
 from trainers.report.directions import directions
+from utils import files
 from utils.checksums import verify_artefact
 from utils.errors import UserError
 from utils.files import natural_key
@@ -97,7 +97,7 @@ def stored_rate(run: FinishedRun, name: str) -> float:
             if max(scenario.named_modalities, default=0) < arrays["missing"].shape[1]:
                 mask = arrays["missing"].astype(bool)
                 if cells:
-                    names = json.loads(file.with_suffix(".json").read_text())["modalities"]
+                    names = _masked_modalities(file.with_suffix(".json"))
                     mask = unobserved(mask, cells, names)
                     cells = scenario.counted_cells(cells, names)
                 return scenario.realised_rate(mask, cells)
@@ -112,9 +112,22 @@ def modality_names(runs: Sequence[FinishedRun]) -> dict[str, list[str]]:
     for run in runs:
         file = next((run.path / "masks").glob("*.json"), None)
         if run.dataset not in names and file is not None:
-            stored = json.loads(file.read_text()).get("modalities")
+            stored = _masked_modalities(file)
             names |= {run.dataset: stored} if stored else {}
     return names
+
+
+def _masked_modalities(path: Path) -> list[str]:
+    """Names of the modalities in the file beside a mask; none in older versions.
+
+    Raises:
+        UserError: the file is damaged, or not as its stage wrote it.
+    """
+    verify_artefact(path)
+    try:
+        return list(json.loads(path.read_text()).get("modalities") or ())
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise UserError(f"{path} cannot be read ({error}): {FIX}") from None
 
 
 def read_results(path: Path) -> pd.DataFrame:
@@ -124,9 +137,10 @@ def read_results(path: Path) -> pd.DataFrame:
         UserError: the file cannot be read, lacks a column, has another value than a number, or has a row twice.
     """
     try:
-        frame = pd.read_csv(path, keep_default_na=False).rename(columns=unguard).map(unguard)
+        frame = pd.read_csv(path, keep_default_na=False).rename(columns=unguard)
         if absent := [c for c in COLUMNS if c not in frame]:
             raise ValueError(f"no column {', '.join(absent)}")
+        frame = frame.map(unguard)
         if frame.empty:
             raise ValueError("no rows")
         frame["value"] = pd.to_numeric(frame["value"].replace("", np.nan))
@@ -230,7 +244,9 @@ def load_arrays(path: Path, *keys: str) -> dict[str, np.ndarray]:
     """
     verify_artefact(path)
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {key: file[key] for key in keys or file.files if key in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        arrays = files.load_arrays(path, keys)
+        if not isinstance(arrays, dict):
+            raise ValueError("one array without a name")
+        return arrays
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): {FIX}") from None
