@@ -50,6 +50,15 @@ class ClipProblem(ValueError):
         self.kind = kind
 
 
+# What PyAV raises about files that FFmpeg cannot decode; a stream whose codec is unknown has no such attributes.
+BROKEN = (av.FFmpegError, OSError, ValueError, AttributeError)
+
+
+def unreadable(error: Exception) -> ClipProblem:
+    """The problem with a file of which PyAV raised one of BROKEN."""
+    return ClipProblem("unreadable", f"no video file: {(str(error) or type(error).__name__).splitlines()[0]}")
+
+
 def read_audio(path: Path, start: float | None = None, end: float | None = None) -> tuple[np.ndarray, int]:
     """Read the sound of a file as one channel.
 
@@ -87,7 +96,7 @@ def read_audio(path: Path, start: float | None = None, end: float | None = None)
 
 def _read_track(path: Path) -> tuple[np.ndarray, int]:
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), metadata_errors="replace") as container:
             if not container.streams.audio:
                 raise ClipProblem("no_audio", "no sound track")
             stream = container.streams.audio[0]
@@ -97,8 +106,10 @@ def _read_track(path: Path) -> tuple[np.ndarray, int]:
             if not frames:
                 raise ClipProblem("no_audio", "no sound in its track")
             return np.concatenate([frame.to_ndarray() for frame in frames], axis=1).mean(0), int(stream.rate)
-    except (av.FFmpegError, OSError) as error:
-        raise ClipProblem("unreadable", f"no video file: {str(error).splitlines()[0]}") from None
+    except ClipProblem:
+        raise
+    except BROKEN as error:
+        raise unreadable(error) from None
 
 
 def resample(waveform: np.ndarray, rate: int, target: int) -> np.ndarray:

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as V
 
-from datasets.readers.audio import ClipProblem
+from datasets.readers.audio import BROKEN, ClipProblem, unreadable
 from datasets.readers.images import ImageReader, reason
 from datasets.readers.pictures import UNREADABLE, frame_files
 from datasets.transforms import crop_boxes, resample, resize
@@ -38,7 +38,7 @@ def extract_frames(
     """
     rate, pictures = str(Fraction(fps).limit_denominator(1000)), []
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), metadata_errors="replace") as container:
             if not container.streams.video:
                 raise ClipProblem("no_frames", "no video track")
             stream = container.streams.video[0]
@@ -68,8 +68,10 @@ def extract_frames(
                     drain()
             graph.vpush(None)
             drain()
-    except (av.FFmpegError, OSError) as error:
-        raise ClipProblem("unreadable", f"no video file: {str(error).splitlines()[0]}") from None
+    except ClipProblem:
+        raise
+    except BROKEN as error:
+        raise unreadable(error) from None
     if not pictures:
         raise ClipProblem("no_frames", f"no frame at {fps:g} per second")
     return pictures

@@ -242,7 +242,7 @@ LOADERS = {
     "checkpoints": Loader(
         (".ckpt", ".pth"),
         lambda path: saved({"state_dict": {"a": torch.rand(3, 4)}}, is_zip=path.suffix == ".ckpt")(path), read_tensors,
-        ("utils.safe_pickle._read", "utils.safe_pickle.check_pickles", "utils.safe_pickle._read_zip"),
+        ("utils.safe_pickle._read", "utils.safe_pickle._check_pickles", "utils.safe_pickle._read_zip"),
     ),
     "original checkpoints": Loader((".pt",), saved({"state_dict": random_original_state(width=16)}), read_tensors),
     "safetensors": Loader(
