@@ -33,7 +33,7 @@ from torch import Tensor
 
 from utils.checksums import checksums, open_seal, sealed, verify
 from utils.errors import UserError
-from utils.files import replacing, temporary_beside
+from utils.files import BROKEN, replacing, temporary_beside
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class PackedSplit:
             verify(file, self.files[file.name], fix)
         try:
             return np.load(file, mmap_mode=mmap_mode)
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError, *BROKEN) as error:
             raise UserError(f"{file} cannot be read ({error}): {fix}") from None
 
     def __len__(self) -> int:

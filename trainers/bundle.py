@@ -41,7 +41,7 @@ from trainers.config.imputers import imputer_nodes
 from trainers.loading import Run
 from utils.calibration import Temperatures
 from utils.errors import UserError
-from utils.files import replacing
+from utils.files import BROKEN, replacing
 from utils.inputs import KEY as INPUTS
 from utils.limits import advice, limit
 from utils.run_directory import environment, write_json
@@ -68,8 +68,15 @@ class Bundle:
 
     @property
     def temperatures(self) -> Temperatures | None:
+        """
+        Raises:
+            UserError: the manifest is damaged.
+        """
         stored = self.about.get("temperatures")
-        return None if stored is None else Temperatures(**stored)
+        try:
+            return None if stored is None else Temperatures(**stored)
+        except TypeError as error:
+            raise UserError(f"{self.folder / MANIFEST} is damaged ({error}): {REFUSE}") from None
 
     def run(self) -> Run:
         """The run whose method the bundle holds, on its files."""
@@ -360,7 +367,7 @@ def unpack(archive: Path) -> Path:
                 if path.is_absolute() or ".." in path.parts or "\\" in entry.filename or is_link:
                     raise UserError(f"{archive} holds {entry.filename}, which leaves its folder: {REFUSE}")
             file.extractall(target)
-    except zipfile.BadZipFile as error:
+    except (OSError, ValueError, *BROKEN) as error:
         raise UserError(f"{archive} is no bundle ({error}): give the folder or .zip file of stage export") from None
     folders = [path.parent for path in target.rglob(MANIFEST)]
     return folders[0] if folders else target

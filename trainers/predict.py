@@ -22,7 +22,7 @@ from trainers.bundle import MANIFEST, open_bundle
 from trainers.loading import Run
 from trainers.predictor import Predictor, load
 from utils.errors import UserError
-from utils.files import replacing, unwritable
+from utils.files import remove_leftovers, replacing, unwritable
 from utils.metrics import classification_metrics
 from utils.progress import Progress
 from utils.run_directory import file_hash, write_json
@@ -105,6 +105,7 @@ def write_predictions(cfg: DictConfig, predictor: Predictor, weights: str) -> No
     settings = cfg.predict
     source, output = Path(settings.input), Path(settings.output)
     stat = source.stat()
+    remove_leftovers(output.parent)
     about = {
         "weights": weights,
         "input": [str(source.resolve()), stat.st_size, stat.st_mtime_ns],

@@ -110,7 +110,10 @@ def natural_key(name: str | Path) -> tuple[str, str]:
 
 
 # What a damaged array or archive raises besides OSError and ValueError; a header that claims too much is a MemoryError.
-BROKEN = (EOFError, MemoryError, NotImplementedError, RuntimeError, tokenize.TokenError, zipfile.BadZipFile, zlib.error)
+BROKEN = (
+    *(EOFError, MemoryError, NotImplementedError, RuntimeError, SyntaxError),
+    *(tokenize.TokenError, zipfile.BadZipFile, zlib.error),
+)
 
 
 def load_arrays(path: Path, keys: Sequence[str] = ()) -> np.ndarray | dict[str, np.ndarray]:

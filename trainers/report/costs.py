@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 import pandas as pd
@@ -35,7 +34,7 @@ def cost_table(runs: Sequence[FinishedRun]) -> pd.DataFrame:
     """
     rows = []
     for run in runs:
-        about = json.loads(run.text("environment.json") or "{}")
+        about = run.environment
         if cost := about.get("cost"):
             values = {key: cost.get(key) for key in (*SIZES, *SECONDS)}
             rows.append({"dataset": run.dataset, "model": run.model, "device": about.get("device", "")} | values)

@@ -37,8 +37,7 @@ def run_title(run: FinishedRun) -> str:
 
 def environment_tables(runs: Sequence[FinishedRun]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Entries of environment.json that all runs share, and entries that differ; costs have a section of their own."""
-    entries = [json.loads(run.text("environment.json") or "{}") for run in runs]
-    entries = [{key: value for key, value in entry.items() if key != "cost"} for entry in entries]
+    entries = [{key: value for key, value in run.environment.items() if key != "cost"} for run in runs]
     frame = pd.json_normalize(entries).astype(object).map(lambda v: "–" if v is None or v != v else str(v))
     shared = [column for column in frame if frame[column].nunique() == 1]
     common = pd.DataFrame({"entry": shared, "the same in all runs": [frame[c].iloc[0] for c in shared]})

@@ -8,10 +8,13 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from datasets.missingness import Scenario, parse_scenario, unobserved
 from datasets.missingness.base import slug
@@ -55,8 +58,27 @@ class FinishedRun:
         return f"seed {self.seed}" + (f", fold {self.fold}" if self.fold >= 0 else "")
 
     def text(self, file: str) -> str:
-        """Content of a text file, empty if there is none."""
-        return (self.path / file).read_text() if (self.path / file).is_file() else ""
+        """Content of a text file, empty if there is none.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        try:
+            return (self.path / file).read_text() if (self.path / file).is_file() else ""
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.path / file} cannot be read ({error}): {FIX}") from None
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """Content of ``environment.json``, empty if there is none.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        try:
+            return dict(json.loads(self.text("environment.json") or "{}"))
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{self.path / 'environment.json'} is damaged ({error}): {FIX}") from None
 
     def predictions(self, model: str, scenario: str) -> Path:
         """File of the predictions of the model, or of a comparator with the same backbone."""
@@ -179,8 +201,7 @@ def gather(run_dirs: Sequence[Path]) -> tuple[list[FinishedRun], list[str]]:
             if "missing_rate" not in run.frame:  # written before results.csv had it
                 rates = {name: stored_rate(run, name) for name in run.frame["scenario"].unique()}
                 run.frame["missing_rate"] = run.frame["scenario"].map(rates)
-            files = (run.text("environment.json"), run.text("config.yaml"))
-            run.frame["direction"] = run.frame["metric"].map(directions(run.frame["metric"].unique(), *files))
+            run.frame["direction"] = run.frame["metric"].map(_directions(run))
             runs.append(run)
     if not runs:
         tried = ", ".join(map(str, run_dirs)) or "an empty list"
@@ -189,6 +210,15 @@ def gather(run_dirs: Sequence[Path]) -> tuple[list[FinishedRun], list[str]]:
     _tell_variants_apart(runs)
     _check_unique(runs)
     return runs, skipped
+
+
+def _directions(run: FinishedRun) -> dict[str, str]:
+    about = json.dumps(run.environment)
+    try:
+        return directions(run.frame["metric"].unique(), about, run.text("config.yaml"))
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, AttributeError, TypeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{run.path / 'config.yaml'} is damaged ({reason}): {FIX}") from None
 
 
 def _check_folds(runs: Sequence[FinishedRun]) -> None:
