@@ -404,7 +404,10 @@ class MultimodalDataModule(TakesNewRows, DeclaredArguments, pl.LightningDataModu
         device = strategy.root_device if strategy else torch.device("cpu")
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         noise = self.training_noise if train else None
-        return self.loader(split, scenario, train=train, device=device, noise=noise, rank=rank, world_size=world)
+        # Scores count every row once.
+        return self.loader(
+            split, scenario, train=train, device=device, noise=noise, rank=rank, world_size=world, pad=train
+        )
 
     def train_dataloader(self) -> PackedLoader:
         return self._trainer_loader("train", self.missing_train, train=True)

@@ -52,7 +52,8 @@ class PackedLoader:
         transform: (inputs, generator) -> inputs, applied to gathered batches; the generator is None in evaluation.
         corrupt: (batch, epoch) -> batch with noise, applied last.
         rank, world_size: under DDP each rank sees every ``world_size``-th row.
-        pad: repeat rows so that all ranks have the same number; without it every row is seen once.
+        pad: repeat rows so that all ranks have the same number. Without it every row is seen once, and ranks with
+            fewer rows have smaller batches, but as many of them, since forward passes of DDP wait for each other.
     """
 
     def __init__(
@@ -122,7 +123,9 @@ class PackedLoader:
         return len(range(self.rank, len(self.split), self.world_size))
 
     def __len__(self) -> int:
-        return self.n_rows // self.batch_size if self.drop_last else -(-self.n_rows // self.batch_size)
+        # The same on every rank that has rows: without padding, some have a row less.
+        rows = self.n_rows if self.pad else len(self.split) // self.world_size or self.n_rows
+        return rows // self.batch_size if self.drop_last else -(-rows // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         generator = torch.Generator().manual_seed(hash_seed(self.seed, self.epoch))
@@ -135,8 +138,11 @@ class PackedLoader:
         order = order.to(self.target.device)
         # A separate stream: draws for augmentation never change the order, and differ between ranks.
         augmenting = torch.Generator().manual_seed(hash_seed(self.seed, self.epoch, 3, self.rank))
-        for step in range(len(self)):
-            rows = order[step * self.batch_size : (step + 1) * self.batch_size]
+        if self.pad or self.world_size == 1:
+            batches = [order[step * self.batch_size : (step + 1) * self.batch_size] for step in range(len(self))]
+        else:
+            batches = list(order.tensor_split(len(self))) if len(order) else []
+        for rows in batches:
             yield self.gather(rows, partners, generator, augmenting if self.shuffle else None)
 
     def gather(

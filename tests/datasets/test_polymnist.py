@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import logging
 import os
@@ -794,6 +795,23 @@ class TestLoader:
             seen = Counter(row for order in orders for row in order)
             assert set(seen) == set(range(200))
             assert sum(seen.values()) - 200 == -200 % world
+
+    def test_without_padding_ranks_cover_every_row_once_in_as_many_batches(self, built: PolyMNIST):
+        for split, n in (("val", len(built.split("val"))), ("test", 70)):
+            for world, size in itertools.product((1, 2, 3, 7, n + 1), (1, 2, 16, n)):
+                of_ranks = [
+                    [
+                        batch.index.tolist()
+                        for batch in built.loader(split, batch_size=size, rank=rank, world_size=world, pad=False)
+                    ]
+                    for rank in range(world)
+                ]
+                rows = [row for batches in of_ranks for batch in batches for row in batch]
+                assert sorted(rows) == list(range(n))
+                assert all(batch for batches in of_ranks for batch in batches)
+                if world <= n:
+                    assert len({len(batches) for batches in of_ranks}) == 1
+                assert max(len(batch) for batches in of_ranks for batch in batches) <= size + (world > 1)
 
     def test_drop_last(self, mnist: Path, built: PolyMNIST):
         data = PolyMNIST(store=str(built.store.folder), mnist=str(mnist), drop_last=True, batch_size=64)
