@@ -50,8 +50,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: (item.path not in long_files, -counts[item.path]))
 
 
-def pytest_runtestloop() -> None:
-    """All tests are imported."""
+def pytest_collection_finish() -> None:
+    """All tests are imported. A process of pytest-xdist calls this hook too, but not ``pytest_runtestloop``."""
     garbage.collect_from_now_on()
 
 

@@ -55,3 +55,8 @@ def test_imports_are_excluded_from_collections(tmp_path: Path, monkeypatch: pyte
     with keep_imported("many_objects"):
         assert gc.isenabled()
     assert gc.isenabled() and gc.get_freeze_count() == frozen
+
+
+def test_the_processes_of_the_tests_collect_garbage() -> None:
+    """Imports of the tests do without; a process that goes on without needs 10 GB for the contracts alone."""
+    assert gc.isenabled()
