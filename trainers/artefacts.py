@@ -32,6 +32,10 @@ CENTRED = "even windows end one frame later"
 RECOVERY = ("sample", "draw_seed", "reference", "conditioning", "private_prior", "max_iter")
 
 
+# Arguments of a method that its trained weights hold the effect of.
+NOT_OF_PREDICTIONS = ("optimizer", "scheduler", "consistency")
+
+
 class Artefacts(Plan):
     """Directories, files and stage settings of one run."""
 
@@ -220,7 +224,7 @@ class Artefacts(Plan):
         if any(noise.operator == "temporal_blur" and noise.level % 2 == 0 for noise in noises):
             settings["temporal_blur"] = CENTRED
         if not self.has_backbone:  # switches of the prediction, such as a gate
-            settings["module"] = self._plain(self.trainable.module, "optimizer", "scheduler")
+            settings["module"] = self._plain(self.trainable.module, *NOT_OF_PREDICTIONS)
             option = method_class(self.trainable).batch_dependent
             if option and self.trainable.module.get(option):
                 settings["test_batch_size"] = self.cfg.dataset.test_batch_size

@@ -36,7 +36,7 @@ def cost_of(run: Run, method: Method, scenario: str, batches: Iterable[Batch]) -
         that is given.
     """
     parameters = {id(p): p for network in method.networks() for p in network.parameters()}.values()
-    parts = dict(fit_parts(run))
+    parts = unique_parts(run)
     fit = {
         f"fit_{key}": None if None in parts.values() else round(sum(part[key] for part in parts.values() if part), 3)
         for key in KEYS
@@ -51,26 +51,45 @@ def cost_of(run: Run, method: Method, scenario: str, batches: Iterable[Batch]) -
     }
 
 
-def fit_parts(run: Run) -> Iterator[tuple[str, Mapping[str, float] | None]]:
-    """Name and effort of every training and estimate that the predictions of a run depend on."""
+def unique_parts(run: Run) -> dict[str, Mapping[str, float] | None]:
+    """Name -> effort of :func:`fit_parts`; each training once, different ones of a name with a number."""
+    parts: dict[str, Mapping[str, float] | None] = {}
+    seen = set()
+    for name, directory, effort in fit_parts(run):
+        if (name, directory) in seen:
+            continue
+        seen.add((name, directory))
+        number = sum(other == name for other, _ in seen)
+        parts[name if number == 1 else f"{name} ({number})"] = effort
+    return parts
+
+
+Part = tuple[str, str, Mapping[str, float] | None]  # name, directory, seconds
+
+
+def fit_parts(run: Run) -> Iterator[Part]:
+    """Every training and estimate that the predictions of a run depend on; one that several parts need occurs again."""
     name, is_given = str(run.trainable.name), bool(run.checkpoint_path)
-    yield f"fit {name}", None if is_given else _effort(run.fit_directory, "fit")
+    fit_directory = str(run.fit_directory.path)
+    yield f"fit {name}", fit_directory, None if is_given else _effort(run.fit_directory, "fit")
     if not is_given:
         for part in run.prerequisites.values():
             yield from fit_parts(part)
     if run.uses_selection:
         is_given = bool(run.trainable.get("gaussian"))
-        yield "gaussian", None if is_given else _effort(run.fit_directory, "gaussian")
-    if run.predicts_with_imputer or run.trainable.get("recovery_aware"):
+        yield "gaussian", fit_directory, None if is_given else _effort(run.fit_directory, "gaussian")
+    if run.predicts_with_imputer or run.trains_on_recoveries:
         yield from _imputer_parts(run)
 
 
-def _imputer_parts(run: Run) -> Iterator[tuple[str, Mapping[str, float] | None]]:
+def _imputer_parts(run: Run) -> Iterator[Part]:
     for part in run.imputer_parts.values():
         yield from _imputer_parts(part)
     if run.needs_imputer_weights and not run.imputer_parts:
         is_given = bool(run.cfg.imputer.checkpoint)
-        yield f"impute {run.cfg.imputer.name}", None if is_given else _effort(run.imputer_directory, "impute")
+        directory = run.imputer_directory
+        effort = None if is_given else _effort(directory, "impute")
+        yield f"impute {run.cfg.imputer.name}", str(directory.path), effort
 
 
 def _effort(directory: RunDirectory, stage: str) -> Mapping[str, float] | None:

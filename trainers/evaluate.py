@@ -17,7 +17,7 @@ from trainers.config.build import build_metrics
 from trainers.effort import cost_of
 from trainers.learned import learn
 from trainers.loading import Run
-from trainers.measurement import accuracy_table, tabulate
+from trainers.measurement import accuracy_table, realised_rates, tabulate
 from trainers.prediction import CellMasks, Masks, hardest, predict, scenario_batches, scenario_masks
 from utils.files import replacing, save_arrays
 from utils.spreadsheet import write_table
@@ -78,7 +78,8 @@ def _cost(
     run: Run, model: Method, masks: Masks, cells: CellMasks, noise: Mapping[str, Corruption | None]
 ) -> dict[str, Any]:
     """See :func:`trainers.effort.cost_of`."""
-    name, batches = hardest(run.data.loader("test", device=run.device), masks, cells, noise)
+    loader = run.data.loader("test", device=run.device)
+    name, batches = hardest(loader, realised_rates(run, masks, cells), masks, cells, noise)
     return cost_of(run, model, name, batches)
 
 

@@ -46,12 +46,17 @@ def tabulate(
             if not failures:
                 per_class.append(measure_classes(arrays, data.class_names).assign(model=name, scenario=scenario.name))
     trained_on = {"train": str(run.training_scenario.name), "fold": run.fold}
-    rates = {s.name: data.realised_rate(s, masks[s.name], cells[s.name]) for s in run.scenarios}
+    rates = realised_rates(run, masks, cells)
     frame = pd.DataFrame(rows, columns=["dataset", "model", "seed", "scenario", "metric", "value", "n"])
     frame = frame.assign(**trained_on, missing_rate=frame["scenario"].map(rates))
     if not per_class:
         return frame, None
     return frame, pd.concat(per_class).assign(dataset=cfg.dataset.name, seed=cfg.seed, **trained_on)
+
+
+def realised_rates(run: Run, masks: Masks, cells: CellMasks) -> dict[str, float]:
+    """Scenario -> missing rate under its masks."""
+    return {s.name: run.data.realised_rate(s, masks[s.name], cells[s.name]) for s in run.scenarios}
 
 
 def measure(

@@ -108,10 +108,18 @@ def scenario_batches(batch: Batch, masks: Masks, cells: CellMasks) -> dict[str, 
 
 
 def hardest(
-    batches: Iterable[Batch], masks: Masks, cells: CellMasks, noise: Mapping[str, Corruption | None]
+    batches: Iterable[Batch],
+    rates: Mapping[str, float],
+    masks: Masks,
+    cells: CellMasks,
+    noise: Mapping[str, Corruption | None],
 ) -> tuple[str, Iterator[Batch]]:
-    """The scenario in which most is missing, and the batches under it."""
-    name = max(masks, key=lambda scenario: masks[scenario].mean())
+    """The scenario in which most is missing, and the batches under it.
+
+    Args:
+        rates: scenario -> missing rate; the first of equals counts.
+    """
+    name = max(rates, key=rates.__getitem__)
 
     def hidden() -> Iterator[Batch]:
         for batch in batches:

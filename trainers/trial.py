@@ -45,7 +45,7 @@ from trainers.export import on_validation
 from trainers.fit import check_checkpoint, checkpoint_callbacks
 from trainers.impute import augmented
 from trainers.loading import Run
-from trainers.measurement import tabulate
+from trainers.measurement import realised_rates, tabulate
 from trainers.prediction import Outputs, hardest, predict, scenario_batches, scenario_masks
 from trainers.programs import formats, write_programs
 from trainers.quiet import quiet_lightning
@@ -323,7 +323,8 @@ class Trial:
             save_mask(path, masks[scenario.name], scenario, seed, data.modality_names, cells[scenario.name], corruption)
         loader = data.loader("test", device=run.device)
         with self.batches("test", "test", loader, ROWS) as batches:
-            prediction_seconds(method, hardest(batches, masks, cells, noise)[1])
+            rates = realised_rates(run, masks, cells)
+            prediction_seconds(method, hardest(batches, rates, masks, cells, noise)[1])
         self._save(outputs)
         write_examples(run, method, masks, cells, noise)
         rows, n = len(next(iter(outputs[""].values()))["index"]), self.rows["test"]

@@ -27,8 +27,10 @@ def unguard(value: Any) -> Any:
 def guarded(frame: pd.DataFrame) -> pd.DataFrame:
     """The table with guarded texts and heads of columns."""
     frame = frame.rename(columns=guard)
-    numeric = frame.select_dtypes(include=["number", "bool"]).columns
-    return frame.assign(**{name: [guard(v) for v in frame[name]] for name in frame.columns if name not in numeric})
+    for number, kind in enumerate(frame.dtypes):
+        if not pd.api.types.is_numeric_dtype(kind):
+            frame.isetitem(number, [guard(value) for value in frame.iloc[:, number]])
+    return frame
 
 
 def write_table(frame: pd.DataFrame, target: Path | TextIO) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -158,3 +158,20 @@ def _expanded(spec: str | Mapping[str, Any], m: int) -> list[Scenario]:
     if int(match[1]) < 2:
         raise UserError(f"missing scenario '{match[0]}': errors of contributions need two orders or more")
     return visited_subsets(m, int(match[1]))
+
+
+def check_validation(entries: Sequence[Any], modalities: int, key: str) -> Iterator[str]:
+    """Scenarios that are simulated on validation data: one message per entry that is none, or that has noise.
+
+    Args:
+        modalities: number of modalities.
+        key: of the entries in the configuration.
+    """
+    try:
+        scenarios = parse_scenarios(list(entries), modalities)
+    except UserError as error:
+        yield from str(error).splitlines()
+        return
+    for scenario in scenarios:
+        if scenario.noise is not None:
+            yield f"{key}: {scenario.name} has noise, which missing.test alone takes"

@@ -72,7 +72,7 @@ class RecoveryComparators(Completed):
                 logits = self.members(masked)
                 for k, group in groups_by_missing(masked.missing):
                     if k:
-                        self.weights.observe(k, logits[group], batch.target[group])
+                        self.weights.observe(k, logits[group], batch.target[group], batch.index[group])
                 count = (logits.argmax(-1) == batch.target[:, None]).sum(0)
                 right[scenario] = right.get(scenario, torch.zeros_like(count)) + count
         self._choices = pd.DataFrame([{"rule": self.pooled, **values} for values in self.weights.fit(self.names)])

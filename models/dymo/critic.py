@@ -69,8 +69,9 @@ def train_network(examples: Examples, width: int, epochs: int, seed: int) -> tup
         is_held_out = row_uniform(examples.index, 1, hash_seed(SEED, seed, 1))[:, 0] <= HELD_OUT
         train, held_out = examples[~is_held_out], examples[is_held_out]
         pairs = torch.cat([torch.cat([x, train.observed], 1) for x in (train.real, train.recovered)])
-        network.mean.copy_(pairs.mean(0))
-        network.scale.copy_(pairs.std(0).clamp(min=1e-6))
+        if len(pairs):
+            network.mean.copy_(pairs.mean(0))
+            network.scale.copy_(pairs.std(0).clamp(min=1e-6))
         optimizer = torch.optim.AdamW(network.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
         best, lowest, chosen = _copy(network), math.log(2), 0
         for epoch in range(1, epochs + 1):
@@ -103,6 +104,7 @@ class Critic(Rule):
     name = "critic"
     needs_draws = True
     needs_features = True
+    needs_validation = False
 
     def __init__(self, settings: RuleSettings) -> None:
         super().__init__(settings)

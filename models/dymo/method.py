@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from datasets.batch import Batch
-from datasets.missingness import parse_scenarios
+from datasets.missingness import check_validation
 from models.base import MAIN, Method, Prediction
 from models.dymo.backbone import Backbone, Partial
 from models.dymo.dynamic_transformer import DynamicTransformer
@@ -38,7 +38,6 @@ from models.dymo.similarity import CALIBRATIONS, REWARDS, TAILS
 from models.dymo.validation import validate_selection
 from models.imputers.base import Imputer, recover_possible
 from utils.checks import check_choice, check_number, nearest
-from utils.errors import UserError
 from utils.subsets import subset_lookup
 
 log = logging.getLogger(__name__)
@@ -101,14 +100,7 @@ class DyMo(Method):
             if name not in known:
                 yield f"{node}.comparators: unknown '{name}'{nearest(str(name), known)}"
         yield from check_settings(cfg, f"{node}.rules")
-        try:
-            scenarios = parse_scenarios(list(model.validation), len(cfg.dataset.modalities))
-        except UserError as error:
-            yield from str(error).splitlines()
-        else:
-            for scenario in scenarios:
-                if scenario.noise is not None:
-                    yield f"{node}.validation: {scenario.name} has noise, which missing.test alone takes"
+        yield from check_validation(model.validation, len(cfg.dataset.modalities), f"{node}.validation")
 
     @property
     def imputer(self) -> Imputer:
@@ -170,7 +162,8 @@ class DyMo(Method):
 
     @property
     def validated_comparators(self) -> tuple[str, ...]:
-        return tuple(name for name in self.comparators if name == "threshold" or name in RULES)
+        names = {"threshold", *(name for name, rule in RULES.items() if rule.needs_validation)}
+        return tuple(name for name in self.comparators if name in names)
 
     def scorer(self, threshold: float | None = None) -> Scorer:
         rule = self.rule if threshold is None else replace(self.rule, threshold=threshold)

@@ -34,20 +34,22 @@ class PoolWeights:
     def __init__(self, name: str) -> None:
         self.announce_discarding = DiscardLog(name)
         self.weights: dict[int, list[float]] | None = None
-        self._rows: dict[int, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        self._rows: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = defaultdict(list)
 
-    def observe(self, k: int, logits: Tensor, target: Tensor) -> None:
-        """Collect validation rows that miss ``k`` modalities: logits (R, J, C) of the members, labels (R,)."""
+    def observe(self, k: int, logits: Tensor, target: Tensor, index: Tensor) -> None:
+        """Collect validation rows that miss ``k`` modalities: logits (R, J, C) of the members, labels (R,), row numbers
+        (R,). A row occurs once per scenario in which it misses as many."""
         if len(target):
-            self._rows[k].append((logits.cpu(), target.cpu()))
+            self._rows[k].append((logits.cpu(), target.cpu(), index.cpu()))
 
     def fit(self, names: Sequence[str]) -> list[dict[str, Any]]:
         """Choose the weights of members with these names; returns what :meth:`models.dymo.rule.Rule.fit` returns."""
         self.weights, chosen = {}, []
         for k, pieces in sorted(self._rows.items()):
-            logits, target = (torch.cat(part).numpy() for part in zip(*pieces, strict=True))
-            if len(target) < MIN_ROWS:
-                reason = f"its weights need {MIN_ROWS} validation rows, there are {len(target)}"
+            logits, target, index = (torch.cat(part).numpy() for part in zip(*pieces, strict=True))
+            n = len(np.unique(index))
+            if n < MIN_ROWS:
+                reason = f"its weights need {MIN_ROWS} distinct validation rows, there are {n}"
                 self.announce_discarding(k, reason)
                 continue
             weights = fit_log_pool(logits, target)
@@ -55,7 +57,7 @@ class PoolWeights:
             values = dict(zip(names, weights, strict=True))
             values["nll"] = pool_nll(weights, logits.astype(np.float64), target)[0]
             values["nll_discard"] = pool_nll(np.eye(len(weights))[0], logits.astype(np.float64), target)[0]
-            chosen += [{"missing": k, "parameter": p, "value": v, "rows": len(target)} for p, v in values.items()]
+            chosen += [{"missing": k, "parameter": p, "value": v, "rows": n} for p, v in values.items()]
         self._rows.clear()
         return chosen
 
@@ -88,7 +90,9 @@ class Pool(Rule):
         for lattice in candidates.lattices:
             if lattice.size:
                 self.members = tuple(m for m in MEMBERS if m != "draws" or candidates.draws is not None)
-                self.weights.observe(lattice.size, members(lattice, candidates.draws), target[lattice.rows])
+                rows = lattice.rows
+                logits = members(lattice, candidates.draws)
+                self.weights.observe(lattice.size, logits, target[rows], candidates.index[rows])
 
     def fit(self) -> list[dict[str, Any]]:
         return self.weights.fit(self.members)

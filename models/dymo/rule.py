@@ -151,7 +151,8 @@ class DiscardLog:
     def __call__(self, k: int, reason: str) -> None:
         """Rows that miss ``k`` modalities are the case."""
         if k not in self._announced:
-            log.warning("%s discards every recovery of rows that miss %d modalities: %s", self.name, k, reason)
+            noun = "modality" if k == 1 else "modalities"
+            log.warning("%s discards every recovery of rows that miss %d %s: %s", self.name, k, noun, reason)
         self._announced.add(k)
 
 
@@ -167,6 +168,7 @@ class Rule(ABC):
     name: ClassVar[str]
     needs_draws: ClassVar[bool] = False
     needs_features: ClassVar[bool] = False
+    needs_validation: ClassVar[bool] = True
 
     def __init__(self, settings: RuleSettings) -> None:
         self.settings = settings
@@ -184,7 +186,8 @@ class Rule(ABC):
         """Fit on the collected rows and forget them; nothing by default.
 
         Returns:
-            What was chosen, for a CSV file: keys missing (number of missing modalities), parameter, value, rows.
+            What was chosen, for a CSV file: keys missing (number of missing modalities), parameter, value, rows
+            (distinct ones).
         """
         return []
 

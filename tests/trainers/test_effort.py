@@ -15,6 +15,7 @@ import torch
 from tests.trainers.report.runs import write_run
 from trainers import effort
 from trainers.callbacks import Effort
+from trainers.loading import Run
 from trainers.report.page import write_report
 from utils.stopwatch import Stopwatch
 
@@ -76,3 +77,17 @@ def test_the_report_has_the_mean_cost_of_every_model_that_has_one(tmp_path: Path
     assert row["test_seconds_per_1000_rows"] == 0.5 and row["test_seconds_per_1000_rows_sd"] == 0
     assert row["device"] == "cpu 0; cpu 1" and np.isnan(row["fit_processor_seconds"])
     assert "cost.fit_seconds" not in result.html.read_text()
+
+
+def test_every_training_behind_a_run_counts_once(composed, monkeypatch: pytest.MonkeyPatch) -> None:
+    aware = effort.unique_parts(Run(composed("model=DynamicTransformer", "model.consistency=0.5")))
+    assert list(aware) == ["fit DynamicTransformer_consistent0.5", "impute MoPoE"]
+    # A training that two models share, and two parts of a chain that are trained with other settings.
+    listed = [
+        ("fit A", "a", {"seconds": 1.0}),
+        ("impute B", "b", {"seconds": 2.0}),
+        ("impute B", "c", {"seconds": 4.0}),
+    ]
+    monkeypatch.setattr(effort, "fit_parts", lambda run: iter([*listed, *listed]))
+    expected = {"fit A": {"seconds": 1.0}, "impute B": {"seconds": 2.0}, "impute B (2)": {"seconds": 4.0}}
+    assert effort.unique_parts(None) == expected  # type: ignore[arg-type]

@@ -35,6 +35,13 @@ def test_reading_gives_back_any_text(text: str) -> None:
     assert unguard(guard(text)) == text
 
 
+def test_heads_may_be_any_value() -> None:
+    frame = pd.DataFrame([["=A1", 1, "-"]], columns=["self", 7, "self"])
+    stream = io.StringIO()
+    write_table(frame, stream)
+    assert stream.getvalue() == "self,7,self\n'=A1,1,-\n"
+
+
 def test_a_table_has_quoted_texts_and_heads_and_the_same_numbers() -> None:
     frame = pd.DataFrame({"model": ["=A1", "b"], "value": [-0.5, 2.0], "n": [-1, 2], "=x": ["-y", None]})
     stream = io.StringIO()

@@ -83,10 +83,10 @@ def padded(values: Sequence[float], share: float = 0.04) -> tuple[float, float]:
 
 def number_text(value: float) -> str:
     """A tick or value in few letters: 1.5 M, 20 k, 0.25."""
-    for size, letter in ((1e9, " G"), (1e6, " M"), (1e4, "e3")):
-        if abs(value) >= size:
-            scale = size if letter != "e3" else 1e3
-            return f"{value / scale:.3g}{' k' if letter == 'e3' else letter}"
+    rounded = float(f"{value:.3g}")  # first, so that 999,700 is 1 M and not 1000 k
+    for least, size, letter in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
+        if abs(rounded) >= least:
+            return f"{rounded / size:.4g} {letter}".replace("-", "−")
     return f"{value:.4g}".replace("-", "−")
 
 

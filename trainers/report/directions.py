@@ -49,15 +49,17 @@ def direction(rows: pd.DataFrame, metric: str) -> str:
     ``direction``.
 
     Raises:
-        UserError: a user's metric of this name is another in other runs.
+        UserError: higher is better in some runs, and lower in others.
     """
-    known = set(rows.loc[rows["metric"] == metric, "direction"]) if "direction" in rows else set()
+    if "direction" not in rows:
+        return direction_of(metric)
+    known = set(rows.loc[rows["metric"] == metric, "direction"]) - {""}  # older runs do not say it
     if len(known) > 1:
         raise UserError(
-            f"metric '{metric}' is better higher in some runs, and in others lower or not known: report them apart "
+            f"metric '{metric}' is better higher in some runs, and lower in others: report them apart "
             "(report.include), or give one another name"
         )
-    return known.pop() if known else direction_of(metric)
+    return known.pop() if known else ""
 
 
 def check_primary(frame: pd.DataFrame, primary: str) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from datasets.missingness.base import MISSING_RATE
+from trainers.report.charts import score_text
 from trainers.report.directions import LOWER, direction
 from trainers.report.runs import scenario_of
 from trainers.report.style import is_oracle
@@ -75,8 +76,7 @@ def headlines(
             ordered = scores.sort_values("mean", ascending=better == LOWER, kind="stable").set_index("model")
             model = str(compared["best"].iloc[0] if len(compared) else ordered.index[0])
             best, others = ordered.loc[model], [str(other) for other in ordered.index if other != model]
-            score = f"{best['mean']:.2f}" if label(metric) != metric else f"{best['mean']:.4g}"
-            score += "" if np.isnan(best["sd"]) else f" ± {best['sd']:.2g}"
+            score = score_text(best["mean"], best["sd"], 2 if label(metric) != metric else 0)
             cards.append(
                 Headline(
                     str(dataset),
@@ -107,13 +107,19 @@ def _difference(tests: pd.DataFrame, others: Sequence[str], metric: str, sign: i
     if not others:
         return "No other model to compare with."
     test = tests.loc[others[0]]
-    scale, unit = (100, " points") if label(metric) != metric else (1, "")
+    scale, unit, form = (100, " points", ".2f") if label(metric) != metric else (1, "", ".3g")
     value, low, high = (sign * scale * test[key] for key in ("difference", "low", "high"))
     low, high = sorted((low, high))
-    is_level = round(value, 2) == 0
-    text = f"Level with {others[0]}" if is_level else f"{value:.2f}{unit} better than {others[0]}, the next"
+    includes_0 = np.isnan(low) or low <= 0 <= high
+    if float(format(value, form)) == 0 and includes_0:
+        text = f"Level with {others[0]}"
+    elif value < 0:  # of the runs that are compared, which are fewer than those of the means
+        low, high = -high, -low
+        text = f"On the runs that both have, {others[0]}, the next, is {-value:{form}}{unit} better"
+    else:
+        text = f"{value:{form}}{unit} better than {others[0]}, the next"
     if np.isnan(low):
         return f"{text}; no interval, which needs several runs or saved predictions."
-    text += f" (95 % interval {low:.2f} to {high:.2f}".replace("-", "−")
+    text += f" (95 % interval {low:{form}} to {high:{form}}".replace("-", "−")
     text += f", adjusted p = {test['p_holm']:.2g})" if not np.isnan(test["p_holm"]) else ")"
-    return f"{text}. {'The interval includes 0.' if low <= 0 <= high and not is_level else ''}".strip()
+    return f"{text}. {'The interval includes 0.' if includes_0 else ''}".strip()

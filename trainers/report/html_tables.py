@@ -133,5 +133,5 @@ def _text(value: Any) -> str:
     if pd.isna(value):
         return ""
     if isinstance(value, float):
-        return f"{value:.0f}" if value.is_integer() else f"{value:.3g}"
+        return f"{value:.0f}" if value.is_integer() or abs(value) >= 1000 else f"{value:.3g}"
     return str(value)

@@ -186,6 +186,7 @@ def test_pool_of_any_method_equals_loops() -> None:
         (("model=LogitAverage",), "they use recoveries, set model.use_imputer=true"),
         (("model=LogitAverage", "model.use_imputer=true"), "unknown 'wieghted'; did you mean 'weighted'"),
         (("model=ModDrop", "model.use_imputer=true"), "unknown 'wieghted'; known are discard, pool"),
+        (("model=MUSE", "model.use_imputer=true", "model.module.reference=true"), "MUSE .* predictions depend on the"),
         (("model=MoPoE_Classification",), "MoPoE_Classification has none"),
         (("model=Multimodal_CONCAT",), "Multimodal_CONCAT cannot be compared .* it needs complete inputs"),
     ],
@@ -193,6 +194,18 @@ def test_pool_of_any_method_equals_loops() -> None:
 def test_comparators_are_checked(overrides: tuple[str, ...], problem: str, composed: Callable[..., DictConfig]) -> None:
     with pytest.raises(UserError, match=rf"model\.comparators: {problem}"):
         validate(composed("dataset=Digits", *overrides, "model.comparators=[wieghted]"))
+
+
+@pytest.mark.parametrize(
+    ("scenario", "problem"),
+    [("bogus_1", "unknown missing scenario 'bogus_1'"), ("noise_gaussian_3_all", "has noise, which")],
+)
+def test_scenarios_of_the_validation_are_checked(
+    scenario: str, problem: str, composed: Callable[..., DictConfig]
+) -> None:
+    more = ("model.use_imputer=true", "model.comparators=[pool]", f"model.validation=[{scenario}]")
+    with pytest.raises(UserError, match=problem):
+        validate(composed("dataset=Digits", "model=ModDrop", *more))
 
 
 @pytest.mark.parametrize("model", ["LogitAverage", "DynMM"])

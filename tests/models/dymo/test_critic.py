@@ -56,6 +56,18 @@ def test_critic_learns_the_ratio_of_densities() -> None:
         assert about["loss"] > 0.68 and network(x, torch.zeros(13, 1), torch.zeros(13, 2).bool()).abs().max() < 0.3
 
 
+def test_critic_without_rows_to_learn_from_leaves_every_weight_at_one() -> None:
+    zeros = torch.zeros(2, 1)
+    examples = Examples(zeros, zeros + 1, zeros, torch.zeros(2, 2).bool(), torch.arange(2))
+    held_out = next(
+        network
+        for network, about in (train_network(examples, 8, 2, seed=seed) for seed in range(2000))
+        if about["rows"] == 0
+    )
+    with torch.no_grad():
+        assert held_out(zeros, zeros, torch.zeros(2, 2).bool()).tolist() == [0, 0]
+
+
 def with_critic(**options: Any) -> tuple[DyMo, Batch]:
     """A critic of random weights, so that its ratios differ widely."""
     dymo, batch = build("critic", **options)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.dymo.pool import log_pool
+from models.dymo.pool import PoolWeights, log_pool
 from tests.networks import under
 from tests.rule_cases import (
     ROWS,
@@ -93,4 +93,14 @@ def test_pool_discards_by_name_where_validation_says_nothing(caplog: pytest.LogC
         results = dymo.predict_scenarios(batch, under(batch, {"s": masks()}))
     assert torch.equal(results["pool"]["s"].logits, results["discard"]["s"].logits)
     assert "miss 2 modalities: no scenario of model.validation hides as many" in caplog.text
-    assert "miss 1 modalities" in caplog.text and "30 validation rows, there are 10" in caplog.text
+    assert "miss 1 modality" in caplog.text and "30 distinct validation rows, there are 10" in caplog.text
+
+
+def test_a_row_of_several_scenarios_is_one_row() -> None:
+    weights, logits = PoolWeights("pool"), torch.randn(10, 2, 3, generator=torch.Generator().manual_seed(0))
+    for _ in range(4):  # 40 occurrences of ten rows
+        weights.observe(1, logits, torch.zeros(10).long(), torch.arange(10))
+    assert weights.fit(("discard", "all")) == [] and weights.weights == {}
+    for i in range(3):
+        weights.observe(1, logits, torch.zeros(10).long(), 10 * i + torch.arange(10))
+    assert {row["rows"] for row in weights.fit(("discard", "all"))} == {30}

@@ -13,6 +13,7 @@ from models.dymo.rule import RuleSettings, check_settings
 from models.imputers.base import merge
 from tests.networks import under
 from tests.rule_cases import calibrated, masks
+from trainers.artefacts import NOT_OF_PREDICTIONS
 from trainers.loading import Run
 
 
@@ -61,5 +62,8 @@ def test_rules_never_read_what_is_missing() -> None:
 def test_consistency_of_weight_zero_does_not_change_what_is_trained(composed: Callable[..., DictConfig]) -> None:
     """Markers of backbones that were trained before there was the option stay valid."""
     assert "consistency" not in str(Run(composed("model=DyMo")).fit_settings)
+    backbone = Run(composed("model=DynamicTransformer"))
+    assert "consistency" not in str(backbone.fit_settings) and backbone.cfg.model.module.consistency == 0
+    assert "consistency" not in backbone._plain(backbone.cfg.model.module, *NOT_OF_PREDICTIONS)
     trained = Run(composed("model=DyMo", "model.consistency=0.5")).fit_settings
     assert trained["model"]["consistency"] == 0.5 and "imputer" in trained

@@ -68,6 +68,13 @@ def test_one_name_with_two_directions_is_refused(tmp_path) -> None:
         write_report(runs, tmp_path / "report", title="t", primary="x")
 
 
+def test_runs_that_do_not_say_it_follow_those_that_do(tmp_path) -> None:
+    runs = runs_with(tmp_path, "x", {"metrics": {"x": "lower"}})
+    (runs[-1] / "environment.json").write_text("{}")
+    result = write_report(runs, tmp_path / "report", title="t", primary="x")
+    assert set(result.tests["best"]) == {"DyMo"}
+
+
 def test_older_runs_with_a_class_of_torchmetrics_say_it_by_their_configuration() -> None:
     config = f"metrics:\n  hinge: {{_target_: {TORCHMETRICS}}}\n  own: {{_target_: my.Metric}}\n"
     expected = {"accuracy": "higher", "ece": "lower", "hinge": "lower", "own": "", "iterations": ""}

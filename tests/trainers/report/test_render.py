@@ -217,11 +217,13 @@ def test_ticks_are_round_and_inside(low: float, high: float) -> None:
         )
         ticks = scale.ticks()
         assert len(ticks) > 1 and all(39.9 <= scale(tick) <= 340.1 for tick in ticks)
-    assert [charts.number_text(v) for v in (0.25, 1234, 20_000, 1.5e6, -0.5)] == [
+    assert [charts.number_text(v) for v in (0.25, 1234, 20_000, 999_700, 1.5e6, 999.7e6, -0.5)] == [
         "0.25",
         "1234",
         "20 k",
+        "1 M",
         "1.5 M",
+        "1 G",
         "−0.5",
     ]
 
@@ -270,7 +272,7 @@ def test_headline_is_the_test_of_the_best_against_the_next() -> None:
         ]
     )
     first, second = headlines(summary, tests, "accuracy", {"D": {"none": "complete"}})
-    assert (first.scenario, first.model, first.score, first.repeats) == ("complete", "A", "85.00 ± 7.1", "2 seeds")
+    assert (first.scenario, first.model, first.score, first.repeats) == ("complete", "A", "85.00 ± 7.07", "2 seeds")
     assert first.difference == (
         "10.00 points better than B, the next (95 % interval −1.20 to 21.20, adjusted p = 0.061). "
         "The interval includes 0."
@@ -289,6 +291,43 @@ def test_headline_is_the_test_of_the_best_against_the_next() -> None:
     assert (
         card.model == "C" and card.difference == "60.00 points better than B, the next (95 % interval 50.00 to 70.00)."
     )
+
+
+@pytest.mark.parametrize(
+    ("metric", "numbers", "expected"),
+    [
+        # Of a metric that is not in percent, small differences are not level.
+        ("brier", (-0.004, -0.0043, -0.0037, 1e-6), "0.004 better than B, the next (95 % interval 0.0037 to 0.0043,"),
+        (
+            "brier",
+            (0.0, -0.001, 0.001, 1.0),
+            "Level with B (95 % interval −0.001 to 0.001, adjusted p = 1). The interval",
+        ),
+        # B has other runs than A, and on those of both it is better than A.
+        (
+            "accuracy",
+            (-0.1, np.nan, np.nan, np.nan),
+            "On the runs that both have, B, the next, is 10.00 points better; no",
+        ),
+        (
+            "accuracy",
+            (-0.1, -0.2, -0.01, 0.03),
+            "On the runs that both have, B, the next, is 10.00 points better (95 % int",
+        ),
+        (
+            "accuracy",
+            (0.00001, 0.000005, 0.00002, 0.01),
+            "0.00 points better than B, the next (95 % interval 0.00 to 0.00,",
+        ),
+    ],
+)
+def test_headline_says_what_the_test_says(metric: str, numbers: tuple[float, ...], expected: str) -> None:
+    best, other = ([0.1, 0.1], [0.104, 0.104]) if metric == "brier" else ([0.9, 0.9], [0.8, 0.8])
+    summary = summarise(frame_of({("A", "none"): best, ("B", "none"): other}).assign(metric=metric))
+    row = dict.fromkeys(TESTS) | {"dataset": "D", "scenario": "none", "best": "A", "model": "B"}
+    tests = pd.DataFrame([row | dict(zip(("difference", "low", "high", "p_holm"), numbers, strict=True))])
+    (card,) = headlines(summary, tests, metric, {"D": {}})
+    assert card.model == "A" and card.difference.startswith(expected)
 
 
 def test_differences_between_configurations(made) -> None:

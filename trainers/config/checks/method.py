@@ -9,6 +9,7 @@ from typing import Any
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
+from datasets.missingness import check_validation
 from trainers.config.build import encoders_of_data
 from trainers.config.checks.machine import number_of_processes
 from trainers.config.checks.scenarios import hiding_test_scenarios
@@ -101,13 +102,16 @@ def _check_comparators(cfg: DictConfig, method: Any, name: str) -> Iterator[str]
     comparators, known = cfg.model.get("comparators") or (), method.recovery_comparators
     if not comparators:
         return
+    option = method.batch_dependent  # the name of a switch of the method, or whether it always is
+    is_batch_dependent = bool(cfg.model.module.get(option)) if isinstance(option, str) else bool(option)
     if not known or not method.accepts_imputer:
         yield f"model.comparators: {name} has none, leave it out"
     elif not cfg.model.use_imputer:
         yield "model.comparators: they use recoveries, set model.use_imputer=true"
-    elif method.batch_dependent is True or method.needs_imputer:
-        reason = "its predictions depend on the batch" if method.batch_dependent is True else "it needs complete inputs"
+    elif is_batch_dependent or method.needs_imputer:
+        reason = "its predictions depend on the batch" if is_batch_dependent else "it needs complete inputs"
         yield f"model.comparators: {name} cannot be compared with and without recoveries, since {reason}"
+    yield from check_validation(cfg.model.validation, len(cfg.dataset.modalities), "model.validation")
     for comparator in comparators:
         if known and comparator not in known:
             yield f"model.comparators: unknown '{comparator}'{nearest(str(comparator), known)}"
