@@ -76,7 +76,8 @@ def content_of(run_dirs: Sequence[Path], output: Path, metrics: Sequence[str] | 
         raise UserError(f"no run has the metric '{unknown[0]}': choose from {', '.join(present)}")
     check_primary(frame, primary)
     metrics = sorted(dict.fromkeys(metrics or present), key=lambda m: m != primary)
-    log.info("report: %d runs, %s, into %s", len(runs), ", ".join(metrics), output)
+    noun = "run" if len(runs) == 1 else "runs"
+    log.info("report: %d %s, %s, into %s", len(runs), noun, ", ".join(metrics), output)
     names = modality_names(runs)
     return Content(
         runs=runs,
