@@ -35,6 +35,37 @@ class Prediction:
     extras: dict[str, Tensor] = field(default_factory=dict)
 
 
+class Learner(ABC):
+    """Something that a method learns in stage test, and its file.
+
+    Attributes:
+        file: its name.
+        settings: that :meth:`learn` depends on.
+    """
+
+    file: str
+    settings: dict[str, Any]
+
+    @abstractmethod
+    def learn(self, batches: Iterable[Batch]) -> None:
+        """Learn from training batches, as they are without simulated missingness."""
+
+    @abstractmethod
+    def save(self, path: Path, about: Mapping[str, Any]) -> None:
+        """Write what was learned, with plain values about its origin."""
+
+    @abstractmethod
+    def load(self, path: Path) -> dict[str, Any]:
+        """Read a file of :meth:`save`.
+
+        Returns:
+            what it says about its origin.
+
+        Raises:
+            UserError: it was damaged, or does not fit.
+        """
+
+
 class Method(nn.Module, ABC):
     """A trained method as stage test evaluates it: alone, behind an imputer, or DyMo's selection on a backbone.
 
@@ -98,33 +129,9 @@ class Method(nn.Module, ABC):
         return pd.DataFrame()
 
     @property
-    def learned_file(self) -> str | None:
-        """Name of the file of what :meth:`learn` makes in stage test; None if the method learns nothing then."""
+    def learner(self) -> Learner | None:
+        """What the method learns from training rows in stage test; None by default."""
         return None
-
-    @property
-    def learned_settings(self) -> dict[str, Any]:
-        """Settings of the method that :meth:`learn` depends on."""
-        return {}
-
-    def learn(self, batches: Iterable[Batch]) -> None:
-        """Learn from training batches, as they are without simulated missingness."""
-        raise NotImplementedError
-
-    def save_learned(self, path: Path, about: Mapping[str, Any]) -> None:
-        """Write what was learned, with plain values about its origin."""
-        raise NotImplementedError
-
-    def load_learned(self, path: Path) -> dict[str, Any]:
-        """Read a file of :meth:`save_learned`.
-
-        Returns:
-            what it says about its origin.
-
-        Raises:
-            UserError: it was damaged, or does not fit.
-        """
-        raise NotImplementedError
 
     @property
     def choices(self) -> pd.DataFrame:

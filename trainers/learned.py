@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from datasets.missingness import parse_scenario
-from models.base import Method
+from models.base import Learner, Method
 from trainers.loading import Run
 from utils.errors import UserError
 from utils.inputs import KEY as INPUTS
@@ -18,14 +18,14 @@ STAGE = "learned"  # of its marker
 
 def learn(run: Run, model: Method) -> None:
     """Load what the method learned in an earlier run with the same settings, or let it learn and store it."""
-    if model.learned_file is None:
+    if (learner := model.learner) is None:
         return
-    path, settings = run.directory / model.learned_file, _settings(run, model)
+    path, settings = run.directory / learner.file, _settings(run, learner)
     about = {"checkpoint": file_hash(run.checkpoint), INPUTS: run.inputs}
     with run.directory.held():
         if not run.directory.finished(STAGE, settings, path):
             run.directory.begin(STAGE, settings)
-            model.learn(
+            learner.learn(
                 run.data.loader(
                     "train",
                     parse_scenario("none"),  # what the source never had is missing
@@ -34,10 +34,10 @@ def learn(run: Run, model: Method) -> None:
                     pad=False,
                 )
             )
-            model.save_learned(path, about)
+            learner.save(path, about)
             run.directory.finish(STAGE, settings, files=[path.name])
             log.info("test: learned %s", path)
-    stored = model.load_learned(path)
+    stored = learner.load(path)
     run.check_inputs(stored, path)
     if stored.get("checkpoint") != about["checkpoint"]:
         raise UserError(
@@ -45,11 +45,11 @@ def learn(run: Run, model: Method) -> None:
         )
 
 
-def _settings(run: Run, model: Method) -> dict[str, Any]:
+def _settings(run: Run, learner: Learner) -> dict[str, Any]:
     """Those of stage test that what is learned depends on."""
     settings = run.test_settings
     names = ("checkpoint", "data", "imputer")
     return {key: settings[key] for key in names if key in settings} | {
-        "model": model.learned_settings,
+        "model": learner.settings,
         "seed": run.cfg.seed,
     }

@@ -300,12 +300,12 @@ class Trial:
         with self.stage("test"):
             self.run.directory = self.tested
             self.tested.describe(self.cfg)
-            if method.learned_file:
+            if (learner := method.learner) is not None:
                 loader = self.data.loader(
                     "train", parse_scenario("none"), batch_size=self.cfg.gaussian.batch_size, device=self.run.device
                 )
                 with self.batches("test", "train", loader) as batches:
-                    method.learn(batches)
+                    learner.learn(batches)
             if method.needs_calibration and self.data.has_split("val"):
                 self._calibrate("test", method)
             self._predict(method)

@@ -109,7 +109,8 @@ def natural_key(name: str | Path) -> tuple[str, str]:
     return re.sub(r"\d+", lambda digits: digits[0].zfill(32), text), text
 
 
-# What a damaged array or archive raises besides OSError and ValueError; a header that claims too much is a MemoryError.
+# What a damaged array or archive raises besides OSError and ValueError; a header that claims too much is a MemoryError,
+# and zipfile raises NotImplementedError for a method of compression or a version that it does not know.
 BROKEN = (
     *(EOFError, MemoryError, NotImplementedError, RuntimeError, SyntaxError),
     *(tokenize.TokenError, zipfile.BadZipFile, zlib.error),

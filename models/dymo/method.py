@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from datasets.batch import Batch
 from datasets.missingness import check_validation
-from models.base import MAIN, Method, Prediction
+from models.base import MAIN, Learner, Method, Prediction
 from models.dymo.backbone import Backbone, Partial
+from models.dymo.critic import Critic
 from models.dymo.dynamic_transformer import DynamicTransformer
 from models.dymo.evidence import candidates_of, examples_of
 from models.dymo.fixed_selection import select_fixed
@@ -228,25 +229,8 @@ class DyMo(Method):
         return self.rules.fitted
 
     @property
-    def learned_file(self) -> str | None:
-        return None if self.rules.critic is None else "critic.safetensors"
-
-    @property
-    def learned_settings(self) -> dict[str, Any]:
-        settings = self.rules.settings
-        return {"critic_width": settings.critic_width, "critic_epochs": settings.critic_epochs}
-
-    def learn(self, batches: Iterable[Batch]) -> None:
-        assert self.rules.critic is not None
-        self.rules.critic.learn(examples_of(self, batches, self.seed), self.seed)
-
-    def save_learned(self, path: Path, about: Mapping[str, Any]) -> None:
-        assert self.rules.critic is not None
-        self.rules.critic.save(path, about)
-
-    def load_learned(self, path: Path) -> dict[str, Any]:
-        assert self.rules.critic is not None
-        return self.rules.critic.load(path, self.backbone.feature_width, len(self.backbone.modalities))
+    def learner(self) -> Learner | None:
+        return None if self.rules.critic is None else CriticLearner(self, self.rules.critic)
 
     def calibrate(self, batches: Iterable[tuple[Batch, Mapping[str, Batch]]]) -> pd.DataFrame:
         """Choose the threshold on validation data, and warn where the paper's rule loses to discarding."""
@@ -268,6 +252,27 @@ class DyMo(Method):
             )
         rows = [(s, t, a, discard[s]) for s, by in accuracy.items() for t, a in by.items()]
         return pd.DataFrame(rows, columns=["scenario", "threshold", "accuracy", "discard"])
+
+
+class CriticLearner(Learner):
+    """The critic of a method."""
+
+    file = "critic.safetensors"
+
+    def __init__(self, dymo: DyMo, critic: Critic) -> None:
+        self.dymo, self.critic = dymo, critic
+        settings = dymo.rules.settings
+        self.settings = {"critic_width": settings.critic_width, "critic_epochs": settings.critic_epochs}
+
+    def learn(self, batches: Iterable[Batch]) -> None:
+        self.critic.learn(examples_of(self.dymo, batches, self.dymo.seed), self.dymo.seed)
+
+    def save(self, path: Path, about: Mapping[str, Any]) -> None:
+        self.critic.save(path, about)
+
+    def load(self, path: Path) -> dict[str, Any]:
+        backbone = self.dymo.backbone
+        return self.critic.load(path, backbone.feature_width, len(backbone.modalities))
 
 
 def _prediction(selection: Selection | Prediction, unrecoverable: Tensor | None) -> Prediction:

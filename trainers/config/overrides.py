@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -67,9 +67,9 @@ def swept_values(arguments: Sequence[str], params: Mapping[str, Any]) -> dict[st
     texts = [f"{key}={value}" for key, value in params.items()]
     texts += get_args_parser().parse_args(list(arguments)).overrides
     last = {override.key_or_group: override for override in OverridesParser.create().parse_overrides(texts)}
-    ends = {key: o.value() for key, o in last.items() if o.is_interval_sweep()}
+    ends = {key: value for key, o in last.items() if isinstance(value := o.value(), IntervalSweep)}
     values = {key: list(o.sweep_string_iterator()) for key, o in last.items() if o.is_discrete_sweep()}
-    return values | {key: [str(interval.start), str(interval.end)] for key, interval in ends.items()}  # type: ignore
+    return values | {key: [str(interval.start), str(interval.end)] for key, interval in ends.items()}
 
 
 def _options(override: Override) -> list[str]:

@@ -139,22 +139,22 @@ def test_critic_survives_its_file(tmp_path: Path) -> None:
     dymo, batch = with_critic()
     before = dymo.predict_scenarios(batch, under(batch, {"s": masks()}))["critic"]["s"].logits
     path = tmp_path / "critic.safetensors"
-    dymo.save_learned(path, {"checkpoint": "abc"})
+    dymo.learner.save(path, {"checkpoint": "abc"})
     other, _ = build("critic", critic_width=7)
     assert "critic" not in other.predict_scenarios(batch, under(batch, {"s": masks()}))
-    assert other.load_learned(path)["checkpoint"] == "abc"
+    assert other.learner.load(path)["checkpoint"] == "abc"
     assert torch.equal(other.predict_scenarios(batch, under(batch, {"s": masks()}))["critic"]["s"].logits, before)
     with pytest.raises(UserError, match="holds no critic of 5 features and 3 modalities"):
-        build("critic", critic_width=8)[0].load_learned(path)
+        build("critic", critic_width=8)[0].learner.load(path)
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(UserError, match="holds no critic"):
-        other.load_learned(path)
+        other.learner.load(path)
 
 
 def test_what_is_learned_does_not_depend_on_labels() -> None:
     one, batch = build("critic", critic_epochs=2)
     other, _ = build("critic", critic_epochs=2)
-    one.learn([batch])
-    other.learn([batch.replace(target=batch.target.roll(7))])
+    one.learner.learn([batch])
+    other.learner.learn([batch.replace(target=batch.target.roll(7))])
     states = [d.rules.critic.network.state_dict() for d in (one, other)]  # type: ignore[union-attr]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])

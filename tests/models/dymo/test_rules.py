@@ -46,7 +46,7 @@ def test_what_is_chosen_does_not_depend_on_labels_of_the_test() -> None:
 
 def test_rules_never_read_what_is_missing() -> None:
     dymo, batch = calibrated(*RULES_OF_VALIDATION, "critic", critic_epochs=1)
-    dymo.learn([batch])
+    dymo.learner.learn([batch])
     scenario = {"s": masks(5)}
     results = []
     for fill in (0.0, float("nan")):
