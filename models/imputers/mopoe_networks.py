@@ -16,19 +16,20 @@ from models.encoders.residual import ResidualBlock, ResidualImageTrunk, Residual
 
 
 class ImageEncoder(nn.Module):
-    """(B, C, 28, 28), a view of PolyMNIST."""
+    """(B, C, 28, 28), a view of PolyMNIST. ``width`` is the number of maps of the first convolution; each further one
+    doubles it."""
 
-    def __init__(self, channels: int = 3, latent: int = 512, hidden: int = 512) -> None:
+    def __init__(self, channels: int = 3, latent: int = 512, hidden: int = 512, width: int = 32) -> None:
         super().__init__()
         self.shared_encoder = nn.Sequential(
-            nn.Conv2d(channels, 32, 3, 2, 1),
+            nn.Conv2d(channels, width, 3, 2, 1),
             nn.ReLU(),
-            nn.Conv2d(32, 64, 3, 2, 1),
+            nn.Conv2d(width, 2 * width, 3, 2, 1),
             nn.ReLU(),
-            nn.Conv2d(64, 128, 3, 2, 1),
+            nn.Conv2d(2 * width, 4 * width, 3, 2, 1),
             nn.ReLU(),
             nn.Flatten(),
-            nn.Linear(2048, hidden),
+            nn.Linear(4 * width * 4 * 4, hidden),
             nn.ReLU(),
         )
         self.class_mu = nn.Linear(hidden, latent)
@@ -40,19 +41,19 @@ class ImageEncoder(nn.Module):
 
 
 class ImageDecoder(nn.Module):
-    """-> (B, C, 28, 28); no output activation."""
+    """-> (B, C, 28, 28); no output activation. ``width`` as for :class:`ImageEncoder`, whose mirror image it is."""
 
-    def __init__(self, channels: int = 3, latent: int = 512) -> None:
+    def __init__(self, channels: int = 3, latent: int = 512, width: int = 32) -> None:
         super().__init__()
         self.decoder = nn.Sequential(
-            nn.Linear(latent, 2048),
+            nn.Linear(latent, 4 * width * 4 * 4),
             nn.ReLU(),
-            nn.Unflatten(1, (128, 4, 4)),
-            nn.ConvTranspose2d(128, 64, 3, 2, 1),
+            nn.Unflatten(1, (4 * width, 4, 4)),
+            nn.ConvTranspose2d(4 * width, 2 * width, 3, 2, 1),
             nn.ReLU(),
-            nn.ConvTranspose2d(64, 32, 3, 2, 1, output_padding=1),
+            nn.ConvTranspose2d(2 * width, width, 3, 2, 1, output_padding=1),
             nn.ReLU(),
-            nn.ConvTranspose2d(32, channels, 3, 2, 1, output_padding=1),
+            nn.ConvTranspose2d(width, channels, 3, 2, 1, output_padding=1),
         )
 
     def forward(self, z: Tensor) -> Tensor:

@@ -151,8 +151,12 @@ def test_jobs_at_once_by_launcher(monkeypatch: pytest.MonkeyPatch, overrides: li
     ("overrides", "direction", "message"),
     [
         (["model=ModDrop"], None, None),
-        (["model=ModDrop"], "maximize", None),
-        (["model=ModDrop"], "minimize", "set maximize, since the score is the best val_accuracy"),
+        (["model=ModDrop", "dataset.monitor=val_accuracy"], "maximize", None),
+        (
+            ["model=ModDrop", "dataset.monitor=val_accuracy"],
+            "minimize",
+            "set maximize, since the score is the best val_accuracy",
+        ),
         (["model=ModDrop", "dataset.monitor=val_loss"], "minimize", None),
         (["model=ModDrop", "dataset.monitor=null"], "maximize", "the sweeper needs a score"),
         (["model=ModDrop", "stages=[test]"], "maximize", "the sweeper needs a score"),
