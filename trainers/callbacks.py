@@ -101,6 +101,37 @@ def _stamp(file: Path) -> tuple[int, int, int] | None:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
+class Curves(pl.Callback):
+    """Store the logged values of all epochs so far in every checkpoint.
+
+    Lightning logs an epoch after it has saved the checkpoint of that epoch: without this, a process that is killed in
+    between leaves curves without the epoch that training continues from.
+
+    Attributes:
+        rows: epoch, step and values, one row per epoch.
+    """
+
+    KEY = "curves"
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        epoch = trainer.current_epoch
+        # The number of the last step of the epoch, as in the files of Lightning's loggers.
+        row = {"epoch": epoch, "step": trainer.fit_loop.epoch_loop._batches_that_stepped - 1}
+        row |= {name: float(value) for name, value in trainer.logged_metrics.items()}
+        self.rows = [*(earlier for earlier in self.rows if earlier["epoch"] < epoch), row]
+        checkpoint[self.KEY] = self.rows
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self.rows = list(checkpoint.get(self.KEY, ()))  # none in older checkpoints
+
+
 class EpochOrder(pl.Callback):
     """Tell the loader and the random generators the epoch, so that a resumed run repeats an uninterrupted one."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from pytorch_lightning.loggers import CSVLogger
 from datasets.base import MultimodalDataModule
 from datasets.noise import TrainingNoise
 from models.base import IncompleteClassifier
-from trainers.callbacks import Effort, EpochOrder, Provenance, RunCheckpoint, TimeLeft, after_warmup
+from trainers.callbacks import Curves, Effort, EpochOrder, Provenance, RunCheckpoint, TimeLeft, after_warmup
 from trainers.checkpoint_files import PREVIOUS, CheckpointFiles, resume_point
 from trainers.config.build import build_loggers, build_model, build_modulation, build_noise, build_trainer
 from trainers.loading import Run
@@ -113,10 +114,11 @@ def train(
     checkpoints = directory / "checkpoints"
     data.batch_size, data.seed, data.training_noise = training.batch_size, cfg.seed, noise
     _apply_settings(cfg, module)
-    effort = Effort(is_continued=resume is not None)
+    effort, curves = Effort(is_continued=resume is not None), Curves()
     all_callbacks = [
         *callbacks,
         effort,
+        curves,
         EpochOrder(cfg.seed),
         Provenance(cfg.dataset.name, data.describe_inputs()),
         TimeLeft(stage),
@@ -129,7 +131,7 @@ def train(
     finally:
         # The files of a run belong to one process; others may arrive here while it writes.
         if trainer.is_global_zero:
-            merge_metrics(directory / "logs", directory / "metrics.csv")
+            merge_metrics(directory / "logs", directory / "metrics.csv", curves.rows)
     score = _best_score(trainer, monitor, directory / "metrics.csv")
     best = checkpoints / "best.ckpt"
     if trainer.is_global_zero:
@@ -288,15 +290,20 @@ def check_monitor(monitor: str | None, data: MultimodalDataModule, stage: str) -
         )
 
 
-def merge_metrics(attempts: Path, target: Path) -> None:
-    """Write ``metrics.csv`` from the logs of all attempts; the last attempt at an epoch counts."""
+def merge_metrics(attempts: Path, target: Path, rows: Sequence[Mapping[str, float]] = ()) -> None:
+    """Write ``metrics.csv`` from the logs of all attempts; the last attempt at an epoch counts.
+
+    Args:
+        rows: epochs of the last checkpoint, see :class:`trainers.callbacks.Curves`; they count before all logs.
+    """
     frames = []
     for file in sorted(attempts.glob("version_*/metrics.csv"), key=lambda f: int(f.parent.name.split("_")[1])):
-        frame = pd.read_csv(file)
-        if len(frame):
+        with suppress(pd.errors.EmptyDataError, pd.errors.ParserError):  # a process was killed while it wrote
+            frame = pd.read_csv(file).dropna(subset=["epoch", "step"])
             frames.append(frame.groupby("epoch", as_index=False).last())
+    frames = [frame for frame in (*frames, pd.DataFrame(rows)) if len(frame)]
     if frames:
-        merged = pd.concat(frames).groupby("epoch", as_index=False).last()
+        merged = pd.concat(frames).groupby("epoch", as_index=False).last().astype({"epoch": int, "step": int})
         merged = merged[["epoch", "step", *sorted(set(merged) - {"epoch", "step"})]]
         with replacing(target) as file:
             merged.to_csv(file, index=False)

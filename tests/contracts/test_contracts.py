@@ -764,9 +764,9 @@ def gathering(self, picked, *more):
         rows.append(picked.tolist())
     return gather(self, picked, *more)
 
-def merging(attempts, target):
+def merging(attempts, target, *rows):
     written.append(target.name)
-    return merge_metrics(attempts, target)
+    return merge_metrics(attempts, target, *rows)
 
 fit.build_model, PackedLoader.gather, fit.merge_metrics = building, gathering, merging
 try:
