@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from datasets.base import MultimodalDataModule, PackedSample
 from datasets.readers.pictures import changed_pictures
 from datasets.storage import check_replaceable
 from utils.errors import UserError
+from utils.files import alone
 
 log = logging.getLogger(__name__)
 
@@ -208,17 +207,6 @@ def _picture_changes(source: Source) -> list[str]:
 def _class_counts(target: np.ndarray, names: Sequence[str]) -> dict[str, int]:
     counts = (target == 1).sum(0) if target.ndim == 2 else np.bincount(target, minlength=len(names))
     return dict(zip(names, counts.tolist()))
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Wait until no other process works on ``folder``; the system frees the lock of a process that dies."""
-    lock = folder.with_name(f"{folder.name}.lock")
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-        lock.unlink(missing_ok=True)  # processes that waited find the work done
 
 
 def sample_rows(target: np.ndarray, rows: int) -> np.ndarray:

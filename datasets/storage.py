@@ -33,7 +33,7 @@ from torch import Tensor
 
 from utils.checksums import checksums, open_seal, sealed, verify
 from utils.errors import UserError
-from utils.files import BROKEN, replacing, temporary_beside
+from utils.files import BROKEN, replace_folder, replacing, temporary_beside
 
 log = logging.getLogger(__name__)
 
@@ -275,24 +275,15 @@ class _Writing:
         return self.temporary
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        old = temporary_beside(self.folder, is_old=True)
         try:
             if kind is None:
-                self._finish(old)
+                self._finish()
         finally:
-            for leftover in (self.temporary, old):
-                shutil.rmtree(leftover, ignore_errors=True)
+            shutil.rmtree(self.temporary, ignore_errors=True)
 
-    def _finish(self, old: Path) -> None:
+    def _finish(self) -> None:
         counts = {p.parent.name: len(np.load(p, mmap_mode="r")) for p in sorted(self.temporary.glob("*/target.npy"))}
         files = checksums(self.temporary, [path.name for path in sorted(self.temporary.iterdir())])
         meta = {"format_version": FORMAT_VERSION, "counts": counts, **self.meta, "files": files}
         (self.temporary / META).write_text(json.dumps(sealed(meta, META), indent=2) + "\n")
-        if self.folder.exists():
-            self.folder.rename(old)
-        try:
-            self.temporary.rename(self.folder)
-        except OSError:
-            if old.exists():
-                old.rename(self.folder)
-            raise
+        replace_folder(self.temporary, self.folder)

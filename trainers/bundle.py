@@ -2,7 +2,8 @@
 
 ::
 
-    bundle.json            format, files with their SHA-256, what the model is, temperatures, validation scores
+    bundle.json            format, files with their SHA-256, what the model is, temperatures, validation scores, and a
+                           checksum of these values
     config.yaml            configuration
     data/meta.json         columns, levels, scaling, class names (a packed store without rows)
     weights/*.safetensors  of the model and, where it has them, of the imputer and the Gaussian parameters
@@ -40,8 +41,9 @@ from trainers.config.compose import register
 from trainers.config.imputers import imputer_nodes
 from trainers.loading import Run
 from utils.calibration import Temperatures
+from utils.checksums import digest
 from utils.errors import UserError
-from utils.files import BROKEN, replacing
+from utils.files import BROKEN, remove_leftovers, replace_folder, replacing, temporary_beside
 from utils.inputs import KEY as INPUTS
 from utils.limits import advice, limit
 from utils.run_directory import environment, write_json
@@ -49,6 +51,7 @@ from utils.safe_pickle import HEADER, read_tensors
 
 FORMAT = 1
 MANIFEST = "bundle.json"
+CHECKSUM = "checksum"
 MODEL, IMPUTER, GAUSSIAN = (f"weights/{name}.safetensors" for name in ("model", "imputer", "gaussian"))
 # What a configuration may build: anything else could be a function that does harm.
 TRUSTED = ("models.", "datasets.", "utils.schedule.", "torch.optim.")
@@ -107,37 +110,38 @@ def write_bundle(
     """
     if folder.exists() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
         raise UserError(f"{folder} exists and is no bundle: choose another export.folder")
-    temporary = folder.with_name(f".{folder.name}.writing")
-    shutil.rmtree(temporary, ignore_errors=True)
-    (temporary / "weights").mkdir(parents=True)
-    (temporary / "data").mkdir()
-    model = _write_weights(run, temporary)
-    write_json(temporary / "data" / "meta.json", run.data.meta_without_rows())
-    config = plain_config(run, model, threshold)
-    run.data.save_tokenizer(temporary / "tokenizer")
-    (temporary / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-    (temporary / "README.md").write_text(card)
-    programs = None if write_programs is None else write_programs(temporary / "programs")
-    files = sorted(path for path in temporary.rglob("*") if path.is_file() and path.name != "README.md")
-    about = {
-        "format": FORMAT,
-        "dataset": str(run.cfg.dataset.name),
-        "model": run.label,
-        "seed": int(run.cfg.seed),
-        "task": run.data.task,
-        "classes": list(run.data.class_names),
-        "modalities": run.data.kinds,
-        "temperatures": None if temperatures is None else asdict(temperatures),
-        "validation": [dict(row) for row in validation],
-        "environment": environment(),
-        "files": {path.relative_to(temporary).as_posix(): file_digest(path) for path in files},
-    }
-    if programs is not None:
-        about["programs"] = programs
-    write_json(temporary / MANIFEST, about)
-    if folder.exists():
-        shutil.rmtree(folder)
-    temporary.rename(folder)
+    remove_leftovers(folder.parent)
+    temporary = temporary_beside(folder)
+    try:
+        (temporary / "weights").mkdir(parents=True)
+        (temporary / "data").mkdir()
+        model = _write_weights(run, temporary)
+        write_json(temporary / "data" / "meta.json", run.data.meta_without_rows())
+        config = plain_config(run, model, threshold)
+        run.data.save_tokenizer(temporary / "tokenizer")
+        (temporary / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+        (temporary / "README.md").write_text(card)
+        programs = None if write_programs is None else write_programs(temporary / "programs")
+        files = sorted(path for path in temporary.rglob("*") if path.is_file() and path.name != "README.md")
+        about = {
+            "format": FORMAT,
+            "dataset": str(run.cfg.dataset.name),
+            "model": run.label,
+            "seed": int(run.cfg.seed),
+            "task": run.data.task,
+            "classes": list(run.data.class_names),
+            "modalities": run.data.kinds,
+            "temperatures": None if temperatures is None else asdict(temperatures),
+            "validation": [dict(row) for row in validation],
+            "environment": environment(),
+            "files": {path.relative_to(temporary).as_posix(): file_digest(path) for path in files},
+        }
+        if programs is not None:
+            about["programs"] = programs
+        write_json(temporary / MANIFEST, {**about, CHECKSUM: digest(about)})
+        replace_folder(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     archive(folder)
     return folder
 
@@ -148,7 +152,7 @@ def _write_weights(run: Run, folder: Path) -> IncompleteClassifier:
     save_weights(folder / MODEL, model.state_dict(), described(run, read_tensors(run.checkpoint), model))
     if run.predicts_with_imputer and run.needs_imputer_weights:
         imputer = run.load_imputer()
-        save_weights(folder / IMPUTER, imputer.state_dict(), described(run, {}, imputer))  # type: ignore[attr-defined]
+        save_weights(folder / IMPUTER, imputer.recovery_state(), described(run, {}, imputer))
     if run.uses_selection:
         parameters = run.load_parameters(model.as_backbone(str(run.distance_metric)))
         parameters.about = {k: v for k, v in (parameters.about or {}).items() if k != "checkpoint"}
@@ -157,11 +161,15 @@ def _write_weights(run: Run, folder: Path) -> IncompleteClassifier:
 
 
 def archive(folder: Path) -> None:
-    """Write ``<folder>.zip`` beside a folder."""
+    """Write ``<folder>.zip`` beside a folder, with the same bytes for the same files."""
     with replacing(folder.with_name(f"{folder.name}.zip")) as file, zipfile.ZipFile(file, "w") as archive:
         for path in sorted(folder.rglob("*")):
             if path.is_file():
-                archive.write(path, path.relative_to(folder.parent))
+                entry = zipfile.ZipInfo(path.relative_to(folder.parent).as_posix())  # of 1980: files hold no times
+                entry.external_attr = 0o100644 << 16
+                entry.file_size = path.stat().st_size
+                with path.open("rb") as source, archive.open(entry, "w") as target:
+                    shutil.copyfileobj(source, target)
 
 
 def described(run: Run, content: Mapping[str, Any], module: Any) -> dict[str, Any]:
@@ -240,7 +248,9 @@ def open_bundle(source: str | Path) -> Bundle:
         raise UserError(f"{folder} is no bundle (it has no {MANIFEST}): give the folder that stage export wrote")
     try:
         about = json.loads(manifest.read_text())
-        files = {str(name): str(digest) for name, digest in about["files"].items()}
+        if about.pop(CHECKSUM, None) not in (None, digest(about)):  # older bundles have none
+            raise ValueError("its checksum differs")
+        files = {str(name): str(value) for name, value in about["files"].items()}
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise UserError(f"{manifest} is damaged ({error}): {REFUSE}") from None
     if (version := about.get("format")) != FORMAT:
@@ -322,13 +332,13 @@ def check_files(folder: Path, files: Mapping[str, str]) -> None:
         UserError: all files that are missing, changed, outside the folder, or unlisted and able to hold code.
     """
     problems = []
-    for name, digest in files.items():
+    for name, expected in files.items():
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or (folder / name).is_symlink():
             problems.append(f"{folder} lists {name}, which is outside of it: {REFUSE}")
         elif not (folder / name).is_file():
             problems.append(f"{folder} lacks {name}: {REFUSE}")
-        elif file_digest(folder / name) != digest:
+        elif file_digest(folder / name) != expected:
             problems.append(f"{folder / name} is not the file that was exported (its SHA-256 differs): {REFUSE}")
     for file in sorted(folder.rglob("*")):
         name = file.relative_to(folder).as_posix()

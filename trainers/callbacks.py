@@ -121,7 +121,7 @@ class Curves(pl.Callback):
     ) -> None:
         epoch = trainer.current_epoch
         # The number of the last step of the epoch, as in the files of Lightning's loggers.
-        row = {"epoch": epoch, "step": trainer.fit_loop.epoch_loop._batches_that_stepped - 1}
+        row: dict[str, float] = {"epoch": epoch, "step": trainer.fit_loop.epoch_loop._batches_that_stepped - 1}
         row |= {name: float(value) for name, value in trainer.logged_metrics.items()}
         self.rows = [*(earlier for earlier in self.rows if earlier["epoch"] < epoch), row]
         checkpoint[self.KEY] = self.rows

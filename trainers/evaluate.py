@@ -20,6 +20,7 @@ from trainers.loading import Run
 from trainers.measurement import accuracy_table, realised_rates, tabulate
 from trainers.prediction import CellMasks, Masks, hardest, predict, scenario_batches, scenario_masks
 from utils.files import replacing, save_arrays
+from utils.run_directory import DESCRIPTION
 from utils.spreadsheet import write_table
 from utils.user_metrics import direction_of_class
 
@@ -32,6 +33,11 @@ PER_CLASS = ("dataset", "model", "seed", "scenario", "metric", "class", "value",
 def evaluate(run: Run) -> None:
     """Write ``results.csv``, ``results_per_class.csv``, ``predictions/``, ``masks/``, ``examples/`` and ``DONE`` into
     the run directory of the model."""
+    with run.directory.held():
+        _evaluate(run)
+
+
+def _evaluate(run: Run) -> None:
     cfg, directory, data = run.cfg, run.directory, run.data
     settings = run.test_settings
     inputs = data.store.digest("test")
@@ -69,7 +75,7 @@ def evaluate(run: Run) -> None:
     with replacing(directory / "results.csv") as file:
         write_table(results, file)
     directory.add_to_environment(cost=_cost(run, model, masks, cells, noise))
-    directory.finish("test", settings, OUTPUT, inputs=inputs)
+    directory.finish("test", settings, [*OUTPUT, *DESCRIPTION], inputs=inputs)
     (directory / "DONE").touch()
     log.info("test: accuracy in %% on %d rows\n%s", len(data.split("test")), accuracy_table(results))
 

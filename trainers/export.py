@@ -33,7 +33,11 @@ MAX_PATTERNS = 63
 
 def export(run: Run) -> None:
     """A bundle in ``export.folder``, by default ``bundle`` in the model's run directory, and its ``.zip``."""
-    folder = Path(run.cfg.export.folder or run.directory / "bundle")
+    with run.directory.held():
+        _export(run, Path(run.cfg.export.folder or run.directory / "bundle"))
+
+
+def _export(run: Run, folder: Path) -> None:
     run.data.prepare()
     method: Any = load_settled(run)
     threshold = float(method.rule.threshold) if run.uses_selection else None

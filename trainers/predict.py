@@ -22,7 +22,7 @@ from trainers.bundle import MANIFEST, open_bundle
 from trainers.loading import Run
 from trainers.predictor import Predictor, load
 from utils.errors import UserError
-from utils.files import remove_leftovers, replacing, unwritable
+from utils.files import alone, remove_leftovers, replacing, unwritable
 from utils.metrics import classification_metrics
 from utils.progress import Progress
 from utils.run_directory import file_hash, write_json
@@ -97,11 +97,17 @@ def predict(run: Run) -> None:
 
 
 def write_predictions(cfg: DictConfig, predictor: Predictor, weights: str) -> None:
-    """Predict chunk by chunk into a hidden file, which becomes ``predict.output`` at the end.
+    """Predict chunk by chunk into a hidden file, which becomes ``predict.output`` at the end; one process at a time.
 
     Args:
         weights: hash of what predicts; the interrupted output of other weights, rows or settings is not continued.
     """
+    output = Path(cfg.predict.output)
+    with alone(output.with_name(f".{output.name}")):
+        _write_predictions(cfg, predictor, weights)
+
+
+def _write_predictions(cfg: DictConfig, predictor: Predictor, weights: str) -> None:
     settings = cfg.predict
     source, output = Path(settings.input), Path(settings.output)
     stat = source.stat()

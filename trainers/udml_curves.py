@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from trainers.report.plots import noise_curves
 from trainers.report.runs import load_arrays
 from trainers.report.style import save
+from utils.checksums import verify_artefact
 from utils.errors import UserError
 from utils.files import replacing
 
@@ -38,6 +39,7 @@ def read_curves(runs: Sequence[Path]) -> pd.DataFrame:
     for run in runs:
         if not (run / "DONE").exists():
             raise UserError(f"{run} is no finished run: give run directories with DONE, see paths.output")
+        verify_artefact(run / "config.yaml")
         cfg = OmegaConf.load(run / "config.yaml")
         names = list(cfg.dataset.modalities)
         operator = (cfg.model.get("noise") or {}).get("operator", "gaussian")

@@ -48,7 +48,7 @@ def sealed(content: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Plain values with their checksum, under ``name`` among the checksums of ``files``; unchanged without these."""
     if not content.get("files"):
         return dict(content)
-    return {**content, "files": {**content["files"], name: _digest(content)}}
+    return {**content, "files": {**content["files"], name: digest(content)}}
 
 
 def open_seal(content: dict[str, Any], name: str) -> dict[str, Any]:
@@ -58,12 +58,13 @@ def open_seal(content: dict[str, Any], name: str) -> dict[str, Any]:
         ValueError: the values are not those that were sealed.
     """
     files = content.get("files")
-    if isinstance(files, dict) and files.pop(name, None) not in (None, _digest(content)):
+    if isinstance(files, dict) and files.pop(name, None) not in (None, digest(content)):
         raise ValueError("its checksum differs")
     return content
 
 
-def _digest(content: Mapping[str, Any]) -> str:
+def digest(content: Mapping[str, Any]) -> str:
+    """XXH3 of 128 bits of plain values, the same before they are written as JSON and after they are read."""
     plain = json.loads(json.dumps(content))  # as a file gives it back: keys are texts, tuples are lists
     return xxhash.xxh3_128(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
@@ -93,6 +94,11 @@ def verify(path: Path, expected: str, fix: str) -> None:
     if status.st_size > LARGEST:
         log.info("%s: compared by its size alone (over %d GiB)", path, LARGEST // 2**30)
     _verified.add(key)
+
+
+def is_listed(folder: Path, name: str) -> bool:
+    """Whether a marker of a run directory holds the checksum of a file."""
+    return any(name in _files(marker) for marker in folder.glob("stages/*.json"))
 
 
 def verify_artefact(path: Path) -> None:

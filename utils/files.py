@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import platform
@@ -14,6 +15,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -93,6 +95,54 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def replace_folder(new: Path, target: Path) -> None:
+    """Rename the folder ``new`` to ``target``, in place of older content.
+
+    Where the process is killed before ``new`` is in its place, :func:`remove_leftovers` puts the older content back.
+    """
+    old = temporary_beside(target, is_old=True)
+    if target.exists():
+        target.rename(old)
+    try:
+        new.rename(target)
+    except OSError:
+        if old.exists():
+            old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Wait until no other process works on ``path``; the system frees the lock of a process that dies.
+
+    Raises:
+        UserError: the lock, a file beside ``path``, cannot be written.
+    """
+    lock = path.with_name(f"{path.name}.lock")
+    with _locked(lock):
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                lock.unlink(missing_ok=True)
+
+
+def _locked(lock: Path) -> IO[str]:
+    """The open file ``lock``, once no other process has a lock on it."""
+    while True:
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            file = lock.open("w")
+        except OSError as error:
+            raise unwritable(lock.parent, error) from None
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+                return file
+        file.close()  # the process that had the lock removed the file
 
 
 def unwritable(path: Path, error: BaseException) -> UserError:

@@ -20,7 +20,7 @@ import torch
 from omegaconf import OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 
-from utils.checksums import checksums, open_seal, sealed, verify_artefact
+from utils.checksums import checksums, is_listed, open_seal, sealed, verify_artefact
 from utils.errors import UserError
 from utils.files import replacing
 
@@ -34,6 +34,7 @@ RENAMED = {
     r'(?m)^(\s*"?)low("?: )': r"\1train_fraction\2",
     r'(?m)^(\s*"?)baselines("?:)': r"\1training_defaults\2",
 }
+DESCRIPTION = ("config.yaml", "environment.json")
 SOURCE_ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -55,6 +56,7 @@ class RunDirectory:
     """
 
     begun: ClassVar[int] = 0  # stages that this process has begun
+    _held: ClassVar[set[Path]] = set()  # folders whose lock this process has
 
     def __init__(self, path: Path, overwrite: bool = False, data_paths: Collection[str] = ()) -> None:
         self.path, self.overwrite, self.data_paths = path, overwrite, data_paths
@@ -70,9 +72,9 @@ class RunDirectory:
         """Let one process at a time run a stage here, so that the jobs of a sweep make what they share once.
 
         Other processes wait, and find the stage finished. The system frees the lock of a process that dies. Of a
-        distributed training, rank 0 holds it for all.
+        distributed training, rank 0 holds it for all. A process that holds it already does not wait for itself.
         """
-        if getattr(rank_zero_only, "rank", 0):
+        if getattr(rank_zero_only, "rank", 0) or self.path in self._held:
             yield
             return
         lock = self.path / "stages" / ".lock"
@@ -90,7 +92,11 @@ class RunDirectory:
             except BlockingIOError:
                 log.info("waiting for another process that works in %s", self.path)
                 fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+            self._held.add(self.path)
+            try:
+                yield
+            finally:
+                self._held.discard(self.path)
 
     def finished(
         self,
@@ -214,7 +220,13 @@ class RunDirectory:
                 target.unlink(missing_ok=True)
 
     def describe(self, config: Any, extra: Mapping[str, Any] | None = None) -> None:
-        """Write ``config.yaml`` and ``environment.json``."""
+        """Write ``config.yaml`` and ``environment.json``.
+
+        Nothing is written where a marker holds their checksums: they describe finished output, and another stage that
+        runs again does not change what that came from.
+        """
+        if is_listed(self.path, DESCRIPTION[0]):
+            return
         with replacing(self / "config.yaml") as file:
             file.write_text(OmegaConf.to_yaml(config, resolve=True))
         write_json(self / "environment.json", environment() | dict(extra or {}))

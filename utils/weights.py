@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +25,18 @@ Kind = Literal[
     "lightning",
     "unknown",
 ]
+
+
+def safetensors_content(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> bytes:
+    """Content of a ``.safetensors`` file, the same for the same values: the library writes the entries of ``header`` in
+    random order."""
+    content = safetensors.torch.save({key: value.contiguous().cpu() for key, value in tensors.items()}, dict(header))
+    start = 8 + int.from_bytes(content[:8], "little")
+    entries = json.loads(content[8:start])
+    entries["__metadata__"] = dict(sorted(entries["__metadata__"].items()))
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors are aligned
+    return len(text).to_bytes(8, "little") + text + content[start:]
 
 
 # ------------------------------------------------------------------------------------------ what a file holds

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
-from utils.files import temporary_beside
+from utils.files import alone, replace_folder, temporary_beside
 
 log = logging.getLogger(__name__)
 VERSION = 2
@@ -66,14 +66,9 @@ def ensure_demo(folder: str | Path, make: Callable[..., None], **arguments: Any)
         temporary.mkdir(parents=True)
         make(temporary, **arguments)
         (temporary / MARKER).write_text(about)
-        if is_made():  # another process was faster, and may be reading it
-            return folder
-        shutil.rmtree(folder, ignore_errors=True)
-        try:
-            temporary.rename(folder)
-        except OSError:
-            if not is_made():  # another process was faster
-                raise
+        with alone(folder):
+            if not is_made():  # another process may have been faster, and may be reading it
+                replace_folder(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder

@@ -17,8 +17,9 @@ from datasets.readers.csv_rows import Rows, warn_of_crossing_files
 from datasets.readers.csv_table import CsvTable
 from datasets.readers.images import Bad, decode_rows, file_stat, reason
 from datasets.row_encoder import RowEncoder
-from datasets.source import alone, sha256
+from datasets.source import sha256
 from utils.errors import UserError
+from utils.files import alone
 
 log = logging.getLogger(__name__)
 

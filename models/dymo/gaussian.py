@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -20,6 +19,7 @@ from utils.errors import UserError
 from utils.files import replacing
 from utils.safe_pickle import read_tensors
 from utils.subsets import enumerate_subsets
+from utils.weights import safetensors_content
 
 # A class whose distances are below this everywhere has no spread.
 NO_SPREAD = 1e-6
@@ -70,8 +70,9 @@ class GaussianParameters:
             tensors["student_t"] = self.student_t
         header = {"metric": self.metric, "about": json.dumps(self.about or {})}
         with replacing(path) as temporary:
-            content = safetensors.torch.save({k: v.contiguous().cpu() for k, v in tensors.items()}, header)
-            temporary.write_bytes(content)  # not save_file, whose errors are not those of the system
+            temporary.write_bytes(
+                safetensors_content(tensors, header)
+            )  # not save_file, whose errors are not those of the system
 
     def save_reference(self, path: Path) -> None:
         """Write the original repository's ``subset_gaussian.pt``; ``student_t`` is NaN where it was not fitted."""

@@ -98,6 +98,10 @@ class Imputer(ABC):
         """
         raise ValueError(f"holds no weights of {name}, which has none")
 
+    def recovery_state(self) -> Mapping[str, Any]:
+        """Entries of the state that a recovery needs, for a bundle; :meth:`load` takes them."""
+        return self.state_dict()  # type: ignore[attr-defined]
+
     def networks(self) -> list[nn.Module]:
         """Networks whose weights a recovery needs."""
         return [self] if isinstance(self, nn.Module) else []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -55,11 +55,18 @@ class Chain(Imputer):
 
     def state_dict(self) -> dict[str, Tensor]:
         """Weights of all parts, ``<label>.<key>``."""
+        return self._of_parts(lambda part: part.state_dict())  # type: ignore[attr-defined]
+
+    def recovery_state(self) -> dict[str, Tensor]:
+        return self._of_parts(lambda part: part.recovery_state())
+
+    def _of_parts(self, entries: Callable[[Imputer], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """``entries`` of all parts, ``<label>.<key>``."""
         return {
             f"{label}.{key}": value
             for label, part in self.labels.items()
             if "weights" in part.needs
-            for key, value in part.state_dict().items()  # type: ignore[attr-defined]
+            for key, value in entries(part).items()
         }
 
     def architecture(self) -> dict[str, Any]:

@@ -301,6 +301,9 @@ class TIP(TrainedImputer):
         values = {f"val_{k}": v for k, v in self.losses(batch).items()}
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(batch), sync_dist=True)
 
+    def recovery_state(self) -> Mapping[str, Any]:
+        return {key: value for key, value in self.state_dict().items() if key.startswith(TIP_PARTS)}
+
     def convert(self, content: Mapping[str, Any]) -> Mapping[str, Any]:
         return convert_tip(super().convert(content), self.state_dict())
 

@@ -30,6 +30,7 @@ from trainers.config.compose import CONFIGS
 from trainers.export import export
 from trainers.loading import Run
 from trainers.predictor import load
+from utils.checksums import digest
 from utils.errors import UserError
 
 TABLE = {"_target_": "models.encoders.table.TableEncoder", "width": 16, "blocks": 1, "heads": 2}
@@ -324,7 +325,23 @@ def rewrite(bundle: Path, name: str, content: bytes) -> None:
     (bundle / name).write_bytes(content)
     about = json.loads((bundle / MANIFEST).read_text())
     about["files"][name] = file_digest(bundle / name)
-    (bundle / MANIFEST).write_text(json.dumps(about))
+    write_manifest(bundle, about)
+
+
+def write_manifest(bundle: Path, about: dict[str, Any]) -> None:
+    """Replace the manifest, with a checksum that fits."""
+    content = {key: value for key, value in about.items() if key != "checksum"}
+    (bundle / MANIFEST).write_text(json.dumps({**content, "checksum": digest(content)}))
+
+
+def test_the_manifest_has_a_checksum(copied: Path) -> None:
+    about = json.loads((copied / MANIFEST).read_text())
+    (copied / MANIFEST).write_text(json.dumps(about | {"seed": 1}))
+    with pytest.raises(UserError, match=r"bundle\.json is damaged \(its checksum differs\)"):
+        open_bundle(copied)
+    del about["checksum"]  # as in bundles of earlier versions
+    (copied / MANIFEST).write_text(json.dumps(about))
+    assert open_bundle(copied).about["seed"] == about["seed"]
 
 
 def test_a_changed_weight_file_is_refused(copied: Path) -> None:
@@ -362,7 +379,7 @@ def test_foreign_code_in_the_configuration_is_refused(copied: Path, target: str)
 def test_a_path_outside_the_folder_is_refused(copied: Path, name: str) -> None:
     about = json.loads((copied / MANIFEST).read_text())
     about["files"][name] = "0"
-    (copied / MANIFEST).write_text(json.dumps(about))
+    write_manifest(copied, about)
     with pytest.raises(UserError, match="which is outside of it"):
         open_bundle(copied)
 

@@ -17,6 +17,7 @@ from tests.test_cli import execute
 from trainers import run as pipeline
 from trainers.bundle import MANIFEST, MODEL
 from trainers.loading import Run
+from utils.checksums import digest
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,9 @@ class Case:
 
     def manifest(self, **values: object) -> None:
         file = self.folder / "bundle" / MANIFEST
-        file.write_text(json.dumps(json.loads(file.read_text()) | values))
+        content = json.loads(file.read_text()) | values
+        content.pop("checksum")
+        file.write_text(json.dumps(content | {"checksum": digest(content)}))
 
     def arrays(self, **arrays: np.ndarray) -> None:
         np.savez(self.folder / "new.npz", **arrays)

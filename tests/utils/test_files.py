@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.files import MACHINE, TEMPORARY, remove_leftovers, replacing, temporary_beside
+from utils.files import MACHINE, TEMPORARY, alone, remove_leftovers, replace_folder, replacing, temporary_beside
 
 KILLED = """
 import os
@@ -68,3 +68,30 @@ def test_temporary_names_keep_the_suffix_and_the_folder(tmp_path: Path) -> None:
         temporary.write_text("new")
         assert os.listdir(tmp_path) == [temporary.name]
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_folder_that_cannot_be_replaced_keeps_its_content(tmp_path: Path) -> None:
+    (target := tmp_path / "store").mkdir()
+    (target / "old").touch()
+    with pytest.raises(FileNotFoundError):
+        replace_folder(tmp_path / "absent", target)
+    assert os.listdir(target) == ["old"] and os.listdir(tmp_path) == ["store"]
+    (new := tmp_path / "new").mkdir()
+    replace_folder(new, target)
+    assert os.listdir(target) == [] and os.listdir(tmp_path) == ["store"]
+
+
+def test_processes_work_on_a_path_one_by_one(tmp_path: Path) -> None:
+    """No update of a counter is lost, although the process that has the lock removes its file."""
+    counter = tmp_path / "counter"
+    counter.write_text("0")
+    children = []
+    for _ in range(3):
+        if (child := os.fork()) == 0:
+            for _ in range(50):
+                with alone(counter):
+                    counter.write_text(str(int(counter.read_text()) + 1))
+            os._exit(0)
+        children.append(child)
+    assert all(os.waitpid(child, 0)[1] == 0 for child in children)
+    assert counter.read_text() == "150" and os.listdir(tmp_path) == ["counter"]

@@ -112,6 +112,18 @@ def test_a_finished_stage_with_other_settings_is_refused_or_replaced(run: RunDir
     assert run.finished("fit", changed(layers=3))
 
 
+def test_the_description_of_finished_output_stays(run: RunDirectory) -> None:
+    """A training that runs again does not change what the report says about results that are still there."""
+    run.describe(OmegaConf.create({"width": 1}), {"cost": 3})
+    run.finish("test", SETTINGS, files=["config.yaml", "environment.json"])
+    run.describe(OmegaConf.create({"width": 2}))
+    assert (run / "config.yaml").read_text() == "width: 1\n"
+    assert json.loads((run / "environment.json").read_text())["cost"] == 3
+    run.begin("test", changed())
+    run.describe(OmegaConf.create({"width": 2}))
+    assert (run / "config.yaml").read_text() == "width: 2\n"
+
+
 def test_settings_compare_as_they_are_stored(run: RunDirectory) -> None:
     """Tuples, paths and OmegaConf nodes are what JSON makes of them."""
     config = OmegaConf.create({"width": 128, "twice": "${.width}", "rates": [0.2]})

@@ -21,7 +21,7 @@ from trainers.report.render import render_page
 from trainers.report.style import model_styles, save
 from trainers.report.tables import captions_of, label, latex_block, markdown_block, table
 from utils.errors import UserError
-from utils.files import remove_leftovers, temporary_beside
+from utils.files import alone, remove_leftovers, replace_folder, temporary_beside
 from utils.spreadsheet import write_table
 
 
@@ -73,17 +73,15 @@ def write_report(
     content = content_of(run_dirs, output, metrics, primary)
 
     remove_leftovers(output.parent)
-    draft, old = temporary_beside(output), temporary_beside(output, is_old=True)
+    draft = temporary_beside(output)
     draft.mkdir(parents=True)
     try:
         drawn = _write_files(draft, content)
         (draft / "report.html").write_text(render_page(content, title, drawn, draft))
-        if output.exists():
-            output.rename(old)
-        draft.rename(output)
+        with alone(output):
+            replace_folder(draft, output)
     finally:
-        for folder in (draft, old):
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(draft, ignore_errors=True)
     summary = content.summary
     parts = summary[summary["metric"].isin(content.metrics)].groupby(["dataset", "metric"], sort=False)
     tables = {(str(dataset), str(metric)): table(part, str(metric)) for (dataset, metric), part in parts}

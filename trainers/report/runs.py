@@ -61,8 +61,9 @@ class FinishedRun:
         """Content of a text file, empty if there is none.
 
         Raises:
-            UserError: it is damaged.
+            UserError: it is damaged, or not as its stage wrote it.
         """
+        verify_artefact(self.path / file)
         try:
             return (self.path / file).read_text() if (self.path / file).is_file() else ""
         except (OSError, ValueError) as error:

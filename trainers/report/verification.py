@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Iterator, Sequence
@@ -12,6 +11,7 @@ import torch
 from trainers.report.runs import FIX, FinishedRun, load_sorted
 from utils.errors import UserError
 from utils.metrics import classification_metrics, metric_names
+from utils.run_directory import RunDirectory
 
 log = logging.getLogger(__name__)
 TOLERANCE = 1e-4  # between versions of the libraries
@@ -44,9 +44,13 @@ def verify_results(runs: Sequence[FinishedRun]) -> None:
 
 
 def has_checksums(run: FinishedRun) -> bool:
-    """Whether the files were compared with a marker, or there is no marker (stored evidence, which has a manifest)."""
-    marker = run.text("stages/test.json")
-    return not marker or bool(json.loads(marker).get("files"))
+    """Whether the files were compared with a marker, or there is no marker (stored evidence, which has a manifest).
+
+    Raises:
+        UserError: the marker is damaged.
+    """
+    directory = RunDirectory(run.path)
+    return not directory.marker("test").exists() or bool(directory.result("test").get("files"))
 
 
 def differences(run: FinishedRun) -> Iterator[tuple[int, str, float, float]]:
