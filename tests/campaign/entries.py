@@ -94,6 +94,7 @@ def _predictions(tiny: TinyRun, source: Path) -> str:
     return load(source).predict(frame, images=tiny.csv.parent / "photos").to_csv()
 
 
+TESTED = r"out/Parts/DyMo_EU/default/seed0"
 RUN = r"out/Parts/\w+/default/seed0"
 ARTEFACTS = (
     Artefact("checkpoint", rf"{RUN.replace('w+', 'w*Transformer_EU')}/checkpoints/best\.ckpt", method),
@@ -109,12 +110,13 @@ ARTEFACTS = (
     Artefact("markers of stages", rf"{RUN}/stages/\w+\.json", again, writes=True),
     Artefact("meta.json of a store", r"cache/.*/meta\.json", store, writes=True),
     Artefact("names beside masks", rf"{RUN}/masks/.*\.json", reported),
-    Artefact("bundle.json", rf"{RUN}/bundle/bundle\.json", bundle, has_checksum=False),
-    Artefact("config.yaml, environment.json", rf"{RUN}/(config\.yaml|environment\.json)", reported, has_checksum=False),
+    Artefact("bundle.json", rf"{RUN}/bundle/bundle\.json", bundle),
+    Artefact("config.yaml, environment.json", rf"{TESTED}/(config\.yaml|environment\.json)", reported),
 )
 # For people, or written anew by the next stage that needs them.
 UNREAD = (
     r"out/predictions\..*",
     rf"{RUN}/(DONE|logs/.*|examples/.*|metrics\.csv|quality\w*\.csv|results_per_class\.csv|selection_validation\.csv)",
     rf"{RUN}/(stages/\.lock|bundle/README\.md)",
+    r"out/Parts/(?!DyMo_EU/)\w+/default/seed0/(config\.yaml|environment\.json)",  # of runs without stage test
 )
