@@ -202,6 +202,7 @@ def plain_config(run: Run, model: Any, threshold: float | None) -> dict[str, Any
     cfg = OmegaConf.create(OmegaConf.to_container(run.cfg, resolve=False))
     assert isinstance(cfg, DictConfig)
     cfg.paths = {"data": "data", "cache": "cache", "output": "outputs"}
+    cfg.stages, cfg.overwrite = ["export"], False  # whatever other stages the same command runs
     declared = type(run.data)
     for key in (*declared.paths, *declared.paths_or_names):
         if cfg.dataset.get(key):
