@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from tests.campaign.tiny import TinyRun, contents, plain
+from trainers.config.compose import CONFIGS
 from trainers.loading import Run
 from trainers.predictor import load
 from trainers.report.runs import finished_directories, gather, load_sorted, modality_names, stored_rate
@@ -120,3 +121,22 @@ UNREAD = (
     rf"{RUN}/(stages/\.lock|bundle/README\.md)",
     r"out/Parts/(?!DyMo_EU/)\w+/default/seed0/(config\.yaml|environment\.json)",  # of runs without stage test
 )
+
+# ------------------------------------------------------------------------------------------------------ data sets
+
+DATASETS = {file.stem: file.read_text() for file in sorted((CONFIGS / "dataset").glob("*.yaml"))}
+WITH_DEMO = [name for name, text in DATASETS.items() if "demo_maker" in text]
+# Whose files are hostile in other tests.
+WITHOUT_DEMO = {
+    "Arrays": "readers of modality_parts",
+    "ChestXray": "ImageTable",
+    "ChestXrayNotes": "ImageText",
+    "Digits": "comes with scikit-learn",
+    "FromCSV": "readers of modality_parts",
+    "ImageTable": "the run of tiny.py",
+    "ImageText": "readers of tables, pictures and tokenizers",
+    "Infarction": "CAD",
+    "PolyMNIST": "readers of PolyMNIST and MNIST",
+    "SkinLesions": "ImageTable",
+    "SpokenDigitSeries": "SpokenDigits",
+}

@@ -53,7 +53,7 @@ def test_damage_is_refused_or_without_influence(
     rng, place = random.Random(f"{SEED}{artefact.kind}"), tiny.copy(tmp_path / "damaged")
     expected = artefact.read(tiny, place)
     losses = []
-    for number in tries(4, minutes=0.2 / len(ARTEFACTS)):
+    for number in tries(4, minutes=0.08 / len(ARTEFACTS)):
         path = rng.choice(files_of(place, artefact))
         content = path.read_bytes()
         damage = DAMAGE[number % 4 == 3]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.campaign.entries import DATASETS, WITH_DEMO, WITHOUT_DEMO
 from tests.campaign.loaders import LOADERS
 from tests.campaign.tiny import ORDER
 from trainers.run import STAGES
@@ -45,7 +46,6 @@ TRUSTED = {
     "trainers.report.runs._masked_modalities",
     "trainers.report.runs.environment",
     "trainers.report.store.evidence_of",
-    "trainers.report.verification.has_checksums",
     "trainers.sweep_jobs._read",
     "trainers.sweep_jobs.sweep",
     "trainers.udml_curves.read_curves",
@@ -58,7 +58,7 @@ TRUSTED = {
     "trainers.estimator._composed",
     "trainers.estimator.predictor",
     "trainers.report.store.npz",
-    "utils.checksums._digest",
+    "utils.checksums.digest",
     "utils.run_directory._plain",
     "trainers.cmpt_tables.__init__",
     "trainers.config.compose._blocks",
@@ -67,6 +67,7 @@ TRUSTED = {
     "trainers.report.docs_blocks.provenance",
     "trainers.report.docs_sources._file",
     "trainers.report.evidence.read_manifest",
+    "utils.weights.safetensors_content",
 }
 
 
@@ -97,6 +98,10 @@ def test_every_module_of_readers_has_an_entry(module: str) -> None:
     covered = {name.split(".")[2] for name in functions if name.startswith("datasets.readers.")}
     without_files = {"spellings", "csv_rows", "csv_table"}  # cells of tables that csv_files reads
     assert (module in covered) != (module in without_files)
+
+
+def test_every_data_set_has_an_entry() -> None:
+    assert sorted([*WITH_DEMO, *WITHOUT_DEMO]) == sorted(DATASETS)
 
 
 def test_every_stage_has_an_entry() -> None:

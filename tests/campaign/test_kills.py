@@ -31,7 +31,7 @@ def points(tiny: TinyRun) -> Iterator[tuple[str, int]]:
 def test_a_run_killed_at_any_file_event_goes_on(tiny: TinyRun, tally: Tally, tmp_path: Path) -> None:
     """In every second try the run directory is moved before it goes on."""
     losses = []
-    for (stage, number), tried in zip(points(tiny), tries(len(SAMPLED), minutes=0.35)):
+    for (stage, number), tried in zip(points(tiny), tries(len(SAMPLED), minutes=0.25)):
         place = tiny.copy(tmp_path / "killed", tiny.before[stage])
         status, _, text = in_child(lambda: tiny.run(place, stage), place, Accident(number))  # noqa: B023
         if is_moved := bool(tried % 2):
@@ -48,7 +48,7 @@ def test_a_run_killed_at_any_file_event_goes_on(tiny: TinyRun, tally: Tally, tmp
 def test_a_run_killed_again_and_again_at_any_time_goes_on(tiny: TinyRun, tally: Tally, tmp_path: Path) -> None:
     """SIGKILL, also while the C++ code of a library writes or computes; up to three times before the run may finish."""
     rng, losses = random.Random(SEED + 1), []
-    for _ in tries(3, minutes=0.1):
+    for _ in tries(2, minutes=0.06):
         stage = rng.choice(SAMPLED)
         place, kills = tiny.copy(tmp_path / "killed", tiny.before[stage]), 0
         for _ in range(rng.randint(1, 3)):
@@ -66,7 +66,7 @@ def test_a_run_killed_again_and_again_at_any_time_goes_on(tiny: TinyRun, tally: 
 def test_two_runs_at_once_give_what_one_gives(tiny: TinyRun, tally: Tally, tmp_path: Path) -> None:
     """In every second try, one of the two is killed at a file event."""
     rng, losses = random.Random(SEED + 2), []
-    for number in tries(2, minutes=0.1):
+    for number in tries(2, minutes=0.06):
         stage = rng.choice(ORDER if MINUTES else SAMPLED)
         place = tiny.copy(tmp_path / "shared", tiny.before[stage])
         at = rng.randint(1, tiny.events(stage)) if number % 2 else 0
