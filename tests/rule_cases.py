@@ -14,9 +14,9 @@ from torch import Tensor
 
 from datasets.batch import Batch
 from gaussian_parameter_generation.estimate import estimate
+from models.dymo.lattice import COMPARATORS
 from models.dymo.method import DyMo
 from models.dymo.rule import RuleSettings
-from models.dymo.selection import COMPARATORS
 from models.imputers.base import Imputer, merge
 from tests.networks import random_masks, toy_batch, toy_model, under
 

@@ -15,9 +15,10 @@ from datasets.batch import Batch
 from datasets.rows import take_rows
 from models.base import Prediction
 from models.completed import Completed
+from models.dymo.lattice import supersets
 from models.dymo.pool import PoolWeights, log_mean
 from models.dymo.rule import RuleSettings
-from models.dymo.selection import groups_by_missing, supersets
+from models.dymo.selection import groups_by_missing
 from models.imputers.base import Imputer, recover_possible
 
 

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.dymo.lattice import Lattice
 from models.dymo.rule import NOT_SIMULATED, Candidates, Rule, RuleSettings
-from models.dymo.selection import THRESHOLDS, Lattice, Selection
+from models.dymo.selection import THRESHOLDS, Selection
 from utils.certificate import fixed_sequence, margin_p_value
 from utils.noise import hash_seed, row_uniform
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from datasets.batch import Batch
 from datasets.rows import take_rows
 from models.dymo.backbone import Backbone
+from models.dymo.lattice import Lattice
 from models.dymo.rule import Candidates, Draws, Examples
-from models.dymo.selection import Lattice, groups_by_missing
+from models.dymo.selection import groups_by_missing
 from utils.errors import UserError
 from utils.noise import hash_seed, row_uniform
 from utils.subsets import enumerate_subsets

@@ -23,18 +23,10 @@ from models.dymo.dynamic_transformer import DynamicTransformer
 from models.dymo.evidence import candidates_of, examples_of
 from models.dymo.fixed_selection import select_fixed
 from models.dymo.gaussian import GaussianParameters
+from models.dymo.lattice import COMPARATORS, compare, exhaustive
 from models.dymo.rule import RuleSettings, check_settings
 from models.dymo.rules import RULES, Rules
-from models.dymo.selection import (
-    COMPARATORS,
-    PARTIAL_TABLES,
-    Scorer,
-    Selection,
-    SelectionRule,
-    compare,
-    exhaustive,
-    select,
-)
+from models.dymo.selection import PARTIAL_TABLES, Scorer, Selection, SelectionRule, select
 from models.dymo.similarity import CALIBRATIONS, REWARDS, TAILS
 from models.dymo.validation import validate_selection
 from models.imputers.base import Imputer, recover_possible
@@ -52,7 +44,7 @@ class DyMo(Method):
         imputer: recovers what is missing; None if a subclass recovers without one.
         parameters: Gaussian parameters of this backbone.
         rule: how recoveries are accepted.
-        comparators: names out of :data:`models.dymo.selection.COMPARATORS` and :data:`models.dymo.rules.RULES`, and
+        comparators: names out of :data:`models.dymo.lattice.COMPARATORS` and :data:`models.dymo.rules.RULES`, and
             ``threshold``, which repeats the selection with :attr:`validated_threshold`.
         seed: of the draws of comparator ``random``, together with row and scenario.
         chooses_threshold: :meth:`calibrate` sets the threshold of the rule (``selection.threshold: auto``).
@@ -206,7 +198,11 @@ class DyMo(Method):
             tokens, _ = self.complete(masked, observed)
             partial = self.partial(masked)
             scorer, unrecoverable = self.scorer(), self.unrecoverable(masked)
-            selection = select(scorer, tokens, missing, partial, unrecoverable)
+            thresholds = [self.rule.threshold]
+            if "threshold" in self.comparators and self.validated_threshold is not None:
+                thresholds.append(self.validated_threshold)
+            path = select(self.scorer(min(thresholds)), tokens, missing, partial, unrecoverable, is_path_kept=True)
+            selection, *limited = (path.at(threshold) for threshold in thresholds)
             results.setdefault(MAIN, {})[scenario] = _prediction(selection, unrecoverable)
             names = tuple(n for n in self.comparators if n in COMPARATORS)
             if names or self.rules:
@@ -215,9 +211,8 @@ class DyMo(Method):
                 others = compare(lattices, selection, batch.target, names, batch.index, self.seed, scenario)
                 for name, other in [*others.items(), *self.rules.predict(candidates).items()]:
                     results.setdefault(name, {})[scenario] = _prediction(other, unrecoverable)
-            if "threshold" in self.comparators and self.validated_threshold is not None:
-                limited = select(self.scorer(self.validated_threshold), tokens, missing, partial, unrecoverable)
-                results.setdefault("threshold", {})[scenario] = _prediction(limited, unrecoverable)
+            for other in limited:
+                results.setdefault("threshold", {})[scenario] = _prediction(other, unrecoverable)
         return results
 
     def examples(self, batch: Batch) -> tuple[Prediction, dict[str, Tensor]] | None:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from models.base import Prediction
+from models.dymo.lattice import Lattice
 from models.dymo.rule import NOT_SIMULATED, Candidates, DiscardLog, Draws, Rule, RuleSettings
-from models.dymo.selection import Lattice
 from utils.log_pool import fit_log_pool, pool_nll
 
 # With fewer validation rows of one number of missing modalities, weights would be mostly noise.

@@ -17,7 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from models.base import Prediction
-from models.dymo.selection import Lattice, Selection
+from models.dymo.lattice import Lattice
+from models.dymo.selection import Selection
 from utils.checks import check_number
 
 log = logging.getLogger(__name__)

@@ -1,5 +1,4 @@
-"""DyMo's dynamic modality selection (ICLR 2026, Algorithm 1; docs/reference/dymo.md §4) and the comparators on the same
-backbone.
+"""DyMo's dynamic modality selection (ICLR 2026, Algorithm 1; docs/reference/dymo.md §4).
 
 A missing modality is recovered once, from what is observed. Then, greedily: every recovery that is still a candidate is
 scored by the reward it brings; those with a negative reward are rejected for good; the best one with a reward above the
@@ -16,9 +15,8 @@ parameters are looked up (``partial_tables='missing'`` restores the original). B
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
-from zlib import crc32
 
 import torch
 from torch import Tensor
@@ -27,7 +25,6 @@ from models.dymo.backbone import Backbone, Partial
 from models.dymo.gaussian import GaussianParameters
 from models.dymo.prototypes import COSINE
 from models.dymo.similarity import Score, reward, score
-from utils.noise import hash_seed, row_uniform
 from utils.subsets import mask_code, subset_lookup
 
 NO_ACTION = -1
@@ -83,12 +80,14 @@ class Selection:
         final_missing: (B, M) bool.
         accepted: (B, M) int8, modalities in the order of acceptance, padded with -1.
         rewards: (B, T, M) float32 reward of each candidate in each round, NaN where it was not evaluated.
+        path: (B, T + 1, C) logits before each round and after the last one, where :func:`select` was asked for them.
     """
 
     logits: Tensor
     final_missing: Tensor
     accepted: Tensor
     rewards: Tensor
+    path: Tensor | None = None
 
     @classmethod
     def unordered(cls, logits: Tensor, final_missing: Tensor) -> Selection:
@@ -101,6 +100,33 @@ class Selection:
     def iterations(self) -> Tensor:
         """(B,) rounds in which at least one candidate was evaluated."""
         return (~self.rewards.isnan()).any(-1).sum(-1)
+
+    def at(self, threshold: float) -> Selection:
+        """Decisions under a threshold that is not below the one of this selection.
+
+        A threshold decides only where the greedy path stops, so that every higher one accepts the first recoveries of
+        the same path.
+
+        Raises:
+            ValueError: the selection has no path.
+        """
+        if self.path is None:
+            raise ValueError("decisions under another threshold need a selection with is_path_kept=True")
+        rounds = self.rewards.shape[1]
+        best = self.rewards.nan_to_num(nan=-torch.inf).amax(-1) if rounds else self.rewards[..., 0]
+        length = (best > threshold).long().cumprod(1).sum(1)  # (B,) recoveries that are accepted
+        order = torch.arange(self.accepted.shape[1], device=length.device)
+        accepted = self.accepted.masked_fill(order >= length[:, None], NO_ACTION)
+        dropped = torch.where(accepted == NO_ACTION, self.accepted, NO_ACTION).long()
+        # One more column for the padding.
+        is_dropped = torch.zeros_like(self.final_missing[:, :1]).expand(-1, len(order) + 1).clone()
+        is_dropped.scatter_(1, torch.where(dropped == NO_ACTION, len(order), dropped), True)
+        return Selection(
+            self.path[torch.arange(len(length), device=length.device), length],
+            self.final_missing | is_dropped[:, :-1],
+            accepted,
+            self.rewards.masked_fill((order[:rounds] > length[:, None])[..., None], float("nan")),
+        )
 
 
 class Scorer:
@@ -179,6 +205,7 @@ def select(
     missing: Tensor,
     partial: Partial | None = None,
     unrecoverable: Tensor | None = None,
+    is_path_kept: bool = False,
 ) -> Selection:
     """Greedy selection.
 
@@ -188,6 +215,7 @@ def select(
         partial: observed cells of masked tables, which stay visible until the recovered table takes their place. The
             recovery of such a table is a candidate; parameters are looked up as ``SelectionRule.partial_tables`` says.
         unrecoverable: (B, M) bool, missing modalities without a recovery, which are no candidates; None = none.
+        is_path_kept: keep the logits of every round, for :meth:`Selection.at`.
     """
     b, m = missing.shape
     device = missing.device
@@ -199,6 +227,7 @@ def select(
         missing.clone(),
         torch.full((b, m), NO_ACTION, dtype=torch.int8, device=device),
         torch.full((b, rounds, m), float("nan"), device=device),
+        torch.empty(b, rounds + 1, scorer.model.num_classes, device=device) if is_path_kept else None,
     )
     # Rows that miss equally many modalities see equally many tokens in every round, so no padding and no mask.
     for k, rows in groups:
@@ -221,6 +250,8 @@ def _select_group(
     candidate = missing if unrecoverable is None else missing & ~unrecoverable[rows]
     current = scorer(sequences, rows, missing, n_visible)
     every = torch.arange(len(rows), device=rows.device)
+    if selection.path is not None:
+        selection.path[rows] = current.logits[:, None]
     for t in range(k):
         owner, u = candidate.nonzero(as_tuple=True)
         if not len(owner):
@@ -239,172 +270,7 @@ def _select_group(
         candidate = candidate & (evaluated >= 0) & ~accepted & accepts[:, None]
         selection.rewards[rows, t] = evaluated
         selection.accepted[rows, t] = torch.where(accepts, best, NO_ACTION).to(torch.int8)
+        if selection.path is not None:
+            selection.path[rows, t + 1] = current.logits
     selection.final_missing[rows] = missing
     selection.logits[rows] = current.logits
-
-
-@dataclass
-class Lattice:
-    """Every superset of the observed modalities, for all rows that miss ``k`` of them.
-
-    Attributes:
-        rows: (R,) of the batch.
-        missing: (R, A, M) masks, A = 2^k; entry 0 is the observed set, the last one everything.
-        score: of (R * A,) rows.
-        reward: (R, A) of going from the observed set straight to this one; 0 for entry 0.
-        allowed: (R, A) bool, masks that show no modality without a recovery; entry 0 is one of them. None = all.
-    """
-
-    rows: Tensor
-    missing: Tensor
-    score: Score
-    reward: Tensor
-    allowed: Tensor | None = None
-
-    @property
-    def logits(self) -> Tensor:
-        return self.score.logits.unflatten(0, self.missing.shape[:2])
-
-    @property
-    def size(self) -> int:
-        """k, the number of missing modalities."""
-        return self.missing.shape[1].bit_length() - 1
-
-    @property
-    def sizes(self) -> Tensor:
-        """(R, A) number of recoveries that each mask shows."""
-        return self.missing[:, :1].sum(-1) - self.missing.sum(-1)
-
-    @property
-    def fullest(self) -> Tensor:
-        """(R,) entry that shows every recovery there is."""
-        sizes = self.sizes
-        return (sizes if self.allowed is None else torch.where(self.allowed, sizes, -1)).argmax(1)
-
-
-def supersets(missing: Tensor) -> tuple[Tensor, Tensor]:
-    """Masks of all supersets of the observed modalities, by their number.
-
-    Args:
-        missing: (R, M) bool, k True in every row.
-
-    Returns:
-        masks (R, A, M) bool, A = 2^k, the first one ``missing`` and the last one without a True; and which of a row's k
-        missing modalities they show, (A, k) of 0 and 1.
-    """
-    k, device = int(missing[0].sum()), missing.device
-    columns = missing.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :k]
-    codes = torch.arange(2**k, device=device)
-    sizes = sum((codes >> i) & 1 for i in range(k)) if k else torch.zeros_like(codes)
-    codes = codes[torch.as_tensor(sizes).argsort(stable=True)]
-    added = (codes[:, None] >> torch.arange(k, device=device)) & 1
-    masks = missing[:, None].expand(-1, len(codes), -1).clone()
-    masks.scatter_(2, columns[:, None].expand(-1, len(codes), -1), added.expand(len(missing), -1, -1) == 0)
-    return masks, added
-
-
-@torch.inference_mode()
-def exhaustive(
-    scorer: Scorer,
-    tokens: Tensor,
-    missing: Tensor,
-    partial: Partial | None = None,
-    unrecoverable: Tensor | None = None,
-) -> list[Lattice]:
-    """All 2^k candidate subsets of every row; one :class:`Lattice` per number k of missing modalities.
-
-    Args:
-        tokens: (B, P, D) of the completed inputs. missing: (B, M) bool. partial, unrecoverable: as for
-            :func:`select`.
-    """
-    m = missing.shape[1]
-    sequences = scorer.model.prepare(tokens, partial)
-    lattices = []
-    for k, rows in groups_by_missing(missing):
-        base = missing[rows]
-        masks, added = supersets(base)
-        pieces: list[Score] = []
-        # Entries are sorted by size, so each size is one contiguous block and one fusion call.
-        start = 0
-        for size in range(k + 1):
-            width = int((added.sum(1) == size).sum())
-            block = masks[:, start : start + width].flatten(0, 1)
-            pieces.append(scorer(sequences, rows.repeat_interleave(width), block, m - k + size))
-            start += width
-        shape = (len(rows), -1)
-        score_all = Score(
-            torch.cat([p.quality.view(shape) for p in pieces], 1).flatten(),
-            torch.cat([p.log_ics.view(shape) for p in pieces], 1).flatten(),
-            torch.cat([p.logits.unflatten(0, shape) for p in pieces], 1).flatten(0, 1),
-        )
-        first = torch.arange(len(rows), device=missing.device).mul(len(added)).repeat_interleave(len(added))
-        value = scorer.reward(score_all[first], score_all).view(len(rows), -1)
-        value[:, 0] = 0
-        allowed = None if unrecoverable is None else ~(unrecoverable[rows][:, None] & ~masks).any(-1)
-        lattices.append(Lattice(rows, masks, score_all, value, allowed))
-    return lattices
-
-
-COMPARATORS = ("discard", "impute_all", "random", "best_subset", "oracle_subset")
-
-
-@torch.inference_mode()
-def compare(
-    lattices: list[Lattice],
-    selection: Selection,
-    target: Tensor,
-    names: tuple[str, ...],
-    index: Tensor,
-    seed: int = 0,
-    scenario: str = "",
-) -> dict[str, Selection]:
-    """The comparators, all read off the same lattices.
-
-    Subsets that show a modality without a recovery are left out.
-
-    ``discard``: observed only. ``impute_all``: every recovery. ``random``: as many recoveries as DyMo accepted, drawn
-    at random. ``best_subset``: the subset with the highest reward (none if no reward is positive).
-    ``oracle_subset``: the subset that is right with the highest probability, if any is (an upper bound, uses labels).
-
-    Args:
-        target: (B,) labels, read by ``oracle_subset`` alone.
-        index: (B,) row numbers.
-        seed, scenario: with the row number the key of what ``random`` draws: the same in any batch, and independent
-            between the seeds of a run and between scenarios.
-    """
-    results = {
-        name: replace(
-            selection,
-            logits=torch.empty_like(selection.logits),
-            final_missing=selection.final_missing.clone(),
-            accepted=torch.full_like(selection.accepted, NO_ACTION),
-            rewards=torch.full_like(selection.rewards, float("nan")),
-        )
-        for name in names
-    }
-    n_accepted = (selection.accepted >= 0).sum(1)
-    for lattice in lattices:
-        rows, (r, a) = lattice.rows, lattice.missing.shape[:2]
-        every = torch.arange(r, device=rows.device)
-        size = lattice.sizes
-        allowed = torch.ones_like(size, dtype=torch.bool) if lattice.allowed is None else lattice.allowed
-        for name in names:
-            if name == "discard":
-                choice = torch.zeros_like(every)
-            elif name == "impute_all":
-                choice = lattice.fullest
-            elif name == "random":
-                draws = row_uniform(index[rows], a, hash_seed(2025, seed, crc32(scenario.encode())))
-                fits = (size == n_accepted[rows][:, None]) & allowed
-                choice = torch.where(fits, draws, -1.0).argmax(1)
-            elif name == "best_subset":
-                choice = torch.where(allowed, lattice.reward, -torch.inf).argmax(1)
-            else:
-                truth = target[rows][:, None, None].expand(-1, a, 1)
-                # Right before confident: the highest probability of the truth need not be the top one.
-                right = lattice.logits.argmax(-1) == truth[..., 0]
-                merit = lattice.logits.softmax(-1).gather(2, truth)[..., 0] + right
-                choice = torch.where(allowed, merit, -1.0).argmax(1)
-            results[name].logits[rows] = lattice.logits[every, choice]
-            results[name].final_missing[rows] = lattice.missing[every, choice]
-    return results

@@ -9,7 +9,8 @@ import torch
 
 from datasets.batch import Batch
 from models.dymo.evidence import candidates_of
-from models.dymo.selection import THRESHOLDS, exhaustive, select
+from models.dymo.lattice import exhaustive
+from models.dymo.selection import THRESHOLDS, select
 
 
 @torch.inference_mode()
@@ -42,9 +43,11 @@ def validate_selection(
             discard = dymo.backbone.fuse(dymo.backbone.encode_again(observed, masked), masked).logits.argmax(1)
             baseline[scenario] = baseline.get(scenario, 0) + int((discard == batch.target).sum())
             counts = right.setdefault(scenario, dict.fromkeys(thresholds, 0))
+            # One selection gives the decisions under every threshold.
+            lowest = dymo.scorer(min(thresholds))
+            selection = select(lowest, tokens, missing, partial, unrecoverable, is_path_kept=True)
             for threshold in thresholds:
-                logits = select(dymo.scorer(threshold), tokens, missing, partial, unrecoverable).logits
-                counts[threshold] += int((logits.argmax(1) == batch.target).sum())
+                counts[threshold] += int((selection.at(threshold).logits.argmax(1) == batch.target).sum())
             if dymo.rules:
                 lattices = exhaustive(dymo.scorer(), tokens, missing, partial, unrecoverable)
                 dymo.rules.observe(candidates_of(dymo, masked, observed, lattices), batch.target)

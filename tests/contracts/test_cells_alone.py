@@ -16,8 +16,8 @@ from datasets.batch import Batch
 from datasets.missingness import parse_scenario
 from gaussian_parameter_generation.estimate import estimate
 from models.completed import Completed
+from models.dymo.lattice import COMPARATORS
 from models.dymo.method import DyMo
-from models.dymo.selection import COMPARATORS
 from models.imputers.simple import Mean
 from tests.contracts.test_baselines import METHODS, configure
 from tests.makers import make_image_table

@@ -12,8 +12,8 @@ import torch
 
 from datasets.batch import Batch
 from models.dymo.certified import SEED, Rows, certify
+from models.dymo.lattice import exhaustive
 from models.dymo.method import DyMo
-from models.dymo.selection import exhaustive
 from tests.networks import under
 from tests.rule_cases import (
     ROWS,

@@ -25,11 +25,12 @@ from datasets.rows import take_rows
 from gaussian_parameter_generation.estimate import estimate
 from models.dymo.dynamic_transformer import DynamicTransformer
 from models.dymo.gaussian import GaussianParameters
+from models.dymo.lattice import COMPARATORS, exhaustive
 from models.dymo.method import DyMo
 from models.dymo.original import convert_dynamic_transformer
 from models.dymo.prototypes import COSINE, EUCLIDEAN
 from models.dymo.recovery_aware import with_recoveries
-from models.dymo.selection import COMPARATORS, Scorer, SelectionRule, exhaustive, select
+from models.dymo.selection import Scorer, SelectionRule, select
 from models.dymo.validation import validate_selection
 from models.encoders.resnet import ResNetEncoder
 from models.encoders.table import TableEncoder

@@ -23,19 +23,10 @@ from datasets.batch import Batch
 from datasets.rows import take_rows
 from gaussian_parameter_generation.estimate import estimate
 from models.dymo.backbone import Sequences
+from models.dymo.lattice import COMPARATORS, Lattice, compare, exhaustive
 from models.dymo.method import DyMo
 from models.dymo.prototypes import COSINE, EUCLIDEAN
-from models.dymo.selection import (
-    COMPARATORS,
-    Lattice,
-    Scorer,
-    Selection,
-    SelectionRule,
-    compare,
-    exhaustive,
-    groups_by_missing,
-    select,
-)
+from models.dymo.selection import THRESHOLDS, Scorer, Selection, SelectionRule, groups_by_missing, select
 from models.dymo.similarity import Score, calibration, log_ics, reward, score
 from models.dymo.validation import validate_selection
 from models.imputers.base import Imputer, merge
@@ -374,6 +365,29 @@ def test_robust_tail_decides_where_the_original_has_no_digits(metric: str) -> No
                 assert low <= float(robust.rewards[row, t, u]) <= high, (row, t, u)
     original = select(case.scorer(tail="float32"), case.tokens, case.missing)
     assert not torch.equal(original.final_missing, robust.final_missing)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_one_selection_gives_the_decisions_under_every_threshold(metric: str) -> None:
+    """As a selection of its own per threshold decides, in rows without a reward so near that rounding decides."""
+    case = setting(metric)
+    path = select(case.scorer(), case.tokens, case.missing, is_path_kept=True)
+    accepted_shares = []
+    for threshold in (*THRESHOLDS, math.inf):
+        alone = select(case.scorer(threshold=threshold), case.tokens, case.missing)
+        limited = path.at(threshold)
+        is_clear = ~((path.rewards - threshold).abs() < 1e-4).any(2).any(1)
+        assert is_clear.sum() >= 0.95 * ROWS
+        for field in ("final_missing", "accepted", "iterations"):
+            assert torch.equal(getattr(limited, field)[is_clear], getattr(alone, field)[is_clear]), (threshold, field)
+        rounds = alone.rewards.shape[1]
+        assert torch.equal(limited.rewards[:, :rounds].isnan()[is_clear], alone.rewards.isnan()[is_clear])
+        torch.testing.assert_close(limited.logits[is_clear], alone.logits[is_clear], rtol=0, atol=LOGIT_ROUNDING)
+        accepted_shares.append(float((limited.accepted >= 0).sum() / case.missing.sum()))
+    assert accepted_shares == sorted(accepted_shares, reverse=True) and accepted_shares[-1] == 0
+    assert len(set(accepted_shares)) > 5
+    with pytest.raises(ValueError, match="is_path_kept"):
+        select(case.scorer(), case.tokens, case.missing).at(0.1)
 
 
 @pytest.mark.parametrize("metric", METRICS)

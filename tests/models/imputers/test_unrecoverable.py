@@ -17,10 +17,11 @@ from datasets.batch import Batch, Modality
 from datasets.rows import take_rows
 from models.base import IncompleteClassifier, Prediction
 from models.completed import Completed
+from models.dymo.lattice import COMPARATORS, compare, exhaustive
 from models.dymo.method import DyMo
 from models.dymo.prototypes import COSINE
 from models.dymo.rules import RULES
-from models.dymo.selection import COMPARATORS, compare, exhaustive, select
+from models.dymo.selection import select
 from models.imputers.base import recover_possible
 from models.imputers.iterative import IMI
 from models.imputers.quality import Judge, recovery_quality
