@@ -15,6 +15,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
+from trainers.report.costs import cost_table
 from trainers.report.docs_sources import Source, Sources
 from trainers.report.evidence import METRICS_OF_CLASSES
 from trainers.report.plots import degradation
@@ -157,6 +158,38 @@ def provenance(block: Block) -> str:
     return f"{to_markdown(grouped[columns].set_index('model'))}\n\n{block.note(f'{len(frame)} runs')}"
 
 
+def costs(block: Block) -> str:
+    """Block ``costs``: parameters and processor seconds of each model, means over its stored runs.
+
+    Raises:
+        UserError: no stored run has costs, or one of the models has none.
+    """
+    known = cost_table(block.source.runs).set_index("model")
+    shown = block.models or {name: name for name in known.index}
+    if absent := [name for name in shown if name not in known.index]:
+        raise UserError(f"{block.source.name} has no costs of {absent[0]}: name models with runs of their own")
+    if not shown:
+        raise UserError(f"{block.source.name} has no stored runs with costs: store them, or leave the costs out")
+    rows = known.loc[list(shown)]
+    cells = pd.DataFrame(
+        {
+            "parameters (millions)": [f"{value / 1e6:.2f}" for value in rows["parameters"]],
+            "training (s)": _known(rows["fit_processor_seconds"], 0),
+            "predictions (s per 1,000 rows)": _known(rows["test_processor_seconds_per_1000_rows"], 2),
+        },
+        index=pd.Index(list(shown.values()), name="model"),
+    )
+    note = (
+        "processor seconds, means over the runs; training includes the imputer and other parts that a method uses; "
+        f"predictions in the scenario with the most missing data; {', '.join(sorted(set(rows['device'])))}"
+    )
+    return f"{to_markdown(cells)}\n\n{block.note(note)}"
+
+
+def _known(values: pd.Series, digits: int) -> list[str]:
+    return ["–" if value != value else f"{value:,.{digits}f}" for value in values]
+
+
 def figure(block: Block) -> str:
     """Block ``figure``: scores against the missing rate; writes ``file`` beside the page if the picture differs."""
     rows = rows_of_metric(block.rows(block.source.summary), block.metric)
@@ -186,6 +219,7 @@ BLOCKS: dict[str, Callable[[Block], str]] = {
     "table": scores,
     "comparison": comparison,
     "runs": provenance,
+    "costs": costs,
     "figure": figure,
 }
 

@@ -31,6 +31,8 @@ The other is <!-- cell made: DyMo minus M3Care at none -->+0.00<!-- /cell --> po
 <!-- /comparison -->
 <!-- runs from=made -->
 <!-- /runs -->
+<!-- costs from=made models=DyMo:ours,M3Care -->
+<!-- /costs -->
 <!-- figure from=made file=made.png -->
 <!-- /figure -->
 <!-- evidence -->
@@ -102,6 +104,9 @@ def test_a_page_shows_what_is_stored(root):
     for _, row in tests.iterrows():
         assert f"{100 * row['low']:.2f} to {100 * row['high']:.2f}" in text
     assert re.search(r"\| DyMo +\| seed 0, 1, 2 \| abc123456789 +\| cpu, 1 threads", text)
+    assert re.search(
+        r"\| ours +\| 1\.20 +\| 1,009 +\| – +\|", text
+    )  # means over the seeds; what is not known is no number
     assert "![accuracy (%) against the missing rate](made.png)" in text
     assert (root / "docs" / "results" / "made.png").stat().st_size > 5000
     assert text.endswith("<!-- evidence -->\n<!-- /evidence -->\n")  # all tables have stored runs
