@@ -61,14 +61,15 @@ class Forest:
 
     def predict(self, x: np.ndarray) -> np.ndarray:
         """(R, features) -> (R,)."""
-        x = x.astype(np.float32)  # as scikit-learn compares
+        # Rows of levels repeat: walk the trees once per distinct row, in float32 as scikit-learn compares.
+        x, inverse = np.unique(x.astype(np.float32), axis=0, return_inverse=True)
         a = self.arrays
         node = np.repeat(a["root"][:, None], len(x), axis=1)
         row = np.arange(len(x))
         while (inner := node >= 0).any():
             low = x[row, a["feature"][node]] <= a["threshold"][node]
             node = np.where(inner, np.where(low, a["left"][node], a["right"][node]), node)
-        return self.classes[a["level"][-1 - node].mean(0).argmax(1)]
+        return self.classes[a["level"][-1 - node].mean(0).argmax(1)][inverse.reshape(-1)]
 
 
 class Line:
