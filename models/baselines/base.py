@@ -24,6 +24,7 @@ from models.baselines.masks import TrainingMasks
 from models.baselines.recoveries import PooledRecoveries
 from models.imputers.base import Imputer
 from models.layers.batch_norm import apply_to_observed
+from models.layers.transformer import is_normal
 from models.tokens import TokenPipeline
 from utils.noise import hash_seed
 
@@ -172,11 +173,25 @@ class Baseline(IncompleteClassifier):
 class TokenBaseline(TokenPipeline, Baseline):
     """A method on the token pipeline.
 
-    The constructor calls :meth:`add_tokens`, adds the layers of the method, and calls :meth:`initialise_normal`.
-    ``fuse`` must access the encoded tokens through :meth:`models.tokens.TokenPipeline.replace_missing`.
+    The constructor calls :meth:`add_tokens`, adds the layers of the method, and calls :meth:`initialise`. ``fuse`` must
+    access the encoded tokens through :meth:`models.tokens.TokenPipeline.replace_missing`.
+
+    Args:
+        initialisation: see :func:`models.layers.transformer.is_normal`.
     """
 
     can_broadcast = True
+
+    def __init__(
+        self, modalities: Sequence[Modality], num_classes: int, *, initialisation: str | None = None, **others: Any
+    ) -> None:
+        super().__init__(modalities, num_classes, **others)
+        self._is_normal = is_normal(initialisation)
+
+    def initialise(self) -> None:
+        """Initialise as the argument ``initialisation`` says."""
+        if self._is_normal:
+            self.initialise_normal()
 
 
 class VectorBaseline(Baseline):

@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from datasets.batch import Batch, Modality
 from models.base import Prediction
 from models.baselines.anchors import AnchorBaseline
-from models.layers.transformer import Block, normal_initialisation
+from models.layers.transformer import Block, is_normal, normal_initialisation
 
 BANDWIDTHS = (0.5, 1.0, 2.0)
 
@@ -68,6 +68,7 @@ class M3Care(AnchorBaseline):
         graph_layers: int = 2,
         stability: float = 1.0e-8,
         anchors: int = 256,
+        initialisation: str | None = None,
         **others: Any,
     ) -> None:
         super().__init__(modalities, num_classes, **others)
@@ -97,9 +98,10 @@ class M3Care(AnchorBaseline):
         self.pos_embeddings = nn.Parameter(torch.zeros(1, 1 + m, width))
         self.transformer = nn.ModuleList(Block(width, heads) for _ in range(layers))
         self.classifier = nn.Linear(width, num_classes)
-        nn.init.trunc_normal_(self.cls_token, std=0.02)
-        nn.init.trunc_normal_(self.pos_embeddings, std=0.02)
-        normal_initialisation(self)
+        if is_normal(initialisation):
+            nn.init.trunc_normal_(self.cls_token, std=0.02)
+            nn.init.trunc_normal_(self.pos_embeddings, std=0.02)
+            normal_initialisation(self)
         self.add_anchors(anchors)
 
     def encode(self, inputs: Mapping[str, Tensor], cells: Mapping[str, Tensor] | None = None) -> Tensor:

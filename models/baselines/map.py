@@ -77,7 +77,7 @@ class MAP(TokenBaseline):
         self.prompts = nn.Parameter(torch.zeros(2 ** len(modalities) - 1, depth, length, width))
         self.classifier = nn.Linear(width, num_classes)
         nn.init.trunc_normal_(self.prompts, std=0.02)
-        self.initialise_normal()
+        self.initialise()
 
     def fuse(self, encoded: Tensor, batch: Batch) -> Prediction:
         visible = self.visible(batch.missing, self.cells(batch.missing, batch.feature_missing))

@@ -45,7 +45,7 @@ class ModDrop(TokenBaseline):
         self.reference_modality_index = self.reference
         self.add_tokens(encoders, width, heads, layers)
         self.classifier = nn.Linear(width, num_classes)
-        self.initialise_normal()
+        self.initialise()
 
     def fuse(self, encoded: Tensor, batch: Batch) -> Prediction:
         visible = self.visible(batch.missing, self.cells(batch.missing, batch.feature_missing))

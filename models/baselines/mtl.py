@@ -55,7 +55,7 @@ class MTL(TokenBaseline):
         self.patterns: Tensor
         self.cls_token = nn.Parameter(torch.zeros(2 ** len(modalities) - 1, 1, width))
         self.classifier = nn.Linear(width, num_classes)
-        self.initialise_normal()
+        self.initialise()
 
     def fuse(self, encoded: Tensor, batch: Batch) -> Prediction:
         visible = self.visible(batch.missing, self.cells(batch.missing, batch.feature_missing))

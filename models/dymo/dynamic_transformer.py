@@ -30,7 +30,7 @@ from models.dymo.original import convert_dynamic_transformer
 from models.dymo.prototypes import COSINE, DISTANCE_METRICS, RunningPrototypes, prototype_loss
 from models.dymo.recovery_aware import consistency_loss, with_recoveries
 from models.imputers.base import Imputer
-from models.layers.transformer import visible_tokens
+from models.layers.transformer import is_normal, visible_tokens
 from models.tokens import TokenPipeline
 from utils.checks import check_number
 from utils.noise import hash_seed
@@ -56,7 +56,8 @@ class DynamicTransformer(TokenPipeline):
         temperature: of the prototype posterior, 0.1.
         subsets_per_step: K; None trains on each row's own mask instead.
         prototype_rate: weight of the prototype loss from epoch ``prototype_start`` (counted from 0) on.
-        initialisation: ``normal`` (std 0.02) or ``pytorch`` (what the original's PolyMNIST job really ran with).
+        initialisation: see :func:`models.layers.transformer.is_normal`; ``pytorch`` is what the original's PolyMNIST
+            job really ran with.
         recovery_aware: share of the training batches whose inputs are replaced, outside a random subset of each row, by
             recoveries (ours, not the paper's). Needs :meth:`attach_imputer`.
         consistency: weight of :func:`models.dymo.recovery_aware.consistency_loss` (ours). Needs :meth:`attach_imputer`.
@@ -102,7 +103,7 @@ class DynamicTransformer(TokenPipeline):
         self.subsets_per_step, self.prototype_rate = subsets_per_step, prototype_rate
         self.prototype_start, self.reference_modality_index = prototype_start, reference_modality_index
         self.recovery_aware, self.consistency, self.fusion = recovery_aware, consistency, fusion
-        if initialisation == "normal":
+        if is_normal(initialisation):
             self.initialise_normal()
         # Not a sub-module: its weights belong to its own run, not to this checkpoint.
         self._imputer: list[Imputer] = []

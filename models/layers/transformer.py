@@ -90,6 +90,21 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
+def is_normal(initialisation: str | None) -> bool:
+    """Whether a method calls :func:`normal_initialisation`.
+
+    Args:
+        initialisation: ``normal`` or None as published, for wide networks; ``pytorch`` keeps PyTorch's own, with which
+            networks of width 64 and below need fewer steps.
+
+    Raises:
+        ValueError: another name.
+    """
+    if initialisation not in (None, "normal", "pytorch"):
+        raise ValueError(f"initialisation must be normal or pytorch, not {initialisation!r}")
+    return initialisation != "pytorch"
+
+
 def normal_initialisation(module: nn.Module) -> None:
     """Initialise linear and embedding weights ~ N(0, 0.02^2), linear biases to 0, and LayerNorm to 1 and 0.
 

@@ -43,10 +43,11 @@ def multiple_of_epochs(factor: int, epochs: int | None) -> int | None:
     return None if epochs is None else factor * epochs
 
 
-def fraction_of_epochs(fraction: float, epochs: Any) -> int | None:
-    """A fraction of the epochs, rounded down. Anything but a number gives None; ``validate`` reports it."""
+def fraction_of_epochs(fraction: float | None, epochs: Any) -> int | None:
+    """A fraction of the epochs, rounded down; None without a fraction. Other epochs than a number give None, which
+    ``validate`` reports."""
     is_number = isinstance(epochs, int | float) and not isinstance(epochs, bool)
-    return math.floor(fraction * epochs + 1e-9) if is_number else None
+    return math.floor(fraction * epochs + 1e-9) if is_number and fraction is not None else None
 
 
 def udml_warmup(reference: bool, clean_share: float, weights_share: float, epochs: Any) -> int | None:
