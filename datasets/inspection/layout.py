@@ -80,6 +80,7 @@ class Layout:
         split: keys of the configuration that say how rows are divided.
         modalities: of any mix (``configs/dataset/FromCSV.yaml``), then without ``image``; empty = an image, and a table
             or a text.
+        is_small: a suggestion has the settings for few training rows.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Layout:
     dialect: Dialect | None = None
     split: dict[str, Any] = field(default_factory=dict)
     modalities: tuple[ModalityColumns, ...] = ()
+    is_small: bool = False
 
     @property
     def file_columns(self) -> list[FileColumn]:

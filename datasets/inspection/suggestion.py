@@ -20,6 +20,7 @@ from datasets.readers.csv_files import Dialect
 from utils.errors import UserError
 
 FRACTIONS = ((0.7, 0.1, 0.2), (0.6, 0.2, 0.2), (0.5, 0.2, 0.3), (0.4, 0.3, 0.3))  # the first is the default
+SMALL = 1500  # rows, of which about 1,000 train; fewer are learned with the settings of parts/small.yaml
 LISTED_LEVELS = 30  # a column with more takes the values of the training split
 
 
@@ -59,6 +60,7 @@ def suggest(report: Report) -> Layout:
         without_image="refuse" if is_mixture or not report.files["images"].unusable else "leave_out",
         without_text="missing" if text else layout.without_text,
         group=group,
+        is_small=len(report.cells) < SMALL,
     )
     if is_mixture:
         suggestion = replace(suggestion, modalities=_modalities(report, suggestion))
@@ -169,11 +171,10 @@ def yaml_of(layout: Layout, unused: Mapping[str, str], data_folder: Path | None 
             return f"${{paths.data}}/{value.resolve().relative_to(data_folder.resolve())}"
         return str(value)
 
-    preset = "FromCSV" if layout.modalities else "ImageText" if layout.text else "ImageTable"
     lines = [
         f"# {layout.name}: suggested by stage check. Read it, and correct what it guessed.",
         "defaults:",
-        f"  - {preset}",
+        *(f"  - {part}" for part in _presets(layout)),
         "  - _self_",
         f"name: {_flow(layout.name)}",
         f"csv: {_flow(path(layout.csv))}",
@@ -196,6 +197,8 @@ def yaml_of(layout: Layout, unused: Mapping[str, str], data_folder: Path | None 
     if layout.leave_out:
         lines.append(f"leave_out: {_flow(list(layout.leave_out))} # labels whose rows are not used")
     if layout.modalities:
+        if layout.is_small:
+            lines.append("encoder_set: small # default for more than about 1,000 training rows")
         lines.append("modalities:")
         for modality in layout.modalities:
             lines.append(f"  {modality.name}:")
@@ -223,6 +226,16 @@ def yaml_of(layout: Layout, unused: Mapping[str, str], data_folder: Path | None 
     if unused:
         lines.append(f"# Not used: {', '.join(f'{name} ({why})' for name, why in unused.items())}")
     return "\n".join(lines) + "\n"
+
+
+def _presets(layout: Layout) -> list[str]:
+    """What the configuration starts from."""
+    if layout.modalities:
+        return ["FromCSV", *["parts/small@_here_"] * layout.is_small]
+    if layout.text:
+        return ["ImageText"]
+    small = "SmallImageTable # up to about 1,000 training rows; ImageTable for more"
+    return [small if layout.is_small else "ImageTable"]
 
 
 def _table_lines(layout: Layout) -> list[str]:

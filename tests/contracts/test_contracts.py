@@ -139,6 +139,7 @@ SAME_AS = {
     "KineticsSound": "CREMAD with other lists: test_audio_video_sets.py",
     "MIMIC": "ImageTable with several labels, which these models do not know: test_mimic.py",
     "MMIMDb": "Food101 with several labels, which these models do not know: test_image_text.py",
+    "SmallImageTable": "ImageTable with other encoders: test_inspection.py",
     "ImageText": "Food101 from a CSV file: test_image_text.py",
     "FromCSV": "any modalities of the user's: test_from_csv.py",
     "Arrays": "arrays of the user: test_estimator.py",

@@ -323,8 +323,9 @@ def test_relative_and_absolute_paths_are_the_same_data(dataset: str, tmp_path: P
     register()
 
     def context(make: Callable[[str], str]) -> Run:
-        given = ["dataset.label=kind", "dataset.classes=[a,b]"] if dataset.startswith(("Image", "Skin", "From")) else []
-        given += ["dataset.continuous=[x]"] if dataset == "ImageTable" else []
+        is_of_user = dataset.startswith(("Image", "Skin", "Small", "From"))
+        given = ["dataset.label=kind", "dataset.classes=[a,b]"] if is_of_user else []
+        given += ["dataset.continuous=[x]"] if dataset.endswith("ImageTable") else []
         given += ["dataset.modalities={a:{kind:table,continuous:[x]}}"] if dataset == "FromCSV" else []
         cfg = compose_config(f"dataset={dataset}", f"paths.cache={tmp_path}", *given)
         OmegaConf.set_struct(cfg, False)

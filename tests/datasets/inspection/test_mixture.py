@@ -138,7 +138,8 @@ def test_a_suggestion_for_columns_of_files_runs_as_it_is(damaged: Path, tmp_path
     assert report.suggestion is not None, [finding.line() for finding in report.findings]
     text = yaml_of(report.suggestion, report.rejected())
     settings = yaml.safe_load(text)
-    assert settings.pop("defaults") == ["FromCSV", "_self_"]
+    assert settings.pop("defaults") == ["FromCSV", "parts/small@_here_", "_self_"]
+    assert settings.pop("encoder_set") == "small"
     kinds = {name: options["kind"] for name, options in settings["modalities"].items()}
     expected = {name: MODALITIES[name]["kind"] for name in ("film", "lateral", "heart", "ecg", "genes", "clip")}
     assert kinds == expected | {"table": "table"} and "note (gives the label away)" in text

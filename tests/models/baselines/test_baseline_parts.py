@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from datasets.batch import Batch
 from models.base import IncompleteClassifier, Prediction
 from models.baselines.simmlm import ranking_loss
-from tests.contracts.test_baselines import METHODS, SMALL, SMALL_ENCODERS, configure, some_batch
+from tests.contracts.test_baselines import METHODS, SMALL, SMALL_ENCODERS, build, configure, some_batch
 from tests.models.baselines.test_baseline_formulas import attend, random_model
 from trainers.config.build import build_model
 from trainers.config.compose import CONFIGS
@@ -576,3 +576,23 @@ def test_what_a_method_needs_is_asked_for(
 ) -> None:
     with pytest.raises(UserError, match=message):
         validate(composed(*overrides, "missing.test=[whole_1]"))
+
+
+@pytest.mark.parametrize("method", ["ModDrop", "MTL", "MAP", "M3Care"])
+def test_small_tables_keep_the_initialisation_of_pytorch(method: str) -> None:
+    """Linear layers of width D then have an SD of (3 D)^-1/2 instead of 0.02, the published one."""
+    data = ("dataset.continuous=[x]", f"model={method}")
+    small, large = (configure(f"dataset={name}", *data).model for name in ("SmallImageTable", "ImageTable"))
+    assert small.module.initialisation == "pytorch" and large.module.initialisation is None
+    options = [f"model.module.initialisation={name}" for name in ("pytorch", "normal", "null")]
+    models = [build(method, "PolyMNIST", option) for option in options]
+    weights = [model.transformer[0].mlp.fc1.weight for model in models]
+    assert weights[0].std().item() == pytest.approx((3 * weights[0].shape[1]) ** -0.5, rel=0.15)
+    assert [w.std().item() for w in weights[1:]] == pytest.approx([0.02] * 2, rel=0.15)
+
+
+def test_the_backbone_of_small_tables_is_chosen_after_the_warm_up() -> None:
+    backbone = configure("dataset=SmallImageTable", "model=DyMo", "model.training.max_epochs=30").model.backbone
+    assert (backbone.training.warmup_epochs, backbone.module.width, backbone.module.prototype_rate) == (15, 64, 0.2)
+    published = configure("dataset=CAD", "model=DyMo").model.backbone
+    assert (published.training.warmup_epochs, published.module.width, published.module.prototype_rate) == (None, 256, 1)
