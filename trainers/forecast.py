@@ -123,6 +123,10 @@ def plan(run: Run, stages: Sequence[str], *, is_alone: bool = True) -> None:
     Args:
         is_alone: whether the stages run in another process, which starts first.
     """
+    log.info(
+        "plan: timing a few batches of %s of %s on %s with untrained networks; nothing of it stays",
+        *(", ".join(stages), run.label, run.device),
+    )
     forecast = foresee(run, stages)
     if forecast is None:
         source = run.data.store.folder

@@ -62,6 +62,8 @@ def suggest(report: Report) -> Layout:
         group=group,
         is_small=len(report.cells) < SMALL,
     )
+    if group is None and not is_mixture and "split" not in layout.split:
+        suggestion = replace(suggestion, group=_group_of_repeated_images(report, suggestion))
     if is_mixture:
         suggestion = replace(suggestion, modalities=_modalities(report, suggestion))
     if len(labels) > 1:
@@ -69,6 +71,20 @@ def suggest(report: Report) -> Layout:
     blank = report.cells[labels[0].name] == ""
     left_out = (*([""] if blank.any() else []), *labels[0].marks)
     return _divisible(report, replace(suggestion, classes=merged_levels(labels[0].known), leave_out=left_out))
+
+
+def _group_of_repeated_images(report: Report, layout: Layout) -> str | None:
+    """The column that keeps the rows of one image in one split; None without repeated images or such a column."""
+    names = report.cells[layout.image]
+    is_repeated = names.duplicated(keep=False) & (names != "")
+    kinds = {name: column.kind for name, column in report.columns.items() if name != layout.image}
+    named = [name for name, kind in kinds.items() if kind in ("identifier", "group")]
+    for name in [*named, str(layout.image)] if is_repeated.any() else []:
+        values = report.cells[name]
+        is_filled = not values.isin(["", *layout.missing_values]).any()
+        if is_filled and values[is_repeated].groupby(names[is_repeated]).nunique().max() == 1:
+            return name
+    return None
 
 
 def _modalities(report: Report, layout: Layout) -> tuple[ModalityColumns, ...]:

@@ -692,3 +692,14 @@ def test_a_split_that_cannot_be_drawn_is_a_finding(parts: Callable[..., Report])
     report = parts(change, classes=["nut", "bolt", "screw", "rivet"], group=None)
     assert "cannot divide 60 rows" in placed(report, "splits", "", "error").text and report.counts == {}
     assert "too few" in placed(report, "kind", "class 'rivet' has 1 row").text
+
+
+def test_rows_that_were_entered_twice_stay_in_one_split(tmp_path: Path) -> None:
+    """A column of patients that seems to name the rows keeps them together; otherwise, the names of the images do."""
+    frame = animals(tmp_path, 120)
+    again = pd.concat([frame, frame.iloc[:8]], ignore_index=True)
+    with_patient = again.assign(patient=[f"p{100 + i % 120}" for i in range(128)], number=range(1, 129))
+    for table, group in ((with_patient, "patient"), (again, "image"), (frame, None)):
+        report = checked(tmp_path, table)
+        assert report.suggestion is not None and report.suggestion.group == group
+        assert not [finding.line() for finding in report.findings if finding.place == "splits"]
