@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import math
 import re
 import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -105,13 +107,25 @@ SMALL = {
     # More than five modalities, and pairwise different widths.
     "MultiFeatureDigits": ([Modality(v, "table", (3 + i,)) for i, v in enumerate(VIEWS)], 10),
 }
+
+
+def small_convolutions(modality: str) -> list[str]:
+    """In the place of a ResNet of an image, which has ten million parameters."""
+    encoder = f"dataset.encoders.{modality}"
+    return [f"~{encoder}", f"+{encoder}={{_target_:models.encoders.convolutional.ConvolutionalEncoder,width:16}}"]
+
+
+def small_table(modality: str) -> list[str]:
+    return [f"+dataset.encoders.{modality}.{key}" for key in ("width=16", "blocks=1", "heads=2")]
+
+
 SMALL_ENCODERS = {
     "CelebA": ["+dataset.encoders.img.base=4", "+dataset.encoders.text.base=4"],
-    "CAD": [
-        *("dataset.side=32", "dataset.image_weights=none", "dataset.encoders.img.architecture=resnet18"),
-        *(f"+dataset.encoders.tabular.{key}" for key in ("width=16", "blocks=1", "heads=2")),
-    ],
+    "CAD": ["dataset.side=32", *small_convolutions("img"), *small_table("tabular")],
 }
+# The ResNet itself: for a method that reads tokens, and for one that reads vectors.
+WITH_RESNET = ("ModDrop", "QMF")
+RESNET_18 = ["dataset.image_weights=none", "dataset.encoders.img.architecture=resnet18", "dataset.side=32"]
 SMALL_IMPUTER = [f"+imputer.{part}.{name}.base=4" for part in ("encoders", "decoders") for name in ("img", "text")]
 
 
@@ -132,18 +146,29 @@ def build(method: str, family: str, *overrides: str, sizes: Any = SMALL, part: s
     return build_model(cfg, cfg.model[part] if part else cfg.model, data, pretrained=False, imputer=imputer)
 
 
-@pytest.fixture(params=[f"{m}-{f}" for m in METHODS for f in (ONLY | FEW).get(m, SMALL)])
-def small(request: pytest.FixtureRequest) -> tuple[IncompleteClassifier, str]:
+@pytest.fixture(scope="module", params=[f"{m}-{f}" for m in METHODS for f in (ONLY | FEW).get(m, SMALL)])
+def untouched(request: pytest.FixtureRequest) -> tuple[IncompleteClassifier, str]:
     """Every method on every family of encoders, no parameter at a value that could hide a term."""
     method, family = request.param.split("-")
     torch.manual_seed(0)
     networks = SMALL_IMPUTER if (method, family) == ("MoPoE_Classification", "CelebA") else []
-    model = build(method, family, *METHODS[method], *SMALL_ENCODERS.get(family, []), *networks)
+    encoders = SMALL_ENCODERS.get(family, [])
+    if family == "CAD" and method in WITH_RESNET:
+        encoders = [*RESNET_18, *small_table("tabular")]
+    model = build(method, family, *METHODS[method], *encoders, *networks)
     for parameter in model.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
     model.log_losses = lambda *_: None  # type: ignore[method-assign]
     empty_memory(model)
     return model, family
+
+
+@pytest.fixture
+def small(untouched: tuple[IncompleteClassifier, str]) -> tuple[IncompleteClassifier, str]:
+    """A copy, which the test may train."""
+    torch.manual_seed(1)
+    model, family = untouched
+    return copy.deepcopy(model), family
 
 
 def empty_memory(model: IncompleteClassifier) -> None:
@@ -453,10 +478,11 @@ def test_the_default_stages_run_and_resume(
 ) -> None:
     """From data to results; interrupted and continued, the weights are those of an uninterrupted run.
 
-    The report, which is the same for all methods, is written for one.
+    The report and the quality of recoveries, which are the same for all methods, are written for one.
     """
     composed = request.getfixturevalue("composed" if method in ONLY else "vectors")
     overrides = [f"model={method}", *run_of(method), "model.training.max_epochs=3"]
+    overrides += [] if method == "ModDrop" else ["imputer.quality=null"]
     imputes = composed(*overrides).model.use_imputer or method in ONLY
     overrides += [] if imputes else ["missing.train=random_0.2"]  # imputers learn from complete data
     cfg = composed(*overrides)
@@ -489,12 +515,17 @@ def test_the_default_stages_run_and_resume(
         return original(cfg, **{**arguments, "callbacks": [*arguments["callbacks"], Stop()]})
 
     cut = [*overrides, f"paths.output={tmp_path / 'cut'}", f"stages=[{'impute,' * (method in ONLY)}fit]"]
+    # What the method is built on is there; it does not train again.
+    shutil.copytree(cfg.paths.output, tmp_path / "cut")
+    again = Run(composed(*cut))
+    for folder in {again.directory.path, again.fit_directory.path}:
+        shutil.rmtree(folder)
     monkeypatch.setattr(fit_module, "build_trainer", interrupting)
     with pytest.raises(KeyboardInterrupt, match="run the same command"):
         pipeline.run(composed(*cut))
     monkeypatch.setattr(fit_module, "build_trainer", original)
     pipeline.run(composed(*cut))
-    paths = [c.fit_directory / "checkpoints" / "last.ckpt" for c in (context, Run(composed(*cut)))]
+    paths = [c.fit_directory / "checkpoints" / "last.ckpt" for c in (context, again)]
     ends = [read_tensors(path) for path in paths]
     a, b = ({**end["state_dict"], "row_memory": end.get("row_memory", torch.zeros(0))} for end in ends)
     assert all(state["last_epoch"] == 3 for state in ends[0]["lr_schedulers"])
@@ -514,8 +545,9 @@ def test_tables_with_gaps_run(tmp_path: Path, table_with_gaps: Path, method: str
     table = ["dataset.image=photo", "dataset.image_suffix=.jpg", "dataset.label=kind", f"dataset.csv={csv}"]
     table += [f"dataset.images={csv.parent / 'photos'}", "dataset.classes=[nut,bolt,screw]"]
     table += ["dataset.categorical={metal:null,finish:null}", "dataset.continuous=[weight,length]"]
-    table += ["dataset.side=32", "dataset.stored_side=32", "dataset.encoders.image.architecture=resnet18"]
-    table += [f"+dataset.encoders.table.{key}" for key in ("width=16", "blocks=1", "heads=2")]
+    resnet = ["dataset.encoders.image.architecture=resnet18"]
+    table += ["dataset.side=32", "dataset.stored_side=32", *small_table("table")]
+    table += resnet if method in WITH_RESNET else small_convolutions("image")
     overrides = ["dataset=ImageTable", *table, f"model={method}", *run_of(method), "trainer=cpu"]
     overrides += ["model.training.max_epochs=1", "trainer.enable_progress_bar=false", "missing.train=none"]
     overrides += [f"paths.cache={csv.parents[1] / 'cache'}", f"paths.output={tmp_path / 'out'}"]

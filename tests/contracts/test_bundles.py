@@ -18,7 +18,6 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from hydra import compose, initialize_config_dir
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 from scipy.special import softmax
@@ -26,7 +25,7 @@ from scipy.special import softmax
 from tests.makers import make_image_table
 from trainers import run as pipeline
 from trainers.bundle import MANIFEST, MODEL, open_bundle, push
-from trainers.config.compose import CONFIGS
+from trainers.config.compose import CONFIGS, compose_config
 from trainers.export import export
 from trainers.loading import Run
 from trainers.predictor import load
@@ -71,17 +70,8 @@ DYMO = [
 
 def parts_config(folder: Path, *overrides: str, **settings: Any) -> DictConfig:
     """The shipped configuration on the table of :func:`make_image_table`, with small encoders."""
-    with initialize_config_dir(str(CONFIGS), version_base=None):
-        cfg = compose(
-            "config",
-            [
-                "dataset=ImageTable",
-                f"paths.cache={folder / 'cache'}",
-                f"paths.output={folder / 'out'}",
-                *SMALL,
-                *overrides,
-            ],
-        )
+    paths = [f"paths.cache={folder / 'cache'}", f"paths.output={folder / 'out'}"]
+    cfg = compose_config("dataset=ImageTable", *paths, *SMALL, *overrides)
     OmegaConf.set_struct(cfg, False)
     csv = folder / "parts" / "parts.csv"
     values = {**SETTINGS, "csv": str(csv), "images": str(csv.parent / "photos"), **settings}
@@ -203,8 +193,7 @@ def test_another_process_predicts_the_same_from_the_archive(parts: SimpleNamespa
 
 def predict_config(bundle: Path, **settings: Any) -> DictConfig:
     overrides = [f"predict.{key}={value}" for key, value in settings.items()]
-    with initialize_config_dir(str(CONFIGS), version_base=None):
-        return compose("config", ["stages=[predict]", f"predict.bundle={bundle}", *overrides])
+    return compose_config("stages=[predict]", f"predict.bundle={bundle}", *overrides)
 
 
 def test_an_interrupted_prediction_goes_on(parts: SimpleNamespace, tmp_path: Path, monkeypatch: Any) -> None:

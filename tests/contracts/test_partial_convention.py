@@ -12,8 +12,18 @@ from torch import Tensor
 from datasets.batch import Batch
 from models.baselines.base import Baseline
 from models.dymo.selection import SelectionRule
-from tests.contracts.test_baselines import METHODS, ONLY, SMALL, build, configure, empty_memory, some_batch
-from tests.contracts.test_baselines import SMALL_ENCODERS as ENCODERS
+from tests.contracts.test_baselines import (
+    METHODS,
+    ONLY,
+    RESNET_18,
+    SMALL,
+    SMALL_ENCODERS,
+    build,
+    configure,
+    empty_memory,
+    small_table,
+    some_batch,
+)
 from utils.subsets import enumerate_subsets
 
 TABLE = "tabular"
@@ -25,7 +35,9 @@ WITH_TABLES = [m for m in METHODS if m not in ONLY]
 def made(method: str, *overrides: str) -> Any:
     torch.manual_seed(0)
     changes = ["model.modality=tabular"] if method in ("Unimodal", "TokenUnimodal") else []
-    model: Any = build(method, "CAD", *METHODS[method], *ENCODERS["CAD"], *changes, *overrides)
+    # With features of the small network, the gate of DynMM sends every row to the image.
+    encoders = [*RESNET_18, *small_table(TABLE)] if method == "DynMM" else SMALL_ENCODERS["CAD"]
+    model: Any = build(method, "CAD", *METHODS[method], *encoders, *changes, *overrides)
     for name, parameter in model.named_parameters():
         if ".img." not in name:  # whose features would drown those of the table
             parameter.data += 0.1 * torch.randn_like(parameter)
