@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,18 +70,27 @@ def save_onnx(program: torch.export.ExportedProgram, example: Arguments, outputs
     converted.save(file)
 
 
-def run_onnx(file: Path, arguments: Arguments) -> dict[str, Tensor]:
-    """Outputs of an ONNX program."""
+def open_onnx(file: Path) -> Callable[[Arguments], dict[str, Tensor]]:
+    """An ONNX program as a function. To open it, which optimises its graph, takes longer than a call."""
     import onnxruntime  # optional
 
-    inputs, missing, cells = arguments
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    values = [*inputs.values(), missing, *cells.values()]
-    feed = {name: value.numpy() for name, value in zip(input_names(arguments), values, strict=True)}
     # Inputs that a method does not read are not in the graph.
     known = {node.name for node in session.get_inputs()}
-    outputs = session.run(None, {name: value for name, value in feed.items() if name in known})
-    return {node.name: torch.from_numpy(value) for node, value in zip(session.get_outputs(), outputs, strict=True)}
+    names = [node.name for node in session.get_outputs()]
+
+    def run(arguments: Arguments) -> dict[str, Tensor]:
+        inputs, missing, cells = arguments
+        values = zip(input_names(arguments), [*inputs.values(), missing, *cells.values()], strict=True)
+        outputs = session.run(None, {name: value.numpy() for name, value in values if name in known})
+        return {name: torch.from_numpy(value) for name, value in zip(names, outputs, strict=True)}
+
+    return run
+
+
+def run_onnx(file: Path, arguments: Arguments) -> dict[str, Tensor]:
+    """Outputs of an ONNX program."""
+    return open_onnx(file)(arguments)
 
 
 def operators() -> Any:
