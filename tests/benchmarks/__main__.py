@@ -48,15 +48,15 @@ RATES = (0.2, 0.4, 0.6, 0.8)
 
 
 def alternate(repeats: int, **paths: Callable[[], Any]) -> dict[str, float]:
-    """Median seconds of each path, run in turn."""
+    """Median seconds of each path, run in turn; before several rounds, one warms up."""
     times: dict[str, list[float]] = {name: [] for name in paths}
-    for run in range(repeats + 1):
+    for run in range(0 if repeats > 1 else 1, repeats + 1):
         for name, path in paths.items():
             _wait()
             start = time.perf_counter()
             path()
             _wait()
-            if run:  # the first round warms up
+            if run:
                 times[name].append(time.perf_counter() - start)
     return {name: statistics.median(t) for name, t in times.items()}
 

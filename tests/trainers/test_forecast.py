@@ -33,6 +33,8 @@ STAGES = ["prepare", "impute", "fit", "gaussian", "test", "export", "report"]
 DYMO = ["model=DyMo", "imputer=MoPoE", "imputer.latent=16", "imputer.training.max_epochs=1"]
 DYMO += ["model.backbone.training.max_epochs=1", "missing.test=[none,whole_12]", "missing.seed=3"]
 DYMO += ["report.metrics=[accuracy]", "model.rules.critic_epochs=1"]
+# The work is counted in batches and scenarios, whatever a prediction costs.
+DYMO += ["model.rules.draws=2", "model.validation=[random_0.4,random_0.8]", "model.backbone.module.layers=1"]
 DYMO += ["model.comparators=[discard,impute_all,random,best_subset,threshold,oracle_subset,pool,critic]"]
 
 
