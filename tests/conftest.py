@@ -23,6 +23,11 @@ from trainers.config.compose import compose_config, register
 # DYMO_TEST_THREADS sets the number of threads of PyTorch. One by default: threads of several test processes that share
 # the cores wait for each other.
 torch.set_num_threads(int(os.environ.get("DYMO_TEST_THREADS", "1")))
+# Tracing a program asks thousands of times for a GPU, and each time a driver is searched for unless none may be used.
+if not torch.cuda.is_available():
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+# No test loses power, and waiting until a disk has thousands of checkpoints takes longer than writing them.
+os.fsync = lambda file: None
 register()
 read_once()
 
@@ -31,6 +36,7 @@ Composer = Callable[..., DictConfig]
 LONG_FILES = (
     "benchmarks/test_benchmarks.py",
     "contracts/test_extending.py",
+    "contracts/test_programs.py",
     "models/dymo/test_fixed_selection.py",
     "models/dymo/test_partial_tables.py",
     "test_cli.py",
