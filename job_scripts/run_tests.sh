@@ -28,6 +28,19 @@ fi
 
 step "ruff check" ruff check .
 step "ruff format" ruff format --check .
-step "mypy" mypy
+# mypy takes one core for a minute: beside the tests, whose processes do not always use all cores.
+types=$(mktemp)
+mypy >"$types" 2>&1 &
+checker=$!
+trap 'kill "$checker" 2>/dev/null || true; rm -f "$types"' EXIT
+
+report_types() {
+  local code=0
+  wait "$checker" || code=$?
+  cat "$types"
+  return "$code"
+}
+
 # A process for each core; the files stay whole, since their fixtures train small models, in the order of tests/conftest.py.
 step "pytest" pytest -n auto --dist loadfile --no-loadscope-reorder ${coverage[@]+"${coverage[@]}"} "$@"
+step "mypy" report_types
