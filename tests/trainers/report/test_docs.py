@@ -52,7 +52,7 @@ WITHOUT_RUNS: dict[str, tuple[list[str], list[str]]] = {
     "noise": (["Results"], []),
     "polymnist": (["DyMo and its selection rule", "Comparison methods at equal epochs"], []),
     "six-views": (["Results"], []),
-    "skin-lesions": (["Results"], []),
+    "skin-lesions": (["Results", "Few training rows"], []),
     "udml": (["Known speakers", "Unknown speakers"], []),
 }
 
