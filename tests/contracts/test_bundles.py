@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 from scipy.special import softmax
 
+from tests.contracts.test_imputers import SMALL as SMALL_IMPUTERS
 from tests.makers import make_image_table
 from trainers import run as pipeline
 from trainers.bundle import MANIFEST, MODEL, open_bundle, push
@@ -59,6 +60,7 @@ DYMO = [
     "model=DyMo",
     "imputer=TIP",
     "imputer.training.max_epochs=1",
+    *SMALL_IMPUTERS["TIP"],
     "model.backbone.module.width=16",
     "model.backbone.module.heads=2",
     "model.backbone.module.projection=8",
@@ -77,6 +79,8 @@ def parts_config(folder: Path, *overrides: str, **settings: Any) -> DictConfig:
     values = {**SETTINGS, "csv": str(csv), "images": str(csv.parent / "photos"), **settings}
     for key, value in values.items():
         cfg.dataset[key] = value
+    if "image_encoder" in cfg.imputer:
+        cfg.imputer.image_encoder = IMAGE
     OmegaConf.set_struct(cfg, True)
     return cfg
 
