@@ -1,16 +1,18 @@
-"""Read each configuration file of Hydra once per process, and compose equal overrides once."""
+"""Read each configuration file of Hydra and parse each interpolation once per process, and compose equal overrides
+once."""
 
 from __future__ import annotations
 
 import pickle
 from collections import OrderedDict
+from functools import lru_cache
 from typing import Any
 
 from hydra._internal.config_repository import ConfigRepository
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.plugins.config_source import ConfigResult
-from omegaconf import DictConfig
+from omegaconf import DictConfig, base, grammar_parser
 
 from trainers.config import compose as module
 from trainers.estimator import EXPERIMENT
@@ -26,6 +28,7 @@ def read_once() -> None:
     """Replace the functions of Hydra and of this project; copies of what they return may be changed."""
     ConfigRepository.load_config = _load_once
     module.compose = _compose_once
+    base.parse = lru_cache(4096)(grammar_parser.parse)  # of trees that are only read
     # Every composition copies the store, although it never changes it.
     ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
 
