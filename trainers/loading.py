@@ -102,6 +102,7 @@ class Run(Artefacts):
                 imputer.load(content, path, str(self.cfg.imputer.name))
             except ValueError as error:
                 raise UserError(f"{path} {error}: run {self.command('impute')}") from None
+        imputer.draw_for_seed(int(self.cfg.seed))
         return imputer.move_to(self.device)
 
     # ---- checks ------------------------------------------------------------------------------------------------------

@@ -185,6 +185,7 @@ def text_arrays(
     texts = [text for text, _ in masked_texts(cells, cells.isin(encoder.missing_values), mask_words, loaded)]
     tokens, _ = tokenise(texts, loaded, length)
     is_blank = count_tokens(tokens, loaded)[0] == 0
+    warn_of_unknown(*unknown_share([tokens], loaded), f"'{name}'", tokenizer, loaded)
     return {name: tokens, **({f"{name}_absent": is_blank} if is_blank.any() else {})}
 
 
@@ -196,16 +197,27 @@ def note_unknown(tokens: Mapping[str, np.ndarray], tokenizer: PreTrainedTokenize
         where: data set or modality, for messages.
         source: name or path of the tokenizer.
     """
-    counts = [[int(part.sum()) for part in count_tokens(ids, tokenizer)] for ids in tokens.values()]
-    total, unknown = (sum(column) for column in zip(*counts))
-    share = unknown / max(total, 1)
+    share, total = unknown_share(list(tokens.values()), tokenizer)
     log.info("%s: %.1f %% of %d tokens are unknown (%s)", where, 100 * share, total, tokenizer.unk_token)
+    warn_of_unknown(share, total, where, source, tokenizer)
+
+
+def unknown_share(tokens: Sequence[np.ndarray], tokenizer: PreTrainedTokenizerBase) -> tuple[float, int]:
+    """Share of unknown tokens, and number of tokens, in arrays of ids (N, L)."""
+    counts = [[int(part.sum()) for part in count_tokens(ids, tokenizer)] for ids in tokens]
+    total, unknown = (sum(column) for column in zip(*counts))
+    return unknown / max(total, 1), total
+
+
+def warn_of_unknown(share: float, total: int, where: str, source: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Warn if more than half of the tokens are unknown; arguments as for :func:`note_unknown`."""
     if share > 0.5:
         log.warning(
-            "%s: the tokenizer %s knows less than half of the words (%.1f %% of the tokens are %s): models see "
-            "hardly any text, set dataset.tokenizer to one of the language of these texts",
+            "%s: the tokenizer %s knows less than half of the words (%.1f %% of %d tokens are %s): models see "
+            "hardly any text, use texts and a tokenizer (dataset.tokenizer) of one language",
             where,
             source,
             100 * share,
+            total,
             tokenizer.unk_token,
         )

@@ -146,6 +146,13 @@ class Imputer(ABC):
         raise ValueError(f"{type(self).__name__} draws no recoveries")
         yield
 
+    def draw_for_seed(self, seed: int) -> None:
+        """Draw the random part of recoveries anew for every seed, so that runs with other seeds do not share it.
+
+        Called once, before the first recovery. Methods that recover without random numbers have nothing to do.
+        """
+        return
+
     def why_not_exported(self) -> str | None:
         """Reason why :meth:`impute_fixed` cannot become a program (:mod:`models.program`); None if it can."""
         return None

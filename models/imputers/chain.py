@@ -116,6 +116,10 @@ class Chain(Imputer):
                     stack.enter_context(part.drawing(number))
             yield
 
+    def draw_for_seed(self, seed: int) -> None:
+        for part in self.labels.values():
+            part.draw_for_seed(seed)
+
     def why_not_exported(self) -> str | None:
         return next((why for part in self.parts.values() if (why := part.why_not_exported())), None)
 

@@ -232,6 +232,10 @@ class _SharedPrivateVAE(GenerativeImputer):
                     completed[name] = merge(x, is_missing, x.index_put((rows,), recovered.to(x.dtype)))
         return completed
 
+    @property
+    def recovers_at_random(self) -> bool:
+        return self.sample or self.conditioning == "random"
+
     def why_not_exported(self) -> str | None:
         if self.conditioning == "random":
             return f"imputer {type(self).__name__} with conditioning=random draws by the number of the row"

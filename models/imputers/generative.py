@@ -53,7 +53,7 @@ class GenerativeImputer(TrainedImputer):
             most of a photograph's likelihood is its background.
         num_classes: C, read with ``class_weight`` alone.
         sample: recover from a posterior draw instead of the mean.
-        draw_seed: of those draws.
+        draw_seed: of those draws; a run adds its seed, see :meth:`draw_for_seed`.
         optimizer, scheduler: partials.
     """
 
@@ -116,6 +116,15 @@ class GenerativeImputer(TrainedImputer):
             yield
         finally:
             self.sample, self.draw_seed = configured
+
+    @property
+    def recovers_at_random(self) -> bool:
+        """Whether :meth:`impute` uses random numbers."""
+        return self.sample
+
+    def draw_for_seed(self, seed: int) -> None:
+        if self.recovers_at_random:
+            self.draw_seed = hash_seed(self.draw_seed, seed)
 
     def why_not_exported(self) -> str | None:
         return f"imputer {type(self).__name__} with sample=true draws by the number of the row" if self.sample else None

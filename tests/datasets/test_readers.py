@@ -30,6 +30,9 @@ from datasets.image_table import ImageTable
 from datasets.image_text import ImageText
 from datasets.missingness import parse_scenario
 from datasets.mmimdb import MMIMDb
+from datasets.modality_parts.files import channel_statistics
+from datasets.modality_parts.table import z_score_scale
+from datasets.modality_parts.text import text_arrays
 from datasets.multi_feature_digits import MultiFeatureDigits
 from datasets.polymnist_build import load_backgrounds
 from datasets.readers.audio import LogSTFT
@@ -217,6 +220,9 @@ def test_a_constant_is_not_divided_by_a_rounding_error() -> None:
     values = np.random.default_rng(0).normal(3, 2, (50, 4))
     mean, deviation = mean_and_deviation(values, 1)
     assert np.array_equal(mean, values.mean(0)) and np.array_equal(deviation, values.std(0, ddof=1))
+    assert channel_statistics([column[:30, None], column[30:, None]], 1) == ([0.1], [1.0])
+    cells = np.ma.masked_array(np.stack([column, np.arange(42.0)], 1))
+    np.testing.assert_array_equal(z_score_scale(cells).deviation, [1.0, 1 / np.arange(42.0).std()])
     single = mean_and_deviation(values[:1], 1)
     assert np.array_equal(single[0], values[0]) and (single[1] == 1).all()
 
@@ -511,7 +517,19 @@ def test_the_share_of_unknown_words_is_said(tmp_path: Path, caplog: pytest.LogCa
     caplog.clear()
     texts(tmp_path / "unknown", ["ein Hund bellt"] * 30).prepare()
     warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
-    assert any("knows less than half of the words (100.0 % of the tokens are [UNK])" in text for text in warnings)
+    assert any("knows less than half of the words (100.0 % of 90 tokens are [UNK])" in text for text in warnings)
+
+
+def test_new_rows_in_words_that_the_tokenizer_does_not_know_are_pointed_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    vocabulary = texts(tmp_path, ["a dog"] * 30).tokenizer
+    for column, is_warned in ((["a dog", "ein Hund"], False), (["ein Hund", "a Hund"], True)):
+        caplog.clear()
+        encoder: Any = SimpleNamespace(cells=lambda _, column=column: column, missing_values=[""])
+        arrays = text_arrays(encoder, "text", ["words"], [], vocabulary, 8)
+        assert arrays["text"].shape == (2, 8)
+        assert ("knows less than half of the words (75.0 % of 4 tokens" in caplog.text) is is_warned
 
 
 # ------------------------------------------------------------------------------------------------------------ spellings

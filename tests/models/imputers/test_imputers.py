@@ -22,8 +22,10 @@ from models.imputers.quality import Judge, recovery_quality
 from models.imputers.simple import Mean, Oracle, Zero
 from tests import slow_twin as twin
 from tests.networks import TokenEncoder, modalities, random_masks
+from trainers.config.compose import compose_config
+from trainers.loading import Run
 from utils.errors import UserError
-from utils.noise import row_normal
+from utils.noise import hash_seed, row_normal
 
 
 def mopoe(count: int = 3, latent: int = 6, seed: int = 0, **options: Any) -> MoPoE:
@@ -302,6 +304,26 @@ def test_draws_belong_to_rows_not_to_batches() -> None:
     assert (found - other).abs().amax((1, 2, 3)).min() > 1e-3
     default = model.impute(inputs, masks)["m1"]
     torch.testing.assert_close(default, model.impute(inputs, masks, torch.arange(6))["m1"])
+
+
+def test_draws_differ_between_seeds_of_a_run() -> None:
+    """With one model, so that nothing but the draws can differ; recoveries from the mean stay as they are."""
+    x = torch.rand(1, 3, 28, 28).expand(3, -1, -1, -1)
+    inputs, masks = {"m0": x, "m1": x, "m2": x}, torch.tensor([[False, True, True]]).expand(3, -1)
+    for sample in (True, False):
+        recovered = []
+        for seed in (0, 1, 1):
+            model = mopoe(sample=sample)
+            Chain(model.modalities, dict.fromkeys(("m0", "m1"), model)).draw_for_seed(seed)
+            recovered.append(model.impute(inputs, masks)["m1"])
+        assert torch.equal(recovered[1], recovered[2])
+        assert torch.equal(recovered[0], recovered[1]) is not sample
+
+
+def test_the_imputer_of_a_run_draws_for_its_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainers.loading.build_imputer", lambda *_, **__: mopoe(sample=True, draw_seed=5))
+    imputer: Any = Run(compose_config("dataset=Digits", "imputer=Zero", "seed=3")).load_imputer()
+    assert imputer.draw_seed == hash_seed(5, 3)
 
 
 def test_numbered_draws() -> None:
