@@ -17,6 +17,7 @@ import yaml
 
 from trainers.config.compose import CONFIGS
 from utils.errors import UserError
+from utils.files import natural_key
 
 FILE = CONFIGS / "cmpt_tables.yaml"
 
@@ -110,7 +111,7 @@ class Study:
 
     def runs(self, dataset: str, model: str) -> list[Path]:
         """Run directories with name=complete, one per seed."""
-        return sorted((self.output / dataset / model / "complete").glob("seed*"))
+        return sorted((self.output / dataset / model / "complete").glob("seed*"), key=natural_key)
 
 
 def main(arguments: Sequence[str]) -> None:
