@@ -5,10 +5,12 @@ that was measured on one processor can therefore fail on another one. Prefer, in
 
 1. ``torch.equal`` where both sides run the same operations on the same shapes;
 2. float64 on both sides (the fixture ``float64``), with the default bounds of ``torch.testing.assert_close``;
-3. :func:`summation_bound` where the test is about float32.
+3. :func:`summation_bound`, or for outputs of networks :func:`assert_close_sums`, where the test is about float32.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,3 +49,8 @@ def batch_bound(output: Tensor) -> float:
     """
     finite = output.detach()[output.isfinite()].double().abs()
     return summation_bound(256, max([1.0, *finite.tolist()]))
+
+
+def assert_close_sums(found: Tensor, expected: Tensor, **options: Any) -> None:
+    """Compare float32 outputs of a small network that were summed in two orders, within :func:`batch_bound`."""
+    torch.testing.assert_close(found, expected, atol=batch_bound(expected), rtol=0, **options)

@@ -39,6 +39,7 @@ from tests.contracts.test_bundles import DYMO, parts_config
 from tests.makers import make_image_table
 from tests.models.cmpt import test_cmpt as cmpt_cases
 from tests.models.cmpt import test_cmpt_selection as proxies
+from tests.models.dymo.test_fixed_selection import REWARD_ROUNDING
 from tests.models.dymo.test_selection import setting
 from tests.networks import class_batch
 from tests.tolerances import batch_bound
@@ -277,7 +278,7 @@ def test_dymo_recovers_selects_and_classifies_in_one_call(metric: str, tmp_path:
             outputs["logits"][sure], expected.logits[rows][sure], atol=batch_bound(expected.logits), rtol=0
         )
         rewards, given = expected.extras["rewards"][rows][sure], outputs["rewards"][sure, :rounds]
-        torch.testing.assert_close(given, rewards, atol=5e-5, rtol=1e-4, equal_nan=True)
+        torch.testing.assert_close(given, rewards, atol=REWARD_ROUNDING, rtol=1e-4, equal_nan=True)
         assert outputs["rewards"][:, rounds:].isnan().all()
 
 

@@ -24,6 +24,7 @@ from models.encoders.adapters import Adapter
 from models.encoders.convolutional import PolyMNISTEncoder
 from models.encoders.pretrained import PretrainedEncoder
 from tests.models.encoders.test_pretrained import SIZES, with_heads
+from tests.tolerances import assert_close_sums
 from trainers import run as pipeline
 from trainers.config.validate import validate
 from trainers.loading import Run
@@ -111,7 +112,7 @@ def test_a_missing_class_state_is_replaced_by_its_proxy(m: int) -> None:
     model, batch = build(m), some_batch(m, missing=mixed(m))
     assert {0, m - 1} <= set(batch.missing.sum(1).tolist())
     with torch.inference_mode():
-        torch.testing.assert_close(model(batch).logits, slow_logits(model, batch), atol=1e-5, rtol=1e-5)
+        assert_close_sums(model(batch).logits, slow_logits(model, batch))
 
 
 def test_two_modalities_follow_equations_5_and_6_to_the_bit() -> None:
@@ -189,7 +190,7 @@ def test_missing_content_reaches_nothing(m: int) -> None:
             model.eval()
             everything = model.fuse(model.encode(inputs), batch).logits  # as stage test: the gate alone hides
             found.append([loss.detach(), model(changed).logits, *gradients])
-        torch.testing.assert_close(everything, found[0][1], atol=1e-5, rtol=1e-5)
+        assert_close_sums(everything, found[0][1])
     for other in found[1:]:
         assert len(other) == len(found[0]) and all(torch.equal(a, b) for a, b in zip(found[0], other))
 
@@ -215,7 +216,7 @@ def test_rows_do_not_see_each_other() -> None:
                 batch.target[pick],
                 batch.index[pick],
             )
-            torch.testing.assert_close(model(one).logits, many[pick], atol=1e-5, rtol=1e-5)
+            assert_close_sums(model(one).logits, many[pick])
 
 
 # ----------------------------------------------------------------------------------------------------------- alignment
@@ -390,7 +391,7 @@ def test_without_proxies_what_is_missing_is_left_out() -> None:
                 for i, name in enumerate(model.modality_names)
             ]
         ).sum(0)
-        torch.testing.assert_close(model(batch).logits, model.classifier(sums), atol=1e-5, rtol=1e-5)
+        assert_close_sums(model(batch).logits, model.classifier(sums))
     assert set(losses_of(model, batch)) == {"loss"}
 
 
@@ -401,7 +402,7 @@ def test_encoders_of_different_widths_are_mapped_to_one() -> None:
         with torch.inference_mode():
             states = model.encode(batch.inputs)
             own = model.projections["text"](model.encoder(1).states(batch.inputs["text"], *model.proxies[1:]).summary)
-            torch.testing.assert_close(states[:, 1, 1], own, atol=1e-5, rtol=1e-5)
+            assert_close_sums(states[:, 1, 1], own)
             assert bool(states[:, 1, 0].any()) is (proxy is not None)
             assert torch.isfinite(model(batch).logits).all()
 

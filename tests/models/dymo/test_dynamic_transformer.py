@@ -34,15 +34,12 @@ from tests.networks import (
     toy_model,
     twin_evaluator,
 )
+from tests.tolerances import assert_close_sums
 from utils.errors import UserError
 from utils.noise import hash_seed
 from utils.subsets import enumerate_subsets
 
 METRICS = (COSINE, EUCLIDEAN)
-
-
-def close(found: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
-    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
 
 def images(rows: int, seed: int = 0) -> Batch:
@@ -169,8 +166,8 @@ def test_forward_equals_twin_on_all_subsets(metric: str, reference_index: bool) 
     logits, features = from_twin(model, batch, masks)
     with torch.no_grad():
         for path, (found_logits, found_features) in all_paths(model, batch, masks).items():
-            torch.testing.assert_close(found_logits, logits, rtol=1e-5, atol=1e-5, msg=path)
-            torch.testing.assert_close(found_features, features, rtol=1e-5, atol=1e-5, msg=path)
+            assert_close_sums(found_logits, logits, msg=path)
+            assert_close_sums(found_features, features, msg=path)
     norms = features.norm(dim=-1)
     assert (norms - 1).abs().max() < 1e-5 if metric == COSINE else (norms - 1).abs().max() > 1e-2
 
@@ -181,8 +178,8 @@ def test_twin_reads_images_by_name() -> None:
     mask = (False, True, False, False, True)
     expected, z = twin.polymnist_forward(dict(model.state_dict()), sample, mask, metric=COSINE, min_index=False)
     found = model(batch.replace(missing=torch.tensor([mask])))
-    close(found.logits[0], expected)
-    close(found.features[0], z)
+    assert_close_sums(found.logits[0], expected)
+    assert_close_sums(found.features[0], z)
 
 
 def test_index_options_differ_from_the_third_modality_on() -> None:
@@ -201,8 +198,8 @@ def test_unequal_numbers_of_tokens_equal_twin(tokens: tuple[int, ...], layers: i
     logits, features = from_twin(model, batch, masks)
     with torch.no_grad():
         for path, (found_logits, found_features) in all_paths(model, batch, masks).items():
-            torch.testing.assert_close(found_logits, logits, rtol=1e-5, atol=1e-5, msg=path)
-            torch.testing.assert_close(found_features, features, rtol=1e-5, atol=1e-5, msg=path)
+            assert_close_sums(found_logits, logits, msg=path)
+            assert_close_sums(found_features, features, msg=path)
 
 
 def test_rows_with_masks_of_their_own_equal_twin() -> None:
@@ -214,13 +211,15 @@ def test_rows_with_masks_of_their_own_equal_twin() -> None:
     with torch.no_grad():
         tokens = model.encode(batch.inputs)
         expected = torch.stack([evaluate(tuple(m))[0] for evaluate, m in zip(evaluators, masks.tolist())])
-        close(model.fuse(tokens, batch).logits, expected)
-        close(model(batch).logits, expected)
+        assert_close_sums(model.fuse(tokens, batch).logits, expected)
+        assert_close_sums(model(batch).logits, expected)
         rows = torch.tensor([5, 0, 5, 3, 11, 5])
         pairs = torch.tensor([[0, 1], [2, 3], [0, 3], [1, 2], [1, 3], [0, 2]])
         hidden = torch.ones(6, 4, dtype=torch.bool).scatter(1, pairs, False)
         logits, _ = model.fuse_rows(model.prepare(tokens), rows, hidden, 2)
-        close(logits, torch.stack([evaluators[r](tuple(m))[0] for r, m in zip(rows.tolist(), hidden.tolist())]))
+        assert_close_sums(
+            logits, torch.stack([evaluators[r](tuple(m))[0] for r, m in zip(rows.tolist(), hidden.tolist())])
+        )
 
 
 def test_genuinely_missing_modalities_stay_hidden_under_every_subset() -> None:
@@ -234,7 +233,7 @@ def test_genuinely_missing_modalities_stay_hidden_under_every_subset() -> None:
             for k, part in zip(ids, logits):
                 hidden = subsets[k] | missing
                 hidden = torch.where(hidden.all(1, keepdim=True), missing, hidden)
-                close(part, model.fuse(model.encode(batch.inputs), batch.replace(missing=hidden)).logits)
+                assert_close_sums(part, model.fuse(model.encode(batch.inputs), batch.replace(missing=hidden)).logits)
 
 
 def test_a_subset_may_be_asked_for_twice() -> None:
@@ -244,8 +243,8 @@ def test_a_subset_may_be_asked_for_twice() -> None:
     found = torch.full((4, 3, 4), torch.nan)
     for ids, logits, _ in model.fuse_subsets(tokens, subsets):
         found[ids] = logits.detach()
-    close(found[2], found[0])
-    close(found[3], found[1])
+    assert_close_sums(found[2], found[0])
+    assert_close_sums(found[3], found[1])
     assert not torch.allclose(found[0], found[1])
 
 
@@ -357,7 +356,7 @@ def test_training_loss_equals_the_formula(
         # A row whose visible modalities are all missing keeps the CLS token alone.
         outputs = [[evaluate(tuple(row)) for evaluate, row in zip(evaluators, rows)] for rows in hidden.tolist()]
         expected = twin.training_loss(outputs, batch.target.tolist(), model.prototypes, metric, 0.7, epoch >= 3)
-        close(found, expected, 2e-5)
+        assert_close_sums(found, expected)
         assert model._running is not None
         features = torch.stack([torch.stack([z for _, z in rows]) for rows in outputs])
         for c in range(4):
@@ -373,7 +372,7 @@ def test_without_subsets_each_row_trains_on_its_own_mask() -> None:
     batch = toy_batch(model, 6, missing=masks)
     found = step(model, batch, 3, subsets_per_step=None)
     rows = [twin_evaluator(model, batch, row)(tuple(mask)) for row, mask in enumerate(masks.tolist())]
-    close(found, twin.training_loss([rows], batch.target.tolist(), model.prototypes, COSINE, 1.0, True), 2e-5)
+    assert_close_sums(found, twin.training_loss([rows], batch.target.tolist(), model.prototypes, COSINE, 1.0, True))
 
 
 def test_subsets_follow_seed_and_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -480,7 +479,7 @@ def test_prototype_logits_equal_twin(metric: str) -> None:
     prototypes = features[0, :3] + 1e-2 * torch.randn(3, 6, generator=generator)
     found = prototype_logits(features, prototypes, metric)
     expected = [[twin.prototype_logits(z.double(), prototypes.double(), metric) for z in row] for row in features]
-    close(found.double(), torch.stack([torch.stack(row) for row in expected]))
+    assert_close_sums(found.double(), torch.stack([torch.stack(row) for row in expected]))
 
 
 def test_architecture_says_what_weights_are() -> None:

@@ -39,6 +39,7 @@ from models.imputers.iterative import IMI
 from models.imputers.simple import Mean, Zero
 from tests import slow_twin as twin
 from tests.makers import make_original_checkpoint
+from tests.models.dymo.test_selection import Intervals, is_close_call
 from tests.networks import (
     CELLS,
     LEVELS,
@@ -49,6 +50,7 @@ from tests.networks import (
     table_model,
     under,
 )
+from tests.tolerances import assert_close_sums
 from utils.errors import UserError
 from utils.safe_pickle import read_tensors
 from utils.subsets import enumerate_subsets
@@ -56,10 +58,6 @@ from utils.weights import checkpoint_kind, load_strict
 
 METRICS = (COSINE, EUCLIDEAN)
 ROWS = 120
-
-
-def close(found: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
-    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
 
 def masks(rows: int = ROWS, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -139,8 +137,8 @@ def test_forward_equals_twin(metric: str) -> None:
         found = model(batch)
     for row, evaluate in enumerate(evaluators(model, batch, batch.inputs["tabular"])):
         logits, z = evaluate(tuple(missing[row].tolist()))
-        close(found.logits[row], logits)
-        close(found.features[row], z)
+        assert_close_sums(found.logits[row], logits)
+        assert_close_sums(found.features[row], z)
 
 
 def subset_masks(subset: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
@@ -167,7 +165,7 @@ def test_subsets_hide_whole_tables_besides_cells(fusion: str) -> None:
         for k, subset in enumerate(subsets):
             mask, gone = subset_masks(subset, hidden["tabular"])
             one = batch.replace(missing=mask, feature_missing={"tabular": gone})
-            close(logits[k], model(one).logits)
+            assert_close_sums(logits[k], model(one).logits)
 
 
 def test_cells_of_a_table_that_is_there_do_not_count() -> None:
@@ -180,9 +178,9 @@ def test_cells_of_a_table_that_is_there_do_not_count() -> None:
         # Without an entry, and with all cells marked, a masked table is hidden as a whole.
         missing = torch.tensor([[False, True]]).expand(6, 2)
         whole = model(table_batch(6, 3, missing)).logits
-        close(model(table_batch(6, 3, missing, cells)).logits, whole)
+        assert_close_sums(model(table_batch(6, 3, missing, cells)).logits, whole)
         none = model(table_batch(6, 3, missing, ~cells)).logits
-        close(none, marked)
+        assert_close_sums(none, marked)
         assert (whole - none).abs().amax(1).min() > 1e-4
 
 
@@ -199,9 +197,9 @@ def test_hide_and_recover_follow_the_same_masks() -> None:
     expected = torch.cat([both[:, :3].mode(0).values, both[:, 3:].mean(0)])
     for imputer, value in ((Zero(), torch.zeros(CELLS)), (mean, expected)):
         found = recover(imputer, batch)["tabular"]
-        close(found, torch.where(gone, value, batch.inputs["tabular"]))
+        assert_close_sums(found, torch.where(gone, value, batch.inputs["tabular"]))
         whole = recover(imputer, batch.replace(feature_missing={}))["tabular"]
-        close(whole, torch.where(missing[:, 1:], value, batch.inputs["tabular"]))
+        assert_close_sums(whole, torch.where(missing[:, 1:], value, batch.inputs["tabular"]))
 
 
 JUNK = st.sampled_from([math.nan, math.inf, -1e30, -3.0, 77.0])
@@ -271,7 +269,7 @@ def test_a_training_step_sees_subsets_of_what_is_there() -> None:
         prediction = model(batch.replace(missing=mask, feature_missing={"tabular": gone}))
         losses.append(torch.nn.functional.cross_entropy(prediction.logits, batch.target))
     # The prototypes are still zero: a uniform posterior of four classes.
-    close(found, torch.stack(losses).mean().detach() + math.log(4))
+    assert_close_sums(found, torch.stack(losses).mean().detach() + math.log(4))
 
 
 class Spy(Imputer):
@@ -368,7 +366,7 @@ def test_selection_equals_twin(metric: str, rows_with: str, counted: str) -> Non
     scorer = Scorer(case.model, case.parameters, selection_rule)
     lattices = exhaustive(scorer, tokens, batch.missing, dymo.partial(batch))
     rows = {int(row): (lattice, i) for lattice in lattices for i, row in enumerate(lattice.rows)}
-    accepted = rejected = 0
+    accepted = rejected = close_calls = 0
     rule = judge(case.parameters, metric)
     ids = dict(rule.ids)
     rule.ids[True, True] = rule.ids[True, False]  # the cells of a row that has nothing else are its table
@@ -381,17 +379,20 @@ def test_selection_equals_twin(metric: str, rows_with: str, counted: str) -> Non
         final, order, history, logits = twin.greedy(evaluate, start, rule)
         lattice, i = rows[row]
         for a, mask in enumerate(lattice.missing[i].tolist()):
-            close(lattice.logits[i, a], evaluate(tuple(mask))[0], 2e-5)
-        for t, rewards in enumerate(history):
-            for u, value in rewards.items():
-                assert float(found.extras["rewards"][row, t, u]) == pytest.approx(value, abs=5e-5)
-        if any(abs(value) < 1e-4 for rewards in history for value in rewards.values()):
+            assert_close_sums(lattice.logits[i, a], evaluate(tuple(mask))[0])
+        one: Any = SimpleNamespace(missing={row: torch.tensor(start)}, evaluators={row: evaluate})
+        intervals = Intervals(one, rule, row).history(order, history)
+        for t, step in enumerate(intervals):
+            for u, (low, high) in step.items():
+                assert low <= float(found.extras["rewards"][row, t, u]) <= high, (row, t, u)
+        if is_close_call(intervals, 0.0):
+            close_calls += 1
             continue
         assert tuple(found.extras["final_missing"][row].tolist()) == final
-        close(found.logits[row], logits, 2e-5)
+        assert_close_sums(found.logits[row], logits)
         accepted += len(order)
         rejected += sum(final)
-    assert accepted >= 5 and rejected >= 5, (accepted, rejected)
+    assert accepted >= 5 and rejected >= 5 and close_calls <= ROWS // 4, (accepted, rejected, close_calls)
 
 
 def cells_alone(case: SimpleNamespace) -> Batch:
@@ -416,13 +417,13 @@ def test_rows_with_nothing_but_cells_are_selected_as_they_are_alone(metric: str)
         one = take_rows(batch, torch.tensor([row]))
         found = dymo.predict_scenarios(one, {"s": one})
         for label, by_scenario in many.items():
-            close(found[label]["s"].logits[0], by_scenario["s"].logits[row], 2e-5)
+            assert_close_sums(found[label]["s"].logits[0], by_scenario["s"].logits[row])
             kept = found[label]["s"].extras["final_missing"][0]
             assert torch.equal(kept, by_scenario["s"].extras["final_missing"][row])
     with torch.no_grad():
-        close(many["discard"]["s"].logits, case.model(batch).logits, 2e-5)
+        assert_close_sums(many["discard"]["s"].logits, case.model(batch).logits)
         complete = batch.replace(inputs=recover(mean, batch), missing=torch.zeros_like(batch.missing))
-        close(many["impute_all"]["s"].logits, case.model(complete).logits, 2e-5)
+        assert_close_sums(many["impute_all"]["s"].logits, case.model(complete).logits)
     iterative = IMI(table_modalities(), max_iter=2, trees=2)
     iterative.fit([table_batch(50, 5)])
     with pytest.raises(UserError, match=f"cannot recover 'img', which is missing in {len(alone)} rows"):
@@ -436,10 +437,10 @@ def test_observed_cells_matter_before_and_after() -> None:
     partly = dymo(case.batch).logits
     whole = dymo(case.batch.replace(feature_missing={})).logits
     with torch.no_grad():
-        close(partly, case.model(case.batch).logits, 2e-5)
+        assert_close_sums(partly, case.model(case.batch).logits)
     some = case.missing[:, 1] & ~case.batch.feature_missing["tabular"].all(1)
     assert (partly - whole)[some].abs().amax(1).min() > 1e-5
-    close(partly[~some], whole[~some], 2e-5)
+    assert_close_sums(partly[~some], whole[~some])
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -456,13 +457,13 @@ def test_scenarios_equal_one_call_each(metric: str) -> None:
     results = dymo.predict_scenarios(complete_batch, scenarios)
     for name, missing in by_scenario.items():
         batch = case.batch.replace(missing=missing, feature_missing=cells.get(name, {}))
-        close(results[""][name].logits, dymo(batch).logits, 2e-5)
+        assert_close_sums(results[""][name].logits, dymo(batch).logits)
         with torch.no_grad():
             discard = case.model(batch).logits
             _, complete = dymo.complete(batch)
             everything = case.model(batch.replace(inputs=complete, missing=torch.zeros_like(missing))).logits
-        close(results["discard"][name].logits, discard, 2e-5)
-        close(results["impute_all"][name].logits, everything, 2e-5)
+        assert_close_sums(results["discard"][name].logits, discard)
+        assert_close_sums(results["impute_all"][name].logits, everything)
     accuracy, baseline, _ = validate_selection(dymo, [(complete_batch, scenarios)], (0.0,))
     for name in by_scenario:
         for value, label in ((accuracy[name][0.0], ""), (baseline[name], "discard")):
@@ -483,8 +484,8 @@ def test_the_backbone_alone_encodes_images_once_for_all_scenarios() -> None:
         assert len(calls) == 1
         for name, mask in by_scenario.items():
             single = model(batch.replace(missing=mask, feature_missing=cells.get(name, {})))
-            close(found[name].logits, single.logits)
-            close(found[name].features, single.features)
+            assert_close_sums(found[name].logits, single.logits)
+            assert_close_sums(found[name].features, single.features)
 
 
 def test_data_without_tables_have_no_second_bank() -> None:
@@ -498,7 +499,7 @@ def test_data_without_tables_have_no_second_bank() -> None:
     everything = batch.replace(feature_missing={"tabular": torch.ones(ROWS, CELLS, dtype=torch.bool)})
     banked = select(dymo.scorer(), tokens, batch.missing, dymo.partial(everything))
     assert torch.equal(plain.final_missing, banked.final_missing)
-    close(plain.logits, banked.logits)
+    assert_close_sums(plain.logits, banked.logits)
 
 
 # ---------------------------------------------------------------------------------------------- original checkpoints
@@ -589,8 +590,8 @@ def test_original_checkpoint_loads_and_predicts_the_same(tmp_path: Path) -> None
             metric=COSINE, heads=8, table_heads=8, name="m_encoders.tabular", min_index=True,
         )  # fmt: skip
         logits, z = evaluate(tuple(missing[row].tolist()))
-        close(found.logits[row], logits, 2e-5)
-        close(found.features[row], z, 2e-5)
+        assert_close_sums(found.logits[row], logits)
+        assert_close_sums(found.features[row], z)
 
     other = original_state((3, 2, 5), N_CONTINUOUS, width=16, table_width=24, blocks=4, classes=3)
     with pytest.raises(UserError, match=r"another shape of encoders\.tabular\.cat_embedding\.weight"):

@@ -27,6 +27,7 @@ from models.imputers.tip import TIP, TIP_PARTS, convert_tip, corrupt, hard_negat
 from tests import slow_twin as twin
 from tests.networks import CELLS, LEVELS, TokenEncoder, table_batch, table_encoder, table_modalities
 from tests.tiny_tables import tiny_config
+from tests.tolerances import assert_close_sums
 from trainers import impute
 from trainers import run as pipeline
 from trainers.loading import Run
@@ -142,7 +143,7 @@ def test_rows_do_not_depend_on_their_batch_and_the_model_stays_as_it_was() -> No
         one = slice(row, row + 1)
         inputs = {n: x[one] for n, x in batch.inputs.items()}
         alone = model.impute(inputs, missing[one], None, {"tabular": cells[one]})["tabular"]
-        torch.testing.assert_close(alone, together[one], rtol=1e-5, atol=1e-5)
+        assert_close_sums(alone, together[one])
 
 
 def test_a_missing_image_is_refused() -> None:
@@ -174,7 +175,7 @@ def test_losses_equal_a_slow_version(monkeypatch: pytest.MonkeyPatch) -> None:
             -torch.log_softmax(z[i] @ w.T / 0.1, 0)[i] / 10 - torch.log_softmax(w[i] @ z.T / 0.1, 0)[i] / 10
             for i in range(5)
         )
-        torch.testing.assert_close(found["contrastive"], contrastive)
+        assert_close_sums(found["contrastive"], contrastive)
 
         def match(image: int, row: int, label: int) -> Tensor:
             cls = model.encoder_multimodal(tokens[row : row + 1], images[image : image + 1])[0, 0]
@@ -182,7 +183,7 @@ def test_losses_equal_a_slow_version(monkeypatch: pytest.MonkeyPatch) -> None:
 
         terms = [match(i, i, 1) for i in range(5)]
         terms += [match((i + 1) % 5, i, 0) for i in range(5)] + [match(i, (i + 1) % 5, 0) for i in range(5)]
-        torch.testing.assert_close(found["matching"], torch.stack(terms).mean())
+        assert_close_sums(found["matching"], torch.stack(terms).mean())
 
         levels, values = [], []
         logits, regressed = model.predict_cells(images, table, hidden)
@@ -193,7 +194,7 @@ def test_losses_equal_a_slow_version(monkeypatch: pytest.MonkeyPatch) -> None:
             else:
                 values.append((regressed[row, column - 3] - table[row, column]) ** 2)
         expected = (torch.stack(levels).mean() + torch.stack(values).mean()) / 2
-        torch.testing.assert_close(found["reconstruction"], expected)
+        assert_close_sums(found["reconstruction"], expected)
     parts = found["contrastive"] + found["matching"] + found["reconstruction"]
     torch.testing.assert_close(found["loss"], parts / 3)
 
@@ -276,7 +277,7 @@ def test_nothing_is_asked_of_cells_that_the_data_lack(monkeypatch: pytest.Monkey
     assert 0 < asked.sum() < hidden.sum()
     levels = F.cross_entropy(logits[asked[:, :3]], codes[asked[:, :3]])
     numbers = (values - batch.inputs["tabular"][:, 3:])[asked[:, 3:]].square().mean()
-    torch.testing.assert_close(found, (levels + numbers) / 2)
+    assert_close_sums(found, (levels + numbers) / 2)
 
 
 def test_a_batch_of_one_has_a_loss() -> None:

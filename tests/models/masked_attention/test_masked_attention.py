@@ -33,7 +33,7 @@ from models.masked_attention.unimodal import TokenUnimodal
 from tests.contracts.test_baselines import configure, generator, vectors  # noqa: F401
 from tests.models.encoders.test_naim import jolted, some_cells
 from tests.networks import CELLS, LEVELS, N_CONTINUOUS, random_table
-from tests.tolerances import summation_bound
+from tests.tolerances import assert_close_sums, summation_bound
 from trainers import run as pipeline
 from trainers.config.validate import validate
 from trainers.loading import Run
@@ -142,8 +142,8 @@ def test_tokens_of_a_vision_transformer(architecture: str) -> None:
     with torch.no_grad():
         tokens = encoder(x)
         assert encoder.tokens == 5 and tokens.shape == (2, 5, 16)
-        torch.testing.assert_close(tokens[:, 0], encoder.states(x).summary)
-        torch.testing.assert_close(encoder(x[:, None].expand(-1, 3, -1, -1, -1)), tokens)
+        assert_close_sums(tokens[:, 0], encoder.states(x).summary)
+        assert_close_sums(encoder(x[:, None].expand(-1, 3, -1, -1, -1)), tokens)
     model = MaskedAttention(PARTS[:1], 3, {"img": encoder}, width=16, heads=2, tokens="all")
     assert model.tokens_per_modality == [5]
     with pytest.raises(ValueError, match="output=tokens"):
@@ -265,7 +265,7 @@ def test_vectors_of_ones_change_nothing_and_order_does_not_matter() -> None:
         expected = model(batch).logits
         gates = model.gates.clone()
         model.gates.fill_(1)
-        torch.testing.assert_close(model(batch).logits, plain(batch).logits)
+        assert_close_sums(model(batch).logits, plain(batch).logits)
         assert not torch.allclose(expected, plain(batch).logits)
         model.gates.copy_(gates)
         # The table first: gates, mask and columns of the head change places with it.
@@ -276,7 +276,7 @@ def test_vectors_of_ones_change_nothing_and_order_does_not_matter() -> None:
         swapped.load_state_dict(state)
         inputs = {name: batch.inputs[name] for name in ("tab", "img")}
         logits = swapped(batch.replace(inputs=inputs, missing=batch.missing.flip(1))).logits
-    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+    assert_close_sums(logits, expected)
 
 
 # ------------------------------------------------------------------------------------------------------------- dropout
@@ -340,7 +340,7 @@ def test_labels_count_alike_and_unlabelled_cells_not_at_all() -> None:
     for kind in (MaskedAttention, TokenPerceptron):
         model, batch = build(kind, task="multilabel"), some_batch(labels=True)
         expected = mean_of_labels(model(batch).logits, batch.target)
-        torch.testing.assert_close(model.loss(model(batch), batch)["loss"], expected)
+        assert_close_sums(model.loss(model(batch), batch)["loss"], expected)
 
 
 # ----------------------------------------------------------------------------------------- pretraining, freezing, rates
@@ -364,9 +364,9 @@ def test_a_unimodal_part_is_encoder_and_linear_layer() -> None:
         gone = batch.missing[:, 1, None] & batch.feature_missing["tab"]
         states = torch.where(gone[..., None], 0, table.encoders["tab"](batch.inputs["tab"], gone))
         there = ~gone.all(1)
-        torch.testing.assert_close(table(batch).logits[there], table.classifier(states.flatten(1))[there])
+        assert_close_sums(table(batch).logits[there], table.classifier(states.flatten(1))[there])
         vector = image.encoders["img"](batch.inputs["img"]).mean(1)
-        torch.testing.assert_close(image(complete(batch)).logits, image.classifier(vector))
+        assert_close_sums(image(complete(batch)).logits, image.classifier(vector))
     # Rows without it do not meet batch normalisation.
     image.log_losses = lambda *_: None
     means = []
@@ -452,7 +452,7 @@ def test_perceptrons_read_tokens_of_zeros() -> None:
             tokens = torch.cat([image, model.encoders["tab"](filled(batch, 0.0).inputs["tab"])], 1)
             x = {"concat": tokens.flatten(1), "max": tokens.max(1).values, "sum": tokens.sum(1)}[combine]
             expected = model.classifier(F.relu(model.perceptron[0](x)))
-            torch.testing.assert_close(model(batch).logits, expected)
+            assert_close_sums(model(batch).logits, expected)
 
 
 def released_tokens(model: Any, batch: Batch) -> Tensor:
@@ -485,14 +485,14 @@ def test_a_missing_table_gives_zero_features_as_published(reference: bool, hidde
             tokens = released_tokens(model, batch)
             x = {"concat": tokens.flatten(1), "max": tokens.max(1).values, "sum": tokens.sum(1)}[combine]
             expected = model.classifier(F.relu(model.perceptron[0](x)))
-            torch.testing.assert_close(model(filled(batch, hidden_content)).logits, expected)
+            assert_close_sums(model(filled(batch, hidden_content)).logits, expected)
             torch.testing.assert_close(
                 model(complete(batch)).logits, model.fuse(model.encode(batch.inputs), complete(batch)).logits
             )
     model = build(mask_mode="none", **options)
     with torch.no_grad():
         expected = model.classify(released_tokens(model, batch), None).logits
-        torch.testing.assert_close(model(filled(batch, hidden_content)).logits, expected)
+        assert_close_sums(model(filled(batch, hidden_content)).logits, expected)
 
 
 def test_a_missing_table_trains_nothing_of_its_encoder() -> None:
@@ -573,7 +573,7 @@ def test_blank_images_count_in_no_statistic_of_training(there: int) -> None:
         expected = alone.inputs["img"](
             alone.encoders["img"](batch.inputs["img"][~gone].repeat(2 // there or 1, 1, 1, 1))
         )
-        torch.testing.assert_close(found[~gone, :2], expected[:there])
+        assert_close_sums(found[~gone, :2], expected[:there])
     assert len(before) and all(map(torch.equal, normalisation(model), normalisation(alone)))
     assert there == 0 or not all(map(torch.equal, normalisation(model), before))
     model.loss(model.fuse(found, batch), batch)["loss"].backward()
@@ -590,7 +590,7 @@ def test_rows_that_have_everything_are_encoded_as_ever() -> None:
         model.training_step(whole, 0).backward()
         grads.append([p.grad for p in model.parameters()])
     for a, b in zip(*grads, strict=True):
-        torch.testing.assert_close(a, b)
+        assert_close_sums(a, b)
 
 
 def test_batches_without_complete_rows_leave_the_encoders_alone() -> None:
@@ -659,7 +659,7 @@ def test_model_selection_sends_every_row_to_its_model() -> None:
         for pattern, expert in own.items():
             rows = (absent == torch.tensor(pattern)).all(1)
             assert rows.any()
-            torch.testing.assert_close(found[rows], expert(batch).logits.softmax(1)[rows])
+            assert_close_sums(found[rows], expert(batch).logits.softmax(1)[rows])
     assert not model.can_split and not any(p.requires_grad for p in model.parameters())
 
 

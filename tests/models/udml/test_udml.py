@@ -30,6 +30,7 @@ from models.udml.representation import Gaussian, divergence
 from models.udml.udml import UDML, Dependency
 from models.udml.weights import fusion_weights, logit_distances
 from tests.contracts.test_baselines import configure
+from tests.tolerances import assert_close_sums
 from trainers import run as pipeline
 from trainers import udml_curves as curves
 from trainers.config.build import build_noise
@@ -146,14 +147,14 @@ def test_weights_of_the_stages() -> None:
     static, divided = torch.ones(16, 2), torch.tensor([2 * 10 / 42, 2 * 32 / 42]).expand(16, 2)
     for model, expected in ((ours, static), (theirs, divided)):
         model.train()
-        torch.testing.assert_close(model(batch).extras["fusion_weights"], expected)
+        assert_close_sums(model(batch).extras["fusion_weights"], expected)
         model.set_epoch(5)
-        torch.testing.assert_close(model(batch).extras["fusion_weights"], expected)
+        assert_close_sums(model(batch).extras["fusion_weights"], expected)
         model.set_epoch(6)
         assert model(batch).extras["fusion_weights"].std(0).min() > 1e-3, "they depend on the sample now"
     ours.eval().set_epoch(5)
     theirs.eval().set_epoch(0)
-    torch.testing.assert_close(ours(batch).extras["fusion_weights"], static)
+    assert_close_sums(ours(batch).extras["fusion_weights"], static)
     assert theirs(batch).extras["fusion_weights"].std(0).min() > 1e-3, "in full in evaluation"
 
 
@@ -173,7 +174,7 @@ def test_active_weights_do_not_see_what_is_missing_nor_other_rows(value: float) 
                 {name: x[row : row + 1] for name, x in spoilt.items()},
                 *(x[row : row + 1] for x in (batch.missing, batch.target, batch.index)),
             )
-            torch.testing.assert_close(model(alone).logits, clean.logits[row : row + 1], atol=1e-5, rtol=1e-5)
+            assert_close_sums(model(alone).logits, clean.logits[row : row + 1])
     assert torch.equal(clean.logits, other.logits) and torch.isfinite(clean.logits).all()
     weights = other.extras["fusion_weights"]
     assert torch.equal(weights == 0, batch.missing), "the weights are in"
@@ -190,7 +191,7 @@ def test_features_are_reweighted_residually() -> None:
         weights = prediction.extras["fusion_weights"]
         expected = (residual + weights)[..., None] * torch.where(batch.missing[..., None], 0, encoded[:, :, 0])
         assert prediction.features is not None
-        torch.testing.assert_close(prediction.features, expected.flatten(1))
+        assert_close_sums(prediction.features, expected.flatten(1))
 
 
 # --------------------------------------------------------------------------------------------------------------- heads
@@ -218,7 +219,7 @@ def test_heads_of_two_modalities_are_the_released_ones() -> None:
     masks = [both, both & torch.tensor([True, False]), both & torch.tensor([False, True])]
     for name, head in heads.items():
         for mask, logits in zip(masks, expected[name], strict=True):
-            torch.testing.assert_close(head(z, mask), logits, atol=1e-5, rtol=1e-5)
+            assert_close_sums(head(z, mask), logits)
             torch.testing.assert_close(head(torch.where(mask[..., None], z, math.nan), mask), logits, atol=1e-5, rtol=0)
 
 
@@ -238,10 +239,10 @@ def test_heads_of_three_modalities() -> None:
         value = hidden[there[-1]]
         for i in gates:
             value = value * hidden[i].sigmoid()
-        torch.testing.assert_close(found["gated"][row], gated.out(value))
+        assert_close_sums(found["gated"][row], gated.out(value))
         pairs = list(itertools.combinations(there, 2)) or [(there[0], there[0])]
         mean = sum(bilinear.bilinear(vectors[i], vectors[j]) for i, j in pairs) / len(pairs)
-        torch.testing.assert_close(found["bilinear"][row], bilinear.out(mean))
+        assert_close_sums(found["bilinear"][row], bilinear.out(mean))
 
 
 # ----------------------------------------------------------------------------------------------------------- gradients
@@ -356,7 +357,7 @@ def test_a_training_batch_of_one_row_is_normalised_by_the_running_statistics() -
     single = UDML([Modality("v", "audio", (4,))], CLASSES, {"v": OneToken()}, width=4)
     x = torch.randn(1, 4)
     mean = single.distributions({"v": x})["v"].mean
-    torch.testing.assert_close(mean, single.eval().distributions({"v": x})["v"].mean)
+    assert_close_sums(mean, single.eval().distributions({"v": x})["v"].mean)
     assert not torch.equal(mean, single.train().distributions({"v": torch.cat([x, x + 1])})["v"].mean[:1])
 
 
@@ -376,9 +377,9 @@ def test_dependency_of_a_linear_head_is_what_each_part_adds() -> None:
         head: Any = HEADS["concat"](m, 5, CLASSES)
         parts = head.linear.weight.unflatten(1, (m, 5))
         expected = torch.einsum("cmd,bmd->bmc", parts, z).abs().sum(2)
-        torch.testing.assert_close(logit_distances(head, z, True), expected)
+        assert_close_sums(logit_distances(head, z, True), expected)
         with_bias = (torch.einsum("cmd,bmd->bmc", parts, z) + head.linear.bias).abs().sum(2)
-        torch.testing.assert_close(logit_distances(head, z, False), with_bias)
+        assert_close_sums(logit_distances(head, z, False), with_bias)
 
 
 def test_dependency_is_a_moving_average_over_complete_rows() -> None:
@@ -390,10 +391,10 @@ def test_dependency_is_a_moving_average_over_complete_rows() -> None:
     encoded = [model.encode_batch(batch).detach() for _ in range(2)]
     means = [logit_distances(model.head, e[complete, :, 0], True).mean(0).detach() for e in encoded]
     model.measure(encoded[0], ~batch.missing)
-    torch.testing.assert_close(model.dependency, means[0])
+    assert_close_sums(model.dependency, means[0])
     model.measure(torch.where(batch.missing[..., None, None], math.nan, encoded[1]), ~batch.missing)
-    torch.testing.assert_close(model.dependency, 0.75 * means[0] + 0.25 * means[1])
-    torch.testing.assert_close(model.alpha(), 3 * model.dependency / model.dependency.sum())
+    assert_close_sums(model.dependency, 0.75 * means[0] + 0.25 * means[1])
+    assert_close_sums(model.alpha(), 3 * model.dependency / model.dependency.sum())
     before = model.dependency.clone()
     model.measure(encoded[0], ~batch.missing & torch.tensor([True, True, False]))
     assert torch.equal(model.dependency, before), "no row is complete"
@@ -404,7 +405,7 @@ def test_dependency_is_a_moving_average_over_complete_rows() -> None:
     encoded_whole = theirs.encode_batch(whole).detach()
     alone = theirs.fuse(encoded_whole, whole).extras["unimodal_logits"]
     theirs.measure(encoded_whole, ~whole.missing)
-    torch.testing.assert_close(theirs.dependency, alone.abs().mean(0).sum(1))
+    assert_close_sums(theirs.dependency, alone.abs().mean(0).sum(1))
 
 
 def test_order_of_the_modalities_does_not_matter() -> None:
@@ -420,10 +421,10 @@ def test_order_of_the_modalities_does_not_matter() -> None:
     swapped = batch.replace(inputs={f"m{i}": batch.inputs[f"m{i}"] for i in order})
     for m, b in ((model.eval(), batch), (other.eval(), swapped)):
         m.measure(m.encode(b.inputs), ~b.missing)
-    torch.testing.assert_close(other.dependency, model.dependency[order])
+    assert_close_sums(other.dependency, model.dependency[order])
     ours, theirs = model(batch), other(swapped)
-    torch.testing.assert_close(theirs.extras["fusion_weights"], ours.extras["fusion_weights"][:, order])
-    torch.testing.assert_close(theirs.logits, ours.logits)
+    assert_close_sums(theirs.extras["fusion_weights"], ours.extras["fusion_weights"][:, order])
+    assert_close_sums(theirs.logits, ours.logits)
 
 
 # ------------------------------------------------------------------------------------------------------------ the loss
