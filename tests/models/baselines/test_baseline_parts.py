@@ -592,7 +592,11 @@ def test_small_tables_keep_the_initialisation_of_pytorch(method: str) -> None:
     assert [w.std().item() for w in weights[1:]] == pytest.approx([0.02] * 2, rel=0.15)
 
 
-def test_the_backbone_of_small_tables_is_chosen_after_the_warm_up() -> None:
+def test_the_epochs_of_small_tables_are_chosen_after_the_warm_up() -> None:
+    for method, keys in (("ModDrop", "model"), ("LogitAverage", "model.unimodal"), ("QMF", "model")):
+        for data, expected in (("SmallImageTable", 30), ("ImageTable", None)):
+            training = OmegaConf.select(configure(f"dataset={data}", f"model={method}"), keys).training
+            assert training.warmup_epochs == expected, (method, data)
     backbone = configure("dataset=SmallImageTable", "model=DyMo", "model.training.max_epochs=30").model.backbone
     assert (backbone.training.warmup_epochs, backbone.module.width, backbone.module.prototype_rate) == (15, 64, 0.2)
     published = configure("dataset=CAD", "model=DyMo").model.backbone
