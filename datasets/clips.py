@@ -113,6 +113,8 @@ class ClipModule(SourcedDataModule):
 
     def find_source(self) -> Source:
         listing = self.find_clips()
+        if empty := [split for split, clips in listing.clips.items() if not clips]:
+            raise UserError(f"{self.name}: no clips are listed for {', '.join(empty)}: restore the published lists")
         self.class_names = listing.class_names
         settings = {
             "audio": {"front_end": type(self.audio).__name__, **asdict(self.audio)},  # type: ignore[call-overload]

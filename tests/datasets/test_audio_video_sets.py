@@ -290,6 +290,9 @@ def test_no_lists(cremad: Path, tmp_path: Path) -> None:
         UserError, match=r"no test\.csv \(clips and emotions\) in .*: put it there, or set dataset\.lists"
     ):
         built(CREMAD, root, tmp_path)
+    (root / "test.csv").write_text("\n\n")
+    with pytest.raises(UserError, match="CREMAD: no clips are listed for test"):
+        built(CREMAD, root, tmp_path)
 
 
 PUBLISHED = {  # of each emotion, docs/reference/datasets.md §6.3
