@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from utils.errors import user_error
 
 KILLED, FAILED, REFUSED = 77, 78, 2  # exit status of a process
@@ -98,6 +100,7 @@ def _run(action: Callable[[], object], root: str, accident: Accident, report: in
                 accident.strike(count, name)
 
     try:
+        torch.set_num_threads(1)  # makes a new pool of threads before several threads ask for it at once
         sys.addaudithook(watch)
         action()
         status = 0
