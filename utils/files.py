@@ -122,7 +122,7 @@ def alone(path: Path) -> Iterator[None]:
         UserError: the lock, a file beside ``path``, cannot be written.
     """
     lock = path.with_name(f"{path.name}.lock")
-    with _locked(lock):
+    with _locked(lock, path):
         try:
             yield
         finally:
@@ -130,19 +130,28 @@ def alone(path: Path) -> Iterator[None]:
                 lock.unlink(missing_ok=True)
 
 
-def _locked(lock: Path) -> IO[str]:
-    """The open file ``lock``, once no other process has a lock on it."""
+def _locked(lock: Path, path: Path) -> IO[str]:
+    """The open file ``lock``, once no other process has a lock on it; see :func:`wait_for_lock`."""
     while True:
         try:
             lock.parent.mkdir(parents=True, exist_ok=True)
             file = lock.open("w")
         except OSError as error:
             raise unwritable(lock.parent, error) from None
-        fcntl.flock(file, fcntl.LOCK_EX)
+        wait_for_lock(file, path)
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), lock.stat()):
                 return file
         file.close()  # the process that had the lock removed the file
+
+
+def wait_for_lock(file: IO[str], path: Path) -> None:
+    """Lock an open file; where another process has the lock, log that it works in ``path``, and wait."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        log.info("waiting for another process that works in %s", path)
+        fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def unwritable(path: Path, error: BaseException) -> UserError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -11,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +22,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from utils.checksums import checksums, is_listed, open_seal, sealed, verify_artefact
 from utils.errors import UserError
-from utils.files import replacing
+from utils.files import replacing, wait_for_lock
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class RunDirectory:
     """
 
     begun: ClassVar[int] = 0  # stages that this process has begun
-    _held: ClassVar[set[Path]] = set()  # folders whose lock this process has
+    _held: ClassVar[set[tuple[Path, int]]] = set()  # folders whose lock a thread of this process has
 
     def __init__(self, path: Path, overwrite: bool = False, data_paths: Collection[str] = ()) -> None:
         self.path, self.overwrite, self.data_paths = path, overwrite, data_paths
@@ -72,9 +72,10 @@ class RunDirectory:
         """Let one process at a time run a stage here, so that the jobs of a sweep make what they share once.
 
         Other processes wait, and find the stage finished. The system frees the lock of a process that dies. Of a
-        distributed training, rank 0 holds it for all. A process that holds it already does not wait for itself.
+        distributed training, rank 0 holds it for all. A thread that holds it already does not wait for itself.
         """
-        if getattr(rank_zero_only, "rank", 0) or self.path in self._held:
+        holder = (self.path, threading.get_ident())
+        if getattr(rank_zero_only, "rank", 0) or holder in self._held:
             yield
             return
         lock = self.path / "stages" / ".lock"
@@ -87,16 +88,12 @@ class RunDirectory:
             yield
             return
         with stream as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                log.info("waiting for another process that works in %s", self.path)
-                fcntl.flock(file, fcntl.LOCK_EX)
-            self._held.add(self.path)
+            wait_for_lock(file, self.path)
+            self._held.add(holder)
             try:
                 yield
             finally:
-                self._held.discard(self.path)
+                self._held.discard(holder)
 
     def finished(
         self,

@@ -88,10 +88,14 @@ def test_processes_work_on_a_path_one_by_one(tmp_path: Path) -> None:
     children = []
     for _ in range(3):
         if (child := os.fork()) == 0:
-            for _ in range(50):
-                with alone(counter):
-                    counter.write_text(str(int(counter.read_text()) + 1))
-            os._exit(0)
+            status = 1
+            try:
+                for _ in range(50):
+                    with alone(counter):
+                        counter.write_text(str(int(counter.read_text()) + 1))
+                status = 0
+            finally:  # an error must not go on with the other tests in this process
+                os._exit(status)
         children.append(child)
     assert all(os.waitpid(child, 0)[1] == 0 for child in children)
     assert counter.read_text() == "150" and os.listdir(tmp_path) == ["counter"]
