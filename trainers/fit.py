@@ -294,11 +294,12 @@ def merge_metrics(attempts: Path, target: Path, rows: Sequence[Mapping[str, floa
     """Write ``metrics.csv`` from the logs of all attempts; the last attempt at an epoch counts.
 
     Args:
-        rows: epochs of the last checkpoint, see :class:`trainers.callbacks.Curves`; they count before all logs.
+        rows: epochs of the last checkpoint, see :class:`trainers.callbacks.Curves`; they take precedence over the logs.
     """
     frames = []
     for file in sorted(attempts.glob("version_*/metrics.csv"), key=lambda f: int(f.parent.name.split("_")[1])):
-        with suppress(pd.errors.EmptyDataError, pd.errors.ParserError):  # a process was killed while it wrote
+        # A process that was killed, or had no space, leaves an empty file or a part of the header or of a row.
+        with suppress(pd.errors.EmptyDataError, pd.errors.ParserError, KeyError):
             frame = pd.read_csv(file).dropna(subset=["epoch", "step"])
             frames.append(frame.groupby("epoch", as_index=False).last())
     frames = [frame for frame in (*frames, pd.DataFrame(rows)) if len(frame)]

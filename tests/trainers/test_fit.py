@@ -70,7 +70,8 @@ def test_interrupted_fit_continues_to_the_same_weights(composed, tmp_path: Path,
     folder = tmp_path / "cut" / "PolyMNIST" / "DynamicTransformer" / "default" / "seed0"
     assert not (folder / "stages" / "fit.json").exists() and (folder / "checkpoints" / "last.ckpt").exists()
     monkeypatch.setattr(fit_module, "build_trainer", original)
-    shutil.rmtree(folder / "logs")  # the checkpoint has the curves of its epochs, too
+    if epoch == 2:
+        shutil.rmtree(folder / "logs")  # the checkpoint has the curves of its epochs, too
     pipeline.run(composed(*cut))
     other = tmp_path / "whole" / "PolyMNIST" / "DynamicTransformer" / "default" / "seed0"
     a, b = (read_tensors(f / "checkpoints" / "last.ckpt")["state_dict"] for f in (folder, other))
@@ -80,6 +81,17 @@ def test_interrupted_fit_continues_to_the_same_weights(composed, tmp_path: Path,
     pd.testing.assert_frame_equal(a, b)
     results = [json.loads((f / "stages" / "fit.json").read_text())["best"] for f in (folder, other)]
     assert results[0] == results[1]
+
+
+def test_curves_of_all_attempts_are_merged(tmp_path: Path) -> None:
+    """The last attempt at an epoch counts, rows of the checkpoint before all; broken logs add nothing."""
+    logs = ["epoch,step,val_loss\n0,9,0.9\n1,19,0.8\n2,29,0.7\n", "epoch,step,val_loss\n1,19,0.6\n", "", "epo"]
+    for number, text in enumerate(logs):
+        (folder := tmp_path / "logs" / f"version_{number}").mkdir(parents=True)
+        (folder / "metrics.csv").write_text(text)
+    fit_module.merge_metrics(tmp_path / "logs", tmp_path / "metrics.csv", [{"epoch": 0, "step": 9, "val_loss": 0.5}])
+    expected = "epoch,step,val_loss\n0,9,0.5\n1,19,0.6\n2,29,0.7\n"
+    assert (tmp_path / "metrics.csv").read_text() == expected
 
 
 class Attack:
