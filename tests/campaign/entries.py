@@ -28,14 +28,12 @@ class Artefact:
     Attributes:
         pattern: of the relative path.
         read: everything that depends on it, comparable with ``==``.
-        has_checksum: damage never goes unnoticed.
         writes: reading can change the run.
     """
 
     kind: str
     pattern: str
     read: Callable[[TinyRun, Path], object]
-    has_checksum: bool = True
     writes: bool = False
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 SEED = int(os.environ.get("DYMO_CAMPAIGN_SEED", "0"))
 MINUTES = float(os.environ.get("DYMO_CAMPAIGN_MINUTES", "0"))  # 0 = a small sample, for every run of the tests
 FILE = os.environ.get("DYMO_CAMPAIGN_FILE")  # the table as CSV
-COLUMNS = ("kind", "tries", "refused", "unchanged", "undetected", "losses")
+COLUMNS = ("kind", "tries", "refused", "unchanged", "losses")
 
 
 def tries(sample: int, minutes: float) -> Iterator[int]:
@@ -28,8 +28,7 @@ def tries(sample: int, minutes: float) -> Iterator[int]:
 
 
 class Tally:
-    """Outcomes by kind: ``refused`` in one line, ``unchanged`` result, ``undetected`` damage of a file that has
-    no checksum, or a loss, with its description."""
+    """Outcomes by kind: ``refused`` in one line, ``unchanged`` result, or a loss, with its description."""
 
     def __init__(self) -> None:
         self.outcomes: dict[str, Counter[str]] = {}

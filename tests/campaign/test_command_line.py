@@ -29,8 +29,7 @@ class Key:
     """A key of the configuration that names a file.
 
     Attributes:
-        stage: that reads it.
-        before: what the run holds then, see :class:`tests.campaign.tiny.TinyRun`.
+        stage: that reads it; the run holds what earlier stages wrote.
         files: valid files.
         set: puts the path of the hostile file into the configuration.
     """
