@@ -70,9 +70,8 @@ class GaussianParameters:
             tensors["student_t"] = self.student_t
         header = {"metric": self.metric, "about": json.dumps(self.about or {})}
         with replacing(path) as temporary:
-            temporary.write_bytes(
-                safetensors_content(tensors, header)
-            )  # not save_file, whose errors are not those of the system
+            # Not save_file, whose errors are not those of the system.
+            temporary.write_bytes(safetensors_content(tensors, header))
 
     def save_reference(self, path: Path) -> None:
         """Write the original repository's ``subset_gaussian.pt``; ``student_t`` is NaN where it was not fitted."""

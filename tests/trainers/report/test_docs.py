@@ -104,9 +104,8 @@ def test_a_page_shows_what_is_stored(root):
     for _, row in tests.iterrows():
         assert f"{100 * row['low']:.2f} to {100 * row['high']:.2f}" in text
     assert re.search(r"\| DyMo +\| seed 0, 1, 2 \| abc123456789 +\| cpu, 1 threads", text)
-    assert re.search(
-        r"\| ours +\| 1\.20 +\| 1,009 +\| – +\|", text
-    )  # means over the seeds; what is not known is no number
+    # Means over the seeds; what is not known is no number.
+    assert re.search(r"\| ours +\| 1\.20 +\| 1,009 +\| – +\|", text)
     assert "![accuracy (%) against the missing rate](made.png)" in text
     assert (root / "docs" / "results" / "made.png").stat().st_size > 5000
     assert text.endswith("<!-- evidence -->\n<!-- /evidence -->\n")  # all tables have stored runs
