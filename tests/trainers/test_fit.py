@@ -94,6 +94,36 @@ def test_curves_of_all_attempts_are_merged(tmp_path: Path) -> None:
     assert (tmp_path / "metrics.csv").read_text() == expected
 
 
+class LogsOnce(pl.LightningModule):
+    """Logs a value in its first epoch alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+
+    def training_step(self, batch: torch.Tensor, batch_index: int) -> torch.Tensor:
+        if self.current_epoch == 0:
+            self.log("first", 1.0, on_step=False, on_epoch=True)
+        self.log("always", float(self.current_epoch), on_step=False, on_epoch=True)
+        return self.weight.sum()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def test_curves_hold_what_an_epoch_logs(tmp_path: Path) -> None:
+    curves = callbacks.Curves()
+    options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    saving = callbacks.RunCheckpoint(tmp_path, "last", save_on_train_epoch_end=True, enable_version_counter=False)
+    trainer = pl.Trainer(max_epochs=2, callbacks=[curves, saving], **options)  # type: ignore[arg-type]
+    trainer.fit(LogsOnce(), torch.utils.data.DataLoader([0, 1], batch_size=1))  # type: ignore[arg-type]
+    assert curves.rows == [
+        {"epoch": 0, "step": 1, "first": 1.0, "always": 0.0},
+        {"epoch": 1, "step": 3, "always": 1.0},
+    ]
+    assert read_tensors(tmp_path / "last.ckpt")["curves"] == curves.rows
+
+
 class Attack:
     """Makes a file when it is unpickled."""
 
