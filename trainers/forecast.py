@@ -124,7 +124,7 @@ def plan(run: Run, stages: Sequence[str], *, is_alone: bool = True) -> None:
         is_alone: whether the stages run in another process, which starts first.
     """
     log.info(
-        "plan: timing a few batches of %s of %s on %s with untrained networks; nothing of it stays",
+        "plan: timing a few batches of %s of %s on %s with untrained networks, which are not kept",
         *(", ".join(stages), run.label, run.device),
     )
     forecast = foresee(run, stages)
