@@ -136,5 +136,6 @@ WITHOUT_DEMO = {
     "Infarction": "CAD",
     "PolyMNIST": "readers of PolyMNIST and MNIST",
     "SkinLesions": "ImageTable",
+    "SmallImageTable": "ImageTable with other encoders",
     "SpokenDigitSeries": "SpokenDigits",
 }
