@@ -197,7 +197,6 @@ def test_swept_values_tell_runs_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "named"),
     [
-        (["experiment=digits_study"], []),
         (["experiment=baselines", "dataset=Digits"], []),
         (["experiment=benchmark"], []),
         (["experiment=udml/UDML,udml/QMF", "dataset=CREMAD"], []),

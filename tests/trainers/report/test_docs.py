@@ -42,7 +42,6 @@ The other is <!-- cell made: DyMo minus M3Care at none -->+0.00<!-- /cell --> po
 # leave this list when their runs are stored; nothing is added to it.
 WITHOUT_RUNS: dict[str, tuple[list[str], list[str]]] = {
     "cmpt": (["Digits", "X-rays and notes", "Digits of unknown speakers", "What CMPT trains", "Throughput"], []),
-    "digits": (["Comparison methods"], ["DyMo and its selection rule"]),
     "imputers": (["With a classifier on the latent space", "Recovery methods side by side"], []),
     "masked-attention": (
         ["Skin lesions, why the proposed model is behind"],
