@@ -13,7 +13,11 @@ from pathlib import Path
 
 RULE = re.compile(r"\|[:\- |]+\|$")
 MARKED = re.compile(r"\*\*(.+)\*\*|_(\d.*)_")
-NUMBER = re.compile(r"(\d+(?:\.\d+)?)(?: ± \d+(?:\.\d+)?)?")
+VALUE = r"\d+(?:\.\d+)?(?:e-\d+)?"
+NUMBER = re.compile(rf"({VALUE})(?: ± {VALUE})?")
+LOWER = re.compile(
+    r"<!-- table .*\bmetric=(?:nll|brier|ece|classwise_ece)\b"
+)  # lower is better in the table that follows
 
 
 def plain(cell: str) -> str:
@@ -31,18 +35,23 @@ def mark(text: str) -> str:
         while end < len(lines) and lines[end].startswith("|"):
             end += 1
         if end - start > 2 and RULE.match(lines[start + 1].rstrip()):
-            lines[start:end] = mark_table(lines[start:end])
+            lines[start:end] = mark_table(
+                lines[start:end], bool(LOWER.match("".join(lines[max(0, start - 2) : start])))
+            )
         start = max(end, start + 1)
     return "".join(lines)
 
 
-def mark_table(lines: list[str]) -> list[str]:
-    """A table (head, rule, rows) with its marks; unmarked tables and those of printed counts stay as they are."""
+def mark_table(lines: list[str], error: bool = False) -> list[str]:
+    """A table (head, rule, rows) with its marks; unmarked tables and those of printed counts stay as they are.
+
+    Args:
+        error: lower is better.
+    """
     head, rows = lines[0].split("|"), [line.split("|") for line in lines[2:]]
     is_marked = any(MARKED.fullmatch(cell.strip()) for row in rows for cell in row[2:-1])
     if not is_marked or "printed" in lines[0]:
         return lines
-    error = False
     for k in range(2, len(head) - 1):
         # A heading like "error from 1 view | 4" holds for the columns after it too.
         error = error or head[k].strip().startswith("error")
