@@ -42,25 +42,21 @@ def mark(text: str) -> str:
     return "".join(lines)
 
 
-def mark_table(lines: list[str], error: bool = False) -> list[str]:
-    """A table (head, rule, rows) with its marks; unmarked tables and those of printed counts stay as they are.
-
-    Args:
-        error: lower is better.
-    """
+def mark_table(lines: list[str], is_lower_better: bool = False) -> list[str]:
+    """A table (head, rule, rows) with its marks; unmarked tables and those of printed counts stay as they are."""
     head, rows = lines[0].split("|"), [line.split("|") for line in lines[2:]]
     is_marked = any(MARKED.fullmatch(cell.strip()) for row in rows for cell in row[2:-1])
     if not is_marked or "printed" in lines[0]:
         return lines
     for k in range(2, len(head) - 1):
         # A heading like "error from 1 view | 4" holds for the columns after it too.
-        error = error or head[k].strip().startswith("error")
+        is_lower_better = is_lower_better or head[k].strip().startswith("error")
         numbers = {
             i: float(match[1])
             for i, row in enumerate(rows)
             if "†" not in row[1] and (match := NUMBER.fullmatch(plain(row[k])))
         }
-        ranked = sorted(set(numbers.values()), reverse=not error)
+        ranked = sorted(set(numbers.values()), reverse=not is_lower_better)
         for i, value in numbers.items():
             form = "**{}**" if value == ranked[0] else "_{}_" if value == ranked[1] else "{}"
             cell = form.format(plain(rows[i][k]))

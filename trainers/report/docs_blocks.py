@@ -162,9 +162,11 @@ def costs(block: Block) -> str:
     """Block ``costs``: parameters and processor seconds of each model, means over its stored runs.
 
     Raises:
-        UserError: no stored run has costs, or one of the models has none.
+        UserError: no stored run has costs, one of the models has none, or the runs are of several data sets.
     """
     known = cost_table(block.source.runs).set_index("model")
+    if known.index.has_duplicates:
+        raise UserError(f"{block.source.name} has several data sets: store each as a study of its own")
     shown = block.models or {name: name for name in known.index}
     if absent := [name for name in shown if name not in known.index]:
         raise UserError(f"{block.source.name} has no costs of {absent[0]}: name models with runs of their own")
@@ -173,7 +175,7 @@ def costs(block: Block) -> str:
     rows = known.loc[list(shown)]
     cells = pd.DataFrame(
         {
-            "parameters (millions)": [f"{value / 1e6:.2f}" for value in rows["parameters"]],
+            "parameters (millions)": _known(rows["parameters"].astype(float) / 1e6, 2),
             "training (s)": _known(rows["fit_processor_seconds"], 0),
             "predictions (s per 1,000 rows)": _known(rows["test_processor_seconds_per_1000_rows"], 2),
         },
