@@ -133,7 +133,9 @@ def test_published_networks_and_an_original_file(method: str, parameters: int, e
     base = OmegaConf.load(CONFIGS / "imputer" / "MMVAEPlus.yaml")
     own = OmegaConf.load(CONFIGS / "imputer" / f"{method}.yaml")
     imputer = OmegaConf.merge(base, {k: v for k, v in own.items() if k != "defaults"})
-    cfg = OmegaConf.create({"dataset": {"name": "PolyMNIST", "num_classes": 10}, "trainer": {"accelerator": "cpu"}})
+    cfg = OmegaConf.create(
+        {"seed": 0, "dataset": {"name": "PolyMNIST", "num_classes": 10}, "trainer": {"accelerator": "cpu"}}
+    )
     cfg.imputer = imputer
     cfg.imputer.checkpoint = str(tmp_path / "model.pt")
     context = Run(cfg)

@@ -37,7 +37,7 @@ def configured(family: str, recipe: str = "", **module: Any) -> DictConfig:
     if recipe := recipe or family:
         parts.append(OmegaConf.load(CONFIGS / "recipe" / f"{recipe}.yaml").MoPoE)
     dataset = {"name": family, "num_classes": 10 if family == "MST" else 2}
-    cfg = OmegaConf.create({"dataset": dataset, "trainer": {"accelerator": "cpu"}})
+    cfg = OmegaConf.create({"seed": 0, "dataset": dataset, "trainer": {"accelerator": "cpu"}})
     cfg.imputer = OmegaConf.merge(*parts, {"module": module})
     return cfg
 
