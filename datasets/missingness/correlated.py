@@ -42,8 +42,8 @@ class Correlated(ScenarioWithRate):
     group: tuple[int, ...] = ()
     kind = "correlated"
     examples = {
-        "correlated_0.1_0.3": "30 % of the modalities, with correlation 0.1 between each two of them",
-        "correlated_12_0.6_0.4": "modalities 1 and 2 in 40 % of the rows each, with correlation 0.6",
+        "correlated_0.1_0.3": "30 % of the modalities; being missing has the correlation 0.1 between any two of them",
+        "correlated_12_0.6_0.4": "modalities 1 and 2 in 40 % of the rows each; being missing has the correlation 0.6",
     }
     keys = ("modalities", "correlation", "rate")
 

@@ -26,12 +26,12 @@ class File(Scenario):
     path: str
     kind = "file"
     examples = {
-        "file:masks.csv": "what a mask file of the DyMo repository says: no header, one row per sample, one `True` or "
-        "`False` per modality",
+        "file:masks.csv": "the modalities that a mask file of the DyMo repository marks: no header, one row per "
+        "sample, one `True` (missing) or `False` per modality",
         "file:masks.npy": "the table cells that a mask file of TIP or DyMo marks: booleans of shape (N, columns), "
         "True = missing",
-        "file:table.pt": "what a missing table of MAP says, one number per row: 0 complete, 1 text missing, 2 image "
-        "missing",
+        "file:table.pt": "the text or image that a file of MAP marks with one number per row: 0 complete, 1 text "
+        "missing, 2 image missing",
     }
     keys = ("path",)
 

@@ -43,7 +43,7 @@ class ImageText(ScenarioWithRate):
         "image_text_text_0.7": "of an image and a text: 70 % of the rows lack the text",
         "image_text_image_0.7": "of an image and a text: 70 % of the rows lack the image",
         "image_text_running_both_0.7": "as `image_text_both_0.7`, but training, validation and test masks are drawn "
-        "one after the other from one generator; also `running_text` and `running_image`",
+        "one after the other from one generator; also `image_text_running_text_0.7` and `image_text_running_image_0.7`",
     }
     keys = ("strategy", "rate", "order")
 

@@ -34,9 +34,10 @@ class Mar(ScenarioWithRate):
     slope: float = SLOPE
     kind = "mar"
     examples = {
-        "mar_0_0.4": "40 % of all modalities but 0, more often where the content of modality 0 is high",
-        "mar_1-age_0.4": "40 % of all modalities but 1, more often where column `age` of table 1 is high; "
-        "`mar_1-age_slope-4_0.4` where it is low, and more strongly",
+        "mar_0_0.4": "40 % of all modalities except 0, more often in rows where modality 0 has "
+        "[high values](#mechanisms)",
+        "mar_1-age_0.4": "40 % of all modalities except 1, more often in rows where column `age` of table 1 is high; "
+        "`mar_1-age_slope-4_0.4`: where it is low, with a stronger dependence",
     }
     keys = ("modality", "column", "slope", "rate")
 

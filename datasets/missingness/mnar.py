@@ -48,11 +48,11 @@ class Mnar(ScenarioWithRate):
     slope: float = SLOPE
     kind = "mnar"
     examples = {
-        "mnar_0_0.4": "modality 0 in 40 % of the rows, more often where its own content is high; `mnar_1-age_0.4` "
-        "depends on a column of table 1, and hides the table",
-        "mnar_content_0.4": "40 % of the modalities, each more often where its own content is high",
+        "mnar_0_0.4": "modality 0 in 40 % of the rows, more often where its own values are high; `mnar_1-age_0.4` "
+        "hides table 1, depending on its column `age`",
+        "mnar_content_0.4": "40 % of the modalities, each more often where its own values are high",
         "mnar_class_0.4": "40 % of the modalities, more often in rows of classes with high numbers; "
-        "`mnar_class_slope-4_0.4` with low numbers, and more strongly",
+        "`mnar_class_slope-4_0.4`: of classes with low numbers, with a stronger dependence",
     }
     keys = ("depends_on", "column", "slope", "rate")
 

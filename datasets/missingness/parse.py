@@ -43,14 +43,14 @@ SCENARIOS: tuple[type[Scenario], ...] = (
 SUBSETS = re.compile(r"subsets(?:_(\d+))?")  # all patterns, or those that some random orders visit
 NOISE_EXAMPLES = {
     "noise_gaussian_4_m0": "nothing; modality `m0` has Gaussian noise of level 4, [see below](#noise)",
-    "noise_gaussian_4_all+random_0.4": "as in `random_0.4`; what remains has Gaussian noise of level 4",
+    "noise_gaussian_4_all+random_0.4": "as in `random_0.4`; the remaining modalities have Gaussian noise of level 4",
 }
 NOISE_KEYS = ("operator", "level", "modalities", "missing")
 SUBSETS_EXAMPLES = {
     "subsets": "stands for all 2^M − 1 patterns of missing modalities, each as a scenario `whole_...`; only in "
     "`missing.test`",
-    "subsets_20": "stands for the patterns that 20 random orders of the modalities visit, for contributions of more "
-    "than 6 modalities, [see below](#measures-of-a-report); only in `missing.test`",
+    "subsets_20": "stands for the patterns that occur when modalities are added in 20 random orders; measures the "
+    "[contributions](#measures-of-a-report) of more than 6 modalities; only in `missing.test`",
 }
 # Kind -> names -> what is missing: the table of docs/missingness.md, and the list in error messages.
 EXAMPLES: dict[str, Mapping[str, str]] = {

@@ -36,8 +36,8 @@ class Patterns(Scenario):
     examples = {
         EXAMPLE: "a pattern per row: nothing in 50 % of the rows, modalities 1 and 2 in 30 %, modality 0 in 20 %; the "
         "numbers are weights of any sum",
-        "patterns_like_train": "a pattern per row, with the frequencies of what the source of the training rows lacks "
-        "(`like_train` means the same)",
+        "patterns_like_train": "a pattern per row, as often as the source of the training rows has this pattern of "
+        "missing modalities (`like_train` means the same)",
     }
     keys = ("patterns",)
 
