@@ -18,7 +18,9 @@ from utils.files import replacing
 from utils.safe_pickle import check_pickles
 
 log = logging.getLogger(__name__)
-LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
+# Of a training that goes on, which it does from last.ckpt: Adam's moments alone are twice as large as the weights.
+RESUMING = ("callbacks", "loops", "lr_schedulers", "optimizer_states")
 
 
 class CheckpointFiles(TorchCheckpointIO):
@@ -31,12 +33,15 @@ class CheckpointFiles(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write a checkpoint; ``last.ckpt`` becomes ``previous.ckpt`` when the new one is on disk.
 
+        ``best.ckpt`` has no state of the training.
+
         Raises:
             UserError: it cannot be written.
         """
-        content = io.BytesIO()
+        target, content = Path(path), io.BytesIO()
+        if target.name == BEST:
+            checkpoint = {key: value for key, value in checkpoint.items() if key not in RESUMING}
         torch.save(checkpoint, content)
-        target = Path(path)
         with replacing(target) as temporary:
             with temporary.open("wb") as file:
                 file.write(content.getbuffer())

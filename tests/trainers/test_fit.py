@@ -20,7 +20,7 @@ from models.base import IncompleteClassifier, Method, Prediction
 from trainers import callbacks, checks
 from trainers import fit as fit_module
 from trainers import run as pipeline
-from trainers.checkpoint_files import CheckpointFiles
+from trainers.checkpoint_files import RESUMING, CheckpointFiles
 from trainers.loading import Run
 from trainers.measurement import accuracy_table
 from trainers.prediction import predict
@@ -77,6 +77,9 @@ def test_interrupted_fit_continues_to_the_same_weights(composed, tmp_path: Path,
     a, b = (read_tensors(f / "checkpoints" / "last.ckpt")["state_dict"] for f in (folder, other))
     for key in a:
         assert torch.equal(a[key], b[key]), key
+    best = folder / "checkpoints" / "best.ckpt"
+    assert not set(RESUMING) & set(read_tensors(best)) and {"state_dict", "dataset"} <= set(read_tensors(best))
+    assert best.stat().st_size < 0.5 * best.with_name("last.ckpt").stat().st_size  # without Adam's two moments
     a, b = (pd.read_csv(f / "metrics.csv") for f in (folder, other))
     pd.testing.assert_frame_equal(a, b)
     results = [json.loads((f / "stages" / "fit.json").read_text())["best"] for f in (folder, other)]
