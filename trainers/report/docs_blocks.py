@@ -19,6 +19,7 @@ from trainers.report.costs import cost_table
 from trainers.report.docs_sources import Source, Sources
 from trainers.report.evidence import METRICS_OF_CLASSES
 from trainers.report.plots import degradation
+from trainers.report.rank_changes import Scores, agreement, order_changes, ranks
 from trainers.report.statistics import compare
 from trainers.report.style import ORACLE_NOTE, model_styles
 from trainers.report.tables import label, rows_of_metric, spread, table, to_markdown
@@ -144,6 +145,57 @@ def comparison(block: Block) -> str:
     return f"{to_markdown(cells.set_index('scenario'))}\n\n{block.note(note)}"
 
 
+def ranking(block: Block) -> str:
+    """Block ``ranks``: ranks of models by scenario, agreement with the first scenario, and changes of the order.
+
+    Raises:
+        UserError: fewer than two scenarios or models are chosen,
+            or :meth:`trainers.report.rank_changes.Scores.of_runs` raises it.
+    """
+    rows = block.rows(block.source.frame)
+    models, scenarios = (list(rows[column].unique()) for column in ("model", "scenario"))
+    if len(models) < 2 or len(scenarios) < 2:
+        raise UserError("a ranking needs two or more models and scenarios: name them")
+    if block.metric not in METRICS_OF_CLASSES:
+        raise UserError(f"metric {block.metric}: a ranking is by one of {', '.join(METRICS_OF_CLASSES)}")
+    scores = Scores.of_runs(block.source.runs, rows, block.metric, models, scenarios)
+    cells = ranks(scores).map(lambda rank: f"{rank:g}")
+    taus = agreement(scores)
+    cells.loc["Kendall's τ"] = ["–", *(f"{r.tau:.2f} ({r.low:.2f} to {r.high:.2f})" for r in taus.itertuples())]
+    cells.index = pd.Index([_shown(name, block.models) for name in cells.index], name="rank")
+    cells.columns = pd.Index([_shown(name, block.scenarios) for name in cells.columns])
+    changes = order_changes(scores)
+    listed = changes[(changes["difference"] < 0) | (changes["p_holm"] < 0.05)]
+    points = listed[["reference", "difference", "low", "high"]] * 100
+    first = _shown(scenarios[0], block.scenarios)
+    pairs = zip(listed["model"], listed["other"], strict=True)
+    cells_of_changes = pd.DataFrame(
+        {
+            "scenario": [_shown(name, block.scenarios) for name in listed["scenario"]],
+            "models": [" – ".join(_shown(name, block.models) for name in pair) for pair in pairs],
+            f"difference under {first}": _signed(points["reference"], block.digits),
+            "difference": _signed(points["difference"], block.digits),
+            "95 % interval of the change": [
+                f"{low:+.{block.digits}f} to {high:+.{block.digits}f}"
+                for low, high in zip(points["low"], points["high"], strict=True)
+            ],
+            "p (Holm)": ["< 0.001" if p < 0.001 else f"{p:.3f}" for p in listed["p_holm"]],
+        }
+    )
+    of_ranks = f"ranks by {label(block.metric)}, 1 = best; τ with the ranking under {first}"
+    of_changes = (
+        f"{len(listed)} of {len(changes)} pairs: those whose order differs, or whose difference changes with p < 0.05; "
+        "runs and test rows are random, p-values adjusted after Holm for all pairs"
+    )
+    tables = [f"{to_markdown(cells)}\n\n{of_ranks}, with the 95 % range over resampled runs and test rows."]
+    tables += [to_markdown(cells_of_changes.set_index("scenario"))] * (len(listed) > 0)
+    return "\n\n".join([*tables, block.note(of_changes)])
+
+
+def _signed(values: pd.Series, digits: int) -> list[str]:
+    return [f"{value:+.{digits}f}" for value in values]
+
+
 def provenance(block: Block) -> str:
     """Block ``runs``: the stored runs of each model, with commit, device and version of PyTorch."""
     entries = []
@@ -220,6 +272,7 @@ def write_picture(drawn: Figure, file: Path) -> None:
 BLOCKS: dict[str, Callable[[Block], str]] = {
     "table": scores,
     "comparison": comparison,
+    "ranks": ranking,
     "runs": provenance,
     "costs": costs,
     "figure": figure,

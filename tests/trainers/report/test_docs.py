@@ -33,6 +33,8 @@ The other is <!-- cell made: DyMo minus M3Care at none -->+0.00<!-- /cell --> po
 <!-- /runs -->
 <!-- costs from=made models=DyMo:ours,M3Care -->
 <!-- /costs -->
+<!-- ranks from=made models=DyMo:ours,M3Care -->
+<!-- /ranks -->
 <!-- figure from=made file=made.png -->
 <!-- /figure -->
 <!-- evidence -->
