@@ -10,11 +10,8 @@ ARG DEVICE=cpu
 # For cpu: the index of the smaller CPU wheels, which PyTorch's installation page names. Empty: the default wheels, which
 # run on a CPU too.
 ARG CPU_INDEX=""
-# Noted in the results of every run, as there is no git checkout in the image: --build-arg GIT_COMMIT=$(git describe --always)
-ARG GIT_COMMIT=""
 
-ENV GIT_COMMIT=${GIT_COMMIT} \
-    PIP_NO_CACHE_DIR=1 \
+ENV PIP_NO_CACHE_DIR=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PYTHONUNBUFFERED=1 \
     MPLBACKEND=Agg
@@ -28,14 +25,21 @@ RUN case "$DEVICE" in \
       cuda) pip install -c constraints.txt torch torchvision ;; \
       *) echo "DEVICE=$DEVICE: must be cpu or cuda" >&2; exit 2 ;; \
     esac \
- && pip install -c constraints.txt ".[sweep]"
+ && pip install -c constraints.txt ".[sweep]" && rm -rf build *.egg-info
 
+# Noted in the results of every run, as there is no git checkout in the image: --build-arg GIT_COMMIT=$(git describe --always)
+# Stands below the dependencies, which another commit would build again otherwise.
+ARG GIT_COMMIT=""
+ENV GIT_COMMIT=${GIT_COMMIT}
 COPY . .
 
 # Nothing runs as root. Mount a volume at /app/data for raw files and packed stores, and at /app/outputs for results.
-RUN useradd --create-home --uid 1000 user \
+# All may write them, and HOME, where libraries keep caches: docker run --user may name a user that the image does not have.
+RUN useradd --uid 1000 user \
  && mkdir -p data outputs \
- && chown user:user data outputs
+ && chown user:user data outputs \
+ && chmod 1777 data outputs
+ENV HOME=/tmp
 USER user
 VOLUME ["/app/data", "/app/outputs"]
 

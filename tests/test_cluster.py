@@ -45,6 +45,18 @@ def test_dockerfile_runs_as_a_user_that_owns_data_and_outputs() -> None:
     assert values("USER") == ["user"] and "chown user:user data outputs" in values("RUN")[-1]
 
 
+def test_dockerfile_runs_as_any_other_user_too() -> None:
+    """``docker run --user`` names a user without a home, who owns neither folder."""
+    assert "chmod 1777 data outputs" in values("RUN")[-1] and "HOME=/tmp" in values("ENV")
+
+
+def test_another_commit_builds_no_dependencies_again() -> None:
+    """An image is built again from the first instruction that a changed argument reaches."""
+    names = [name for name, _ in instructions()]
+    first = next(i for i, (_, rest) in enumerate(instructions()) if "GIT_COMMIT" in rest)
+    assert names.index("RUN") < first < len(names) - 1 - names[::-1].index("COPY")
+
+
 def test_paths_that_the_image_copies_exist_and_are_not_ignored() -> None:
     ignored = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and line[0] != "#"]
     copied = [path for rest in values("COPY") for path in shlex.split(rest)[:-1]]
