@@ -152,13 +152,31 @@ def test_submission_is_preparation_array_and_report(tmp_path: Path) -> None:
     command = ["bash", str(folder / "job_scripts" / "slurm_array.sh"), "submit", "--partition=gpu", "--", "dataset=MST"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "submitted: prepare 1, 6 tasks 2, report 3\n"
-    script, gpu = "job_scripts/slurm_array.sh", "--partition=gpu"
+    gpu, logs = "--partition=gpu job_scripts/slurm_array.sh", "outputs/slurm/%j"
     assert (tmp_path / "log").read_text().splitlines() == [
-        f"DyMo MAP MUSE|--parsable {gpu} {script} prepare dataset=MST",
-        f"DyMo MAP MUSE|--parsable --array=0-5 --dependency=afterok:1 {gpu} {script} dataset=MST",
-        f"DyMo MAP MUSE|--parsable --dependency=afterany:2 {gpu} {script} report dataset=MST",
+        f"DyMo MAP MUSE|--parsable --output={logs}_prepare.log {gpu} prepare dataset=MST",
+        f"DyMo MAP MUSE|--parsable --array=0-5 --dependency=afterok:1 --kill-on-invalid-dep=yes {gpu} dataset=MST",
+        f"DyMo MAP MUSE|--parsable --output={logs}_report.log --dependency=afterany:2 {gpu} report dataset=MST",
     ]
     assert (folder / "outputs" / "slurm").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("environment", "threads"),
+    [({}, "-"), ({"SLURM_CPUS_PER_TASK": "6"}, "6"), ({"SLURM_CPUS_PER_TASK": "6", "OMP_NUM_THREADS": "2"}, "2")],
+)
+def test_a_task_has_a_thread_per_core_that_it_was_given(
+    tmp_path: Path, environment: dict[str, str], threads: str
+) -> None:
+    """With a Python that prints the number and its arguments."""
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\necho "${OMP_NUM_THREADS:--} $*"\n')
+    python.chmod(0o755)
+    (tmp_path / "run.py").touch()
+    plain = {"PATH": os.environ["PATH"], "SLURM_SUBMIT_DIR": str(tmp_path), **environment}
+    done = subprocess.run(["bash", str(SCRIPT), "report", "name=a"], env=plain, capture_output=True, text=True)
+    assert done.stdout == f"{threads} run.py name=a stages=[report]\n", done.stderr
 
 
 def test_submitit_runs_a_sweep_in_processes_of_its_own(tmp_path: Path) -> None:
