@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
+import torch
+from hydra.core.utils import JobReturn
+from pytorch_lightning.demos.boring_classes import BoringModel
+from submitit import Job, LocalJob
+from submitit.core.utils import DelayedSubmission
 
+from trainers.callbacks import SigtermOfSubmitit
 from trainers.config.compose import compose_config
+from trainers.sweep_jobs import Jobs, count_lost_jobs_of_submitit
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "job_scripts" / "slurm_array.sh"
@@ -177,6 +187,60 @@ def test_a_task_has_a_thread_per_core_that_it_was_given(
     plain = {"PATH": os.environ["PATH"], "SLURM_SUBMIT_DIR": str(tmp_path), **environment}
     done = subprocess.run(["bash", str(SCRIPT), "report", "name=a"], env=plain, capture_output=True, text=True)
     assert done.stdout == f"{threads} run.py name=a stages=[report]\n", done.stderr
+
+
+def test_a_killed_job_of_submitit_is_a_failed_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs 4 and 5 left no result: the process of the first was killed, the second had noted its end before."""
+    monkeypatch.setattr(Job, "results", Job.results)  # is restored after the test
+    monkeypatch.setattr(Job, "_results_timeout_s", 0)
+    jobs = Jobs(tmp_path / "jobs")
+    jobs.begin(jobs=6, parallel=None, named=[], swept=["seed"])
+    jobs.start(5)
+    jobs.end(5, overrides=["seed=5"], error=None, config="a: 1", worked=True)
+    count_lost_jobs_of_submitit(tmp_path / "before")
+    count_lost_jobs_of_submitit(jobs.folder)
+    submitted: list[Job[JobReturn]] = [LocalJob(tmp_path, f"77_{number}") for number in (4, 5)]
+    for number, job in enumerate(submitted, 4):
+        arguments = ([f"seed={number}"], "hydra.sweep.dir", number, "id", {})
+        DelayedSubmission(print, *arguments).dump(job.paths.submitted_pickle)
+    assert [job.results()[0].return_value for job in submitted] == [None, None]
+    lost, ended = jobs.ended()
+    log = submitted[0].paths.stderr
+    assert lost["error"] == f"job 77_4 ended without a result (NO PROCESS AND NO RESULT), see {log}"
+    assert lost["overrides"] == ["seed=4"]
+    assert ended["error"] is None and not (tmp_path / "before").exists()
+
+
+@pytest.mark.parametrize(("executor", "steps"), [("slurm", 3), ("local", 1)])
+def test_training_goes_on_after_sigterm_in_jobs_of_submitit(
+    monkeypatch: pytest.MonkeyPatch, executor: str, steps: int
+) -> None:
+    """SIGTERM arrives in the first of three steps, in a process that ignores it but for Lightning."""
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", executor)
+    received: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
+
+    class Steps(BoringModel):
+        taken = 0
+
+        def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+            self.taken += 1
+            if batch_idx == 0:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().training_step(batch, batch_idx)["loss"]
+
+    module = Steps()
+    trainer = pl.Trainer(
+        max_epochs=1, limit_train_batches=3, limit_val_batches=0, accelerator="cpu", logger=False, barebones=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        callbacks=[SigtermOfSubmitit()],
+    )  # fmt: skip
+    try:
+        with contextlib.suppress(SystemExit):
+            trainer.fit(module)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert module.taken == steps and received == [signal.SIGTERM]
 
 
 def test_submitit_runs_a_sweep_in_processes_of_its_own(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -40,6 +42,22 @@ class Provenance(pl.Callback):
     ) -> None:
         checkpoint["dataset"] = self.dataset
         checkpoint[INPUTS] = self.inputs
+
+
+class SigtermOfSubmitit(pl.Callback):
+    """Let submitit, which ignores SIGTERM, answer it in jobs on SLURM, instead of Lightning, which ends the training.
+
+    A preempted job receives SIGTERM when its grace time begins. SLURM queues it again if it runs until the end of that
+    time; a job that ends by itself has failed.
+    """
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.before = signal.getsignal(signal.SIGTERM)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Lightning has set its handler since, and sets the one before it again after training.
+        if os.environ.get("SUBMITIT_EXECUTOR") == "slurm":
+            signal.signal(signal.SIGTERM, self.before)
 
 
 class RunCheckpoint(ModelCheckpoint):

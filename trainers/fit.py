@@ -19,7 +19,16 @@ from pytorch_lightning.loggers import CSVLogger
 from datasets.base import MultimodalDataModule
 from datasets.noise import TrainingNoise
 from models.base import IncompleteClassifier
-from trainers.callbacks import Curves, Effort, EpochOrder, Provenance, RunCheckpoint, TimeLeft, after_warmup
+from trainers.callbacks import (
+    Curves,
+    Effort,
+    EpochOrder,
+    Provenance,
+    RunCheckpoint,
+    SigtermOfSubmitit,
+    TimeLeft,
+    after_warmup,
+)
 from trainers.checkpoint_files import PREVIOUS, CheckpointFiles, resume_point
 from trainers.config.build import build_loggers, build_model, build_modulation, build_noise, build_trainer
 from trainers.loading import Run
@@ -122,6 +131,7 @@ def train(
         EpochOrder(cfg.seed),
         Provenance(cfg.dataset.name, data.describe_inputs()),
         TimeLeft(stage),
+        SigtermOfSubmitit(),
         *checkpoint_callbacks(training, checkpoints, monitor, noise),
     ]
     trainer = _build_trainer(cfg, training, directory, all_callbacks)

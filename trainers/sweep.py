@@ -26,7 +26,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from trainers.config.overrides import swept_values
-from trainers.sweep_jobs import Display, Jobs, values_of
+from trainers.sweep_jobs import Display, Jobs, count_lost_jobs_of_submitit, name_in
 from utils.errors import UserError, user_error
 from utils.interruption import end_children
 
@@ -69,6 +69,8 @@ class Sweep(Callback):
         jobs = Jobs(folder)
         jobs.begin(jobs=total, parallel=parallel, named=named, swept=list(swept))
         os.environ[FOLDER] = str(folder)
+        if "submitit" in config.hydra.launcher._target_:
+            count_lost_jobs_of_submitit(folder)
         if parallel and parallel > 1 and THREADS not in os.environ:
             os.environ[THREADS], Sweep.sets_threads = str(max(1, cores() // parallel)), True
             log.info("sweep: %d jobs at once on %d cores, threads per job: %s", parallel, cores(), os.environ[THREADS])
@@ -113,8 +115,7 @@ class Sweep(Callback):
         report_once([OmegaConf.create(job["config"]) for job in ended if not job["error"]])
         log.info("sweep: %d of %d jobs finished", len(ended) - len(failed), len(ended))
         for job in failed:
-            values = " ".join(values_of(job["overrides"], jobs.sweep["swept"]))
-            log.error("failed: %s: %s", values, job["error"].splitlines()[0])
+            log.error("failed: %s: %s", name_in(job, jobs.sweep["swept"]), job["error"].splitlines()[0])
         Sweep.failed = len(failed)
         shutil.rmtree(jobs.folder, ignore_errors=True)
 

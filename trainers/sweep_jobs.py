@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -9,6 +10,8 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus
 
 from utils.progress import duration
 
@@ -42,6 +45,14 @@ class Jobs:
         """
         start = self._read(f"{number}.started")["start"]
         self._write(f"{number}.ended", {"number": number, "seconds": time.time() - start, **job})
+
+    def lose(self, number: int, overrides: list[str], error: str) -> None:
+        """Note that a job failed which could not do so itself; nothing of a job that has."""
+        if number in self._numbers("ended"):
+            return
+        if number not in self._numbers("started"):
+            self.start(number)
+        self.end(number, overrides=overrides, error=error, worked=False, config="")
 
     def ended(self) -> list[dict[str, Any]]:
         """What the jobs that have ended left, in order."""
@@ -107,8 +118,13 @@ class Display(threading.Thread):
             for job in new:
                 self.shown.add(job["number"])
                 state = "failed" if job["error"] else "done" if job["worked"] else "was done before"
-                name = " ".join(values_of(job["overrides"], self.swept)) or f"job {job['number']}"
-                log.info("sweep: %s: %s in %s; %s", name, state, duration(job["seconds"]), self.jobs.line())
+                log.info(
+                    "sweep: %s: %s in %s; %s",
+                    name_in(job, self.swept),
+                    state,
+                    duration(job["seconds"]),
+                    self.jobs.line(),
+                )
 
     def stop(self) -> None:
         self.stopped.set()
@@ -116,6 +132,36 @@ class Display(threading.Thread):
         self.look()
 
 
-def values_of(overrides: list[str], swept: list[str]) -> list[str]:
-    """The overrides that differ between jobs."""
-    return [override for override in overrides if override.partition("=")[0].lstrip("+") in swept]
+def name_in(job: dict[str, Any], swept: list[str]) -> str:
+    """The overrides of a job that differ between jobs; its number if none does."""
+    values = [override for override in job["overrides"] if override.partition("=")[0].lstrip("+") in swept]
+    return " ".join(values) or f"job {job['number']}"
+
+
+def count_lost_jobs_of_submitit(folder: Path) -> None:
+    """Let jobs that end without a result, such as killed ones, count as failed: the launcher of submitit would stop at
+    the first of them, and neither wait for the other jobs nor report.
+
+    Args:
+        folder: of the sweep's :class:`Jobs`.
+    """
+    from submitit import Job
+    from submitit.core.utils import UncompletedJobError
+
+    # Hydra loads launchers from its namespace of plugins only, so that a subclass could not be configured.
+    results = getattr(Job.results, "__wrapped__", Job.results)
+
+    @functools.wraps(results)
+    def results_of(job: Job[JobReturn]) -> list[JobReturn]:
+        try:
+            return results(job)
+        except UncompletedJobError:
+            overrides, _, number, *_ = job.submission().args
+            error = f"job {job.job_id} ended without a result ({job.state}), see {job.paths.stderr}"
+            Jobs(folder).lose(number, overrides, error)
+            # A failed job has no score, see trainers.sweep.
+            returned = JobReturn(status=JobStatus.COMPLETED)
+            returned.return_value = None
+            return [returned]
+
+    Job.results = results_of  # type: ignore[assignment, method-assign]
