@@ -31,7 +31,9 @@ class Content:
     Attributes:
         skipped: run directories that are left out, with the reason.
         frame: all results.
-        metrics: metrics with tables and figures, ``primary`` first.
+        metrics: metrics with tables and charts on the page, ``primary`` first.
+        drawn_metrics: those with figures for papers, which take most of the time of a report: the metrics that were
+            asked for, else ``primary`` alone.
         names: data set -> names of its modalities.
         sweep: summary by missing data in training; empty without such runs.
         matrices: (data set, method) -> scores by training and test scenario.
@@ -44,6 +46,7 @@ class Content:
     skipped: Sequence[str]
     frame: pd.DataFrame
     metrics: Sequence[str]
+    drawn_metrics: Sequence[str]
     primary: str
     names: Mapping[str, Sequence[str]]
     summary: pd.DataFrame
@@ -75,6 +78,7 @@ def content_of(run_dirs: Sequence[Path], output: Path, metrics: Sequence[str] | 
     if unknown := [m for m in (primary, *(metrics or ())) if m not in present]:
         raise UserError(f"no run has the metric '{unknown[0]}': choose from {', '.join(present)}")
     check_primary(frame, primary)
+    asked = metrics
     metrics = sorted(dict.fromkeys(metrics or present), key=lambda m: m != primary)
     noun = "run" if len(runs) == 1 else "runs"
     log.info("report: %d %s, %s, into %s", len(runs), noun, ", ".join(metrics), output)
@@ -84,6 +88,7 @@ def content_of(run_dirs: Sequence[Path], output: Path, metrics: Sequence[str] | 
         skipped=skipped,
         frame=frame,
         metrics=metrics,
+        drawn_metrics=metrics if asked else [primary],
         primary=primary,
         names=names,
         summary=summarise(frame),

@@ -62,7 +62,7 @@ def write_report(
     Args:
         run_dirs: ``.../<dataset>/<model>/<name>/seed<k>``; skipped with a warning without DONE or results.csv.
         title: heading of the page.
-        metrics: metrics with tables and figures; all by default.
+        metrics: metrics with tables, charts and figures; by default all, with figures of ``primary`` alone.
         primary: metric of the paired tests, shown first.
 
     Raises:
@@ -107,7 +107,7 @@ def _write_files(folder: Path, content: Content) -> dict[str, list[Path]]:
     _write_tables(folder, "summary", content.summary, metrics, names)
     if len(content.sweep):
         _write_tables(folder, "sweep", content.sweep, metrics, names, kind="by missing data in training")
-    drawn = draw_figures(content.runs, content.summary, content.sweep, metrics, folder / "figures")
+    drawn = draw_figures(content.runs, content.summary, content.sweep, content.drawn_metrics, folder / "figures")
     if content.ranks:
         write_table(content.ranks.table, folder / "ranks.csv")
         drawn["ranks"] = [folder / "figures" / f"ranks_{slug(primary)}.png"]

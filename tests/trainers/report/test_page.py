@@ -32,6 +32,7 @@ def test_files_of_a_report(made):
     } <= written
     for stem in ("degradation_accuracy", "scenarios_accuracy"):
         assert {f"figures/{stem}.png", f"figures/{stem}.pdf"} <= written
+    assert not any("degradation_ece" in file for file in written)  # no metrics were asked for
     assert {"figures/samples_DyMo_random_0.4.png", "figures/rewards_DyMo.png", "figures/training_CMPT_x.png"} <= written
     assert not list(folder.parent.glob(".*"))  # no draft left
     assert result.tables["PolyMNIST", "iterations"].loc["DyMo", "none"].startswith("1.375")
@@ -44,7 +45,8 @@ def test_page_and_latex_have_captions_and_csv_files_names(tmp_path):
     runs = [write_run(tmp_path, model, 0, scenarios=scenarios) for model in ("DyMo", "M3Care")]
     (runs[0] / "masks").mkdir()
     (runs[0] / "masks" / "none.json").write_text(json.dumps({"modalities": ["image", "text", "table"]}))
-    result = report.write_report(runs, tmp_path / "report", title="t", metrics=["accuracy"])
+    result = report.write_report(runs, tmp_path / "report", title="t", metrics=["accuracy", "ece"])
+    assert (tmp_path / "report" / "figures" / "scenarios_ece.pdf").is_file()
     page, latex = result.html.read_text(), (tmp_path / "report" / "summary_accuracy.tex").read_text()
     assert ' data-scenario="whole_2">table missing</th>' in page and "text missing in 25 %" in page
     assert r"\label{tab:PolyMNIST_accuracy}" in latex and r"\caption{PolyMNIST, accuracy (\%): mean $\pm$" in latex
