@@ -3,12 +3,14 @@ method is refused with its reason."""
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,8 +20,9 @@ import pytest
 import torch
 from scipy import stats
 from torch import Tensor
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
-from datasets.batch import Batch, Modality
+from datasets.batch import Batch, Modality, hide, missing_content
 from datasets.rows import take_rows
 from models.base import Method
 from models.cmpt.backbone import ProxyBackbone
@@ -50,12 +53,22 @@ from trainers.config.imputers import build_imputer
 from trainers.config.validate import validate
 from trainers.export import export
 from trainers.loading import Run
-from trainers.onnx_parts import write_parts
+from trainers.onnx_parts import Recovery, write_parts
 from trainers.onnx_program import open_onnx, run_onnx, save_onnx
 from trainers.programs import rows_to_compare
 from trainers.tracing import arguments, blank, trace
 from utils.errors import UserError
 from utils.subsets import enumerate_subsets
+
+
+@pytest.fixture(scope="module", autouse=True)
+def operators_once() -> Iterator[None]:
+    """torch.onnx lists its operators anew for each program, which takes as long as to convert a small one."""
+    with pytest.MonkeyPatch.context() as patch:
+        made = ONNXRegistry.from_torchlib
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(made)))
+        yield
+
 
 # One family per method: that with a table, for the methods whose code asks for cells; else the fastest to trace.
 WITH_TABLE = ("ModDrop", "Unimodal", "MTL", "PDF", "SimMLM", "MUSE", "UDML", "MaskedAttention")
@@ -92,7 +105,9 @@ Runner = Callable[[Batch], dict[str, Tensor]]
 def exported(method: Method, batch: Batch, folder: Path) -> dict[str, Runner]:
     """Format -> the method as a program that was written, and read again."""
     example = blank(arguments(batch))
-    program = trace(Program(method).eval(), example, "method")
+    # PyTorch notes the stack of each operation, which takes a third longer below the frames of pytest.
+    with ThreadPoolExecutor(1) as thread:
+        program = thread.submit(trace, Program(method).eval(), example, "method").result()
     torch.export.save(program, folder / "model.pt2")
     save_onnx(program, example, ["logits", *method.program_outputs], folder / "model.onnx")
     loaded, converted = torch.export.load(folder / "model.pt2").module(), open_onnx(folder / "model.onnx")
@@ -244,20 +259,44 @@ def test_every_imputer_is_exported_or_refused() -> None:
 
 
 @pytest.mark.parametrize("name", IMPUTERS)
-def test_a_completed_method_is_exported_with_its_imputer(name: str, tmp_path: Path) -> None:
+def test_an_imputer_is_exported_as_a_part(name: str, tmp_path: Path) -> None:
+    """Its recoveries under every pattern of one row and of several, with NaN in missing content."""
     family, small = IMPUTERS[name]
+    imputer, batch = small_imputer(name, family, *small), some_batch(family)
+    with torch.no_grad():
+        expected = imputer.impute_fixed(batch.inputs, batch.missing, batch.feature_missing)
+        part = Recovery(imputer, [key for key, x in expected.items() if not torch.equal(x, batch.inputs[key])])
+        example = blank(arguments(batch))
+        save_onnx(trace(part.eval(), example, name), example, list(part.outputs), tmp_path / "imputer.onnx")
+        converted = open_onnx(tmp_path / "imputer.onnx")
+        for rows in (fillable(imputer, family), take_rows(batch, torch.arange(1))):
+            inputs = hide(rows.inputs, rows.missing, rows.feature_missing)
+            expected = imputer.impute_fixed(inputs, rows.missing, rows.feature_missing)
+            spoilt_inputs = {key: spoil(x, key, rows) for key, x in rows.inputs.items()}
+            outputs = converted((spoilt_inputs, rows.missing, rows.feature_missing))
+            for key in part.outputs:
+                torch.testing.assert_close(outputs[key], expected[key], atol=batch_bound(expected[key]), rtol=0)
+
+
+def spoil(x: Tensor, name: str, rows: Batch) -> Tensor:
+    is_missing = missing_content(x, name, rows.missing[:, list(rows.inputs).index(name)], rows.feature_missing)
+    return torch.where(is_missing, torch.nan, x) if x.is_floating_point() else x
+
+
+def test_a_completed_method_is_exported_with_its_imputer(tmp_path: Path) -> None:
+    family, small = IMPUTERS["MoPoE"]
     torch.manual_seed(1)
     classifier = build("Multimodal_CONCAT", family, *METHODS["Multimodal_CONCAT"], *SMALL_ENCODERS.get(family, []))
-    method = Completed(classifier.eval(), small_imputer(name, family, *small))
+    method = Completed(classifier.eval(), small_imputer("MoPoE", family, *small))
     with torch.no_grad():
         programs = exported(method, some_batch(family), tmp_path)
         assert_alike(method, programs, every_pattern(family), take_rows(some_batch(family), torch.arange(1)))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("metric", [COSINE, EUCLIDEAN])
-def test_dymo_recovers_selects_and_classifies_in_one_call(metric: str, tmp_path: Path) -> None:
-    case = setting(metric)
+def test_dymo_recovers_selects_and_classifies_in_one_call(tmp_path: Path) -> None:
+    """With the cosine distance; that of proxies below is Euclidean."""
+    case = setting(COSINE)
     mean = Mean(case.model.modalities)
     mean.fit([class_batch(40, 0.0, seed=9)])
     method = DyMo(case.model, mean, case.parameters)
