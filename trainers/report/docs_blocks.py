@@ -152,6 +152,8 @@ def ranking(block: Block) -> str:
         UserError: fewer than two scenarios or models are chosen,
             or :meth:`trainers.report.rank_changes.Scores.of_runs` raises it.
     """
+    if not block.source.runs:
+        raise UserError(f"{block.source.name} has no stored runs: store them, or leave the ranks out")
     rows = block.rows(block.source.frame)
     models, scenarios = (list(rows[column].unique()) for column in ("model", "scenario"))
     if len(models) < 2 or len(scenarios) < 2:

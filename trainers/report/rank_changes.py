@@ -27,7 +27,7 @@ class Scores:
         models, scenarios: their names.
         values: (model, scenario) -> (S,) of each training run.
         draws: (model, scenario) -> (S, R) of each run on R resamples of the test rows.
-        directories: model -> directories of its runs; equal ones are two ways of using the same trained models.
+        directories: model -> directories of its runs; models with equal directories share their trained networks.
     """
 
     models: Sequence[str]
@@ -50,17 +50,24 @@ class Scores:
             frame: results of the runs.
 
         Raises:
-            UserError: a model has fewer than two runs under a scenario, or its predictions are of other rows.
+            UserError: the results are of several data sets, a model has fewer than two runs or other runs under another
+                scenario, or its predictions are of other rows.
         """
+        if len(names := frame["dataset"].unique()) > 1:
+            raise UserError(f"the results are of {', '.join(names)}: a ranking is of one data set")
         owner = {(model, run.seed, run.fold): run for run in runs for model in run.frame["model"].unique()}
         scores = frame[frame["metric"] == metric].set_index(["model", "scenario", *REPEAT])["value"].sort_index()
         values, draws, directories, index = {}, {}, {}, None
+        repeats: dict[str, list[tuple[int, int]]] = {}
         for model, scenario in itertools.product(models, scenarios):
-            names = scores.index.get_level_values("model"), scores.index.get_level_values("scenario")
-            of_runs = scores[(names[0] == model) & (names[1] == scenario)]
+            levels = scores.index.get_level_values("model"), scores.index.get_level_values("scenario")
+            of_runs = scores[(levels[0] == model) & (levels[1] == scenario)]
             if len(of_runs) < 2:
                 raise UserError(f"{model} has {len(of_runs)} run under {scenario}: a ranking needs two or more")
-            members = [owner[model, *repeat[2:]] for repeat in of_runs.index]
+            of_model = [(int(seed), int(fold)) for *_, seed, fold in of_runs.index]
+            if repeats.setdefault(model, of_model) != of_model:
+                raise UserError(f"{model} has other runs under {scenario} than under {scenarios[0]}: test all of them")
+            members = [owner[model, *repeat] for repeat in of_model]
             contents = [load_sorted(run.predictions(model, scenario), "logits", "target") for run in members]
             index = contents[0]["index"] if index is None else index
             if any(not np.array_equal(index, content["index"]) for content in contents):
@@ -71,8 +78,8 @@ class Scores:
         return cls(models, scenarios, values, draws, directories)
 
     def means(self, scenario: str) -> np.ndarray:
-        """(models,) means over the runs."""
-        return np.array([self.values[model, scenario].mean() for model in self.models])
+        """(models,) means over the runs, without differences due to rounding."""
+        return np.array([self.values[model, scenario].mean() for model in self.models]).round(9)
 
 
 def _resampled(content: Mapping[str, np.ndarray], metric: str) -> np.ndarray:
@@ -84,7 +91,7 @@ def _resampled(content: Mapping[str, np.ndarray], metric: str) -> np.ndarray:
 
 def ranks(scores: Scores) -> pd.DataFrame:
     """Rank of each model (rows) by its mean under each scenario (columns); 1 = best, ties share the mean rank."""
-    columns = {scenario: stats.rankdata(-scores.means(scenario).round(9)) for scenario in scores.scenarios}
+    columns = {scenario: stats.rankdata(-scores.means(scenario)) for scenario in scores.scenarios}
     return pd.DataFrame(columns, index=pd.Index(scores.models, name="model"))
 
 
@@ -101,9 +108,11 @@ def agreement(scores: Scores) -> pd.DataFrame:
     rng = np.random.default_rng(SEED)
     number = scores.draws[scores.models[0], reference].shape[1]
     drawn: dict[str, list[np.ndarray]] = {scenario: [] for scenario in scores.scenarios}
+    choices: dict[tuple[Path, ...], np.ndarray] = {}
     for model in scores.models:
-        runs = len(scores.values[model, reference])
-        chosen = rng.integers(runs, size=(runs, number))  # the same runs under all scenarios
+        runs, networks = len(scores.values[model, reference]), tuple(scores.directories[model])
+        # The same runs under all scenarios, and of models that share their networks.
+        chosen = choices.setdefault(networks, rng.integers(runs, size=(runs, number)))
         for scenario in scores.scenarios:
             drawn[scenario].append(np.take_along_axis(scores.draws[model, scenario], chosen, axis=0).mean(0))
     resamples = {scenario: np.stack(values, axis=1) for scenario, values in drawn.items()}  # (R, models)

@@ -107,6 +107,12 @@ def test_a_page_shows_what_is_stored(root):
     assert re.search(r"\| DyMo +\| seed 0, 1, 2 \| abc123456789 +\| cpu, 1 threads", text)
     # Means over the seeds; what is not known is no number.
     assert re.search(r"\| ours +\| 1\.20 +\| 1,009 +\| – +\|", text)
+    # DyMo loses most under random_0.4 of these made-up runs, or not: ranks and the one pair follow from the means.
+    accuracy = rows.groupby(["scenario", "model"])["value"].mean()
+    first, second = (accuracy[s, "DyMo"] - accuracy[s, "M3Care"] for s in ("none", "random_0.4"))
+    assert re.search(rf"\| ours +\| {1 + (first < 0)} +\| {1 + (second < 0)} +\|\n\| M3Care +\|", text)
+    assert re.search(r"Kendall's τ +\| – +\| -?1\.00 \(-?1\.00 to -?1\.00\)", text)
+    assert re.search(r"\d of 1 pairs: those whose order differs", text)
     assert "![accuracy (%) against the missing rate](made.png)" in text
     assert (root / "docs" / "results" / "made.png").stat().st_size > 5000
     assert text.endswith("<!-- evidence -->\n<!-- /evidence -->\n")  # all tables have stored runs
@@ -139,6 +145,8 @@ def test_a_deleted_run_fails_by_name(root):
         ("<!-- table from=made models=DyMo,MUSE -->\n<!-- /table -->", "made has no model MUSE"),
         ("<!-- table from=made model=DyMo -->\n<!-- /table -->", "unknown option model"),
         ("<!-- comparison from=made metric=auroc -->\n<!-- /comparison -->", "metric auroc: intervals are of"),
+        ("<!-- ranks from=made metric=auroc -->\n<!-- /ranks -->", "metric auroc: a ranking is by one of"),
+        ("<!-- ranks from=made scenarios=none -->\n<!-- /ranks -->", "two or more models and scenarios"),
         ("<!-- table from=made -->\n", "has no other half"),
         ("<!-- cell made: MUSE at none -->1.0<!-- /cell -->", "made has 0 cells of MUSE at none"),
         ("<!-- cell made DyMo -->1.0<!-- /cell -->", "cannot be read"),

@@ -58,6 +58,27 @@ def test_a_ranking_needs_repeated_runs(runs: list[FinishedRun]) -> None:
         Scores.of_runs(runs, frame, "accuracy", MODELS, SCENARIOS)
 
 
+def test_runs_have_to_match(runs: list[FinishedRun]) -> None:
+    frame = pd.concat([run.frame for run in runs])
+    is_lost = (frame["model"] == "DyMo") & (frame["scenario"] == "none") & (frame["seed"] == 0)
+    with pytest.raises(UserError, match=r"DyMo has other runs under random_0.2 than under none"):
+        Scores.of_runs(runs, frame[~is_lost], "accuracy", MODELS, SCENARIOS)
+    with pytest.raises(UserError, match="of PolyMNIST, Other: a ranking is of one data set"):
+        Scores.of_runs(runs, pd.concat([frame, frame.assign(dataset="Other")]), "accuracy", MODELS, SCENARIOS)
+
+
+def test_models_with_the_same_networks_are_resampled_together() -> None:
+    """The second way of use is always 0.01 better: with the same runs in each resample, no ranking differs."""
+    rng = np.random.default_rng(0)
+    values = {(m, s): rng.random(4) for m in ("a",) for s in ("first", "second")}
+    values |= {("b", s): values["a", s] + 0.01 for s in ("first", "second")}
+    draws = {key: np.repeat(value[:, None], 100, axis=1) for key, value in values.items()}
+    scores = Scores(["a", "b"], ["first", "second"], values, draws, {"a": [Path("x")], "b": [Path("x")]})
+    assert agreement(scores).loc["second"].tolist() == [1.0, 1.0, 1.0]
+    apart = Scores(["a", "b"], ["first", "second"], values, draws, {"a": [Path("x")], "b": [Path("y")]})
+    assert agreement(apart).loc["second", "low"] == -1.0
+
+
 def simulated(loss: float, seed: int, rows: int = 400, number: int = 4) -> Scores:
     """Two models that lose 0.1 under the second scenario, the first one ``loss`` more; rows differ in difficulty."""
     rng = np.random.default_rng(seed)
