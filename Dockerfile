@@ -2,7 +2,7 @@
 # Image of this project. Its default command is the quickstart: DyMo through every stage on the embedded Digits data.
 #   docker build -t dymo-bench .                                            CPU
 #   docker build -t dymo-bench:cuda --build-arg DEVICE=cuda .               NVIDIA GPU; run it with --gpus all
-#   docker run --rm -v dymo-outputs:/app/outputs dymo-bench [overrides, e.g. model=MUSE seed=1]
+#   docker run --rm -v dymo-outputs:/app/outputs dymo-bench [overrides, e.g. model=QMF seed=1]
 FROM python:3.11.13-slim-bookworm
 
 # cpu | cuda: which wheels of PyTorch are installed. The CUDA wheels bring their libraries along.
@@ -27,14 +27,14 @@ RUN case "$DEVICE" in \
     esac \
  && pip install -c constraints.txt ".[sweep]" && rm -rf build *.egg-info
 
-# Noted in the results of every run, as there is no git checkout in the image: --build-arg GIT_COMMIT=$(git describe --always)
-# Stands below the dependencies, which another commit would build again otherwise.
+# Noted in the results of every run, as the image has no git checkout: --build-arg GIT_COMMIT=$(git describe --always)
+# Below the dependencies, so that a new commit does not rebuild them.
 ARG GIT_COMMIT=""
 ENV GIT_COMMIT=${GIT_COMMIT}
 COPY . .
 
 # Nothing runs as root. Mount a volume at /app/data for raw files and packed stores, and at /app/outputs for results.
-# All may write them, and HOME, where libraries keep caches: docker run --user may name a user that the image does not have.
+# All may write them, and HOME, where libraries keep caches: docker run --user may name a user that the image lacks.
 RUN useradd --uid 1000 user \
  && mkdir -p data outputs \
  && chown user:user data outputs \

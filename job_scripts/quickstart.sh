@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Sets up the environment, then trains and tests DyMo on the embedded Digits data.
-#   bash job_scripts/quickstart.sh [Hydra overrides, e.g. seed=1 model=MUSE]
+#   bash job_scripts/quickstart.sh [Hydra overrides, e.g. seed=1 model=QMF]
 set -euo pipefail
 EXTRAS=
 source "$(dirname "${BASH_SOURCE[0]}")/_environment.sh"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A SLURM job array: one task per model and seed, then a report. Submit it from the root of the checkout:
-#   MODELS="DyMo ModDrop MUSE" SEEDS="0 1 2" bash job_scripts/slurm_array.sh submit [sbatch options --] [Hydra overrides]
+#   MODELS="DyMo ModDrop QMF" SEEDS="0 1 2" bash job_scripts/slurm_array.sh submit [sbatch options --] [Hydra overrides]
 #   for example: bash job_scripts/slurm_array.sh submit --partition=gpu -- dataset=Digits schedule=demo
 # A task that was cancelled or preempted continues where it stopped when the same command is submitted again; finished
 # tasks end at once. Set DRY_RUN=1 to print the commands instead of running them.
@@ -41,20 +41,22 @@ if [[ ${1:-} == submit ]]; then
   submit() {  # prints the number of the job
     if [[ -n ${DRY_RUN:-} ]]; then run sbatch "$@" >&2; echo JOB; else sbatch --parsable "$@" | cut -d ';' -f 1; fi
   }
-  # All tasks read the packed store: one job packs it first. If it fails, the tasks are cancelled: they would wait for ever.
+  # All tasks read the packed store: one job packs it first. If it fails, the tasks, which would wait forever, are
+  # cancelled.
   # The report waits for all tasks, whether they succeed or not.
   logs=outputs/slurm  # %a is the number of a task, and has ten digits in a job that is no array
   first=$(submit --output="$logs/%j_prepare.log" "${options[@]}" "$script" prepare "${overrides[@]}")
   array=$(submit --array="0-$((tasks - 1))" --dependency="afterok:$first" --kill-on-invalid-dep=yes "${options[@]}" \
     "$script" "${overrides[@]}")
-  last=$(submit --output="$logs/%j_report.log" --dependency="afterany:$array" "${options[@]}" "$script" report "${overrides[@]}")
+  last=$(submit --output="$logs/%j_report.log" --dependency="afterany:$array" "${options[@]}" \
+    "$script" report "${overrides[@]}")
   echo "submitted: prepare $first, $tasks tasks $array, report $last"
   exit
 fi
 
 [[ -x .venv/bin/python || -n ${DRY_RUN:-} ]] || die "there is no .venv: run bash job_scripts/quickstart.sh --help first."
 export PATH="$PWD/.venv/bin:$PATH"
-# SLURM does not always keep a task on the cores that it was given: PyTorch would start a thread for each core of the node.
+# SLURM does not always keep a task on its cores: PyTorch would start a thread for each core of the node.
 if [[ -n ${SLURM_CPUS_PER_TASK:-} ]]; then export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$SLURM_CPUS_PER_TASK}"; fi
 case ${1:-} in
   prepare) run python run.py "${@:2}" 'stages=[prepare]' ;;

@@ -64,7 +64,7 @@ def small(arguments: list[str], configs: Path) -> DictConfig:
     overrides, dataset = list(arguments), "dataset=Lesions" in arguments
     if dataset:
         model = next((a.partition("=")[2] for a in arguments if a.startswith("model=")), "DyMo")
-        overrides += [*SMALL, *SMALL_MODELS[model], *SMALL_IMPUTERS["TIP"] * ("imputer=TIP" in arguments)]
+        overrides += [*SMALL, *SMALL_MODELS[model], *SMALL_IMPUTERS["MoPoE"] * (model == "DyMo")]
         trained = "model.backbone" if model == "DyMo" else "model"
         overrides += [f"{trained}.training.max_epochs=6", f"{trained}.training.batch_size=16"]
     cfg = compose_config(*overrides, configs=configs)
@@ -111,6 +111,8 @@ def test_the_story_of_the_page_works_as_it_is_written(tmp_path: Path, monkeypatc
     assert table["prediction"].tolist()[2] == "" and (table["prediction"].drop(2) != "").all()
     assert set(table["prediction"]) <= {"nevus", "melanoma", "basal cell carcinoma", ""}
     assert set(table["accepted"][1].split(";") + table["rejected"][1].split(";")) - {""} == {"table"}
+    assert set(table["accepted"][0].split(";") + table["rejected"][0].split(";")) - {""} == {"image"}
+    assert len(list((clinic / "recovered" / "image").glob("*.png"))) > 0
     recovered = pd.read_csv(clinic / "recovered" / "table" / "recovered.csv", dtype={"id": str})
     assert table["id"][1] in set(recovered["id"]) and recovered["sex"].isin(["F", "male"]).all()
 

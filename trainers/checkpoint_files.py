@@ -19,7 +19,7 @@ from utils.safe_pickle import check_pickles
 
 log = logging.getLogger(__name__)
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
-# Of a training that goes on, which it does from last.ckpt: Adam's moments alone are twice as large as the weights.
+# Keys needed only to resume, which is done from last.ckpt: Adam's moments alone are twice as large as the weights.
 RESUMING = ("callbacks", "loops", "lr_schedulers", "optimizer_states")
 
 

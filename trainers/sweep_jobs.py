@@ -47,7 +47,7 @@ class Jobs:
         self._write(f"{number}.ended", {"number": number, "seconds": time.time() - start, **job})
 
     def lose(self, number: int, overrides: list[str], error: str) -> None:
-        """Note that a job failed which could not do so itself; nothing of a job that has."""
+        """Note that a job failed which could not note it itself; does nothing if the job has noted its end."""
         if number in self._numbers("ended"):
             return
         if number not in self._numbers("started"):

@@ -27,6 +27,7 @@ from models.imputers.base import Assembled, FittedImputer, Imputer
 from models.imputers.quality import Judge, recovery_quality
 from trainers.bundle import archive, save_weights
 from trainers.callbacks import EpochOrder, Provenance
+from trainers.checkpoint_files import PREVIOUS, CheckpointFiles
 from trainers.config.build import (
     build_encoders,
     build_metrics,
@@ -150,9 +151,11 @@ class Trial:
                 strategy="auto", logger=CSVLogger(folder) if loader is None else False,
                 enable_checkpointing=loader is None, enable_model_summary=False, enable_progress_bar=False,
                 num_sanity_val_steps=0, default_root_dir=folder, log_every_n_steps=10**9, callbacks=callbacks,
+                plugins=[CheckpointFiles()],
             )  # fmt: skip
             trainer.fit(module, loader, datamodule=data if loader is None else None)
-            files = list(folder.glob("*.ckpt"))
+            # While a training runs, its previous checkpoint is there, too.
+            files = [file for file in folder.glob("*.ckpt") if file.name != PREVIOUS]
             for file in files:
                 check_checkpoint(file)
             size = sum(file.stat().st_size for file in files)
