@@ -13,7 +13,7 @@ import pandas as pd
 
 from datasets.readers.images import ImageReader
 from datasets.readers.pictures import UNREADABLE
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 
 log = logging.getLogger(__name__)
 TABLE = "table"  # name of the table that the columns of a data frame are
@@ -49,7 +49,7 @@ class ImageFiles:
             try:
                 content[row] = reader(self.folder / str(paths.iloc[row]))
             except (*UNREADABLE, OSError) as error:
-                problems.append(f"{paths.iloc[row]} ({(str(error) or type(error).__name__).splitlines()[0]})")
+                problems.append(f"{paths.iloc[row]} ({first_line(error)})")
         if problems:
             raise UserError(
                 f"column '{paths.name}': {len(problems)} of {int((~absent).sum())} images cannot be read, the first is "

@@ -33,7 +33,7 @@ from datasets.batch import Modality
 from datasets.readers.images import ImageReader, decode_images
 from datasets.readers.text import WIDTH, attribute_texts, check_alphabet, encode_all
 from datasets.source import Source, SourcedDataModule, check_classes, file_stats, sample_rows, sha256
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 
 SIDE = 64
 TEXT_LENGTH = 256
@@ -68,7 +68,7 @@ def read_table(path: Path, header: bool) -> pd.DataFrame:
         else:
             frame = pd.read_csv(path, sep=r"\s+", header=None, dtype=str, index_col=0, names=["image_id", "partition"])
     except (OSError, ValueError, pd.errors.ParserError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"{path} cannot be read as a table ({reason}): download it again") from None
     if announced is not None and announced != len(frame):
         raise UserError(f"{path} announces {announced} rows and holds {len(frame)}: download it again")
@@ -95,9 +95,7 @@ def read_texts(path: Path) -> pd.Series:
     try:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (OSError, ValueError, pd.errors.ParserError) as error:
-        raise UserError(
-            f"{path} cannot be read as a table ({str(error).splitlines()[0]}): restore or remove it"
-        ) from None
+        raise UserError(f"{path} cannot be read as a table ({first_line(error)}): restore or remove it") from None
     for column in ("image_id", "text"):
         if column not in frame.columns:
             raise UserError(f"{path} has no column '{column}' (only {', '.join(frame.columns)}): restore or remove it")

@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 
 from datasets.readers.audio import SOUND_SUFFIXES
-from datasets.readers.images import reason
 from datasets.readers.pictures import FRAME_SUFFIXES
 from datasets.readers.video import VIDEO_SUFFIXES
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 from utils.files import natural_key
 
 log = logging.getLogger(__name__)
@@ -152,7 +151,7 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read ({reason(error)}): restore it from the published lists") from None
+        raise UserError(f"{path} cannot be read ({first_line(error)}): restore it from the published lists") from None
     return [(i, line.strip()) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
 
 

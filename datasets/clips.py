@@ -24,12 +24,12 @@ from datasets.batch import Modality
 from datasets.clip_listing import Clip, Listing
 from datasets.loader import Choose, Transform
 from datasets.readers.audio import SOUND_SUFFIXES, ClipProblem, FrontEnd, hear
-from datasets.readers.images import decode_rows, reason
+from datasets.readers.images import decode_rows
 from datasets.readers.video import ClipReader, Frames
 from datasets.scale import Scale
 from datasets.source import Source, SourcedDataModule, check_classes, sample_rows, sha256
 from datasets.splits import stratified_split
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -230,7 +230,7 @@ class ClipModule(SourcedDataModule):
             )
             decoded |= {name + suffix: path for suffix, path in files.items()}
             for row, error in bad.items():
-                problem = error if isinstance(error, ClipProblem) else ClipProblem("unreadable", reason(error))
+                problem = error if isinstance(error, ClipProblem) else ClipProblem("unreadable", first_line(error))
                 problems.setdefault(row, problem)
         return decoded
 

@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 
 from datasets.readers.csv_files import check_columns
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ def read_raw(path: Path, columns: Sequence[str]) -> pd.DataFrame:
         pd.errors.EmptyDataError,
         UnicodeDecodeError,
     ) as error:
-        raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]}): download it again") from None
+        raise UserError(f"{path} cannot be read ({first_line(error)}): download it again") from None
 
 
 def link(raw: dict[str, pd.DataFrame], flags: int, studies: str) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, int]]:

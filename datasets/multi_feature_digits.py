@@ -20,7 +20,7 @@ from datasets.readers.mnist import CLASSES
 from datasets.scaling import is_constant, mean_and_deviation
 from datasets.source import Arrays, Source, SourcedDataModule, file_stats, sha256
 from datasets.splits import stratified_split
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 
 # View -> number of features: profile correlations, Fourier coefficients, Karhunen-Loeve coefficients, morphology, pixel
 # averages, Zernike moments.
@@ -41,7 +41,7 @@ def read_view(path: Path, features: int) -> tuple[np.ndarray, np.ndarray]:
         frame = pd.read_csv(path) if has_header else pd.read_csv(path, sep=r"\s+", header=None)
         values = frame.to_numpy(dtype=np.float64)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as numbers ({str(error).splitlines()[0]}): download it again") from None
+        raise UserError(f"{path} cannot be read as numbers ({first_line(error)}): download it again") from None
     if values.shape[1] != features + has_header:
         raise UserError(f"{path} has {values.shape[1]} columns, expected {features + has_header}: download it again")
     if not np.isfinite(values).all():

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.batch import Modality
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 from utils.files import load_arrays
 
 
@@ -138,6 +138,4 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             raise ValueError("it is one array without a name")
         return arrays
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read as .npz ({str(error).splitlines()[0]}): write it with numpy.savez"
-        ) from None
+        raise UserError(f"{path} cannot be read as .npz ({first_line(error)}): write it with numpy.savez") from None

@@ -19,7 +19,7 @@ from datasets.readers.pictures import UNREADABLE
 from datasets.readers.spellings import most_common
 from datasets.row_labels import RowLabels
 from datasets.table_columns import TableColumns
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 
 # Numbers this many standard deviations from the training mean are remarked on: a wrong unit, or a slip of the keyboard.
 FAR = 6.0
@@ -189,7 +189,7 @@ class RowEncoder:
                 for array, value in zip(content.values(), read(paths[row])):
                     array[row] = value
             except UNREADABLE as error:
-                broken.append((int(row), f"{paths[row]} ({(str(error) or type(error).__name__).splitlines()[0]})"))
+                broken.append((int(row), f"{paths[row]} ({first_line(error)})"))
         if broken:
             self._note(f"{len(broken)} {noun}s cannot be read: {broken[0][1]}", "they count as missing", "replace them")
             exists[[row for row, _ in broken]] = False

@@ -96,6 +96,9 @@ class SourcedDataModule(MultimodalDataModule):
         """
         source = self.find_source()
         if self._is_packed(source):
+            if self.scratch.exists():  # of a process that was killed while it removed it
+                with alone(self.scratch):
+                    shutil.rmtree(self.scratch, ignore_errors=True)
             return
         with alone(self.scratch):
             if not self._is_packed(source):  # another process may have packed it meanwhile

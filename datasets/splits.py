@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 
 
 def draw_split(
@@ -60,7 +60,7 @@ def draw_split(
             rarest = f"class {class_names[rare] if class_names else rare} has {counts[rare]}"
             raise UserError(
                 f"cannot divide {len(units)} {'rows' if groups is None else 'groups'} into {len(positive)} parts with "
-                f"the class shares of all rows ({rarest}; {str(error).splitlines()[0]}): give more rows, leave the "
+                f"the class shares of all rows ({rarest}; {first_line(error)}): give more rows, leave the "
                 "class out, or set dataset.stratify=false"
             ) from None
         parts.append(part)
@@ -139,7 +139,7 @@ def _class_folds(target: np.ndarray, folds: int, validation: float, seed: int) -
             train, val = train_test_split(others, test_size=validation, stratify=target[others], random_state=seed)
         except ValueError as error:
             raise UserError(
-                f"no stratified validation split of {len(others)} rows ({str(error).splitlines()[0]}): leave the "
+                f"no stratified validation split of {len(others)} rows ({first_line(error)}): leave the "
                 "rarest class out, or set dataset.stratify=false"
             ) from None
         result.append((np.sort(train), np.sort(val), test))

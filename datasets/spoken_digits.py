@@ -25,11 +25,11 @@ from datasets.base import SPLITS
 from datasets.batch import Modality
 from datasets.loader import Transform
 from datasets.readers.audio import ClipProblem, FrontEnd, hear
-from datasets.readers.images import decode_rows, reason
+from datasets.readers.images import decode_rows
 from datasets.readers.mnist import CLASSES, SIDE, mnist_files, read_mnist
 from datasets.source import Arrays, Source, SourcedDataModule, check_classes, file_stats, sample_rows, sha256
 from datasets.splits import stratified_split
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 
 RECIPE_VERSION = 1
 VAL_IMAGES = 1 / 12  # of the training images of MNIST: 5,000
@@ -296,7 +296,7 @@ class SpokenDigits(SourcedDataModule):
             "recordings", key, stats, self.scratch, sound, {"": self.audio.stored}, "recordings", "file"
         )
         problems = {
-            row: error if isinstance(error, ClipProblem) else ClipProblem("unreadable", reason(error))
+            row: error if isinstance(error, ClipProblem) else ClipProblem("unreadable", first_line(error))
             for row, error in bad.items()
         }
         return np.load(files[""], mmap_mode="r"), problems

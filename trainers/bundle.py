@@ -42,7 +42,7 @@ from trainers.config.imputers import imputer_nodes
 from trainers.loading import Run
 from utils.calibration import Temperatures
 from utils.checksums import digest
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 from utils.files import BROKEN, remove_leftovers, replace_folder, replacing, temporary_beside
 from utils.inputs import KEY as INPUTS
 from utils.limits import advice, limit
@@ -266,7 +266,7 @@ def open_bundle(source: str | Path) -> Bundle:
             raise ValueError("it holds a list")
         named = set(targets(cfg))
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
-        raise UserError(f"{folder / 'config.yaml'} is damaged ({str(error).splitlines()[0]}): {REFUSE}") from None
+        raise UserError(f"{folder / 'config.yaml'} is damaged ({first_line(error)}): {REFUSE}") from None
     if foreign := sorted(target for target in named if not is_trusted(target)):
         raise UserError(
             f"{folder / 'config.yaml'} would run {foreign[0]}: a bundle may name classes of "
@@ -286,7 +286,7 @@ def download(name: str) -> Path:
     try:
         return Path(huggingface_hub.snapshot_download(name))
     except Exception as error:  # no network, no such repository, no permission: the hub has many ways to fail
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise UserError(
             f"there is no folder {name}, and no bundle of that name can be had from the Hugging Face hub ({reason}): "
             "correct the path or the name"
@@ -375,6 +375,8 @@ def unpack(archive: Path) -> Path:
             for entry in file.infolist():
                 path = PurePosixPath(entry.filename)
                 is_link = (entry.external_attr >> 16) & 0o170000 == 0o120000
+                if not path.parts:
+                    raise UserError(f"{archive} holds an entry without a name: {REFUSE}")
                 if path.is_absolute() or ".." in path.parts or "\\" in entry.filename or is_link:
                     raise UserError(f"{archive} holds {entry.filename}, which leaves its folder: {REFUSE}")
             file.extractall(target)

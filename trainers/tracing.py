@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from datasets.batch import Batch
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 
 Arguments = tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]
 
@@ -27,7 +27,7 @@ def trace(program: nn.Module, example: Arguments, name: str) -> torch.export.Exp
         # strict: otherwise len(tensor) would fix the batch size.
         return torch.export.export(program, example, dynamic_shapes=shapes, strict=True)
     except Exception as error:  # torch.export has many ways to refuse
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"{name} cannot be exported (torch.export: {reason}): set export.format=[bundle]") from error
 
 

@@ -18,6 +18,12 @@ class UserError(Exception):
     """
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of the message, or the name of the type of an error without message."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def user_error(error: BaseException) -> UserError | None:
     """What a user can do about an error that the machine causes: a full disk, denied access, too little memory.
 
@@ -38,9 +44,8 @@ def user_error(error: BaseException) -> UserError | None:
 def _message(error: BaseException) -> str | None:
     name = type(error).__name__
     if isinstance(error, MemoryError) or name == "OutOfMemoryError":
-        reason = (str(error).splitlines() or [name])[0]
         return (
-            f"out of memory ({reason}): use smaller batches (dataset.training_defaults.batch_size, "
+            f"out of memory ({first_line(error)}): use smaller batches (dataset.training_defaults.batch_size, "
             "dataset.test_batch_size), or a machine with more, and run the same command again"
         )
     number, where = (error.errno, error.filename) if isinstance(error, OSError) else (_rust_number(error), None)

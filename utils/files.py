@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
@@ -19,7 +20,7 @@ from typing import IO
 
 import numpy as np
 
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 
 log = logging.getLogger(__name__)
 MACHINE = f"{zlib.crc32(platform.node().encode()):08x}"
@@ -114,6 +115,24 @@ def replace_folder(new: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def reserve(path: Path) -> None:
+    """Take the disk space of a file that is written through memory: on a full disk, such a write would end the process
+    by a signal instead of an error.
+
+    Raises:
+        UserError: there is no room.
+    """
+    status = path.stat()
+    if not hasattr(os, "posix_fallocate") or status.st_blocks * 512 >= status.st_size:  # macOS; it has its space
+        return
+    try:
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, status.st_size)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):  # else it cannot be done there
+            raise unwritable(path, error) from None
+
+
 @contextmanager
 def alone(path: Path) -> Iterator[None]:
     """Wait until no other process works on ``path``; the system frees the lock of a process that dies.
@@ -156,7 +175,7 @@ def wait_for_lock(file: IO[str], path: Path) -> None:
 
 def unwritable(path: Path, error: BaseException) -> UserError:
     """Error for a ``path`` that cannot be written."""
-    reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    reason = getattr(error, "strerror", None) or first_line(error)
     return UserError(
         f"{path} cannot be written ({reason}): make room or correct the permissions, and run the same command again"
     )

@@ -9,6 +9,7 @@ from utils.errors import UserError
 # Name -> largest value; an environment variable DYMO_MAX_<name> sets another one.
 DEFAULTS = {
     "PIXELS": 150_000_000,  # of an image; 600 MB when decoded with four channels
+    "CLIP_PIXELS": 2_000_000_000,  # of the chosen frames of a clip: 6 GB as RGB, 108 minutes of 640 x 480 at 1 frame/s
     "UNPACKED": 20_000_000_000,  # bytes of an archive when unpacked; the weights of a large model have a few GB
     "SAMPLES": 500_000_000,  # of a sound, over all channels: 2 GB when decoded, 87 minutes of stereo at 48 kHz
 }

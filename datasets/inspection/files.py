@@ -16,6 +16,7 @@ import pandas as pd
 from datasets.inspection.findings import Finding, number_of, quoted, row_numbers
 from datasets.inspection.layout import FileColumn
 from datasets.readers.pictures import UNREADABLE
+from utils.errors import first_line
 from utils.progress import Progress
 
 
@@ -62,7 +63,7 @@ def inspect_files(names: pd.Series, column: FileColumn, missing_values: Sequence
             digest = _digest(path)
             share = column.read(path)
         except UNREADABLE as error:
-            return str(error).splitlines()[0] if str(error) else type(error).__name__, "", 0.0
+            return first_line(error), "", 0.0
         return None, digest, share
 
     existing = [path for path in rows_of if path.is_file() or (column.noun == "clip" and path.is_dir())]

@@ -15,10 +15,10 @@ from datasets.content import Content
 from datasets.modality_parts.base import About, Packed, Part, one_of
 from datasets.readers.csv_rows import Rows, warn_of_crossing_files
 from datasets.readers.csv_table import CsvTable
-from datasets.readers.images import Bad, decode_rows, file_stat, reason
+from datasets.readers.images import Bad, decode_rows, file_stat
 from datasets.row_encoder import RowEncoder
 from datasets.source import sha256
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 from utils.files import alone
 
 log = logging.getLogger(__name__)
@@ -206,7 +206,7 @@ class FilePart(Part):
         if not bad:
             return
         rows = sorted(bad)
-        shown = "; ".join(f"{files[row]} ({reason(bad[row])})" for row in rows[:3])
+        shown = "; ".join(f"{files[row]} ({first_line(bad[row])})" for row in rows[:3])
         more = f", and {len(rows) - 3} more" if len(rows) > 3 else ""
         problem = f"{len(rows)} of {len(files)} {self.noun} files of '{self.name}' cannot be read: {shown}{more}"
         if len(rows) == len(files):

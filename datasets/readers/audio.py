@@ -29,6 +29,7 @@ from scipy.signal import resample_poly
 from torch import Tensor
 
 from datasets.scale import Scale
+from utils.errors import first_line
 from utils.limits import advice, limit
 
 SOUND_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")  # in order of preference
@@ -56,7 +57,7 @@ BROKEN = (av.FFmpegError, OSError, ValueError, AttributeError)
 
 def unreadable(error: Exception) -> ClipProblem:
     """The problem with a file of which PyAV raised one of BROKEN."""
-    return ClipProblem("unreadable", f"no video file: {(str(error) or type(error).__name__).splitlines()[0]}")
+    return ClipProblem("unreadable", f"no video file: {first_line(error)}")
 
 
 def read_audio(path: Path, start: float | None = None, end: float | None = None) -> tuple[np.ndarray, int]:
@@ -80,7 +81,7 @@ def read_audio(path: Path, start: float | None = None, end: float | None = None)
                     raise ClipProblem("unreadable", f"{samples:,} samples, over the limit ({advice('SAMPLES', most)})")
                 channels = file.read(dtype="float32", always_2d=True)
         except (soundfile.SoundFileError, OSError) as error:
-            raise ClipProblem("unreadable", f"no sound file: {str(error).splitlines()[0]}") from None
+            raise ClipProblem("unreadable", f"no sound file: {first_line(error)}") from None
         waveform = channels.mean(1)
     else:
         waveform, rate = _read_track(path)

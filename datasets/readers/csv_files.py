@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Dialect:
             fix = "give a comma-separated table, or set dataset.separator"
         else:
             fix = f"dataset.separator={self.separator!r} may not be that of this table"
-        return UserError(f"{path} cannot be read as CSV ({str(error).splitlines()[0]}): {fix}")
+        return UserError(f"{path} cannot be read as CSV ({first_line(error)}): {fix}")
 
 
 def read_csv(path: Path, header_only: bool = False, dialect: Dialect | None = None) -> pd.DataFrame:

@@ -14,8 +14,8 @@ from PIL import Image
 
 from datasets.readers.pictures import PICTURE_RULES, UNREADABLE, open_picture
 from datasets.source import sha256
-from utils.errors import UserError
-from utils.files import load_arrays, replacing
+from utils.errors import UserError, first_line
+from utils.files import load_arrays, replacing, reserve
 from utils.progress import Progress
 
 CHUNK = 512  # images between two updates of the progress file
@@ -175,6 +175,9 @@ def decode_rows(
 
     Returns:
         Suffix -> file; bad row -> its error. The content of bad rows is arbitrary.
+
+    Raises:
+        UserError: the disk has no room for them.
     """
     content = sha256([PICTURE_RULES, key])[:16]
     targets = {suffix: folder / f"{split}.{content}{suffix}.npy" for suffix in arrays}
@@ -187,6 +190,8 @@ def decode_rows(
             np.lib.format.open_memmap(targets[suffix], "w+", dtype, (len(stats), *shape))
         with replacing(state) as temporary:
             np.save(temporary, np.full_like(stats, -1))
+    for target in targets.values():
+        reserve(target)
     opened = [np.load(target, mmap_mode="r+") for target in targets.values()]
     done = np.load(state, mmap_mode="r+")
     bad: Bad = {}
@@ -230,14 +235,9 @@ def _fill(
             yield chunk[[not problem for problem in problems]]
 
 
-def reason(error: Exception) -> str:
-    """First line of an error message, or the type of an error without message."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
 def _refuse(bad: Bad, paths: Sequence[Path], noun: str) -> None:
     if bad:
-        shown = "; ".join(f"{paths[row]} ({reason(error)})" for row, error in list(bad.items())[:3])
+        shown = "; ".join(f"{paths[row]} ({first_line(error)})" for row, error in list(bad.items())[:3])
         more = f", and {len(bad) - 3} more" if len(bad) > 3 else ""
         raise UserError(
             f"{len(bad)} of {len(paths)} {noun} cannot be read: {shown}{more}; restore these files, or remove them "

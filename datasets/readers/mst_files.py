@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from datasets.readers.images import reason
+from datasets.readers.mat_files import read_mat_arrays
 from datasets.readers.mnist import CLASSES
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 from utils.files import natural_key
 
 SVHN_SIDE = 32
@@ -26,15 +26,13 @@ def read_mat(path: Path) -> Items:
     Raises:
         UserError: the file is unreadable, or has other shapes, unequal counts, or a label outside 1 to 10.
     """
-    from scipy.io import loadmat
-
     try:
-        content = loadmat(path, variable_names=("X", "y"))
+        content = read_mat_arrays(path, ("X", "y"))
         x, y = content["X"], content["y"].reshape(-1)
     except KeyError as error:
         raise UserError(f"{path} has no variable {error}: take the cropped digits of SVHN (format 2)") from None
-    except Exception as error:  # a file can be broken in any way
-        raise UserError(f"{path} cannot be read as a MATLAB file ({reason(error)}): download it again") from None
+    except (OSError, ValueError, MemoryError) as error:
+        raise UserError(f"{path} cannot be read as a MATLAB file ({first_line(error)}): download it again") from None
     if x.dtype != np.uint8 or x.ndim != 4 or x.shape[:3] != (SVHN_SIDE, SVHN_SIDE, 3):
         raise UserError(
             f"{path} holds X {x.shape} {x.dtype}, expected (32, 32, 3, N) uint8: take the cropped digits of SVHN "

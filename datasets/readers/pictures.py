@@ -6,13 +6,15 @@ All readers of pictures in this project use :func:`open_picture`.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from utils.errors import UserError, first_line
 from utils.files import natural_key
 from utils.limits import advice, limit
 
@@ -35,6 +37,18 @@ _UPRIGHT = {
 }
 
 
+@contextmanager
+def decoding() -> Iterator[None]:
+    """Turn what Pillow raises on damaged files, in any of its parsers, into one of UNREADABLE."""
+    try:
+        yield
+    except (UserError, MemoryError, *UNREADABLE):
+        raise
+    except Exception as error:
+        raise ValueError(f"damaged: {first_line(error)}") from None
+
+
+@decoding()
 def open_picture(path: Path, channels: int, bits: int | None = None) -> Image.Image:
     """Read an image file as grey (mode ``L``) or colour (``RGB``), 8 bits, upright.
 
@@ -70,6 +84,7 @@ def open_picture(path: Path, channels: int, bits: int | None = None) -> Image.Im
         return picture.convert({1: "L", 3: "RGB"}[channels])
 
 
+@decoding()
 def open_image(path: Path) -> Image.Image:
     """Open an image file of one of FORMATS; reads its header alone.
 
@@ -86,6 +101,7 @@ def open_image(path: Path) -> Image.Image:
     return image
 
 
+@decoding()
 def upright(image: Image.Image) -> Image.Image:
     """Apply the orientation tag of an image; an image without one is returned unchanged.
 

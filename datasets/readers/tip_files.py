@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from datasets.coded_table import Coded
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 
 
 def read_list(path: Path) -> list[Any]:
@@ -34,7 +34,7 @@ def read_list(path: Path) -> list[Any]:
         with torch.serialization.safe_globals(safe):
             content = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # a file can be broken in any way
-        raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]}): copy or write it again") from None
+        raise UserError(f"{path} cannot be read ({first_line(error)}): copy or write it again") from None
     if isinstance(content, torch.Tensor | np.ndarray):
         content = content.tolist()
     if not isinstance(content, list | tuple):
@@ -85,7 +85,7 @@ def read_prepared(
     try:
         values = pd.read_csv(table, header=None).to_numpy()
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise UserError(f"{table} cannot be read as CSV ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{table} cannot be read as CSV ({first_line(error)})") from None
     if values.shape[1] != len(columns):
         raise UserError(
             f"{table} has {values.shape[1]} columns, expected {len(columns)} ({', '.join(columns[:3])}, ...): give the "

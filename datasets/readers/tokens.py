@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from datasets.source import file_digest, sha256
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 from utils.progress import Progress
 
 if TYPE_CHECKING:  # slow to import, and not needed once the texts are packed
@@ -62,7 +62,7 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     except UserError:
         raise
     except Exception as error:  # a broken file or an unreachable hub can fail in any way
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise UserError(f"the tokenizer '{source}' cannot be had ({reason}): {FIX}") from None
     if tokenizer.pad_token_id != PADDING:
         raise UserError(

@@ -18,10 +18,13 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as V
 
 from datasets.readers.audio import BROKEN, ClipProblem, unreadable
-from datasets.readers.images import ImageReader, reason
+from datasets.readers.images import ImageReader
 from datasets.readers.pictures import UNREADABLE, frame_files
 from datasets.transforms import crop_boxes, resample, resize
+from utils.errors import first_line
+from utils.limits import advice, limit
 
+SMALLEST_FRAME = 10_000  # pixels that a smaller frame counts as: frames take time, too
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".flv", ".mov")  # in order of preference
 
 
@@ -34,9 +37,11 @@ def extract_frames(
         start, end: of the part to read, in seconds; None = beginning, end.
 
     Raises:
-        ClipProblem: unreadable, no video track, or no frame (such as a part shorter than half of 1 / fps).
+        ClipProblem: unreadable, no video track, no frame (such as a part shorter than half of 1 / fps), or over the
+            limit of pixels of a clip (:mod:`utils.limits`).
     """
-    rate, pictures = str(Fraction(fps).limit_denominator(1000)), []
+    rate = str(Fraction(fps).limit_denominator(1000))
+    pictures: list[Image.Image] = []
     try:
         with av.open(str(path), metadata_errors="replace") as container:
             if not container.streams.video:
@@ -54,16 +59,23 @@ def extract_frames(
                     try:
                         frame = sink.pull()
                         assert isinstance(frame, av.VideoFrame)
+                        _check_size(len(pictures) + 1, frame.width, frame.height)  # the last frame can last long
                         pictures.append(frame.to_image())
                     except (av.BlockingIOError, av.EOFError):
                         return
 
             origin = float(stream.start_time * stream.time_base) if stream.start_time and stream.time_base else 0.0
+            before = None
             for frame in container.decode(stream):
                 time = (frame.time or 0.0) - origin
                 if end is not None and time >= end:
                     break
                 if start is None or time >= start:
+                    # The filter repeats a frame until the time of the next one, which damage can put centuries later.
+                    if frame.time is not None:
+                        repeated = 0 if before is None else max(time - before, 0) * fps
+                        _check_size(len(pictures) + repeated + 1, frame.width, frame.height)
+                        before = time if before is None else max(before, time)
                     graph.vpush(frame)
                     drain()
             graph.vpush(None)
@@ -75,6 +87,16 @@ def extract_frames(
     if not pictures:
         raise ClipProblem("no_frames", f"no frame at {fps:g} per second")
     return pictures
+
+
+def _check_size(frames: float, width: int, height: int) -> None:
+    """
+    Raises:
+        ClipProblem: so many frames of this size are over the limit of pixels of a clip.
+    """
+    if frames * max(width * height, SMALLEST_FRAME) > (most := limit("CLIP_PIXELS")):
+        size = f"{frames:,.0f} frames of {width} x {height} pixels"
+        raise ClipProblem("unreadable", f"{size}, over the limit of pixels of a clip ({advice('CLIP_PIXELS', most)})")
 
 
 def spread(n: int, count: int) -> np.ndarray:
@@ -124,7 +146,7 @@ class ClipReader:
                 try:
                     pixels[i] = read(picture)
                 except UNREADABLE as error:
-                    raise ClipProblem("unreadable", f"frame {picture.name}: {reason(error)}") from None
+                    raise ClipProblem("unreadable", f"frame {picture.name}: {first_line(error)}") from None
             else:
                 pixels[i] = np.asarray(picture.resize(size, read.resample)).transpose(2, 0, 1)
         return pixels, np.int64(len(frames))

@@ -13,7 +13,7 @@ import transformers
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 
 # Projections of a transformer block by the letters of ``Adapter.targets``.
 PROJECTIONS = {"q": "query", "k": "key", "v": "value", "o": "attention output", "f": "MLP output"}
@@ -150,7 +150,7 @@ def _load_local_or_download(architecture: str, weights: str, load: Callable[[boo
             transformers.logging.set_verbosity_error()  # unused tensors; missing ones raise below
             return load(local)
         except (OSError, ValueError, TypeError, RuntimeError, SafetensorError, HfHubHTTPError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            reason = first_line(error)
         finally:
             transformers.logging.set_verbosity(verbosity)
     if is_folder:
@@ -179,7 +179,7 @@ def timm_network(variant: str, weights: str, size: Mapping[str, Any]) -> Any:
             **size,
         )
     except (OSError, RuntimeError, HfHubHTTPError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         if "Unknown model" in reason:
             raise ValueError(f"architecture=timm/{variant}: timm has no such network") from None
         raise UserError(

@@ -377,6 +377,15 @@ def test_a_path_outside_the_folder_is_refused(copied: Path, name: str) -> None:
         open_bundle(copied)
 
 
+def test_an_entry_without_a_name_is_refused(tmp_path: Path) -> None:
+    """``zipfile`` itself ends with an IndexError."""
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+        file.writestr("name", "x")
+    (tmp_path / "a.zip").write_bytes((tmp_path / "a.zip").read_bytes().replace(b"name", bytes(4)))
+    with pytest.raises(UserError, match=r"a\.zip holds an entry without a name"):
+        open_bundle(tmp_path / "a.zip")
+
+
 def test_an_archive_that_leaves_its_folder_is_refused(copied: Path, tmp_path: Path) -> None:
     archive = tmp_path / "evil.zip"
     with zipfile.ZipFile(archive, "w") as file:

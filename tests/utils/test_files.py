@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from utils.files import MACHINE, TEMPORARY, alone, remove_leftovers, replace_folder, replacing, temporary_beside
+from utils.errors import UserError
+from utils.files import (
+    MACHINE,
+    TEMPORARY,
+    alone,
+    remove_leftovers,
+    replace_folder,
+    replacing,
+    reserve,
+    temporary_beside,
+)
 
 KILLED = """
 import os
@@ -99,3 +111,22 @@ def test_processes_work_on_a_path_one_by_one(tmp_path: Path) -> None:
         children.append(child)
     assert all(os.waitpid(child, 0)[1] == 0 for child in children)
     assert counter.read_text() == "150" and os.listdir(tmp_path) == ["counter"]
+
+
+def test_the_space_of_a_file_is_taken_before_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "a.npy"
+    np.lib.format.open_memmap(file, "w+", np.uint8, (1000, 1000))
+    assert file.stat().st_blocks * 512 < file.stat().st_size
+    reserve(file)
+    assert file.stat().st_blocks * 512 >= file.stat().st_size
+    np.lib.format.open_memmap(file, "w+", np.uint8, (1000, 1000))
+    number = errno.EOPNOTSUPP
+
+    def refusing(*_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "posix_fallocate", refusing)
+    reserve(file)  # of a file system that cannot reserve space
+    number = errno.ENOSPC
+    with pytest.raises(UserError, match=r"a.npy cannot be written \(No space left on device\): make room"):
+        reserve(file)

@@ -30,7 +30,7 @@ from models.dymo.gaussian import GaussianParameters
 from models.encoders.pooled import PooledEncoder
 from models.imputers.base import Imputer
 from trainers.quiet import quiet_lightning
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 from utils.progress import is_interactive
 from utils.signatures import constructor_arguments
 from utils.user_metrics import UserMetrics
@@ -52,7 +52,7 @@ def make(node: DictConfig, where: str, **arguments: Any) -> Any:
     except InstantiationException as error:
         raise UserError(f"config '{where}': {str(error.__cause__ or error).splitlines()[0]}") from error
     except (ImportError, TypeError, ValueError) as error:
-        raise UserError(f"config '{where}' ({node.get('_target_')}): {str(error).splitlines()[0]}") from error
+        raise UserError(f"config '{where}' ({node.get('_target_')}): {first_line(error)}") from error
 
 
 def data_class(cfg: DictConfig) -> type[MultimodalDataModule]:
@@ -341,4 +341,4 @@ def build_trainer(cfg: DictConfig, **arguments: Any) -> pl.Trainer:
         with quiet_lightning():
             return pl.Trainer(**{**{str(k): v for k, v in settings.items()}, **arguments})
     except (MisconfigurationException, TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"config 'trainer': {str(error).splitlines()[0]}") from error
+        raise UserError(f"config 'trainer': {first_line(error)}") from error

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from trainers.config.compose import CONFIGS, VERSION_BASE, compose_config, group_options, register, with_parts
 from utils.checks import nearest
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 
 LISTED_GROUPS = ("logger",)  # groups that take several options at once
 # Keys of earlier versions, for messages.
@@ -36,7 +36,7 @@ def check_overrides(arguments: Sequence[str], configs: Path = CONFIGS) -> None:
     try:
         overrides = OverridesParser.create().parse_overrides(texts)
     except HydraException as error:
-        raise UserError(f"cannot read the overrides: {str(error).splitlines()[0]}") from None
+        raise UserError(f"cannot read the overrides: {first_line(error)}") from None
     hydra_texts = [text for text, o in zip(texts, overrides) if o.key_or_group.startswith("hydra")]
     others = [o for o in overrides if not o.key_or_group.startswith("hydra")]
     of_parts = [o for o in others if o.package and o.key_or_group.partition("/")[0] in ("recipe", "schedule")]
@@ -111,7 +111,7 @@ def _hydra_problems(texts: Sequence[str], configs: Path) -> list[str]:
                     f"{text}: there is no such {what}, known are {', '.join(known)}; install the plugin that has it "
                     f"(for example pip install hydra-{name.partition('_')[0]}-{what}), or leave it out"
                     if known
-                    else f"{text}: {str(error).splitlines()[0]} python run.py --cfg hydra prints the known keys."
+                    else f"{text}: {first_line(error)} python run.py --cfg hydra prints the known keys."
                 )
                 continue
         if "/" in group:

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
-from omegaconf import OmegaConf
 
 from utils.errors import UserError
 from utils.metrics import METRICS, direction_of
@@ -16,7 +15,7 @@ from utils.user_metrics import direction_of_class
 HIGHER, LOWER = "higher", "lower"
 
 
-def directions(metrics: Iterable[str], environment: str, config: str) -> dict[str, str]:
+def directions(metrics: Iterable[str], environment: str, config: Mapping[str, Any]) -> dict[str, str]:
     """``higher``, ``lower`` or ``""`` (neither, or not known) of metrics of a run.
 
     Args:
@@ -25,9 +24,7 @@ def directions(metrics: Iterable[str], environment: str, config: str) -> dict[st
     """
     about: Mapping[str, Any] = json.loads(environment or "{}")
     stored = about.get("metrics") or {}
-    names = [name for name in metrics if name not in METRICS and name not in stored]
-    configured: Any = OmegaConf.to_container(OmegaConf.create(config)) if names and "metrics:" in config else {}
-    nodes = (configured.get("metrics") or {}) if isinstance(configured, dict) else {}
+    nodes = config.get("metrics") or {}
     return {
         name: direction_of(name) if name in METRICS else stored.get(name, _of_torchmetrics(nodes.get(name)))
         for name in metrics

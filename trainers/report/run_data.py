@@ -13,12 +13,11 @@ from datasets.missingness import parse_scenario
 from trainers.config.build import build_data
 from trainers.report.runs import FinishedRun, gather, load_sorted
 from utils.errors import UserError
-from utils.run_directory import current_names
 
 
 def data_module(run: FinishedRun) -> Any:
     """The data module of a run, from its configuration."""
-    return build_data(OmegaConf.create(current_names(run.text("config.yaml"))))  # type: ignore[arg-type]
+    return build_data(OmegaConf.create(run.config))
 
 
 def class_names(run: FinishedRun) -> list[str]:

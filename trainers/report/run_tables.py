@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from trainers.report.runs import FinishedRun
 
@@ -56,10 +55,7 @@ def flattened(config: Any, prefix: str = "") -> dict[str, str]:
 
 
 def _configurations(runs: Sequence[FinishedRun]) -> list[dict[str, str]]:
-    # A loader per file is slow, and runs of one model often have equal files up to the seed.
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    texts = [run.text("config.yaml") for run in runs]
-    return [flattened(yaml.load(text, loader)) if text else {} for text in texts]
+    return [flattened(config) if (config := run.config) else {} for run in runs]
 
 
 def setting_differences(runs: Sequence[FinishedRun]) -> pd.DataFrame:

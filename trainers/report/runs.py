@@ -5,7 +5,8 @@ from __future__ import annotations
 import glob
 import json
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ import numpy as np
 import pandas as pd
 import yaml
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
 from datasets.missingness import Scenario, parse_scenario, unobserved
 from datasets.missingness.base import slug
@@ -23,8 +23,9 @@ from datasets.missingness.table import Table
 from trainers.report.directions import directions
 from utils import files
 from utils.checksums import verify_artefact
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 from utils.files import natural_key
+from utils.run_directory import current_names
 from utils.spreadsheet import unguard
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ COLUMNS = ("dataset", "model", "seed", "scenario", "metric", "value", "n")
 KEY = ["dataset", "model", "scenario", "metric"]
 REPEAT = ["seed", "fold"]  # averaged over
 FIX = "delete it and run stages=[test] again"
+DEEPEST = 100  # levels of a configuration
 
 
 @dataclass
@@ -70,6 +72,23 @@ class FinishedRun:
             raise UserError(f"{self.path / file} cannot be read ({error}): {FIX}") from None
 
     @property
+    def config(self) -> dict[str, Any]:
+        """Content of ``config.yaml`` with the present names of keys, empty if there is none.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        # The loader of LibYAML, where there is one: a report reads hundreds of files.
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        text = current_names(self.text("config.yaml"))
+        try:
+            if _is_too_deep(text):  # LibYAML would overflow the stack
+                raise ValueError("nested too deeply")
+            return dict(yaml.load(text, loader) or {})
+        except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+            raise UserError(f"{self.path / 'config.yaml'} is damaged ({first_line(error)}): {FIX}") from None
+
+    @property
     def environment(self) -> dict[str, Any]:
         """Content of ``environment.json``, empty if there is none.
 
@@ -84,6 +103,14 @@ class FinishedRun:
     def predictions(self, model: str, scenario: str) -> Path:
         """File of the predictions of the model, or of a comparator with the same backbone."""
         return self.path / "predictions" / model.removeprefix(self.model).lstrip("/") / f"{slug(scenario)}.npz"
+
+
+def _is_too_deep(text: str) -> bool:
+    """Whether a YAML text has more than DEEPEST levels of brackets, of items on one line, or of indentation."""
+    steps = np.array([1 if bracket in "[{" else -1 for bracket in re.findall(r"[\[\]{}]", text)])
+    if steps.cumsum().max(initial=0) > DEEPEST:
+        return True
+    return bool(re.search(rf"(?:[-?][ \t]+){{{DEEPEST}}}|^ {{{2 * DEEPEST}}}", text, flags=re.MULTILINE))
 
 
 def report_patterns(cfg: DictConfig) -> list[str]:
@@ -216,10 +243,9 @@ def gather(run_dirs: Sequence[Path]) -> tuple[list[FinishedRun], list[str]]:
 def _directions(run: FinishedRun) -> dict[str, str]:
     about = json.dumps(run.environment)
     try:
-        return directions(run.frame["metric"].unique(), about, run.text("config.yaml"))
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError, AttributeError, TypeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{run.path / 'config.yaml'} is damaged ({reason}): {FIX}") from None
+        return directions(run.frame["metric"].unique(), about, run.config)
+    except (ValueError, AttributeError, TypeError) as error:
+        raise UserError(f"{run.path / 'config.yaml'} is damaged ({first_line(error)}): {FIX}") from None
 
 
 def _check_folds(runs: Sequence[FinishedRun]) -> None:
@@ -260,24 +286,37 @@ def _check_unique(runs: Sequence[FinishedRun]) -> None:
                 )
 
 
+class Arrays(dict[str, np.ndarray]):
+    """Arrays of a file by name."""
+
+    def __init__(self, path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+        super().__init__(arrays)
+        self.path = path
+
+    def __missing__(self, key: str) -> np.ndarray:
+        raise UserError(f"{self.path} is damaged (no '{key}' in it): {FIX}")
+
+
 def load_sorted(path: Path, *keys: str) -> dict[str, np.ndarray]:
     """The named arrays of a file of predictions, as far as it has them, and ``index``, sorted by ``index``."""
     arrays = load_arrays(path, "index", *keys)
     order = np.argsort(arrays["index"], kind="stable")
-    return {key: values[order] for key, values in arrays.items()}
+    if other := [key for key, values in arrays.items() if values.shape[:1] != order.shape[:1]]:
+        raise UserError(f"{path} is damaged ('{other[0]}' has another number of rows): {FIX}")
+    return Arrays(path, {key: values[order] for key, values in arrays.items()})
 
 
 def load_arrays(path: Path, *keys: str) -> dict[str, np.ndarray]:
     """The named arrays of an npz file, as far as it has them; all without names. Reads no pickles.
 
     Raises:
-        UserError: the file is damaged, or not as its stage wrote it.
+        UserError: the file is damaged, or not as its stage wrote it; later, if an array is used that it does not have.
     """
     verify_artefact(path)
     try:
         arrays = files.load_arrays(path, keys)
         if not isinstance(arrays, dict):
             raise ValueError("one array without a name")
-        return arrays
+        return Arrays(path, arrays)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): {FIX}") from None

@@ -103,7 +103,7 @@ def _number_of_folds(runs: Sequence[FinishedRun]) -> int:
     """Folds of the cross-validation of which these are runs; 0 without."""
     if runs[0].fold < 0:
         return 0
-    configured = OmegaConf.select(OmegaConf.create(runs[0].text("config.yaml")), "dataset.folds")
+    configured = OmegaConf.select(OmegaConf.create(runs[0].config), "dataset.folds")
     return int(configured or 1 + max(run.fold for run in runs))
 
 

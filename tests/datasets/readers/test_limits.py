@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import struct
 import zlib
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import soundfile
@@ -13,6 +15,7 @@ from PIL import Image
 
 from datasets.readers.audio import ClipProblem, read_audio
 from datasets.readers.pictures import FORMATS, UNREADABLE, open_picture
+from datasets.readers.video import extract_frames
 from utils.errors import UserError
 from utils.limits import DEFAULTS
 
@@ -76,3 +79,49 @@ def test_formats_that_an_interpreter_would_read_are_never_opened(tmp_path: Path,
     with pytest.raises(UNREADABLE, match="cannot identify"):
         open_picture(file, 3)
     assert "EPS" not in FORMATS and set(FORMATS) <= set(Image.OPEN)
+
+
+def write_video(path: Path, seconds: list[int], last: int = 1) -> None:
+    """Black frames of 64 x 48 pixels at these times, of which the last one takes ``last`` seconds."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=1)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for second in seconds:
+            frame = av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="rgb24")
+            frame.pts, frame.time_base = second, Fraction(1)
+            packets = list(stream.encode(frame))
+            if second == seconds[-1] and last > 1:
+                packets[-1].duration = int(last / packets[-1].time_base)
+            container.mux(packets)
+        container.mux(stream.encode(None))
+
+
+def test_frames_that_lie_centuries_apart_are_not_filled_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ffmpeg's filter repeats a frame until the next one comes."""
+    file = tmp_path / "a.mkv"
+    write_video(file, [0, 1, 5])
+    assert len(extract_frames(file)) == 6
+    # Each of the five frames until the last one counts as 100 x 100 pixels.
+    monkeypatch.setenv("DYMO_MAX_CLIP_PIXELS", "60000")
+    assert len(extract_frames(file)) == 6
+    monkeypatch.setenv("DYMO_MAX_CLIP_PIXELS", "59999")
+    with pytest.raises(ClipProblem, match=r"frames of 64 x 48 pixels, over the limit .*DYMO_MAX_CLIP_PIXELS raises it"):
+        extract_frames(file)
+    write_video(file, [0, 1, 2], last=3000)
+    with pytest.raises(ClipProblem, match="6 frames of 64 x 48 pixels, over the limit"):
+        extract_frames(file)
+    monkeypatch.delenv("DYMO_MAX_CLIP_PIXELS")
+    write_video(file, [0, 1, 10**7])
+    with pytest.raises(ClipProblem, match=r"10,000,0\d\d frames of 64 x 48 pixels, over the limit"):
+        extract_frames(file)
+
+
+def test_an_error_within_pillow_is_an_unreadable_file(tmp_path: Path) -> None:
+    """A TIFF whose strips begin at a fraction: Pillow raises a TypeError."""
+    file, entry = tmp_path / "a.tif", struct.pack("<HHI", 273, 4, 1)  # StripOffsets, one whole number
+    Image.new("L", (4, 4)).save(file)
+    content = file.read_bytes()
+    assert entry in content
+    file.write_bytes(content.replace(entry, struct.pack("<HHI", 273, 11, 1)))  # one float
+    with pytest.raises(ValueError, match="damaged: 'float' object cannot be interpreted as an integer"):
+        open_picture(file, 1)

@@ -76,7 +76,7 @@ def test_runs_that_do_not_say_it_follow_those_that_do(tmp_path) -> None:
 
 
 def test_older_runs_with_a_class_of_torchmetrics_say_it_by_their_configuration() -> None:
-    config = f"metrics:\n  hinge: {{_target_: {TORCHMETRICS}}}\n  own: {{_target_: my.Metric}}\n"
+    config = {"metrics": {"hinge": {"_target_": TORCHMETRICS}, "own": {"_target_": "my.Metric"}}}
     expected = {"accuracy": "higher", "ece": "lower", "hinge": "lower", "own": "", "iterations": ""}
     assert directions(expected, "", config) == expected
     assert directions(["hinge"], '{"metrics": {"hinge": "higher"}}', config) == {"hinge": "higher"}

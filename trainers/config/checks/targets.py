@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from torchmetrics import Metric
 
 from utils.checks import nearest
+from utils.errors import first_line
 from utils.metrics import METRICS
 from utils.signatures import known_arguments
 
@@ -33,7 +34,7 @@ def check_targets(cfg: DictConfig, key: str = "") -> Iterator[str]:
         try:
             target = get_object(cfg._target_)
         except (ImportError, ValueError) as error:
-            yield f"{key}._target_={cfg._target_}: {str(error).splitlines()[0]}"
+            yield f"{key}._target_={cfg._target_}: {first_line(error)}"
             return
         known = known_arguments(target)
         if known is not None:
