@@ -6,6 +6,7 @@ The command line is checked before PyTorch is imported, so that a misspelled wor
 from __future__ import annotations
 
 import logging
+import os
 import sys
 
 import hydra
@@ -70,7 +71,10 @@ def interrupt(stop: Interruption) -> None:
 
 if __name__ == "__main__":
     if {"--help", "-h"} & set(sys.argv[1:]):
-        print(help_text())
+        try:
+            print(help_text(), flush=True)
+        except BrokenPipeError:  # python run.py --help | head
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it again when it ends
         sys.exit()
     try:
         sys.argv[1:] = with_parts(sys.argv[1:])

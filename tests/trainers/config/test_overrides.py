@@ -44,6 +44,15 @@ def test_help_opens_with_purpose_stages_and_examples_on_one_screen() -> None:
     assert all(f"[{default}]" in groups for default in ("DyMo", "Digits", "MoPoE", "published", "csv"))
 
 
+def test_help_may_be_cut_off() -> None:
+    """As by ``python run.py --help | head -1``."""
+    command = [sys.executable, "run.py", "--help"]
+    with subprocess.Popen(command, cwd=CONFIGS.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b"" and process.wait() == 0
+
+
 @pytest.mark.parametrize("command", EXAMPLES.values())
 def test_the_examples_of_the_help_are_understood(command: str) -> None:
     program, script, *arguments = shlex.split(command)
