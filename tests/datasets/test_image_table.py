@@ -293,6 +293,8 @@ def test_a_store_is_made_once_and_again_after_a_change(make: Callable[..., Image
     data = make()
     data.prepare()
     stamp = (data.store.folder / "meta.json").stat().st_mtime_ns
+    data.scratch.mkdir()  # of a process that was killed while it removed it
+    (data.scratch / "train.done.npy").touch()
     make().prepare()
     assert (data.store.folder / "meta.json").stat().st_mtime_ns == stamp
     assert not list(data.store.folder.parent.glob("*.decoding")), "no working folder is left"

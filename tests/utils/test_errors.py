@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from utils.errors import UserError, user_error
+from utils.errors import UserError, first_line, user_error
 
 
 def caused_by(error: BaseException) -> BaseException:
@@ -49,3 +49,8 @@ def test_an_error_of_the_machine_names_the_fix(error: BaseException, message: st
 )
 def test_an_error_of_the_program_keeps_its_traceback(error: BaseException) -> None:
     assert user_error(error) is None
+
+
+def test_the_first_line_of_an_error_is_never_empty() -> None:
+    assert first_line(ValueError("\n two\nlines")) == "two"
+    assert first_line(EOFError()) == first_line(EOFError(" \n")) == "EOFError"

@@ -181,7 +181,7 @@ def ranking(block: Block) -> str:
                 f"{low:+.{block.digits}f} to {high:+.{block.digits}f}"
                 for low, high in zip(points["low"], points["high"], strict=True)
             ],
-            "p (Holm)": ["< 0.001" if p < 0.001 else f"{p:.3f}" for p in listed["p_holm"]],
+            "p (Holm)": ["–" if p != p else "< 0.001" if p < 0.001 else f"{p:.3f}" for p in listed["p_holm"]],
         }
     )
     of_ranks = f"ranks by {label(block.metric)}, 1 = best; τ with the ranking under {first}"

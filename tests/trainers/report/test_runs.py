@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from tests.trainers.report.runs import write_run
-from trainers.report.runs import gather
+from trainers.report.runs import gather, load_arrays, load_sorted
 from utils.errors import UserError
 
 
@@ -46,3 +46,29 @@ def test_runs_with_and_without_a_fold_have_no_common_mean(tmp_path):
         gather([whole, of_fold])
     assert "\n" not in str(error.value)
     assert len(gather([of_fold])[0]) == 1
+
+
+DEEP = ("[" * 200_000, '{"a":' * 100_000, "- " * 50_000, "a: " + "[[], " * 500 + "1" + "]" * 500)
+
+
+@pytest.mark.parametrize("text", ["a: \x00", "- 1", "a: [", *DEEP], ids=lambda text: text[:6])
+def test_a_damaged_configuration_is_one_line(tmp_path, text):
+    """LibYAML ends the process where the text is nested too deeply."""
+    (run,), _ = gather([write_run(tmp_path, "M3Care", 0)])
+    (run.path / "config.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"config\.yaml is damaged \(.+\): delete it and run stages=\[test\] again"):
+        _ = run.config
+
+
+def test_predictions_without_an_array_or_with_other_rows_are_one_line(tmp_path):
+    file = tmp_path / "none.npz"
+    np.savez(file, index=np.arange(3), logits=np.zeros((5, 2)))
+    with pytest.raises(UserError, match=r"none\.npz is damaged \('logits' has another number of rows\): delete it"):
+        load_sorted(file, "logits")
+    np.savez(file, logits=np.zeros((5, 2)))
+    with pytest.raises(UserError, match=r"none\.npz is damaged \(no 'index' in it\)"):
+        load_sorted(file, "logits")
+    arrays = load_arrays(file)
+    assert "target" not in arrays and arrays.get("target") is None
+    with pytest.raises(UserError, match=r"no 'target' in it"):
+        arrays["target"]
