@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Kills, a system that refuses, damaged and hostile files, for a budget of minutes; prints the table of
-# docs/reliability.md.
+# Kills, a system that refuses, damaged and hostile files: as many as fit into a budget of about so many minutes on one
+# core; prints the table of docs/reliability.md.
 #   bash job_scripts/campaign.sh [minutes, 30 by default] [pytest arguments, e.g. -k kill]
 # DYMO_CAMPAIGN_SEED=1 tries other accidents; DYMO_CAMPAIGN_FILE (default campaign.csv) is where the table is written.
 set -euo pipefail

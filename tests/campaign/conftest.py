@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.campaign.tally import FILE, MINUTES, SEED, Tally
+from tests.campaign.tally import FILE, MINUTES, SEED, Tally, table
 from tests.campaign.tiny import TinyRun
 
 _tally = Tally()
@@ -26,7 +26,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if not _tally.outcomes or not MINUTES:
         return
     terminalreporter.section(f"campaign, seed {SEED}, {MINUTES:g} minutes")
-    for line in (*_tally.lines(), *_tally.losses):
+    for line in (*table(_tally.rows()), *_tally.losses):
         terminalreporter.write_line(line)
     if FILE:
         _tally.write(Path(FILE))

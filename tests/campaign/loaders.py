@@ -185,7 +185,7 @@ LOADERS = {
     "tables of TIP": Loader((".csv",), text("1,2\n3,4\n"), prepared, (f"{READERS}.tip_files.read_prepared",)),
     "SVHN": Loader(
         (".mat",), lambda path: savemat(path, {"X": np.zeros((32, 32, 3, 4), np.uint8), "y": np.arange(1, 5)[:, None]}),
-        read_mat, (f"{READERS}.mst_files.read_mat",),
+        read_mat, (f"{READERS}.mat_files._unpacked",),
     ),
     "MNIST tensors": Loader(
         (".pt",), saved((torch.zeros(4, 28, 28, dtype=torch.uint8), torch.arange(4))), read_mnist_pt,

@@ -55,8 +55,10 @@ def splice(content: bytes, rng: random.Random) -> bytes:
 
 
 def nest(content: bytes, rng: random.Random) -> bytes:
-    """Brackets within brackets, and a row of one endless cell."""
-    return rng.choice([b"[" * 200_000, b'{"a":' * 100_000, b"- " * 5_000, b'"' * 100_000, b"," * 10_000, b"\n" * 9999])
+    """Brackets within brackets, and a row of one endless cell; some short, some long."""
+    n = int(10 ** rng.uniform(1, 5))
+    choices = (b"[" * 2 * n, b'{"a":' * n, b"- " * (n // 20), b'"' * n, b"," * (n // 10), b"\n" * (n // 10))
+    return rng.choice(choices) or b"["
 
 
 DAMAGE: tuple[Mutation, ...] = (flip, truncate)

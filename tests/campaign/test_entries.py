@@ -10,6 +10,7 @@ import pytest
 
 from tests.campaign.entries import DATASETS, WITH_DEMO, WITHOUT_DEMO
 from tests.campaign.loaders import LOADERS
+from tests.campaign.tally import STORED, read, table
 from tests.campaign.tiny import ORDER
 from trainers.run import STAGES
 
@@ -42,8 +43,8 @@ TRUSTED = {
     "trainers.published.validation_of",
     "trainers.report.directions.directions",
     "trainers.report.figures._model_jobs",
-    "trainers.report.run_tables._configurations",
     "trainers.report.runs._masked_modalities",
+    "trainers.report.runs.config",
     "trainers.report.runs.environment",
     "trainers.report.store.evidence_of",
     "trainers.sweep_jobs._read",
@@ -106,3 +107,11 @@ def test_every_data_set_has_an_entry() -> None:
 
 def test_every_stage_has_an_entry() -> None:
     assert sorted(ORDER) == sorted(STAGES)
+
+
+def test_the_page_shows_the_stored_campaign() -> None:
+    """``python -m tests.campaign.tally`` prints the table; the stored campaign tried every file event and reader."""
+    rows = read(STORED)
+    assert "\n".join(table(rows)) in (ROOT / "docs" / "reliability.md").read_text()
+    assert {str(row["place"]) for row in rows if row["kind"] == "hostile file, in a reader"} == set(LOADERS)
+    assert sum(int(row["losses"]) for row in rows) == 0
