@@ -15,4 +15,4 @@ source "$(dirname "${BASH_SOURCE[0]}")/_environment.sh"
 
 export HF_HUB_OFFLINE=1 WANDB_MODE=offline MPLBACKEND=Agg
 export DYMO_CAMPAIGN_MINUTES=$minutes DYMO_CAMPAIGN_FILE=${DYMO_CAMPAIGN_FILE:-campaign.csv}
-python -m pytest -q -m campaign tests/campaign "$@"
+python -m pytest -q -m campaign tests/campaign tests/contracts/test_contracts.py "$@"

@@ -37,6 +37,7 @@ from models.dymo.gaussian import GaussianParameters
 from models.imputers.base import Imputer
 from models.imputers.simple import Oracle
 from tests.bundles import assert_bundle_predicts_alike
+from tests.campaign.tally import MINUTES
 from tests.contracts.test_baselines import METHODS, small_convolutions, small_table
 from tests.makers import make_image_table
 from tests.tolerances import batch_bound
@@ -773,9 +774,13 @@ finally:
 """
 
 
-def test_two_processes_train_what_one_with_twice_the_batch_trains(base, tmp_path: Path) -> None:
-    """Two gloo processes through ``run.py`` and ``trainer=ddp``: rows split, gradients averaged, prototypes and metrics
-    reduced. The projection has no gradient in the first epoch, which plain DDP would not accept."""
+IN_CAMPAIGNS = (pytest.mark.campaign, pytest.mark.skipif(not MINUTES, reason="four processes take long on two cores"))
+
+
+@pytest.mark.parametrize("n", [2, pytest.param(4, marks=IN_CAMPAIGNS)])
+def test_processes_train_what_one_with_their_common_batch_trains(base, tmp_path: Path, n: int) -> None:
+    """Several gloo processes through ``run.py`` and ``trainer=ddp``: rows split, gradients averaged, prototypes and
+    metrics reduced. The projection has no gradient in the first epoch, which plain DDP would not accept."""
     sgd = ["model.module.optimizer._target_=torch.optim.SGD", "model.module.optimizer.lr=0.05"]
     sgd += ["model.module.optimizer.fused=false", "model.module.prototype_start=1"]
     sgd += ["trainer.limit_train_batches=null", "trainer.limit_val_batches=null"]
@@ -788,28 +793,29 @@ def test_two_processes_train_what_one_with_twice_the_batch_trains(base, tmp_path
 
     script = tmp_path / "probe.py"
     script.write_text(PROBE.format(root=str(ROOT), out=str(tmp_path)))
-    parallel = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "stages=[fit,gaussian,test]"]
-    shared = [argument for argument in overrides(16, "two") if argument != "trainer=cpu"]
+    parallel = ["trainer=ddp", "trainer.accelerator=cpu", f"trainer.devices={n}", "stages=[fit,gaussian,test]"]
+    shared = [argument for argument in overrides(32 // n, "all") if argument != "trainer=cpu"]
     command = [sys.executable, str(script), *shared, *parallel, "missing.test=[none,random_0.8]"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
 
-    saved = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
-    (first, rows0, written0), (second, rows1, written1) = saved
-    assert written0 == ["metrics.csv"] and written1 == [], "one process writes the files of the run"
-    assert all(torch.equal(first[key], second[key]) for key in first), "both ranks hold the same weights and prototypes"
+    saved = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(n)]
+    (first, *others), rows, written = zip(*saved, strict=True)
+    assert written == (["metrics.csv"], *([] for _ in others)), "one process writes the files of the run"
+    for other in others:
+        assert all(torch.equal(first[key], other[key]) for key in first), "all ranks hold the same weights"
     alone = torch.load(context.fit_directory / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     for key, value in alone.items():
         torch.testing.assert_close(first[key], value, atol=2e-5, rtol=1e-3, msg=lambda text, key=key: f"{key}: {text}")
     assert first["prototypes"].abs().sum() > 0
 
-    assert list(map(len, rows0)) == list(map(len, rows1)) == [16, 14] * 2
+    assert all(list(map(len, of_rank)) == [32 // n, 28 // n] * 2 for of_rank in rows)
     for epoch in (0, 1):
-        mine, other = (set(itertools.chain(*rows[2 * epoch : 2 * epoch + 2])) for rows in (rows0, rows1))
-        assert not mine & other and mine | other == set(range(60))
+        seen = itertools.chain.from_iterable(itertools.chain(*of_rank[2 * epoch : 2 * epoch + 2]) for of_rank in rows)
+        assert sorted(seen) == list(range(60))  # each row once, by one of the processes
 
-    run = tmp_path / "two" / "PolyMNIST" / "DynamicTransformer" / "default" / "seed0"
+    run = tmp_path / "all" / "PolyMNIST" / "DynamicTransformer" / "default" / "seed0"
     one, two = (pd.read_csv(folder / "metrics.csv") for folder in (context.fit_directory.path, run))
     columns = ["train_loss", "val_loss", "val_accuracy"]
     assert len(watch.losses) == 4 and len(two) == 2
@@ -823,7 +829,7 @@ def test_two_processes_train_what_one_with_twice_the_batch_trains(base, tmp_path
     torch.testing.assert_close(found.prototypes, expected.prototypes, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(found.sigma, expected.sigma, atol=1e-6, rtol=1e-5)
     # One process alone does the rest.
-    assert done.stderr.count("stage gaussian:") == 2 and done.stderr.count("stage test:") == 1
+    assert done.stderr.count("stage gaussian:") == n and done.stderr.count("stage test:") == 1
     assert (run / "DONE").exists() and len(pd.read_csv(run / "results.csv")) == 2 * 11
 
 

@@ -96,9 +96,9 @@ def simulated(loss: float, seed: int, rows: int = 400, number: int = 4) -> Score
 
 @pytest.mark.parametrize("loss", [0.0, 0.05])
 def test_intervals_of_a_change_cover_it(loss: float) -> None:
-    studies = [order_changes(simulated(loss, seed)).iloc[0] for seed in range(300)]
+    studies = [order_changes(simulated(loss, seed)).iloc[0] for seed in range(120)]
     truth = [-loss if study["model"] == "a" else loss for study in studies]
     covered = sum(study["low"] <= value <= study["high"] for study, value in zip(studies, truth))
-    assert covered / 300 >= 0.92  # 0.95 less 2.4 standard errors; the interval may be wider
+    assert covered / 120 >= 0.9  # 0.95 less 2.5 standard errors; the interval may be wider
     if loss == 0:
-        assert sum(study["p"] < 0.05 for study in studies) / 300 <= 0.08
+        assert sum(study["p"] < 0.05 for study in studies) / 120 <= 0.1
