@@ -51,8 +51,8 @@ def make_series(recordings: Path, folder: Path) -> Path:
     """
     (folder / "frames").mkdir(parents=True, exist_ok=True)
     front, rows = LogMel(LONGEST, MEL_BINS, mean=0.0, deviation=0.5, rate=RATE), []
-    found = find_recordings(recordings)
-    for recording in Progress(found, "spoken digits", len(found), unit="recording"):
+    files = find_recordings(recordings)
+    for recording in Progress(files, "spoken digits", len(files), unit="recording"):
         try:
             waveform = resample(*read_audio(recording.path), RATE)
             energies = front.prepare(waveform)

@@ -145,8 +145,8 @@ def collect(model: Backbone, batches: Iterable[Batch], progress: bool = True) ->
             for k, feature in zip(ids, features):
                 # A row without a modality is none of a subset that shows it.
                 has = ~(absent & ~subsets[k].to(absent.device)).any(1)
-                kept = ((c, rows[has[rows]]) for c, rows in classes)
-                statistics.update(k[None], feature[None], [(c, rows) for c, rows in kept if len(rows)])
+                usable = ((c, rows[has[rows]]) for c, rows in classes)
+                statistics.update(k[None], feature[None], [(c, rows) for c, rows in usable if len(rows)])
     return statistics
 
 

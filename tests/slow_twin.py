@@ -59,8 +59,8 @@ def table_tokens(
     A hidden cell is the special token, and a key for nothing but itself.
     """
     tokens = [params[f"{name}.cls_token"][0, 0]]
-    for j, (value, gone) in enumerate(zip(row, hidden)):
-        if gone:
+    for j, (value, absent) in enumerate(zip(row, hidden)):
+        if absent:
             tokens.append(params[f"{name}.mask_special_token"][0, 0])
         elif j < len(levels):
             tokens.append(params[f"{name}.cat_embedding.weight"][int(value) + sum(levels[:j])])
@@ -92,18 +92,18 @@ def tip_cells(
     for b in sorted(int(key.split(".")[-4]) for key in _blocks(params, "encoder_multimodal")):
         x = _block(params, f"encoder_multimodal.transformer_blocks.{b}", x, torch.zeros(len(x)), heads, context)
     cells = _norm(params, "encoder_multimodal.norm", x)[1:]
-    found = []
+    actual = []
     for j, cell in enumerate(cells):
         if j >= len(levels):
-            found.append(float(_linear(params, "predictor_tabular.con_regressor", cell)[0]))
+            actual.append(float(_linear(params, "predictor_tabular.con_regressor", cell)[0]))
             continue
         logits = _linear(params, "predictor_tabular.cat_classifier", cell)
         first = sum(levels[:j])
         if reference:
-            found.append(float(min(max(int(logits.argmax()) - first, 0), levels[j] - 1)))
+            actual.append(float(min(max(int(logits.argmax()) - first, 0), levels[j] - 1)))
         else:
-            found.append(float(logits[first : first + levels[j]].argmax()))
-    return found
+            actual.append(float(logits[first : first + levels[j]].argmax()))
+    return actual
 
 
 def _blocks(params: Params, name: str) -> list[str]:
@@ -114,14 +114,14 @@ def _block(params: Params, prefix: str, x: Tensor, bias: Tensor, heads: int, con
     x = x + _attention(params, f"{prefix}.attn", _norm(params, f"{prefix}.norm1", x), bias, heads)
     if context is not None:
         queries = _linear(params, f"{prefix}.cross_attn.q_proj", _norm(params, f"{prefix}.cross_norm", x))
-        both = _linear(params, f"{prefix}.cross_attn.kv_proj", context)
+        pair = _linear(params, f"{prefix}.cross_attn.kv_proj", context)
         width = x.shape[1]
         size = width // heads
         out = []
         for head in range(heads):
             part = slice(head * size, (head + 1) * size)
-            scores = queries[:, part] @ both[:, :width][:, part].T / math.sqrt(size)
-            out.append(torch.softmax(scores, dim=-1) @ both[:, width:][:, part])
+            scores = queries[:, part] @ pair[:, :width][:, part].T / math.sqrt(size)
+            out.append(torch.softmax(scores, dim=-1) @ pair[:, width:][:, part])
         x = x + _linear(params, f"{prefix}.cross_attn.proj", torch.cat(out, dim=1))
     hidden = _linear(params, f"{prefix}.mlp.fc1", _norm(params, f"{prefix}.norm2", x))
     hidden = 0.5 * hidden * (1 + torch.erf(hidden / math.sqrt(2)))
@@ -170,11 +170,11 @@ def forward(
     """
     rows = [params["cls_token"][0, 0]]
     bias = [0.0]
-    for i, (matrix, gone) in enumerate(zip(tokens, missing)):
+    for i, (matrix, absent) in enumerate(zip(tokens, missing)):
         normed = _norm(params, f"m_norms.{i}", matrix)
         embedding = params["modality_embeddings.weight"][min(i, 1) if min_index else i]
         for j, token in enumerate(normed):
-            off = gone and (hidden is None or i not in hidden or hidden[i][j])
+            off = absent and (hidden is None or i not in hidden or hidden[i][j])
             rows.append(token * (0.0 if off else 1.0) + embedding)
             bias.append(-1e9 if off else 0.0)
     x = torch.stack(rows) + params["pos_embeddings"][0]
@@ -362,7 +362,7 @@ def greedy(
         rewards = {}
         for u in range(len(mask)):
             if mask[u] and u not in rejected:
-                after = tuple(gone and i != u for i, gone in enumerate(mask))
+                after = tuple(absent and i != u for i, absent in enumerate(mask))
                 rewards[u] = judge.reward(evaluate, tuple(mask), after)
         if not rewards:
             break
@@ -380,11 +380,11 @@ def greedy(
 
 def best_subset(evaluate: Evaluate, start: Mask, judge: Judge, threshold: float = 0.0) -> tuple[Mask, float]:
     """The set of missing modalities with the highest reward when unmasked at once, if that is above the threshold."""
-    missing = [i for i, gone in enumerate(start) if gone]
+    missing = [i for i, absent in enumerate(start) if absent]
     best, best_reward = start, threshold
     for size in range(1, len(missing) + 1):
         for chosen in itertools.combinations(missing, size):
-            after = tuple(gone and i not in chosen for i, gone in enumerate(start))
+            after = tuple(absent and i not in chosen for i, absent in enumerate(start))
             value = judge.reward(evaluate, start, after)
             if value > best_reward:
                 best, best_reward = after, value
@@ -393,11 +393,11 @@ def best_subset(evaluate: Evaluate, start: Mask, judge: Judge, threshold: float 
 
 def supersets(start: Mask) -> list[Mask]:
     """All masks reachable from ``start`` by unmasking, ``start`` included."""
-    missing = [i for i, gone in enumerate(start) if gone]
+    missing = [i for i, absent in enumerate(start) if absent]
     reachable = []
     for size in range(len(missing) + 1):
         for chosen in itertools.combinations(missing, size):
-            reachable.append(tuple(gone and i not in chosen for i, gone in enumerate(start)))
+            reachable.append(tuple(absent and i not in chosen for i, absent in enumerate(start)))
     return reachable
 
 

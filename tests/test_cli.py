@@ -281,8 +281,8 @@ def test_a_wrong_checkpoint_is_refused_by_name(finished, command: Command, tmp_p
     )
     content = torch.load(best, weights_only=True)
     torch.save(content | {"dataset": "Digits"}, tmp_path / "digits.ckpt")
-    here = "digits.ckpt was trained on Digits, this run is on PolyMNIST: give a checkpoint of this data set"
-    refused(command(f"model.transformer_checkpoint={tmp_path}/digits.ckpt", *given[1:]), here)
+    local = "digits.ckpt was trained on Digits, this run is on PolyMNIST: give a checkpoint of this data set"
+    refused(command(f"model.transformer_checkpoint={tmp_path}/digits.ckpt", *given[1:]), local)
     content["architecture"]["modalities"] = [["img", "image", [3, 28, 28]], ["text", "text", [256, 71]]]
     torch.save(content, tmp_path / "other.ckpt")
     refused(
@@ -295,7 +295,7 @@ def test_a_wrong_checkpoint_is_refused_by_name(finished, command: Command, tmp_p
         f"{weights} does not fit the DynamicTransformer",
     )
     torch.save(torch.load(weights, weights_only=True) | {"dataset": "Digits"}, tmp_path / "digits.ckpt")
-    refused(command("imputer.latent=16", f"imputer.checkpoint={tmp_path}/digits.ckpt", "stages=[impute]"), here)
+    refused(command("imputer.latent=16", f"imputer.checkpoint={tmp_path}/digits.ckpt", "stages=[impute]"), local)
     assert not (tmp_path / "out").exists()
 
 
@@ -515,8 +515,8 @@ def test_an_oracle_is_allowed_when_asked_for(finished, tmp_path: Path) -> None:
     """True content as recovery: accepting everything is then the same as missing nothing."""
     output, arguments, _ = finished
     shutil.copytree(output / "PolyMNIST" / "DynamicTransformer", tmp_path / "out" / "PolyMNIST" / "DynamicTransformer")
-    kept = ("dataset", "paths.cache", "trainer", "missing", "model.backbone")
-    moved = [a for a in arguments if a.startswith(kept)] + [f"paths.output={tmp_path}/out", "stages=[test]"]
+    remaining = ("dataset", "paths.cache", "trainer", "missing", "model.backbone")
+    moved = [a for a in arguments if a.startswith(remaining)] + [f"paths.output={tmp_path}/out", "stages=[test]"]
     code, lines = execute([*moved, "imputer=Oracle", "imputer.allow_oracle=true"], tmp_path / "cwd")
     assert code == 0, lines
     predictions = tmp_path / "out" / "PolyMNIST" / "DyMo" / "default" / "seed0" / "predictions"

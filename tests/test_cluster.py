@@ -34,11 +34,11 @@ def instructions() -> list[tuple[str, str]]:
     """(name, rest) of every instruction of the Dockerfile, continued lines joined."""
     lines = [line for line in (ROOT / "Dockerfile").read_text().splitlines() if not line.lstrip().startswith("#")]
     text = "\n".join(lines).replace("\\\n", " ")
-    return [(name, rest.strip()) for name, _, rest in (line.partition(" ") for line in text.splitlines() if line)]
+    return [(name, others.strip()) for name, _, others in (line.partition(" ") for line in text.splitlines() if line)]
 
 
 def values(name: str) -> list[str]:
-    return [rest for instruction, rest in instructions() if instruction == name]
+    return [others for instruction, others in instructions() if instruction == name]
 
 
 def test_dockerfile_has_known_instructions_and_a_pinned_base() -> None:
@@ -46,7 +46,7 @@ def test_dockerfile_has_known_instructions_and_a_pinned_base() -> None:
     (base,) = values("FROM")
     assert re.fullmatch(r"python:3\.1[12]\.\d+-slim-\w+", base), "a tag with the full version"
     assert values("ENTRYPOINT") == ['["python", "run.py"]'] and values("CMD") == ["[]"]
-    assert not any("latest" in rest or "sudo" in rest for _, rest in instructions())
+    assert not any("latest" in others or "sudo" in others for _, others in instructions())
 
 
 def test_dockerfile_runs_as_a_user_that_owns_data_and_outputs() -> None:
@@ -63,13 +63,13 @@ def test_dockerfile_runs_as_any_other_user_too() -> None:
 def test_another_commit_builds_no_dependencies_again() -> None:
     """An image is built again from the first instruction that a changed argument reaches."""
     names = [name for name, _ in instructions()]
-    first = next(i for i, (_, rest) in enumerate(instructions()) if "GIT_COMMIT" in rest)
+    first = next(i for i, (_, others) in enumerate(instructions()) if "GIT_COMMIT" in others)
     assert names.index("RUN") < first < len(names) - 1 - names[::-1].index("COPY")
 
 
 def test_paths_that_the_image_copies_exist_and_are_not_ignored() -> None:
     ignored = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and line[0] != "#"]
-    copied = [path for rest in values("COPY") for path in shlex.split(rest)[:-1]]
+    copied = [path for others in values("COPY") for path in shlex.split(others)[:-1]]
     assert "." in copied and {"pyproject.toml", "constraints.txt"} <= set(copied)
     needed = [*copied, "run.py", "configs", "datasets", "models", "trainers", "utils", "gaussian_parameter_generation"]
     for path in needed:

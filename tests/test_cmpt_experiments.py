@@ -54,8 +54,8 @@ def configured(*overrides: str) -> DictConfig:
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_an_experiment_composes_on_its_data(experiment: str) -> None:
-    own = ["dataset=CREMAD", "dataset.form=CMPT"] if "video" in experiment else ["dataset=Food101"]
-    cfg = configured(f"experiment={experiment}", *own)
+    separate = ["dataset=CREMAD", "dataset.form=CMPT"] if "video" in experiment else ["dataset=Food101"]
+    cfg = configured(f"experiment={experiment}", *separate)
     validate(cfg)
     assert cfg.model.module._target_ == "models.cmpt.cmpt.CMPT"
     assert cfg.model.training.max_epochs == (100 if "video" in experiment else 10), "the published schedule"
@@ -155,10 +155,10 @@ def test_published_numbers_agree_where_the_paper_prints_them_twice() -> None:
 
 def test_ours_stand_beside_the_papers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     values = {"CMPT": (0.74, 0.78), "CMPT_without_proxies": (0.70, 0.72)}
-    for (model, found), seed in itertools.product(values.items(), range(2)):
+    for (model, actual), seed in itertools.product(values.items(), range(2)):
         run = tmp_path / "Food101" / model / "complete" / f"seed{seed}"
         run.mkdir(parents=True)
-        row = ("Food101", model, seed, "whole_0", "accuracy", found[seed], 100)
+        row = ("Food101", model, seed, "whole_0", "accuracy", actual[seed], 100)
         pd.DataFrame([row], columns=COLUMNS).to_csv(run / "results.csv", index=False)
         (run / "DONE").touch()
     unfinished = tmp_path / "Food101" / "CMPT" / "complete" / "seed2"
@@ -170,8 +170,8 @@ def test_ours_stand_beside_the_papers(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "| 76.00 ± 2.83 " in line and "Food101, accuracy (%), ours: 2 seeds per cell" in text
     assert "CREMAD, accuracy (%), no runs of ours yet" in text
     joined = published.join(published.read_published(PUBLISHED), published.read_ours(tmp_path))
-    both = joined[joined["model"] == "CMPT - CMPT_without_proxies"].dropna(subset="ours")
-    assert both["ours"].tolist() == [pytest.approx(5)] and both["value"].tolist() == [3.81]
+    pair = joined[joined["model"] == "CMPT - CMPT_without_proxies"].dropna(subset="ours")
+    assert pair["ours"].tolist() == [pytest.approx(5)] and pair["value"].tolist() == [3.81]
     published.main([str(PUBLISHED), "--markdown", str(tmp_path / "a" / "all.md"), "--output", str(tmp_path / "none")])
     assert "no runs of ours yet" in (tmp_path / "a" / "all.md").read_text()
     with pytest.raises(UserError, match=r"has no table 'table_6': choose from table_1"):
@@ -187,11 +187,11 @@ def test_ours_stand_beside_the_papers(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_models_beside_each_other_at_every_rate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Figure 7: the numbers of the curves, for the metrics that the paper prints of a data set."""
     values = {"CMPT": (0.74, 0.78), "CMPT_without_proxies": (0.70, 0.72)}
-    for (model, found), seed in itertools.product(values.items(), range(2)):
+    for (model, actual), seed in itertools.product(values.items(), range(2)):
         run = tmp_path / "Food101" / model / "complete" / f"seed{seed}"
         run.mkdir(parents=True)
         scenarios = {"whole_0": 0.0, "image_text_text_0.5": 0.1} | ({"whole_1": 0.2} if model == "CMPT" else {})
-        rows = [("Food101", model, seed, s, "accuracy", found[seed] + more, 100) for s, more in scenarios.items()]
+        rows = [("Food101", model, seed, s, "accuracy", actual[seed] + more, 100) for s, more in scenarios.items()]
         rows.append(("Food101", model, seed, "whole_0", "ece", 0.1, 100))
         pd.DataFrame(rows, columns=COLUMNS).to_csv(run / "results.csv", index=False)
         (run / "DONE").touch()
@@ -229,8 +229,8 @@ def test_curves_end_with_all_rows(tmp_path: Path) -> None:
     summary = summarise(runs[0].frame.query("metric == 'accuracy'")).drop(columns="missing_rate")
     styles = model_styles(["CMPT_x"])
     long = summary.assign(model="CMPT_without_proxies_or_dropout")
-    several = pd.concat([long.assign(model=long["model"] + str(i)) for i in range(6)])
-    wide = plots.degradation(several, "accuracy", model_styles(list(several["model"].unique())))
+    many = pd.concat([long.assign(model=long["model"] + str(i)) for i in range(6)])
+    wide = plots.degradation(many, "accuracy", model_styles(list(many["model"].unique())))
     assert wide is not None
     wide.draw_without_rendering()
     legend = wide.legends[0].get_window_extent()
@@ -248,9 +248,9 @@ def test_curves_end_with_all_rows(tmp_path: Path) -> None:
 def test_scores_by_class_are_scikit_learns() -> None:
     rng = np.random.default_rng(0)
     logits, target = rng.normal(size=(200, 6)), rng.integers(5, size=200)
-    found = score_by_class(logits, target)
-    np.testing.assert_allclose(found[:5], recall_score(target, logits.argmax(1), average=None, labels=range(5)))
-    assert np.isnan(found[5])
+    actual = score_by_class(logits, target)
+    np.testing.assert_allclose(actual[:5], recall_score(target, logits.argmax(1), average=None, labels=range(5)))
+    assert np.isnan(actual[5])
     labels = rng.integers(2, size=(200, 6)).astype(float)
     expected = f1_score(labels, logits > 0, average=None)
     np.testing.assert_allclose(score_by_class(logits, labels), expected)
@@ -267,19 +267,19 @@ def test_attention_is_that_of_the_library(family: str) -> None:
     x = torch.randn(2, *encoder.shape)
     rows, columns = encoder.grid
     proxies = torch.randn(2, encoder.hidden)
-    found = encoder.attention(x, proxies)
+    actual = encoder.attention(x, proxies)
     classes = 0 if family == "siglip" else 1
-    assert found.shape == (2, 2 + classes, rows, columns)
+    assert actual.shape == (2, 2 + classes, rows, columns)
     encoder.network.set_attn_implementation("eager")
-    kept = []
+    remaining = []
     blocks = encoder.network.get_submodule(encoder.layout.blocks)
     path = encoder.layout.projections["q"].rpartition(".")[0]
-    hook = blocks[-1].get_submodule(path).register_forward_hook(lambda _, __, out: kept.append(out[1]))
+    hook = blocks[-1].get_submodule(path).register_forward_hook(lambda _, __, out: remaining.append(out[1]))
     with torch.no_grad():
         encoder.states(x, proxies)
     hook.remove()
-    expected = kept[0].mean(1)[:, : 2 + classes, -rows * columns :].unflatten(-1, (rows, columns))
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    expected = remaining[0].mean(1)[:, : 2 + classes, -rows * columns :].unflatten(-1, (rows, columns))
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-4)
     if classes:  # whom nobody sees changes nothing
         encoder.network.set_attn_implementation("sdpa")
         alone = encoder.attention(x)
@@ -323,8 +323,8 @@ def test_pictures_of_a_run(food: Callable[..., list[str]], tmp_path: Path, capsy
     cfg = compose_config(*food("stages=[prepare,fit,test,report]"))
     pipeline.run(cfg)
     run = tmp_path / "out" / "Food101" / "CMPT" / "complete" / "seed0"
-    kept = np.load(run / "predictions" / "whole_0.npz")["features"]
-    assert kept.shape == (len(np.load(run / "predictions" / "none.npz")["target"]), 16)
+    remaining = np.load(run / "predictions" / "whole_0.npz")["features"]
+    assert remaining.shape == (len(np.load(run / "predictions" / "none.npz")["target"]), 16)
     assert "features" not in np.load(run / "predictions" / "image_text_text_0.5.npz")
     pictures = tmp_path / "out" / "Food101" / "report" / "complete" / "figures"
     assert (pictures / "degradation_accuracy.png").stat().st_size > 5000
@@ -441,10 +441,10 @@ def test_one_model_complete_text_only_and_image_only(made_run: Callable[..., Pat
     assert marks == {"complete": [90, 80, 70], "text only": [20, 30, 50], "image only": [60, 40, 10]}
     # Several labels: F1 of scikit-learn.
     rng = np.random.default_rng(0)
-    labels, said = rng.integers(2, size=(2, 50, 3))
-    several = made_run("CMPT_labels", labels.astype(float), {"none": said})
-    (ax,) = figures.one_model([several], ["none"]).axes
-    expected = np.sort(100 * f1_score(labels, said, average=None))[::-1]
+    labels, messages = rng.integers(2, size=(2, 50, 3))
+    many = made_run("CMPT_labels", labels.astype(float), {"none": messages})
+    (ax,) = figures.one_model([many], ["none"]).axes
+    expected = np.sort(100 * f1_score(labels, messages, average=None))[::-1]
     np.testing.assert_allclose(ax.collections[1].get_offsets()[:, 0], expected)
     assert ax.get_xlabel() == "F1 (%)"
 

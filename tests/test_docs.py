@@ -209,15 +209,15 @@ def check_python(arguments: list[str], configs: Path) -> None:
     if arguments[0] == "run.py":
         check_run(tuple(a for a in arguments[1:] if a != "job"), configs)
         return
-    flag, module, *rest = arguments
+    flag, module, *others = arguments
     assert flag == "-m"
     if module == "mkdocs":
         return
     spec = importlib.util.find_spec(module)
     assert spec is not None, f"there is no module {module}"
     if module == "trainers.figures":
-        assert hasattr(figures, rest[0]), f"trainers.figures draws no {rest[0]}"
-    check_run(tuple(a for a in rest if re.match(r"[\w.]+=", a)), configs)
+        assert hasattr(figures, others[0]), f"trainers.figures draws no {others[0]}"
+    check_run(tuple(a for a in others if re.match(r"[\w.]+=", a)), configs)
 
 
 def check_docker(arguments: list[str], configs: Path) -> None:

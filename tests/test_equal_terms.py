@@ -20,9 +20,9 @@ def check(context: Run, epochs: int, batch_size: int, patience: int | None, sche
     for part in parts(context):
         name, training = part.cfg.model.name, part.trainable.training
         of_stage = {"MultiAE_autoencoder": 3 * epochs, "LogitAverage": 1}  # as published; nothing to train
-        found = (training.max_epochs, training.batch_size, training.patience)
+        actual = (training.max_epochs, training.batch_size, training.patience)
         stops = None if name == "MultiAE_autoencoder" else patience
-        assert found == (of_stage.get(name, epochs), batch_size, stops), name
+        assert actual == (of_stage.get(name, epochs), batch_size, stops), name
         assert part.monitor is None, name
         scheduler = part.trainable.module.get("scheduler")
         if scheduler is not None:

@@ -159,8 +159,8 @@ def _write(name: str, part: Part, rows: Arguments, expected: Mapping[str, Tensor
     file.parent.mkdir(parents=True, exist_ok=True)
     example = blank(rows)
     save_onnx(trace(part.eval(), example, f"part {name}"), example, list(part.outputs), file)
-    found = run_onnx(file, rows)
-    difference = max(float((found[key].double() - value.double()).abs().max()) for key, value in expected.items())
+    outputs = run_onnx(file, rows)
+    difference = max(float((outputs[key].double() - value.double()).abs().max()) for key, value in expected.items())
     tolerance = max(rounding_bound(part, value) for value in expected.values())
     if not difference <= tolerance:
         file.unlink()

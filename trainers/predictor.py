@@ -112,8 +112,8 @@ class Predictor:
             data = self.packed(rows, Path(folder) / "rows")
             missing, cells = data.masks("test", Complete())
             loader = data.loader("test", device=self.run.device)
-            found = predict(self.method, loader, {COMPLETE: missing}, {COMPLETE: cells}, progress=False)
-        return found[""][COMPLETE]
+            outputs = predict(self.method, loader, {COMPLETE: missing}, {COMPLETE: cells}, progress=False)
+        return outputs[""][COMPLETE]
 
     def answerable(self, rows: NewRows) -> np.ndarray:
         """(N,) bool: rows of which at least one modality or cell is observed."""
@@ -152,11 +152,11 @@ class Predictor:
         if answered.any():
             out = self.outputs(rows.take(answered))
             columns = self.scores(out["logits"], ~seen[answered]) | self._account(out, names)
-            found = pd.DataFrame(columns, index=np.flatnonzero(answered))
+            answers = pd.DataFrame(columns, index=np.flatnonzero(answered))
         else:
-            found = pd.DataFrame(index=[])
+            answers = pd.DataFrame(index=[])
         # The same columns whatever the rows lack, so that tables of several chunks fit together.
-        return frame.join(found.reindex(columns=self.columns))
+        return frame.join(answers.reindex(columns=self.columns))
 
     @property
     def columns(self) -> list[str]:

@@ -56,9 +56,9 @@ def _attributes(n: int, rng: np.random.Generator) -> np.ndarray:
     blond = chance("Blond_Hair", 0.25)
     male = chance("Male", np.where(blond, 0.1, 0.5))
     young = chance("Young", 0.75)
-    rest = rng.choice(["Black_Hair", "Brown_Hair", "Gray_Hair"], size=n, p=[0.45, 0.4, 0.15])
+    others = rng.choice(["Black_Hair", "Brown_Hair", "Gray_Hair"], size=n, p=[0.45, 0.4, 0.15])
     for colour in ("Black_Hair", "Brown_Hair", "Gray_Hair"):
-        has[colour] = ~blond & (rest == colour)
+        has[colour] = ~blond & (others == colour)
     chance("Wearing_Hat", np.where(male, 0.1, 0.05))
     chance("Bald", np.where(male & ~young & ~blond, 0.15, 0.0))
     chance("Eyeglasses", 0.1)

@@ -249,9 +249,9 @@ def channel_statistics(chunks: Iterable[np.ndarray], channels: int) -> tuple[lis
         total = np.where(is_value, values, 0).sum(0)
         of_chunk = total / np.maximum(count, 1)
         deviations = np.where(is_value, (values - of_chunk) ** 2, 0).sum(0)
-        delta, both = of_chunk - mean, np.maximum(n + count, 1)
-        mean = mean + delta * count / both
-        squares = squares + deviations + delta**2 * n * count / both
+        delta, n_total = of_chunk - mean, np.maximum(n + count, 1)
+        mean = mean + delta * count / n_total
+        squares = squares + deviations + delta**2 * n * count / n_total
         n = n + count
     varies = (n > 1) & (highest > lowest)
     mean = np.where(varies | (n == 0), mean, lowest)

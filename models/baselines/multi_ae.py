@@ -169,8 +169,8 @@ def reconstruction_error(modality: Modality, output: Tensor, x: Tensor, hidden: 
     """
     if modality.kind == "text" and len(modality.shape) == 1:
         is_token = x > 0
-        found = torch.where(is_token, output.gather(1, x), 0).sum(1, keepdim=True)
-        return -found / is_token.sum(1, keepdim=True).clamp(min=1)
+        log_likelihood = torch.where(is_token, output.gather(1, x), 0).sum(1, keepdim=True)
+        return -log_likelihood / is_token.sum(1, keepdim=True).clamp(min=1)
     if modality.kind == "text":
         return -(x * output).sum(-1).mean(-1, keepdim=True)
     if modality.kind == "series":

@@ -80,14 +80,14 @@ class Ways:
 
     def all(self) -> dict[tuple[str, str, str], Callable[[], Any]]:
         """(what, precision, how) -> the call; merging is not part of it."""
-        found: dict[tuple[str, str, str], Callable[[], Any]] = {}
+        actual: dict[tuple[str, str, str], Callable[[], Any]] = {}
         for precision in ("float32", "bf16"):
             for checkpointing in (False, True):
                 how = "checkpointing" if checkpointing else "plain"
-                found["step", precision, how] = lambda p=precision, c=checkpointing: self.step(p, c)  # type: ignore[misc]
+                actual["step", precision, how] = lambda p=precision, c=checkpointing: self.step(p, c)  # type: ignore[misc]
         for precision in ("float32", "bf16"):
-            found["prediction", precision, "adapters beside"] = lambda p=precision: self.predict(p)  # type: ignore[misc]
-        return found
+            actual["prediction", precision, "adapters beside"] = lambda p=precision: self.predict(p)  # type: ignore[misc]
+        return actual
 
 
 def main(arguments: Sequence[str] | None = None) -> pd.DataFrame:

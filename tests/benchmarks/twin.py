@@ -131,8 +131,8 @@ def gaussian(network: SlowTransformer, batches: Iterable[tuple[Mapping[str, Tens
     model = network.model
     rows = []
     for mask in enumerate_subsets(len(model.modalities)):
-        found = [(network(x, mask.expand(len(y), -1))[1], y) for x, y in batches]
-        features, target = (torch.cat(part) for part in zip(*found, strict=True))
+        actual = [(network(x, mask.expand(len(y), -1))[1], y) for x, y in batches]
+        features, target = (torch.cat(part) for part in zip(*actual, strict=True))
         row = []
         for c in range(model.num_classes):
             z = features[target == c].double()

@@ -210,8 +210,8 @@ def spoilt(model: IncompleteClassifier, batch: Batch, value: float) -> Batch:
     """The batch with ``value`` in everything that is missing."""
     inputs, cells = {}, model.cells(batch.missing, batch.feature_missing)
     for i, (name, x) in enumerate(batch.inputs.items()):
-        gone = cells[name] if name in cells else batch.missing[:, i].reshape(-1, *[1] * (x.ndim - 1))
-        inputs[name] = torch.where(gone, value, x)
+        absent = cells[name] if name in cells else batch.missing[:, i].reshape(-1, *[1] * (x.ndim - 1))
+        inputs[name] = torch.where(absent, value, x)
     return batch.replace(inputs=inputs)
 
 
@@ -248,7 +248,7 @@ def test_missing_content_reaches_no_loss_and_no_gradient(small: tuple[Incomplete
     """Data whose rows are incomplete keep their masks in training, whatever training hides besides."""
     model, family = small
     batch = some_batch(family)
-    found = []
+    actual = []
     buffers = {k: v.clone() for k, v in model.state_dict().items()}
     for value in (0.3, math.nan, 1e30):
         model.load_state_dict(buffers)
@@ -258,11 +258,11 @@ def test_missing_content_reaches_no_loss_and_no_gradient(small: tuple[Incomplete
         loss = model.training_step(spoilt(model, batch, value), 0)
         loss.backward()
         gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
-        found.append([loss.detach(), *gradients, *model.buffers()])
+        actual.append([loss.detach(), *gradients, *model.buffers()])
         assert torch.isfinite(loss) and all(torch.isfinite(g).all() for g in gradients)
-        found[-1] = [x.clone() for x in found[-1]]
-    for other in found[1:]:
-        assert len(other) == len(found[0]) and all(torch.equal(a, b) for a, b in zip(found[0], other))
+        actual[-1] = [x.clone() for x in actual[-1]]
+    for other in actual[1:]:
+        assert len(other) == len(actual[0]) and all(torch.equal(a, b) for a, b in zip(actual[0], other))
 
 
 def test_gradients_reach_every_parameter(small: tuple[IncompleteClassifier, str]) -> None:
@@ -380,13 +380,13 @@ def test_all_masks_of_a_step_count_alike() -> None:
     masks = model.masks.draw(batch.missing, generator())  # type: ignore[union-attr, operator]
     encoded = model.encode_batch(batch)  # type: ignore[operator]
     stacked = model.losses_under(encoded, batch, masks)["loss"]  # type: ignore[operator]
-    each = []
+    parts = []
     for mask in masks:
         # A table that the data have in part loses the rest where the mask did not add it.
         cells = batch.feature_missing["tabular"] | (mask & ~batch.missing)[:, 1, None]
         prediction = model.fuse(encoded, batch.replace(missing=mask, feature_missing={"tabular": cells}))  # type: ignore[operator]
-        each.append(classification_loss(prediction.logits, batch.target, "multiclass"))
-    assert_close_sums(stacked, torch.stack(each).mean())
+        parts.append(classification_loss(prediction.logits, batch.target, "multiclass"))
+    assert_close_sums(stacked, torch.stack(parts).mean())
 
 
 def test_masks_say_what_is_wrong() -> None:
@@ -404,10 +404,10 @@ def test_unimodal_answers_without_its_modality_by_class_frequencies() -> None:
     batch = some_batch("PolyMNIST")
     with torch.inference_mode():
         shares = model(batch).logits.softmax(1)
-    gone = batch.missing[:, 3]
+    absent = batch.missing[:, 3]
     expected = torch.tensor([7, 1, 1, 1, 4, 1, 1, 1, 1, 1]) / 19
-    torch.testing.assert_close(shares[gone], expected.expand(int(gone.sum()), -1))
-    assert not torch.isclose(shares[~gone], expected).all(1).any()
+    torch.testing.assert_close(shares[absent], expected.expand(int(absent.sum()), -1))
+    assert not torch.isclose(shares[~absent], expected).all(1).any()
     labels = torch.tensor([[1.0, 0], [1, -1], [0, -1]])
     torch.testing.assert_close(prior_logits(labels, 2).sigmoid(), torch.tensor([3 / 5, 1 / 3]))
 
@@ -578,9 +578,9 @@ def test_what_does_not_go_together_is_said(composed, overrides: list[str], messa
 
 def test_a_method_of_one_mask_a_step_takes_no_several() -> None:
     nothing = torch.zeros(4, 3, dtype=torch.bool)
-    for several in (TrainingMasks("subsets", k=2), TrainingMasks("all")):
+    for many in (TrainingMasks("subsets", k=2), TrainingMasks("all")):
         with pytest.raises(UserError, match="draws several masks per step"):
-            several.draw_one(nothing, generator())
+            many.draw_one(nothing, generator())
     for one in (TrainingMasks("subsets", k=1), TrainingMasks("count")):
         assert torch.equal(one.draw_one(nothing, generator()), one.draw(nothing, generator())[0])
 
@@ -691,8 +691,8 @@ def test_what_a_method_is_built_on_is_trained_first(composed, caplog: pytest.Log
     assert list(context.prerequisites) == labels
     state = read_tensors(context.checkpoint)["state_dict"]
     for label, part in context.prerequisites.items():
-        own = read_tensors(part.checkpoint)["state_dict"]
-        assert own and all(torch.equal(state[f"experts.{label}.{key}"], value) for key, value in own.items())
+        separate = read_tensors(part.checkpoint)["state_dict"]
+        assert separate and all(torch.equal(state[f"experts.{label}.{key}"], value) for key, value in separate.items())
     assert set(pd.read_csv(context.directory / "results.csv")["model"]) == {"Mixture"}
     # 60 rows in batches of 16, two batches a step, and every row was seen in each of two epochs.
     last = torch.load(context.fit_directory / "checkpoints" / "last.ckpt", weights_only=True)

@@ -225,12 +225,12 @@ def test_an_interrupted_prediction_goes_on(parts: SimpleNamespace, tmp_path: Pat
         pipeline.run(cfg)
     assert sum(calls) == len(parts.frame) - 8
     whole = load(parts.bundle).predict(parts.frame, images=parts.photos)
-    found = pd.read_csv(output)
-    np.testing.assert_allclose(found["probability_nut"], whole["probability_nut"].astype(float), atol=1e-6)
-    assert found["label"].tolist() == parts.frame["kind"].tolist()
+    actual = pd.read_csv(output)
+    np.testing.assert_allclose(actual["probability_nut"], whole["probability_nut"].astype(float), atol=1e-6)
+    assert actual["label"].tolist() == parts.frame["kind"].tolist()
     # The labels that the table has give scores.
     scores = pd.read_csv(tmp_path / "out.scores.csv").set_index("metric")["value"]
-    assert scores["accuracy"] == pytest.approx((found["prediction"] == found["label"]).mean())
+    assert scores["accuracy"] == pytest.approx((actual["prediction"] == actual["label"]).mean())
 
 
 def test_recoveries_are_written_in_the_units_of_the_table(parts: SimpleNamespace, tmp_path: Path) -> None:

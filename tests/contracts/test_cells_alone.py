@@ -78,40 +78,40 @@ def results(
     data: MultimodalDataModule, model: Any, spoil: float | None = None, batch_size: int = 16
 ) -> dict[str, dict[str, dict[str, np.ndarray]]]:
     """label -> scenario -> arrays; with ``spoil`` in everything that is missing."""
-    both = {name: data.masks("train", parse_scenario(name)) for name in SCENARIOS}
-    found: dict[str, dict[str, dict[str, np.ndarray]]] = {}
-    for name, (missing, cells) in both.items():
+    pair = {name: data.masks("train", parse_scenario(name)) for name in SCENARIOS}
+    actual: dict[str, dict[str, dict[str, np.ndarray]]] = {}
+    for name, (missing, cells) in pair.items():
         batches = [
             batch if spoil is None else spoilt(batch, missing, cells, spoil)
             for batch in data.loader("train", batch_size=batch_size)
         ]
         for label, of in predict(model, batches, {name: missing}, {name: cells}, progress=False).items():
-            found.setdefault(label, {}).update(of)
-    return found
+            actual.setdefault(label, {}).update(of)
+    return actual
 
 
 def spoilt(batch: Batch, missing: np.ndarray, cells: Mapping[str, np.ndarray], value: float) -> Batch:
     rows = batch.index.numpy()
     image = torch.from_numpy(missing[rows, 0])[:, None, None, None]
-    gone = {"image": image, "table": torch.from_numpy(cells["table"][rows])}
-    return batch.replace(inputs={name: torch.where(gone[name], value, x) for name, x in batch.inputs.items()})
+    absent = {"image": image, "table": torch.from_numpy(cells["table"][rows])}
+    return batch.replace(inputs={name: torch.where(absent[name], value, x) for name, x in batch.inputs.items()})
 
 
 @pytest.mark.parametrize("method", TABLE_ONLY)
 def test_who_reads_the_table_alone_gives_the_same_whatever_becomes_of_the_image(
     store: tuple[str, ...], method: str
 ) -> None:
-    found = results(*parts_of(store, method))[""]
-    alone = found["whole_0"]["missing"].all(1)
+    actual = results(*parts_of(store, method))[""]
+    alone = actual["whole_0"]["missing"].all(1)
     assert 3 < alone.sum() < len(alone)
     for scenario in SCENARIOS[1:4]:
-        expected = found["none"]["logits"]
+        expected = actual["none"]["logits"]
         # Rows are grouped by what is missing, and kernels sum in another order for another number of rows. What the
         # image would change is above 1e-3.
         np.testing.assert_allclose(
-            found[scenario]["logits"], expected, rtol=0, atol=summation_bound(64, 1 + np.abs(expected).max())
+            actual[scenario]["logits"], expected, rtol=0, atol=summation_bound(64, 1 + np.abs(expected).max())
         )
-    assert np.ptp(found["none"]["logits"][alone], axis=0).max() > 1e-3
+    assert np.ptp(actual["none"]["logits"][alone], axis=0).max() > 1e-3
 
 
 @pytest.mark.parametrize("method", [*TABLE_ONLY, *OTHERS])
@@ -122,12 +122,12 @@ def test_only_the_cells_that_are_there_count(store: tuple[str, ...], method: str
     for spoil in (math.nan, 1e30):
         for label, of in results(data, model, spoil).items():
             for scenario, arrays in of.items():
-                here = expected[label][scenario]["logits"]
-                assert np.isfinite(here).all()
-                np.testing.assert_array_equal(arrays["logits"], here, err_msg=f"{label} {scenario}")
+                local = expected[label][scenario]["logits"]
+                assert np.isfinite(local).all()
+                np.testing.assert_array_equal(arrays["logits"], local, err_msg=f"{label} {scenario}")
                 alone_in_batch = single[label][scenario]["logits"]
                 np.testing.assert_allclose(
-                    alone_in_batch, here, rtol=0, atol=summation_bound(128, 1 + np.abs(here).max())
+                    alone_in_batch, local, rtol=0, atol=summation_bound(128, 1 + np.abs(local).max())
                 )
     missing, cells = data.masks("train", parse_scenario("whole_0"))
     alone = torch.from_numpy(missing.all(1).nonzero()[0])

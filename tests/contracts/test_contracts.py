@@ -208,12 +208,12 @@ def test_an_experiment_composes(option: str) -> None:
 
 
 def commands() -> list[Any]:
-    found = []
+    actual = []
     for file in FILES:
         for line in (CONFIGS / file).read_text().splitlines():
             if match := re.match(r"#.*?python run\.py([^(;]*?)(?:  .*|\(.*)?$", line):
-                found.append(pytest.param(shlex.split(match[1]), id=f"{file}: {match[1].strip()}"))
-    return found
+                actual.append(pytest.param(shlex.split(match[1]), id=f"{file}: {match[1].strip()}"))
+    return actual
 
 
 @pytest.mark.parametrize("arguments", commands())
@@ -655,14 +655,14 @@ def test_an_imputer_fills_what_is_missing_and_passes_the_rest_through(base, name
     imputer, batch = context.load_imputer(), some_batch(context)
     spoilt = {}
     for i, (view, x) in enumerate(batch.inputs.items()):
-        gone = batch.missing[:, i].view(-1, 1, 1, 1)
-        spoilt[view] = x if isinstance(imputer, Oracle) else torch.where(gone, math.nan, x)
+        absent = batch.missing[:, i].view(-1, 1, 1, 1)
+        spoilt[view] = x if isinstance(imputer, Oracle) else torch.where(absent, math.nan, x)
     recovered = imputer.impute(spoilt, batch.missing, batch.index)
     assert list(recovered) == context.data.modality_names
     assert set(batch.missing.sum(1).tolist()) == set(range(5)), "every number of missing views is tried"
     for i, (view, x) in enumerate(recovered.items()):
-        there = ~batch.missing[:, i]
-        assert torch.equal(x[there], batch.inputs[view][there]) and torch.isfinite(x).all()
+        present = ~batch.missing[:, i]
+        assert torch.equal(x[present], batch.inputs[view][present]) and torch.isfinite(x).all()
         if "oracle" in imputer.needs:
             assert torch.equal(x, batch.inputs[view])
     for row in range(len(batch)):
@@ -821,13 +821,13 @@ def test_processes_train_what_one_with_their_common_batch_trains(base, tmp_path:
     assert len(watch.losses) == 4 and len(two) == 2
     np.testing.assert_allclose(two[columns], one[columns], atol=1e-4)
     # Each process estimates on its share of the rows, every row once.
-    found = GaussianParameters.load(run / "gaussian_cosine.safetensors")
+    actual = GaussianParameters.load(run / "gaussian_cosine.safetensors")
     model = build_model(context.cfg, context.trainable, context.data)
     model.load_state_dict(torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"])
     expected = estimate(model, [context.data.rows("train", np.arange(60))], progress=False)
-    assert found.about["rows"] == expected.about["rows"] == 60
-    torch.testing.assert_close(found.prototypes, expected.prototypes, atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(found.sigma, expected.sigma, atol=1e-6, rtol=1e-5)
+    assert actual.about["rows"] == expected.about["rows"] == 60
+    torch.testing.assert_close(actual.prototypes, expected.prototypes, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(actual.sigma, expected.sigma, atol=1e-6, rtol=1e-5)
     # One process alone does the rest.
     assert done.stderr.count("stage gaussian:") == n and done.stderr.count("stage test:") == 1
     assert (run / "DONE").exists() and len(pd.read_csv(run / "results.csv")) == 2 * 11

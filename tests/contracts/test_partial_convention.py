@@ -143,18 +143,18 @@ def test_masks_of_training_hide_partly_missing_tables_too(method: str) -> None:
         made(method, "model.module.masks.kind=all")
     ), partly()  # fmt: skip
     model.eval()  # no dropout, and batch statistics that stand
-    found: dict[str, Tensor] = {}
-    model.log_losses = lambda stage, losses, n: found.update(losses)
+    actual: dict[str, Tensor] = {}
+    model.log_losses = lambda stage, losses, n: actual.update(losses)
     with torch.no_grad():
         model.training_step(batch, 0)
         cells, losses = batch.feature_missing[TABLE], []
         for image, table in enumerate_subsets(2).tolist():
-            gone = cells | table
-            missing = torch.stack([torch.full((12,), image), gone.any(1)], 1)
-            hidden = batch.replace(missing=missing, feature_missing={TABLE: gone})
+            absent = cells | table
+            missing = torch.stack([torch.full((12,), image), absent.any(1)], 1)
+            hidden = batch.replace(missing=missing, feature_missing={TABLE: absent})
             encoded = model.encode(batch.observed(), model.cells(batch.missing, batch.feature_missing))
             losses.append(torch.nn.functional.cross_entropy(model.fuse(encoded, hidden).logits, batch.target))
-    torch.testing.assert_close(found["loss"], torch.stack(losses).mean(), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(actual["loss"], torch.stack(losses).mean(), atol=1e-6, rtol=1e-6)
 
 
 def test_dymo_follows_the_convention_and_the_original_with_its_tail() -> None:

@@ -383,14 +383,14 @@ def test_functions_of_the_methods_have_their_digits_in_onnx(tmp_path: Path) -> N
     1.2e-7 of erfc; a small summand stays; the rest is the rounding of float32."""
     x = torch.cat([-torch.logspace(-4, 2, 300), torch.linspace(0, 4, 50)])
     wide = x.double().numpy()
-    found = in_onnx(torch.special.log_ndtr, x, tmp_path)
-    np.testing.assert_allclose(found, stats.norm.logcdf(wide), atol=4e-7, rtol=4e-7)
-    found = in_onnx(torch.nn.functional.logsigmoid, x, tmp_path)
-    np.testing.assert_allclose(found, -np.logaddexp(0, -wide), atol=4e-7, rtol=4e-7)
+    actual = in_onnx(torch.special.log_ndtr, x, tmp_path)
+    np.testing.assert_allclose(actual, stats.norm.logcdf(wide), atol=4e-7, rtol=4e-7)
+    actual = in_onnx(torch.nn.functional.logsigmoid, x, tmp_path)
+    np.testing.assert_allclose(actual, -np.logaddexp(0, -wide), atol=4e-7, rtol=4e-7)
     np.testing.assert_allclose(in_onnx(lambda y: 1 / (y * 0 + 1e-8), x, tmp_path), 1e8, rtol=1e-6)
     centres = torch.tensor([[1.0], [3.0]])
-    found = in_onnx(lambda y: torch.cdist(y, centres, compute_mode="donot_use_mm_for_euclid_dist")[:, 1:], x, tmp_path)
-    np.testing.assert_allclose(found, np.abs(wide - 3), atol=1e-5)
+    actual = in_onnx(lambda y: torch.cdist(y, centres, compute_mode="donot_use_mm_for_euclid_dist")[:, 1:], x, tmp_path)
+    np.testing.assert_allclose(actual, np.abs(wide - 3), atol=1e-5)
 
 
 # ----------------------------------------------------------------------------------------------------- stage export

@@ -193,8 +193,8 @@ def test_a_bad_clip_is_refused_or_left_out_as_said(cremad: Path, tmp_path: Path,
     data = built(CREMAD, root, tmp_path, **{**settings, "bad_clips": {kind: "skip"}})
     assert sum(len(data.split(s)) for s in SPLITS) == 58
     assert sorted(data.store.meta()["left_out"][kind]) == sorted(bad)
-    kept = {name for s in SPLITS for name in data.split(s).names()}
-    assert not kept & set(bad)
+    remaining = {name for s in SPLITS for name in data.split(s).names()}
+    assert not remaining & set(bad)
     for split in SPLITS:  # what is left is in its place
         for row, name in list(enumerate(data.split(split).names()))[::6]:
             expected = hear(MEL, root / f"AudioWAV/{name}.wav", None, None, False)

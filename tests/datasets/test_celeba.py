@@ -159,18 +159,18 @@ def test_partitions(made: Path, root: Path, tmp_path: Path) -> None:
     assert swapped.split("val").names() == official.split("test").names()
     balanced = built(made, tmp_path / "balanced", partition="balanced")
     for split in SPLITS:
-        there = balanced.split(split)
+        present = balanced.split(split)
         blond = [n for n in official.split(split).names() if table[f"{n}.jpg"]]
-        assert set(blond) <= set(there.names()) and len(there) == 2 * len(blond)
-        assert there.read("target").sum() == len(blond) and there.names() == sorted(there.names())
-        assert set(there.names()) <= set(official.split(split).names())
+        assert set(blond) <= set(present.names()) and len(present) == 2 * len(blond)
+        assert present.read("target").sum() == len(blond) and present.names() == sorted(present.names())
+        assert set(present.names()) <= set(official.split(split).names())
     other = built(made, tmp_path / "other", partition="balanced", balance_seed=1)
     assert other.split("train").names() != balanced.split("train").names()
     names = [f"{i:06d}.jpg" for i in range(1, 51)]
     lines = [f"{name},{0 if i < 40 else 2}" for i, name in enumerate(names)]
     (root / "mine.csv").write_text("\n".join(["image_id,partition", *lines]))
-    own = built(made, tmp_path / "own", partition_file=str(root / "mine.csv"))
-    assert len(own.split("train")) == 40 and len(own.split("test")) == 10 and not own.has_split("val")
+    separate = built(made, tmp_path / "own", partition_file=str(root / "mine.csv"))
+    assert len(separate.split("train")) == 40 and len(separate.split("test")) == 10 and not separate.has_split("val")
     with pytest.raises(UserError, match=r"dataset\.partition=even: must be one of official, official_swapped"):
         CelebA(store="s", partition="even")
     with pytest.raises(UserError, match=r"dataset\.partition_file: there is no file nowhere\.csv"):
@@ -304,9 +304,9 @@ def test_an_interrupted_prepare_goes_on(made: Path, tmp_path: Path, reads: Reads
 def test_two_processes_decode_once(made: Path, tmp_path: Path, reads: Reads) -> None:
     """The second waits for the first (here threads: the lock belongs to the open file), then finds the store."""
     with ThreadPoolExecutor(3) as pool:
-        both = list(pool.map(lambda _: built(made, tmp_path), range(3)))
+        pair = list(pool.map(lambda _: built(made, tmp_path), range(3)))
     assert reads.all() == [f"{i:06d}" for i in range(1, 51)]
-    assert [len(data.split("val")) for data in both] == [12, 12, 12] and len(list(tmp_path.iterdir())) == 1
+    assert [len(data.split("val")) for data in pair] == [12, 12, 12] and len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_folder_of_something_else_is_refused_before_anything_is_decoded(

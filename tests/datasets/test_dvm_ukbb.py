@@ -96,45 +96,45 @@ def slow_adverts(root: Path) -> tuple[list[dict[str, Any]], list[str]]:
     for row in rows("Image_table.csv"):
         images.setdefault("$$".join(row["Image_ID"].split("$$")[:2]), row["Image_name"])
     prices = {(row["Genmodel_ID"], int(row["Year"])): float(row["Entry_price"]) for row in rows("Price_table.csv")}
-    kept = []
+    remaining = []
     for row in rows("Ad_table.csv"):
         key = (row["Genmodel_ID"], int(row["Reg_year"]))
         if key in prices and row["Adv_ID"] in images and row["Price"] != "Uknown" and row["Gearbox"]:
-            kept.append({**row, "Entry_price": prices[key], "Image_name": images[row["Adv_ID"]]})
+            remaining.append({**row, "Entry_price": prices[key], "Image_name": images[row["Adv_ID"]]})
     for name in dvm.CATEGORICAL:
-        levels = sorted({row[name] for row in kept})
-        for row in kept:
+        levels = sorted({row[name] for row in remaining})
+        for row in remaining:
             row[name] = levels.index(row[name])
-    for row in kept:
+    for row in remaining:
         row["Engine_size"] = float(row.pop("Engin_size").rstrip("L"))
     per_model: dict[str, int] = {}
-    for row in kept:
+    for row in remaining:
         per_model[row["Genmodel_ID"]] = per_model.get(row["Genmodel_ID"], 0) + 1
-    kept = [row for row in kept if per_model[row["Genmodel_ID"]] >= 100]
+    remaining = [row for row in remaining if per_model[row["Genmodel_ID"]] >= 100]
     extra = {row["Adv_ID"]: row for row in rows("Ad_table (extra).csv")}
     for name in dvm.PHYSICAL:
         known: dict[str, float] = {}
-        for row in kept:
+        for row in remaining:
             if float(extra[row["Adv_ID"]][name]):
                 known.setdefault(row["Genmodel_ID"], float(extra[row["Adv_ID"]][name]))
-        for row in kept:
+        for row in remaining:
             row[name] = float(extra[row["Adv_ID"]][name]) or known[row["Genmodel_ID"]]
     random.seed(2022)
     for name in ("Wheelbase", "Length", "Width", "Height"):
-        for row in kept:
+        for row in remaining:
             row[name] += random.randint(-50, 50)
-    return kept, list(dict.fromkeys(row["Genmodel_ID"] for row in kept))
+    return remaining, list(dict.fromkeys(row["Genmodel_ID"] for row in remaining))
 
 
 def test_the_table_is_the_one_that_loops_over_the_files_give(raw: Path, packed: DVM) -> None:
-    kept, models = slow_adverts(raw)
+    remaining, models = slow_adverts(raw)
     assert packed.class_names == models and len(models) == 12
     table = packed.modalities[1]
     assert table.cardinalities == (22, 13, 3, 12) and table.columns == dvm.COLUMNS and table.shape == (17,)
-    target = np.array([models.index(row["Genmodel_ID"]) for row in kept])
-    rest, test = train_test_split(np.arange(len(kept)), test_size=0.5, random_state=2022, stratify=target)
-    train, val = train_test_split(rest, test_size=0.2, random_state=2022, stratify=target[rest])
-    values = np.array([[float(row[c]) for c in dvm.COLUMNS] for row in kept])
+    target = np.array([models.index(row["Genmodel_ID"]) for row in remaining])
+    others, test = train_test_split(np.arange(len(remaining)), test_size=0.5, random_state=2022, stratify=target)
+    train, val = train_test_split(others, test_size=0.2, random_state=2022, stratify=target[others])
+    values = np.array([[float(row[c]) for c in dvm.COLUMNS] for row in remaining])
     mean, deviation = values[train].mean(0), values[train].std(0, ddof=1)
     for split, rows in (("train", train), ("val", val), ("test", test)):
         rows = np.sort(rows)
@@ -143,8 +143,8 @@ def test_the_table_is_the_one_that_loops_over_the_files_give(raw: Path, packed: 
         expected[:, 4:] = ((values[rows] - mean) / deviation)[:, 4:]
         np.testing.assert_allclose(part.read("tabular").numpy(), expected, atol=2e-5, rtol=1e-5)
         assert part.read("target").tolist() == target[rows].tolist()
-        assert part.names() == [kept[i]["Image_name"] for i in rows]
-    row = kept[int(np.sort(test)[3])]
+        assert part.names() == [remaining[i]["Image_name"] for i in rows]
+    row = remaining[int(np.sort(test)[3])]
     maker, model, year, colour = row["Image_name"].split("$$")[:4]
     with Image.open(raw / "resized_DVM" / maker / model / year / colour / row["Image_name"]) as image:
         wanted = np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
@@ -163,9 +163,9 @@ def test_published_standardisation_takes_all_rows_and_each_split(raw: Path, tmp_
     for name in dvm.ADVERT:
         assert everything[name].mean() == pytest.approx(0, abs=1e-9)
         assert everything[name].std(ddof=1) == pytest.approx(1)
-    kept = np.concatenate([data.split(s).read("tabular").numpy() for s in ("train", "val", "test")])
+    remaining = np.concatenate([data.split(s).read("tabular").numpy() for s in ("train", "val", "test")])
     common = everything[everything["Genmodel_ID"].isin(data.class_names)]
-    np.testing.assert_allclose(kept[:, 8:].mean(0), common[list(dvm.ADVERT)].mean(), atol=1e-4)
+    np.testing.assert_allclose(remaining[:, 8:].mean(0), common[list(dvm.ADVERT)].mean(), atol=1e-4)
 
 
 def test_sizes_that_are_wrong_or_absent_in_the_tables_are_mended(raw: Path, tmp_path: Path) -> None:
@@ -281,8 +281,8 @@ def test_bad_prepared_files_are_named_with_counts(prepared: Path, tmp_path: Path
 
 
 def test_cad_and_infarction_share_tables_and_differ_in_labels(heart: Path, tmp_path: Path) -> None:
-    both = [UKBB(store=str(tmp_path / t), root=str(heart), target=t, side=20, stored_side=24) for t in ukbb.TARGETS]
-    for data in both:
+    pair = [UKBB(store=str(tmp_path / t), root=str(heart), target=t, side=20, stored_side=24) for t in ukbb.TARGETS]
+    for data in pair:
         data.prepare()
         counts = data.store.meta()["class_counts"]["train"]  # type: ignore[index]
         assert len(set(counts.values())) == 1, "as many negatives as positives"
@@ -293,12 +293,12 @@ def test_cad_and_infarction_share_tables_and_differ_in_labels(heart: Path, tmp_p
         assert stored.dtype == np.float32
         image = data.split("test").read("img")[0].numpy()
         np.testing.assert_allclose(image / 255, stored.transpose(2, 0, 1), atol=0.5 / 255 + 1e-6)
-    cad, infarction = (d.split("test") for d in both)
+    cad, infarction = (d.split("test") for d in pair)
     assert torch.equal(cad.read("tabular"), infarction.read("tabular"))
     assert not torch.equal(cad.read("target"), infarction.read("target"))
     # The masks that lie beside the tables are those that the scenario makes.
     file = heart / "missing_mask" / "cardiac_features_test_imputed_noOH_tabular_imaging_reordered_CAD_value_0.3.npy"
-    read, made = (both[0].masks("test", parse_scenario(s))[1]["tabular"] for s in (f"file:{file}", "table_value_0.3"))
+    read, made = (pair[0].masks("test", parse_scenario(s))[1]["tabular"] for s in (f"file:{file}", "table_value_0.3"))
     assert np.array_equal(read, made) and np.array_equal(made, table_mask(60, 75, "value", 0.3, 2023))
 
 

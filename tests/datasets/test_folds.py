@@ -25,16 +25,16 @@ def test_every_row_is_tested_once_and_the_parts_of_a_fold_are_disjoint(
     if several:
         target[rng.random((n, 4)) < 0.2] = -1
     groups = rng.integers(0, n // 3, n).astype(str) if grouped else None
-    found = draw_folds(target, groups, folds, 0.2, seed)
-    assert np.array_equal(np.sort(np.concatenate([test for _, _, test in found])), np.arange(n))
-    for parts in found:
+    actual = draw_folds(target, groups, folds, 0.2, seed)
+    assert np.array_equal(np.sort(np.concatenate([test for _, _, test in actual])), np.arange(n))
+    for parts in actual:
         assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(n))
         assert all(len(part) and (np.diff(part) > 0).all() for part in parts)
         if groups is not None:
             homes = [set(groups[part]) for part in parts]
             assert not homes[0] & homes[1] and not (homes[0] | homes[1]) & homes[2]
     again = draw_folds(target, groups, folds, 0.2, seed)
-    assert all(np.array_equal(a, b) for one, two in zip(found, again) for a, b in zip(one, two))
+    assert all(np.array_equal(a, b) for one, two in zip(actual, again) for a, b in zip(one, two))
 
 
 def test_folds_of_one_label_are_scikit_learn_s() -> None:
@@ -54,10 +54,10 @@ def test_positives_are_spread_as_iterative_stratification_spreads_them() -> None
     target = (rng.random((400, 8)) < rng.uniform(0.05, 0.4, 8)).astype(np.float32)
     target[rng.random(target.shape) < 0.3] = -1
     positive = target == 1
-    found = draw_folds(target, None, 5, 0.2, 42)
+    actual = draw_folds(target, None, 5, 0.2, 42)
     library = MultilabelStratifiedKFold(5, shuffle=True, random_state=42).split(positive, positive.astype(int))
     wanted = positive.sum(0) / 5
-    for (train, val, test), (_, expected) in zip(found, library):
+    for (train, val, test), (_, expected) in zip(actual, library):
         assert np.array_equal(test, expected)
         assert np.abs(positive[test].sum(0) - wanted).max() <= 2
         assert np.abs(positive[val].sum(0) - 0.8 * wanted).max() <= 2

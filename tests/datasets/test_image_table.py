@@ -67,14 +67,14 @@ def make(tmp_path: Path, csv: Path) -> Callable[..., ImageTable]:
 
 def rows_by_name(data: ImageTable) -> dict[str, tuple[str, np.ndarray, np.ndarray, int, np.ndarray]]:
     """Name -> (split, cells, gaps, target, image) of every packed row."""
-    found = {}
+    actual = {}
     for split in ("train", "val", "test"):
         packed = data.split(split)
         gaps = data.natural_cells(split).get("table", np.zeros((len(packed), 4), dtype=bool))
         parts = (packed.read("table").numpy(), gaps, packed.read("target").numpy(), packed.read("image").numpy())
         for i, name in enumerate(packed.names()):
-            found[name] = (split, *(part[i] for part in parts))
-    return found
+            actual[name] = (split, *(part[i] for part in parts))
+    return actual
 
 
 def test_cells_are_coded_as_a_loop_over_the_file_codes_them(make: Callable[..., ImageTable], csv: Path) -> None:

@@ -371,7 +371,7 @@ def test_a_row_without_text_can_stay_with_a_missing_text(food: Path, tmp_path: P
     assert [len(data.split(s)) for s in SPLITS] == [40, 16, 24] and set(data.natural_rows("val")) == set()
     absent = data.natural_rows("test")["text"]
     packed = data.split("test")
-    assert [name for name, gone in zip(packed.names(), absent) if gone] == ["frozen_yogurt_7.jpg", "tacos_7.jpg"]
+    assert [name for name, removed in zip(packed.names(), absent) if removed] == ["frozen_yogurt_7.jpg", "tacos_7.jpg"]
     empty = slow_word_pieces("", (food / "vocab.txt").read_text().splitlines())
     assert packed.read("text")[torch.from_numpy(absent)].tolist() == [empty + [0] * 10] * 2
     # Strings for display: the words of the ids, without special tokens.
@@ -497,7 +497,7 @@ def test_rows_of_a_csv_against_a_loop(xrays: Path, tmp_path: Path, caplog: pytes
     of = {"COVID-19": "COVID", "COVID-19, ARDS": "COVID", "SARS": "SARS", "Pneumocystis": "PCP"}
     of |= {"Streptococcus": "Strep", "No Finding": "None"}
     lipoid = frame[frame["finding"] == "Lipoid"]
-    kept = frame[frame["finding"].isin(list(of))]
+    remaining = frame[frame["finding"].isin(list(of))]
     assert data.class_names == ["COVID", "SARS", "PCP", "Strep", "None"]
     assert (
         f"classes with fewer than 6 values of 'patientid' left out: 'Lipoid' ({lipoid.patientid.nunique()})"
@@ -507,22 +507,24 @@ def test_rows_of_a_csv_against_a_loop(xrays: Path, tmp_path: Path, caplog: pytes
     homes: dict[str, set[str]] = {}
     masked = 0
     tokenizer = load_tokenizer(data.tokenizer)
-    rows = kept.set_index("filename")
+    rows = remaining.set_index("filename")
     seen = []
     for split in SPLITS:
         packed = data.split(split)
         absent = data.natural_rows(split).get("text", np.zeros(len(packed), dtype=bool))
-        for name, ids, target, gone in zip(packed.names(), packed.read("text").tolist(), packed.read("target"), absent):
+        for name, ids, target, removed in zip(
+            packed.names(), packed.read("text").tolist(), packed.read("target"), absent
+        ):
             row = rows.loc[name]
             homes.setdefault(row["patientid"], set()).add(split)
-            assert of[row["finding"]] == data.class_names[int(target)] and gone == (row["clinical_notes"] == "")
+            assert of[row["finding"]] == data.class_names[int(target)] and removed == (row["clinical_notes"] == "")
             words = row["clinical_notes"].lower().replace(",", " ,").split()
             told = ["[MASK]" if w.startswith(("sars", "cov", "pcp", "pneumoni")) else w for w in words]
             masked += told.count("[MASK]")
             expected = tokenizer(" ".join(told), truncation=True, max_length=12)["input_ids"]
             assert ids == expected + [0] * (12 - len(expected))
             seen.append(name)
-    assert sorted(seen) == sorted(kept["filename"]) and all(map(lambda s: len(s) == 1, homes.values()))
+    assert sorted(seen) == sorted(remaining["filename"]) and all(map(lambda s: len(s) == 1, homes.values()))
     assert masked > 20 and f"{masked} words masked in" in caplog.text
     assert data.store.meta()["source"]["left_out"]["label 'todo'"] == (frame["finding"] == "todo").sum()  # type: ignore[index]
 
@@ -755,10 +757,10 @@ def test_several_labels_from_files_to_results(tmp_path: Path) -> None:
     context, results = run("dataset=MMIMDb", "dataset.demo=true", "model=ModDrop", *token, *small(tmp_path))
     assert set(results["metric"]) == set(metric_names("multilabel")) and len(set(results["scenario"])) == 6
     saved = np.load(context.directory / "predictions" / "none.npz")
-    said = saved["logits"] > 0
+    messages = saved["logits"] > 0
     for metric in ("macro", "micro", "weighted", "samples"):
         row = results[(results.metric == f"f1_{metric}") & (results.scenario == "none")]
-        expected = f1_score(saved["target"], said, average=metric, zero_division=0)
+        expected = f1_score(saved["target"], messages, average=metric, zero_division=0)
         assert row["value"].item() == pytest.approx(expected, abs=1e-6)
     assert "val_f1_macro" in pd.read_csv(context.fit_directory / "metrics.csv")
     with pytest.raises(UserError, match=r"MMIMDb has several labels, and the classes of DynamicTransformer exclude"):
@@ -774,10 +776,10 @@ def test_f1_of_several_labels_against_scikit_learn() -> None:
     metrics = classification_metrics("multilabel", 6)
     for part in (slice(0, 20), slice(20, 50)):
         metrics.update(torch.from_numpy(logits[part]), torch.from_numpy(target[part]))
-    found = metrics.compute()
+    actual = metrics.compute()
     for average in ("macro", "micro", "weighted", "samples"):
         expected = f1_score(target, logits > 0, average=average, zero_division=0)
-        assert float(found[f"f1_{average}"]) == pytest.approx(expected, abs=1e-6), average
+        assert float(actual[f"f1_{average}"]) == pytest.approx(expected, abs=1e-6), average
 
 
 def test_training_and_test_under_a_missing_table(tmp_path: Path) -> None:

@@ -192,8 +192,8 @@ def test_only_marked_cells_of_marked_tables_are_hidden() -> None:
     inputs = {"img": torch.full((3, 1, 2, 2), 7.0), "tab": torch.full((3, 4), 7.0)}
     inputs["tab"][1, 0] = float("nan")
     missing = torch.tensor([[False, False], [False, True], [True, True]])
-    gone = torch.tensor([[True] * 4, [True, False, True, False], [False, False, False, True]])
-    hidden = hide(inputs, missing, {"tab": gone})
+    absent = torch.tensor([[True] * 4, [True, False, True, False], [False, False, False, True]])
+    hidden = hide(inputs, missing, {"tab": absent})
     assert hidden["tab"].tolist() == [[7] * 4, [0, 7, 0, 7], [7, 7, 7, 0]]
     assert hidden["img"].flatten(1)[:, 0].tolist() == [7, 7, 0]
     assert hide(inputs, missing)["tab"].tolist() == [[7] * 4, [0] * 4, [0] * 4]
@@ -210,8 +210,8 @@ class CellSum(IncompleteClassifier):
 def test_predictions_are_made_from_the_visible_cells_of_each_scenario(tiny: Tiny) -> None:
     tiny.fill()
     scenarios = [parse_scenario(s) for s in ("none", "whole_1", "table_value_0.3", "table_feature_0.5")]
-    both = {s.name: tiny.masks("test", s) for s in scenarios}
-    masks, cells = {k: v[0] for k, v in both.items()}, {k: v[1] for k, v in both.items()}
+    pair = {s.name: tiny.masks("test", s) for s in scenarios}
+    masks, cells = {k: v[0] for k, v in pair.items()}, {k: v[1] for k, v in pair.items()}
     loader = tiny.loader("test", batch_size=7)
     out = predict(CellSum(tiny.modalities, 2, "binary"), loader, masks, cells, progress=False)[""]
     table = tiny.split("test").read("tab").numpy()

@@ -134,16 +134,16 @@ def test_folds_are_the_library_s_and_test_every_row_once(make: Callable[..., MIM
     tested: list[str] = []
     folds = MultilabelStratifiedKFold(5, shuffle=True, random_state=42).split(positive, positive)
     inodes = set()
-    for fold, (rest, test) in enumerate(folds):
+    for fold, (others, test) in enumerate(folds):
         data = make(fold=fold)
         data.prepare()
         assert len(reads.all()) == (N if fold == 0 else 0), "films are decoded for the first fold alone"
         parts = {split: [Path(n).stem for n in data.split(split).names()] for split in ("train", "val", "test")}
         assert parts["test"] == stems[test].tolist()
         inner = MultilabelStratifiedShuffleSplit(1, test_size=0.2, random_state=42)
-        train, val = next(inner.split(positive[rest], positive[rest]))
-        assert parts["train"] == stems[np.sort(rest[train])].tolist()
-        assert parts["val"] == stems[np.sort(rest[val])].tolist()
+        train, val = next(inner.split(positive[others], positive[others]))
+        assert parts["train"] == stems[np.sort(others[train])].tolist()
+        assert parts["val"] == stems[np.sort(others[val])].tolist()
         tested += parts["test"]
         inodes |= {(data.store.folder / split / "image.npy").stat().st_ino for split in parts}
         packed = data.split("val")
@@ -403,7 +403,7 @@ def slow_link(raw: dict[str, pd.DataFrame], flags: int, studies: str) -> list[di
     rows = {name: frame.to_dict("records") for name, frame in raw.items()}
     people = {r["subject_id"]: r for r in rows["patients"]}
     triage = {r["stay_id"]: r for r in rows["triage"]}
-    found = []
+    actual = []
     for labels in rows["mimic-cxr-2.0.0-chexpert"]:
         films = [
             (["PA", "AP"].index(f["ViewPosition"]), when(f), f["dicom_id"])
@@ -419,9 +419,9 @@ def slow_link(raw: dict[str, pd.DataFrame], flags: int, studies: str) -> list[di
             if a["subject_id"] == labels["subject_id"] and begins <= time <= a["dischtime"]:
                 inside.append((begins, a["hadm_id"], a["race"]))
         if inside:
-            found.append((time, labels["study_id"], film, labels, *max(inside)[1:]))
+            actual.append((time, labels["study_id"], film, labels, *max(inside)[1:]))
     used: list[Any] = []
-    for entry in sorted(found, key=lambda e: e[:2]):
+    for entry in sorted(actual, key=lambda e: e[:2]):
         key = {"first_of_admission": entry[4], "first_of_patient": entry[3]["subject_id"], "all": entry[1]}[studies]
         if key not in [k for k, _ in used]:
             used.append((key, entry))
@@ -541,13 +541,13 @@ def test_a_grid_of_folds_and_training_sets_is_run_and_reported(tmp_path: Path, m
     assert str(directory.path).endswith("MIMIC/ModDrop/stress_none/seed0_fold1")
     results = pd.read_csv(directory / "results.csv", keep_default_na=False)
     assert set(results["fold"]) == {1} and set(results["train"]) == {"none"} and len(results) == 4 * 28
-    each = pd.read_csv(directory / "results_per_class.csv", keep_default_na=False)
-    assert len(each) == 4 * 9 * 14 and set(each["class"]) == set(FINDINGS)
-    rows = each.query("scenario == 'nested_0_0.5' and metric == 'recall'").replace("", np.nan).astype({"value": float})
-    there = rows[rows["value"].notna()]
-    weighted = np.average(there["value"], weights=there["positives"])
-    found = results.query("scenario == 'nested_0_0.5' and metric == 'recall_weighted'")["value"].astype(float).item()
-    assert found == pytest.approx(weighted, abs=1e-6)
+    parts = pd.read_csv(directory / "results_per_class.csv", keep_default_na=False)
+    assert len(parts) == 4 * 9 * 14 and set(parts["class"]) == set(FINDINGS)
+    rows = parts.query("scenario == 'nested_0_0.5' and metric == 'recall'").replace("", np.nan).astype({"value": float})
+    present = rows[rows["value"].notna()]
+    weighted = np.average(present["value"], weights=present["positives"])
+    actual = results.query("scenario == 'nested_0_0.5' and metric == 'recall_weighted'")["value"].astype(float).item()
+    assert actual == pytest.approx(weighted, abs=1e-6)
     # The same rows lack the image in every run of a fold; half of them, rounded down.
     masks = [np.load(runs[t, 1].directory / "masks" / "nested_0_0.5.npz")["missing"] for t in trains]
     assert np.array_equal(*masks) and masks[0][:, 0].sum() == len(masks[0]) // 2

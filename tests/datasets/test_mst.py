@@ -275,8 +275,8 @@ def test_real_mnist_with_real_photographs(tmp_path: Path) -> None:
     small = np.asarray(Image.open(photos[0][1]).convert("RGB").resize((32, 32), Image.Resampling.BICUBIC))
     train = data.split("train").read("svhn")
     tests = torch.cat([data.split(s).read("svhn") for s in ("val", "test")])
-    found = [(x == torch.from_numpy(small.transpose(2, 0, 1).copy())).flatten(1).all(1).any() for x in (train, tests)]
-    assert sum(map(bool, found)) == 1 and tests[row].shape == (3, 32, 32)
+    actual = [(x == torch.from_numpy(small.transpose(2, 0, 1).copy())).flatten(1).all(1).any() for x in (train, tests)]
+    assert sum(map(bool, actual)) == 1 and tests[row].shape == (3, 32, 32)
 
 
 # ------------------------------------------------------------------------------------------------- the prepared folders

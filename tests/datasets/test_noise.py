@@ -158,13 +158,13 @@ def test_gaussian_on_spectrograms_has_a_deviation_of_the_level(m: Modality, leve
 def test_gaussian_level_11_leaves_nothing_of_the_input(m: Modality) -> None:
     """Invariant 10: two contents of the same rows become one; what is left has the reference's distribution."""
     x = content(m, 60)
-    gone = noisy(m, "gaussian", 11, x)
-    assert torch.allclose(gone, noisy(m, "gaussian", 11, content(m, 60, 1)), rtol=0, atol=1e-5)
-    assert abs(np.corrcoef(gone.flatten(), x.flatten())[0, 1]) < 0.1 or m.kind == "table"
+    absent = noisy(m, "gaussian", 11, x)
+    assert torch.allclose(absent, noisy(m, "gaussian", 11, content(m, 60, 1)), rtol=0, atol=1e-5)
+    assert abs(np.corrcoef(absent.flatten(), x.flatten())[0, 1]) < 0.1 or m.kind == "table"
     if m.kind in ("table", "series"):
-        assert abs(float(gone[:, 2:].std()) / (11 / 4) - 1) < 0.15
+        assert abs(float(absent[:, 2:].std()) / (11 / 4) - 1) < 0.15
         return
-    meaning = m.scale.read(gone) * (255 if m.kind != "audio" else 1)
+    meaning = m.scale.read(absent) * (255 if m.kind != "audio" else 1)
     low, sigma = (-255.0, 11 * 25.5) if m.kind == "audio" else (0.0, 121 * 25.5)
     for edge in (low, 255.0):
         share = float(((meaning - edge).abs() < 1e-2).float().mean())
@@ -300,8 +300,8 @@ def test_levels_have_the_distribution_of_udml() -> None:
     assert torch.allclose(shares, torch.tensor([0.5 + 0.5 / 11, *[0.5 / 11] * 10]), atol=0.003)
     assert float((levels == 1).all(1).float().mean()) == pytest.approx(0.504, abs=0.003)
     assert float(levels.float().mean()) == pytest.approx(3.5, abs=0.02)
-    there = levels[(levels > 1).any(1)].double()
-    assert abs(np.corrcoef(there.T)[0, 1]) < 0.03
+    present = levels[(levels > 1).any(1)].double()
+    assert abs(np.corrcoef(present.T)[0, 1]) < 0.03
     assert torch.equal(noise.levels(500, [True, True], 0, 0), noise.levels(500, [True, True], 0, 9))
     assert not torch.equal(noise.levels(500, [True, True], 0), noise.levels(500, [True, True], 1))
     redrawn = TrainingNoise(redraw=True)
@@ -499,9 +499,9 @@ def test_dymo_and_a_baseline_under_noise(composed, monkeypatch: pytest.MonkeyPat
     logits = {name: np.load(folder / f"predictions/{stem}.npz")["logits"] for name, stem in stems.items()}
     assert np.array_equal(logits["none"], logits["noise_gaussian_1_all"])
     assert not np.allclose(logits["none"], logits["noise_gaussian_6_m0"])
-    both, random = (np.load(folder / f"masks/{stems[name]}.npz") for name in SCENARIOS[3:])
-    assert np.array_equal(both["missing"], random["missing"]) and "noise_level" not in random
-    assert (both["noise_level"] == 11).all() and both["noise_level"].shape == (60, 5)
+    pair, random = (np.load(folder / f"masks/{stems[name]}.npz") for name in SCENARIOS[3:])
+    assert np.array_equal(pair["missing"], random["missing"]) and "noise_level" not in random
+    assert (pair["noise_level"] == 11).all() and pair["noise_level"].shape == (60, 5)
     about = json.loads((folder / f"masks/{stems['noise_gaussian_6_m0']}.json").read_text())
     assert about["noise"]["operator"] == "gaussian" and about["noise"]["levels"] == {"m0": 6} | dict.fromkeys(
         ("m1", "m2", "m3", "m4"), 1
@@ -590,9 +590,12 @@ def test_a_gpu_draws_the_same() -> None:
     rows, levels = torch.arange(11), torch.arange(1, 12)
     for m, operator in (pair.values for pair in PAIRS):
         x = content(m, 11)
-        here = corrupt(x, m, operator, levels, rows, 0)
-        there = corrupt(x.cuda(), m, operator, levels.cuda(), rows.cuda(), 0).cpu()
-        assert torch.allclose(here, there, rtol=0, atol=1e-5 if operator.endswith("_blur") else 0), (m.name, operator)
+        local = corrupt(x, m, operator, levels, rows, 0)
+        present = corrupt(x.cuda(), m, operator, levels.cuda(), rows.cuda(), 0).cpu()
+        assert torch.allclose(local, present, rtol=0, atol=1e-5 if operator.endswith("_blur") else 0), (
+            m.name,
+            operator,
+        )
 
 
 def test_the_script_of_level_curves_asks_for_what_it_says(tmp_path: Path) -> None:

@@ -495,12 +495,12 @@ def test_texts_without_a_token_are_no_texts(tmp_path: Path, caplog: pytest.LogCa
     column = ["a dog"] * 30
     column[0], column[3], column[25] = "\u200b\u200b", "", "\u200b"
     caplog.set_level(logging.WARNING)
-    kept = texts(tmp_path / "missing", column, without_text="missing")
-    kept.prepare()
-    assert np.flatnonzero(kept.natural_rows("train")["text"]).tolist() == [0, 3]
-    assert np.flatnonzero(kept.natural_rows("test")["text"]).tolist() == [1]
+    remaining = texts(tmp_path / "missing", column, without_text="missing")
+    remaining.prepare()
+    assert np.flatnonzero(remaining.natural_rows("train")["text"]).tolist() == [0, 3]
+    assert np.flatnonzero(remaining.natural_rows("test")["text"]).tolist() == [1]
     assert "2 of them have characters of which the tokenizer makes no token" in caplog.text
-    meta = kept.store.meta()
+    meta = remaining.store.meta()
     assert meta is not None and meta["part_counts"]["text"]["blank"] == {"train": 2, "val": 0, "test": 1}
     less = texts(tmp_path / "less", column, without_text="leave_out")
     less.prepare()

@@ -51,8 +51,8 @@ def test_recordings_become_series_and_measures(tmp_path: Path, capsys: pytest.Ca
 
 def test_measures_of_a_tone() -> None:
     time = np.arange(8_000) / 8_000
-    found = measures(0.5 * np.sin(2 * np.pi * 440 * time + 0.1))
-    assert found == pytest.approx(
+    actual = measures(0.5 * np.sin(2 * np.pi * 440 * time + 0.1))
+    assert actual == pytest.approx(
         {"seconds": 1.0, "loudness": 10 * np.log10(0.125), "crossings": 880, "centroid": 440}, rel=2e-3
     )
 

@@ -62,8 +62,8 @@ def assert_equals_twin(found: GaussianParameters, features: Tensor, target: Tens
 @pytest.mark.parametrize("metric", METRICS)
 def test_one_pass_equals_twin(metric: str) -> None:
     features, target = draw(metric, 60)
-    found = streamed(features, target, [7, 8, 40]).finish(metric, SUBSETS, {})
-    assert_equals_twin(found, features, target)
+    actual = streamed(features, target, [7, 8, 40]).finish(metric, SUBSETS, {})
+    assert_equals_twin(actual, features, target)
 
 
 @settings(deadline=None, max_examples=40, derandomize=True)
@@ -72,9 +72,9 @@ def test_batches_do_not_matter(metric: str, cuts: list[int], seed: int) -> None:
     features, target = draw(metric, 30, seed)
     target = target[torch.randperm(30, generator=torch.Generator().manual_seed(seed))]
     whole = streamed(features, target, []).finish(metric, SUBSETS, {})
-    found = streamed(features, target, cuts).finish(metric, SUBSETS, {})
-    torch.testing.assert_close(found.sigma, whole.sigma, rtol=1e-6, atol=0)
-    torch.testing.assert_close(found.prototypes, whole.prototypes, rtol=1e-6, atol=1e-7)
+    actual = streamed(features, target, cuts).finish(metric, SUBSETS, {})
+    torch.testing.assert_close(actual.sigma, whole.sigma, rtol=1e-6, atol=0)
+    torch.testing.assert_close(actual.prototypes, whole.prototypes, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -96,17 +96,17 @@ def test_merging_two_halves_equals_the_whole(metric: str) -> None:
 def test_far_from_the_origin() -> None:
     """Squares of 1e4 would leave float64 eight digits of a spread of 1, and float32 none."""
     features, target = draw(EUCLIDEAN, 90, offset=1e4)
-    found = streamed(features, target, [31, 32]).finish(EUCLIDEAN, SUBSETS, {})
-    assert_equals_twin(found, features, target)
+    actual = streamed(features, target, [31, 32]).finish(EUCLIDEAN, SUBSETS, {})
+    assert_equals_twin(actual, features, target)
     near, _ = draw(EUCLIDEAN, 90)
     torch.testing.assert_close(
-        found.sigma, streamed(near, target, []).finish(EUCLIDEAN, SUBSETS, {}).sigma, rtol=1e-3, atol=0
+        actual.sigma, streamed(near, target, []).finish(EUCLIDEAN, SUBSETS, {}).sigma, rtol=1e-3, atol=0
     )
 
 
 def test_rows_by_class() -> None:
-    found = {c: rows.tolist() for c, rows in rows_by_class(torch.tensor([2, 0, 2, 5, 0]))}
-    assert found == {0: [1, 4], 2: [0, 2], 5: [3]}
+    actual = {c: rows.tolist() for c, rows in rows_by_class(torch.tensor([2, 0, 2, 5, 0]))}
+    assert actual == {0: [1, 4], 2: [0, 2], 5: [3]}
 
 
 # ---------------------------------------------------------------------------------------------- from a network
@@ -132,16 +132,16 @@ def test_estimate_equals_twin(metric: str) -> None:
     """Features of every subset by the slow network, collected in lists; the model was left in training mode."""
     model = toy_model((2, 3, 1), distance_metric=metric).train()
     batch = labelled(model, 40)
-    found = estimate(model, batches(batch, 12), progress=False)
+    actual = estimate(model, batches(batch, 12), progress=False)
     evaluators = [twin_evaluator(model, batch, row) for row in range(40)]
     collected = [[evaluate(mask)[1] for evaluate in evaluators] for mask in twin.subsets(3)]
     prototypes, overall, sigma = twin.gaussian_parameters(collected, batch.target.tolist(), 4, metric)
-    torch.testing.assert_close(found.prototypes.double(), prototypes, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(found.overall.double(), overall, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(found.sigma.double(), sigma, rtol=1e-4, atol=1e-7)
-    assert found.metric == metric
-    assert found.subsets.tolist() == [list(mask) for mask in twin.subsets(3)]
-    assert found.about == {"split": "train", "rows": 40}
+    torch.testing.assert_close(actual.prototypes.double(), prototypes, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(actual.overall.double(), overall, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(actual.sigma.double(), sigma, rtol=1e-4, atol=1e-7)
+    assert actual.metric == metric
+    assert actual.subsets.tolist() == [list(mask) for mask in twin.subsets(3)]
+    assert actual.about == {"split": "train", "rows": 40}
     assert not model.training
 
 
@@ -167,12 +167,12 @@ def test_distances_equal_twin(metric: str) -> None:
 def test_student_t_equals_scipy() -> None:
     model = toy_model((1,), distance_metric=EUCLIDEAN)
     batch = labelled(model, 60)
-    found = estimate(model, batches(batch, 25), fit_student_t=True, progress=False)
-    assert found.student_t is not None
-    assert found.student_t.shape == (1, 4, 3)
-    values, target = distances(model, [batch], found, progress=False)
+    actual = estimate(model, batches(batch, 25), fit_student_t=True, progress=False)
+    assert actual.student_t is not None
+    assert actual.student_t.shape == (1, 4, 3)
+    values, target = distances(model, [batch], actual, progress=False)
     d = values[0, target == 2].astype(float)
-    assert found.student_t[0, 2].tolist() == pytest.approx(stats.t.fit([*d, *-d]), rel=1e-3, abs=1e-4)
+    assert actual.student_t[0, 2].tolist() == pytest.approx(stats.t.fit([*d, *-d]), rel=1e-3, abs=1e-4)
 
 
 def test_histograms_leave_out_rows_that_lack_a_modality() -> None:
@@ -247,9 +247,9 @@ def test_round_trip_of_our_file(metric: str, tmp_path: Path) -> None:
     parameters = replace(estimated(metric), about={"split": "val", "rows": 60, "checkpoint": "abc"})
     path = tmp_path / "gaussian.safetensors"
     parameters.save(path)
-    found = GaussianParameters.load(path)
-    assert_same(found, parameters)
-    assert found.about == parameters.about
+    actual = GaussianParameters.load(path)
+    assert_same(actual, parameters)
+    assert actual.about == parameters.about
     assert [p.name for p in tmp_path.iterdir()] == ["gaussian.safetensors"]
     replace(parameters, student_t=None).save(path)
     assert GaussianParameters.load(path).student_t is None

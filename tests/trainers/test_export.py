@@ -63,9 +63,9 @@ def test_a_row_without_anything_left_is_left_out_of_a_pattern_and_no_other(pair:
     method = PerRow()
     temperatures, scores = on_validation(pair, method)  # type: ignore[arg-type]
     no_table, no_vector = np.arange(3), np.arange(3, 7)
-    both = np.arange(7, N)
+    together = np.arange(7, N)
     # Column of the logits: 1 = the vector is missing, 2 = the table. Without a vector only the table can be seen.
-    expected = {"none": (both, 0), "0": (np.r_[both, no_vector], 1), "1": (np.r_[both, no_table], 2)}
+    expected = {"none": (together, 0), "0": (np.r_[together, no_vector], 1), "1": (np.r_[together, no_table], 2)}
     assert temperatures.rows == {name: len(rows) for name, (rows, _) in expected.items()}
     logits = {name: method.logits[rows, column].numpy() for name, (rows, column) in expected.items()}
     for name, (rows, _) in expected.items():

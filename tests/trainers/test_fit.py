@@ -317,8 +317,8 @@ def test_logits_that_are_not_finite_are_no_result(value: float) -> None:
     message = r"scenario 'whole_1': the logits of 4 of 8 rows are not finite \(the first is row 4\): .*learning rate"
     with pytest.raises(UserError, match=message):
         predict(Broken(), batches, masks, progress=False)  # type: ignore[arg-type]
-    found = predict(Broken(), batches, {"none": masks["none"]}, progress=False)  # type: ignore[arg-type]
-    assert found[""]["none"]["logits"].shape == (8, 2)
+    actual = predict(Broken(), batches, {"none": masks["none"]}, progress=False)  # type: ignore[arg-type]
+    assert actual[""]["none"]["logits"].shape == (8, 2)
 
 
 def test_each_epoch_has_its_own_order(composed, monkeypatch) -> None:

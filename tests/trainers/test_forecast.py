@@ -272,11 +272,11 @@ def test_plan_comes_before_the_other_stages(packed: DictConfig, caplog: pytest.L
     cfg = packed.copy()
     cfg.stages = ["prepare", "fit", "plan"]
     pipeline.run(cfg)
-    said = [i for i, m in enumerate(caplog.messages) if m.startswith("plan: total: ")]
+    messages = [i for i, m in enumerate(caplog.messages) if m.startswith("plan: total: ")]
     begun = [i for i, m in enumerate(caplog.messages) if m == "[1/2] stage prepare"]
-    assert len(said) == len(begun) == 1 and said < begun
+    assert len(messages) == len(begun) == 1 and messages < begun
     first, heading = (i for i, m in enumerate(caplog.messages) if "prepare, fit of DyMo on cpu" in m)
-    assert caplog.messages[first].startswith("plan: timing a few batches") and first < heading < said[0]
+    assert caplog.messages[first].startswith("plan: timing a few batches") and first < heading < messages[0]
 
 
 def test_small_parts(tmp_path: Path) -> None:

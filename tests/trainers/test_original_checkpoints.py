@@ -115,9 +115,11 @@ def original_forward(state: dict[str, Tensor], tokens: list[Tensor], missing: sl
         return F.linear(x, state[f"{name}.weight"], state.get(f"{name}.bias"))
 
     parts, bias = [state["cls_token"].expand(len(tokens[0]), -1, -1)], [0.0]
-    for i, (x, gone) in enumerate(zip(tokens, missing)):
-        parts.append(norm(f"m_norms.{i}", x) * (0.0 if gone else 1.0) + state["modality_embeddings.weight"][min(i, 1)])
-        bias += [-1e9 if gone else 0.0] * x.shape[1]
+    for i, (x, absent) in enumerate(zip(tokens, missing)):
+        parts.append(
+            norm(f"m_norms.{i}", x) * (0.0 if absent else 1.0) + state["modality_embeddings.weight"][min(i, 1)]
+        )
+        bias += [-1e9 if absent else 0.0] * x.shape[1]
     x = torch.cat(parts, dim=1) + state["pos_embeddings"]
     for b in range(2):
         fused = linear(f"transformer.{b}.attn.qkv", norm(f"transformer.{b}.norm1", x))
@@ -267,8 +269,8 @@ def test_an_original_checkpoint_brings_the_tail_of_the_original(
     overrides = originals.overrides(COSINE, tmp_path / "O", **{"model.selection.tail": asked, "missing.test": "[none]"})
     pipeline.run(composed(*overrides, tiny=False))
     lines = [r.getMessage() for r in caplog.records]
-    said = f"{originals.checkpoint} is a checkpoint of the original repository: its tail=float32 is used"
-    assert any(line.startswith(said) for line in lines) is (asked == "auto")
+    messages = f"{originals.checkpoint} is a checkpoint of the original repository: its tail=float32 is used"
+    assert any(line.startswith(messages) for line in lines) is (asked == "auto")
     (marker,) = (tmp_path / "O").glob("PolyMNIST/DyMo/default/seed0/stages/test.json")
     assert json.loads(marker.read_text())["settings"]["model"]["selection"]["tail"] == used
     assert any(line.startswith(f"{originals.checkpoint} does not say what its inputs mean") for line in lines)

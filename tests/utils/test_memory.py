@@ -35,10 +35,10 @@ def page_faults(mode: str) -> str:
 
 
 def test_steps_reuse_what_the_steps_before_have_freed() -> None:
-    kept = page_faults("keep")
-    if kept == "unsupported":
+    remaining = page_faults("keep")
+    if remaining == "unsupported":
         pytest.skip("the C library is not glibc")
-    assert int(kept) < 100 < int(page_faults("default"))
+    assert int(remaining) < 100 < int(page_faults("default"))
 
 
 def test_imports_are_excluded_from_collections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

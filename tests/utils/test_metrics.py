@@ -59,25 +59,25 @@ def computed(logits: Tensor, target: Tensor, *names: str, classes: int, task: st
 def test_multiclass_metrics_equal_scikit_learn(classes: int, seed: int) -> None:
     logits, target = predictions(200, classes, seed)
     probabilities = logits.double().softmax(1).numpy()
-    found = computed(logits, target, classes=classes)
-    assert set(found) == set(metric_names("multiclass"))
+    actual = computed(logits, target, classes=classes)
+    assert set(actual) == set(metric_names("multiclass"))
     guess = probabilities.argmax(1)
-    assert found["recall_macro"] == pytest.approx(balanced_accuracy_score(target, guess), abs=1e-6)
-    assert found["mcc"] == pytest.approx(matthews_corrcoef(target, guess), abs=1e-6)
+    assert actual["recall_macro"] == pytest.approx(balanced_accuracy_score(target, guess), abs=1e-6)
+    assert actual["mcc"] == pytest.approx(matthews_corrcoef(target, guess), abs=1e-6)
     recalls = recall_score(target, guess, average=None)
-    assert found["gmean"] == pytest.approx(np.prod(recalls) ** (1 / classes), abs=1e-6)
-    assert found["accuracy"] == pytest.approx(accuracy_score(target, guess), abs=1e-6)
-    assert found["f1_macro"] == pytest.approx(f1_score(target, guess, average="macro"), abs=1e-6)
+    assert actual["gmean"] == pytest.approx(np.prod(recalls) ** (1 / classes), abs=1e-6)
+    assert actual["accuracy"] == pytest.approx(accuracy_score(target, guess), abs=1e-6)
+    assert actual["f1_macro"] == pytest.approx(f1_score(target, guess, average="macro"), abs=1e-6)
     auroc = roc_auc_score(target, probabilities, multi_class="ovr", average="macro")
-    assert found["auroc"] == pytest.approx(auroc, abs=1e-6)
-    assert found["ece"] == pytest.approx(twin.calibration_error(probabilities.tolist(), target.tolist(), 15), abs=1e-5)
+    assert actual["auroc"] == pytest.approx(auroc, abs=1e-6)
+    assert actual["ece"] == pytest.approx(twin.calibration_error(probabilities.tolist(), target.tolist(), 15), abs=1e-5)
     precision = average_precision_score(np.eye(classes)[target], probabilities)
-    assert found["average_precision"] == pytest.approx(precision, abs=1e-6)
+    assert actual["average_precision"] == pytest.approx(precision, abs=1e-6)
     of_torchmetrics = MulticlassAveragePrecision(classes)(torch.from_numpy(probabilities), target)
-    assert found["average_precision"] == pytest.approx(float(of_torchmetrics), abs=1e-5)
-    assert found["nll"] == pytest.approx(log_loss(target, probabilities), abs=1e-6)
-    assert found["brier"] == pytest.approx(brier_score_loss(target, probabilities), abs=1e-6)
-    assert found["classwise_ece"] == pytest.approx(of_each_class(probabilities, np.eye(classes)[target]), abs=1e-6)
+    assert actual["average_precision"] == pytest.approx(float(of_torchmetrics), abs=1e-5)
+    assert actual["nll"] == pytest.approx(log_loss(target, probabilities), abs=1e-6)
+    assert actual["brier"] == pytest.approx(brier_score_loss(target, probabilities), abs=1e-6)
+    assert actual["classwise_ece"] == pytest.approx(of_each_class(probabilities, np.eye(classes)[target]), abs=1e-6)
 
 
 def of_each_class(probabilities: np.ndarray, outcomes: np.ndarray) -> float:
@@ -94,14 +94,14 @@ def test_two_classes_equal_scikit_learn(task: str) -> None:
     logits, target = predictions(150, 2, 4)
     target[:30] = 0
     probabilities = logits.double().softmax(1).numpy()
-    found = computed(logits, target, classes=2, task=task)
-    assert found["accuracy"] == pytest.approx(accuracy_score(target, probabilities[:, 1] > 0.5), abs=1e-6)
-    assert found["auroc"] == pytest.approx(roc_auc_score(target, probabilities[:, 1]), abs=1e-6)
-    assert found["f1_macro"] == pytest.approx(f1_score(target, probabilities.argmax(1), average="macro"), abs=1e-6)
-    assert found["average_precision"] == pytest.approx(average_precision_score(target, probabilities[:, 1]), abs=1e-6)
-    assert found["nll"] == pytest.approx(log_loss(target, probabilities), abs=1e-6)
-    assert found["brier"] == pytest.approx(brier_score_loss(target, probabilities[:, 1]), abs=1e-6)
-    assert found["ece"] == pytest.approx(twin.calibration_error(probabilities.tolist(), target.tolist(), 15), abs=1e-5)
+    actual = computed(logits, target, classes=2, task=task)
+    assert actual["accuracy"] == pytest.approx(accuracy_score(target, probabilities[:, 1] > 0.5), abs=1e-6)
+    assert actual["auroc"] == pytest.approx(roc_auc_score(target, probabilities[:, 1]), abs=1e-6)
+    assert actual["f1_macro"] == pytest.approx(f1_score(target, probabilities.argmax(1), average="macro"), abs=1e-6)
+    assert actual["average_precision"] == pytest.approx(average_precision_score(target, probabilities[:, 1]), abs=1e-6)
+    assert actual["nll"] == pytest.approx(log_loss(target, probabilities), abs=1e-6)
+    assert actual["brier"] == pytest.approx(brier_score_loss(target, probabilities[:, 1]), abs=1e-6)
+    assert actual["ece"] == pytest.approx(twin.calibration_error(probabilities.tolist(), target.tolist(), 15), abs=1e-5)
 
 
 def test_class_that_never_occurs_does_not_count_in_f1() -> None:
@@ -115,11 +115,11 @@ def test_balanced_metrics_leave_out_a_class_that_never_occurs_though_it_is_said(
     logits, target = predictions(60, 3, 5)
     logits = torch.cat([logits, logits[:, :1] + 0.1 * torch.arange(-30, 30)[:, None]], dim=1)
     guess = logits.argmax(1).numpy()
-    found = computed(logits, target, "recall_macro", "gmean", "mcc", classes=4)
+    actual = computed(logits, target, "recall_macro", "gmean", "mcc", classes=4)
     recalls = [(guess[target == c] == c).mean() for c in range(3)]
-    assert (guess == 3).any() and found["recall_macro"] == pytest.approx(np.mean(recalls), abs=1e-6)
-    assert found["gmean"] == pytest.approx(np.prod(recalls) ** (1 / 3), abs=1e-6)
-    assert found["mcc"] == pytest.approx(matthews_corrcoef(target, guess), abs=1e-6)
+    assert (guess == 3).any() and actual["recall_macro"] == pytest.approx(np.mean(recalls), abs=1e-6)
+    assert actual["gmean"] == pytest.approx(np.prod(recalls) ** (1 / 3), abs=1e-6)
+    assert actual["mcc"] == pytest.approx(matthews_corrcoef(target, guess), abs=1e-6)
 
 
 def test_metrics_do_not_depend_on_batches_or_precision() -> None:
@@ -134,8 +134,8 @@ def test_metrics_do_not_depend_on_batches_or_precision() -> None:
 def test_calibration_error_by_hand() -> None:
     """Confidence 0.9 with accuracy 0.5, confidence 0.4 with accuracy 1: (0.4 * 2 + 0.6) / 3."""
     probabilities = torch.tensor([[0.9, 0.05, 0.05], [0.9, 0.05, 0.05], [0.3, 0.4, 0.3]])
-    found = computed(probabilities.log(), torch.tensor([0, 1, 1]), "ece", classes=3)
-    assert found["ece"] == pytest.approx((0.4 * 2 + 0.6) / 3, abs=1e-6)
+    actual = computed(probabilities.log(), torch.tensor([0, 1, 1]), "ece", classes=3)
+    assert actual["ece"] == pytest.approx((0.4 * 2 + 0.6) / 3, abs=1e-6)
 
 
 def test_saturated_confidence_belongs_to_the_last_bin() -> None:
@@ -157,31 +157,31 @@ def test_several_labels_equal_scikit_learn_on_the_labelled_cells() -> None:
     logits = torch.randn(120, 4, generator=generator)
     target = (logits + torch.randn(120, 4, generator=generator) > 0).float()
     target[torch.rand(120, 4, generator=generator) < 0.3] = -1
-    found = computed(logits, target, classes=4, task="multilabel")
+    actual = computed(logits, target, classes=4, task="multilabel")
     labelled = [(target[:, c] >= 0).numpy() for c in range(4)]
     columns = [(target[:, c].numpy()[k], logits[:, c].numpy()[k]) for c, k in enumerate(labelled)]
     hits = torch.cat([torch.tensor((x > 0) == (y > 0)) for y, x in columns])
-    assert found["accuracy"] == pytest.approx(float(hits.float().mean()), abs=1e-6)
+    assert actual["accuracy"] == pytest.approx(float(hits.float().mean()), abs=1e-6)
     auroc = sum(roc_auc_score(y, x) for y, x in columns) / 4
-    assert found["auroc"] == pytest.approx(auroc, abs=1e-6)
-    each = [f1_score(y, x > 0) for y, x in columns]
-    assert found["f1_macro"] == pytest.approx(sum(each) / 4, abs=1e-6)
+    assert actual["auroc"] == pytest.approx(auroc, abs=1e-6)
+    parts = [f1_score(y, x > 0) for y, x in columns]
+    assert actual["f1_macro"] == pytest.approx(sum(parts) / 4, abs=1e-6)
     support = [y.sum() for y, _ in columns]
-    assert found["f1_weighted"] == pytest.approx(sum(f * n for f, n in zip(each, support)) / sum(support), abs=1e-6)
+    assert actual["f1_weighted"] == pytest.approx(sum(f * n for f, n in zip(parts, support)) / sum(support), abs=1e-6)
     pooled = f1_score(*(torch.cat([torch.tensor(part[i] > 0) for part in columns]) for i in (0, 1)))
-    assert found["f1_micro"] == pytest.approx(pooled, abs=1e-6)
+    assert actual["f1_micro"] == pytest.approx(pooled, abs=1e-6)
     rows = []
-    for said, true in zip((logits > 0).tolist(), target.tolist()):
-        cells = [(s, t) for s, t in zip(said, true) if t >= 0]
+    for messages, true in zip((logits > 0).tolist(), target.tolist()):
+        cells = [(s, t) for s, t in zip(messages, true) if t >= 0]
         if cells:  # a row without a labelled cell says nothing
             rows.append(f1_score([t for _, t in cells], [float(s) for s, _ in cells], zero_division=0))
-    assert len(rows) < 120 and found["f1_samples"] == pytest.approx(np.mean(rows), abs=1e-6)
+    assert len(rows) < 120 and actual["f1_samples"] == pytest.approx(np.mean(rows), abs=1e-6)
     truth, probability = (torch.cat([torch.tensor(part[i]) for part in columns]).double() for i in (0, 1))
     probability = probability.sigmoid()
-    assert found["nll"] == pytest.approx(log_loss(truth, probability), abs=1e-6)
-    assert found["brier"] == pytest.approx(brier_score_loss(truth, probability), abs=1e-6)
+    assert actual["nll"] == pytest.approx(log_loss(truth, probability), abs=1e-6)
+    assert actual["brier"] == pytest.approx(brier_score_loss(truth, probability), abs=1e-6)
     errors = of_each_class(logits.sigmoid().numpy(), target.numpy())
-    assert found["classwise_ece"] == pytest.approx(errors, abs=1e-6)
+    assert actual["classwise_ece"] == pytest.approx(errors, abs=1e-6)
 
 
 MEASURES = {
@@ -210,27 +210,27 @@ def test_measures_of_each_label_and_their_averages_equal_scikit_learn_on_masked_
     assert isinstance(metrics, LabelMetrics)
     for rows in np.array_split(np.arange(n), 2):
         metrics.update(torch.from_numpy(logits[rows]), torch.from_numpy(target[rows]))
-    found, each = metrics.compute(), metrics.per_label()
+    actual, parts = metrics.compute(), metrics.per_label()
     columns = [(masked[:, c].compressed(), logits[target[:, c] >= 0, c]) for c in range(labels)]
     positives = np.array([y.sum() for y, _ in columns])
-    assert each["positives"].tolist() == positives.tolist() and each["n"].tolist() == [len(y) for y, _ in columns]
+    assert parts["positives"].tolist() == positives.tolist() and parts["n"].tolist() == [len(y) for y, _ in columns]
     pooled = [np.concatenate(part) for part in zip(*columns)]
     for measure, score in MEASURES.items():
         expected = np.array([score(y, x) if 0 < y.sum() < len(y) else np.nan for y, x in columns])
-        np.testing.assert_allclose(each[measure], expected, atol=1e-6)
-        there = ~np.isnan(expected)
-        if there.any():
-            macro = found[measure if measure in ("auroc", "average_precision") else f"{measure}_macro"]
-            assert float(macro) == pytest.approx(expected[there].mean(), abs=1e-6)
-            weighted = np.average(expected[there], weights=positives[there])
-            assert float(found[f"{measure}_weighted"]) == pytest.approx(weighted, abs=1e-6)
+        np.testing.assert_allclose(parts[measure], expected, atol=1e-6)
+        present = ~np.isnan(expected)
+        if present.any():
+            macro = actual[measure if measure in ("auroc", "average_precision") else f"{measure}_macro"]
+            assert float(macro) == pytest.approx(expected[present].mean(), abs=1e-6)
+            weighted = np.average(expected[present], weights=positives[present])
+            assert float(actual[f"{measure}_weighted"]) == pytest.approx(weighted, abs=1e-6)
         else:
-            assert math.isnan(found[f"{measure}_weighted"])
+            assert math.isnan(actual[f"{measure}_weighted"])
         if 0 < pooled[0].sum() < len(pooled[0]):
-            micro = found["accuracy" if measure == "accuracy" else f"{measure}_micro"]
+            micro = actual["accuracy" if measure == "accuracy" else f"{measure}_micro"]
             assert float(micro) == pytest.approx(score(*pooled), abs=1e-6)
     if not 0 < pooled[0].sum() < len(pooled[0]):
-        assert math.isnan(found["auroc_micro"]) and math.isnan(found["average_precision_micro"])
+        assert math.isnan(actual["auroc_micro"]) and math.isnan(actual["average_precision_micro"])
 
 
 def test_metrics_of_several_labels_by_name() -> None:
@@ -239,13 +239,13 @@ def test_metrics_of_several_labels_by_name() -> None:
     every = classification_metrics("multilabel", 2)
     for metrics in (some, every):
         metrics.update(torch.tensor([[1.0, -1], [-1, 1], [2, 2]]), torch.tensor([[1.0, -1], [0, 1], [0, 0]]))
-    found = every.compute()
+    actual = every.compute()
     assert {k: float(v) for k, v in some.compute().items()} == {
-        k: float(found[k]) for k in ("accuracy", "auroc", "f1_macro")
+        k: float(actual[k]) for k in ("accuracy", "auroc", "f1_macro")
     }
-    assert set(some) == {"counts", "auroc"} and set(found) <= set(METRICS)
+    assert set(some) == {"counts", "auroc"} and set(actual) <= set(METRICS)
     # Label 0: right, right, wrong; label 1: unlabelled, right, wrong.
-    assert float(found["accuracy"]) == pytest.approx(3 / 5) and float(found["accuracy_macro"]) == pytest.approx(
+    assert float(actual["accuracy"]) == pytest.approx(3 / 5) and float(actual["accuracy_macro"]) == pytest.approx(
         (2 / 3 + 1 / 2) / 2
     )
 
@@ -265,11 +265,11 @@ def test_auroc_orders_confident_rows_as_scikit_learn_orders_their_logits(scale: 
     expected = roc_auc_score(either, pair[:, 1].double() - pair[:, 0].double())
     assert computed(pair, either, "auroc", classes=2, task="binary")["auroc"] == pytest.approx(expected, abs=1e-6)
     labels = torch.randint(-1, 2, (300, 4), generator=generator).float()
-    found = computed(logits, labels, "auroc", "auroc_micro", classes=4, task="multilabel")
-    each = [roc_auc_score(y[y >= 0], x[y >= 0]) for y, x in zip(labels.T, logits.T)]
-    assert found["auroc"] == pytest.approx(np.mean(each), abs=1e-6)
-    there = labels >= 0
-    assert found["auroc_micro"] == pytest.approx(roc_auc_score(labels[there], logits[there]), abs=1e-6)
+    actual = computed(logits, labels, "auroc", "auroc_micro", classes=4, task="multilabel")
+    parts = [roc_auc_score(y[y >= 0], x[y >= 0]) for y, x in zip(labels.T, logits.T)]
+    assert actual["auroc"] == pytest.approx(np.mean(parts), abs=1e-6)
+    present = labels >= 0
+    assert actual["auroc_micro"] == pytest.approx(roc_auc_score(labels[present], logits[present]), abs=1e-6)
 
 
 # ------------------------------------------------------------------------------------------------- degenerate input
@@ -359,11 +359,13 @@ def test_all_labels_unlabelled_or_of_one_class() -> None:
     nothing = computed(logits, torch.full((5, 3), -1.0), classes=3, task="multilabel")
     assert len(nothing) > 15 and all(math.isnan(value) for value in nothing.values())
     one = computed(logits, torch.ones(5, 3), classes=3, task="multilabel")
-    said = (logits > 0).numpy()
-    assert one["accuracy"] == pytest.approx(said.mean()) and math.isnan(one["auroc"]) and math.isnan(one["f1_macro"])
-    assert one["f1_micro"] == pytest.approx(f1_score(np.ones(15), said.ravel()))
-    assert one["f1_samples"] == pytest.approx(f1_score(np.ones((5, 3)), said, average="samples", zero_division=0))
-    assert one["mcc_micro"] == matthews_corrcoef(np.ones(15), said.ravel()) == 0
+    messages = (logits > 0).numpy()
+    assert (
+        one["accuracy"] == pytest.approx(messages.mean()) and math.isnan(one["auroc"]) and math.isnan(one["f1_macro"])
+    )
+    assert one["f1_micro"] == pytest.approx(f1_score(np.ones(15), messages.ravel()))
+    assert one["f1_samples"] == pytest.approx(f1_score(np.ones((5, 3)), messages, average="samples", zero_division=0))
+    assert one["mcc_micro"] == matthews_corrcoef(np.ones(15), messages.ravel()) == 0
     assert math.isnan(one["average_precision"]) and math.isnan(one["classwise_ece"])
     assert one["nll"] == pytest.approx(log_loss(np.ones(15), logits.sigmoid().flatten(), labels=[0, 1]), abs=1e-6)
 

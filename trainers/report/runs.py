@@ -141,7 +141,7 @@ def stored_rate(run: FinishedRun, name: str) -> float:
         arrays = load_arrays(file) if file.is_file() else {}
         if "missing" in arrays and arrays["missing"].size:
             prefix = "cells_"
-            cells = {key.removeprefix(prefix): gone for key, gone in arrays.items() if key.startswith(prefix)}
+            cells = {key.removeprefix(prefix): mask for key, mask in arrays.items() if key.startswith(prefix)}
             if isinstance(scenario, Table) and not cells:
                 continue  # the mask of modalities does not say how many cells are missing
             if max(scenario.named_modalities, default=0) < arrays["missing"].shape[1]:

@@ -45,7 +45,11 @@ def test_subsets_stand_for_all_patterns() -> None:
     patterns = {tuple(s.generate(Rows(1, 5))[0].tolist()) for s in scenarios}
     assert len(scenarios) == len(patterns) == 31 and (True,) * 5 not in patterns
     assert scenarios[0].name == "none" and len({s.slug for s in scenarios}) == 31
-    expected = {tuple(i not in kept for i in range(5)) for size in range(1, 6) for kept in combinations(range(5), size)}
+    expected = {
+        tuple(i not in remaining for i in range(5))
+        for size in range(1, 6)
+        for remaining in combinations(range(5), size)
+    }
     assert patterns == expected
 
 

@@ -222,8 +222,8 @@ def fps_filter(times: list[float], end: float, fps: float) -> list[int]:
 
 @pytest.mark.parametrize(("n", "fps"), [(34, 1), (36, 1), (45, 1), (20, 2), (22, 2), (25, 2.5), (6, 1)])
 def test_frames_are_those_of_the_fps_filter(n: int, fps: float, tmp_path: Path) -> None:
-    found = numbers(extract_frames(write_counting(tmp_path / "v.mkv", n), fps))
-    assert found == fps_filter([i / 10 for i in range(n)], n / 10, fps)
+    actual = numbers(extract_frames(write_counting(tmp_path / "v.mkv", n), fps))
+    assert actual == fps_filter([i / 10 for i in range(n)], n / 10, fps)
 
 
 def test_a_part_of_a_video(tmp_path: Path) -> None:

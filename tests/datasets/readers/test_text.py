@@ -127,7 +127,7 @@ def test_attributes_are_written_as_published() -> None:
     texts = attribute_texts(CELEBA_ATTRIBUTES, present, 256, np.random.default_rng(0))
     starts = set()
     for row, text in zip(present, texts):
-        names = [name for name, there in zip(CELEBA_ATTRIBUTES, row) if there]
+        names = [name for name, existing in zip(CELEBA_ATTRIBUTES, row) if existing]
         while len(", ".join(names)) > 256:
             names.pop()
         bare = ", ".join(names).replace("_", " ").lower()
@@ -144,8 +144,8 @@ def test_attributes_are_written_as_published() -> None:
 def test_a_text_near_the_limit_starts_within_it(length: int, starts: set[int]) -> None:
     """randint(0, 255 - len) excludes its upper bound; from 255 characters on the text stands at the left."""
     name = "x" * length
-    found = attribute_texts([name], np.ones((200, 1), dtype=bool), 256, np.random.default_rng(0))
-    assert {text.index("x") for text in found} == starts and {len(text) for text in found} == {256}
+    actual = attribute_texts([name], np.ones((200, 1), dtype=bool), 256, np.random.default_rng(0))
+    assert {text.index("x") for text in actual} == starts and {len(text) for text in actual} == {256}
     assert attribute_texts([name, "y"], np.ones((1, 2), dtype=bool), 256, np.random.default_rng(0))[0].count("y") == (
         length + 3 <= 256
     )

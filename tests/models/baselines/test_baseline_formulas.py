@@ -76,7 +76,7 @@ def contents(model: Any, batch: Batch, row: int, value: float) -> Tensor:
 
 def pattern(missing: Tensor) -> int:
     """Place of a row's pattern among the non-empty subsets, by size and then lexicographically."""
-    present = tuple(i for i, gone in enumerate(missing.tolist()) if not gone)
+    present = tuple(i for i, absent in enumerate(missing.tolist()) if not absent)
     m = len(missing)
     return [s for size in range(1, m + 1) for s in itertools.combinations(range(m), size)].index(present)
 
@@ -105,11 +105,11 @@ def test_mtl_trains_on_every_pattern_alike() -> None:
     model.encoders["m0"].register_forward_hook(lambda *_: calls.append(1))
     loss = model.training_step(batch, 0)
     assert len(calls) == 1
-    each = []
+    parts = []
     for mask in enumerate_subsets(5):
         masked = batch.replace(missing=mask.expand(12, -1))
-        each.append(F.cross_entropy(model(masked).logits, batch.target))
-    torch.testing.assert_close(loss, torch.stack(each).mean())
+        parts.append(F.cross_entropy(model(masked).logits, batch.target))
+    torch.testing.assert_close(loss, torch.stack(parts).mean())
 
 
 @pytest.mark.parametrize("kind", ["input", "attention"])
@@ -165,12 +165,12 @@ def test_rank_loss_has_the_values_of_the_spec() -> None:
     """docs/reference/baselines.md §2.12: hardness 1 and 0; confidence of the harder row ahead by 0, 0.5, 2. The pair
     counts once with each sign (two rows, rolled), and the other one, t = -1, gives the same."""
     hardness = torch.tensor([[1.0], [0.0]])
-    both = torch.ones(2, 1, dtype=torch.bool)
+    pair = torch.ones(2, 1, dtype=torch.bool)
     for ahead, slack, margin in ((0, 0, 1), (0.5, 0, 1.5), (2, 1, 3), (-2, 0, 0)):
         w = torch.tensor([[float(ahead)], [0.0]])
-        assert rank_loss(w, hardness, both, margin=False) == pytest.approx(slack)
-        assert rank_loss(w, hardness, both, margin=True) == pytest.approx(margin)
-    assert rank_loss(torch.tensor([[3.0], [0.0]]), torch.ones(2, 1), both, margin=True) == 0
+        assert rank_loss(w, hardness, pair, margin=False) == pytest.approx(slack)
+        assert rank_loss(w, hardness, pair, margin=True) == pytest.approx(margin)
+    assert rank_loss(torch.tensor([[3.0], [0.0]]), torch.ones(2, 1), pair, margin=True) == 0
 
 
 @pytest.mark.parametrize("margin", [False, True])
@@ -186,8 +186,8 @@ def test_rank_loss_against_a_loop(margin: bool) -> None:
                 t, d = np.sign(k[i, m] - k[j, m]), abs(k[i, m] - k[j, m])
                 values.append(max(0, t * (w[i, m] - w[j, m]) + (d if margin else -d)))
         expected += np.mean(values)
-    found = rank_loss(*map(torch.from_numpy, (w, k, counts)), margin=margin)
-    assert float(found) == pytest.approx(expected)
+    actual = rank_loss(*map(torch.from_numpy, (w, k, counts)), margin=margin)
+    assert float(actual) == pytest.approx(expected)
 
 
 def test_the_history_is_normalised_over_the_rows_that_were_seen() -> None:
@@ -295,15 +295,15 @@ def test_pdf_against_a_slow_version(test: bool) -> None:
     torch.testing.assert_close(w.sum(1), torch.ones(12))
     assert not w[batch.missing].any() and (w[~batch.missing] > 0).all() and w.std() > 0.05
     for row in range(12):
-        there = ~batch.missing[row].numpy()
-        expected = slow_weights(*(x[row].double().numpy() for x in (c, f.softmax(-1))), there, test)
+        present = ~batch.missing[row].numpy()
+        expected = slow_weights(*(x[row].double().numpy() for x in (c, f.softmax(-1))), present, test)
         np.testing.assert_allclose(w[row].numpy(), expected)
     torch.testing.assert_close(prediction.logits, torch.einsum("bm,bmc->bc", w, f))
     truth = f.softmax(-1)[torch.arange(12), :, batch.target]
-    there = ~batch.missing
+    present = ~batch.missing
     expected = F.cross_entropy(prediction.logits, batch.target)
     for i in range(5):
-        rows = there[:, i]
+        rows = present[:, i]
         expected = expected + F.cross_entropy(f[rows, i], batch.target[rows]) + (c - truth)[rows, i].abs().mean()
     torch.testing.assert_close(model.loss(prediction, batch)["loss"], expected)
 
@@ -326,9 +326,11 @@ def test_pdf_confidences() -> None:
 def test_pdf_predicts_confidence_without_touching_the_rest() -> None:
     model, batch = random_model("PDF"), some_batch("PolyMNIST")
     losses = model.loss(model(batch), batch)
-    rest = [p for n, p in model.named_parameters() if not n.startswith("confidences")]
+    remainder = [p for n, p in model.named_parameters() if not n.startswith("confidences")]
     networks = list(model.confidences.parameters())
-    assert all(g is None for g in torch.autograd.grad(losses["confidence"], rest, allow_unused=True, retain_graph=True))
+    assert all(
+        g is None for g in torch.autograd.grad(losses["confidence"], remainder, allow_unused=True, retain_graph=True)
+    )
     others = torch.autograd.grad(losses["fused"] + losses["unimodal"], networks, allow_unused=True, retain_graph=True)
     assert all(g is None for g in others)
     assert all(g.any() for g in torch.autograd.grad(losses["confidence"], networks))
@@ -359,10 +361,10 @@ def test_the_gate_is_straight_through() -> None:
     gates = straight_through(scores)
     assert torch.equal(gates, F.one_hot(scores.argmax(1), 4).double())
     upstream = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    (found,) = torch.autograd.grad((gates * upstream).sum(), scores)
+    (actual,) = torch.autograd.grad((gates * upstream).sum(), scores)
     p = scores.detach().softmax(1)
     jacobian = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
-    torch.testing.assert_close(found, torch.einsum("bij,bi->bj", jacobian, upstream))
+    torch.testing.assert_close(actual, torch.einsum("bij,bi->bj", jacobian, upstream))
 
 
 def test_dynmm_takes_the_logits_of_the_chosen_expert() -> None:
@@ -372,9 +374,9 @@ def test_dynmm_takes_the_logits_of_the_chosen_expert() -> None:
         prediction = model(batch)
         choice = prediction.extras["gates"].argmax(1)
         labels = [*(f"unimodal_m{i}" for i in range(5)), "concat"]
-        each = [model.experts[label](batch).logits for label in labels]
+        parts = [model.experts[label](batch).logits for label in labels]
         for row, expert in enumerate(choice.tolist()):
-            torch.testing.assert_close(prediction.logits[row], each[expert][row])
+            torch.testing.assert_close(prediction.logits[row], parts[expert][row])
             assert expert == 5 or not batch.missing[row, expert]
     assert len(set(choice.tolist())) > 2
     losses = model.loss(prediction, batch)
@@ -435,9 +437,9 @@ def test_logit_average_counts_what_is_there() -> None:
     model, batch = random_model("LogitAverage").eval(), some_batch("PolyMNIST")
     assert not any(p.requires_grad for p in model.parameters())
     with torch.inference_mode():
-        each = torch.stack([model.experts[f"unimodal_m{i}"](batch).logits for i in range(5)], 1)
+        parts = torch.stack([model.experts[f"unimodal_m{i}"](batch).logits for i in range(5)], 1)
         for row, logits in enumerate(model(batch).logits):
-            torch.testing.assert_close(logits, each[row, ~batch.missing[row]].mean(0))
+            torch.testing.assert_close(logits, parts[row, ~batch.missing[row]].mean(0))
     assert model.train().training and not any(part.training for part in model.experts.modules())
 
 
@@ -456,8 +458,8 @@ def test_pattern_experts_share_nothing() -> None:
     loss.backward()
     learned = [any(p.grad is not None and p.grad.any() for p in head.parameters()) for head in model.classifiers]
     assert learned == [True, False, True, False, True, False, False]
-    each = [F.cross_entropy(model.decide(model.encode_batch(rows))[:, s], rows.target) for s in (0, 2, 4)]
-    torch.testing.assert_close(loss, torch.stack(each).sum() / 7)
+    parts = [F.cross_entropy(model.decide(model.encode_batch(rows))[:, s], rows.target) for s in (0, 2, 4)]
+    torch.testing.assert_close(loss, torch.stack(parts).sum() / 7)
 
 
 def test_pattern_experts_count() -> None:

@@ -60,8 +60,8 @@ def class_token(cls: Tensor, positions: Tensor, tokens: Tensor, blocks: Any) -> 
 def assert_same_with_gradients(model: nn.Module, found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found, expected)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    both = [torch.autograd.grad(x, parameters, allow_unused=True) for x in (found, expected)]
-    for parameter, a, b in zip(parameters, *both, strict=True):
+    pair = [torch.autograd.grad(x, parameters, allow_unused=True) for x in (found, expected)]
+    for parameter, a, b in zip(parameters, *pair, strict=True):
         zero = torch.zeros_like(parameter)
         torch.testing.assert_close(zero if a is None else a, zero if b is None else b, atol=1e-9, rtol=1e-6)
 
@@ -105,8 +105,8 @@ def m3care_graph(model: Any, h: Tensor, there: Tensor, among: Tensor) -> Tensor:
             b = b if b >= 1e-3 else torch.ones(())
             kernels.append(sum((-d / (scale * b)).exp() for scale in (0.5, 1.0, 2.0)) / 3)
         mix = model.kernel_mix[m].sigmoid()
-        both = torch.outer(there[:, m].double(), there[:, m].double())
-        total, count = total + both * ((1 - mix) * kernels[0] + mix * kernels[1]), count + both
+        pair = torch.outer(there[:, m].double(), there[:, m].double())
+        total, count = total + pair * ((1 - mix) * kernels[0] + mix * kernels[1]), count + pair
     s, cut = total / (count + 1e-9), model.threshold.sigmoid()
     return torch.where(s > cut, s - cut + cut.detach(), 0)
 
@@ -123,38 +123,38 @@ def m3care_imputed(model: Any, h: Tensor, there: Tensor) -> Tensor:
     if model.training or model.reference:
         return convolved(h, m3care_graph(model, h, there, there | model.reference))
     known = ~model.anchor_missing
-    found = []
+    actual = []
     for row in range(len(h)):
         nodes = torch.cat([torch.where(known[..., None], model.anchors, 0), h[row, None]])
         everywhere = torch.cat([known, there[row, None]])
         among = torch.cat([known, torch.zeros(1, 5, dtype=torch.bool)])
         s = m3care_graph(model, nodes, everywhere, among)
         s[:7, 7] = 0
-        found.append(convolved(nodes, s)[7])
-    return torch.stack(found)
+        actual.append(convolved(nodes, s)[7])
+    return torch.stack(actual)
 
 
 def m3care_by_hand(model: Any, batch: Batch, missing: Tensor) -> tuple[Tensor, Tensor]:
     """Logits (B, C), and by how much the lengths of projected and raw vectors differ (M,)."""
-    there = ~missing
+    present = ~missing
     encoded = [normed(model.m_norms[i], model.encoders[f"m{i}"](batch.inputs[f"m{i}"])[:, 0]) for i in range(5)]
-    h = torch.where(there[..., None], torch.stack(encoded, 1), 0)
-    imputed = m3care_imputed(model, h, there)
+    h = torch.where(present[..., None], torch.stack(encoded, 1), 0)
+    imputed = m3care_imputed(model, h, present)
     logits = []
     for row in range(len(h)):
         tokens = []
         for m in range(5):
             token = imputed[row, m]
-            if there[row, m]:
-                new, own = model.share_imputed[m](token).sigmoid(), model.share_own[m](h[row, m]).sigmoid()
-                alpha = new / (new + own)
+            if present[row, m]:
+                new, separate = model.share_imputed[m](token).sigmoid(), model.share_own[m](h[row, m]).sigmoid()
+                alpha = new / (new + separate)
                 token = alpha * token + (1 - alpha) * h[row, m]
             tokens.append(token + model.modality_embeddings.weight[min(m, 1) if model.reference else m])
         cls = class_token(model.cls_token, model.pos_embeddings, torch.stack(tokens), model.transformer)
         logits.append(model.classifier(cls))
     apart = []
     for m in range(5):
-        raw = h[:, m] if model.reference else h[there[:, m], m]  # the original counts rows of zeros as well
+        raw = h[:, m] if model.reference else h[present[:, m], m]  # the original counts rows of zeros as well
         apart.append(phi(model, m, raw).norm() - raw.norm())
     return torch.stack(logits), torch.stack(apart)
 
@@ -173,12 +173,12 @@ def test_m3care_step_by_hand(reference: bool) -> None:
     model, batch = m3care(reference, "model.module.stability=0.3").train(), exact_batch()
     masks = model.masks.draw(batch.missing, model.mask_generator(0))
     assert len(masks) == 5
-    each = []
+    parts = []
     for missing in masks:
         logits, apart = m3care_by_hand(model, batch, missing)
         assert (apart > 0.1).any() and (apart < -0.1).any()
-        each.append(F.cross_entropy(logits, batch.target) + 0.3 * apart.abs().sum())
-    assert_same_with_gradients(model, model.training_step(batch, 0), torch.stack(each).mean())
+        parts.append(F.cross_entropy(logits, batch.target) + 0.3 * apart.abs().sum())
+    assert_same_with_gradients(model, model.training_step(batch, 0), torch.stack(parts).mean())
 
 
 def test_m3care_sees_no_stability_term_in_validation() -> None:
@@ -205,10 +205,10 @@ def online_mae_tokens(model: Any, batch: Batch) -> Tensor:
 def online_mae_by_hand(model: Any, tokens: Tensor, missing: Tensor) -> tuple[Tensor, Tensor]:
     """What is rebuilt (B, M, D), and logits."""
     rebuilt, logits = [], []
-    for row, gone in enumerate(missing):
-        kept = (~gone).nonzero()[:, 0]
-        places = torch.cat([torch.arange(3), 3 + kept])
-        x = torch.cat([model.memory_tokens[0], tokens[row, kept]]) + model.mae_positions[0, places]
+    for row, absent in enumerate(missing):
+        remaining = (~absent).nonzero()[:, 0]
+        places = torch.cat([torch.arange(3), 3 + remaining])
+        x = torch.cat([model.memory_tokens[0], tokens[row, remaining]]) + model.mae_positions[0, places]
         for block in model.mae_encoder:
             x = attend(block, x)
         y = model.mask_token[0].expand(8, -1).index_copy(0, places, normed(model.encoder_norm, x))
@@ -216,7 +216,7 @@ def online_mae_by_hand(model: Any, tokens: Tensor, missing: Tensor) -> tuple[Ten
         for block in model.mae_decoder:
             y = attend(block, y)
         outputs = model.rebuild(normed(model.decoder_norm, y[3:]))
-        fused = [outputs[m] if gone[m] or model.reference else tokens[row, m] for m in range(5)]
+        fused = [outputs[m] if absent[m] or model.reference else tokens[row, m] for m in range(5)]
         cls = class_token(model.cls_token, model.pos_embeddings, torch.stack(fused), model.fusion)
         rebuilt.append(outputs)
         logits.append(model.classifier(cls))
@@ -286,10 +286,10 @@ def test_simmlm_step_by_hand() -> None:
     for row in range(len(batch)):
         vectors = [model.encoders[f"m{i}"](batch.inputs[f"m{i}"][row, None])[0, 0] for i in range(5)]
         for view, missing in enumerate((more, fewer)):
-            there = [i for i in range(5) if not missing[row, i]]
-            scores = model.gate(torch.cat([v if i in there else v * 0 for i, v in enumerate(vectors)]))
-            shares = torch.softmax(scores[there], 0)
-            logits = sum(share * model.heads[i](vectors[i]) for share, i in zip(shares, there))
+            present = [i for i in range(5) if not missing[row, i]]
+            scores = model.gate(torch.cat([v if i in present else v * 0 for i, v in enumerate(vectors)]))
+            shares = torch.softmax(scores[present], 0)
+            logits = sum(share * model.heads[i](vectors[i]) for share, i in zip(shares, present))
             losses[view].append(-torch.log_softmax(torch.as_tensor(logits), 0)[batch.target[row]])
     pairs = list(zip(*losses, strict=True))
     excess = [a - b for a, b in pairs if a > b]
@@ -340,13 +340,13 @@ def test_weights_of_prerequisites_are_taken_over(method: str, family: str) -> No
     model, parts, before = built_on(method, family)
     wanted = given(method, model.modality_names)
     assert set(parts) == {label for label, _ in wanted.values()}
-    for own, (label, place) in wanted.items():
+    for separate, (label, place) in wanted.items():
         prefix = f"{place}." if place else ""
         source = {k.removeprefix(prefix): v for k, v in before[label].items() if k.startswith(prefix)}
-        state = model.get_submodule(own).state_dict()
+        state = model.get_submodule(separate).state_dict()
         assert state and state.keys() == source.keys()
         for key, value in source.items():
-            assert torch.equal(state[key], value), f"{own}.{key}"
+            assert torch.equal(state[key], value), f"{separate}.{key}"
     if method == "DynMM":  # experts are the trained models themselves
         return
     with torch.no_grad():
@@ -502,9 +502,9 @@ def test_settings_are_the_published_ones(method: str, dataset: str) -> None:
         if isinstance(values, tuple) and column >= len(values):
             continue
         expected = values[column] if isinstance(values, tuple) else values
-        found = OmegaConf.select(cfg, key)
-        if found != expected:
-            wrong[key] = (found, expected)
+        actual = OmegaConf.select(cfg, key)
+        if actual != expected:
+            wrong[key] = (actual, expected)
     assert not wrong
 
 

@@ -78,8 +78,8 @@ def slow_similarity(model: Any, u: Tensor, there: Tensor, among: list[int]) -> T
                 kernels = []
                 for view in range(2):
                     pairs = [(a, b) for a in among for b in among if a != b and there[a, m] and there[b, m]]
-                    each = [float((u[view, m, a] - u[view, m, b]).square().sum()) for a, b in pairs]
-                    b = sum(each) / len(each) if each and sum(each) / len(each) >= 1e-3 else 1.0
+                    parts = [float((u[view, m, a] - u[view, m, b]).square().sum()) for a, b in pairs]
+                    b = sum(parts) / len(parts) if parts and sum(parts) / len(parts) >= 1e-3 else 1.0
                     d = float((u[view, m, i] - u[view, m, j]).square().sum())
                     kernels.append(sum(math.exp(-d / (c * b)) for c in (0.5, 1, 2)) / 3)
                 share = 1 / (1 + math.exp(-float(model.kernel_mix[m])))
@@ -108,11 +108,11 @@ def slow_convolution(model: Any, h: Tensor, s: Tensor) -> Tensor:
 def test_m3care_learns_from_its_batch_in_training() -> None:
     model = made("M3Care").train()
     h, missing = vectors()
-    there, hm = ~missing, h.transpose(0, 1)
-    nodes = model.normalise(hm, model.project(hm), there)
+    present, hm = ~missing, h.transpose(0, 1)
+    nodes = model.normalise(hm, model.project(hm), present)
     squared = (nodes[:, :, :, None] - nodes[:, :, None]).square().sum(-1)
-    s = model.similarity(squared, there, there, model.bandwidth(squared, there))
-    expected = slow_similarity(model, nodes, there, list(range(6)))
+    s = model.similarity(squared, present, present, model.bandwidth(squared, present))
+    expected = slow_similarity(model, nodes, present, list(range(6)))
     torch.testing.assert_close(s, expected, atol=1e-8, rtol=1e-8)
     assert (s == 0).any() and (s > 0).sum() > 6
     slow = slow_convolution(model, h, expected).transpose(0, 1)
@@ -124,19 +124,19 @@ def test_m3care_learns_from_the_anchors_in_prediction() -> None:
     """Each row in a graph of its own, with the anchors, who do not see it."""
     model = made("M3Care")
     h, missing = vectors()
-    hm, there = h.transpose(0, 1), ~missing
-    found = model.convolve_from_anchors(hm, model.normalise(hm, model.project(hm), there), there)
+    hm, present = h.transpose(0, 1), ~missing
+    actual = model.convolve_from_anchors(hm, model.normalise(hm, model.project(hm), present), present)
     anchors = torch.where(model.anchor_missing[..., None], 0, model.anchors)
     for i in range(len(h)):
         every = torch.cat([anchors, h[i : i + 1]])
-        everywhere = torch.cat([~model.anchor_missing, there[i : i + 1]])
+        everywhere = torch.cat([~model.anchor_missing, present[i : i + 1]])
         em = every.transpose(0, 1)
         u = torch.stack([*model.project(em), *em])
         u = torch.stack([norm_of(model, k, x) for k, x in enumerate(u)]).unflatten(0, (2, 5))
         s = slow_similarity(model, u, everywhere, list(range(7)))
         s[:7, 7] = 0
         assert s[7, 7] == pytest.approx(1) and (s[7, :7] == 0).any() and (s[7, :7] > 0).any()
-        torch.testing.assert_close(slow_convolution(model, every, s)[7], found[:, i], atol=1e-7, rtol=1e-7)
+        torch.testing.assert_close(slow_convolution(model, every, s)[7], actual[:, i], atol=1e-7, rtol=1e-7)
 
 
 def test_m3care_normalises_observed_rows_as_a_library_does() -> None:
@@ -209,12 +209,12 @@ def slow_graph(model: Any, e: Tensor, edges: Tensor) -> Tensor:
 def test_muse_passes_messages_along_every_edge() -> None:
     model = made("MUSE")
     e, missing = vectors()
-    found, states = model.pass_messages(e, ~missing)
-    assert_close_sums(found, slow_graph(model, e, ~missing))
+    actual, states = model.pass_messages(e, ~missing)
+    assert_close_sums(actual, slow_graph(model, e, ~missing))
     assert len(states) == 2
     # Rows that read the states of other rows' modalities: as in the graph of those rows, without being seen by them.
     alone, _ = model.pass_messages(e[:2], ~missing[:2], states)
-    assert_close_sums(alone, found[:2])
+    assert_close_sums(alone, actual[:2])
 
 
 def test_muse_drops_edges_in_the_shares_of_the_spec() -> None:
@@ -222,10 +222,10 @@ def test_muse_drops_edges_in_the_shares_of_the_spec() -> None:
     five by 50 %.
     """
     torch.manual_seed(0)
-    kept = drop_edges(torch.ones(40_000, 5, dtype=torch.bool))
-    shares = torch.bincount(kept.sum(1), minlength=6) / 40_000
+    remaining = drop_edges(torch.ones(40_000, 5, dtype=torch.bool))
+    shares = torch.bincount(remaining.sum(1), minlength=6) / 40_000
     torch.testing.assert_close(shares, torch.tensor([0, 0.125, 0.125, 0.125, 0.125, 0.5]), atol=0.01, rtol=0)
-    torch.testing.assert_close(kept.float().mean(0), torch.full((5,), 0.75), atol=0.01, rtol=0)
+    torch.testing.assert_close(remaining.float().mean(0), torch.full((5,), 0.75), atol=0.01, rtol=0)
     some = torch.rand(2000, 5) < 0.4
     fewer = drop_edges(some)
     assert not (fewer & ~some).any() and torch.equal(fewer.any(1), some.any(1))
@@ -319,16 +319,16 @@ def test_what_is_missing_counts_for_nothing_in_the_original_either(method: str) 
     model = made(method, "model.module.reference=true").float()
     model.log_losses = lambda *_: None
     batch = some_batch("PolyMNIST")
-    found = []
+    actual = []
     for value in (0.3, math.nan):
         changed = spoilt(model, batch, value)
         with torch.no_grad():
             logits = model.eval()(changed).logits
         torch.manual_seed(1)
-        found.append((logits, model.train().training_step(changed, 0).detach()))
+        actual.append((logits, model.train().training_step(changed, 0).detach()))
         model.load_state_dict(made(method, "model.module.reference=true").float().state_dict())
-    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
-    assert torch.isfinite(found[0][1])
+    assert torch.equal(actual[0][0], actual[1][0]) and torch.equal(actual[0][1], actual[1][1])
+    assert torch.isfinite(actual[0][1])
 
 
 @torch.no_grad()

@@ -48,11 +48,11 @@ def test_online_mae_takes_tokens_out_and_restores_their_order() -> None:
     model = made("OnlineMAE").eval()
     batch = some_batch("PolyMNIST")
     tokens, memory = model.replace_missing(model.encode_batch(batch), batch), 6
-    found = model.rebuilt(tokens, batch.missing)
+    actual = model.rebuilt(tokens, batch.missing)
     for row in range(len(batch)):
-        kept = [m for m in range(5) if not batch.missing[row, m]]
-        places = [*range(memory), *(memory + m for m in kept)]
-        x = torch.cat([model.memory_tokens[0], tokens[row, kept]])[None] + model.mae_positions[:, places]
+        remaining = [m for m in range(5) if not batch.missing[row, m]]
+        places = [*range(memory), *(memory + m for m in remaining)]
+        x = torch.cat([model.memory_tokens[0], tokens[row, remaining]])[None] + model.mae_positions[:, places]
         for block in model.mae_encoder:
             x = block(x)
         x = model.encoder_norm(x)[0]
@@ -62,7 +62,7 @@ def test_online_mae_takes_tokens_out_and_restores_their_order() -> None:
         y = (whole + model.mae_positions[0])[None]
         for block in model.mae_decoder:
             y = block(y)
-        assert_close_sums(model.rebuild(model.decoder_norm(y))[0, memory:], found[row])
+        assert_close_sums(model.rebuild(model.decoder_norm(y))[0, memory:], actual[row])
 
 
 def test_online_mae_reconstruction_loss() -> None:
@@ -120,7 +120,7 @@ def test_multi_ae_reconstructs_what_was_hidden_and_what_the_data_have() -> None:
     batch = some_batch("PolyMNIST")
     masks = model.masks.draw(batch.missing, generator())
     assert masks.shape == (5, 12, 5)
-    found = model.losses(batch, masks)["loss"]
+    actual = model.losses(batch, masks)["loss"]
     expected = []
     with torch.no_grad():
         for mask in masks:
@@ -128,11 +128,11 @@ def test_multi_ae_reconstructs_what_was_hidden_and_what_the_data_have() -> None:
             code = model.joint((vectors * ~mask[..., None]).flatten(1))
             total = 0.0
             for i in range(5):
-                there = ~batch.missing[:, i]
-                total += float(F.mse_loss(model.decoders[f"m{i}"](code)[there], batch.inputs[f"m{i}"][there]))
+                present = ~batch.missing[:, i]
+                total += float(F.mse_loss(model.decoders[f"m{i}"](code)[present], batch.inputs[f"m{i}"][present]))
             expected.append(total)
-    assert float(found.detach()) == pytest.approx(sum(expected) / 5, rel=1e-5)
-    torch.testing.assert_close(model.losses(spoilt(model, batch, math.nan), masks)["loss"], found)
+    assert float(actual.detach()) == pytest.approx(sum(expected) / 5, rel=1e-5)
+    torch.testing.assert_close(model.losses(spoilt(model, batch, math.nan), masks)["loss"], actual)
 
 
 def test_multi_ae_errors_by_kind() -> None:
@@ -145,22 +145,22 @@ def test_multi_ae_errors_by_kind() -> None:
     text = Modality("s", "text", (4, 6))
     symbols = torch.randint(6, (5, 4), generator=generator())
     scores = torch.randn(5, 4, 6, generator=generator(2)).log_softmax(-1)
-    found = reconstruction_error(text, scores, F.one_hot(symbols, 6).float())[:, 0].mean()
-    torch.testing.assert_close(found, F.nll_loss(scores.transpose(1, 2), symbols))
+    actual = reconstruction_error(text, scores, F.one_hot(symbols, 6).float())[:, 0].mean()
+    torch.testing.assert_close(actual, F.nll_loss(scores.transpose(1, 2), symbols))
     notes = Modality("n", "text", (4,), vocabulary=9)
     frequencies = torch.randn(5, 9, generator=generator(3)).log_softmax(-1)
     ids = torch.tensor([[3, 3, 8, 0], [1, 0, 0, 0], [0, 0, 0, 0], [5, 6, 7, 8], [2, 1, 0, 0]])  # 0 is padding
     by_row = [float(-frequencies[i][row[row > 0]].mean()) if row.any() else 0.0 for i, row in enumerate(ids)]
-    found = reconstruction_error(notes, frequencies, ids)[:, 0]
-    torch.testing.assert_close(found, torch.tensor(by_row))
+    actual = reconstruction_error(notes, frequencies, ids)[:, 0]
+    torch.testing.assert_close(actual, torch.tensor(by_row))
     clip = Modality("c", "video", (2, 3, 4, 4))
     output, x = torch.randn(2, 5, *clip.shape, generator=generator(4))
     hidden = torch.zeros(5, 2, 1, 1, 1, dtype=torch.bool)
     hidden[0, 1] = hidden[2] = True
-    found = reconstruction_error(clip, output, x, hidden)[:, 0]
+    actual = reconstruction_error(clip, output, x, hidden)[:, 0]
     expected = ((output - x) ** 2).flatten(1).mean(1)
     expected[0], expected[2] = ((output - x)[0, 0] ** 2).mean(), 0.0
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(actual, expected)
     assert decoder(notes, 8)(torch.randn(2, 8)).shape == (2, 9)
     for m in (table, text, *(Modality("i", "image", (3, s, s)) for s in (28, 32, 50, 64, 128))):
         shape = (7,) if m.kind == "table" else m.shape
@@ -219,11 +219,11 @@ def test_cmvae_classification_averages_and_the_original_draws() -> None:
     assert torch.equal(original(batch).features, drawn)
     first = set()
     for row in range(60):
-        there = [i for i in range(5) if not batch.missing[row, i]]
-        torch.testing.assert_close(averaged[row], means[row, there].mean(0), atol=batch_bound(means), rtol=0)
-        chosen = [i for i in there if torch.allclose(drawn[row], means[row, i], atol=batch_bound(means), rtol=0)]
+        present = [i for i in range(5) if not batch.missing[row, i]]
+        torch.testing.assert_close(averaged[row], means[row, present].mean(0), atol=batch_bound(means), rtol=0)
+        chosen = [i for i in present if torch.allclose(drawn[row], means[row, i], atol=batch_bound(means), rtol=0)]
         assert len(chosen) == 1
-        first.add(there.index(chosen[0]))
+        first.add(present.index(chosen[0]))
     assert first == {0, 1, 2, 3, 4}
 
 
@@ -242,12 +242,12 @@ def test_simmlm_mixes_the_experts_of_what_is_there() -> None:
     batch = some_batch("PolyMNIST")
     prediction = model(batch)
     for row in range(len(batch)):
-        there = [i for i in range(5) if not batch.missing[row, i]]
+        present = [i for i in range(5) if not batch.missing[row, i]]
         vectors = torch.zeros(5, 8)
-        for i in there:
+        for i in present:
             vectors[i] = model.encoders[f"m{i}"](batch.inputs[f"m{i}"][row : row + 1])[0, 0]
         scores = model.gate(vectors.flatten()[None])[0].exp()
-        logits = sum(scores[i] / scores[there].sum() * model.heads[i](vectors[i]) for i in there)
+        logits = sum(scores[i] / scores[present].sum() * model.heads[i](vectors[i]) for i in present)
         torch.testing.assert_close(prediction.logits[row], logits, atol=batch_bound(prediction.logits), rtol=0)
     assert torch.equal(prediction.extras["weights"] == 0, batch.missing)
 
@@ -316,15 +316,15 @@ def test_flex_moe_takes_missing_tokens_from_the_bank() -> None:
     batch = some_batch("PolyMNIST")
     before = model(batch).logits
     row = 2
-    there = tuple(i for i in range(5) if not batch.missing[row, i])
+    present = tuple(i for i in range(5) if not batch.missing[row, i])
     sizes = [1, 2, 3, 4, 5]
     ids = {c: k for k, c in enumerate(c for s in sizes for c in combinations(range(5), s))}
-    gone = [i for i in range(5) if i not in there]
-    model.bank[ids[there], gone] += 1
+    absent = [i for i in range(5) if i not in present]
+    model.bank[ids[present], absent] += 1
     changed = (model(batch).logits != before).any(1)
     same = (batch.missing == batch.missing[row]).all(1)
     assert torch.equal(changed, same) and same[row]
-    model.bank[ids[there], list(there)] += 1  # observed: never read
+    model.bank[ids[present], list(present)] += 1  # observed: never read
     model.bank[-1] += 1
     assert torch.equal((model(batch).logits != before).any(1), same)
     losses = losses_of_a_step(model, batch)

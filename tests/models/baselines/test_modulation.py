@@ -89,10 +89,10 @@ def test_shares_of_the_logits_add_up_to_them(fusion: str) -> None:
         else:  # the slice of the weights that meets this modality, and a third of the bias
             expected = vector @ model.classifier.weight[:, 4 * i : 4 * i + 4].T + model.classifier.bias / 3
         assert torch.allclose(shares[:, i], expected, atol=1e-5), name
-    gone = batch.replace(missing=torch.tensor([[False, True, False]]).expand(12, 3))
-    gone.inputs["b"] = torch.full((12, 5), float("nan"))
+    absent = batch.replace(missing=torch.tensor([[False, True, False]]).expand(12, 3))
+    absent.inputs["b"] = torch.full((12, 5), float("nan"))
     without = shares[:, [0, 2]].sum(1) + (0 if fusion == "sum" else model.classifier.bias / 3)
-    assert torch.allclose(model(gone).logits, without, atol=1e-5)
+    assert torch.allclose(model(absent).logits, without, atol=1e-5)
 
 
 def test_scores_are_probabilities_of_the_targets_on_complete_rows() -> None:

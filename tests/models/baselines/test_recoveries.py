@@ -82,14 +82,16 @@ def test_late_recoveries_equal_loops() -> None:
     results = {label: r["s"].logits for label, r in late.predict_scenarios(batch, scenario).items()}
     with torch.inference_mode():
         completed = late._imputer[0].impute(batch.inputs, missing, batch.index)
-        each = torch.stack([model.experts[f"unimodal_m{i}"].logits(completed) for i in range(5)], 1)
+        parts = torch.stack([model.experts[f"unimodal_m{i}"].logits(completed) for i in range(5)], 1)
         assert torch.equal(results["discard"], model(scenario["s"]).logits)
-        assert_close_sums(results[""], each.mean(1))
+        assert_close_sums(results[""], parts.mean(1))
     chosen = late.choices.set_index(["missing", "parameter"])["value"]
     recovered_is_right = 0
     for k in range(1, 5):
         rows = (missing.sum(1) == k).nonzero()[:, 0].tolist()
-        members = torch.stack([torch.stack([each[r, ~missing[r]].mean(0), each[r, missing[r]].mean(0)]) for r in rows])
+        members = torch.stack(
+            [torch.stack([parts[r, ~missing[r]].mean(0), parts[r, missing[r]].mean(0)]) for r in rows]
+        )
         grid = torch.linspace(0, 1, 501)
         losses = [F.cross_entropy((1 - v) * members[:, 0] + v * members[:, 1], batch.target[rows]) for v in grid]
         v = chosen[k, "recovered"]
@@ -97,7 +99,7 @@ def test_late_recoveries_equal_loops() -> None:
         assert_close_sums(results["weighted"][rows], (1 - v) * members[:, 0] + v * members[:, 1])
         recovered_is_right += int((members[:, 1].argmax(1) == batch.target[rows]).sum())
     assert 0 < float(chosen.xs("recovered", level=1).max()) < 1, "neither member alone: the weights are tested"
-    none_missing = int((each.mean(1).argmax(1) == batch.target)[missing.sum(1) == 0].sum())
+    none_missing = int((parts.mean(1).argmax(1) == batch.target)[missing.sum(1) == 0].sum())
     assert measured.recovered.item() == pytest.approx((recovered_is_right + none_missing) / ROWS)
     other = batch.replace(target=batch.target.roll(1))  # labels of the test change nothing
     again = late.predict_scenarios(other, {"s": other.replace(missing=missing)})

@@ -163,10 +163,10 @@ def test_confidence_weighs_proxies_by_a_softmax_over_what_is_there() -> None:
     assert build(2, gate="confidence").confidence is None
     states = torch.randn(1, 3, 3, 16)
     states[0, 2] = math.nan
-    found = model.complete(states, torch.tensor([[False, False, True]]))[0, 2]
+    actual = model.complete(states, torch.tensor([[False, False, True]]))[0, 2]
     scores = [float(model.confidence(states[0, m, 2]).detach()) for m in (0, 1)]  # type: ignore[misc]
     share = 1 / (1 + math.exp(scores[1] - scores[0]))
-    torch.testing.assert_close(found, share * states[0, 0, 2] + (1 - share) * states[0, 1, 2])
+    torch.testing.assert_close(actual, share * states[0, 0, 2] + (1 - share) * states[0, 1, 2])
     alone = model.complete(states, torch.tensor([[True, False, True]]))[0]
     torch.testing.assert_close(alone, states[0, 1])
 
@@ -175,7 +175,7 @@ def test_confidence_weighs_proxies_by_a_softmax_over_what_is_there() -> None:
 def test_missing_content_reaches_nothing(m: int) -> None:
     """Neither prediction nor loss nor gradient, whatever it holds, in training and in prediction."""
     model, batch = build(m), some_batch(m, missing=mixed(m))
-    found = []
+    actual = []
     for value in (None, 0.0, math.nan, 1e30):
         inputs = {}
         for i, (name, x) in enumerate(batch.inputs.items()):
@@ -189,10 +189,10 @@ def test_missing_content_reaches_nothing(m: int) -> None:
         with torch.inference_mode():
             model.eval()
             everything = model.fuse(model.encode(inputs), batch).logits  # as stage test: the gate alone hides
-            found.append([loss.detach(), model(changed).logits, *gradients])
-        assert_close_sums(everything, found[0][1])
-    for other in found[1:]:
-        assert len(other) == len(found[0]) and all(torch.equal(a, b) for a, b in zip(found[0], other))
+            actual.append([loss.detach(), model(changed).logits, *gradients])
+        assert_close_sums(everything, actual[0][1])
+    for other in actual[1:]:
+        assert len(other) == len(actual[0]) and all(torch.equal(a, b) for a, b in zip(actual[0], other))
 
 
 def test_the_encoder_of_a_missing_modality_gets_no_gradient_from_the_task() -> None:
@@ -200,8 +200,8 @@ def test_the_encoder_of_a_missing_modality_gets_no_gradient_from_the_task() -> N
     model.training_step(some_batch(missing=[[True, False]] * 8), 0).backward()
     for i, reached in enumerate((False, True)):
         parts = [*model.encoder(i).parameters(), model.proxies[i]]
-        found = [p.grad is not None and bool(p.grad.any()) for p in parts if p.requires_grad]
-        assert all(found) if reached else not any(found)
+        actual = [p.grad is not None and bool(p.grad.any()) for p in parts if p.requires_grad]
+        assert all(actual) if reached else not any(actual)
 
 
 def test_rows_do_not_see_each_other() -> None:
@@ -240,9 +240,9 @@ def test_alignment_against_loops(m: int) -> None:
     g = torch.Generator().manual_seed(5)
     states, missing = torch.randn(9, m, m, 4, generator=g, dtype=torch.float64), mixed(m, 9)
     sums = []
-    for s, gone in zip(states, missing):
-        there = [i for i in range(m) if not gone[i]]
-        pairs = [float(((s[i, k] - s[k, k]) ** 2).mean()) for i in there for k in there if i != k]
+    for s, absent in zip(states, missing):
+        present = [i for i in range(m) if not absent[i]]
+        pairs = [float(((s[i, k] - s[k, k]) ** 2).mean()) for i in present for k in present if i != k]
         if pairs:
             sums.append(sum(pairs) / (m - 1))
     assert len(sums) < 9
@@ -325,10 +325,10 @@ def test_dropout_follows_the_shares_and_never_drops_both() -> None:
 
 
 def losses_of(model: CMPT, batch: Batch, step: int = 0) -> dict[str, float]:
-    found: dict[str, float] = {}
-    model.log_losses = lambda _, losses, n: found.update({k: float(v.detach()) for k, v in losses.items()})  # type: ignore[method-assign]
+    actual: dict[str, float] = {}
+    model.log_losses = lambda _, losses, n: actual.update({k: float(v.detach()) for k, v in losses.items()})  # type: ignore[method-assign]
     model.training_step(batch, step)
-    return found
+    return actual
 
 
 def test_dropout_acts_in_the_gate_or_at_the_input() -> None:
@@ -339,8 +339,8 @@ def test_dropout_acts_in_the_gate_or_at_the_input() -> None:
         assert dropped["classification"] != whole["classification"] and whole["alignment"] > 0
         # In the gate, the alignment is that of all samples; at the input, those that lost one have no pair.
         assert dropped["alignment"] == (whole["alignment"] if at == "gate" else 0)
-        gone = batch.replace(missing=torch.tensor([[True, False]] * 8))
-        expected = F.cross_entropy(build()(gone).logits, batch.target)
+        absent = batch.replace(missing=torch.tensor([[True, False]] * 8))
+        expected = F.cross_entropy(build()(absent).logits, batch.target)
         assert dropped["classification"] == pytest.approx(float(expected), rel=1e-5)
 
 
@@ -401,8 +401,10 @@ def test_encoders_of_different_widths_are_mapped_to_one() -> None:
         assert model.width == 16 and list(model.projections) == ["text"]
         with torch.inference_mode():
             states = model.encode(batch.inputs)
-            own = model.projections["text"](model.encoder(1).states(batch.inputs["text"], *model.proxies[1:]).summary)
-            assert_close_sums(states[:, 1, 1], own)
+            separate = model.projections["text"](
+                model.encoder(1).states(batch.inputs["text"], *model.proxies[1:]).summary
+            )
+            assert_close_sums(states[:, 1, 1], separate)
             assert bool(states[:, 1, 0].any()) is (proxy is not None)
             assert torch.isfinite(model(batch).logits).all()
 
@@ -450,7 +452,7 @@ def test_a_proxy_learns_the_other_modality_from_pairs_without_labels() -> None:
         return Batch({"image": image, "text": words[kind]}, torch.zeros(n, 2).bool(), target, kind, complete=True)
 
     batch, test = rows(64, 4), rows(128, 128)
-    gone = test.replace(missing=torch.tensor([[False, True]] * 128))
+    absent = test.replace(missing=torch.tensor([[False, True]] * 128))
     right = {}
     for proxy in (Proxy(), None):
         model = build(
@@ -470,7 +472,7 @@ def test_a_proxy_learns_the_other_modality_from_pairs_without_labels() -> None:
         if proxy:
             assert alignment[-1] < alignment[0] / 10
         with torch.inference_mode():
-            right[proxy is not None] = float((model(gone).logits.argmax(1) == gone.index).float().mean())
+            right[proxy is not None] = float((model(absent).logits.argmax(1) == absent.index).float().mean())
     assert right[True] > right[False] + 0.2, right
 
 
@@ -523,15 +525,15 @@ def test_counts_of_the_published_settings(
     data_set: str, kind: str, rank: int, size: str, expected: dict[str, int]
 ) -> None:
     """Numbers of docs/reference/cmpt.md §2.6.1; both readings come out as printed, to three digits."""
-    found = parameters.readings(data_set, kind, rank, size)
-    assert {name: found[name] for name in expected} == expected
+    actual = parameters.readings(data_set, kind, rank, size)
+    assert {name: actual[name] for name in expected} == expected
     if size == "base":
         classes = parameters.DATA_SETS[data_set][1]
         per_layer = {"lora": rank * 2 * 768, "dora": 3 * 768}[kind]
-        assert found["ours"] == 2 * 12 * 4 * per_layer + 2 * 768 + 769 * classes
+        assert actual["ours"] == 2 * 12 * 4 * per_layer + 2 * 768 + 769 * classes
     printed = parameters.PUBLISHED[kind, rank, size][data_set]
     for reading in {"A", "B"} & set(expected):
-        assert round(found[reading] / 1e6, 3) == printed
+        assert round(actual[reading] / 1e6, 3) == printed
 
 
 def test_the_report_prints_the_published_numbers(
@@ -568,12 +570,12 @@ def test_totals_of_tables_3_and_4(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_line_says_what_is_trained() -> None:
     model = build()
-    found = count(model)
-    assert found == Count(2 * 2 * 4 * 32, 2 * 16, 17 * CLASSES, 0, sum(p.numel() for p in model.parameters()))
-    assert describe(found).startswith("trains 629 of ") and "adapters 512, proxies 32, head 85" in (describe(found))
+    actual = count(model)
+    assert actual == Count(2 * 2 * 4 * 32, 2 * 16, 17 * CLASSES, 0, sum(p.numel() for p in model.parameters()))
+    assert describe(actual).startswith("trains 629 of ") and "adapters 512, proxies 32, head 85" in (describe(actual))
     model.encoder(0).network.embeddings.requires_grad_(True)
-    found = count(model)
-    assert found.adapters > 512
+    actual = count(model)
+    assert actual.adapters > 512
     model.extra = nn.Linear(2, 2)
     with pytest.raises(AssertionError, match="only adapters, proxies, projections and the head"):
         count(model)
@@ -606,8 +608,8 @@ def test_schedule_of_table_6(ramp: bool) -> None:
 def test_published_hyper_parameters(composed: Callable[..., DictConfig]) -> None:
     for preset, values in {"image_text": (1e-3, 10, 8), "audio_video": (5e-5, 100, 4)}.items():
         model = composed("model=CMPT", "dataset=PolyMNIST", f"model.preset={preset}", tiny=False).model
-        found = (model.module.optimizer.lr, model.training.max_epochs, model.training.batch_size)
-        assert found == values and model.module.scheduler.max_epochs == values[1]
+        actual = (model.module.optimizer.lr, model.training.max_epochs, model.training.batch_size)
+        assert actual == values and model.module.scheduler.max_epochs == values[1]
         assert (model.module.optimizer.eps, model.module.optimizer.weight_decay) == (1e-8, 0.02)
 
 
@@ -683,8 +685,8 @@ def test_encoders_are_trained_alone_first_and_then_frozen(
     assert list(context.prerequisites) == [f"unimodal_m{i}" for i in range(5)]
     for label, part in context.prerequisites.items():
         assert part.fit_directory.path.parts[-3] == f"Unimodal_ViT_{label[9:]}"
-        own = read_tensors(part.checkpoint)["state_dict"]
-        for key, value in own.items():
+        separate = read_tensors(part.checkpoint)["state_dict"]
+        for key, value in separate.items():
             if key.startswith("encoders."):
                 renamed = key if key in state else f"{key.rpartition('.')[0]}.base_layer.{key.rpartition('.')[2]}"
                 assert torch.equal(state[renamed], value), key

@@ -79,12 +79,12 @@ def setting(m: int, metric: str) -> tuple[CMPT, GaussianParameters, Batch]:
 
 def slow_states(model: CMPT, batch: Batch, row: int) -> dict[int, tuple[Tensor, Tensor]]:
     """Class state and proxies of each modality that a row has."""
-    found = {}
+    actual = {}
     for i, name in enumerate(model.modality_names):
         if not batch.missing[row, i]:
             states = model.encoder(i).states(batch.inputs[name][row : row + 1], model.proxies[i])
-            found[i] = states.summary[0], states.proxies[0]
-    return found
+            actual[i] = states.summary[0], states.proxies[0]
+    return actual
 
 
 def evaluator(model: CMPT, batch: Batch, row: int, metric: str) -> Callable[[twin.Mask], tuple[Tensor, Tensor]]:
@@ -114,8 +114,8 @@ def evaluator(model: CMPT, batch: Batch, row: int, metric: str) -> Callable[[twi
 def test_proxies_are_accepted_as_one_by_one(m: int, metric: str, calibration: str) -> None:
     model, p, batch = setting(m, metric)
     rule = SelectionRule(calibration, temperature=0.1 if metric == COSINE else 1.0)
-    found = ProxySelection(ProxyBackbone(model, metric), None, p, rule)(batch)
-    accepted = float((found.extras["accepted"] >= 0).sum() / batch.missing.sum())
+    actual = ProxySelection(ProxyBackbone(model, metric), None, p, rule)(batch)
+    accepted = float((actual.extras["accepted"] >= 0).sum() / batch.missing.sum())
     assert 0.05 < accepted < 0.95
     judge = twin.Judge(
         p.prototypes,
@@ -133,9 +133,9 @@ def test_proxies_are_accepted_as_one_by_one(m: int, metric: str, calibration: st
         if any(abs(value) < 1e-4 for step in history for value in step.values()):
             close_calls += 1  # rounding could turn it
             continue
-        assert tuple(found.extras["final_missing"][row].tolist()) == final
-        assert [u for u in found.extras["accepted"][row].tolist() if u >= 0] == order
-        torch.testing.assert_close(found.logits[row], logits, atol=batch_bound(found.logits), rtol=0)
+        assert tuple(actual.extras["final_missing"][row].tolist()) == final
+        assert [u for u in actual.extras["accepted"][row].tolist() if u >= 0] == order
+        torch.testing.assert_close(actual.logits[row], logits, atol=batch_bound(actual.logits), rtol=0)
     assert close_calls <= 3
 
 
@@ -165,8 +165,8 @@ def test_comparators_are_cmpt_and_the_same_without_proxies() -> None:
     selection = ProxySelection(ProxyBackbone(model), None, p, comparators=("discard", "impute_all"))
     outputs = selection.predict_scenarios(batch, {"some": batch})
     assert_close_sums(outputs["impute_all"]["some"].logits, model(batch).logits)
-    own = model.encode_batch(batch).diagonal(dim1=1, dim2=2).transpose(1, 2)
-    alone = model.classifier(torch.where(batch.missing[..., None], 0, own).sum(1))
+    separate = model.encode_batch(batch).diagonal(dim1=1, dim2=2).transpose(1, 2)
+    alone = model.classifier(torch.where(batch.missing[..., None], 0, separate).sum(1))
     assert_close_sums(outputs["discard"]["some"].logits, alone)
     complete = ~batch.missing.any(1)
     assert_close_sums(outputs[""]["some"].logits[complete], model(batch).logits[complete])
@@ -267,13 +267,13 @@ def test_the_whole_way_on_spoken_digits(
     context = Run(cfg)
     assert_exported(context, tmp_path)
     assert context.directory.path.parts[-3] == "CMPT_DyMo" and context.fit_directory.path.parts[-3] == "CMPT"
-    found = pd.read_csv(context.directory / "results.csv").set_index(["model", "scenario", "metric"])["value"]
+    actual = pd.read_csv(context.directory / "results.csv").set_index(["model", "scenario", "metric"])["value"]
     alone = pd.read_csv(context.fit_directory / "results.csv").set_index(["scenario", "metric"])["value"]
     for scenario in ("none", "whole_0", "image_text_both_0.7"):
-        assert found["CMPT_DyMo/impute_all", scenario, "accuracy"] == pytest.approx(alone[scenario, "accuracy"])
-        assert 0 <= found["CMPT_DyMo", scenario, "accepted_share"] <= 1
-        assert {f"CMPT_DyMo/{name}" for name in RULES} <= set(found.xs(scenario, level=1).index.get_level_values(0))
-        assert found["CMPT_DyMo/certified", scenario, "accepted_share"] == 0, "too few rows: it discards"
+        assert actual["CMPT_DyMo/impute_all", scenario, "accuracy"] == pytest.approx(alone[scenario, "accuracy"])
+        assert 0 <= actual["CMPT_DyMo", scenario, "accepted_share"] <= 1
+        assert {f"CMPT_DyMo/{name}" for name in RULES} <= set(actual.xs(scenario, level=1).index.get_level_values(0))
+        assert actual["CMPT_DyMo/certified", scenario, "accepted_share"] == 0, "too few rows: it discards"
     arrays = np.load(context.directory / "predictions" / "whole_0.npz")
     assert arrays["missing"][:, 0].all() and not arrays["final_missing"][:, 1].any()
     assert isinstance(context.load_method(), ProxySelection)

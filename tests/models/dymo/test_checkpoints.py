@@ -319,22 +319,22 @@ def test_reader_keeps_within_the_storage(tmp_path: Path) -> None:
         Storage(file, 2).dump(value)
         return _Reader(io.BytesIO(file.getvalue()), lambda _, dtype, numel: torch.arange(numel).to(dtype)).load()
 
-    rest: tuple[Any, ...] = (False, collections.OrderedDict())
+    others: tuple[Any, ...] = (False, collections.OrderedDict())
     rebuild, good = torch._utils._rebuild_tensor_v2, Reference("storage", torch.FloatStorage, "0", "cuda:0", 6)
     view = Reference("storage", torch.FloatStorage, "0", "cpu", 6, ("v", 2, 3))
-    assert read(Calls(rebuild, good, 0, (2, 3), (3, 1), *rest)).shape == (2, 3)
-    assert read(Calls(rebuild, view, 1, (2,), (1,), *rest)).tolist() == [3, 4]
+    assert read(Calls(rebuild, good, 0, (2, 3), (3, 1), *others)).shape == (2, 3)
+    assert read(Calls(rebuild, view, 1, (2,), (1,), *others)).tolist() == [3, 4]
     untyped = Reference("storage", torch.UntypedStorage, "0", "cpu", 8)
-    third = read(Calls(torch._utils._rebuild_tensor_v3, untyped, 0, (2,), (1,), *rest, torch.float32))
+    third = read(Calls(torch._utils._rebuild_tensor_v3, untyped, 0, (2,), (1,), *others, torch.float32))
     assert third.dtype is torch.float32
-    subclass = Calls(torch._tensor._rebuild_from_type_v2, rebuild, nn.Parameter, (good, 0, (6,), (1,), *rest), {})
+    subclass = Calls(torch._tensor._rebuild_from_type_v2, rebuild, nn.Parameter, (good, 0, (6,), (1,), *others), {})
     assert read(subclass).shape == (6,)
     assert read(Calls(torch._tensor._rebuild_from_type_v2, os.system, nn.Parameter, ("true",), {})) is None
     for bad in (
-        Calls(rebuild, good, 0, (7,), (1,), *rest),
-        Calls(rebuild, good, 4, (3,), (1,), *rest),
-        Calls(rebuild, good, 0, (2,), (-1,), *rest),
-        Calls(rebuild, view, 0, (5,), (1,), *rest),
+        Calls(rebuild, good, 0, (7,), (1,), *others),
+        Calls(rebuild, good, 4, (3,), (1,), *others),
+        Calls(rebuild, good, 0, (2,), (-1,), *others),
+        Calls(rebuild, view, 0, (5,), (1,), *others),
         Reference("module", nn.Linear, "source", "code"),
         Reference("storage", os.system, "0", "cpu", 1),
         np.array([object], dtype=object),

@@ -44,9 +44,9 @@ def test_critic_learns_the_ratio_of_densities() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     x = torch.linspace(-1, 2, 13)[:, None]
     with torch.no_grad():
-        found = network(x, torch.zeros(13, 1), torch.zeros(13, 2).bool())
+        actual = network(x, torch.zeros(13, 1), torch.zeros(13, 2).bool())
         weights = network(examples.recovered, zeros, examples.missing).exp()
-    np.testing.assert_allclose(found, (0.5 - x)[:, 0], atol=0.3)
+    np.testing.assert_allclose(actual, (0.5 - x)[:, 0], atol=0.3)
     assert float(weights.mean()) == pytest.approx(1, abs=0.1), "the mean weight of draws from q is 1"
     assert about["loss"] < math.log(2) and about["rows"] == pytest.approx(0.9 * n, rel=0.05)
     # Real and recovered rows that are alike: no epoch is better than none, and all weights are 1.

@@ -177,9 +177,9 @@ def test_twin_reads_images_by_name() -> None:
     sample = {name: x[0] for name, x in batch.inputs.items()}
     mask = (False, True, False, False, True)
     expected, z = twin.polymnist_forward(dict(model.state_dict()), sample, mask, metric=COSINE, min_index=False)
-    found = model(batch.replace(missing=torch.tensor([mask])))
-    assert_close_sums(found.logits[0], expected)
-    assert_close_sums(found.features[0], z)
+    actual = model(batch.replace(missing=torch.tensor([mask])))
+    assert_close_sums(actual.logits[0], expected)
+    assert_close_sums(actual.features[0], z)
 
 
 def test_index_options_differ_from_the_third_modality_on() -> None:
@@ -240,12 +240,12 @@ def test_a_subset_may_be_asked_for_twice() -> None:
     model = toy_model((2, 3))
     tokens = model.encode(toy_batch(model, 3).inputs)
     subsets = torch.tensor([[False, False], [True, False], [False, False], [True, False]])
-    found = torch.full((4, 3, 4), torch.nan)
+    actual = torch.full((4, 3, 4), torch.nan)
     for ids, logits, _ in model.fuse_subsets(tokens, subsets):
-        found[ids] = logits.detach()
-    assert_close_sums(found[2], found[0])
-    assert_close_sums(found[3], found[1])
-    assert not torch.allclose(found[0], found[1])
+        actual[ids] = logits.detach()
+    assert_close_sums(actual[2], actual[0])
+    assert_close_sums(actual[3], actual[1])
+    assert not torch.allclose(actual[0], actual[1])
 
 
 def test_token_columns_and_visible_tokens_agree() -> None:
@@ -350,13 +350,13 @@ def test_training_loss_equals_the_formula(
     monkeypatch.setattr(module, "draw_subsets", lambda m, k, generator: (asked.append((m, k)), drawn)[1])
     for missing in (None, torch.tensor([[False, False, True]] * 3 + [[False] * 3] * 4)):
         batch = toy_batch(model, 7, seed=2, missing=missing)
-        found = step(model, batch, epoch, subsets_per_step=4)
+        actual = step(model, batch, epoch, subsets_per_step=4)
         evaluators = [twin_evaluator(model, batch, row) for row in range(7)]
         hidden = drawn[:, None] | batch.missing
         # A row whose visible modalities are all missing keeps the CLS token alone.
         outputs = [[evaluate(tuple(row)) for evaluate, row in zip(evaluators, rows)] for rows in hidden.tolist()]
         expected = twin.training_loss(outputs, batch.target.tolist(), model.prototypes, metric, 0.7, epoch >= 3)
-        assert_close_sums(found, expected)
+        assert_close_sums(actual, expected)
         assert model._running is not None
         features = torch.stack([torch.stack([z for _, z in rows]) for rows in outputs])
         for c in range(4):
@@ -370,9 +370,9 @@ def test_without_subsets_each_row_trains_on_its_own_mask() -> None:
     model = toy_model((2, 3, 1))
     masks = random_masks(6, 3, seed=2)
     batch = toy_batch(model, 6, missing=masks)
-    found = step(model, batch, 3, subsets_per_step=None)
+    actual = step(model, batch, 3, subsets_per_step=None)
     rows = [twin_evaluator(model, batch, row)(tuple(mask)) for row, mask in enumerate(masks.tolist())]
-    assert_close_sums(found, twin.training_loss([rows], batch.target.tolist(), model.prototypes, COSINE, 1.0, True))
+    assert_close_sums(actual, twin.training_loss([rows], batch.target.tolist(), model.prototypes, COSINE, 1.0, True))
 
 
 def test_subsets_follow_seed_and_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -477,9 +477,9 @@ def test_prototype_logits_equal_twin(metric: str) -> None:
     generator = torch.Generator().manual_seed(0)
     features = F.normalize(torch.randn(2, 4, 6, generator=generator), dim=-1) + (100 if metric == EUCLIDEAN else 0)
     prototypes = features[0, :3] + 1e-2 * torch.randn(3, 6, generator=generator)
-    found = prototype_logits(features, prototypes, metric)
+    actual = prototype_logits(features, prototypes, metric)
     expected = [[twin.prototype_logits(z.double(), prototypes.double(), metric) for z in row] for row in features]
-    assert_close_sums(found.double(), torch.stack([torch.stack(row) for row in expected]))
+    assert_close_sums(actual.double(), torch.stack([torch.stack(row) for row in expected]))
 
 
 def test_architecture_says_what_weights_are() -> None:
@@ -510,7 +510,7 @@ def test_recoveries_replace_what_a_random_subset_hides(incomplete: bool, monkeyp
     model.attach_imputer(imputer := Marker())
     missing = random_masks(60, 3, seed=3) if incomplete else None
     batch = toy_batch(model, 60, missing=missing)
-    kept = {name: x.clone() for name, x in batch.inputs.items()}
+    remaining = {name: x.clone() for name, x in batch.inputs.items()}
     seen: dict[str, Tensor] = {}
     real = model.encode
     monkeypatch.setattr(model, "encode", lambda inputs, *more: (seen.update(inputs), real(inputs, *more))[1])
@@ -520,11 +520,11 @@ def test_recoveries_replace_what_a_random_subset_hides(incomplete: bool, monkeyp
     assert (hidden | ~batch.missing).all(), "what is genuinely missing must not feed a recovery"
     assert len({tuple(row) for row in hidden.tolist()}) > 3, "each row draws its own subset"
     for i, (name, x) in enumerate(seen.items()):
-        assert torch.equal(batch.inputs[name], kept[name])
-        observed, gone = ~hidden[:, i], batch.missing[:, i]
-        assert torch.equal(x[observed], kept[name][observed])
-        assert (x[hidden[:, i] & ~gone] == 7).all()
-        assert not x[gone].any()
+        assert torch.equal(batch.inputs[name], remaining[name])
+        observed, absent = ~hidden[:, i], batch.missing[:, i]
+        assert torch.equal(x[observed], remaining[name][observed])
+        assert (x[hidden[:, i] & ~absent] == 7).all()
+        assert not x[absent].any()
     untouched = [n for n, g in gradients(model).items() if g is None or not g.any()]
     assert untouched == []
 
@@ -553,11 +553,11 @@ def test_recovery_aware_step_with_a_generative_imputer() -> None:
     assert all(part is not imputer for part in model.modules())
     assert len(model.state_dict()) == 80
     batch = images(8).replace(complete=True)
-    kept = {name: x.clone() for name, x in batch.inputs.items()}
+    remaining = {name: x.clone() for name, x in batch.inputs.items()}
     assert step(model, batch, 3).isfinite()
     assert all(p.grad is None for p in imputer.parameters())
     assert imputer.training
-    assert all(torch.equal(batch.inputs[name], x) for name, x in kept.items())
+    assert all(torch.equal(batch.inputs[name], x) for name, x in remaining.items())
 
 
 # ---------------------------------------------------------------------------------------------- consistency
@@ -577,7 +577,7 @@ def test_consistency_equals_rows_one_by_one(incomplete: bool) -> None:
     value = loss(batch)
     value.backward()
     assert torch.equal(value, loss(batch.replace(target=batch.target.roll(1))))
-    found, hidden = gradients(model), imputer.asked[0]
+    actual, hidden = gradients(model), imputer.asked[0]
     assert torch.equal(hidden, imputer.asked[1]) and not hidden.all(1).any() and (hidden | ~batch.missing).all()
     terms = []
     for row in hidden.any(1).nonzero()[:, 0].tolist():
@@ -591,7 +591,7 @@ def test_consistency_equals_rows_one_by_one(incomplete: bool) -> None:
     torch.stack(terms).mean().backward()
     for name, expected in gradients(model).items():
         if expected is not None:
-            torch.testing.assert_close(found[name], expected, rtol=1e-3, atol=1e-6)
+            torch.testing.assert_close(actual[name], expected, rtol=1e-3, atol=1e-6)
 
 
 def test_a_step_adds_the_weighted_consistency_and_nothing_without_it() -> None:

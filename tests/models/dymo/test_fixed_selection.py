@@ -72,10 +72,10 @@ def test_it_decides_as_the_slow_twin(metric: str, kind: str, tail: str, reward_k
     case = setting(metric)
     scorer = case.scorer(calibration=kind, tail=tail, reward=reward_kind, threshold=threshold)
     with torch.no_grad():
-        found = select_fixed(scorer, case.tokens, case.missing)
-    assert 0.05 < float((found.accepted >= 0).sum() / case.missing.sum()) < 0.95
-    rows = rows_to_judge(found, threshold, TWIN_RULES.index((kind, tail, reward_kind, threshold)))
-    assert_equals_twin(case, case.judge(kind, tail, reward_kind), found, threshold, rows)
+        actual = select_fixed(scorer, case.tokens, case.missing)
+    assert 0.05 < float((actual.accepted >= 0).sum() / case.missing.sum()) < 0.95
+    rows = rows_to_judge(actual, threshold, TWIN_RULES.index((kind, tail, reward_kind, threshold)))
+    assert_equals_twin(case, case.judge(kind, tail, reward_kind), actual, threshold, rows)
 
 
 @pytest.mark.parametrize("counted", ["observed", "missing"])
@@ -108,5 +108,5 @@ def test_a_row_is_selected_alone_as_among_others() -> None:
 def test_thresholds_that_accept_nothing_keep_the_observed_set() -> None:
     case = setting(COSINE)
     with torch.no_grad():
-        found = select_fixed(case.scorer(threshold=math.inf), case.tokens, case.missing)
-    assert torch.equal(found.final_missing, case.missing) and (found.accepted == -1).all()
+        actual = select_fixed(case.scorer(threshold=math.inf), case.tokens, case.missing)
+    assert torch.equal(actual.final_missing, case.missing) and (actual.accepted == -1).all()

@@ -134,20 +134,20 @@ def test_forward_equals_twin(metric: str) -> None:
     missing[1::7] = True  # nothing but some cells
     model, batch = table_model(distance_metric=metric), table_batch(ROWS, 1, missing, cells)
     with torch.no_grad():
-        found = model(batch)
+        actual = model(batch)
     for row, evaluate in enumerate(evaluators(model, batch, batch.inputs["tabular"])):
         logits, z = evaluate(tuple(missing[row].tolist()))
-        assert_close_sums(found.logits[row], logits)
-        assert_close_sums(found.features[row], z)
+        assert_close_sums(actual.logits[row], logits)
+        assert_close_sums(actual.features[row], z)
 
 
 def subset_masks(subset: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
     """(B, 2) mask and (B, F) cells of rows that have their image under a subset; the image stays where nothing else of
     the row would."""
-    gone = hidden | subset[1]
-    nothing = subset[0] & gone.all(1)
-    gone = torch.where(nothing[:, None], hidden, gone)
-    return torch.stack([subset[0] & ~nothing, gone.any(1)], 1), gone
+    absent = hidden | subset[1]
+    nothing = subset[0] & absent.all(1)
+    absent = torch.where(nothing[:, None], hidden, absent)
+    return torch.stack([subset[0] & ~nothing, absent.any(1)], 1), absent
 
 
 @pytest.mark.parametrize("fusion", ["packed", "masked"])
@@ -163,8 +163,8 @@ def test_subsets_hide_whole_tables_besides_cells(fusion: str) -> None:
         parts = list(model.fuse_subsets(tokens, subsets, missing, max_rows=200, cells=hidden))
         logits = torch.cat([part for _, part, _ in parts])[torch.cat([ids for ids, *_ in parts]).argsort()]
         for k, subset in enumerate(subsets):
-            mask, gone = subset_masks(subset, hidden["tabular"])
-            one = batch.replace(missing=mask, feature_missing={"tabular": gone})
+            mask, absent = subset_masks(subset, hidden["tabular"])
+            one = batch.replace(missing=mask, feature_missing={"tabular": absent})
             assert_close_sums(logits[k], model(one).logits)
 
 
@@ -187,17 +187,17 @@ def test_cells_of_a_table_that_is_there_do_not_count() -> None:
 def test_hide_and_recover_follow_the_same_masks() -> None:
     missing, cells = masks(30)
     batch = table_batch(30, 4, missing, cells)
-    gone = cells & missing[:, 1:]
+    absent = cells & missing[:, 1:]
     hidden = hide(batch.inputs, missing, batch.feature_missing)
-    assert torch.equal(hidden["tabular"], torch.where(gone, 0, batch.inputs["tabular"]))
+    assert torch.equal(hidden["tabular"], torch.where(absent, 0, batch.inputs["tabular"]))
     mean = Mean(table_modalities())
     train = table_batch(50, 5)
     mean.fit([train, table_batch(7, 6)])
-    both = torch.cat([train.inputs["tabular"], table_batch(7, 6).inputs["tabular"]])
-    expected = torch.cat([both[:, :3].mode(0).values, both[:, 3:].mean(0)])
+    pair = torch.cat([train.inputs["tabular"], table_batch(7, 6).inputs["tabular"]])
+    expected = torch.cat([pair[:, :3].mode(0).values, pair[:, 3:].mean(0)])
     for imputer, value in ((Zero(), torch.zeros(CELLS)), (mean, expected)):
-        found = recover(imputer, batch)["tabular"]
-        assert_close_sums(found, torch.where(gone, value, batch.inputs["tabular"]))
+        actual = recover(imputer, batch)["tabular"]
+        assert_close_sums(actual, torch.where(absent, value, batch.inputs["tabular"]))
         whole = recover(imputer, batch.replace(feature_missing={}))["tabular"]
         assert_close_sums(whole, torch.where(missing[:, 1:], value, batch.inputs["tabular"]))
 
@@ -207,10 +207,12 @@ JUNK = st.sampled_from([math.nan, math.inf, -1e30, -3.0, 77.0])
 
 def spoilt(batch: Batch, junk: Tensor) -> Batch:
     """Other content in everything that is missing."""
-    gone = batch.missing[:, 1:] & batch.feature_missing.get("tabular", torch.ones(len(batch), CELLS, dtype=torch.bool))
+    absent = batch.missing[:, 1:] & batch.feature_missing.get(
+        "tabular", torch.ones(len(batch), CELLS, dtype=torch.bool)
+    )
     inputs = {
         "img": merge(batch.inputs["img"], batch.missing[:, 0], junk[0, 0].expand_as(batch.inputs["img"])),
-        "tabular": torch.where(gone, junk, batch.inputs["tabular"]),
+        "tabular": torch.where(absent, junk, batch.inputs["tabular"]),
     }
     return batch.replace(inputs=inputs)
 
@@ -228,13 +230,13 @@ def test_content_of_missing_cells_never_matters(values: list[float], seed: int, 
     for given_batch in (batch, spoilt(batch, torch.tensor(values).view(20, CELLS))):
         model = table_model()
         with torch.no_grad():
-            found = [model(given_batch).logits]
+            actual = [model(given_batch).logits]
         many = dymo.predict_scenarios(given_batch, under(given_batch, {"s": missing}, {"s": batch.feature_missing}))
-        found += [many[label]["s"].logits for label in many]
-        found += [dymo(given_batch).logits]
+        actual += [many[label]["s"].logits for label in many]
+        actual += [dymo(given_batch).logits]
         if not missing[:, 0].all():
-            found += step(model, given_batch)
-        results.append(found)
+            actual += step(model, given_batch)
+        results.append(actual)
     for one, other in zip(*results):
         assert torch.equal(one, other) and one.isfinite().all()
 
@@ -262,14 +264,14 @@ def test_a_training_step_sees_subsets_of_what_is_there() -> None:
     missing, cells = masks(12)
     missing[:, 0] = False
     model, batch = table_model(subsets_per_step=3), table_batch(12, 7, missing, cells)
-    found = step(model, batch)[0]
+    actual = step(model, batch)[0]
     losses = []
     for subset in module.draw_subsets(2, 3, torch.Generator().manual_seed(0)):
-        mask, gone = subset_masks(subset, missing[:, 1:] & cells)
-        prediction = model(batch.replace(missing=mask, feature_missing={"tabular": gone}))
+        mask, absent = subset_masks(subset, missing[:, 1:] & cells)
+        prediction = model(batch.replace(missing=mask, feature_missing={"tabular": absent}))
         losses.append(torch.nn.functional.cross_entropy(prediction.logits, batch.target))
     # The prototypes are still zero: a uniform posterior of four classes.
-    assert_close_sums(found, torch.stack(losses).mean().detach() + math.log(4))
+    assert_close_sums(actual, torch.stack(losses).mean().detach() + math.log(4))
 
 
 class Spy(Imputer):
@@ -288,12 +290,12 @@ def test_recovery_aware_training_asks_for_what_the_imputer_can_recover() -> None
     missing = torch.stack([torch.zeros(40, dtype=torch.bool), torch.arange(40) % 2 == 0], 1)
     batch, spy, generator = table_batch(40, 8, missing, cells), Spy(), torch.Generator().manual_seed(0)
     with torch.autocast("cpu", dtype=torch.bfloat16):  # as a trainer of mixed precision does
-        found = with_recoveries(batch, spy, table_modalities(), 1.0, generator)
+        actual = with_recoveries(batch, spy, table_modalities(), 1.0, generator)
     asked, of_cells = spy.asked
     assert not asked[:, 0].any() and 4 < int((asked & ~missing)[:, 1].sum()) < 16
     drawn = (asked & ~missing)[:, 1:]
     assert torch.equal(of_cells["tabular"] & asked[:, 1:], (cells & missing[:, 1:]) | drawn)
-    assert torch.equal(found.missing, missing)
+    assert torch.equal(actual.missing, missing)
 
 
 # ---------------------------------------------------------------------------------------------- selection
@@ -306,8 +308,8 @@ class Given(Imputer):
         self.content = content
 
     def impute(self, inputs: Any, missing: Tensor, index: Any = None, feature_missing: Any = None) -> dict[str, Tensor]:
-        gone = missing[:, 1:] & feature_missing["tabular"] if feature_missing else missing[:, 1:]
-        table = torch.where(gone, self.content[index], inputs["tabular"])
+        absent = missing[:, 1:] & feature_missing["tabular"] if feature_missing else missing[:, 1:]
+        table = torch.where(absent, self.content[index], inputs["tabular"])
         return {"img": merge(inputs["img"], missing[:, 0], torch.zeros_like(inputs["img"])), "tabular": table}
 
 
@@ -359,10 +361,10 @@ def test_selection_equals_twin(metric: str, rows_with: str, counted: str) -> Non
         assert batch.missing.all(1).sum() > 50
     selection_rule = SelectionRule(partial_tables=counted)
     dymo = DyMo(case.model, Given(case.recovered), case.parameters, selection_rule)
-    found = dymo(batch)
+    actual = dymo(batch)
     tokens, completed = dymo.complete(batch)
-    gone = batch.missing[:, 1:] & batch.feature_missing.get("tabular", torch.tensor(True))
-    assert torch.equal(completed["tabular"], torch.where(gone, case.recovered, batch.inputs["tabular"]))
+    absent = batch.missing[:, 1:] & batch.feature_missing.get("tabular", torch.tensor(True))
+    assert torch.equal(completed["tabular"], torch.where(absent, case.recovered, batch.inputs["tabular"]))
     scorer = Scorer(case.model, case.parameters, selection_rule)
     lattices = exhaustive(scorer, tokens, batch.missing, dymo.partial(batch))
     rows = {int(row): (lattice, i) for lattice in lattices for i, row in enumerate(lattice.rows)}
@@ -384,12 +386,12 @@ def test_selection_equals_twin(metric: str, rows_with: str, counted: str) -> Non
         intervals = Intervals(one, rule, row).history(order, history)
         for t, step in enumerate(intervals):
             for u, (low, high) in step.items():
-                assert low <= float(found.extras["rewards"][row, t, u]) <= high, (row, t, u)
+                assert low <= float(actual.extras["rewards"][row, t, u]) <= high, (row, t, u)
         if is_close_call(intervals, 0.0):
             close_calls += 1
             continue
-        assert tuple(found.extras["final_missing"][row].tolist()) == final
-        assert_close_sums(found.logits[row], logits)
+        assert tuple(actual.extras["final_missing"][row].tolist()) == final
+        assert_close_sums(actual.logits[row], logits)
         accepted += len(order)
         rejected += sum(final)
     assert accepted >= 5 and rejected >= 5 and close_calls <= ROWS // 4, (accepted, rejected, close_calls)
@@ -415,11 +417,11 @@ def test_rows_with_nothing_but_cells_are_selected_as_they_are_alone(metric: str)
     assert len(alone) > 50
     for row in alone[::9]:
         one = take_rows(batch, torch.tensor([row]))
-        found = dymo.predict_scenarios(one, {"s": one})
+        actual = dymo.predict_scenarios(one, {"s": one})
         for label, by_scenario in many.items():
-            assert_close_sums(found[label]["s"].logits[0], by_scenario["s"].logits[row])
-            kept = found[label]["s"].extras["final_missing"][0]
-            assert torch.equal(kept, by_scenario["s"].extras["final_missing"][row])
+            assert_close_sums(actual[label]["s"].logits[0], by_scenario["s"].logits[row])
+            remaining = actual[label]["s"].extras["final_missing"][0]
+            assert torch.equal(remaining, by_scenario["s"].extras["final_missing"][row])
     with torch.no_grad():
         assert_close_sums(many["discard"]["s"].logits, case.model(batch).logits)
         complete = batch.replace(inputs=recover(mean, batch), missing=torch.zeros_like(batch.missing))
@@ -480,12 +482,12 @@ def test_the_backbone_alone_encodes_images_once_for_all_scenarios() -> None:
     calls: list[int] = []
     model.encoders["img"].register_forward_hook(lambda *_: calls.append(1))
     with torch.no_grad():
-        found = model.predict_scenarios(batch, under(batch, by_scenario, cells))[""]
+        actual = model.predict_scenarios(batch, under(batch, by_scenario, cells))[""]
         assert len(calls) == 1
         for name, mask in by_scenario.items():
             single = model(batch.replace(missing=mask, feature_missing=cells.get(name, {})))
-            assert_close_sums(found[name].logits, single.logits)
-            assert_close_sums(found[name].features, single.features)
+            assert_close_sums(actual[name].logits, single.logits)
+            assert_close_sums(actual[name].features, single.features)
 
 
 def test_data_without_tables_have_no_second_bank() -> None:
@@ -581,7 +583,7 @@ def test_original_checkpoint_loads_and_predicts_the_same(tmp_path: Path) -> None
     batch = table_batch(14, 5, missing, cells)
     batch.inputs["img"] = torch.rand(14, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        found = model(batch)
+        actual = model(batch)
         features = encoders["img"](batch.inputs["img"])
     for row in range(14):
         image = features[row] @ state["m_projection.img.weight"].T + state["m_projection.img.bias"]
@@ -590,8 +592,8 @@ def test_original_checkpoint_loads_and_predicts_the_same(tmp_path: Path) -> None
             metric=COSINE, heads=8, table_heads=8, name="m_encoders.tabular", min_index=True,
         )  # fmt: skip
         logits, z = evaluate(tuple(missing[row].tolist()))
-        assert_close_sums(found.logits[row], logits)
-        assert_close_sums(found.features[row], z)
+        assert_close_sums(actual.logits[row], logits)
+        assert_close_sums(actual.features[row], z)
 
     other = original_state((3, 2, 5), N_CONTINUOUS, width=16, table_width=24, blocks=4, classes=3)
     with pytest.raises(UserError, match=r"another shape of encoders\.tabular\.cat_embedding\.weight"):

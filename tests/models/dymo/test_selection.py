@@ -51,9 +51,9 @@ def tensor(*values: float) -> Tensor:
     ("t", "expected", "relative"), [(0, 1.0, 1e-7), (1, 0.3173, 1e-4), (3, 2.6998e-3, 1e-4), (5, 5.96e-7, 1e-3)]
 )
 def test_similarity_in_the_original_form(t: float, expected: float, relative: float) -> None:
-    found = float(log_ics(tensor(3.0 * t), tensor(3.0), "float32").exp())
-    assert found == pytest.approx(expected, rel=relative)
-    assert found == pytest.approx(twin.ics_float32(3.0 * t, 3.0), rel=1e-6)
+    actual = float(log_ics(tensor(3.0 * t), tensor(3.0), "float32").exp())
+    assert actual == pytest.approx(expected, rel=relative)
+    assert actual == pytest.approx(twin.ics_float32(3.0 * t, 3.0), rel=1e-6)
 
 
 def test_original_form_vanishes_where_the_exact_one_does_not() -> None:
@@ -67,10 +67,10 @@ def test_original_form_vanishes_where_the_exact_one_does_not() -> None:
 @given(st.floats(0, 200, width=32), st.floats(2.0**-13, 1024, width=32))
 def test_robust_tail_is_exact(t: float, sigma: float) -> None:
     distance = float(tensor(t * sigma))
-    found = float(log_ics(tensor(distance), tensor(sigma)))
+    actual = float(log_ics(tensor(distance), tensor(sigma)))
     ratio = distance / sigma
-    assert found == pytest.approx(math.log(2) + stats.norm.logsf(ratio), rel=2e-6, abs=3e-7)
-    assert found == pytest.approx(float(mpmath.log(twin.ics_exact(distance, sigma))), rel=2e-6, abs=3e-7)
+    assert actual == pytest.approx(math.log(2) + stats.norm.logsf(ratio), rel=2e-6, abs=3e-7)
+    assert actual == pytest.approx(float(mpmath.log(twin.ics_exact(distance, sigma))), rel=2e-6, abs=3e-7)
 
 
 @pytest.mark.parametrize("tail", ["robust", "float32"])
@@ -102,9 +102,9 @@ def test_calibration_equals_twin(p: float, p_new: float, kind: str) -> None:
 def test_calibration_far_in_the_tail(log_p: float, log_p_new: float, kind: str) -> None:
     """Where float32 has no digits the guards of 1e-9 are left out: G is still a function of how far it fell."""
     log_p, log_p_new = float(tensor(log_p)), float(tensor(log_p_new))
-    found = float(calibration(tensor(log_p), tensor(log_p_new), kind))
+    actual = float(calibration(tensor(log_p), tensor(log_p_new), kind))
     expected = twin.calibration_exact(mpmath.exp(log_p), mpmath.exp(log_p_new), kind)
-    assert found == pytest.approx(expected, rel=1e-4, abs=1e-12)
+    assert actual == pytest.approx(expected, rel=1e-4, abs=1e-12)
 
 
 def test_reward_kinds() -> None:
@@ -126,14 +126,14 @@ def test_score_equals_twin(metric: str) -> None:
     sigma = 0.2 + torch.rand(7, 3, generator=generator)
     overall = 0.3 * torch.randn(3, 6, generator=generator)
     subset = torch.randint(7, (20,), generator=generator)
-    found = score(logits, features, subset, prototypes, sigma, overall, metric, 0.2)
+    actual = score(logits, features, subset, prototypes, sigma, overall, metric, 0.2)
     judge = twin.Judge(prototypes, overall, sigma, metric=metric, calibration="none", tail="exact", temperature=0.2)
     for row in range(20):
         mask = twin.subsets(3)[subset[row]]
-        assert float(found.quality[row]) == pytest.approx(judge.quality(features[row]), rel=1e-5)
+        assert float(actual.quality[row]) == pytest.approx(judge.quality(features[row]), rel=1e-5)
         p = judge.ics(logits[row], features[row], mask)
-        assert float(found.log_ics[row]) == pytest.approx(float(mpmath.log(p)), rel=1e-5, abs=1e-6)
-    assert torch.equal(found.logits, logits)
+        assert float(actual.log_ics[row]) == pytest.approx(float(mpmath.log(p)), rel=1e-5, abs=1e-6)
+    assert torch.equal(actual.logits, logits)
 
 
 # ---------------------------------------------------------------------------------------------- a network that decides
@@ -241,10 +241,10 @@ class Intervals:
         """Of every candidate of every step."""
         intervals: list[dict[int, Interval]] = []
         for t, step in enumerate(history):
-            mask = tuple(gone and i not in accepted[:t] for i, gone in enumerate(self.start))
+            mask = tuple(absent and i not in accepted[:t] for i, absent in enumerate(self.start))
             intervals.append({})
             for u, value in step.items():
-                low, high = self.reward(mask, tuple(gone and i != u for i, gone in enumerate(mask)))
+                low, high = self.reward(mask, tuple(absent and i != u for i, absent in enumerate(mask)))
                 assert low <= value <= high
                 intervals[t][u] = (low, high)
         return intervals
@@ -335,13 +335,13 @@ def test_selection_equals_twin_on_every_row(
     case = setting(metric)
     before = case.missing.clone()
     scorer = case.scorer(calibration=kind, tail=tail, reward=reward_kind, threshold=threshold)
-    found = select(scorer, case.tokens, case.missing)
+    actual = select(scorer, case.tokens, case.missing)
     assert torch.equal(case.missing, before), "the caller's mask was changed"
-    share = float((found.accepted >= 0).sum() / case.missing.sum())
+    share = float((actual.accepted >= 0).sum() / case.missing.sum())
     assert 0.05 < share < 0.95
     number = RULES.index((kind, tail, reward_kind, threshold))
-    rows = rows_to_judge(found, threshold, number % 3) if number else range(ROWS)
-    assert_equals_twin(case, case.judge(kind, tail, reward_kind), found, threshold, rows)
+    rows = rows_to_judge(actual, threshold, number % 3) if number else range(ROWS)
+    assert_equals_twin(case, case.judge(kind, tail, reward_kind), actual, threshold, rows)
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -394,13 +394,13 @@ def test_one_selection_gives_the_decisions_under_every_threshold(metric: str) ->
 def test_automatic_calibration_and_temperature(metric: str) -> None:
     case = setting(metric)
     kind = "log_ratio" if metric == COSINE else "ratio"
-    found = select(case.scorer(), case.tokens, case.missing)
+    actual = select(case.scorer(), case.tokens, case.missing)
     named = select(case.scorer(calibration=kind), case.tokens, case.missing)
-    assert torch.equal(found.rewards.nan_to_num(9), named.rewards.nan_to_num(9))
+    assert torch.equal(actual.rewards.nan_to_num(9), named.rewards.nan_to_num(9))
     judge = case.judge(kind)
     judge.temperature = 0.5
     warm = select(case.scorer(temperature=0.5), case.tokens, case.missing)
-    assert not torch.equal(warm.final_missing, found.final_missing)
+    assert not torch.equal(warm.final_missing, actual.final_missing)
     assert_equals_twin(case, judge, warm, 0.0)
 
 
@@ -437,28 +437,28 @@ def test_rows_do_not_depend_on_their_batch(metric: str) -> None:
 def test_nothing_missing_is_the_plain_forward() -> None:
     case = setting(COSINE)
     missing = torch.zeros(7, 5, dtype=torch.bool)
-    found = select(case.scorer(), case.tokens[:7], missing)
-    assert found.rewards.shape == (7, 0, 5)
-    assert (found.accepted == -1).all()
-    assert found.iterations.tolist() == [0] * 7
+    actual = select(case.scorer(), case.tokens[:7], missing)
+    assert actual.rewards.shape == (7, 0, 5)
+    assert (actual.accepted == -1).all()
+    assert actual.iterations.tolist() == [0] * 7
     with torch.no_grad():
         expected = case.model.fuse(case.tokens[:7], take_rows(case.batch, torch.arange(7)).replace(missing=missing))
-        torch.testing.assert_close(found.logits, expected.logits, rtol=0, atol=LOGIT_ROUNDING)
+        torch.testing.assert_close(actual.logits, expected.logits, rtol=0, atol=LOGIT_ROUNDING)
 
 
 def test_infinite_threshold_discards() -> None:
     case = setting(COSINE)
-    found = select(case.scorer(threshold=math.inf), case.tokens, case.missing)
-    assert torch.equal(found.final_missing, case.missing)
+    actual = select(case.scorer(threshold=math.inf), case.tokens, case.missing)
+    assert torch.equal(actual.final_missing, case.missing)
     with torch.no_grad():
         expected = case.model.fuse(case.tokens, case.batch.replace(missing=case.missing)).logits
-    torch.testing.assert_close(found.logits, expected, rtol=0, atol=LOGIT_ROUNDING)
+    torch.testing.assert_close(actual.logits, expected, rtol=0, atol=LOGIT_ROUNDING)
 
 
 def test_empty_batch() -> None:
     case = setting(COSINE)
-    found = select(case.scorer(), case.tokens[:0], case.missing[:0])
-    assert found.logits.shape == (0, 10)
+    actual = select(case.scorer(), case.tokens[:0], case.missing[:0])
+    assert actual.logits.shape == (0, 10)
 
 
 def test_groups_cover_every_row_once() -> None:
@@ -509,34 +509,34 @@ START = (False, True, True)
 
 def test_rejection_is_permanent() -> None:
     """Modality 2 harms at first and would help after modality 1, but stays out."""
-    found = Script(table(o0=0.5, o01=0.6, o02=0.4, o012=0.9)).choose(START)
-    assert decisions(found) == ([False, False, True], [1])
-    assert found.iterations.tolist() == [1]
+    actual = Script(table(o0=0.5, o01=0.6, o02=0.4, o012=0.9)).choose(START)
+    assert decisions(actual) == ([False, False, True], [1])
+    assert actual.iterations.tolist() == [1]
 
 
 def test_both_are_accepted_one_after_the_other() -> None:
-    found = Script(table(o0=0.5, o01=0.6, o02=0.7, o012=0.9)).choose(START)
-    assert decisions(found) == ([False, False, False], [2, 1])
-    rewards = found.rewards[0].nan_to_num(9)
+    actual = Script(table(o0=0.5, o01=0.6, o02=0.7, o012=0.9)).choose(START)
+    assert decisions(actual) == ([False, False, False], [2, 1])
+    rewards = actual.rewards[0].nan_to_num(9)
     torch.testing.assert_close(rewards, torch.tensor([[9, 0.1, 0.2], [9, 0.2, 9]]))
 
 
 def test_all_bad_is_one_round_without_action() -> None:
-    found = Script(table(o0=0.5, o01=0.4, o02=0.3, o012=0.9)).choose(START)
-    assert decisions(found) == (list(START), [])
-    assert found.iterations.tolist() == [1]
+    actual = Script(table(o0=0.5, o01=0.4, o02=0.3, o012=0.9)).choose(START)
+    assert decisions(actual) == (list(START), [])
+    assert actual.iterations.tolist() == [1]
 
 
 def test_tie_takes_the_first_and_keeps_the_other_as_candidate() -> None:
-    found = Script(table(o0=0.25, o01=0.5, o02=0.5, o012=0.75)).choose(START)
-    assert decisions(found) == ([False, False, False], [1, 2])
+    actual = Script(table(o0=0.25, o01=0.5, o02=0.5, o012=0.75)).choose(START)
+    assert decisions(actual) == ([False, False, False], [1, 2])
 
 
 def test_reward_of_zero_is_not_accepted_but_not_rejected_either() -> None:
     """Modality 1 brings nothing; alone it ends the row, beside an accepted one it gets a second chance."""
     assert decisions(Script(table(o0=0.5, o01=0.5, o02=0.5, o012=0.9)).choose(START)) == (list(START), [])
-    found = Script(table(o0=0.5, o01=0.5, o02=0.6, o012=0.9)).choose(START)
-    assert decisions(found) == ([False, False, False], [2, 1])
+    actual = Script(table(o0=0.5, o01=0.5, o02=0.6, o012=0.9)).choose(START)
+    assert decisions(actual) == ([False, False, False], [2, 1])
 
 
 def test_reward_of_nan_rejects() -> None:
@@ -548,10 +548,10 @@ def test_reward_of_nan_rejects() -> None:
 
 def test_threshold_bars_acceptance_but_rejects_nothing() -> None:
     """0.1 for modality 1 is too little at first; after modality 2 it brings 0.3."""
-    found = Script(table(o0=0.25, o01=0.35, o02=0.5, o012=0.8), threshold=0.2).choose(START)
-    assert decisions(found) == ([False, False, False], [2, 1])
-    found = Script(table(o0=0.25, o01=0.35, o02=0.4, o012=0.9), threshold=0.2).choose(START)
-    assert decisions(found) == (list(START), [])
+    actual = Script(table(o0=0.25, o01=0.35, o02=0.5, o012=0.8), threshold=0.2).choose(START)
+    assert decisions(actual) == ([False, False, False], [2, 1])
+    actual = Script(table(o0=0.25, o01=0.35, o02=0.4, o012=0.9), threshold=0.2).choose(START)
+    assert decisions(actual) == (list(START), [])
 
 
 QUALITIES = st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0, math.nan])
@@ -566,15 +566,15 @@ QUALITIES = st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0, math.nan])
 def test_scripted_selection_equals_twin(values: list[float], masks: list[twin.Mask], threshold: float) -> None:
     """Ties, zeros and NaN anywhere."""
     qualities = dict(zip(twin.subsets(4), values))
-    found = Script(qualities, threshold).choose(*masks)
+    actual = Script(qualities, threshold).choose(*masks)
     judge = SimpleNamespace(reward=lambda evaluate, before, after: qualities[after] - qualities[before])
     for row, mask in enumerate(masks):
         code = twin.greedy(lambda final: (tuple(final), None), mask, judge, threshold)  # type: ignore[arg-type, return-value]
         final, accepted, history, _ = code
-        assert tuple(found.final_missing[row].tolist()) == final
-        assert [u for u in found.accepted[row].tolist() if u >= 0] == accepted
-        assert int(found.iterations[row]) == len(history)
-        assert int(found.logits[row, 0]) == int(mask_code(torch.tensor(final)))
+        assert tuple(actual.final_missing[row].tolist()) == final
+        assert [u for u in actual.accepted[row].tolist() if u >= 0] == accepted
+        assert int(actual.iterations[row]) == len(history)
+        assert int(actual.logits[row, 0]) == int(mask_code(torch.tensor(final)))
 
 
 # ---------------------------------------------------------------------------------------------- lattice, comparators
@@ -655,10 +655,10 @@ def test_oracle_is_right_whenever_any_subset_is() -> None:
     zero = torch.zeros(800)
     lattice = Lattice(torch.arange(400), missing, Score(zero, zero, logits.flatten(0, 1)), zero.view(400, 2))
     nothing = Selection(logits[:, 0], missing[:, 0], torch.full((400, 2), -1), torch.zeros(400, 1, 2))
-    found = compare([lattice], nothing, target, ("oracle_subset",), torch.arange(400))["oracle_subset"]
+    actual = compare([lattice], nothing, target, ("oracle_subset",), torch.arange(400))["oracle_subset"]
     reachable = (logits.argmax(-1) == 0).any(1)
     assert 0.2 < reachable.float().mean() < 0.8
-    assert torch.equal(found.logits.argmax(1) == 0, reachable)
+    assert torch.equal(actual.logits.argmax(1) == 0, reachable)
 
 
 def test_only_the_oracle_reads_labels() -> None:
@@ -712,13 +712,13 @@ def test_random_subsets_differ_between_seeds_and_scenarios() -> None:
 def test_the_seed_and_the_scenario_reach_the_random_comparator() -> None:
     case = setting(COSINE)
     masks = {"random_0.8": case.missing, "random_0.6": case.missing}
-    kept = {}
+    remaining = {}
     for seed in (0, 1):
         dymo = DyMo(case.model, Zero(), case.parameters, comparators=("random",), seed=seed)
         for scenario, prediction in dymo.predict_scenarios(case.batch, under(case.batch, masks))["random"].items():
-            kept[seed, scenario] = prediction.extras["final_missing"]
-    first = kept.pop((0, "random_0.8"))
-    assert all(not torch.equal(first, other) for other in kept.values())
+            remaining[seed, scenario] = prediction.extras["final_missing"]
+    first = remaining.pop((0, "random_0.8"))
+    assert all(not torch.equal(first, other) for other in remaining.values())
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -792,8 +792,8 @@ def test_scenarios_equal_one_call_each() -> None:
 
 
 def accuracy_of(case: Setting, threshold: float, missing: Tensor) -> float:
-    found = select(case.scorer(threshold=threshold), case.tokens, missing)
-    return float((found.logits.argmax(1) == case.batch.target).double().mean())
+    actual = select(case.scorer(threshold=threshold), case.tokens, missing)
+    return float((actual.logits.argmax(1) == case.batch.target).double().mean())
 
 
 def test_validated_threshold_is_nowhere_worse_than_discarding() -> None:

@@ -103,18 +103,18 @@ def test_an_original_checkpoint_predicts_what_its_formulas_say(
     for mask in twin.subsets(len(names)):
         missing[:] = torch.tensor(mask)
         with torch.no_grad():
-            found = model(Batch(inputs, missing, torch.zeros(3), torch.arange(3)))
+            actual = model(Batch(inputs, missing, torch.zeros(3), torch.arange(3)))
         for row in range(3):
             logits, z = twin.forward(
                 state, [t[row] for t in tokens.values()], mask, metric=twin.COSINE, heads=2, min_index=True
             )
-            torch.testing.assert_close(found.logits[row], logits, rtol=1e-3, atol=1e-4)
-            torch.testing.assert_close(found.features[row], z, rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(actual.logits[row], logits, rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(actual.features[row], z, rtol=1e-3, atol=1e-4)
     if family == "MST":  # text and svhn share a row of the embedding: the plain index is another function
         model.reference_modality_index = False
         with torch.no_grad():
             other = model(Batch(inputs, missing, torch.zeros(3), torch.arange(3)))
-        assert (other.logits - found.logits).abs().max() > 1e-3
+        assert (other.logits - actual.logits).abs().max() > 1e-3
 
 
 def test_a_checkpoint_of_the_other_family_is_refused_by_name(tmp_path: Path) -> None:

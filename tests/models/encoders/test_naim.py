@@ -65,21 +65,21 @@ def test_attention_weights_are_those_of_the_formula(mode: str) -> None:
     block = MaskedBlock(n * heads, heads, mask_mode=mode).double()
     q, k = torch.randn(2, 8, n, n * heads, generator=generator(), dtype=torch.float64)
     v = torch.eye(n, dtype=torch.float64).repeat(1, heads).expand(8, -1, -1)
-    there = ~some_cells(8, n)
-    a = block.attend(q, k, v, there).unflatten(-1, (heads, n)).transpose(1, 2)
+    present = ~some_cells(8, n)
+    a = block.attend(q, k, v, present).unflatten(-1, (heads, n)).transpose(1, 2)
     for row, h in itertools.product(range(8), range(heads)):
-        if mode != "key_only" or there[row].any():  # nobody reads what tokens of nothing make of each other
+        if mode != "key_only" or present[row].any():  # nobody reads what tokens of nothing make of each other
             part = slice(h * n, (h + 1) * n)
             scores = q[row, :, part] @ k[row, :, part].T / math.sqrt(n)
             if mode != "none":
-                scores[:, ~there[row]] = torch.finfo(torch.float64).min
+                scores[:, ~present[row]] = torch.finfo(torch.float64).min
             expected = scores.softmax(-1)
             if mode == "double":
-                expected = expected * there[row] * there[row][:, None]
-                assert (a[row, h][:, ~there[row]] == 0).all() and (a[row, h][~there[row]] == 0).all()
-                torch.testing.assert_close(a[row, h].sum(-1), there[row].double())
+                expected = expected * present[row] * present[row][:, None]
+                assert (a[row, h][:, ~present[row]] == 0).all() and (a[row, h][~present[row]] == 0).all()
+                torch.testing.assert_close(a[row, h].sum(-1), present[row].double())
             torch.testing.assert_close(a[row, h], expected)
-    everything = block.attend(q, k, v, torch.ones_like(there))
+    everything = block.attend(q, k, v, torch.ones_like(present))
     torch.testing.assert_close(everything, block.attend(q, k, v, None))
 
 
@@ -96,19 +96,21 @@ def test_a_block_is_that_of_the_specification() -> None:
 
 def test_what_is_there_is_as_if_the_rest_did_not_exist() -> None:
     network, encoder = jolted(MaskedTransformer(12, 3, 2, 20)).double(), naim().double()
-    gone = some_cells()
+    absent = some_cells()
     x = torch.randn(40, CELLS, 12, generator=generator(), dtype=torch.float64)
     cells = random_table(40).double()
     with torch.no_grad():
-        states = network(torch.where(gone[..., None], 0, x), ~gone)
-        tokens = encoder(cells, gone)
+        states = network(torch.where(absent[..., None], 0, x), ~absent)
+        tokens = encoder(cells, absent)
         embedded = encoder.cells(cells)
         for row in range(40):
-            there = ~gone[row]
-            if there.any():
-                torch.testing.assert_close(states[row, there], network(x[row, there][None])[0], atol=1e-10, rtol=1e-10)
-                alone = encoder.transformer(embedded[row, there][None])[0]
-                torch.testing.assert_close(tokens[row, there], alone, atol=1e-10, rtol=1e-10)
+            present = ~absent[row]
+            if present.any():
+                torch.testing.assert_close(
+                    states[row, present], network(x[row, present][None])[0], atol=1e-10, rtol=1e-10
+                )
+                alone = encoder.transformer(embedded[row, present][None])[0]
+                torch.testing.assert_close(tokens[row, present], alone, atol=1e-10, rtol=1e-10)
 
 
 # --------------------------------------------------------------------------------------------------------------- NAIM
@@ -116,17 +118,17 @@ def test_what_is_there_is_as_if_the_rest_did_not_exist() -> None:
 
 @pytest.mark.parametrize("options", [{}, *({"vector_width": 4, "pooling": pooling} for pooling in POOLINGS)])
 def test_missing_cells_reach_neither_output_nor_gradient(options: dict) -> None:
-    encoder, gone = naim(**options), some_cells()
+    encoder, absent = naim(**options), some_cells()
     outputs, gradients = [], []
     for value in (0.0, 1e6, math.nan):
-        x = torch.where(gone, value, random_table(40)).requires_grad_()
-        out = encoder(x, gone)
+        x = torch.where(absent, value, random_table(40)).requires_grad_()
+        out = encoder(x, absent)
         encoder.zero_grad()
         out.square().sum().backward()
         outputs.append(out.detach())
         gradients.append([p.grad.clone() for p in encoder.parameters()])
-        assert x.grad is not None and (x.grad[gone] == 0).all() and torch.isfinite(x.grad).all()
-        assert x.grad[:, len(LEVELS) :][~gone[:, len(LEVELS) :]].ne(0).all()
+        assert x.grad is not None and (x.grad[absent] == 0).all() and torch.isfinite(x.grad).all()
+        assert x.grad[:, len(LEVELS) :][~absent[:, len(LEVELS) :]].ne(0).all()
         assert (encoder.embedding.weight.grad[encoder.padding_rows] == 0).all()  # type: ignore[index]
     assert outputs[0].shape == ((40, 1, 4) if options else (40, CELLS, 12))
     for out, grads in zip(outputs[1:], gradients[1:]):
@@ -134,10 +136,10 @@ def test_missing_cells_reach_neither_output_nor_gradient(options: dict) -> None:
 
 
 def test_a_missing_cell_is_the_same_constant_everywhere_and_no_value() -> None:
-    encoder, gone = naim(), some_cells()
+    encoder, absent = naim(), some_cells()
     with torch.no_grad():
-        tokens = encoder(random_table(40), gone)
-        constant = tokens[gone]
+        tokens = encoder(random_table(40), absent)
+        constant = tokens[absent]
         torch.testing.assert_close(constant, constant[:1].expand_as(constant))
         # An observed zero has the same first token, but is seen.
         zero = torch.zeros(1, CELLS)
@@ -168,11 +170,11 @@ def test_tokens_of_cells() -> None:
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])
 def test_nothing_at_all_is_finite(dtype: torch.dtype | None) -> None:
-    gone = torch.ones(3, CELLS, dtype=torch.bool)
+    absent = torch.ones(3, CELLS, dtype=torch.bool)
     for options in ({}, {"vector_width": 4, "pooling": "mean"}, {"vector_width": 4, "pooling": "flatten"}):
         encoder = naim(**options)
         with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
-            out = encoder(torch.full((3, CELLS), math.nan), gone)
+            out = encoder(torch.full((3, CELLS), math.nan), absent)
         out.float().sum().backward()
         assert torch.isfinite(out).all()
         assert all(torch.isfinite(p.grad).all() for p in encoder.parameters() if p.grad is not None)
@@ -217,17 +219,17 @@ def test_other_methods_take_it_with_its_mask(method: str) -> None:
 
 
 def test_feature_dropout_hides_one_to_all_but_two() -> None:
-    gone = torch.zeros(30_000, 6, dtype=torch.bool)
-    gone[:, 5] = True
-    hidden = drop_cells(gone, 0.5, generator())
-    added = (hidden & ~gone).sum(1)
-    shares = torch.bincount(added, minlength=6) / len(gone)
+    absent = torch.zeros(30_000, 6, dtype=torch.bool)
+    absent[:, 5] = True
+    hidden = drop_cells(absent, 0.5, generator())
+    added = (hidden & ~absent).sum(1)
+    shares = torch.bincount(added, minlength=6) / len(absent)
     torch.testing.assert_close(shares, torch.tensor([0.5, 1 / 6, 1 / 6, 1 / 6, 0, 0]), atol=0.01, rtol=0)
     assert hidden[:, 5].all() and (hidden[:, :5].float().mean(0) - 0.2).abs().max() < 0.01
     few = torch.zeros(100, 6, dtype=torch.bool)
     few[:, 2:] = True
     assert torch.equal(drop_cells(few, 0.99, generator()), few)
-    assert torch.equal(drop_cells(gone, 0.0, generator()), gone)
+    assert torch.equal(drop_cells(absent, 0.0, generator()), absent)
 
 
 # ------------------------------------------------------------------------------------------------------------- plateau

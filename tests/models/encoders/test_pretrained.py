@@ -208,9 +208,9 @@ def test_a_video_is_the_mean_over_its_frames() -> None:
     frames, proxies = torch.randn(2, 3, 3, 12, 12), torch.randn(1, 16)
     with torch.inference_mode():
         video = encoder.states(frames, proxies)
-        each = [encoder.states(frames[:, t], proxies) for t in range(3)]
-    assert_close_sums(video.summary, sum(s.summary for s in each) / 3)
-    assert_close_sums(video.proxies, sum(s.proxies for s in each) / 3)
+        parts = [encoder.states(frames[:, t], proxies) for t in range(3)]
+    assert_close_sums(video.summary, sum(s.summary for s in parts) / 3)
+    assert_close_sums(video.proxies, sum(s.proxies for s in parts) / 3)
 
 
 def test_the_class_input_is_what_opens_every_sequence(architecture: str) -> None:
@@ -227,14 +227,14 @@ def test_checkpointing_changes_no_number() -> None:
         encoder, x = make(architecture), content(architecture)
         encoder.adapt(Adapter(dropout=0.0))
         train_a_little(encoder)
-        found = []
+        actual = []
         for on in (False, True):
             encoder.checkpointing = on
             encoder.zero_grad()
             loss = encoder(x).square().sum()
             loss.backward()
-            found.append([loss.detach(), *(p.grad.clone() for p in encoder.parameters() if p.grad is not None)])
-        assert len(found[0]) == 17 and all(torch.equal(a, b) for a, b in zip(*found))
+            actual.append([loss.detach(), *(p.grad.clone() for p in encoder.parameters() if p.grad is not None)])
+        assert len(actual[0]) == 17 and all(torch.equal(a, b) for a, b in zip(*actual))
 
 
 # ------------------------------------------------------------------------------------------------------------ adapters
@@ -368,9 +368,9 @@ def test_weights_are_read_from_a_folder(architecture: str, tmp_path: Path) -> No
     torch.manual_seed(9)
     random = PretrainedEncoder(architecture, size=SIZES[architecture])
     assert encoder.pretrained and not random.pretrained and encoder.training
-    own = whole.state_dict()
+    separate = whole.state_dict()
     for key, value in encoder.network.state_dict().items():
-        twin = [v for k, v in own.items() if k == key or k.endswith(f".{key}")]
+        twin = [v for k, v in separate.items() if k == key or k.endswith(f".{key}")]
         assert any(v.shape == value.shape and torch.equal(v, value) for v in twin), key
     x = content(architecture)
     assert not torch.allclose(encoder.eval()(x), random.eval()(x))

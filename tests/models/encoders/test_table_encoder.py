@@ -56,10 +56,10 @@ def test_parameters_of_the_published_networks(
 def test_equals_twin() -> None:
     encoder, x, cells = table_encoder(), random_table(30), random_cells(30)
     with torch.no_grad():
-        found, complete = encoder.encode(x, cells), encoder(x)
+        actual, complete = encoder.encode(x, cells), encoder(x)
         params = {f"t.{k}": v for k, v in encoder.state_dict().items()}
         for row in range(30):
-            for hidden, tokens in ((cells[row].tolist(), found[row]), ([False] * CELLS, None)):
+            for hidden, tokens in ((cells[row].tolist(), actual[row]), ([False] * CELLS, None)):
                 expected = twin.table_tokens(params, "t", x[row].tolist(), hidden, LEVELS, heads=3)
                 tokens = torch.cat([expected[:1], complete[row]]) if tokens is None else tokens
                 assert_close_sums(tokens, expected)
@@ -73,17 +73,17 @@ JUNK = st.sampled_from([math.nan, math.inf, -math.inf, 1e30, -7.0, 99.0, 0.5, 0.
 def test_content_of_hidden_cells_never_matters(draws: list[tuple[bool, float]]) -> None:
     """Neither for outputs nor for gradients."""
     encoder, x = table_encoder(), random_table(3)
-    cells = torch.tensor([gone for gone, _ in draws]).view(3, CELLS)
+    cells = torch.tensor([absent for absent, _ in draws]).view(3, CELLS)
     junk = torch.tensor([value for _, value in draws]).view(3, CELLS)
-    found = []
+    actual = []
     for content in (x, torch.where(cells, junk, x)):
         encoder.zero_grad()
         content = content.clone().requires_grad_()
         y = encoder(content, missing=cells)
         y.square().sum().backward()
-        found.append([y.detach(), *(p.grad.clone() for p in encoder.parameters())])
+        actual.append([y.detach(), *(p.grad.clone() for p in encoder.parameters())])
         assert not content.grad[cells].any()
-    assert all(torch.equal(a, b) and a.isfinite().all() for a, b in zip(*found))
+    assert all(torch.equal(a, b) and a.isfinite().all() for a, b in zip(*actual))
 
 
 def test_hidden_cells_are_seen_by_themselves_alone() -> None:

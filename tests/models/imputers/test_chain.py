@@ -95,8 +95,8 @@ def test_weights_of_all_parts_are_in_one_file() -> None:
     other.load(content, Path("best.ckpt"), "Chain")
     batch = batch_of(MIX, masks())
     expected = chain.impute(batch.inputs, batch.missing)
-    found = other.move_to(torch.device("cpu")).impute(batch.inputs, batch.missing)
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    actual = other.move_to(torch.device("cpu")).impute(batch.inputs, batch.missing)
+    assert all(torch.equal(expected[name], actual[name]) for name in expected)
     with pytest.raises(ValueError, match=r"holds parts for image, table, ecg, not for image, ecg"):
         Chain(MIX, {"image": mopoe, "ecg": Zero()}).load(content, Path("best.ckpt"), "Chain")
     with pytest.raises(ValueError, match="holds no parts of a chain"):
@@ -259,9 +259,9 @@ def test_parts_are_trained_once_and_shared_with_the_same_imputer_by_itself(
         run = Run(cfg)
         assert run.imputer_directory.finished("impute", run.imputer_settings, run.imputer_checkpoint)
         recoveries[imputer] = recover_possible(run.load_imputer(), run.data.modalities, batch)[0]
-    found, _ = recover_possible(chain.load_imputer(), chain.data.modalities, batch)
-    assert torch.equal(found["image"], recoveries["MoPoE"]["image"])
-    assert torch.equal(found["table"], recoveries["TIP"]["table"])
+    actual, _ = recover_possible(chain.load_imputer(), chain.data.modalities, batch)
+    assert torch.equal(actual["image"], recoveries["MoPoE"]["image"])
+    assert torch.equal(actual["table"], recoveries["TIP"]["table"])
     with caplog.at_level(logging.INFO):
         pipeline.run(configured(*overrides("Chain"), "name=Chain", "stages=[impute]"))
         assert "is there and valid, skipped" in caplog.text and "for at most" not in caplog.text

@@ -131,8 +131,8 @@ def test_published_networks_and_an_original_file(method: str, parameters: int, e
     torch.save({"model_state_dict": state}, tmp_path / "model.pt")
     assert checkpoint_kind({"model_state_dict": state}) == "reference_multivae"
     base = OmegaConf.load(CONFIGS / "imputer" / "MMVAEPlus.yaml")
-    own = OmegaConf.load(CONFIGS / "imputer" / f"{method}.yaml")
-    imputer = OmegaConf.merge(base, {k: v for k, v in own.items() if k != "defaults"})
+    separate = OmegaConf.load(CONFIGS / "imputer" / f"{method}.yaml")
+    imputer = OmegaConf.merge(base, {k: v for k, v in separate.items() if k != "defaults"})
     cfg = OmegaConf.create(
         {"seed": 0, "dataset": {"name": "PolyMNIST", "num_classes": 10}, "trainer": {"accelerator": "cpu"}}
     )
@@ -142,19 +142,19 @@ def test_published_networks_and_an_original_file(method: str, parameters: int, e
     context.__dict__["data"] = SimpleNamespace(
         modalities=modalities(5), modality_names=[f"m{i}" for i in range(5)], describe_inputs=lambda: {"classes": []}
     )
-    found = context.load_imputer()
-    assert type(found) is METHODS[method] and sum(p.numel() for p in found.parameters()) == parameters
-    assert len(found.state_dict()) == len(state) == entries
-    assert all(torch.equal(found.state_dict()[k], v) for k, v in state.items())
-    optimizer = found._optimizer([torch.nn.Parameter(torch.zeros(1))])
+    actual = context.load_imputer()
+    assert type(actual) is METHODS[method] and sum(p.numel() for p in actual.parameters()) == parameters
+    assert len(actual.state_dict()) == len(state) == entries
+    assert all(torch.equal(actual.state_dict()[k], v) for k, v in state.items())
+    optimizer = actual._optimizer([torch.nn.Parameter(torch.zeros(1))])
     assert optimizer.defaults["amsgrad"] and optimizer.defaults["lr"] == 1e-3
     assert (cfg.imputer.training.batch_size, cfg.imputer.training.max_epochs) == {
         "CMVAE": (128, 250),
         "MMVAEPlus": (32, 150),
     }[method]
     trainable = {"CMVAE": 40 + 5 * 32 + 40 * 32, "MMVAEPlus": 5 * 32}[method]
-    networks = sum(p.numel() for part in (found.encoders, found.decoders) for p in part.parameters())
-    assert sum(p.numel() for p in found.parameters() if p.requires_grad) == networks + trainable
+    networks = sum(p.numel() for part in (actual.encoders, actual.decoders) for p in part.parameters())
+    assert sum(p.numel() for p in actual.parameters() if p.requires_grad) == networks + trainable
     swapped = slow.random_state(slow.multivae("MMVAEPlus" if method == "CMVAE" else "CMVAE"))
     torch.save({"model_state_dict": swapped}, tmp_path / "model.pt")
     with pytest.raises(UserError, match=rf"model\.pt does not fit the {method}"):
@@ -210,10 +210,10 @@ def test_loss_equals_slow_version(method: str, monkeypatch: pytest.MonkeyPatch) 
     torch.testing.assert_close(losses["nll"] + 1.7 * losses["kl"], losses["loss"])
     keys = ["encoders.m1.resnet_u.2.conv_s.weight", "encoders.m1.fc_lv_w.weight", "decoders.m2.fc.weight"]
     keys += ["r_logvars_priors.m0", "_pc_params", "mean_clusters.2"] if method == "CMVAE" else ["logvars_priors.m0"]
-    own = dict(model.named_parameters())
-    found = torch.autograd.grad(losses["loss"], [own[k] for k in keys])
+    separate = dict(model.named_parameters())
+    actual = torch.autograd.grad(losses["loss"], [separate[k] for k in keys])
     wanted = torch.autograd.grad(expected, [state[k] for k in keys])
-    for mine, other in zip(found, wanted):
+    for mine, other in zip(actual, wanted):
         assert other.any()
         torch.testing.assert_close(4 * mine, other, rtol=1e-3, atol=1e-3 * float(other.abs().max()))
 
@@ -269,8 +269,8 @@ def test_recovery_equals_a_loop_over_rows(method: str, conditioning: str, sample
     inputs = images(9)
     spoilt = {n: merge(x, masks[:, i], torch.full_like(x, torch.nan)) for i, (n, x) in enumerate(inputs.items())}
     index = torch.arange(9) * 7
-    found = model.train().impute(spoilt, masks, index)
-    assert model.training and list(found) == list(inputs) and not any(x.requires_grad for x in found.values())
+    actual = model.train().impute(spoilt, masks, index)
+    assert model.training and list(actual) == list(inputs) and not any(x.requires_grad for x in actual.values())
     r = ("r_mean_priors", "r_logvars_priors") if method == "CMVAE" else ("mean_priors", "logvars_priors")
     for row, mask in enumerate(masks.tolist()):
         one = index[row : row + 1]
@@ -278,13 +278,13 @@ def test_recovery_equals_a_loop_over_rows(method: str, conditioning: str, sample
         if conditioning == "random":
             uniform = float(row_uniform(one, 1, hash_seed(3, 0)))
             present = [present[math.ceil(uniform * len(present)) - 1]]
-        said = []
+        messages = []
         for i in present:
             net = slow.Network(state, f"encoders.m{i}")
             mu, raw = (v[0] for v in slow.resnet_encode(net, "u", inputs[f"m{i}"][row][None]))
-            said.append(mu + (scale(raw) * row_laplace(one, SHARED, hash_seed(3, 1, i))[0] if sample else 0))
-        u = sum(said) / len(said)
-        for i, (name, x) in enumerate(found.items()):
+            messages.append(mu + (scale(raw) * row_laplace(one, SHARED, hash_seed(3, 1, i))[0] if sample else 0))
+        u = sum(messages) / len(messages)
+        for i, (name, x) in enumerate(actual.items()):
             if not mask[i]:
                 assert torch.equal(x[row], inputs[name][row])
                 continue
@@ -306,14 +306,14 @@ def test_draws_belong_to_rows_not_to_batches(conditioning: str) -> None:
     masks = torch.tensor([[False, True, False]]).expand(6, -1)
     index = torch.tensor([4, 900, 4, 17, 5, 60_000])
     state = torch.get_rng_state()
-    found = model.impute(inputs, masks, index)["m1"]
+    actual = model.impute(inputs, masks, index)["m1"]
     assert torch.equal(torch.get_rng_state(), state)
     again = model.impute(inputs, masks, index.flip(0))["m1"].flip(0)
-    assert_close_sums(found, again)
-    assert_close_sums(found[0], found[2])
-    assert (found[[0, 1, 3, 4]] - found[5]).abs().amax((1, 2, 3)).min() > 1e-3
+    assert_close_sums(actual, again)
+    assert_close_sums(actual[0], actual[2])
+    assert (actual[[0, 1, 3, 4]] - actual[5]).abs().amax((1, 2, 3)).min() > 1e-3
     model.draw_seed = 1
-    assert (found - model.impute(inputs, masks, index)["m1"]).abs().amax((1, 2, 3)).min() > 1e-3
+    assert (actual - model.impute(inputs, masks, index)["m1"]).abs().amax((1, 2, 3)).min() > 1e-3
 
 
 def test_the_random_modality_is_uniform_among_the_observed() -> None:
@@ -431,8 +431,8 @@ def test_cross_check_with_multivae(method: str, monkeypatch: pytest.MonkeyPatch)
     else:
         theirs = TheirMMVAEPlus(MMVAEPlusConfig(**settings), encoders, decoders)
     priors = {k: v for k, v in state.items() if not k.startswith(("encoders.", "decoders."))}
-    own = {k for k in theirs.state_dict() if not k.startswith(("encoders.", "decoders."))}
-    assert set(priors) == own, "names of the priors"
+    separate = {k for k in theirs.state_dict() if not k.startswith(("encoders.", "decoders."))}
+    assert set(priors) == separate, "names of the priors"
     theirs.load_state_dict(priors, strict=False)
     theirs.eval()
 
@@ -446,9 +446,9 @@ def test_cross_check_with_multivae(method: str, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(cmvae, "standard_laplace", lambda *shape, like: torch.full(shape, fixed))
     with torch.no_grad():
         wanted = theirs(MultimodalBaseDataset(data=inputs)).loss
-        found = 6 * model.losses(complete(inputs))["loss"]
-    print(f"{method}: multivae {float(wanted):.6f}, ours {float(found):.6f}")
-    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=0)
+        actual = 6 * model.losses(complete(inputs))["loss"]
+    print(f"{method}: multivae {float(wanted):.6f}, ours {float(actual):.6f}")
+    torch.testing.assert_close(actual, wanted, rtol=1e-6, atol=0)
 
     missing = torch.tensor([[False, True, True, True, True]]).expand(6, -1)
     with torch.no_grad():

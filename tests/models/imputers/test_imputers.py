@@ -81,15 +81,15 @@ def test_product_equals_twin_for_every_subset(count: int) -> None:
     together = model.subset_posteriors(mu, logvar)
     for s, mask in enumerate(twin.subsets(count)):
         present = [i for i in range(count) if not mask[i]]
-        gone = torch.tensor(mask)[:, None, None]
-        found = model.product(
-            mu.masked_fill(gone, torch.nan), logvar.masked_fill(gone, torch.inf), torch.tensor(mask).expand(4, -1)
+        absent = torch.tensor(mask)[:, None, None]
+        actual = model.product(
+            mu.masked_fill(absent, torch.nan), logvar.masked_fill(absent, torch.inf), torch.tensor(mask).expand(4, -1)
         )
         for row in range(4):
             expected = twin.product_of_experts(
                 [mu[i, row].double() for i in present], [logvar[i, row].double() for i in present], not any(mask)
             )
-            for value, wanted in zip(found, expected):
+            for value, wanted in zip(actual, expected):
                 torch.testing.assert_close(value[row].double(), wanted, rtol=1e-5, atol=1e-5)
             for value, wanted in zip(together, expected):
                 torch.testing.assert_close(value[s, row].double(), wanted, rtol=1e-5, atol=1e-5)
@@ -120,8 +120,8 @@ def test_loss_equals_twin(count: int, rows: int, monkeypatch: pytest.MonkeyPatch
     without = twin.mopoe_loss(mus, logvars, list(batch.inputs.values()), list(model.decoders), noise, beta=0)
     torch.testing.assert_close(losses["nll"], without)
     weight = model.encoders[1].class_logvar.weight
-    found, wanted = (torch.autograd.grad(loss, weight, retain_graph=True)[0] for loss in (losses["loss"], expected))
-    torch.testing.assert_close(found, wanted)
+    actual, wanted = (torch.autograd.grad(loss, weight, retain_graph=True)[0] for loss in (losses["loss"], expected))
+    torch.testing.assert_close(actual, wanted)
 
 
 def test_class_weight_adds_the_cross_entropy_of_every_single_posterior(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +186,7 @@ def test_recovery_is_decoded_from_what_is_observed(sample: bool) -> None:
     batch = images(9, missing=masks)
     model = mopoe(sample=sample, draw_seed=3)
     index = torch.arange(9) * 7
-    found = model.impute(filled(batch, torch.nan), masks, index)
+    actual = model.impute(filled(batch, torch.nan), masks, index)
     with torch.no_grad():
         for row, mask in enumerate(masks.tolist()):
             present = [i for i in range(3) if not mask[i]]
@@ -198,7 +198,7 @@ def test_recovery_is_decoded_from_what_is_observed(sample: bool) -> None:
                 mean = mean + torch.exp(0.5 * logvar) * row_normal(index[row : row + 1], 6, 3)[0]
             for i in range(3):
                 expected = model.decoders[i](mean[None])[0] if mask[i] else batch.inputs[f"m{i}"][row]
-                torch.testing.assert_close(found[f"m{i}"][row], expected, rtol=1e-4, atol=1e-5)
+                torch.testing.assert_close(actual[f"m{i}"][row], expected, rtol=1e-4, atol=1e-5)
 
 
 IMPUTERS = {
@@ -214,9 +214,9 @@ def test_masks_set_by_hand_on_a_complete_batch_are_recovered() -> None:
     batch, mean = images(4, seed=1), fitted_mean()
     hidden = torch.tensor([[True, False, False]]).expand(4, -1)
     assert recover(mean, batch.replace(index=batch.index + 7)) is batch.inputs
-    found = recover(mean, batch.replace(missing=hidden))
-    torch.testing.assert_close(found["m0"], mean.state_dict()["m0"].expand_as(found["m0"]))
-    assert torch.equal(found["m1"], batch.inputs["m1"])
+    actual = recover(mean, batch.replace(missing=hidden))
+    torch.testing.assert_close(actual["m0"], mean.state_dict()["m0"].expand_as(actual["m0"]))
+    assert torch.equal(actual["m1"], batch.inputs["m1"])
     assert not batch.replace(feature_missing={"m0": hidden}).complete
     assert batch.replace(missing=hidden, complete=True).complete
 
@@ -229,13 +229,13 @@ def fitted_mean() -> Mean:
 
 def test_the_mean_is_over_what_is_there() -> None:
     whole, other = images(4, seed=1), images(3, seed=2)
-    gone = torch.tensor([[True, False, False], [False, True, False], [True, False, True]])
-    lacking = other.replace(inputs=filled(other.replace(missing=gone), torch.nan), missing=gone)
+    absent = torch.tensor([[True, False, False], [False, True, False], [True, False, True]])
+    lacking = other.replace(inputs=filled(other.replace(missing=absent), torch.nan), missing=absent)
     mean = Mean(modalities(3))
     mean.fit([whole, lacking])
-    for i, (name, found) in enumerate(mean.state_dict().items()):
-        there = torch.cat([whole.inputs[name], other.inputs[name][~gone[:, i]]])
-        torch.testing.assert_close(found, there.mean(0))
+    for i, (name, actual) in enumerate(mean.state_dict().items()):
+        present = torch.cat([whole.inputs[name], other.inputs[name][~absent[:, i]]])
+        torch.testing.assert_close(actual, present.mean(0))
     nothing = whole.replace(missing=torch.ones(4, 3, dtype=torch.bool) & torch.tensor([True, False, False]))
     with pytest.raises(UserError, match=r"no training row has all of 'm0'"):
         Mean(modalities(3)).fit([nothing])
@@ -249,10 +249,10 @@ def test_observed_rows_pass_through_bit_for_bit(name: str) -> None:
     inputs["m0"][~masks[:, 0], 0, 0, 0] = torch.nan
     inputs["m1"] = inputs["m1"].contiguous(memory_format=torch.channels_last)
     before, mask = {n: x.clone() for n, x in inputs.items()}, masks.clone()
-    found = IMPUTERS[name]().impute(inputs, masks)
-    assert list(found) == list(inputs)
+    actual = IMPUTERS[name]().impute(inputs, masks)
+    assert list(actual) == list(inputs)
     assert torch.equal(masks, mask)
-    for i, (n, x) in enumerate(found.items()):
+    for i, (n, x) in enumerate(actual.items()):
         assert torch.equal(inputs[n].view(torch.int32), before[n].view(torch.int32)), "the caller's input was changed"
         observed = ~masks[:, i]
         assert torch.equal(x[observed].view(torch.int32), before[n][observed].view(torch.int32))
@@ -292,17 +292,17 @@ def test_draws_belong_to_rows_not_to_batches() -> None:
     inputs = {"m0": x, "m1": x, "m2": x}
     masks = torch.tensor([[False, True, True]]).expand(6, -1)
     index = torch.tensor([4, 900, 4, 17, 5, 60_000])
-    found = model.impute(inputs, masks, index)["m1"]
+    actual = model.impute(inputs, masks, index)["m1"]
     again = model.impute(inputs, masks, index.flip(0))["m1"].flip(0)
-    torch.testing.assert_close(found, again, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(found[0], found[2], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(actual, again, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(actual[0], actual[2], rtol=1e-6, atol=1e-6)
     for one, other in itertools.combinations((0, 1, 3, 4, 5), 2):
-        assert (found[one] - found[other]).abs().max() > 1e-3
+        assert (actual[one] - actual[other]).abs().max() > 1e-3
     mean = mopoe().impute(inputs, masks, index)["m1"]
     assert (mean - mean[:1]).abs().max() < 1e-6
-    assert (found - mean).abs().amax((1, 2, 3)).min() > 1e-3
+    assert (actual - mean).abs().amax((1, 2, 3)).min() > 1e-3
     other = mopoe(sample=True, draw_seed=7).impute(inputs, masks, index)["m1"]
-    assert (found - other).abs().amax((1, 2, 3)).min() > 1e-3
+    assert (actual - other).abs().amax((1, 2, 3)).min() > 1e-3
     default = model.impute(inputs, masks)["m1"]
     assert_close_sums(default, model.impute(inputs, masks, torch.arange(6))["m1"])
 
@@ -355,10 +355,10 @@ def test_recovery_leaves_the_model_as_it_was() -> None:
     model = mopoe().train()
     batch = images(4, missing=random_masks(4, 3, seed=0))
     state = torch.get_rng_state()
-    found = model.impute(batch.inputs, batch.missing)
+    actual = model.impute(batch.inputs, batch.missing)
     assert model.training
     assert torch.equal(torch.get_rng_state(), state)
-    assert not any(x.requires_grad for x in found.values())
+    assert not any(x.requires_grad for x in actual.values())
     complete = images(4)
     assert all(x is complete.inputs[n] for n, x in model.impute(complete.inputs, complete.missing).items())
 
@@ -389,10 +389,10 @@ def test_zero_mean_and_oracle() -> None:
     recovered = {"zero": Zero().impute(batch.inputs, masks), "mean": fitted_mean().impute(batch.inputs, masks)}
     seen = [images(5, seed=11), images(2, seed=12)]
     for i, n in enumerate(batch.inputs):
-        gone = masks[:, i]
-        assert not recovered["zero"][n][gone].any()
+        absent = masks[:, i]
+        assert not recovered["zero"][n][absent].any()
         mean = torch.cat([b.inputs[n] for b in seen]).mean(0)
-        torch.testing.assert_close(recovered["mean"][n][gone], mean.expand(int(gone.sum()), -1, -1, -1))
+        torch.testing.assert_close(recovered["mean"][n][absent], mean.expand(int(absent.sum()), -1, -1, -1))
         assert torch.equal(Oracle().impute(batch.inputs, masks)[n], batch.inputs[n])
     assert "oracle" in Oracle.needs
     assert not any("oracle" in kind.needs for kind in (Zero, Mean, MoPoE, Imputer))
@@ -480,12 +480,12 @@ def test_quality_of_columns_channels_and_symbols() -> None:
     inputs = {"labs": labs, "ecg": ecg, "letters": letters}
     batch = Batch(inputs, torch.zeros(30, 3, dtype=torch.bool), torch.arange(30) % 2, torch.arange(30), complete=True)
     quality = recovery_quality(Watched(), Judge(views, 2, encoders), [batch])
-    found = {(*r[1:5],): r[5:] for r in quality.columns.itertuples()}  # modality, column, observed, metric
-    assert {(name, column) for name, column, *_ in found} == {
+    actual = {(*r[1:5],): r[5:] for r in quality.columns.itertuples()}  # modality, column, observed, metric
+    assert {(name, column) for name, column, *_ in actual} == {
         *(("labs", column) for column in ("sex", "age", "crp")),
         *(("ecg", channel) for channel in "01"),
     }
-    for name, column, observed, metric in found:
+    for name, column, observed, metric in actual:
         suffix = "_cells" if metric.endswith("_cells") else ""
         calls = hidden[name + suffix]  # one and two missing, then half of the cells
         cells = calls[0] if suffix or observed == 2 else calls[1]
@@ -494,7 +494,7 @@ def test_quality_of_columns_channels_and_symbols() -> None:
         measures = {"accuracy": (values == 0).double(), "mse": values.square(), "mae": values.abs()}
         assert (metric.removesuffix(suffix) == "accuracy") == (column == "sex")
         expected = measures[metric.removesuffix(suffix)]
-        assert found[name, column, observed, metric] == (pytest.approx(float(expected.mean())), len(expected))
+        assert actual[name, column, observed, metric] == (pytest.approx(float(expected.mean())), len(expected))
     of_texts = quality.modalities.query("metric == 'symbol_accuracy'").set_index("observed")
     rows = hidden["letters"][0][:, 0, 0]
     first = letters[rows][:, :3].argmax(2) == 0
@@ -515,7 +515,7 @@ def test_quality_of_recoveries() -> None:
         parts.append(Batch(inputs, missing, torch.arange(rows) % 4, start + torch.arange(rows), complete=True))
     spy = Spy()
     table = recovery_quality(spy, judge, parts).modalities
-    found = {(r.modality, r.observed, r.metric): (r.value, r.n) for r in table.itertuples()}
+    actual = {(r.modality, r.observed, r.metric): (r.value, r.n) for r in table.itertuples()}
     assert [int(m.sum(1).unique()) for m, _ in spy.calls] == [1, 2, 1, 2]
     assert all(torch.equal(index, part.index) for (_, index), part in zip(spy.calls, [parts[0]] * 2 + [parts[1]] * 2))
     calls = [(parts[0], spy.calls[0]), (parts[0], spy.calls[1]), (parts[1], spy.calls[2]), (parts[1], spy.calls[3])]
@@ -530,14 +530,14 @@ def test_quality_of_recoveries() -> None:
                 with torch.no_grad():
                     guess = judge.read({m.name: torch.zeros(1, 2, 3)})[m.name].argmax(1)
                 right += (part.target[rows] == guess).float().tolist()
-            assert found[m.name, observed, "mse"] == (
+            assert actual[m.name, observed, "mse"] == (
                 pytest.approx(sum(squares) / len(squares), rel=1e-5),
                 len(squares),
             )
-            assert found[m.name, observed, "coherence"] == (pytest.approx(sum(right) / len(right)), len(right))
+            assert actual[m.name, observed, "coherence"] == (pytest.approx(sum(right) / len(right)), len(right))
         with torch.no_grad():
             hits = [judge.read(p.inputs)[m.name].argmax(1) == p.target for p in parts]
-        assert found[m.name, 3, "judge_accuracy"] == (pytest.approx(float(torch.cat(hits).float().mean())), 65)
+        assert actual[m.name, 3, "judge_accuracy"] == (pytest.approx(float(torch.cat(hits).float().mean())), 65)
     perfect = recovery_quality(Oracle(), judge, parts).modalities
     assert (perfect[perfect.metric.isin(["mse", "mae"])].value == 0).all()
 

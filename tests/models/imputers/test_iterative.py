@@ -62,7 +62,7 @@ def test_equals_scikit_learn(fitted: IMI) -> None:
     """Its transform with the models of the complete training table, repeated for every round."""
     train, test = tables()
     cells = some_cells(60)
-    found = fitted.impute(batch(test).inputs, MASKED.expand(60, 2), None, {"tabular": cells})["tabular"]
+    actual = fitted.impute(batch(test).inputs, MASKED.expand(60, 2), None, {"tabular": cells})["tabular"]
     holes = torch.where(cells, torch.nan, test).double().numpy()
     blocks = []
     for columns, estimator, strategy in (
@@ -74,15 +74,15 @@ def test_equals_scikit_learn(fitted: IMI) -> None:
         theirs.imputation_sequence_, theirs.n_iter_ = theirs.imputation_sequence_ * 4, 4
         blocks.append(theirs.transform(holes[:, columns]))
     expected = torch.from_numpy(np.concatenate(blocks, axis=1)).float()
-    assert torch.equal(found[:, :3], expected[:, :3])
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
-    assert torch.equal(found[~cells], test[~cells])
+    assert torch.equal(actual[:, :3], expected[:, :3])
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+    assert torch.equal(actual[~cells], test[~cells])
     # It reads the other columns: better than the start values.
     start = torch.from_numpy(fitted.start["tabular"]).float().expand_as(test)
     partly = cells & ~cells.all(1)[:, None]
-    error, guess = ((x - test)[:, 3:][partly[:, 3:]].square().mean() for x in (found, start))
+    error, guess = ((x - test)[:, 3:][partly[:, 3:]].square().mean() for x in (actual, start))
     assert error < 0.4 * guess
-    right, lucky = ((x == test)[:, :3][partly[:, :3]].double().mean() for x in (found, start))
+    right, lucky = ((x == test)[:, :3][partly[:, :3]].double().mean() for x in (actual, start))
     assert right > lucky + 0.08
 
 
@@ -118,11 +118,11 @@ def test_content_of_missing_cells_is_never_read(values: list[float], seed: int, 
     missing = MASKED.expand(8, 2).clone()
     missing[0] = False
     hidden = {"tabular": cells} if entry else None
-    gone = missing[:, 1:] & (cells if entry else torch.ones_like(cells))
-    junk = torch.where(gone, torch.tensor(values).view(8, CELLS), table)
+    absent = missing[:, 1:] & (cells if entry else torch.ones_like(cells))
+    junk = torch.where(absent, torch.tensor(values).view(8, CELLS), table)
     one, other = (imputer.impute(batch(x).inputs, missing, None, hidden)["tabular"] for x in (table, junk))
     assert torch.equal(one, other) and one.isfinite().all()
-    assert torch.equal(one[~gone], table[~gone])
+    assert torch.equal(one[~absent], table[~absent])
     for row in range(8):  # rows do not depend on their batch
         part = slice(row, row + 1)
         cell = {"tabular": cells[part]} if entry else None
@@ -149,12 +149,12 @@ def test_blocks_of_one_column_and_of_none(levels: tuple[int, ...], n: int) -> No
     imputer = IMI(views, max_iter=2, trees=2)
     missing = torch.zeros(40, 1, dtype=torch.bool)
     imputer.fit([Batch({"tabular": table}, missing, missing[:, 0].long(), torch.arange(40))])
-    found = imputer.impute({"tabular": table}, ~missing)["tabular"]
-    assert found.shape == table.shape and found.isfinite().all()
+    actual = imputer.impute({"tabular": table}, ~missing)["tabular"]
+    assert actual.shape == table.shape and actual.isfinite().all()
     if len(levels) == 1:
-        assert (found[:, 0] == table[:, 0].mode().values).all()
+        assert (actual[:, 0] == table[:, 0].mode().values).all()
     if n - len(levels) == 1:
-        torch.testing.assert_close(found[:, -1], table[:, -1].mean().expand(40))
+        torch.testing.assert_close(actual[:, -1], table[:, -1].mean().expand(40))
 
 
 def test_state_is_plain_tensors_and_reads_back(fitted: IMI, tmp_path: Path) -> None:
@@ -163,8 +163,8 @@ def test_state_is_plain_tensors_and_reads_back(fitted: IMI, tmp_path: Path) -> N
     fresh = IMI(VIEWS, max_iter=4)
     fresh.load_state_dict(state)
     inputs, cells = batch(tables()[1]).inputs, {"tabular": some_cells(60)}
-    found, expected = (m.impute(inputs, MASKED.expand(60, 2), None, cells)["tabular"] for m in (fresh, fitted))
-    assert torch.equal(found, expected)
+    actual, expected = (m.impute(inputs, MASKED.expand(60, 2), None, cells)["tabular"] for m in (fresh, fitted))
+    assert torch.equal(actual, expected)
     with pytest.raises(ValueError, match=r"of \{'tabular': 6\} columns but of \{'tabular': 0\}"):
         fresh.load_state_dict({"m0": torch.zeros(3)})
     del state["tabular.1.root"]

@@ -80,7 +80,7 @@ def mopoe(family: str, base: int = 8, seed: int = 0, **module: Any) -> tuple[MoP
 
 def experts(family: str, state: slow.State, inputs: Mapping[str, Tensor]) -> list[tuple[Tensor, ...]]:
     """Mean and log-variance of every modality, on CelebA followed by those of its style."""
-    found = []
+    actual = []
     for (name, x), kind in zip(inputs.items(), KINDS[family]):
         net = slow.Network(state, f"encoders.{name}")
         h = slow.features(net, kind, x)
@@ -88,8 +88,8 @@ def experts(family: str, state: slow.State, inputs: Mapping[str, Tensor]) -> lis
             heads = [f"feature_compressor.{k}" for k in ("content_mu", "content_logvar", "style_mu", "style_logvar")]
         else:
             heads = [f"{'latent' if kind == 'mst_text' else 'hidden'}_{part}" for part in ("mu", "logvar")]
-        found.append(tuple(net.linear(head, h) for head in heads))
-    return found
+        actual.append(tuple(net.linear(head, h) for head in heads))
+    return actual
 
 
 def probabilities(log_softmax: Tensor, reference: bool) -> Tensor:
@@ -194,7 +194,7 @@ def test_loss_equals_slow_version(family: str, reference: bool, monkeypatch: pyt
     batch = Batch(
         inputs, torch.zeros(rows, count, dtype=torch.bool), torch.zeros(rows, dtype=torch.long), torch.arange(rows)
     )
-    found = model.losses(batch)
+    actual = model.losses(batch)
     assert next(feed, None) is None
 
     weights = [3072 / 784, 1, 384] if family == "MST" else [1 / 3, 16]
@@ -214,13 +214,13 @@ def test_loss_equals_slow_version(family: str, reference: bool, monkeypatch: pyt
             expected = expected + 2.5 * 0.5 * (mu**2 + torch.exp(logvar) - 1 - logvar).sum() / len(masks)
         z = joint[drawn][0] + torch.exp(0.5 * joint[drawn][1]) * noise[0][row]
         for i, (m, kind) in enumerate(zip(modalities, KINDS[family])):
-            own = z
+            separate = z
             if family == "CelebA":
                 mu, logvar = (part[row] for part in posteriors[i][2:])
                 style_kl = 0.5 * (mu**2 + torch.exp(logvar) - 1 - logvar).sum()
                 expected = expected + 2.5 * 2.0 * (1, 5)[i] * style_kl
-                own = torch.cat([mu + torch.exp(0.5 * logvar) * noise[1 + i][row], z])
-            output = slow.decode(slow.Network(state, f"decoders.{m.name}"), kind, own[None])[0]
+                separate = torch.cat([mu + torch.exp(0.5 * logvar) * noise[1 + i][row], z])
+            output = slow.decode(slow.Network(state, f"decoders.{m.name}"), kind, separate[None])[0]
             x = inputs[m.name][row]
             if m.kind == "image":
                 nll = ((x - output).abs() / 0.75 + math.log(1.5)).sum()
@@ -233,7 +233,7 @@ def test_loss_equals_slow_version(family: str, reference: bool, monkeypatch: pyt
                 )
             expected = expected + weights[i] * nll
     expected = expected / rows
-    torch.testing.assert_close(found["loss"], expected, rtol=1e-4, atol=1e-2)
+    torch.testing.assert_close(actual["loss"], expected, rtol=1e-4, atol=1e-2)
     key, weight = ("encoders.text.proj", None)
     if family == "MST":
         key, weight = "encoders.text.latent_mu.weight", model.encoders[2].latent_mu.weight
@@ -242,7 +242,7 @@ def test_loss_equals_slow_version(family: str, reference: bool, monkeypatch: pyt
             "encoders.img.feature_compressor.style_mu.weight",
             model.encoders[0].feature_compressor["style_mu"].weight,
         )
-    (mine,), (wanted,) = torch.autograd.grad(found["loss"], [weight]), torch.autograd.grad(expected, [state[key]])
+    (mine,), (wanted,) = torch.autograd.grad(actual["loss"], [weight]), torch.autograd.grad(expected, [state[key]])
     torch.testing.assert_close(mine, wanted, rtol=1e-2, atol=2e-3 * float(wanted.abs().max()))
 
 
@@ -301,19 +301,19 @@ def test_rows_with_nothing_but_cells_are_recovered_from_the_prior() -> None:
     missing[:2], missing[2, 0] = True, True
     name = modalities[0].name
     gaps = torch.arange(modalities[0].shape[0]) % 3 == 0
-    found = []
+    actual = []
     for value in (0.0, math.nan):
         content = inputs | {name: torch.where(gaps & missing[:, :1], value, inputs[name])}
-        found.append(model.impute(content, missing, feature_missing={name: gaps.expand(4, -1)}))
+        actual.append(model.impute(content, missing, feature_missing={name: gaps.expand(4, -1)}))
     with torch.no_grad():
         prior = [model._decode(i, torch.zeros(1, model.latent), torch.arange(1)) for i in range(6)]
     for i, m in enumerate(modalities):
-        whole = found[0][m.name]
-        assert torch.equal(whole, found[1][m.name]) and whole.isfinite().all()
-        gone = gaps if i == 0 else slice(None)
-        torch.testing.assert_close(whole[:2, gone], prior[i][:, gone].expand(2, -1))
-    assert torch.equal(found[0][name][:, ~gaps], inputs[name][:, ~gaps])
-    assert not torch.equal(found[0][name][2, gaps], prior[0][0, gaps])
+        whole = actual[0][m.name]
+        assert torch.equal(whole, actual[1][m.name]) and whole.isfinite().all()
+        absent = gaps if i == 0 else slice(None)
+        torch.testing.assert_close(whole[:2, absent], prior[i][:, absent].expand(2, -1))
+    assert torch.equal(actual[0][name][:, ~gaps], inputs[name][:, ~gaps])
+    assert not torch.equal(actual[0][name][2, gaps], prior[0][0, gaps])
 
 
 def test_vectors_are_laplacian_and_weigh_alike() -> None:
@@ -328,7 +328,7 @@ def test_vectors_are_laplacian_and_weigh_alike() -> None:
     generator = torch.Generator().manual_seed(1)
     inputs = {m.name: torch.randn(1, *m.shape, generator=generator) for m in modalities}
     torch.manual_seed(5)
-    found = model.losses(Batch(inputs, torch.zeros(1, 6, dtype=torch.bool), torch.zeros(1).long(), torch.arange(1)))
+    actual = model.losses(Batch(inputs, torch.zeros(1, 6, dtype=torch.bool), torch.zeros(1).long(), torch.arange(1)))
     torch.manual_seed(5)
     noise = torch.randn(1, model.latent).double().numpy()[0]
 
@@ -352,8 +352,8 @@ def test_vectors_are_laplacian_and_weigh_alike() -> None:
     for decoder, x in zip(model.decoders, inputs.values()):
         output = linear(decoder[2], np.maximum(linear(decoder[0], z), 0))
         nll += 240 / x.shape[1] * (np.abs(x[0].numpy() - output) / 0.75 + math.log(1.5)).sum()
-    assert float(found["nll"].detach()) == pytest.approx(nll, rel=1e-3)  # the weights of the recipe have four digits
-    assert float(found["kl"].detach()) == pytest.approx(np.mean(kls), rel=1e-4)
+    assert float(actual["nll"].detach()) == pytest.approx(nll, rel=1e-3)  # the weights of the recipe have four digits
+    assert float(actual["kl"].detach()) == pytest.approx(np.mean(kls), rel=1e-4)
 
 
 # --------------------------------------------------------------------------------------------------------- recovery
@@ -371,8 +371,8 @@ def test_recovery_is_decoded_from_what_is_observed(family: str, sample: bool) ->
     inputs = inputs_of(modalities, rows)
     spoilt = {n: merge(x, masks[:, i], torch.full_like(x, torch.nan)) for i, (n, x) in enumerate(inputs.items())}
     index = torch.arange(rows) * 5
-    found = model.impute(spoilt, masks, index)
-    assert list(found) == list(inputs)
+    actual = model.impute(spoilt, masks, index)
+    assert list(actual) == list(inputs)
     seen = experts(family, state, inputs)
     with torch.no_grad():
         for row, mask in enumerate(masks.tolist()):
@@ -384,7 +384,7 @@ def test_recovery_is_decoded_from_what_is_observed(family: str, sample: bool) ->
                 mean = mean + torch.exp(0.5 * logvar) * row_normal(index[row : row + 1], model.latent, 3)[0]
             for i, (m, kind) in enumerate(zip(modalities, KINDS[family])):
                 if not mask[i]:
-                    assert torch.equal(found[m.name][row], inputs[m.name][row])
+                    assert torch.equal(actual[m.name][row], inputs[m.name][row])
                     continue
                 z = mean
                 if family == "CelebA":
@@ -393,7 +393,7 @@ def test_recovery_is_decoded_from_what_is_observed(family: str, sample: bool) ->
                 output = slow.decode(slow.Network(state, f"decoders.{m.name}"), kind, z[None])[0]
                 expected = output if m.kind == "image" else probabilities(output, False)
                 size = float(expected.abs().max())
-                torch.testing.assert_close(found[m.name][row], expected, rtol=1e-3, atol=2e-5 * max(size, 1))
+                torch.testing.assert_close(actual[m.name][row], expected, rtol=1e-3, atol=2e-5 * max(size, 1))
 
 
 # --------------------------------------------------------------------------------------------------------- multivae
@@ -436,10 +436,10 @@ def test_cross_check_with_multivae(family: str, monkeypatch: pytest.MonkeyPatch)
             self.net, self.latent_dim = net, model.latent
 
         def forward(self, x: Tensor) -> ModelOutput:
-            mu, logvar, *own = self.net(x)
+            mu, logvar, *separate = self.net(x)
             output = ModelOutput(embedding=mu, log_covariance=logvar)
-            if own:
-                output["style_embedding"], output["style_log_covariance"] = own
+            if separate:
+                output["style_embedding"], output["style_log_covariance"] = separate
             return output
 
     class Decoder(BaseDecoder):
@@ -473,11 +473,11 @@ def test_cross_check_with_multivae(family: str, monkeypatch: pytest.MonkeyPatch)
     batch = Batch(inputs, torch.zeros(rows, len(names), dtype=torch.bool), torch.zeros(rows), torch.arange(rows))
     with torch.no_grad():
         wanted = theirs(MultimodalBaseDataset(data=inputs)).loss
-        found = model.losses(batch)["loss"]
+        actual = model.losses(batch)["loss"]
         latents = theirs.inference(MultimodalBaseDataset(data=inputs))
         means, logvars = model.subset_posteriors(*model.encode_all(inputs))
     mean_error, logvar_error = (latents["mus"] - means).abs().max(), (latents["logvars"] - logvars).abs().max()
-    print(f"{family}: loss multivae {float(wanted):.6f}, ours {float(found):.6f}", end="; ")
+    print(f"{family}: loss multivae {float(wanted):.6f}, ours {float(actual):.6f}", end="; ")
     print(f"posteriors differ by {float(mean_error):.1e} (mean), {float(logvar_error):.1e} (log variance)")
-    torch.testing.assert_close(found, wanted, rtol=2e-6, atol=0)
+    torch.testing.assert_close(actual, wanted, rtol=2e-6, atol=0)
     assert max(mean_error, logvar_error) < 1e-4

@@ -92,22 +92,22 @@ def test_recovery_equals_twin(reference: bool) -> None:
     cells[1] = True
     model = tip(reference=reference)
     batch = table_batch(40, 1, missing, cells)
-    found = model.impute(batch.inputs, missing, batch.index, batch.feature_missing)
-    assert found["img"] is batch.inputs["img"]
+    actual = model.impute(batch.inputs, missing, batch.index, batch.feature_missing)
+    assert actual["img"] is batch.inputs["img"]
     params = {k: v.detach() for k, v in model.state_dict().items()}
     with torch.no_grad():
         images = model.encoder_imaging(batch.inputs["img"])
     quirks = 0
     for row in range(40):
-        hidden = [bool(missing[row, 1] and gone) for gone in cells[row]]
+        hidden = [bool(missing[row, 1] and absent) for absent in cells[row]]
         content = batch.inputs["tabular"][row].tolist()
         expected = twin.tip_cells(params, images[row], content, hidden, LEVELS, 3, reference=reference)
         other = twin.tip_cells(params, images[row], content, hidden, LEVELS, 3, reference=not reference)
-        expected = [e if gone else c for e, c, gone in zip(expected, content, hidden)]
-        assert found["tabular"][row].tolist() == pytest.approx(expected, rel=1e-4, abs=1e-4)
-        quirks += any(gone and abs(e - o) > 0.5 for e, o, gone in zip(expected, other, hidden))
+        expected = [e if absent else c for e, c, absent in zip(expected, content, hidden)]
+        assert actual["tabular"][row].tolist() == pytest.approx(expected, rel=1e-4, abs=1e-4)
+        quirks += any(absent and abs(e - o) > 0.5 for e, o, absent in zip(expected, other, hidden))
     assert quirks >= 5, "the two ways to read a level differ"
-    codes = found["tabular"][:, :3]
+    codes = actual["tabular"][:, :3]
     assert (codes == codes.round()).all() and (codes >= 0).all() and (codes < torch.tensor(LEVELS)).all()
     # Without cell masks a masked table is recovered as a whole.
     whole = model.impute(batch.inputs, missing, batch.index)["tabular"]
@@ -124,12 +124,12 @@ def test_content_of_missing_cells_is_never_read(values: list[float], seed: int, 
     missing, cells = masks(12, seed)
     batch, model = table_batch(12, seed), tip()
     hidden = {"tabular": cells} if entry else None
-    gone = missing[:, 1:] & (cells if entry else torch.ones_like(cells))
-    table = torch.where(gone, torch.tensor(values).view(12, CELLS), batch.inputs["tabular"])
+    absent = missing[:, 1:] & (cells if entry else torch.ones_like(cells))
+    table = torch.where(absent, torch.tensor(values).view(12, CELLS), batch.inputs["tabular"])
     one = model.impute(batch.inputs, missing, None, hidden)["tabular"]
     other = model.impute({**batch.inputs, "tabular": table}, missing, None, hidden)["tabular"]
     assert torch.equal(one, other) and one.isfinite().all()
-    assert torch.equal(one[~gone], batch.inputs["tabular"][~gone])
+    assert torch.equal(one[~absent], batch.inputs["tabular"][~absent])
 
 
 def test_rows_do_not_depend_on_their_batch_and_the_model_stays_as_it_was() -> None:
@@ -165,7 +165,7 @@ def test_losses_equal_a_slow_version(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "random_cells", lambda *_: hidden)
     monkeypatch.setattr(module, "hard_negatives", lambda logits: torch.tensor([1, 2, 3, 4, 0]))
     with torch.no_grad():
-        found = model.losses(batch)
+        actual = model.losses(batch)
         images = model.encoder_imaging(batch.inputs["img"])
         table = batch.inputs["tabular"]
         tokens = model.encoder_tabular.encode(table)
@@ -175,7 +175,7 @@ def test_losses_equal_a_slow_version(monkeypatch: pytest.MonkeyPatch) -> None:
             -torch.log_softmax(z[i] @ w.T / 0.1, 0)[i] / 10 - torch.log_softmax(w[i] @ z.T / 0.1, 0)[i] / 10
             for i in range(5)
         )
-        assert_close_sums(found["contrastive"], contrastive)
+        assert_close_sums(actual["contrastive"], contrastive)
 
         def match(image: int, row: int, label: int) -> Tensor:
             cls = model.encoder_multimodal(tokens[row : row + 1], images[image : image + 1])[0, 0]
@@ -183,7 +183,7 @@ def test_losses_equal_a_slow_version(monkeypatch: pytest.MonkeyPatch) -> None:
 
         terms = [match(i, i, 1) for i in range(5)]
         terms += [match((i + 1) % 5, i, 0) for i in range(5)] + [match(i, (i + 1) % 5, 0) for i in range(5)]
-        assert_close_sums(found["matching"], torch.stack(terms).mean())
+        assert_close_sums(actual["matching"], torch.stack(terms).mean())
 
         levels, values = [], []
         logits, regressed = model.predict_cells(images, table, hidden)
@@ -194,9 +194,9 @@ def test_losses_equal_a_slow_version(monkeypatch: pytest.MonkeyPatch) -> None:
             else:
                 values.append((regressed[row, column - 3] - table[row, column]) ** 2)
         expected = (torch.stack(levels).mean() + torch.stack(values).mean()) / 2
-        assert_close_sums(found["reconstruction"], expected)
-    parts = found["contrastive"] + found["matching"] + found["reconstruction"]
-    torch.testing.assert_close(found["loss"], parts / 3)
+        assert_close_sums(actual["reconstruction"], expected)
+    parts = actual["contrastive"] + actual["matching"] + actual["reconstruction"]
+    torch.testing.assert_close(actual["loss"], parts / 3)
 
 
 def test_reconstruction_never_sees_what_it_reconstructs() -> None:
@@ -223,8 +223,8 @@ def test_counts_of_hidden_and_corrupted_cells(columns: int, count: int, corrupte
     differ = (changed != table).sum(1)
     assert differ.max() <= corrupted and differ.double().mean() == pytest.approx(corrupted * 49 / 50, abs=0.3)
     # Rows from the tenth on are gone: they neither give nor take.
-    gone = (torch.arange(50) >= 10)[:, None].expand_as(table)
-    changed = corrupt(table, 0.3, gone)
+    absent = (torch.arange(50) >= 10)[:, None].expand_as(table)
+    changed = corrupt(table, 0.3, absent)
     assert torch.equal(changed[10:], table[10:]) and (changed[:10] != table[:10]).any()
     assert (changed[:10] // 1000 < 10).all()
 
@@ -246,38 +246,38 @@ def test_hard_negatives_follow_the_softmax_and_are_never_the_pair_itself() -> No
 def test_cells_that_the_data_lack_teach_nothing(values: list[float], seed: int, training: bool) -> None:
     """Neither the losses nor a gradient depend on what stands in their place."""
     missing, cells = masks(12, seed)
-    gone = missing[:, 1:] & cells
-    batch, found = table_batch(12, seed, missing, cells), []
+    absent = missing[:, 1:] & cells
+    batch, actual = table_batch(12, seed, missing, cells), []
     for table in (
         batch.inputs["tabular"],
-        torch.where(gone, torch.tensor(values).view(12, CELLS), batch.inputs["tabular"]),
+        torch.where(absent, torch.tensor(values).view(12, CELLS), batch.inputs["tabular"]),
     ):
         model = tip().train(training)
         torch.manual_seed(seed)
         losses = model.losses(batch.replace(inputs={**batch.inputs, "tabular": table}))
         losses["loss"].backward()
-        found.append(
+        actual.append(
             [*(v.detach() for v in losses.values()), *(p.grad for p in model.parameters() if p.grad is not None)]
         )
-    assert all(torch.equal(one, other) and one.isfinite().all() for one, other in zip(*found, strict=True))
+    assert all(torch.equal(one, other) and one.isfinite().all() for one, other in zip(*actual, strict=True))
 
 
 def test_nothing_is_asked_of_cells_that_the_data_lack(monkeypatch: pytest.MonkeyPatch) -> None:
     model, hidden = tip(), random_cells(12, CELLS, 0.5)
     monkeypatch.setattr(module, "random_cells", lambda *_: hidden)
     missing, cells = masks(12)
-    gone = missing[:, 1:] & cells
+    absent = missing[:, 1:] & cells
     batch = table_batch(12, 3, missing, cells)
-    found = model.losses(batch)["reconstruction"]
+    actual = model.losses(batch)["reconstruction"]
     logits, values = model.predict_cells(
-        model.encoder_imaging(batch.inputs["img"]), batch.inputs["tabular"], hidden | gone
+        model.encoder_imaging(batch.inputs["img"]), batch.inputs["tabular"], hidden | absent
     )
     codes = batch.inputs["tabular"][:, :3].long() + model.encoder_tabular.cat_offsets
-    asked = hidden & ~gone
+    asked = hidden & ~absent
     assert 0 < asked.sum() < hidden.sum()
     levels = F.cross_entropy(logits[asked[:, :3]], codes[asked[:, :3]])
     numbers = (values - batch.inputs["tabular"][:, 3:])[asked[:, 3:]].square().mean()
-    assert_close_sums(found, (levels + numbers) / 2)
+    assert_close_sums(actual, (levels + numbers) / 2)
 
 
 def test_a_batch_of_one_has_a_loss() -> None:
@@ -330,8 +330,8 @@ def test_a_published_checkpoint_recovers_the_same(tmp_path: Path) -> None:
     heads = {k: v.clone() for k, v in fresh.state_dict().items() if not k.startswith(TIP_PARTS)}
     load_strict(fresh, convert_tip(content["state_dict"], fresh.state_dict()), path, "TIP")
     batch, (missing, cells) = table_batch(9), masks(9)
-    found, expected = (m.impute(batch.inputs, missing, None, {"tabular": cells})["tabular"] for m in (fresh, trained))
-    assert torch.equal(found, expected)
+    actual, expected = (m.impute(batch.inputs, missing, None, {"tabular": cells})["tabular"] for m in (fresh, trained))
+    assert torch.equal(actual, expected)
     assert all(torch.equal(fresh.state_dict()[k], v) for k, v in heads.items())
     del content["state_dict"]["predictor_tabular.con_regressor.bias"]
     with pytest.raises(UserError, match=r"without predictor_tabular\.con_regressor\.bias"):
@@ -376,8 +376,8 @@ def test_stages_from_pretraining_to_selection(tmp_path: Path) -> None:
     path = published(mine, tmp_path / "theirs.ckpt")
     cfg = tiny_config(tmp_path, *SMALL, f"imputer.checkpoint={path}", "stages=[impute]")
     theirs = Run(cfg).load_imputer()
-    found, expected = (m.impute(batch.inputs, missing)["tabular"] for m in (theirs, mine))
-    assert torch.equal(found, expected)
+    actual, expected = (m.impute(batch.inputs, missing)["tabular"] for m in (theirs, mine))
+    assert torch.equal(actual, expected)
 
 
 def test_scenarios_that_hide_the_image_are_refused_before_any_training(tmp_path: Path) -> None:
@@ -414,17 +414,17 @@ def test_quality_of_tables() -> None:
     judge = Judge(table_modalities(), 4, {"img": TokenEncoder(2, 6), "tabular": table_encoder()})
     parts = [table_batch(40, 1), table_batch(25, 2)]
     parts = [Batch(p.inputs, p.missing, p.target, p.index) for p in parts]
-    found = {
+    actual = {
         (r.modality, r.metric): (r.value, r.n) for r in recovery_quality(tip(), judge, parts).modalities.itertuples()
     }
-    assert {m for m, name in found if name != "judge_accuracy"} == {"tabular"}
+    assert {m for m, name in actual if name != "judge_accuracy"} == {"tabular"}
     tables = torch.cat([p.inputs["tabular"] for p in parts])
     missing = torch.tensor([[False, True]])
     recovered = torch.cat([tip().impute(p.inputs, missing.expand(len(p), 2))["tabular"] for p in parts])
     error = (recovered - tables)[:, 3:]
-    assert found["tabular", "mse"] == (pytest.approx(float(error.square().mean()), rel=1e-5), 65 * 3)
+    assert actual["tabular", "mse"] == (pytest.approx(float(error.square().mean()), rel=1e-5), 65 * 3)
     right = (recovered == tables)[:, :3].double().mean()
-    assert found["tabular", "level_accuracy"] == (pytest.approx(float(right)), 65 * 3)
+    assert actual["tabular", "level_accuracy"] == (pytest.approx(float(right)), 65 * 3)
     # Cells that the data lack are in no error, whatever stands there.
     generator, spoilt = torch.Generator().manual_seed(0), []
     for p in parts:

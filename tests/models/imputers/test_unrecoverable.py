@@ -231,9 +231,9 @@ def test_a_method_behind_an_imputer_is_told_what_stays_missing() -> None:
     for imputer, remaining in ((tip(), missing & (torch.arange(12) < 3)[:, None]), (Zero(), torch.zeros(12, 2).bool())):
         Completed(method, imputer)(batch)
         assert torch.equal(method.seen.missing, remaining) and method.seen.complete is not bool(remaining.any())
-        gone = method.cells(method.seen.missing, method.seen.feature_missing)
-        assert bool(remaining.any()) == bool(gone) and all(
-            torch.equal(x, cells & remaining[:, 1:]) for x in gone.values()
+        absent = method.cells(method.seen.missing, method.seen.feature_missing)
+        assert bool(remaining.any()) == bool(absent) and all(
+            torch.equal(x, cells & remaining[:, 1:]) for x in absent.values()
         )
 
 

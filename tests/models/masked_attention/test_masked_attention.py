@@ -170,7 +170,7 @@ VARIANTS: list[dict[str, Any]] = [
 def test_content_of_what_is_missing_reaches_nothing(options: dict[str, Any]) -> None:
     model, batch = build(masks=TrainingMasks("fewer", p=0.3), feature_dropout=0.3, **options), some_batch()
     state = {k: v.clone() for k, v in model.state_dict().items()}
-    found = []
+    actual = []
     for value in (0.0, 1e6, 1e30, math.nan):
         model.load_state_dict(state)
         with torch.no_grad():
@@ -178,10 +178,10 @@ def test_content_of_what_is_missing_reaches_nothing(options: dict[str, Any]) -> 
         model.train().zero_grad()
         loss = model.training_step(filled(batch, value), 0)
         loss.backward()
-        found.append([logits, loss.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
-        assert all(torch.isfinite(x).all() for x in found[-1])
-    for other in found[1:]:
-        assert all(map(torch.equal, other, found[0]))
+        actual.append([logits, loss.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
+        assert all(torch.isfinite(x).all() for x in actual[-1])
+    for other in actual[1:]:
+        assert all(map(torch.equal, other, actual[0]))
 
 
 @pytest.mark.parametrize("value", [0.0, 1e6, math.nan])
@@ -215,8 +215,8 @@ def test_nothing_of_a_modality_that_no_row_has_is_trained() -> None:
 @pytest.mark.parametrize("options", VARIANTS[:3], ids=str)
 def test_nothing_at_all_is_finite(options: dict[str, Any], dtype: torch.dtype | None) -> None:
     model, batch = build(**options), filled(some_batch(), 0.0)
-    gone = batch.replace(missing=torch.ones_like(batch.missing), feature_missing={})
-    for x in (batch, gone):
+    absent = batch.replace(missing=torch.ones_like(batch.missing), feature_missing={})
+    for x in (batch, absent):
         with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
             logits = model(x).logits
         model.zero_grad()
@@ -250,8 +250,8 @@ def test_states_of_missing_tokens_reach_the_head_in_the_original_only() -> None:
             # Token 7 is the last column: its place in the flattened row.
             model.classifier.weight[:, 7 * WIDTH :] += 1
             change = (model(batch).logits - before).abs().amax(1)
-        gone = batch.missing[:, 1] & batch.feature_missing["tab"][:, -1]
-        assert (change[~gone] > 0).all() and (change[gone] > 0).any() == reference
+        absent = batch.missing[:, 1] & batch.feature_missing["tab"][:, -1]
+        assert (change[~absent] > 0).all() and (change[absent] > 0).any() == reference
 
 
 # ---------------------------------------------------------------------------------------------------- modality vectors
@@ -290,11 +290,11 @@ def test_modality_dropout_has_the_published_shares() -> None:
         torch.stack(shares, 1).float().mean(0), torch.tensor([0.7, 0.15, 0.15]), atol=0.01, rtol=0
     )
     three = masks.draw(torch.zeros(20_000, 3, dtype=torch.bool), generator())[0].sum(1)
-    found = torch.bincount(three, minlength=4) / 20_000
-    torch.testing.assert_close(found, torch.tensor([0.7, 0.15, 0.15, 0]), atol=0.01, rtol=0)
-    gone = torch.tensor([[True, False, False], [True, True, False]]).repeat(500, 1)
-    again = masks.draw(gone, generator())[0]
-    assert not (gone & ~again).any() and not again.all(1).any() and torch.equal(again[1::2], gone[1::2])
+    actual = torch.bincount(three, minlength=4) / 20_000
+    torch.testing.assert_close(actual, torch.tensor([0.7, 0.15, 0.15, 0]), atol=0.01, rtol=0)
+    absent = torch.tensor([[True, False, False], [True, True, False]]).repeat(500, 1)
+    again = masks.draw(absent, generator())[0]
+    assert not (absent & ~again).any() and not again.all(1).any() and torch.equal(again[1::2], absent[1::2])
     assert again[::2, 1].any() and again[::2, 2].any()
 
 
@@ -306,8 +306,8 @@ def test_dropout_hides_from_encoder_and_fusion_in_training_only() -> None:
     dropped = model.drop_modalities(features, generator(1))
     assert 0.25 < model.absent(dropped).any(1).float().mean() < 0.35 and not model.absent(dropped).all(1).any()
     # A table with some cells left loses them as well.
-    both = features.feature_missing["tab"].any(1) & model.absent(dropped)[:, 1]
-    assert both.any() and dropped.feature_missing["tab"][both].all()
+    pair = features.feature_missing["tab"].any(1) & model.absent(dropped)[:, 1]
+    assert pair.any() and dropped.feature_missing["tab"][pair].all()
     natural = model.drop_modalities(model.drop_features(batch, generator()), generator(1))
     assert not (model.absent(batch) & ~model.absent(natural)).any() and not model.absent(natural).all(1).any()
     with torch.no_grad():
@@ -361,10 +361,10 @@ def test_a_unimodal_part_is_encoder_and_linear_layer() -> None:
     table: Any = parts["unimodal_tab"]
     assert (image.classifier.in_features, table.classifier.in_features) == (16, CELLS * WIDTH)
     with torch.no_grad():
-        gone = batch.missing[:, 1, None] & batch.feature_missing["tab"]
-        states = torch.where(gone[..., None], 0, table.encoders["tab"](batch.inputs["tab"], gone))
-        there = ~gone.all(1)
-        assert_close_sums(table(batch).logits[there], table.classifier(states.flatten(1))[there])
+        absent = batch.missing[:, 1, None] & batch.feature_missing["tab"]
+        states = torch.where(absent[..., None], 0, table.encoders["tab"](batch.inputs["tab"], absent))
+        present = ~absent.all(1)
+        assert_close_sums(table(batch).logits[present], table.classifier(states.flatten(1))[present])
         vector = image.encoders["img"](batch.inputs["img"]).mean(1)
         assert_close_sums(image(complete(batch)).logits, image.classifier(vector))
     # Rows without it do not meet batch normalisation.
@@ -560,23 +560,23 @@ def normalisation(model: Any) -> list[Tensor]:
 @pytest.mark.parametrize("there", [40, 8, 2, 1, 0])
 def test_blank_images_count_in_no_statistic_of_training(there: int) -> None:
     batch = some_batch()
-    gone = torch.arange(40) * there % 40 >= there if there else torch.ones(40, dtype=torch.bool)
-    missing = torch.stack([gone, batch.missing[:, 1] & ~gone], 1)
-    cells = torch.where(gone[:, None], False, batch.feature_missing["tab"])
+    absent = torch.arange(40) * there % 40 >= there if there else torch.ones(40, dtype=torch.bool)
+    missing = torch.stack([absent, batch.missing[:, 1] & ~absent], 1)
+    cells = torch.where(absent[:, None], False, batch.feature_missing["tab"])
     batch = batch.replace(missing=missing, feature_missing={"tab": cells})
-    assert int((~gone).sum()) == there
+    assert int((~absent).sum()) == there
     model, alone = build().train(), build().train()
     before = [x.clone() for x in normalisation(model)]
-    found = model.encode_batch(batch)
-    assert found.shape == (40, 8, WIDTH) and not found[gone, :2].any()
+    actual = model.encode_batch(batch)
+    assert actual.shape == (40, 8, WIDTH) and not actual[absent, :2].any()
     if there:
         expected = alone.inputs["img"](
-            alone.encoders["img"](batch.inputs["img"][~gone].repeat(2 // there or 1, 1, 1, 1))
+            alone.encoders["img"](batch.inputs["img"][~absent].repeat(2 // there or 1, 1, 1, 1))
         )
-        assert_close_sums(found[~gone, :2], expected[:there])
+        assert_close_sums(actual[~absent, :2], expected[:there])
     assert len(before) and all(map(torch.equal, normalisation(model), normalisation(alone)))
     assert there == 0 or not all(map(torch.equal, normalisation(model), before))
-    model.loss(model.fuse(found, batch), batch)["loss"].backward()
+    model.loss(model.fuse(actual, batch), batch)["loss"].backward()
     grads = [p.grad for p in model.encoders["img"].parameters()]
     assert all(g is not None for g in grads) and any(g.any() for g in grads) == (there > 0)
 
@@ -608,22 +608,22 @@ def test_late_fusion_counts_what_is_there(rule: str) -> None:
     for task in ("multiclass", "multilabel"):
         parts, batch = unimodals(task), some_batch()
         model = LateFusion(PARTS, CLASSES, {}, prerequisites=parts, rule=rule, task=task).eval()
-        there = ~model.absent(batch)
+        present = ~model.absent(batch)
         with torch.no_grad():
-            each = torch.stack([part(batch).logits for part in parts.values()], 1)
-            found = model(batch).logits
-        each = each.softmax(-1) if task == "multiclass" else each.sigmoid()
+            singles = torch.stack([part(batch).logits for part in parts.values()], 1)
+            actual = model(batch).logits
+        singles = singles.softmax(-1) if task == "multiclass" else singles.sigmoid()
         for row in range(40):
-            p = each[row, there[row]]
+            p = singles[row, present[row]]
             if rule == "majority":
                 votes = F.one_hot(p.argmax(1), CLASSES) if task == "multiclass" else (p > 0.5).long()
                 expected = (votes.sum(0) + p.mean(0)) / (len(p) + 1)
             else:
                 expected = {"mean": p.mean(0), "max": p.max(0).values, "min": p.min(0).values}[rule]
             if task == "multiclass":
-                torch.testing.assert_close(found[row].softmax(0), expected / expected.sum())
+                torch.testing.assert_close(actual[row].softmax(0), expected / expected.sum())
             else:
-                torch.testing.assert_close(found[row].sigmoid(), expected)
+                torch.testing.assert_close(actual[row].sigmoid(), expected)
 
 
 @pytest.mark.parametrize("task", ["multiclass", "multilabel"])
@@ -632,9 +632,9 @@ def test_late_fusion_keeps_the_order_of_confident_rows(task: str) -> None:
     model = LateFusion(PARTS, CLASSES, {}, prerequisites=unimodals(task), task=task)
     logits = torch.zeros(5, 2, CLASSES)
     logits[..., 1] = torch.linspace(26, 30, 5)[:, None]
-    found = model.combine(logits, torch.ones(5, 2, dtype=torch.bool))
-    assert found.dtype == torch.float32
-    odds = found[:, 1] - found[:, 0] if task == "multiclass" else found[:, 1]
+    actual = model.combine(logits, torch.ones(5, 2, dtype=torch.bool))
+    assert actual.dtype == torch.float32
+    odds = actual[:, 1] - actual[:, 0] if task == "multiclass" else actual[:, 1]
     torch.testing.assert_close(odds, logits[:, 0, 1], atol=0.02, rtol=0)
 
 
@@ -654,12 +654,12 @@ def test_model_selection_sends_every_row_to_its_model() -> None:
     model = ModelSelection(PARTS, CLASSES, {}, prerequisites=parts | {"joint": joint}).eval()
     absent = model.absent(batch)
     with torch.no_grad():
-        found = model(batch).logits.softmax(1)
-        own = {(False, False): joint, (True, False): parts["unimodal_tab"], (False, True): parts["unimodal_img"]}
-        for pattern, expert in own.items():
+        actual = model(batch).logits.softmax(1)
+        separate = {(False, False): joint, (True, False): parts["unimodal_tab"], (False, True): parts["unimodal_img"]}
+        for pattern, expert in separate.items():
             rows = (absent == torch.tensor(pattern)).all(1)
             assert rows.any()
-            assert_close_sums(found[rows], expert(batch).logits.softmax(1)[rows])
+            assert_close_sums(actual[rows], expert(batch).logits.softmax(1)[rows])
     assert not model.can_split and not any(p.requires_grad for p in model.parameters())
 
 
@@ -672,8 +672,8 @@ def test_the_validation_loss_of_labels_does_not_depend_on_the_batches(rows: int)
     parts = [take_rows(batch, index) for index in torch.arange(40).split(rows)]
     trainer = pl.Trainer(logger=False, enable_progress_bar=False, accelerator="cpu", enable_checkpointing=False)
     for _ in range(2):  # nothing is left over from the validation before
-        (found,) = trainer.validate(model, torch.utils.data.DataLoader(parts, batch_size=None), verbose=False)
-        assert found["val_loss"] == pytest.approx(expected, abs=summation_bound(batch.target.numel(), expected))
+        (actual,) = trainer.validate(model, torch.utils.data.DataLoader(parts, batch_size=None), verbose=False)
+        assert actual["val_loss"] == pytest.approx(expected, abs=summation_bound(batch.target.numel(), expected))
 
 
 # -------------------------------------------------------------------------------------------------------- whole runs

@@ -108,12 +108,12 @@ def weights_by_hand(rho: Tensor, alpha: Tensor, there: Tensor) -> Tensor:
 
 def test_weights_are_those_of_the_formula() -> None:
     rho, alpha = torch.rand(50, 3, generator=generator()) * 120 + 0.5, torch.tensor([0.2, 0.9, 1.9])
-    there = ~batch_of(3, 50, hide=True).missing
-    weights = fusion_weights((rho * alpha).log(), there)
-    torch.testing.assert_close(weights, weights_by_hand(rho, alpha, there), atol=1e-5, rtol=1e-5)
-    assert (weights >= 0).all() and not weights[~there].any()
-    torch.testing.assert_close(weights.sum(1), there.sum(1).float())
-    assert (weights[there & (there.sum(1, keepdim=True) == 1)] == 1).all()
+    present = ~batch_of(3, 50, hide=True).missing
+    weights = fusion_weights((rho * alpha).log(), present)
+    torch.testing.assert_close(weights, weights_by_hand(rho, alpha, present), atol=1e-5, rtol=1e-5)
+    assert (weights >= 0).all() and not weights[~present].any()
+    torch.testing.assert_close(weights.sum(1), present.sum(1).float())
+    assert (weights[present & (present.sum(1, keepdim=True) == 1)] == 1).all()
     # The closed form for two modalities (docs/reference/udml.md §1.6): t_a = 2 l_v^2 / (l_a^2 + l_v^2), then divided by
     # d and normalised.
     la, lv = (torch.rand(2, 50, generator=generator(1)) * 10 + 1).unbind()
@@ -127,16 +127,16 @@ def test_weights_are_those_of_the_formula() -> None:
 
 def test_weights_do_not_know_scales_and_fall_with_noise_and_reliance() -> None:
     cost = torch.randn(20, 4, generator=generator())
-    there = torch.ones(20, 4, dtype=torch.bool)
-    weights = fusion_weights(cost, there)
-    torch.testing.assert_close(fusion_weights(cost + 3, there), weights)
+    present = torch.ones(20, 4, dtype=torch.bool)
+    weights = fusion_weights(cost, present)
+    torch.testing.assert_close(fusion_weights(cost + 3, present), weights)
     for m in range(4):
-        more = fusion_weights(cost + 0.1 * F.one_hot(torch.tensor(m), 4), there) - weights
+        more = fusion_weights(cost + 0.1 * F.one_hot(torch.tensor(m), 4), present) - weights
         assert (more[:, m] < 0).all() and (more[:, [i for i in range(4) if i != m]] > 0).all()
-    assert (fusion_weights(torch.full((3, 4), 1.7), there[:3]) == 1).all()
-    extreme = fusion_weights(torch.tensor([[500.0, -500.0], [500.0, 500.0]]), there[:2, :2])
+    assert (fusion_weights(torch.full((3, 4), 1.7), present[:3]) == 1).all()
+    extreme = fusion_weights(torch.tensor([[500.0, -500.0], [500.0, 500.0]]), present[:2, :2])
     assert torch.equal(extreme, torch.tensor([[0.0, 2.0], [1.0, 1.0]]))
-    assert not fusion_weights(cost, ~there).any(), "a row with nothing"
+    assert not fusion_weights(cost, ~present).any(), "a row with nothing"
 
 
 def test_weights_of_the_stages() -> None:
@@ -199,7 +199,7 @@ def test_features_are_reweighted_residually() -> None:
 
 def test_heads_of_two_modalities_are_the_released_ones() -> None:
     z = torch.randn(7, 2, 5, generator=generator())
-    both = torch.ones(7, 2, dtype=torch.bool)
+    together = torch.ones(7, 2, dtype=torch.bool)
     heads: dict[str, Any] = {name: head(2, 5, 3) for name, head in HEADS.items()}
     a, v = z.unbind(1)
     zero = torch.zeros_like(a)
@@ -216,7 +216,7 @@ def test_heads_of_two_modalities_are_the_released_ones() -> None:
         "gated": [gated.out(x.sigmoid() * y), gated.out(x.sigmoid() * x), gated.out(y.sigmoid() * y)],
         "bilinear": [outer(a, v), outer(a, a), outer(v, v)],
     }
-    masks = [both, both & torch.tensor([True, False]), both & torch.tensor([False, True])]
+    masks = [together, together & torch.tensor([True, False]), together & torch.tensor([False, True])]
     for name, head in heads.items():
         for mask, logits in zip(masks, expected[name], strict=True):
             assert_close_sums(head(z, mask), logits)
@@ -229,20 +229,20 @@ def test_heads_of_three_modalities() -> None:
     counts = torch.tensor(list(itertools.product((True, False), repeat=3)))
     gated: Any = HEADS["gated"](3, 4, 2)
     bilinear: Any = HEADS["bilinear"](3, 4, 2)
-    found = {"gated": gated(z, counts), "bilinear": bilinear(z, counts)}
+    actual = {"gated": gated(z, counts), "bilinear": bilinear(z, counts)}
     for row, (vectors, mask) in enumerate(zip(z, counts)):
-        there = [i for i in range(3) if mask[i]]
-        if not there:
+        present = [i for i in range(3) if mask[i]]
+        if not present:
             continue
-        hidden = {i: gated.linears[i](vectors[i]) for i in there}
-        gates = there[:-1] or there
-        value = hidden[there[-1]]
+        hidden = {i: gated.linears[i](vectors[i]) for i in present}
+        gates = present[:-1] or present
+        value = hidden[present[-1]]
         for i in gates:
             value = value * hidden[i].sigmoid()
-        assert_close_sums(found["gated"][row], gated.out(value))
-        pairs = list(itertools.combinations(there, 2)) or [(there[0], there[0])]
+        assert_close_sums(actual["gated"][row], gated.out(value))
+        pairs = list(itertools.combinations(present, 2)) or [(present[0], present[0])]
         mean = sum(bilinear.bilinear(vectors[i], vectors[j]) for i, j in pairs) / len(pairs)
-        assert_close_sums(found["bilinear"][row], bilinear.out(mean))
+        assert_close_sums(actual["bilinear"][row], bilinear.out(mean))
 
 
 # ----------------------------------------------------------------------------------------------------------- gradients
@@ -340,13 +340,13 @@ def test_clips_go_through_frame_by_frame() -> None:
     model = UDML(views, CLASSES, encoders, width=512, dependency=Dependency())
     x = {"audio": torch.randn(2, 40, 50), "visual": torch.randn(2, 3, 3, 32, 32)}
     shapes = {"audio": (2, 1, 4, 512), "visual": (2, 3, 1, 512)}
-    found = model.distributions(x)
-    assert {k: tuple(v.mean.shape) for k, v in found.items()} == shapes
+    actual = model.distributions(x)
+    assert {k: tuple(v.mean.shape) for k, v in actual.items()} == shapes
     head: Any = model.gaussians["visual"]
     conv, norm = nn.Conv2d(512, 512, 1), nn.BatchNorm2d(512)
     conv.load_state_dict({"weight": head.linears["mean"].weight[:, :, None, None], "bias": head.linears["mean"].bias})
     expected = norm(conv(encoders["visual"](x["visual"].flatten(0, 1)).transpose(1, 2).unflatten(2, (1, 1))))
-    torch.testing.assert_close(found["visual"].mean.flatten(0, 1)[:, 0], expected[..., 0, 0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(actual["visual"].mean.flatten(0, 1)[:, 0], expected[..., 0, 0], atol=1e-4, rtol=1e-4)
     pooled = model.eval().encode(x)
     mean = model.distributions(x)["visual"].mean.mean((1, 2))
     torch.testing.assert_close(pooled[:, 1, 0], mean)
@@ -692,9 +692,9 @@ def test_curves_are_read_from_finished_runs(tmp_path: Path, capsys: pytest.Captu
     (runs[1] / "DONE").touch()
     curves.main([str(tmp_path / "out"), *map(str, runs)])
     assert "rank_correlation" in capsys.readouterr().out and (tmp_path / "out" / "curves.png").stat().st_size > 10_000
-    found = pd.read_csv(tmp_path / "out" / "curves.csv")
-    assert found["rank_correlation"].min() > 0.85
-    rows = [list(row) for row in found.drop(columns="rank_correlation").itertuples(index=False)]
+    actual = pd.read_csv(tmp_path / "out" / "curves.csv")
+    assert actual["rank_correlation"].min() > 0.85
+    rows = [list(row) for row in actual.drop(columns="rank_correlation").itertuples(index=False)]
     assert rows == [
         *(["a", 1, 0, 0.5, 1.5], ["a", 6, 0, 0.5, 5.0], ["b", 1, 0, 1.5, 2.0], ["b", 9, 0, 1.5, 7.0]),
         *(["a", 1, 1, 0.5, 2.5], ["a", 6, 1, 0.5, 6.0], ["b", 1, 1, 1.5, 3.0], ["b", 9, 1, 1.5, 8.0]),

@@ -63,10 +63,10 @@ def test_noise_curves_have_a_panel_for_each_modality_and_pattern():
     }
     summary = summarise(frame_of(cells))
     styles = style.model_styles(["A"])
-    alone, both = plots.degradation(summary, "accuracy", styles, NOISE_LEVEL).axes
+    alone, pair = plots.degradation(summary, "accuracy", styles, NOISE_LEVEL).axes
     np.testing.assert_allclose(alone.lines[0].get_xydata(), [[1, 0.85], [4, 0.55], [10, 0.3]])
-    np.testing.assert_allclose(both.lines[0].get_xydata(), [[1, 0.7], [4, 0.4]])
-    assert both.get_title().split("\n") == ["D, Gaussian noise on all modalities, 60 % of", "modalities"]
+    np.testing.assert_allclose(pair.lines[0].get_xydata(), [[1, 0.7], [4, 0.4]])
+    assert pair.get_title().split("\n") == ["D, Gaussian noise on all modalities, 60 % of", "modalities"]
     assert plots.degradation(summary[summary["scenario"] == "none"], "", styles, NOISE_LEVEL) is None
 
 

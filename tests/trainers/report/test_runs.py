@@ -13,26 +13,26 @@ from utils.errors import UserError
 
 def test_old_results_take_the_rate_from_masks_then_predictions_then_the_name(tmp_path, caplog):
     run = write_run(tmp_path, "M3Care", 0)
-    ((found,), _) = gather([run])
-    rates = found.frame.groupby("scenario")["missing_rate"].first()
+    ((actual,), _) = gather([run])
+    rates = actual.frame.groupby("scenario")["missing_rate"].first()
     arrays = np.load(run / "predictions" / "random_0.4.npz")
     assert rates["random_0.4"] == pytest.approx(arrays["missing"].mean())
     (run / "masks").mkdir()
     np.savez(run / "masks" / "random_0.4.npz", missing=np.eye(3, dtype=bool))
     (run / "predictions" / "random_0.2.npz").unlink()
     (run / "predictions" / "whole_2.npz").unlink()
-    ((found,), _) = gather([run])
-    rates = found.frame.groupby("scenario")["missing_rate"].first()
+    ((actual,), _) = gather([run])
+    rates = actual.frame.groupby("scenario")["missing_rate"].first()
     assert rates["random_0.4"] == pytest.approx(1 / 3) and rates["random_0.2"] == 0.2 and np.isnan(rates["whole_2"])
     assert "no mask of 'random_0.2'" in caplog.text
 
 
 def test_names_are_told_apart_and_the_same_rows_refused(tmp_path):
     runs = [write_run(tmp_path / "a", "DyMo", 0, name=name) for name in ("default", "small")]
-    found, _ = gather(runs)
-    assert [run.model for run in found] == ["DyMo [default]", "DyMo [small]"]
-    assert set(found[1].frame["model"]) == {"DyMo [small]" + c for c in ("", "/discard", "/oracle_subset")}
-    assert all(run.predictions(m, "none").is_file() for run in found for m in run.frame["model"])
+    actual, _ = gather(runs)
+    assert [run.model for run in actual] == ["DyMo [default]", "DyMo [small]"]
+    assert set(actual[1].frame["model"]) == {"DyMo [small]" + c for c in ("", "/discard", "/oracle_subset")}
+    assert all(run.predictions(m, "none").is_file() for run in actual for m in run.frame["model"])
     copy = write_run(tmp_path / "b", "DyMo", 0, name="small")
     with pytest.raises(UserError, match="both hold PolyMNIST, DyMo"):
         gather([runs[1], copy])

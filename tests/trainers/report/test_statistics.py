@@ -36,8 +36,8 @@ def test_tests_of_a_report_have_runs_and_rows(made, tmp_path):
     assert (row["test"], row["unit"]) == ("runs and rows", "run and row")
     right = [outcomes(runs, model, "random_0.4") for model in ("DyMo", "M3Care")]
     # Covariances of the means over rows by their formula, without resampling.
-    both = np.concatenate(right).astype(float)
-    covariance = np.cov(both, bias=True) / 60
+    pair = np.concatenate(right).astype(float)
+    covariance = np.cov(pair, bias=True) / 60
     shared = (
         sum(covariance[part, part].sum() - np.trace(covariance[part, part]) for part in (slice(3), slice(3, 6))) / 6
     )
