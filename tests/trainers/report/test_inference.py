@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import ttost_ind
 
 from trainers.report.inference import (
@@ -157,6 +158,14 @@ def test_folds_hold_their_level_where_the_plain_t_test_does_not():
         plain += stats.ttest_1samp(difference, 0).pvalue < 0.05
     assert corrected < plain
     assert plain / studies > 0.2
+
+
+def test_holm_is_that_of_statsmodels():
+    rng = np.random.default_rng(0)
+    for n in (1, 2, 7, 60):
+        p = rng.random(n) ** 3
+        p[rng.random(n) < 0.3] = p[0]  # ties
+        np.testing.assert_allclose(holm(p), multipletests(p, method="holm")[1])
 
 
 def test_holm_by_hand():
