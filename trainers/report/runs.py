@@ -8,6 +8,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ class FinishedRun:
         except (OSError, ValueError) as error:
             raise UserError(f"{self.path / file} cannot be read ({error}): {FIX}") from None
 
-    @property
+    @cached_property
     def config(self) -> dict[str, Any]:
         """Content of ``config.yaml`` with the present names of keys, empty if there is none.
 

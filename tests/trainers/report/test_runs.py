@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from tests.trainers.report.runs import write_run
-from trainers.report.runs import gather, load_arrays, load_sorted
+from trainers.report.runs import FinishedRun, gather, load_arrays, load_sorted
 from utils.errors import UserError
 
 
@@ -57,7 +57,7 @@ def test_a_damaged_configuration_is_one_line(tmp_path, text):
     (run,), _ = gather([write_run(tmp_path, "M3Care", 0)])
     (run.path / "config.yaml").write_text(text)
     with pytest.raises(UserError, match=r"config\.yaml is damaged \(.+\): delete it and run stages=\[test\] again"):
-        _ = run.config
+        _ = FinishedRun(run.path, run.frame).config
 
 
 def test_predictions_without_an_array_or_with_other_rows_are_one_line(tmp_path):
