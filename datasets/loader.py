@@ -13,6 +13,7 @@ from datasets.readers.text import one_hot
 from datasets.storage import PackedSplit
 from utils.errors import UserError
 from utils.noise import hash_seed
+from utils.transfer import to_device
 
 Transform = Callable[[dict[str, Tensor], torch.Generator | None], dict[str, Tensor]]
 Choose = Callable[[Tensor, torch.Generator | None], Tensor]
@@ -135,7 +136,6 @@ class PackedLoader:
             extra = self.n_rows * self.world_size - n if self.pad else 0
             order = torch.cat([order, order[:extra]])[self.rank :: self.world_size]
         partners = self._same_class_partners(generator) if self.reshuffle_pairs else None
-        order = order.to(self.target.device)
         # A separate stream: draws for augmentation never change the order, and differ between ranks.
         augmenting = torch.Generator().manual_seed(hash_seed(self.seed, self.epoch, 3, self.rank))
         if self.pad or self.world_size == 1:
@@ -155,10 +155,12 @@ class PackedLoader:
         """Gather the batch of some rows (R,).
 
         Args:
+            rows: on the CPU, or where the arrays are.
             generator: of the jitter, None = no jitter.
             augmenting: passed to ``choose`` and ``transform``.
         """
-        inputs = {}
+        inputs, index = {}, to_device(rows, self.device, is_remembered=True)
+        rows = index if self.residence == "device" else rows
         for m in self.modalities:
             source = partners[m.name][rows] if partners and m.name in partners else rows
             counts = self.counts[m.name][source] if m.name in self.counts else None
@@ -186,7 +188,7 @@ class PackedLoader:
             inputs,
             self._to_device(self.missing.index_select(0, rows)),
             self._to_device(self.target.index_select(0, rows)),
-            self._to_device(rows),
+            index,
             {name: self._to_device(mask.index_select(0, rows)) for name, mask in self.cells.items()},
             complete=self.complete,
             sources=self._to_device(self._sources(rows, partners)) if partners else None,
@@ -216,7 +218,7 @@ class PackedLoader:
 
     def _shift(self, x: Tensor, generator: torch.Generator) -> Tensor:
         b, _, h, w = x.shape
-        dy, dx = torch.randint(-self.jitter, self.jitter + 1, (2, b), generator=generator).to(x.device)
+        dy, dx = to_device(torch.randint(-self.jitter, self.jitter + 1, (2, b), generator=generator), x.device)
         rows = (torch.arange(h, device=x.device) + dy[:, None]).clamp_(0, h - 1)
         columns = (torch.arange(w, device=x.device) + dx[:, None]).clamp_(0, w - 1)
         b_index = torch.arange(b, device=x.device)

@@ -17,6 +17,7 @@ from datasets.noise import Corruption
 from models.base import Method
 from utils.errors import UserError
 from utils.progress import Progress
+from utils.transfer import on_host, to_device, to_host
 
 # Scenario -> (N, M) bool; scenario -> table -> (N, F) bool; label -> scenario -> arrays.
 Masks = Mapping[str, np.ndarray]
@@ -65,6 +66,7 @@ def predict(
     for scenario in masks:
         by_corruption[(noise or {}).get(scenario)].append(scenario)
     for batch in Progress(batches, "test", unit="batch", disable=not progress):
+        fetched: list[tuple[list[Tensor], Tensor]] = []  # where each value goes
         for corruption, names in by_corruption.items():
             seen = batch if corruption is None else corruption(batch)
             masked = scenario_batches(seen, {name: masks[name] for name in names}, cells or {})
@@ -80,7 +82,9 @@ def predict(
                     if scenario in features and prediction.features is not None:
                         values["features"] = prediction.features
                     for key, value in values.items():
-                        pieces[label][scenario][key].append(value.cpu())
+                        fetched.append((pieces[label][scenario][key], value))
+        for (place, _), value in zip(fetched, to_host([value for _, value in fetched]), strict=True):
+            place.append(value)
     outputs = {
         label: {name: {key: _join(values) for key, values in parts.items()} for name, parts in by_scenario.items()}
         for label, by_scenario in pieces.items()
@@ -93,10 +97,10 @@ def predict(
 
 def scenario_batches(batch: Batch, masks: Masks, cells: CellMasks) -> dict[str, Batch]:
     """Scenario -> the batch under its masks, which are those of all rows of the split (see :func:`predict`)."""
-    rows, device = batch.index.cpu(), batch.index.device
+    rows, device = on_host(batch.index), batch.index.device
 
     def rows_of(mask: np.ndarray) -> Tensor:
-        return torch.from_numpy(mask)[rows].to(device)
+        return to_device(torch.from_numpy(mask)[rows], device, is_remembered=True)
 
     return {
         scenario: batch.replace(
