@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,10 +16,10 @@ def hash_seed(*parts: int) -> int:
     return int(np.random.SeedSequence([p & 0xFFFFFFFF for p in parts]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def _mix(x: Tensor) -> Tensor:
-    """The finaliser of splitmix64 (Steele, Lea, Flood 2014) on int64, whose products wrap."""
+def _mix(x: Any) -> Any:
+    """The finaliser of splitmix64 (Steele, Lea, Flood 2014) on int64 tensors or arrays, whose products wrap."""
 
-    def logical_shift(v: Tensor, bits: int) -> Tensor:
+    def logical_shift(v: Any, bits: int) -> Any:
         return (v >> bits) & ((1 << (64 - bits)) - 1)
 
     x = (x ^ logical_shift(x, 30)) * -0x40A7B892E31B1A47
@@ -30,7 +31,7 @@ def _row_bits(index: Tensor, width: int, seed: int) -> Tensor:
     """Random int64 (B, width), keyed by row number and column; the same on every device."""
     golden = -0x61C8864680B583EB
     column = torch.arange(width, device=index.device)
-    start = _mix(torch.tensor(seed, device=index.device) * golden)
+    start = int(_mix(np.array([seed]) * golden)[0])  # on the host: no GPU waits for a number
     return _mix(_mix(index * golden + start)[:, None] + column * golden)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from utils.errors import UserError
 from utils.subsets import enumerate_subsets
+from utils.transfer import on_host, to_device
 
 KINDS = ("none", "bernoulli", "subsets", "count", "all", "one", "fewer")
 
@@ -71,8 +72,8 @@ class TrainingMasks:
             random one.
         """
         if self.kind == "fewer":
-            is_reduced = torch.rand(len(missing), 1, generator=generator) < self.p
-            return torch.where(is_reduced.to(missing.device), missing | fewer_of(missing, generator), missing)[None]
+            is_reduced = to_device(torch.rand(len(missing), 1, generator=generator) < self.p, missing.device)
+            return torch.where(is_reduced, missing | fewer_of(missing, generator), missing)[None]
         b, m = missing.shape
         rows = b if self.per == "row" else 1
         if self.kind == "bernoulli":
@@ -96,8 +97,8 @@ class TrainingMasks:
             else:
                 picked = torch.rand(rows, len(subsets), generator=generator).argsort(1)[:, : self.k]
                 drawn = subsets[picked].transpose(0, 1)
-        priority = torch.rand(len(drawn), b, m, generator=generator).to(missing.device)
-        hidden = drawn.to(missing.device) | missing
+        priority = torch.rand(len(drawn), b, m, generator=generator)
+        priority, hidden = to_device(priority, missing.device), to_device(drawn, missing.device) | missing
         priority = torch.where(missing, -1, priority)
         last = priority == priority.amax(-1, keepdim=True)
         return torch.where(hidden.all(-1, keepdim=True), missing | ~last, hidden)
@@ -105,8 +106,9 @@ class TrainingMasks:
 
 def fewer_of(absent: Tensor, generator: torch.Generator) -> Tensor:
     """Mask (B, M) that keeps k of the n modalities of a row, k uniform on 1 .. n - 1; a single one is kept."""
-    n = (~absent).sum(1).cpu()
-    order = torch.where(absent.cpu(), 2.0, torch.rand(absent.shape, generator=generator)).argsort(1).argsort(1)
+    known = on_host(absent)
+    n = (~known).sum(1)
+    order = torch.where(known, 2.0, torch.rand(absent.shape, generator=generator)).argsort(1).argsort(1)
     drawn = 1 + (torch.rand(len(n), generator=generator) * (n - 1)).long()
     k = torch.minimum(drawn, (n - 1).clamp(min=1))
-    return absent | (order >= k[:, None]).to(absent.device)
+    return absent | to_device(order >= k[:, None], absent.device)

@@ -154,8 +154,8 @@ class PooledRecoveries(RecoveryComparators):
     def _lattice(self, encoded: Tensor, batch: Batch, unrecoverable: Tensor, discard: Tensor) -> Tensor:
         """Log of the mean probability (B, C) over the supersets that show no modality without a recovery."""
         result = torch.empty_like(discard)
-        for _, rows in groups_by_missing(batch.missing):
-            masks, _ = supersets(batch.missing[rows])  # (R, A, M)
+        for k, rows in groups_by_missing(batch.missing):
+            masks, _ = supersets(batch.missing[rows], k)  # (R, A, M)
             part, content = take_rows(batch, rows), encoded[rows]
             logits = [self._fuse(content, part, masks[:, a]) for a in range(1, masks.shape[1])]
             allowed = ~(unrecoverable[rows][:, None] & ~masks).any(-1)

@@ -35,6 +35,7 @@ from models.tokens import TokenPipeline
 from utils.checks import check_number
 from utils.noise import hash_seed
 from utils.subsets import draw_subsets, enumerate_subsets
+from utils.transfer import to_device
 from utils.weights import checkpoint_kind, load_strict
 
 log = logging.getLogger(__name__)
@@ -173,9 +174,10 @@ class DynamicTransformer(TokenPipeline):
         tables = [(i, name) for i, name in enumerate(self.modality_names) if name in cells]
         if not tables:
             return None
-        owner = torch.tensor([i for i, _ in tables for _ in range(self.tokens_per_modality[i])], device=missing.device)
+        owner = torch.tensor([i for i, _ in tables for _ in range(self.tokens_per_modality[i])])
         tokens = torch.cat([self.encode_one(i, inputs[name], cells[name]) for i, name in tables], dim=1)
-        return Partial(tokens, torch.cat([self.shown(i, cells[name]) for i, name in tables], dim=1), owner)
+        visible = torch.cat([self.shown(i, cells[name]) for i, name in tables], dim=1)
+        return Partial(tokens, visible, to_device(owner, missing.device))
 
     def prepare(self, tokens: Tensor, partial: Partial | None = None) -> Sequences:
         """Compute what all subsets of a sample share."""
@@ -291,13 +293,13 @@ class DynamicTransformer(TokenPipeline):
                 if packed and length == sequences.x.shape[1] and len(ids) == 1:
                     stacked, visible = sequences, None
                 elif packed:
-                    index = torch.tensor([columns[k] for k in ids], device=sequences.x.device).flatten()
+                    index = to_device(torch.tensor([columns[k] for k in ids]).flatten(), sequences.x.device)
                     x, qkv = (_stack(t.index_select(1, index), len(ids)) for t in (sequences.x, sequences.qkv))
                     stacked = Sequences(x, qkv)
                     visible = None
                 else:
-                    shown = visible_tokens(subsets[ids].to(sequences.x.device), self.tokens_per_modality)[:, None]
-                    shown = shown.expand(-1, b, -1)
+                    hidden = to_device(subsets[ids], sequences.x.device)
+                    shown = visible_tokens(hidden, self.tokens_per_modality)[:, None].expand(-1, b, -1)
                     if missing is not None:
                         observed = self.visible(missing, cells)
                         observed_and_shown = shown & observed

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import comb
 from zlib import crc32
 
 import torch
@@ -54,17 +55,17 @@ class Lattice:
         return (sizes if self.allowed is None else torch.where(self.allowed, sizes, -1)).argmax(1)
 
 
-def supersets(missing: Tensor) -> tuple[Tensor, Tensor]:
+def supersets(missing: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Masks of all supersets of the observed modalities, by their number.
 
     Args:
-        missing: (R, M) bool, k True in every row.
+        missing: (R, M) bool, ``k`` True in every row.
 
     Returns:
         masks (R, A, M) bool, A = 2^k, the first one ``missing`` and the last one without a True; and which of a row's k
         missing modalities they show, (A, k) of 0 and 1.
     """
-    k, device = int(missing[0].sum()), missing.device
+    device = missing.device
     columns = missing.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :k]
     codes = torch.arange(2**k, device=device)
     sizes = sum((codes >> i) & 1 for i in range(k)) if k else torch.zeros_like(codes)
@@ -94,12 +95,12 @@ def exhaustive(
     lattices = []
     for k, rows in groups_by_missing(missing):
         base = missing[rows]
-        masks, added = supersets(base)
+        masks, added = supersets(base, k)
         pieces: list[Score] = []
         # Entries are sorted by size, so each size is one contiguous block and one fusion call.
         start = 0
         for size in range(k + 1):
-            width = int((added.sum(1) == size).sum())
+            width = comb(k, size)
             block = masks[:, start : start + width].flatten(0, 1)
             pieces.append(scorer(sequences, rows.repeat_interleave(width), block, m - k + size))
             start += width

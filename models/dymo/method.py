@@ -32,6 +32,7 @@ from models.dymo.validation import validate_selection
 from models.imputers.base import Imputer, recover_possible
 from utils.checks import check_choice, check_number, nearest
 from utils.subsets import subset_lookup
+from utils.transfer import column_rows
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ class DyMo(Method):
         self.backbone, self.rule, self.comparators = backbone.eval(), rule or SelectionRule(), tuple(comparators)
         # Kept out of the module tree: imputers need not be modules, and their weights are their own run's.
         self._imputer = [imputer]
-        self._lookup = subset_lookup(len(backbone.modalities))
+        self._lookup = subset_lookup(len(backbone.modalities)).to(parameters.sigma.device)
         self.gaussian, self.seed, self.chooses_threshold = parameters, seed, chooses_threshold
         self.validated_threshold: float | None = None
         self.rules = Rules(self.comparators, settings)
@@ -127,8 +128,7 @@ class DyMo(Method):
         if tokens is None:
             return backbone.encode(completed), completed
         tokens = tokens.clone()
-        for i, name in enumerate(self.modality_names):
-            rows = batch.missing[:, i].nonzero()[:, 0]
+        for i, (name, rows) in enumerate(zip(self.modality_names, column_rows(batch.missing), strict=True)):
             if len(rows):
                 tokens[rows, backbone.token_columns(i)] = backbone.encode_one(i, completed[name][rows])
         return tokens, completed

@@ -13,6 +13,7 @@ from datasets.batch import Batch, Modality, rows_like
 from models.dymo.backbone import Sequences
 from models.imputers.base import Imputer, recover_possible
 from utils.subsets import enumerate_subsets
+from utils.transfer import to_device
 
 
 def with_recoveries(
@@ -38,7 +39,7 @@ def hide_randomly(batch: Batch, imputer: Imputer, modalities: Sequence[Modality]
     subsets = enumerate_subsets(len(modalities))
     subsets = subsets[~(subsets & is_fixed).any(1)]
     rows = torch.randint(len(subsets), (len(batch),), generator=generator)
-    hidden = subsets[rows].to(batch.missing.device) | batch.missing
+    hidden = to_device(subsets[rows], batch.missing.device) | batch.missing
     hidden = torch.where(hidden.all(1, keepdim=True), batch.missing, hidden)
     unrecoverable = imputer.unrecoverable(modalities, hidden)
     if unrecoverable is not None:  # observed content that would not come back stays

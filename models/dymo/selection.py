@@ -26,6 +26,7 @@ from models.dymo.gaussian import GaussianParameters
 from models.dymo.prototypes import COSINE
 from models.dymo.similarity import Score, reward, score
 from utils.subsets import mask_code, subset_lookup
+from utils.transfer import on_host, to_device
 
 NO_ACTION = -1
 PARTIAL_TABLES = ("observed", "missing")
@@ -191,10 +192,11 @@ class Scorer:
 
 
 def groups_by_missing(missing: Tensor) -> list[tuple[int, Tensor]]:
-    """(number of missing modalities, rows) of each number that occurs; one host synchronisation."""
-    counts = missing.sum(1)
+    """(number of missing modalities, rows) of each number that occurs. The host reads the mask, see
+    :func:`utils.transfer.on_host`."""
+    counts = on_host(missing).sum(1)
     present = torch.bincount(counts, minlength=missing.shape[1] + 1).tolist()
-    order = counts.argsort(stable=True)
+    order = to_device(counts.argsort(stable=True), missing.device)
     return [(k, rows) for k, rows in enumerate(order.split(present)) if len(rows)]
 
 
@@ -206,6 +208,7 @@ def select(
     partial: Partial | None = None,
     unrecoverable: Tensor | None = None,
     is_path_kept: bool = False,
+    is_counted: bool | None = None,
 ) -> Selection:
     """Greedy selection.
 
@@ -216,9 +219,11 @@ def select(
             recovery of such a table is a candidate; parameters are looked up as ``SelectionRule.partial_tables`` says.
         unrecoverable: (B, M) bool, missing modalities without a recovery, which are no candidates; None = none.
         is_path_kept: keep the logits of every round, for :meth:`Selection.at`.
+        is_counted: see :func:`_pairs`; None = on the CPU, since a GPU would have to wait in every round.
     """
     b, m = missing.shape
     device = missing.device
+    is_counted = device.type == "cpu" if is_counted is None else is_counted
     sequences = scorer.model.prepare(tokens, partial)
     groups = groups_by_missing(missing)
     rounds = max((k for k, _ in groups), default=0)
@@ -231,7 +236,7 @@ def select(
     )
     # Rows that miss equally many modalities see equally many tokens in every round, so no padding and no mask.
     for k, rows in groups:
-        _select_group(scorer, sequences, rows, m - k, k, selection, unrecoverable)
+        _select_group(scorer, sequences, rows, m - k, k, selection, unrecoverable, is_counted)
     return selection
 
 
@@ -243,9 +248,10 @@ def _select_group(
     k: int,
     selection: Selection,
     unrecoverable: Tensor | None,
+    is_counted: bool,
 ) -> None:
     """Rows that all miss ``k`` modalities. Arrays keep the group's size; only the list of (row, candidate) pairs
-    shrinks, and its emptiness is the one thing the host waits for in a round."""
+    shrinks."""
     missing = selection.final_missing[rows]
     candidate = missing if unrecoverable is None else missing & ~unrecoverable[rows]
     current = scorer(sequences, rows, missing, n_visible)
@@ -253,12 +259,13 @@ def _select_group(
     if selection.path is not None:
         selection.path[rows] = current.logits[:, None]
     for t in range(k):
-        owner, u = candidate.nonzero(as_tuple=True)
+        owner, u, is_real = _pairs(candidate, k - t, is_counted)
         if not len(owner):
             break
         hidden = missing[owner].scatter(1, u[:, None], False)
         after = scorer(sequences, rows[owner], hidden, n_visible + t + 1)
         value = scorer.reward(current[owner], after)
+        value = value if is_real is None else torch.where(is_real, value, float("nan"))
         evaluated = value.new_full(candidate.shape, float("nan")).index_put((owner, u), value)
         pair = torch.zeros_like(missing, dtype=torch.long).index_put((owner, u), torch.arange(len(u), device=u.device))
         gain, best = evaluated.nan_to_num(nan=float("-inf")).max(1)
@@ -274,3 +281,21 @@ def _select_group(
             selection.path[rows, t + 1] = current.logits
     selection.final_missing[rows] = missing
     selection.logits[rows] = current.logits
+
+
+def _pairs(candidate: Tensor, width: int, is_counted: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(row, candidate) pairs of a round.
+
+    Args:
+        candidate: (G, M) bool, at most ``width`` True in a row.
+        is_counted: only pairs that are left, whose number the host has to know; else as many as there can be.
+
+    Returns:
+        rows (P,), their candidates (P,), and which pairs are left (P,), None = all.
+    """
+    if is_counted:
+        owner, u = candidate.nonzero(as_tuple=True)
+        return owner, u, None
+    u = candidate.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :width].flatten()
+    owner = torch.arange(len(candidate), device=candidate.device).repeat_interleave(width)
+    return owner, u, candidate[owner, u]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from datasets.batch import Batch, Modality, missing_content
+from utils.transfer import to_device
 from utils.weights import load_strict
 
 
@@ -127,7 +128,7 @@ class Imputer(ABC):
         names = self.recoverable(modalities)
         if len(names) == len(modalities):
             return None
-        is_fixed = torch.tensor([m.name not in names for m in modalities], device=missing.device)
+        is_fixed = to_device(torch.tensor([m.name not in names for m in modalities]), missing.device)
         unrecoverable = missing & is_fixed
         return unrecoverable | (missing & unrecoverable.any(1, keepdim=True)) if self.reads_others else unrecoverable
 

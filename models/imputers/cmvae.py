@@ -32,6 +32,7 @@ from models.imputers.cmvae_networks import SIDE, ResNetDecoder, ResNetEncoder
 from models.imputers.default_networks import Decoder, SharedPrivatePosterior
 from models.imputers.generative import GenerativeImputer
 from utils.noise import hash_seed, row_laplace, row_uniform
+from utils.transfer import column_rows
 from utils.weights import checkpoint_kind
 
 CONDITIONINGS = ("mean", "random")
@@ -212,8 +213,7 @@ class _SharedPrivateVAE(GenerativeImputer):
             cells = self.hidden_cells(missing, feature_missing)
             use = self._conditioning(missing, self.absent(missing, feature_missing), index)
             u = torch.zeros(len(missing), self.latent, device=missing.device)
-            for i, name in enumerate(self.names):
-                rows = use[:, i].nonzero()[:, 0]
+            for i, (name, rows) in enumerate(zip(self.names, column_rows(use), strict=True)):
                 if len(rows):
                     mu, raw = self._shared(name, inputs[name][rows], cells[name][rows] if name in cells else None)
                     if self.sample:
@@ -222,8 +222,7 @@ class _SharedPrivateVAE(GenerativeImputer):
                     u[rows] += mu
             u = u / use.sum(1, keepdim=True).clamp(min=1)
             completed = {}
-            for i, (name, x) in enumerate(inputs.items()):
-                rows = missing[:, i].nonzero()[:, 0]
+            for i, ((name, x), rows) in enumerate(zip(inputs.items(), column_rows(missing), strict=True)):
                 completed[name] = x
                 if len(rows):
                     w = self._private(name, index[rows], hash_seed(self.draw_seed, 2, i))

@@ -132,9 +132,11 @@ class GenerativeImputer(TrainedImputer):
     def absent(self, missing: Tensor, feature_missing: Mapping[str, Tensor] | None) -> Tensor:
         """Modalities (B, M) that are no evidence: those without observed content, and those with missing cells that
         their encoder would see."""
+        if not feature_missing:
+            return missing
         columns = list(missing.unbind(1))
         for i, m in enumerate(self.modalities):
-            if self.takes_cells[i] and feature_missing and m.name in feature_missing:
+            if self.takes_cells[i] and m.name in feature_missing:
                 columns[i] = columns[i] & feature_missing[m.name].flatten(1).all(1)
         return torch.stack(columns, 1)
 

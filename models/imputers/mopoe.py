@@ -30,6 +30,7 @@ from models.imputers.default_networks import Decoder, Posterior
 from models.imputers.generative import GenerativeImputer
 from utils.noise import hash_seed, row_normal
 from utils.subsets import enumerate_subsets
+from utils.transfer import column_rows
 from utils.weights import checkpoint_kind
 
 VARIANCE_FLOOR = 1e-8
@@ -188,8 +189,7 @@ class MoPoE(GenerativeImputer):
         b, m = missing.shape
         mu = torch.zeros(m, b, self.latent, device=missing.device)
         logvar = torch.zeros_like(mu)
-        for i, (name, x) in enumerate(inputs.items()):
-            rows = (~missing[:, i]).nonzero()[:, 0]
+        for i, ((name, x), rows) in enumerate(zip(inputs.items(), column_rows(missing, False), strict=True)):
             if len(rows):
                 gaps = cells[name][rows] if name in cells else None
                 mu[i, rows], logvar[i, rows] = self._encode(i, x[rows], gaps)[:2]
@@ -209,8 +209,7 @@ class MoPoE(GenerativeImputer):
             if self.sample:
                 mean = mean + row_normal(index, self.latent, self.draw_seed) * (0.5 * logvar).exp()
             completed = {}
-            for i, (name, x) in enumerate(inputs.items()):
-                rows = missing[:, i].nonzero()[:, 0]
+            for i, ((name, x), rows) in enumerate(zip(inputs.items(), column_rows(missing), strict=True)):
                 completed[name] = x
                 if len(rows):
                     recovered = self._decode(i, mean[rows], index[rows])

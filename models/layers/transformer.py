@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from utils.transfer import to_device
+
 
 class Attention(nn.Module):
     """Multi-head self-attention with one fused, bias-free projection (layout: 3, heads, head width)."""
@@ -130,4 +132,4 @@ def visible_tokens(missing: Tensor, tokens_per_modality: list[int]) -> Tensor:
 
 def owners(tokens_per_modality: Sequence[int], device: torch.device) -> Tensor:
     """Modality of each token (P,) int64."""
-    return torch.tensor([i for i, count in enumerate(tokens_per_modality) for _ in range(count)], device=device)
+    return to_device(torch.tensor([i for i, count in enumerate(tokens_per_modality) for _ in range(count)]), device)

@@ -20,6 +20,7 @@ from models.layers.batch_norm import apply_with_cells
 from models.layers.masked_attention import xavier_initialisation
 from models.layers.transformer import owners
 from models.masked_attention.training import StagedTraining
+from utils.transfer import column_rows
 
 log = logging.getLogger(__name__)
 FILLS = ("tokens", "inputs", "mixed")
@@ -164,10 +165,9 @@ class TokenFusion(StagedTraining):
         """
         if batch.complete or not self.training or self.reference or self.fill != "tokens":
             return super().encode_batch(batch)
-        observed, is_present = batch.observed(), ~self.absent(batch)
-        cells, parts = self.cells(batch.missing, batch.feature_missing), []
-        for i, m in enumerate(self.modalities):
-            x, rows = observed[m.name], is_present[:, i].nonzero()[:, 0]
+        observed, cells, parts = batch.observed(), self.cells(batch.missing, batch.feature_missing), []
+        for i, (m, rows) in enumerate(zip(self.modalities, column_rows(self.absent(batch), False), strict=True)):
+            x = observed[m.name]
             if m.kind == "table":
                 parts.append(self.encode_one(m.name, x, cells))
             elif len(rows) == 0:
