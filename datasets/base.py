@@ -349,7 +349,6 @@ class MultimodalDataModule(TakesNewRows, DeclaredArguments, pl.LightningDataModu
         noise: TrainingNoise | None = None,
         rank: int = 0,
         world_size: int = 1,
-        pad: bool = True,
     ) -> PackedLoader:
         """Batches of one split under one scenario, None = complete; see :class:`PackedLoader`.
 
@@ -382,7 +381,6 @@ class MultimodalDataModule(TakesNewRows, DeclaredArguments, pl.LightningDataModu
             corrupt=corrupt,
             rank=rank,
             world_size=world_size,
-            pad=pad,
         )
 
     def rows(self, split: str, rows: np.ndarray, device: torch.device | str = "cpu") -> Batch:
@@ -404,10 +402,7 @@ class MultimodalDataModule(TakesNewRows, DeclaredArguments, pl.LightningDataModu
         device = strategy.root_device if strategy else torch.device("cpu")
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         noise = self.training_noise if train else None
-        # Scores count every row once.
-        return self.loader(
-            split, scenario, train=train, device=device, noise=noise, rank=rank, world_size=world, pad=train
-        )
+        return self.loader(split, scenario, train=train, device=device, noise=noise, rank=rank, world_size=world)
 
     def train_dataloader(self) -> PackedLoader:
         return self._trainer_loader("train", self.missing_train, train=True)

@@ -62,6 +62,7 @@ class Batch:
         complete: nothing is missing, known on the host (saves a device synchronisation).
         sources: (B, M) int64, the row from which each modality's content was taken, where pairs are drawn anew; None =
             ``index`` for all modalities.
+        is_filler: the rows do not count: they are another process's, in a step for which this one has none left.
     """
 
     inputs: dict[str, Tensor]
@@ -72,9 +73,15 @@ class Batch:
     noise_level: Tensor | None = None
     complete: bool = False
     sources: Tensor | None = None
+    is_filler: bool = False
 
     def __len__(self) -> int:
         return len(self.index)
+
+    @property
+    def counted(self) -> int:
+        """Number of rows that count in losses and metrics."""
+        return 0 if self.is_filler else len(self)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         def move(tensor: Tensor) -> Tensor:
@@ -89,6 +96,7 @@ class Batch:
             None if self.noise_level is None else move(self.noise_level),
             self.complete,
             None if self.sources is None else move(self.sources),
+            self.is_filler,
         )
 
     def replace(self, **changes: Any) -> Batch:

@@ -41,7 +41,7 @@ class PackedLoader:
         missing: (N, M) bool mask of the split; None = nothing is missing, and the caller hides NaN.
         batch_size: rows per batch; the last batch may be smaller unless ``drop_last``.
         shuffle: reshuffle in every epoch. The order depends only on ``seed`` and the epoch of :meth:`set_epoch`, so
-            that a resumed run sees the same order.
+            that a resumed run sees the same order. Steps are divided among the ranks as a training needs it, see below.
         reshuffle_pairs: draw another item of the same class for every modality and epoch; a list of names restricts it
             to these modalities. Only for data whose modalities share only the label (PolyMNIST, MST): it multiplies
             the training tuples.
@@ -52,9 +52,11 @@ class PackedLoader:
             (R, T, ...).
         transform: (inputs, generator) -> inputs, applied to gathered batches; the generator is None in evaluation.
         corrupt: (batch, epoch) -> batch with noise, applied last.
-        rank, world_size: under DDP each rank sees every ``world_size``-th row.
-        pad: repeat rows so that all ranks have the same number. Without it every row is seen once, and ranks with
-            fewer rows have smaller batches, but as many of them, since forward passes of DDP wait for each other.
+        rank, world_size: under DDP each rank has every ``world_size``-th row, and every row counts once. With
+            ``shuffle``, all ranks together have the batches that one process has with the batch size
+            ``batch_size * world_size``; a rank without a row in the last of them has a row that does not count
+            (:attr:`Batch.is_filler`). Without ``shuffle``, each rank divides its rows evenly into as many batches as
+            the others, since forward passes of DDP wait for each other.
     """
 
     def __init__(
@@ -77,11 +79,10 @@ class PackedLoader:
         corrupt: Corrupt | None = None,
         rank: int = 0,
         world_size: int = 1,
-        pad: bool = True,
     ) -> None:
         self.split, self.modalities, self.batch_size = split, list(modalities), batch_size
         self.shuffle, self.drop_last, self.seed = shuffle, drop_last, seed
-        self.reshuffle_pairs, self.jitter, self.pad = reshuffle_pairs, jitter, pad
+        self.reshuffle_pairs, self.jitter = reshuffle_pairs, jitter
         self.rank, self.world_size = rank, world_size
         self.device = torch.device(device)
         self.residence = _residence(residence, split, self.device)
@@ -116,34 +117,33 @@ class PackedLoader:
         """Set the epoch whose order the next iteration uses."""
         self.epoch = epoch
 
-    @property
-    def n_rows(self) -> int:
-        """Number of rows that this rank sees per epoch."""
-        if self.pad:
-            return -(-len(self.split) // self.world_size)
-        return len(range(self.rank, len(self.split), self.world_size))
-
     def __len__(self) -> int:
-        # The same on every rank that has rows: without padding, some have a row less.
-        rows = self.n_rows if self.pad else len(self.split) // self.world_size or self.n_rows
-        return rows // self.batch_size if self.drop_last else -(-rows // self.batch_size)
+        n, ranks = len(self.split), self.world_size
+        if not self.shuffle:
+            n, ranks = n // ranks or len(range(self.rank, n, ranks)), 1
+        step = self.batch_size * ranks
+        return n // step if self.drop_last else -(-n // step)
 
     def __iter__(self) -> Iterator[Batch]:
         generator = torch.Generator().manual_seed(hash_seed(self.seed, self.epoch))
         n = len(self.split)
         order = torch.randperm(n, generator=generator) if self.shuffle else torch.arange(n)
-        if self.world_size > 1:
-            extra = self.n_rows * self.world_size - n if self.pad else 0
-            order = torch.cat([order, order[:extra]])[self.rank :: self.world_size]
         partners = self._same_class_partners(generator) if self.reshuffle_pairs else None
         # A separate stream: draws for augmentation never change the order, and differ between ranks.
         augmenting = torch.Generator().manual_seed(hash_seed(self.seed, self.epoch, 3, self.rank))
-        if self.pad or self.world_size == 1:
-            batches = [order[step * self.batch_size : (step + 1) * self.batch_size] for step in range(len(self))]
-        else:
-            batches = list(order.tensor_split(len(self))) if len(order) else []
-        for rows in batches:
-            yield self.gather(rows, partners, generator, augmenting if self.shuffle else None)
+        for rows, is_filler in self._steps(order):
+            batch = self.gather(rows, partners, generator, augmenting if self.shuffle else None)
+            yield batch.replace(is_filler=True) if is_filler else batch
+
+    def _steps(self, order: Tensor) -> Iterator[tuple[Tensor, bool]]:
+        """The rows of each batch of this rank, and whether they do not count."""
+        rows = order[self.rank :: self.world_size]
+        if self.shuffle or self.world_size == 1:
+            for step in range(len(self)):
+                part = rows[step * self.batch_size : (step + 1) * self.batch_size]
+                yield (part, False) if len(part) else (order[:1], True)
+        elif len(rows):
+            yield from ((part, False) for part in rows.tensor_split(len(self)))
 
     def gather(
         self,

@@ -18,6 +18,7 @@ def take_rows(batch: Batch, rows: Tensor) -> Batch:
         None if batch.noise_level is None else batch.noise_level[rows],
         batch.complete,
         None if batch.sources is None else batch.sources[rows],
+        batch.is_filler,
     )
 
 
@@ -38,4 +39,5 @@ def repeat_rows(batch: Batch, k: int) -> Batch:
         None if batch.noise_level is None else copies(batch.noise_level),
         batch.complete,
         None if batch.sources is None else copies(batch.sources),
+        batch.is_filler,
     )

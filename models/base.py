@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pandas as pd
-import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig
@@ -19,6 +18,7 @@ from torchmetrics import MetricCollection
 from datasets.batch import Batch, Modality, rows_like, unobserved
 from models.imputers.base import Imputer
 from models.layers.batch_norm import ObservedInputs
+from models.row_losses import RowLosses
 from utils.errors import UserError
 from utils.metrics import classification_metrics
 from utils.weights import checkpoint_kind, load_strict
@@ -160,7 +160,7 @@ class Method(nn.Module, ABC):
         return torch.zeros(len(prediction.logits), dtype=torch.bool)
 
 
-class IncompleteClassifier(Method, pl.LightningModule):
+class IncompleteClassifier(Method, RowLosses):
     """Owns loss, metrics, optimiser and logging; a method overrides what it changes and nothing else.
 
     Args:
@@ -339,7 +339,7 @@ class IncompleteClassifier(Method, pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         losses = self.loss(self(batch), batch)
-        self.log_losses("train", losses, len(batch))
+        self.log_losses("train", losses, batch.counted)
         return losses["loss"]
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
@@ -350,10 +350,6 @@ class IncompleteClassifier(Method, pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         self.log_dict({f"val_{k}": v for k, v in self.validation_metrics.compute().items()}, prog_bar=True)
         self.validation_metrics.reset()
-
-    def log_losses(self, stage: str, losses: dict[str, Tensor], n: int) -> None:
-        values = {f"{stage}_{k}": v.detach() for k, v in losses.items()}
-        self.log_dict(values, on_step=False, on_epoch=True, batch_size=n, sync_dist=True)
 
     def parameter_groups(self) -> list[Any]:
         """Parameters for the optimiser, or groups of them with different settings."""

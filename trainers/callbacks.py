@@ -13,6 +13,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
+from torch import Tensor
 
 from datasets.loader import PackedLoader
 from utils.errors import UserError
@@ -164,6 +165,22 @@ class EpochOrder(pl.Callback):
         if isinstance(loader, PackedLoader):
             loader.set_epoch(trainer.current_epoch)
         torch.manual_seed(hash_seed(self.seed, 2, trainer.current_epoch, trainer.global_rank))
+
+
+class RowShares(pl.Callback):
+    """Weight the loss of each process by its share of the rows of a step, since DDP averages over processes: every row
+    counts as in one process with their common batch. The module is a :class:`models.row_losses.RowLosses`."""
+
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: Any, loss: Tensor) -> None:
+        if trainer.world_size == 1:
+            return
+        weight: Tensor | int = trainer.world_size
+        if not pl_module.sums_over_batch:
+            rows = loss.new_tensor(pl_module.rows_of_step, dtype=torch.float32)
+            weight = weight * rows / trainer.strategy.reduce(rows.clone(), reduce_op="sum").clamp(min=1)
+        elif not pl_module.rows_of_step:
+            weight = 0
+        loss.mul_(weight)
 
 
 class Effort(pl.Callback):

@@ -50,7 +50,6 @@ def _estimate(run: Run) -> None:
         device=run.device,
         rank=rank,
         world_size=world_size,
-        pad=False,
     )
     parameters = estimate(
         model,

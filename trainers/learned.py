@@ -31,7 +31,6 @@ def learn(run: Run, model: Method) -> None:
                     parse_scenario("none"),  # what the source never had is missing
                     batch_size=run.cfg.gaussian.batch_size,
                     device=run.device,
-                    pad=False,
                 )
             )
             learner.save(path, about)

@@ -145,7 +145,7 @@ class Baseline(IncompleteClassifier):
         else:
             masks = self.masks.draw(self.absent(batch), self.mask_generator(batch_index))
             losses = self.losses_under(encoded, batch, masks)
-        self.log_losses("train", losses, len(batch))
+        self.log_losses("train", losses, batch.counted)
         return losses["loss"]
 
     def losses_under(self, encoded: Tensor, batch: Batch, masks: Tensor) -> dict[str, Tensor]:

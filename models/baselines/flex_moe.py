@@ -151,7 +151,7 @@ class FlexMoE(VectorBaseline):
         absent = self.absent(batch)
         masks = torch.cat([absent[None], self.masks.draw(absent, self.mask_generator(batch_index))])
         losses = self.losses_under(self.encode_batch(batch), batch, masks)
-        self.log_losses("train", losses, len(batch))
+        self.log_losses("train", losses, batch.counted)
         return losses["loss"]
 
     def loss(self, prediction: Prediction, batch: Batch) -> dict[str, Tensor]:

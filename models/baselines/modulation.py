@@ -66,7 +66,7 @@ class GradientModulation(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         def watch(prediction: Prediction, batch: Batch) -> None:
-            scores = unimodal_scores(pl_module, prediction, batch)
+            scores = unimodal_scores(pl_module, prediction, batch) * (not batch.is_filler)
             # Accumulated like the gradients of one step.
             self.scores = scores if self.scores is None else self.scores + scores
 

@@ -109,7 +109,7 @@ class Autoencoder(_JointCode):
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         losses = self.losses(batch, self.masks.draw(self.absent(batch), self.mask_generator(batch_index)))
-        self.log_losses("train", losses, len(batch))
+        self.log_losses("train", losses, batch.counted)
         return losses["loss"]
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:

@@ -142,7 +142,7 @@ class OnlineMAE(VectorBaseline):
         dropped = self.absent(hidden) & ~self.absent(batch)
         losses["reconstruction"] = reconstruction(prediction.extras["rebuilt"], target, dropped)
         losses["loss"] = losses["classification"] + losses["reconstruction"]
-        self.log_losses("train", losses, len(batch))
+        self.log_losses("train", losses, batch.counted)
         return losses["loss"]
 
     def draw(self, missing: Tensor, generator: torch.Generator) -> Tensor:

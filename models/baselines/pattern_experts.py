@@ -82,7 +82,7 @@ class PatternExperts(VectorBaseline):
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         losses = self.expert_losses(self.decide(self.encode_batch(batch)), batch)
-        self.log_losses("train", losses, len(batch))
+        self.log_losses("train", losses, batch.counted)
         return losses["loss"]
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:

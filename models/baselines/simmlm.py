@@ -82,7 +82,7 @@ class SimMLM(VectorBaseline):
             "ranking": ranking_loss(more_loss, fewer_loss),
         }
         losses["loss"] = losses["more"] + losses["fewer"] + self.ranking * losses["ranking"]
-        self.log_losses("train", losses, len(batch))
+        self.log_losses("train", losses, batch.counted)
         return losses["loss"]
 
 

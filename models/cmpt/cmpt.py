@@ -315,7 +315,7 @@ class CMPT(Baseline):
             losses["classification"] = losses["loss"]
             losses["alignment"] = alignment_loss(states, self.absent(encoder_batch), self.alignment)
             losses["loss"] = losses["classification"] + self.alignment.weight * losses["alignment"]
-        self.log_losses("train", losses, len(batch))
+        self.log_losses("train", losses, batch.counted)
         return losses["loss"]
 
     def configure_optimizers(self) -> Any:

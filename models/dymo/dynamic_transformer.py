@@ -360,8 +360,9 @@ class DynamicTransformer(TokenPipeline):
             losses["consistency"] = consistency_loss(self, sequences, batch, generator)
             losses["loss"] = losses["loss"] + self.consistency * losses["consistency"]
         assert self._running is not None
-        self._running.update(features, batch.target)
-        self.log_losses("train", losses, len(batch))
+        if not batch.is_filler:
+            self._running.update(features, batch.target)
+        self.log_losses("train", losses, batch.counted)
         return losses["loss"]
 
     def _losses(self, logits: Tensor, features: Tensor, target: Tensor) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from datasets.batch import Batch, Modality, missing_content
+from models.row_losses import RowLosses
 from utils.transfer import to_device
 from utils.weights import load_strict
 
@@ -227,7 +228,7 @@ class FittedImputer(Imputer):
         """
 
 
-class TrainedImputer(pl.LightningModule, Imputer):
+class TrainedImputer(RowLosses, Imputer):
     """A network that is trained by Lightning.
 
     Args:

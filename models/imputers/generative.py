@@ -58,7 +58,6 @@ class GenerativeImputer(TrainedImputer):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("weights", "networks")
-    sums_over_batch = False  # what is minimised: the sum over the rows instead of the mean
     reference_text = False  # the original MoPoE's text likelihood, see :func:`text_probabilities`
 
     def __init__(
@@ -203,18 +202,16 @@ class GenerativeImputer(TrainedImputer):
     def training_step(self, batch: Batch, batch_index: int) -> Tensor | None:
         batch = self.complete_rows(batch)
         if not len(batch):
-            return None
+            return self.step_without_rows()
         losses = self.losses(batch)
-        values = {f"train_{k}": v.detach() for k, v in losses.items()}
-        self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(batch), sync_dist=True)
+        self.log_losses("train", losses, batch.counted)
         return losses["loss"] * len(batch) if self.sums_over_batch else losses["loss"]
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         batch = self.complete_rows(batch)
         if not len(batch):
             return
-        losses = self.losses(batch)
-        self.log("val_loss", losses["loss"], batch_size=len(batch), sync_dist=True, prog_bar=True)
+        self.log_losses("val", {"loss": self.losses(batch)["loss"]}, len(batch), prog_bar=True)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

@@ -288,18 +288,16 @@ class TIP(TrainedImputer):
     def training_step(self, batch: Batch, batch_index: int) -> Tensor | None:
         batch = self._with_image(batch)
         if len(batch) < 2:  # a pair alone has nothing to be told from
-            return None
+            return self.step_without_rows()
         losses = self.losses(batch)
-        values = {f"train_{k}": v.detach() for k, v in losses.items()}
-        self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(batch), sync_dist=True)
+        self.log_losses("train", losses, batch.counted)
         return losses["loss"]
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         batch = self._with_image(batch)
         if not len(batch):
             return
-        values = {f"val_{k}": v for k, v in self.losses(batch).items()}
-        self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(batch), sync_dist=True)
+        self.log_losses("val", self.losses(batch), len(batch))
 
     def recovery_state(self) -> Mapping[str, Any]:
         return {key: value for key, value in self.state_dict().items() if key.startswith(TIP_PARTS)}

@@ -20,6 +20,7 @@ from models.layers.batch_norm import apply_with_cells
 from models.layers.masked_attention import xavier_initialisation
 from models.layers.transformer import owners
 from models.masked_attention.training import StagedTraining
+from models.row_losses import zero_loss
 from utils.transfer import column_rows
 
 log = logging.getLogger(__name__)
@@ -226,7 +227,7 @@ class TokenFusion(StagedTraining):
             is_complete = ~self.absent(batch).any(1)
             if is_complete.sum() < 2:  # too few for batch normalisation
                 loss = zero_loss(self)
-                self.log_losses("train", {"loss": loss}, len(batch))
+                self.log_losses("train", {"loss": loss}, 0)
                 return loss
             batch = take_rows(batch, is_complete)
         features = self.drop_features(batch, generator)
@@ -234,7 +235,7 @@ class TokenFusion(StagedTraining):
         # Drop modalities after the encoders, to exclude blank images from batch statistics; the original drops before.
         encoder_batch = dropped if self.reference or self.fill != "tokens" else features
         losses = self.loss(self.fuse(self.encode_batch(encoder_batch), dropped), dropped)
-        self.log_losses("train", losses, len(batch))
+        self.log_losses("train", losses, batch.counted)
         return losses["loss"]
 
     def drop_modalities(self, batch: Batch, generator: torch.Generator) -> Batch:
@@ -259,9 +260,3 @@ class TokenFusion(StagedTraining):
 
     def architecture(self) -> dict[str, Any]:
         return super().architecture() | {"width": self.width, "tokens": self.tokens_per_modality, "fill": self.fill}
-
-
-def zero_loss(*modules: nn.Module) -> Tensor:
-    """0 with a zero gradient for every trained parameter, as distributed training requires."""
-    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-    return sum((0 * p.sum() for p in parameters), torch.zeros((), device=parameters[0].device if parameters else None))

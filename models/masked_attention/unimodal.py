@@ -58,5 +58,5 @@ class TokenUnimodal(StagedTraining, Unimodal):
             batch = take_rows(batch, is_present)
         batch = self.drop_features(batch, self.mask_generator(batch_index))
         losses = self.loss(self.fuse(self.encode_batch(batch), batch), batch)
-        self.log_losses("train", losses, len(batch))
+        self.log_losses("train", losses, batch.counted)
         return losses["loss"]

@@ -351,8 +351,8 @@ class UDML(Baseline):
             losses["divergence"] = mean_where(observed, torch.stack(parts, dim=1)).sum()
             losses["loss"] = losses["loss"] + self.beta * losses["divergence"]
         if self.measurement is not None:
-            self.measure(encoded, observed, fused)
-        self.log_losses("train", losses, len(batch))
+            self.measure(encoded, observed & (not batch.is_filler), fused)
+        self.log_losses("train", losses, batch.counted)
         return losses["loss"]
 
     @torch.no_grad()
@@ -372,7 +372,7 @@ class UDML(Baseline):
         features = torch.where(is_complete[:, None, None], features, 0).float()
         distances = logit_distances(self.head, features, self.measurement.measure == "removal")
         sums = torch.cat([torch.where(is_complete[:, None], distances, 0).sum(0), is_complete.sum()[None]])
-        if self._trainer is not None and self.trainer.world_size > 1:
+        if self.processes > 1:
             sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
         measured = sums[:-1] / sums[-1].clamp(min=1)
         momentum = self.measurement.momentum or 0.0

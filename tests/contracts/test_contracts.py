@@ -766,6 +766,7 @@ def merging(attempts, target, *rows):
     return merge_metrics(attempts, target, *rows)
 
 fit.build_model, PackedLoader.gather, fit.merge_metrics = building, gathering, merging
+torch.randn_like = torch.zeros_like
 try:
     exec(compile(Path({root!r}, "run.py").read_text(), str(Path({root!r}, "run.py")), "exec"))
 finally:
@@ -778,23 +779,34 @@ IN_CAMPAIGNS = (pytest.mark.campaign, pytest.mark.skipif(not MINUTES, reason="fo
 
 
 @pytest.mark.parametrize("n", [2, pytest.param(4, marks=IN_CAMPAIGNS)])
-def test_processes_train_what_one_with_their_common_batch_trains(base, tmp_path: Path, n: int) -> None:
+def test_processes_train_what_one_with_their_common_batch_trains(base, tmp_path: Path, monkeypatch, n: int) -> None:
     """Several gloo processes through ``run.py`` and ``trainer=ddp``: rows split, gradients averaged, prototypes and
-    metrics reduced. The projection has no gradient in the first epoch, which plain DDP would not accept."""
-    sgd = ["model.module.optimizer._target_=torch.optim.SGD", "model.module.optimizer.lr=0.05"]
-    sgd += ["model.module.optimizer.fused=false", "model.module.prototype_start=1"]
-    sgd += ["trainer.limit_train_batches=null", "trainer.limit_val_batches=null"]
+    metrics reduced, by an imputer too. 49 rows: in the last step of the model, all processes but one have no row. The
+    projection has no gradient in the first epoch, which plain DDP would not accept."""
+    sgd = ["_target_=torch.optim.SGD", "lr=0.05", "fused=false"]
+    settings = [f"model.module.optimizer.{setting}" for setting in sgd]
+    settings += [f"imputer.module.optimizer.{setting}" for setting in (*sgd[::2], "lr=1.0e-7")]
+    settings += ["imputer=MoPoE", "imputer.latent=6", "imputer.training.max_epochs=2", "imputer.quality=null"]
+    settings += ["model.module.prototype_start=1", "dataset.train_fraction=0.82"]
+    settings += ["trainer.limit_train_batches=null", "trainer.limit_val_batches=null"]
 
-    def overrides(batch: int, output: str) -> list[str]:
-        settings = base("PolyMNIST", "DynamicTransformer", *sgd, f"paths.output={tmp_path / output}", epochs=2)
-        return [*settings, f"model.training.batch_size={batch}"]
+    def overrides(n: int, output: str) -> list[str]:
+        # Fewer rows of the imputer than subsets, which then are all of the complete subset, whatever the process.
+        batches = [f"model.training.batch_size={48 // n}", f"imputer.training.batch_size={28 // n}"]
+        output = f"paths.output={tmp_path / output}"
+        tiny = base("PolyMNIST", "DynamicTransformer", *settings, output, epochs=2)
+        return [argument for argument in (*tiny, *batches) if argument != "imputer=Zero"]
 
-    context, watch = fit(configure(*overrides(32, "one")))
+    monkeypatch.setattr(torch, "randn_like", torch.zeros_like)
+    imputed = configure(*overrides(1, "one"))
+    imputed.stages = ["impute"]
+    pipeline.run(imputed)
+    context, watch = fit(configure(*overrides(1, "one")))
 
     script = tmp_path / "probe.py"
     script.write_text(PROBE.format(root=str(ROOT), out=str(tmp_path)))
-    parallel = ["trainer=ddp", "trainer.accelerator=cpu", f"trainer.devices={n}", "stages=[fit,gaussian,test]"]
-    shared = [argument for argument in overrides(32 // n, "all") if argument != "trainer=cpu"]
+    parallel = ["trainer=ddp", "trainer.accelerator=cpu", f"trainer.devices={n}", "stages=[impute,fit,gaussian,test]"]
+    shared = [argument for argument in overrides(n, "all") if argument != "trainer=cpu"]
     command = [sys.executable, str(script), *shared, *parallel, "missing.test=[none,random_0.8]"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
@@ -802,30 +814,41 @@ def test_processes_train_what_one_with_their_common_batch_trains(base, tmp_path:
 
     saved = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(n)]
     (first, *others), rows, written = zip(*saved, strict=True)
-    assert written == (["metrics.csv"], *([] for _ in others)), "one process writes the files of the run"
+    assert written == (["metrics.csv"] * 2, *([] for _ in others)), "one process writes the files of a run"
     for other in others:
         assert all(torch.equal(first[key], other[key]) for key in first), "all ranks hold the same weights"
     alone = torch.load(context.fit_directory / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     for key, value in alone.items():
         torch.testing.assert_close(first[key], value, atol=2e-5, rtol=1e-3, msg=lambda text, key=key: f"{key}: {text}")
     assert first["prototypes"].abs().sum() > 0
+    trained = "PolyMNIST/imputer_MoPoE/default/seed0"
+    imputers = (tmp_path / folder / trained / "checkpoints" / "last.ckpt" for folder in ("one", "all"))
+    alone, together = (torch.load(file, weights_only=True)["state_dict"] for file in imputers)
+    for key, value in alone.items():
+        torch.testing.assert_close(together[key], value, atol=2e-5, rtol=1e-3, msg=lambda t, key=key: f"{key}: {t}")
 
-    assert all(list(map(len, of_rank)) == [32 // n, 28 // n] * 2 for of_rank in rows)
-    for epoch in (0, 1):
-        seen = itertools.chain.from_iterable(itertools.chain(*of_rank[2 * epoch : 2 * epoch + 2]) for of_rank in rows)
-        assert sorted(seen) == list(range(60))  # each row once, by one of the processes
+    # Two steps in each epoch of the imputer and of the model, and each row once, by one of the processes.
+    assert all(list(map(len, of_rank))[::2] == [28 // n] * 2 + [48 // n] * 2 for of_rank in rows)
+    for epoch in range(4):
+        steps = zip(*(of_rank[2 * epoch : 2 * epoch + 2] for of_rank in rows), strict=True)
+        seen = Counter(itertools.chain.from_iterable(itertools.chain(*step) for step in steps))
+        fillers = 0 if epoch < 2 else n - 1
+        assert len(seen) == 49 and seen.total() == 49 + fillers and max(seen.values()) == 1 + fillers
 
     run = tmp_path / "all" / "PolyMNIST" / "DynamicTransformer" / "default" / "seed0"
-    one, two = (pd.read_csv(folder / "metrics.csv") for folder in (context.fit_directory.path, run))
-    columns = ["train_loss", "val_loss", "val_accuracy"]
-    assert len(watch.losses) == 4 and len(two) == 2
-    np.testing.assert_allclose(two[columns], one[columns], atol=1e-4)
+    assert len(watch.losses) == 4
+    columns = ["train_loss", "val_loss"]
+    for folder in ("DynamicTransformer", "imputer_MoPoE"):
+        files = (tmp_path / output / "PolyMNIST" / folder / "default" / "seed0" for output in ("one", "all"))
+        one, two = (pd.read_csv(file / "metrics.csv")[columns] for file in files)
+        assert len(two) == 2
+        np.testing.assert_allclose(two, one, rtol=1e-4)
     # Each process estimates on its share of the rows, every row once.
     actual = GaussianParameters.load(run / "gaussian_cosine.safetensors")
     model = build_model(context.cfg, context.trainable, context.data)
     model.load_state_dict(torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"])
-    expected = estimate(model, [context.data.rows("train", np.arange(60))], progress=False)
-    assert actual.about["rows"] == expected.about["rows"] == 60
+    expected = estimate(model, [context.data.rows("train", np.arange(49))], progress=False)
+    assert actual.about["rows"] == expected.about["rows"] == 49
     torch.testing.assert_close(actual.prototypes, expected.prototypes, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(actual.sigma, expected.sigma, atol=1e-6, rtol=1e-5)
     # One process alone does the rest.

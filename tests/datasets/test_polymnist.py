@@ -788,21 +788,37 @@ class TestLoader:
         assert self.order(built, seed=1, epoch=4) != reference
         assert self.order(built, seed=2, epoch=3) != reference
 
-    def test_ranks_cover_every_row(self, built: PolyMNIST):
-        for world in (2, 3, 7):
-            orders = [self.order(built, seed=1, epoch=0, rank=rank, world_size=world) for rank in range(world)]
-            assert len({len(order) for order in orders}) == 1
-            seen = Counter(row for order in orders for row in order)
-            assert set(seen) == set(range(200))
-            assert sum(seen.values()) - 200 == -200 % world
+    def test_ranks_have_the_batches_of_one_process(self, built: PolyMNIST):
+        """Step by step, with the same rows, whatever is left for the last step."""
 
-    def test_without_padding_ranks_cover_every_row_once_in_as_many_batches(self, built: PolyMNIST):
+        def steps(world: int, size: int, rank: int = 0) -> list[tuple[list[int], bool]]:
+            loader = built.loader("train", train=True, batch_size=size, rank=rank, world_size=world)
+            loader.set_epoch(3)
+            batches = [(batch.index.tolist(), batch.is_filler) for batch in loader]
+            assert len(batches) == len(loader)
+            return batches
+
+        for world, size in itertools.product((2, 3, 7, 201), (1, 13, 32, 99)):
+            ranks = [steps(world, size, rank) for rank in range(world)]
+            for (rows, _), *parts in zip(steps(1, size * world), *ranks, strict=True):
+                assert sorted(rows) == sorted(row for part, is_filler in parts if not is_filler for row in part)
+                assert all(len(part) == 1 for part, is_filler in parts if is_filler)
+                lengths = [0 if is_filler else len(part) for part, is_filler in parts]
+                assert max(lengths) - min(lengths) <= 1
+
+    def test_no_rank_has_more_rows_than_another_without_a_remainder(self, built: PolyMNIST):
+        data = PolyMNIST(store=str(built.store.folder), drop_last=True)
+        for rank in range(3):
+            loader = data.loader("train", train=True, batch_size=13, rank=rank, world_size=3)
+            assert [(len(batch), batch.is_filler) for batch in loader] == [(13, False)] * 5  # 195 of 200 rows
+
+    def test_in_evaluation_ranks_have_every_row_once_in_as_many_batches(self, built: PolyMNIST):
         for split, n in (("val", len(built.split("val"))), ("test", 70)):
             for world, size in itertools.product((1, 2, 3, 7, n + 1), (1, 2, 16, n)):
                 of_ranks = [
                     [
                         batch.index.tolist()
-                        for batch in built.loader(split, batch_size=size, rank=rank, world_size=world, pad=False)
+                        for batch in built.loader(split, batch_size=size, rank=rank, world_size=world)
                     ]
                     for rank in range(world)
                 ]
