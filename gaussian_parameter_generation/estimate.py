@@ -4,11 +4,16 @@
 square of the members' distances to it, i.e. the standard deviation of the distances mirrored at zero. One pass over the
 data: the distances follow from the mean and the scatter of the features, which are accumulated in float64 by Chan's
 pairwise update, so nothing is subtracted that is nearly equal.
+
+Euclidean distances need the trace of the scatter only, cosine distances the whole of it: D^2 values for each of S
+subsets and C classes. Above :data:`SCATTER_BYTES` these are not kept, and a second pass sums the squared distances to
+the prototypes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -24,19 +29,36 @@ from utils.errors import UserError
 from utils.progress import Progress
 from utils.subsets import enumerate_subsets
 
+log = logging.getLogger(__name__)
+SCATTER_BYTES = 2**29
+
 
 class GaussianStatistics:
     """Streaming count, mean and scatter per subset and class, in float64.
 
     Args:
         n_subsets, num_classes, width: S, C, D.
+        traces: keep only the traces of the scatter matrices.
+
+    Attributes:
+        squares: (S, C) sums of squared cosine distances to the means, by :func:`add_squares`; None = not needed.
     """
 
-    def __init__(self, n_subsets: int, num_classes: int, width: int, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        n_subsets: int,
+        num_classes: int,
+        width: int,
+        device: torch.device | str = "cpu",
+        *,
+        traces: bool = False,
+    ) -> None:
         options: dict[str, Any] = {"dtype": torch.float64, "device": device}
+        self.traces = traces
+        self.squares: Tensor | None = None
         self.count = torch.zeros(n_subsets, num_classes, **options)
         self.mean = torch.zeros(n_subsets, num_classes, width, **options)
-        self.scatter = torch.zeros(n_subsets, num_classes, width, width, **options)
+        self.scatter = torch.zeros(n_subsets, num_classes, *(() if traces else (width, width)), **options)
 
     def update(self, ids: Tensor, features: Tensor, classes: list[tuple[int, Tensor]]) -> None:
         """Add one batch.
@@ -52,15 +74,18 @@ class GaussianStatistics:
             n = torch.full((len(ids),), float(len(rows)), dtype=torch.float64, device=z.device)
             mean = z.mean(1)
             centred = z - mean[:, None]
-            self._merge(ids, c, n, mean, centred.transpose(1, 2) @ centred)
+            scatter = centred.square().sum((1, 2)) if self.traces else centred.transpose(1, 2) @ centred
+            self._merge(ids, c, n, mean, scatter)
 
     def _merge(self, ids: Tensor, c: int, n: Tensor, mean: Tensor, scatter: Tensor) -> None:
         """Chan, Golub, LeVeque (1979): pairwise combination of means and centred sums."""
         total = self.count[ids, c] + n
         shift = mean - self.mean[ids, c]
-        outer = shift[:, :, None] * shift[:, None, :]
         weight = torch.where(total > 0, self.count[ids, c] * n / total.clamp(min=1), 0)
-        self.scatter[ids, c] += scatter + outer * weight[:, None, None]
+        if self.traces:
+            self.scatter[ids, c] += scatter + shift.square().sum(1) * weight
+        else:
+            self.scatter[ids, c] += scatter + shift[:, :, None] * shift[:, None, :] * weight[:, None, None]
         self.mean[ids, c] += shift * (n / total.clamp(min=1))[:, None]
         self.count[ids, c] = total
 
@@ -77,7 +102,7 @@ class GaussianStatistics:
             t.zero_()
         for count, mean, scatter in zip(*parts, strict=True):
             s, c, d = mean.shape
-            other = GaussianStatistics(s, c, d, mean.device)
+            other = GaussianStatistics(s, c, d, mean.device, traces=self.traces)
             other.count, other.mean, other.scatter = count, mean, scatter
             self.merge(other)
 
@@ -93,12 +118,15 @@ class GaussianStatistics:
         With prototype c the class mean and Sigma its covariance: Euclidean E|z-c|^2 = tr Sigma; cosine, where
         E<z,c> = |c|^2, E(1-<z,c>)^2 = (1-|c|^2)^2 + c' Sigma c.
         """
-        covariance = self.scatter / self.count[..., None, None]
-        if metric == COSINE:
+        if self.squares is not None:
+            second = self.squares / self.count
+        elif metric == COSINE:
+            covariance = self.scatter / self.count[..., None, None]
             spread = torch.einsum("sci,scij,scj->sc", self.mean, covariance, self.mean)
             second = (1 - self.mean.square().sum(-1)).square() + spread
         else:
-            second = covariance.diagonal(dim1=-2, dim2=-1).sum(-1)
+            traces = self.scatter if self.traces else self.scatter.diagonal(dim1=-2, dim2=-1).sum(-1)
+            second = traces / self.count
         prototypes = self.mean.float().cpu()
         # A float32 unit vector is one to 1e-7 only, so identical samples of a class leave a spread of that order.
         sigma = torch.where(second < NO_SPREAD**2, 0, second).sqrt().float().cpu()
@@ -132,22 +160,54 @@ def check_split(split: str) -> None:
 
 @torch.inference_mode()
 def collect(model: Backbone, batches: Iterable[Batch], progress: bool = True) -> GaussianStatistics:
-    """The statistics of all subsets, each over the samples that have its modalities; the model is in eval mode."""
+    """The statistics of all subsets, each over the samples that have its modalities; the model is in eval mode. With
+    :func:`needs_squares`, they lack the sums that :func:`add_squares` adds."""
     subsets = enumerate_subsets(len(model.modalities))
-    statistics = GaussianStatistics(len(subsets), model.num_classes, model.feature_width, model.device)
-    for batch in Progress(batches, "Gaussian parameters", disable=not progress, unit="batch"):
+    traces = model.distance_metric != COSINE or needs_squares(model)
+    sizes = len(subsets), model.num_classes, model.feature_width
+    statistics = GaussianStatistics(*sizes, model.device, traces=traces)
+    for ids, features, classes in _features(model, batches, subsets, "Gaussian parameters", progress):
+        statistics.update(ids, features, classes)
+    return statistics
+
+
+def needs_squares(model: Backbone) -> bool:
+    """Whether the scatter matrices of cosine distances take more than :data:`SCATTER_BYTES`."""
+    subsets = 2 ** len(model.modalities) - 1
+    return model.distance_metric == COSINE and 8 * subsets * model.num_classes * model.feature_width**2 > SCATTER_BYTES
+
+
+@torch.inference_mode()
+def add_squares(
+    model: Backbone, batches: Iterable[Batch], statistics: GaussianStatistics, progress: bool = True
+) -> None:
+    """Add the sums of squared cosine distances to the means of finished statistics, by a second pass."""
+    subsets = enumerate_subsets(len(model.modalities))
+    squares = torch.zeros_like(statistics.count)
+    for ids, features, classes in _features(model, batches, subsets, "distances to prototypes", progress):
+        ids = ids.to(squares.device)
+        for c, rows in classes:
+            products = features[:, rows].double() @ statistics.mean[ids, c, :, None]
+            squares[ids, c] += (1 - products).square().sum((1, 2))
+    statistics.squares = squares
+
+
+def _features(
+    model: Backbone, batches: Iterable[Batch], subsets: Tensor, what: str, progress: bool
+) -> Iterator[tuple[Tensor, Tensor, list[tuple[int, Tensor]]]]:
+    """Subsets (k,), their features (k, B, D) and the rows of each class that have the modalities of these subsets."""
+    for batch in Progress(batches, what, disable=not progress, unit="batch"):
         batch = batch.to(model.device)
         classes, absent = rows_by_class(batch.target), absent_modalities(batch, model.modality_names)
         for ids, _, features in model.fuse_subsets(model.encode(batch.inputs), subsets):
             if absent is None:
-                statistics.update(ids, features, classes)
+                yield ids, features, classes
                 continue
             for k, feature in zip(ids, features):
                 # A row without a modality is none of a subset that shows it.
                 has = ~(absent & ~subsets[k].to(absent.device)).any(1)
                 usable = ((c, rows[has[rows]]) for c, rows in classes)
-                statistics.update(k[None], feature[None], [(c, rows) for c, rows in usable if len(rows)])
-    return statistics
+                yield k[None], feature[None], [(c, rows) for c, rows in usable if len(rows)]
 
 
 @torch.inference_mode()
@@ -160,11 +220,12 @@ def estimate(
     parallel: bool = False,
     progress: bool = True,
 ) -> GaussianParameters:
-    """Gaussian parameters of all subsets, one pass, encoders once per sample.
+    """Gaussian parameters of all subsets, in one pass (two with :func:`needs_squares`), encoders once per sample.
 
     Args:
         model: trained backbone; put in eval mode.
-        batches: samples, at best complete ones; a re-iterable (it is read twice with ``fit_student_t``).
+        batches: samples, at best complete ones; a re-iterable (it is read again with ``fit_student_t`` and for
+            a second pass).
         split: the name of the split that ``batches`` come from.
         fit_student_t: also fit scipy's Student-t to the mirrored distances (slow: S * C fits).
         parallel: every process of the default group calls this with its share of the batches; all get the parameters
@@ -179,6 +240,15 @@ def estimate(
     statistics = collect(model, batches, progress)
     if parallel:
         statistics.merge_ranks()
+    if needs_squares(model):
+        log.info(
+            "gaussian: a second pass over the data: scatter matrices for %d subsets, %d classes take more than %d MiB",
+            *(len(subsets), model.num_classes, SCATTER_BYTES // 2**20),
+        )
+        add_squares(model, batches, statistics, progress)
+        if parallel:
+            assert statistics.squares is not None
+            dist.all_reduce(statistics.squares)
     rows = int(statistics.count[0].sum())
     parameters = statistics.finish(model.distance_metric, subsets, {"split": split, "rows": rows})
     parameters.check("Gaussian stage")

@@ -19,7 +19,7 @@ from pytorch_lightning.loggers import CSVLogger
 
 from datasets.missingness import parse_scenario, parse_scenarios, save_mask
 from datasets.source import file_digest
-from gaussian_parameter_generation.estimate import collect
+from gaussian_parameter_generation.estimate import add_squares, collect, needs_squares
 from models.base import IncompleteClassifier, Method
 from models.completed import Completed
 from models.dymo.gaussian import GaussianParameters
@@ -275,6 +275,9 @@ class Trial:
             )
             with self.batches("gaussian", gaussian.split, loader) as batches:
                 statistics = collect(backbone.eval(), batches, progress=False)
+            if needs_squares(backbone):
+                with self.batches("gaussian", gaussian.split, loader) as batches:
+                    add_squares(backbone, batches, statistics, progress=False)
             statistics.count.clamp_(min=1)
             parameters = statistics.finish(backbone.distance_metric, enumerate_subsets(len(backbone.modalities)), {})
             parameters.sigma[parameters.sigma == 0] = 1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from itertools import combinations
 
 import torch
@@ -18,11 +19,13 @@ def enumerate_subsets(m: int) -> Tensor:
     """
     if not 1 <= m <= MAX_MODALITIES:
         raise ValueError(f"subsets are enumerated for 1 to {MAX_MODALITIES} modalities, not {m}")
-    observed = [p for size in range(1, m + 1) for p in combinations(range(m), size)]
-    masks = torch.ones(len(observed), m, dtype=torch.bool)
-    for row, columns in enumerate(observed):
-        masks[row, list(columns)] = False
-    return masks
+    return _table(m).clone()
+
+
+@cache
+def _table(m: int) -> Tensor:
+    observed = (torch.tensor(list(combinations(range(m), size))) for size in range(1, m + 1))
+    return torch.cat([torch.ones(len(columns), m, dtype=torch.bool).scatter(1, columns, False) for columns in observed])
 
 
 def subset_lookup(m: int) -> Tensor:

@@ -10,12 +10,14 @@ mask of the data, which the original ignores; encoders run once per sample and s
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from datasets.batch import Batch, Modality, rows_like
 from datasets.rows import repeat_rows
@@ -27,6 +29,8 @@ from models.layers.batch_norm import apply_to_observed
 from models.layers.transformer import is_normal
 from models.tokens import TokenPipeline
 from utils.noise import hash_seed
+
+log = logging.getLogger(__name__)
 
 
 class Baseline(IncompleteClassifier):
@@ -44,6 +48,8 @@ class Baseline(IncompleteClassifier):
     can_stack_masks: ClassVar[bool] = True
     # Whether ``fuse`` then takes the B encoded rows instead of K copies of them.
     can_broadcast: ClassVar[bool] = False
+    # Masks of one call of ``fuse``. More are taken in parts, whose activations are computed again in the backward pass.
+    masks_at_once: ClassVar[int | None] = None
     # Whether the original treats a table with any missing cell as missing; ``reference`` restores that.
     reference_hides_partial_tables: ClassVar[bool] = False
 
@@ -152,14 +158,24 @@ class Baseline(IncompleteClassifier):
         """Mean over the masks (K, B, M) of the losses under each."""
         k = len(masks)
         if self.can_stack_masks:
-            stacked = self.hide_more(repeat_rows(batch, k), masks.flatten(0, 1))
-            copies = encoded if self.can_broadcast else encoded.repeat(k, *[1] * (encoded.ndim - 1))
-            return self.loss(self.fuse(copies, stacked), stacked)
+            if self.masks_at_once is None or k <= self.masks_at_once:
+                return self._stacked_losses(encoded, batch, masks)
+            parts = masks.split(self.masks_at_once)
+            losses = [checkpoint(self._stacked_losses, encoded, batch, part, use_reentrant=False) for part in parts]
+            shares = [len(part) / k for part in parts]
+            return {key: torch.stack([w * x[key] for w, x in zip(shares, losses)]).sum() for key in losses[0]}
         losses_by_mask = []
         for mask in masks:
             masked = self.hide_more(batch, mask)
             losses_by_mask.append(self.loss(self.fuse(encoded, masked), masked))
         return {key: torch.stack([losses[key] for losses in losses_by_mask]).mean() for key in losses_by_mask[0]}
+
+    def _stacked_losses(self, encoded: Tensor, batch: Batch, masks: Tensor) -> dict[str, Tensor]:
+        """:meth:`losses_under` in one call of :meth:`fuse`."""
+        k = len(masks)
+        stacked = self.hide_more(repeat_rows(batch, k), masks.flatten(0, 1))
+        copies = encoded if self.can_broadcast else encoded.repeat(k, *[1] * (encoded.ndim - 1))
+        return self.loss(self.fuse(copies, stacked), stacked)
 
     def compile_parts(self, backend: str) -> None:
         """Compile the encoders, and the fusion with dynamic shapes."""
@@ -181,12 +197,22 @@ class TokenBaseline(TokenPipeline, Baseline):
     """
 
     can_broadcast = True
+    masks_at_once = 64
 
     def __init__(
         self, modalities: Sequence[Modality], num_classes: int, *, initialisation: str | None = None, **others: Any
     ) -> None:
         super().__init__(modalities, num_classes, **others)
         self._is_normal = is_normal(initialisation)
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        patterns = 2 ** len(self.modalities) - 1
+        if self.masks.kind == "all" and patterns > self.masks_at_once:
+            log.info(
+                "%d patterns per step, %d at once: exact, with the memory of %d patterns and a third more work",
+                *(patterns, self.masks_at_once, self.masks_at_once),
+            )
 
     def initialise(self) -> None:
         """Initialise as the argument ``initialisation`` says."""

@@ -39,7 +39,8 @@ from utils.transfer import to_device
 from utils.weights import checkpoint_kind, load_strict
 
 log = logging.getLogger(__name__)
-CONSISTENCY = 12  # keeps the seeds of its masks apart from the others
+VALIDATED = 127  # subsets of a validation, where there are more
+CONSISTENCY, VALIDATION = 12, 13  # keep the seeds of their masks apart from the others
 
 
 def rows_per_call(device: torch.device) -> int:
@@ -324,6 +325,8 @@ class DynamicTransformer(TokenPipeline):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
+        if (patterns := 2 ** len(self.modalities) - 1) > VALIDATED:
+            log.info("validation on %d random subsets of the modalities instead of all %d", VALIDATED, patterns)
         last = self.trainer.max_epochs or 0
         if 0 < last <= self.prototype_start and self.prototype_rate:
             log.warning(
@@ -384,14 +387,21 @@ class DynamicTransformer(TokenPipeline):
         self._running = None
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
-        """Validate on all 2^M - 1 subsets of every sample, pooled."""
+        """Validate on all 2^M - 1 subsets of every sample, pooled; of more than :data:`VALIDATED`, on so many."""
         cells = {} if batch.complete else self.cells(batch.missing, batch.feature_missing)
         tokens = self.encode(batch.inputs if batch.complete else batch.observed(), cells)
         hidden = None if batch.complete else batch.missing
-        subsets = enumerate_subsets(len(self.modalities))
+        subsets = self._validated_subsets()
         for _, logits, features in self.fuse_subsets(tokens, subsets, hidden, cells=cells):
             self.log_losses("val", self._losses(logits, features, batch.target), logits.shape[:2].numel())
             self.validation_metrics.update(logits.flatten(0, 1), batch.target.repeat(len(logits)))
+
+    def _validated_subsets(self) -> Tensor:
+        m = len(self.modalities)
+        if 2**m - 1 <= VALIDATED:
+            return enumerate_subsets(m)
+        # The same in every epoch, so that epochs can be compared.
+        return draw_subsets(m, VALIDATED, torch.Generator().manual_seed(hash_seed(self.stream_seed, VALIDATION)))
 
     def architecture(self) -> dict[str, Any]:
         return super().architecture() | {

@@ -389,6 +389,21 @@ def test_all_masks_of_a_step_count_alike() -> None:
     assert_close_sums(stacked, torch.stack(parts).mean())
 
 
+def test_masks_in_parts_have_the_losses_and_gradients_of_one_call() -> None:
+    model = build("MTL", "CAD", *TOKENS, *SMALL_ENCODERS["CAD"])
+    batch, gradients = some_batch("CAD"), []
+    masks = model.masks.draw(batch.missing, generator())  # type: ignore[union-attr, operator]
+    for at_once in (64, 2):
+        model.zero_grad()
+        model.masks_at_once = at_once  # type: ignore[assignment]
+        losses = model.losses_under(model.encode_batch(batch), batch, masks)  # type: ignore[operator]
+        losses["loss"].backward()
+        gradients.append([losses["loss"].detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+    assert len(masks) == 3 and len(gradients[0]) > 10
+    for whole, parts in zip(*gradients, strict=True):
+        torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-6)
+
+
 def test_masks_say_what_is_wrong() -> None:
     for bad in ({"kind": "dropout"}, {"p": 1.0}, {"k": 0}, {"per": "epoch"}):
         with pytest.raises(ValueError, match="masks"):

@@ -17,7 +17,14 @@ from scipy import stats
 from torch import Tensor
 
 from datasets.batch import Batch
-from gaussian_parameter_generation.estimate import GaussianStatistics, check_split, distances, estimate, rows_by_class
+from gaussian_parameter_generation.estimate import (
+    SCATTER_BYTES,
+    GaussianStatistics,
+    check_split,
+    distances,
+    estimate,
+    rows_by_class,
+)
 from models.dymo.dynamic_transformer import DynamicTransformer
 from models.dymo.gaussian import GaussianParameters
 from models.dymo.prototypes import COSINE, EUCLIDEAN
@@ -40,8 +47,8 @@ def draw(metric: str, rows: int, seed: int = 0, offset: float = 0.0) -> tuple[Te
     return (F.normalize(features, dim=-1) if metric == COSINE else features), target
 
 
-def streamed(features: Tensor, target: Tensor, cuts: list[int]) -> GaussianStatistics:
-    statistics = GaussianStatistics(len(features), 3, features.shape[-1])
+def streamed(features: Tensor, target: Tensor, cuts: list[int], traces: bool = False) -> GaussianStatistics:
+    statistics = GaussianStatistics(len(features), 3, features.shape[-1], traces=traces)
     for start, stop in zip([0, *cuts], [*cuts, len(target)]):
         if stop > start:
             for ids in (torch.tensor([0, 2]), torch.tensor([1])):
@@ -77,17 +84,17 @@ def test_batches_do_not_matter(metric: str, cuts: list[int], seed: int) -> None:
     torch.testing.assert_close(actual.prototypes, whole.prototypes, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("metric", METRICS)
-def test_merging_two_halves_equals_the_whole(metric: str) -> None:
+@pytest.mark.parametrize(("metric", "traces"), [(COSINE, False), (EUCLIDEAN, False), (EUCLIDEAN, True)])
+def test_merging_two_halves_equals_the_whole(metric: str, traces: bool) -> None:
     """Also where one half has not seen a class."""
     features, target = draw(metric, 60)
     order = target.argsort(stable=True)
     features, target = features[:, order], target[order]
-    half = streamed(features[:, :25], target[:25], [10])
-    other = streamed(features[:, 25:], target[25:], [])
+    half = streamed(features[:, :25], target[:25], [10], traces)
+    other = streamed(features[:, 25:], target[25:], [], traces)
     assert (half.count[:, 2] == 0).all()
     half.merge(other)
-    whole = streamed(features, target, [])
+    whole = streamed(features, target, [], traces)
     assert torch.equal(half.count, whole.count)
     torch.testing.assert_close(half.scatter, whole.scatter, rtol=1e-10, atol=1e-10)
     assert_equals_twin(half.finish(metric, SUBSETS, {}), features, target)
@@ -127,9 +134,12 @@ def batches(batch: Batch, size: int) -> list[Batch]:
     return parts
 
 
-@pytest.mark.parametrize("metric", METRICS)
-def test_estimate_equals_twin(metric: str) -> None:
-    """Features of every subset by the slow network, collected in lists; the model was left in training mode."""
+@pytest.mark.parametrize(("metric", "limit"), [(COSINE, SCATTER_BYTES), (COSINE, 0), (EUCLIDEAN, SCATTER_BYTES)])
+def test_estimate_equals_twin(metric: str, limit: int, monkeypatch, caplog) -> None:
+    """Features of every subset by the slow network, collected in lists; the model was left in training mode. Above the
+    limit of the scatter matrices, a second pass sums the distances."""
+    monkeypatch.setattr("gaussian_parameter_generation.estimate.SCATTER_BYTES", limit)
+    caplog.set_level("INFO")
     model = toy_model((2, 3, 1), distance_metric=metric).train()
     batch = labelled(model, 40)
     actual = estimate(model, batches(batch, 12), progress=False)
@@ -143,6 +153,7 @@ def test_estimate_equals_twin(metric: str) -> None:
     assert actual.subsets.tolist() == [list(mask) for mask in twin.subsets(3)]
     assert actual.about == {"split": "train", "rows": 40}
     assert not model.training
+    assert ("a second pass over the data" in caplog.text) == (limit == 0)
 
 
 @pytest.mark.parametrize("metric", METRICS)

@@ -453,10 +453,14 @@ def test_class_that_was_never_seen_is_named(monkeypatch: pytest.MonkeyPatch) -> 
         model.on_validation_start()
 
 
-@pytest.mark.parametrize("incomplete", [False, True])
-def test_validation_pools_all_subsets(incomplete: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("incomplete", "most"), [(False, 7), (True, 7), (False, 3)])
+def test_validation_pools_all_subsets(incomplete: bool, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or, of more than it takes, the same ones in every batch."""
     monkeypatch.setattr(DynamicTransformer, "log_dict", lambda *args, **options: None)
+    monkeypatch.setattr("models.dymo.dynamic_transformer.VALIDATED", most)
     model = toy_model()
+    masks = twin.subsets(3) if most == 7 else [tuple(mask) for mask in model._validated_subsets().tolist()]
+    assert len(set(masks)) == most
     missing = torch.tensor([[False, False, True]] * 10) if incomplete else None
     hits = []
     for seed in (0, 1):
@@ -465,7 +469,7 @@ def test_validation_pools_all_subsets(incomplete: bool, monkeypatch: pytest.Monk
             model.validation_step(batch, seed)
         for row in range(10):
             evaluate = twin_evaluator(model, batch, row)
-            for mask in twin.subsets(3):
+            for mask in masks:
                 hidden = tuple(a or b for a, b in zip(mask, batch.missing[row].tolist()))
                 hits.append(int(evaluate(hidden)[0].argmax()) == int(batch.target[row]))
     assert float(model.validation_metrics.compute()["accuracy"]) == pytest.approx(sum(hits) / len(hits))
