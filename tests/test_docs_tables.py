@@ -133,27 +133,6 @@ def test_the_lead_over_moddrop_is_that_of_the_table() -> None:
     assert row[2] == f"+{gap(scores(text, 'DyMo')[4], scores(text, 'ModDrop')[4])}"
 
 
-def test_sentences_on_the_six_views_follow_from_the_table() -> None:
-    shown = section("six-views", "## Results")
-    ours, experts = scores(shown, "DyMo"), scores(shown, "PatternExperts (control)")
-    check(
-        section("six-views"),
-        f"DyMo is {gap(ours[4], scores(shown, 'ModDrop')[4])} points above ModDrop and "
-        f"{gap(ours[4], scores(shown, 'DyMo/discard')[4])} points above discarding",
-        f"({experts[0]:.1f} and {experts[2]:.1f})",
-    )
-    models = [row[0] for row in tables_of(shown)[0] if "oracle" not in row[0]]
-    ranked = sorted((scores(shown, model)[4] for model in models), reverse=True)
-    assert gap(ranked[0], ranked[8], 2) == "1.50"
-    for model in ("PDF", "QMF", "Multimodal_CONCAT_MoPoE"):
-        assert all(a >= b for a, b in zip(scores(shown, model), ours, strict=True)), model
-    for model, samples in (("MultiAE", 2), ("LogitAverage (control)", 1)):
-        gaps = [round(600 * (b - a) / 100) for a, b in zip(scores(shown, model), ours, strict=True)]
-        assert gaps[3] == samples and max(gaps[:3] + gaps[4:]) <= 0, model
-    best = [max(scores(shown, model)[k] for model in models if model != "PatternExperts (control)") for k in range(5)]
-    assert [round(a - b, 1) for a, b in zip(experts, best, strict=True)] == [0.2, -0.2, 0.2, -1.5, -0.3]
-
-
 def test_sentences_on_polymnist_follow_from_its_table() -> None:
     text = section("polymnist", "## DyMo and its selection rule")
     ours, discard, accept, oracle = (

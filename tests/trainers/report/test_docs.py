@@ -52,7 +52,6 @@ WITHOUT_RUNS: dict[str, tuple[list[str], list[str]]] = {
     "mst": (["Results"], []),
     "noise": (["Results"], []),
     "polymnist": (["DyMo and its selection rule", "Comparison methods at equal epochs"], []),
-    "six-views": (["Results"], []),
     "skin-lesions": (["Results", "Few training rows"], []),
     "udml": (["Known speakers", "Unknown speakers"], []),
 }
