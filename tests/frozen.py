@@ -42,7 +42,12 @@ RENAMED: dict[str, str] = {
     r"\bdataset\.baselines\b": "dataset.training_defaults",
 }
 # Keys of a resolved configuration that only the new record has.
-ADDED: tuple[str, ...] = ("dataset.demo_maker", "model.selector._target_")
+ADDED: tuple[str, ...] = (
+    "dataset.demo_maker",
+    "model.selector._target_",
+    "trainer.float32_precision",
+    "dataset.channels_last",
+)
 DIGITS_METHODS = ("DyMo", "ModDrop", "MAP", "QMF", "MUSE", "LogitAverage")
 IMPUTERS = {"Digits": ("MoPoE", "CMVAE", "MMVAEPlus", "Mean"), "CAD": ("TIP", "IMI")}
 SMALL_IMPUTERS = {

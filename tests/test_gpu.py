@@ -7,7 +7,7 @@ and with ``-m gpu`` on a real one, which alone shows the rounding and all waits.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from functools import cache
 from typing import Any
@@ -31,6 +31,9 @@ from models.imputers.mopoe import MoPoE
 from models.imputers.mopoe_networks import ImageDecoder, ImageEncoder
 from tests.networks import CLASSES, class_batch, modalities, polymnist_model, random_masks
 from tests.simulated_device import DEVICE, Simulated, SimulatedDevice
+from trainers.config.build import set_float32_precision
+from trainers.config.checks.settings import FLOAT32_PRECISIONS, check_trainer_settings
+from trainers.config.compose import compose_config
 from trainers.prediction import predict, scenario_batches
 from utils.transfer import to_device
 
@@ -147,7 +150,7 @@ def test_a_training_step_waits_for_nothing(method: str, device: Device) -> None:
     optimizer = torch.optim.Adam(module.parameters(), fused=device.simulated is None)
     batch = device.move(class_batch(ROWS, 0.3, seed=3))
     for is_measured in (False, True):  # the first step loads kernels
-        with device.no_waiting() if is_measured else pytest.MonkeyPatch.context():
+        with device.no_waiting() if is_measured else nullcontext():
             optimizer.zero_grad()
             module.training_step(batch, 0).backward()
             optimizer.step()
@@ -222,15 +225,15 @@ def test_gaussian_parameters_equal_those_of_the_cpu(metric: str, device: Device)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_loss_and_its_gradients_equal_those_of_the_cpu(method: str, device: Device) -> None:
+def test_a_loss_and_its_gradients_equal_those_of_the_cpu(
+    method: str, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise = torch.randn(ROWS, 8, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(torch, "randn_like", lambda x: to_device(noise, x.device))  # what MoPoE draws on the device
     losses, gradients = [], []
     for place in (torch.device("cpu"), device.device):
         module = ready(method, place)
-        if method == "MoPoE":  # its noise is drawn on the device
-            module.product = module.product
-            loss = module.losses(class_batch(ROWS, 0.3, seed=3).to(place))["kl"]
-        else:
-            loss = module.training_step(class_batch(ROWS, 0.3, seed=3).to(place), 0)
+        loss = module.training_step(class_batch(ROWS, 0.3, seed=3).to(place), 0)
         loss.backward()
         losses.append(host(loss))
         gradients.append({name: host(p.grad) for name, p in module.named_parameters() if p.grad is not None})
@@ -252,3 +255,20 @@ def test_a_loss_in_bfloat16_is_close(method: str) -> None:
         with torch.autocast("cuda", torch.bfloat16, enabled=is_mixed):
             losses.append(host(module.training_step(class_batch(ROWS, 0.3, seed=3).to("cuda"), 0)))
     torch.testing.assert_close(losses[1], losses[0], **BFLOAT16)
+
+
+def test_the_precision_of_float32_is_a_setting_of_gpus_alone() -> None:
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        set_float32_precision("medium", torch.device("cpu"))
+        assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
+        for name in FLOAT32_PRECISIONS:
+            set_float32_precision(name, torch.device("cuda"))
+            assert torch.get_float32_matmul_precision() == name
+            assert torch.backends.cudnn.allow_tf32 == (name != "highest")
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+    (problem,) = check_trainer_settings(compose_config("trainer.float32_precision=tf32"))
+    assert "trainer.float32_precision=tf32" in problem
+    assert compose_config("trainer=gpu").trainer.float32_precision == "highest"

@@ -155,6 +155,8 @@ class Artefacts(Plan):
         }
         if (noise := self.trainable.get("noise")) and noise.get("operator") == "temporal_blur":
             settings["temporal_blur"] = CENTRED
+        if cfg.trainer.float32_precision != "highest":
+            settings["float32_precision"] = cfg.trainer.float32_precision
         for added in ("noise", "modulation"):  # runs from before there were these are valid
             if settings["model"].get(added) is None:
                 settings["model"].pop(added, None)
@@ -178,6 +180,8 @@ class Artefacts(Plan):
             "imputer": self._plain(cfg.imputer, "checkpoint", "quality"),
             "limits": [cfg.trainer.limit_train_batches, cfg.trainer.limit_val_batches],
         }
+        if cfg.trainer.float32_precision != "highest":
+            settings["float32_precision"] = cfg.trainer.float32_precision
         for key in RECOVERY:
             settings["imputer"]["module"].pop(key, None)
         if "parts" in cfg.imputer:

@@ -14,7 +14,7 @@ from models.dymo.backbone import Backbone
 from models.dymo.gaussian import GaussianParameters
 from models.imputers.base import Imputer
 from trainers.artefacts import Artefacts
-from trainers.config.build import build_model, build_selector
+from trainers.config.build import build_model, build_selector, set_float32_precision
 from trainers.config.compose import compose_config
 from trainers.config.imputers import build_imputer
 from trainers.config.validate import validate
@@ -34,7 +34,9 @@ def open_run(*overrides: str) -> Run:
     cfg = compose_config(*overrides)
     validate(cfg)
     resolve_metric(cfg)
-    return Run(cfg)
+    run = Run(cfg)
+    set_float32_precision(cfg.trainer.float32_precision, run.device)
+    return run
 
 
 class Run(Artefacts):

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from pytorch_lightning.utilities import rank_zero_only
 
 from trainers.checks import check_artefacts, check_noise, check_task, needs_imputer
+from trainers.config.build import set_float32_precision
 from trainers.config.checks.machine import check_trainer, number_of_processes
 from trainers.config.grid import is_grid, run_names, training_parts
 from trainers.config.imputers import check_imputer
@@ -87,6 +88,7 @@ def run(cfg: DictConfig) -> float | None:
     check_trainer(cfg)
     resolve_metric(cfg)
     opened = Run(cfg)
+    set_float32_precision(cfg.trainer.float32_precision, opened.device)
     clean_up(opened)
     stages = useful_stages(cfg)
     if "plan" in cfg.stages:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytorch_lightning as pl
+import torch
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from lightning_fabric.utilities.exceptions import MisconfigurationException
@@ -329,11 +330,20 @@ def build_loggers(cfg: DictConfig, directory: Path) -> list[pl.loggers.Logger]:
     return loggers
 
 
+def set_float32_precision(name: str, device: torch.device) -> None:
+    """Set ``trainer.float32_precision`` for this process, on a GPU alone. PyTorch's own default is TF32 in convolutions
+    and float32 in matrix products."""
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision(name)
+        torch.backends.cudnn.allow_tf32 = name != "highest"
+
+
 def build_trainer(cfg: DictConfig, **arguments: Any) -> pl.Trainer:
     """Lightning's Trainer with ``cfg.trainer``."""
     settings = OmegaConf.to_container(cfg.trainer, resolve=True)
     assert isinstance(settings, dict)
-    settings.pop("compile")  # not the Trainer's: see trainers.fit
+    for key in ("compile", "float32_precision"):  # not the Trainer's: see trainers.fit and set_float32_precision
+        settings.pop(key)
     settings["enable_progress_bar"] &= is_interactive(sys.stdout)
     if settings["enable_progress_bar"]:
         arguments["callbacks"] = [*arguments.get("callbacks", ()), TQDMProgressBar(refresh_rate=10)]

@@ -11,6 +11,8 @@ from models.dymo.prototypes import DISTANCE_METRICS
 from trainers.config.help import STAGES
 from utils.checks import check_choice, check_number, nearest
 
+FLOAT32_PRECISIONS = ("highest", "high", "medium")
+
 FORMATS = ("bundle", "torch", "onnx")
 
 
@@ -83,12 +85,13 @@ def check_settings(cfg: DictConfig) -> Iterator[str]:
 
 
 def check_trainer_settings(cfg: DictConfig) -> Iterator[str]:
-    """An unknown compiler, and limits that are neither a number nor a share of batches."""
+    """An unknown compiler or precision, and limits that are neither a number nor a share of batches."""
     if cfg.trainer.compile is not None:
         from torch._dynamo import list_backends  # slow to import
 
         if cfg.trainer.compile not in list_backends(exclude_tags=()):
             yield f"trainer.compile={cfg.trainer.compile}: must be null or one of {', '.join(list_backends())}"
+    yield from check_choice(cfg, "trainer.float32_precision", FLOAT32_PRECISIONS)
     for split in ("train", "val"):
         value = cfg.trainer[f"limit_{split}_batches"]
         is_number = isinstance(value, int) and not isinstance(value, bool) and value >= 1
