@@ -54,6 +54,7 @@ class MultimodalDataModule(TakesNewRows, DeclaredArguments, pl.LightningDataModu
         missing_seed: of the masks; every split adds its own offset.
         train_fraction: fraction of the training rows to keep (a seeded shuffle before the cut), 1 = all.
         residence: auto | device | host | mmap, see :class:`PackedLoader`.
+        channels_last: see :class:`PackedLoader`.
         reshuffle_pairs, jitter: training augmentation, see :class:`PackedLoader`.
         seed: of the order of the training rows.
 
@@ -61,8 +62,8 @@ class MultimodalDataModule(TakesNewRows, DeclaredArguments, pl.LightningDataModu
         training_noise: noise on training batches, None = none; stage fit sets it.
     """
 
-    read_time: ClassVar[Names] = ("test_batch_size", "train_fraction", "residence", "reshuffle_pairs", "jitter")
-    resources: ClassVar[Names] = ("test_batch_size", "residence")
+    resources: ClassVar[Names] = ("test_batch_size", "residence", "channels_last")
+    read_time: ClassVar[Names] = (*resources, "train_fraction", "reshuffle_pairs", "jitter")
 
     name: str
     modalities: list[Modality]
@@ -80,6 +81,7 @@ class MultimodalDataModule(TakesNewRows, DeclaredArguments, pl.LightningDataModu
         missing_seed: int = 2025,
         train_fraction: float = 1.0,
         residence: str = "auto",
+        channels_last: bool | None = None,
         reshuffle_pairs: bool | Sequence[str] = False,
         jitter: int = 0,
         drop_last: bool = False,
@@ -97,6 +99,7 @@ class MultimodalDataModule(TakesNewRows, DeclaredArguments, pl.LightningDataModu
         self.missing_train = missing_train or Complete()
         self.missing_val = missing_val or Complete()
         self.missing_seed, self.train_fraction, self.residence = missing_seed, train_fraction, residence
+        self.channels_last = channels_last
         self.reshuffle_pairs, self.jitter, self.drop_last, self.seed = reshuffle_pairs, jitter, drop_last, seed
         self.training_noise: TrainingNoise | None = None
         self._splits: dict[str, PackedSplit] = {}
@@ -373,6 +376,7 @@ class MultimodalDataModule(TakesNewRows, DeclaredArguments, pl.LightningDataModu
             seed=self.seed,
             device=device,
             residence=self.residence,
+            channels_last=self.channels_last,
             reshuffle_pairs=self.reshuffle_pairs if train else False,
             jitter=self.jitter if train else 0,
             cells=cells,
@@ -392,6 +396,7 @@ class MultimodalDataModule(TakesNewRows, DeclaredArguments, pl.LightningDataModu
             len(rows),
             device=device,
             residence="mmap",
+            channels_last=self.channels_last,
             choose=self.choose(),
             transform=self.transform(False),
         )

@@ -40,6 +40,8 @@ class PackedLoader:
         split: the packed arrays.
         missing: (N, M) bool mask of the split; None = nothing is missing, and the caller hides NaN.
         batch_size: rows per batch; the last batch may be smaller unless ``drop_last``.
+        channels_last: memory layout of images, with which convolutions are faster on a CPU, and may be on a GPU in
+            mixed precision (``tests/benchmarks/gpu.py`` measures it); None = on the CPU.
         shuffle: reshuffle in every epoch. The order depends only on ``seed`` and the epoch of :meth:`set_epoch`, so
             that a resumed run sees the same order. Steps are divided among the ranks as a training needs it, see below.
         reshuffle_pairs: draw another item of the same class for every modality and epoch; a list of names restricts it
@@ -71,6 +73,7 @@ class PackedLoader:
         seed: int = 0,
         device: torch.device | str = "cpu",
         residence: str = "auto",
+        channels_last: bool | None = None,
         reshuffle_pairs: bool | Sequence[str] = False,
         jitter: int = 0,
         cells: Mapping[str, np.ndarray] | None = None,
@@ -86,6 +89,7 @@ class PackedLoader:
         self.rank, self.world_size = rank, world_size
         self.device = torch.device(device)
         self.residence = _residence(residence, split, self.device)
+        self.channels_last = self.device.type == "cpu" if channels_last is None else channels_last
         self.epoch = 0
         store_device = self.device if self.residence == "device" else torch.device("cpu")
         self.arrays: dict[str, Tensor] = {}
@@ -177,8 +181,8 @@ class PackedLoader:
             elif m.kind == "text" and not x.is_floating_point():
                 x = x.long()
             x = x.float().div_(255) if x.dtype == torch.uint8 else x
-            if m.kind == "image" and self.device.type == "cpu":
-                x = x.contiguous(memory_format=torch.channels_last)  # faster convolutions on the CPU
+            if m.kind == "image" and self.channels_last:
+                x = x.contiguous(memory_format=torch.channels_last)
             if self.jitter and m.kind == "image" and generator is not None:
                 x = self._shift(x, generator)
             inputs[m.name] = x

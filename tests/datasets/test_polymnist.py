@@ -767,6 +767,16 @@ class TestLoader:
                 for view in VIEWS:
                     assert torch.equal(batches[0].inputs[view], other.inputs[view])
 
+    def test_channels_last_is_a_layout_of_the_same_images(self, built: PolyMNIST):
+        images = {}
+        for channels_last in (None, True, False):
+            built.channels_last = channels_last
+            images[channels_last] = built.rows("train", np.arange(3)).inputs["m1"]
+        built.channels_last = None
+        is_last = {key: x.is_contiguous(memory_format=torch.channels_last) for key, x in images.items()}
+        assert is_last == {None: True, True: True, False: False}  # None: true on the CPU
+        assert torch.equal(images[True], images[False]) and torch.equal(images[None], images[False])
+
     def order(self, data: PolyMNIST, seed: int, epoch: int, **options: int) -> list[int]:
         loader = PackedLoader(
             data.split("train"),

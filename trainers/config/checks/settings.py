@@ -74,6 +74,7 @@ def check_settings(cfg: DictConfig) -> Iterator[str]:
     yield from check_number(cfg, "dataset.train_fraction", 1e-9, 1)
     yield from check_number(cfg, "dataset.test_batch_size", 1, whole=True)
     yield from check_choice(cfg, "dataset.residence", ("auto", "device", "host", "mmap"))
+    yield from check_choice(cfg, "dataset.channels_last", (None, True, False))
     if "/" in str(cfg.name):
         yield f"name={cfg.name}: must not hold a slash"
     if str(cfg.name) in ("", ".", ".."):
