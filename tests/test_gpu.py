@@ -20,7 +20,7 @@ from datasets.batch import Batch
 from gaussian_parameter_generation.estimate import estimate
 from models.baselines.masks import TrainingMasks
 from models.baselines.moddrop import ModDrop
-from models.dymo.dynamic_transformer import DynamicTransformer
+from models.dymo.dynamic_transformer import DynamicTransformer, rows_that_fit
 from models.dymo.gaussian import GaussianParameters
 from models.dymo.lattice import COMPARATORS
 from models.dymo.method import DyMo
@@ -272,3 +272,15 @@ def test_the_precision_of_float32_is_a_setting_of_gpus_alone() -> None:
     (problem,) = check_trainer_settings(compose_config("trainer.float32_precision=tf32"))
     assert "trainer.float32_precision=tf32" in problem
     assert compose_config("trainer=gpu").trainer.float32_precision == "highest"
+
+
+@pytest.mark.parametrize(
+    ("gibibytes", "tokens", "width", "expected"),
+    [
+        (80, 21, 128, 2**14),  # PolyMNIST: 168 KiB per row, 2.6 GiB of 10
+        (24, 67, 512, 2**10),  # 2.1 MiB per row, 1,465 of them in 3 GiB
+        (1, 67, 512, 2**8),  # not below
+    ],
+)
+def test_a_fusion_call_takes_an_eighth_of_the_memory(gibibytes: int, tokens: int, width: int, expected: int) -> None:
+    assert rows_that_fit(gibibytes * 2**30 // 8, tokens, width) == expected

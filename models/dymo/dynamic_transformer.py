@@ -43,10 +43,27 @@ VALIDATED = 127  # subsets of a validation, where there are more
 CONSISTENCY, VALIDATION = 12, 13  # keep the seeds of their masks apart from the others
 
 
-def rows_per_call(device: torch.device) -> int:
-    """Rows of one fusion call: on a GPU as many as memory allows, on a CPU so few that they stay in its caches (there,
-    calls of 2^14 rows take 1.6 times as long)."""
-    return 1 << 14 if device.type == "cuda" else 1 << 8
+def rows_per_call(device: torch.device, tokens: int, width: int) -> int:
+    """Rows of one fusion call.
+
+    On a CPU so few that they stay in its caches (there, calls of 2^14 rows take 1.6 times as long). On a GPU a power of
+    two, at most 2^14, whose activations take an eighth of the memory that the device has, used or not: the same number
+    in every run.
+
+    Args:
+        tokens, width: of a row, N and D.
+    """
+    if device.type != "cuda":
+        return 1 << 8
+    memory = torch.cuda.get_device_properties(device).total_memory
+    return rows_that_fit(memory // 8, tokens, width)
+
+
+def rows_that_fit(memory: int, tokens: int, width: int) -> int:
+    """Largest power of two, 2^8 to 2^14, of rows whose float32 activations fit into ``memory`` bytes: of every token x
+    and its copy, queries, keys and values twice, and both sides of the MLP's GELU, 16 times the width."""
+    rows = max(memory // (4 * 16 * tokens * width), 1)
+    return min(max(1 << (rows.bit_length() - 1), 1 << 8), 1 << 14)
 
 
 class DynamicTransformer(TokenPipeline):
@@ -224,7 +241,7 @@ class DynamicTransformer(TokenPipeline):
         Returns:
             logits (R, C), features (R, D_p).
         """
-        limit = rows_per_call(rows.device)
+        limit = rows_per_call(rows.device, *sequences.x.shape[1:])
         if len(rows) > limit:
             parts = zip(rows.split(limit), missing.split(limit), strict=True)
             pieces = [self.fuse_rows(sequences, *part, n_visible) for part in parts]
@@ -281,7 +298,7 @@ class DynamicTransformer(TokenPipeline):
         """
         sequences = self.prepare(tokens) if isinstance(tokens, Tensor) else tokens
         b = len(sequences.x)
-        per_call = max(1, (max_rows or rows_per_call(sequences.x.device)) // b)
+        per_call = max(1, (max_rows or rows_per_call(sequences.x.device, *sequences.x.shape[1:])) // b)
         packed = missing is None and (self.fusion == "packed" or (self.fusion == "auto" and not sequences.x.is_cuda))
         columns = [
             [0, *(t for i, span in enumerate(self._token_spans) if not s[i] for t in span)] for s in subsets.tolist()
