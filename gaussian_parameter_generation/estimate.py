@@ -28,6 +28,7 @@ from models.dymo.prototypes import COSINE
 from utils.errors import UserError
 from utils.progress import Progress
 from utils.subsets import enumerate_subsets
+from utils.transfer import on_host, to_device
 
 log = logging.getLogger(__name__)
 SCATTER_BYTES = 2**29
@@ -68,7 +69,7 @@ class GaussianStatistics:
             features: (k, B, D).
             classes: (class, rows of the batch) for each class present.
         """
-        ids = ids.to(features.device)
+        ids = to_device(ids, features.device)
         for c, rows in classes:
             z = features[:, rows].double()
             n = torch.full((len(ids),), float(len(rows)), dtype=torch.float64, device=z.device)
@@ -135,9 +136,11 @@ class GaussianStatistics:
 
 def rows_by_class(target: Tensor) -> list[tuple[int, Tensor]]:
     """(class, rows) of each class in a batch of targets (B,)."""
-    order = target.argsort(stable=True)
-    classes, counts = torch.unique_consecutive(target[order], return_counts=True)
-    return list(zip(classes.tolist(), order.split(counts.tolist()), strict=True))
+    host = on_host(target)
+    order = host.argsort(stable=True)
+    classes, counts = torch.unique_consecutive(host[order], return_counts=True)
+    rows = to_device(order, target.device).split(counts.tolist())
+    return list(zip(classes.tolist(), rows, strict=True))
 
 
 def absent_modalities(batch: Batch, names: list[str]) -> Tensor | None:
