@@ -52,6 +52,7 @@ def test_the_tables_of_udml_compare_all_models_in_one_sweep(tmp_path: Path) -> N
         ["cmpt_small.sh"],
         ["recovery_methods.sh"],
         ["campaign.sh", "many"],
+        ["gpu_check.sh", "nowhere"],
     ],
 )
 def test_a_script_without_a_data_set_says_how_it_is_used(command: list[str]) -> None:

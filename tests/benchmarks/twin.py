@@ -73,7 +73,7 @@ def select(
     """Final logits and mask of a batch (docs/reference/dymo.md §4.2), paper rule."""
     missing = missing.clone()
     bad = torch.zeros_like(missing)
-    finished = torch.zeros(len(missing), dtype=torch.bool)
+    finished = torch.zeros_like(missing[:, 0])
 
     def state(rows: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         logits, z = network({n: x[rows] for n, x in inputs.items()}, mask)
@@ -84,7 +84,7 @@ def select(
         return a.softmax(-1).amax(-1), ics_loop(logits, z, mask, parameters)
 
     for _ in range(int(missing.sum(1).max())):
-        reward = torch.zeros(missing.shape)
+        reward = torch.zeros(missing.shape, device=missing.device)
         for u in range(missing.shape[1]):
             rows = (missing[:, u] & ~bad[:, u]).nonzero()[:, 0]
             if not len(rows):
@@ -113,7 +113,7 @@ def impute(model: MoPoE, inputs: Mapping[str, Tensor], missing: Tensor) -> dict[
     subsets = enumerate_subsets(missing.shape[1])
     decoded = []
     for mask in subsets:
-        mean, _ = model.product(mu, logvar, mask.expand(len(missing), -1))
+        mean, _ = model.product(mu, logvar, mask.to(missing.device).expand(len(missing), -1))
         decoded.append([decoder(mean) for decoder in model.decoders])
     ids = {tuple(mask): i for i, mask in enumerate(subsets.tolist())}
     completed = {n: x.clone() for n, x in inputs.items()}
@@ -130,7 +130,7 @@ def gaussian(network: SlowTransformer, batches: Iterable[tuple[Mapping[str, Tens
     """Sigma (S, C): one pass over the data for each subset, all features kept (docs/reference/dymo.md §3)."""
     model = network.model
     rows = []
-    for mask in enumerate_subsets(len(model.modalities)):
+    for mask in enumerate_subsets(len(model.modalities)).to(model.device):
         actual = [(network(x, mask.expand(len(y), -1))[1], y) for x, y in batches]
         features, target = (torch.cat(part) for part in zip(*actual, strict=True))
         row = []
@@ -145,7 +145,8 @@ def gaussian(network: SlowTransformer, batches: Iterable[tuple[Mapping[str, Tens
 
 def training_step(network: SlowTransformer, inputs: Mapping[str, Tensor], target: Tensor, subsets: Tensor) -> Tensor:
     """Mean loss over K subsets, each a full forward (docs/reference/dymo.md §2, without the prototype term)."""
-    losses = [F.cross_entropy(network(inputs, mask.expand(len(target), -1))[0], target) for mask in subsets]
+    masks = subsets.to(target.device)
+    losses = [F.cross_entropy(network(inputs, mask.expand(len(target), -1))[0], target) for mask in masks]
     return torch.stack(losses).mean()
 
 
