@@ -299,7 +299,8 @@ class DynamicTransformer(TokenPipeline):
         sequences = self.prepare(tokens) if isinstance(tokens, Tensor) else tokens
         b = len(sequences.x)
         per_call = max(1, (max_rows or rows_per_call(sequences.x.device, *sequences.x.shape[1:])) // b)
-        packed = missing is None and (self.fusion == "packed" or (self.fusion == "auto" and not sequences.x.is_cuda))
+        is_on_cpu = sequences.x.device.type == "cpu"
+        packed = missing is None and (self.fusion == "packed" or (self.fusion == "auto" and is_on_cpu))
         columns = [
             [0, *(t for i, span in enumerate(self._token_spans) if not s[i] for t in span)] for s in subsets.tolist()
         ]
