@@ -42,7 +42,9 @@ HAS_GPU = torch.cuda.is_available()
 # The CPU and a GPU sum in other orders, over at most 1,152 terms in one layer and through seven of them. Another class,
 # subset or mask changes a logit by more than a hundredth.
 ROUNDING = {"rtol": 1e-4, "atol": 1e-4}
-BFLOAT16 = {"rtol": 3e-2, "atol": 3e-2}  # 8 bits of mantissa: 2^-8 per layer
+# Of rewards, which are quotients of logarithms of probabilities near 1.
+REWARDS = {"rtol": 1e-3, "atol": 1e-3}
+BFLOAT16 = {"rtol": 1e-2, "atol": 1e-2}  # 8 bits of mantissa: 2^-8 per layer
 
 
 class Device:
@@ -190,11 +192,12 @@ def test_selection_equals_that_of_the_cpu(metric: str, device: Device) -> None:
     expected, actual = selections
     assert (expected.accepted >= 0).any() and expected.final_missing.any()
     # Rounding may turn a decision whose reward is next to 0.
-    is_decisive = expected.rewards.abs().nan_to_num(nan=1.0).flatten(1).amin(1) > 1e-3
+    is_decisive = expected.rewards.abs().nan_to_num(nan=1.0).flatten(1).amin(1) > REWARDS["atol"]
     assert is_decisive.sum() > ROWS // 2
     for key in ("logits", "rewards", "final_missing", "accepted"):
         one, other = host(getattr(actual, key)), getattr(expected, key)
-        torch.testing.assert_close(one[is_decisive], other[is_decisive], equal_nan=True, **ROUNDING)
+        bounds = REWARDS if key == "rewards" else ROUNDING
+        torch.testing.assert_close(one[is_decisive], other[is_decisive], equal_nan=True, **bounds)
 
 
 @pytest.mark.parametrize("is_recoverable", [True, False])

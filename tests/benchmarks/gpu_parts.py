@@ -24,6 +24,7 @@ from models.dymo.selection import Scorer, SelectionRule, select
 from tests import test_gpu
 from tests.benchmarks.__main__ import Bench, alternate
 from tests.benchmarks.gpu_steps import loading, steps
+from tests.benchmarks.methods import spread
 from tests.simulated_device import DEVICE, SimulatedDevice
 from trainers import fit
 from trainers.config.compose import compose_config
@@ -60,7 +61,9 @@ def tests(check: Any) -> None:
     reports = _Reports(time.monotonic() + 0.9 * check.seconds)
     files = [str(ROOT / name) for name in TESTS]
     options = ["-q", "-m", "gpu", "-p", "no:cacheprovider", "--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml")]
+    threads = torch.get_num_threads()
     code = int(pytest.main([*options, *files], plugins=[reports]))
+    torch.set_num_threads(threads)  # tests use one
     for outcome in ("passed", "failed", "skipped"):
         names = [name for name, result in reports.outcomes if result == outcome]
         detail = ", ".join(names) if outcome == "failed" else "no GPU" if names and outcome == "skipped" else ""
@@ -161,7 +164,8 @@ def selection(check: Any) -> None:
     finally:
         _publish(check, bench)
     model, parameters = bench.backbone(COSINE)
-    batch = bench.some(bench.batch)[0]
+    n = bench.batch if check.is_dry else 8192  # rows, enough for several calls
+    batch = bench.data.rows("train", spread(bench.data, "train", n), bench.device)
     missing = torch.from_numpy(random_mask(len(batch), len(model.modalities), 0.8, "exact", 7))
     missing = to_device(missing, bench.device, is_remembered=True)
     scorer = Scorer(model, parameters, SelectionRule())
@@ -172,14 +176,19 @@ def selection(check: Any) -> None:
         with patch.object(dynamic_transformer, "rows_per_call", lambda *_, rows=rows: rows):
             times[rows] = alternate(bench.repeats, ours=lambda: select(scorer, tokens, missing))["ours"]
         ratio = times[2**10] / times[rows]
-        check.rows.add(f"selection, fusion calls of {rows} rows", 1e3 * times[rows], "ms", ratio, "ratio: 1024 / this")
+        what = f"selection of {len(batch)} rows, fusion calls of {rows} rows"
+        check.rows.add(what, 1e3 * times[rows], "ms", ratio, "ratio: 1024 / this")
+    missing = missing[: bench.batch].clone()
+    tokens = tokens[: bench.batch]
     seconds = alternate(
         bench.repeats,
         counted=lambda: select(scorer, tokens, missing, is_counted=True),
         padded=lambda: select(scorer, tokens, missing, is_counted=False),
     )
     ratio, detail = seconds["counted"] / seconds["padded"], "ratio: candidates counted on the host / not counted"
-    check.rows.add("selection, candidates not counted", 1e3 * seconds["padded"], "ms", ratio, detail)
+    check.rows.add(
+        f"selection of {len(missing)} rows, candidates not counted", 1e3 * seconds["padded"], "ms", ratio, detail
+    )
 
 
 def gaussian(check: Any) -> None:

@@ -20,18 +20,19 @@ class Rows:
 
     Args:
         path: of the CSV file.
+        is_dry: nothing runs on a GPU, if there is one.
 
     Attributes:
         part: name of the part that adds rows.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, is_dry: bool) -> None:
         self.path, self.part = path, ""
         about = environment()
         cuda = torch.version.cuda if torch.cuda.is_available() else None
         versions = [f"python {about['python']}", *(f"{name} {about['packages'][name]}" for name in PACKAGES)]
         self.about = {
-            "device": about["device"],
+            "device": f"dry run, {torch.get_num_threads()} threads" if is_dry else about["device"],
             "versions": ", ".join([*versions, *([f"cuda {cuda}"] if cuda else [])]),
             "commit": about["git_commit"],
         }

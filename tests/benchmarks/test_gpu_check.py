@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import pytest
 
 from tests.benchmarks import gpu
 from tests.benchmarks.gpu_rows import COLUMNS
-from tests.makers import calls_of
+from tests.makers import SCRIPTS, calls_of
 from utils.errors import UserError
 
 
@@ -46,7 +48,7 @@ def test_parts_that_fail_or_run_out_of_time_are_named(
         measured(check)
         time.sleep(60)
 
-    parts = {"broken": (broken, 5.0), "slow": (slow, 1.0), "fine": (measured, 5.0)}
+    parts = {"broken": (broken, 5.0), "slow": (slow, 0.1), "fine": (measured, 5.0)}  # a tenth of the limits
     monkeypatch.setattr(gpu, "PARTS", parts)
     with caplog.at_level("INFO"):
         assert gpu.main(["--dry", "--out", str(tmp_path)]) == 1
@@ -64,7 +66,7 @@ def test_parts_that_fail_or_run_out_of_time_are_named(
     assert dict(table[table.what.str.startswith("part ")][["part", "detail"]].itertuples(index=False)) == expected
     assert "FAILED: part broken" in caplog.text and "FAILED: part slow" not in caplog.text
     monkeypatch.setattr(gpu, "PARTS", {"fine": (measured, 5.0)})
-    assert gpu.main(["--dry", "--out", str(tmp_path), "--seconds", "0.5"]) == 0
+    assert gpu.main(["--dry", "--out", str(tmp_path), "--seconds", "0.05"]) == 0
     assert list(pd.read_csv(tmp_path / "gpu.csv").detail) == ["NOT RUN: the 0 s of the check are over, 0 rows"]
 
 
@@ -85,3 +87,20 @@ def test_the_script_passes_folders_and_options_on(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("DRY", "1")
     (call,) = calls_of(tmp_path, "gpu_check.sh")
     assert call[3] == str(tmp_path / "outputs" / "gpu_check") and call[4:] == ["--dry"]
+
+
+def test_the_script_uses_an_interpreter_and_wheels_as_they_are(tmp_path: Path) -> None:
+    python, wheels = tmp_path / "python", tmp_path / "wheels"
+    python.write_text('#!/bin/sh\necho "$PYTHONPATH" "$@"\n')
+    python.chmod(0o755)
+    wheels.mkdir()
+    (wheels / "hydra_core-1-py3-none-any.whl").touch()
+    command = ["bash", str(SCRIPTS / "gpu_check.sh"), "made-up", str(tmp_path / "out")]
+    environment = os.environ | {"PYTHON": str(python), "WHEELS": str(wheels), "PYTHONPATH": ""}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    packages = tmp_path / "out" / "packages"
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        f" -m pip install --quiet --no-index --no-deps --target {packages} {wheels}/hydra_core-1-py3-none-any.whl",
+        f"{packages} -m tests.benchmarks.gpu --out {tmp_path / 'out'}",
+    ]

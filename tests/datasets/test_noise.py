@@ -585,6 +585,7 @@ def test_what_a_method_is_built_on_is_trained_with_the_same_noise() -> None:
     assert all(build_noise(part.trainable) is None for part in clean.values())
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_a_gpu_draws_the_same() -> None:
     rows, levels = torch.arange(11), torch.arange(1, 12)

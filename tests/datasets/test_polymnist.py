@@ -29,7 +29,9 @@ from datasets.readers.mnist import mnist_files, read_idx, read_mnist
 from datasets.splits import stratified_split
 from datasets.storage import PackedStore
 from tests.makers import make_mnist_idx, make_polymnist_folder, write_idx
+from tests.simulated_device import DEVICE, SimulatedDevice
 from utils.errors import UserError
+from utils.transfer import on_host
 
 REAL_MNIST = Path(os.environ.get("MNIST_DIR", Path(__file__).parents[2].parent / "shared" / "data" / "mnist"))
 needs_mnist = pytest.mark.skipif(
@@ -766,6 +768,21 @@ class TestLoader:
                 assert torch.equal(batches[0].index, other.index)
                 for view in VIEWS:
                     assert torch.equal(batches[0].inputs[view], other.inputs[view])
+
+    @pytest.mark.parametrize("residence", ["host", "device", "mmap"])
+    def test_batches_go_to_a_device_without_waiting(self, built: PolyMNIST, residence: str):
+        with SimulatedDevice() as device:
+            options = {"shuffle": True, "jitter": 2, "seed": 1, "residence": residence}
+            split, mask = built.split("train"), built.mask("train", Complete())
+            loader = PackedLoader(split, built.modalities, mask, 50, device=DEVICE, **options)
+            device.waits.clear()
+            batches = list(loader)
+            assert not device.waits and all(batch.index.device == DEVICE for batch in batches)
+            rows = torch.cat([on_host(batch.index) for batch in batches])
+            assert not device.waits  # the order was made on the host
+        plain = PackedLoader(split, built.modalities, mask, 50, **options)
+        assert torch.equal(rows, torch.cat([batch.index for batch in plain]))
+        assert torch.equal(batches[1].inputs["m3"].inner, list(plain)[1].inputs["m3"])
 
     def test_channels_last_is_a_layout_of_the_same_images(self, built: PolyMNIST):
         images = {}
