@@ -24,6 +24,7 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -142,6 +143,16 @@ class PackedSplit:
         return PackedSplit(self.folder, chosen if self.rows is None else self.rows[chosen], self.files)
 
 
+@lru_cache(16)
+def _check_seal(text: str) -> None:
+    """Check the seal of ``meta.json``, once per process and content: stages read the file again and again.
+
+    Raises:
+        ValueError: the values are not those that were sealed.
+    """
+    open_seal(json.loads(text), META)
+
+
 class PackedStore:
     """A folder of packed splits."""
 
@@ -158,8 +169,14 @@ class PackedStore:
         if not file.exists():
             return None
         try:
-            meta = json.loads(file.read_text())
-            return open_seal(meta, META) if meta.get("format_version") == FORMAT_VERSION else None
+            text = file.read_text()
+            meta = json.loads(text)
+            if meta.get("format_version") != FORMAT_VERSION:
+                return None
+            _check_seal(text)
+            if isinstance(meta.get("files"), dict):
+                meta["files"].pop(META, None)  # the seal
+            return meta
         except (ValueError, AttributeError):
             raise UserError(
                 f"{file} is damaged: delete the folder {self.folder}, and stage 'prepare' writes it again"

@@ -7,12 +7,14 @@ import logging
 import os
 import pickle
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 
+from utils.checksums import checksum, checksum_of
 from utils.errors import UserError
 from utils.files import replacing
 from utils.safe_pickle import check_pickles
@@ -21,6 +23,7 @@ log = logging.getLogger(__name__)
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 # Keys needed only to resume, which is done from last.ckpt: Adam's moments alone are twice as large as the weights.
 RESUMING = ("callbacks", "loops", "lr_schedulers", "optimizer_states")
+_written: dict[str, str] = {}  # real path -> checksum of what this process wrote there last
 
 
 class CheckpointFiles(TorchCheckpointIO):
@@ -42,6 +45,7 @@ class CheckpointFiles(TorchCheckpointIO):
         if target.name == BEST:
             checkpoint = {key: value for key, value in checkpoint.items() if key not in RESUMING}
         torch.save(checkpoint, content)
+        _written[os.path.realpath(target)] = checksum_of(content.getbuffer())
         with replacing(target) as temporary:
             with temporary.open("wb") as file:
                 file.write(content.getbuffer())
@@ -49,6 +53,13 @@ class CheckpointFiles(TorchCheckpointIO):
                 os.fsync(file.fileno())
             if target.name == LAST and target.exists():
                 os.replace(target, target.with_name(PREVIOUS))
+
+
+def is_as_written(file: Path) -> bool:
+    """Whether a checkpoint has the bytes that this process wrote."""
+    with suppress(OSError):
+        return checksum(file) == _written.get(os.path.realpath(file))
+    return False
 
 
 def resume_point(folder: Path) -> Path | None:

@@ -30,7 +30,7 @@ from trainers.callbacks import (
     TimeLeft,
     after_warmup,
 )
-from trainers.checkpoint_files import PREVIOUS, CheckpointFiles, resume_point
+from trainers.checkpoint_files import PREVIOUS, CheckpointFiles, is_as_written, resume_point
 from trainers.config.build import build_loggers, build_model, build_modulation, build_noise, build_trainer
 from trainers.loading import Run
 from trainers.quiet import quiet_lightning
@@ -274,11 +274,13 @@ def after_clean_epochs(noise: TrainingNoise | None, epochs: int) -> int:
 
 
 def check_checkpoint(file: Path) -> None:
-    """Read a checkpoint that has just been written, before its stage is marked as finished.
+    """Check a checkpoint that has just been written, before its stage is marked as finished.
 
     Raises:
-        UserError: it is not on disk, or cannot be read.
+        UserError: it is not on disk as it was written, and cannot be read either.
     """
+    if is_as_written(file):  # sooner known than by reading its tensors
+        return
     try:
         read_tensors(file)
     except UserError as error:

@@ -35,6 +35,11 @@ def checksum(path: Path) -> str:
     return f"{size}-{digest.hexdigest()}"
 
 
+def checksum_of(content: bytes | memoryview) -> str:
+    """:func:`checksum` of a file with this content, of at most LARGEST bytes."""
+    return f"{len(content)}-{xxhash.xxh3_128(content).hexdigest()}"
+
+
 def checksums(folder: Path, names: Iterable[str]) -> dict[str, str]:
     """Checksums of files and of all files in folders, by path below ``folder``; absent names are left out."""
     files: list[Path] = []

@@ -9,6 +9,7 @@ containers. All other objects in a file become ``None``.
 from __future__ import annotations
 
 import json
+import mmap
 import pickle
 import re
 import struct
@@ -103,12 +104,12 @@ def _check_pickles(path: Path) -> None:
                 if entry.filename.endswith(".pkl"):
                     if entry.compress_type != zipfile.ZIP_STORED:
                         raise pickle.UnpicklingError("a compressed pickle")
-                    with archive.open(entry) as stream:
-                        check_expansion(stream)
+                    check_expansion(archive.read(entry))
         return
-    with path.open("rb") as file:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        end = 0
         for _ in range(5):  # magic number, version, machine, content and storage keys
-            check_expansion(file)
+            end = check_expansion(content, end)
 
 
 # --------------------------------------------------------------------------------------- the restricted reader
