@@ -1,5 +1,5 @@
-"""Read each configuration file of Hydra and parse each interpolation once per process, and compose equal overrides
-once."""
+"""Read each configuration file of Hydra, parse each interpolation and merge the files of each choice of options once
+per process, and compose equal overrides once."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ from collections import OrderedDict
 from functools import lru_cache
 from typing import Any
 
-from hydra._internal.config_repository import ConfigRepository
+from hydra._internal import defaults_list
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import ConfigRepository, IConfigRepository
+from hydra._internal.defaults_list import Overrides
 from hydra.core.config_store import ConfigStore
+from hydra.core.default_element import ResultDefault
 from hydra.core.global_hydra import GlobalHydra
 from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, base, grammar_parser
@@ -19,7 +23,10 @@ from trainers.estimator import EXPERIMENT
 
 SHIPPED = f"file://{module.CONFIGS}"
 _load, _compose = ConfigRepository.load_config, module.compose
+_list, _merge = defaults_list._create_defaults_list, ConfigLoaderImpl._compose_config_from_defaults_list
 _files: dict[tuple[str, ...], bytes] = {}  # pickles: copied sooner than objects
+_lists: dict[str, tuple[bytes, Any]] = {}
+_merged: dict[str, bytes] = {}
 _compositions: OrderedDict[tuple[str, ...], bytes] = OrderedDict()  # least recently used first
 LARGEST = 500  # compositions, of some 50 kB
 
@@ -28,6 +35,8 @@ def read_once() -> None:
     """Replace the functions of Hydra and of this project; copies of what they return may be changed."""
     ConfigRepository.load_config = _load_once
     module.compose = _compose_once
+    defaults_list._create_defaults_list = _list_once
+    ConfigLoaderImpl._compose_config_from_defaults_list = _merge_once  # type: ignore[method-assign]
     base.parse = lru_cache(4096)(grammar_parser.parse)  # of trees that are only read
     # Every composition copies the store, although it never changes it.
     ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
@@ -42,6 +51,42 @@ def _load_once(self: ConfigRepository, config_path: str) -> ConfigResult | None:
             return result
         _files[key] = pickle.dumps(result)
     return pickle.loads(_files[key])
+
+
+def _key(repo: IConfigRepository, *rest: object) -> str | None:
+    """Key of what depends on the chosen options alone; None where they are not those of this project, or change."""
+    paths = [source.path for source in repo.get_sources()]
+    key = repr((paths, rest))
+    is_shipped = str(module.CONFIGS) in [path.removeprefix("file://") for path in paths]
+    return key if is_shipped and EXPERIMENT not in key else None
+
+
+def _list_once(
+    repo: IConfigRepository, config_name: str | None, overrides: Overrides, prepend_hydra: bool, skip_missing: bool
+) -> tuple[list[ResultDefault], Any]:
+    """The files that are merged. Values of single keys, which are ``config_overrides``, have no part in them."""
+    appended = [vars(default) for default in overrides.append_group_defaults]
+    choices = (overrides.override_choices, overrides.deletions, appended)
+    key = _key(repo, config_name, prepend_hydra, skip_missing, *choices)
+    if key is None:
+        return _list(repo, config_name, overrides, prepend_hydra, skip_missing)
+    if key not in _lists:
+        files, tree = _list(repo, config_name, overrides, prepend_hydra, skip_missing)
+        noted = {name: value for name, value in vars(overrides).items() if name != "config_overrides"}
+        _lists[key] = pickle.dumps((files, noted)), tree
+    content, tree = _lists[key]
+    files, noted = pickle.loads(content)
+    vars(overrides).update(noted)
+    return files, tree
+
+
+def _merge_once(self: ConfigLoaderImpl, defaults: list[ResultDefault], repo: IConfigRepository) -> DictConfig:
+    key = _key(repo, [(d.config_path, d.package, d.parent, d.is_self) for d in defaults])
+    if key is None:
+        return _merge(self, defaults, repo)
+    if key not in _merged:
+        _merged[key] = pickle.dumps(_merge(self, defaults, repo))
+    return pickle.loads(_merged[key])
 
 
 def _compose_once(config_name: str, overrides: list[str], **options: Any) -> DictConfig:

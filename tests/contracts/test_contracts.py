@@ -296,8 +296,15 @@ USUAL_EPOCHS = {
 }
 
 
-def epochs_of_parts(*overrides: str) -> dict[str, int]:
-    """Name -> epochs of the model that is trained and of all that it is built on."""
+def epochs_of_parts(composed: DictConfig, **changes: int) -> dict[str, int]:
+    """Name -> epochs of the model that is trained and of all that it is built on.
+
+    Args:
+        changes: values of keys with "__" for ".", put into a copy as overrides of the command line are.
+    """
+    cfg = composed.copy()
+    for key, value in changes.items():
+        OmegaConf.update(cfg, key.replace("__", "."), value)
 
     def walk(context: Run) -> dict[str, int]:
         epochs = {str(context.trainable.name): int(context.trainable.training.max_epochs)}
@@ -305,7 +312,7 @@ def epochs_of_parts(*overrides: str) -> dict[str, int]:
             epochs |= walk(part)
         return epochs
 
-    return walk(Run(configure(*overrides)))
+    return walk(Run(cfg))
 
 
 # Every model on the embedded data, and wherever a recipe has a number of epochs.
@@ -320,7 +327,8 @@ EPOCH_PAIRS = [(model, "Digits") for model in options("model")] + [
 @pytest.mark.parametrize(("model", "dataset"), EPOCH_PAIRS)
 def test_one_setting_says_how_long_every_method_trains(model: str, dataset: str) -> None:
     chosen = [f"dataset={dataset}", f"model={model}", *(["imputer=CMVAE"] if model == "CMVAE_Classification" else [])]
-    usual = epochs_of_parts(*chosen)
+    cfg = configure(*chosen)
+    usual = epochs_of_parts(cfg)
     first = next(iter(usual))
     if model in PUBLISHED_EPOCHS:
         assert set(usual.values()) == {500}
@@ -328,10 +336,10 @@ def test_one_setting_says_how_long_every_method_trains(model: str, dataset: str)
         assert usual[first] == USUAL_EPOCHS[dataset] * MULTIPLES.get((dataset, first), 1)
     # 7 is the default of nothing; the default of the data set, said aloud, counts as well.
     for epochs in (7, USUAL_EPOCHS[dataset])[: 2 if model == "MaskedAttention" else 1]:
-        for name, value in epochs_of_parts(*chosen, f"dataset.training_defaults.max_epochs={epochs}").items():
+        for name, value in epochs_of_parts(cfg, dataset__training_defaults__max_epochs=epochs).items():
             assert value == (1 if name in MEASURES else epochs * MULTIPLES.get((dataset, name), 1)), name
     # And one that is for this model alone.
-    assert epochs_of_parts(*chosen, "model.training.max_epochs=7")[first] == 7
+    assert epochs_of_parts(cfg, model__training__max_epochs=7)[first] == 7
 
 
 @pytest.mark.parametrize("model", ["MaskedAttention", "TokenUnimodal", "Zeros_MLP", "Pooling_MLP", "UDML", "CMPT"])
