@@ -9,6 +9,7 @@ import math
 import re
 import subprocess
 import sys
+import typing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +21,8 @@ import pytest
 import torch
 from scipy import stats
 from torch import Tensor
+from torch._export.serde import schema
+from torch.export import exported_program
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from datasets.batch import Batch, Modality, hide, missing_content
@@ -63,10 +66,22 @@ from utils.subsets import enumerate_subsets
 
 @pytest.fixture(scope="module", autouse=True)
 def operators_once() -> Iterator[None]:
-    """torch.onnx lists its operators anew for each program, which takes as long as to convert a small one."""
+    """PyTorch lists its operators anew for each program, which takes as long as to convert a small one, and looks up
+    the types of its format anew for each node that it reads."""
+    hints, known = typing.get_type_hints, dict[type, Any]()
+
+    def hints_once(cls: Any, globalns: Any = None, *arguments: Any, **options: Any) -> Any:
+        if globalns is not vars(schema):
+            return hints(cls, globalns, *arguments, **options)
+        if cls not in known:
+            known[cls] = hints(cls, globalns)
+        return known[cls]
+
     with pytest.MonkeyPatch.context() as patch:
-        made = ONNXRegistry.from_torchlib
+        made, collected = ONNXRegistry.from_torchlib, exported_program._collect_all_valid_cia_ops
         patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(made)))
+        patch.setattr(exported_program, "_collect_all_valid_cia_ops", functools.cache(collected))
+        patch.setattr(typing, "get_type_hints", hints_once)
         yield
 
 
