@@ -8,11 +8,13 @@ from tests import garbage  # before all that takes time
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
 from datasets.readers.images import ImageReader
@@ -32,19 +34,28 @@ register()
 read_once()
 
 Composer = Callable[..., DictConfig]
-# Files of few tests that take a minute or more.
+# Files of few tests that take ten seconds or more.
 LONG_FILES = (
     "benchmarks/test_benchmarks.py",
+    "contracts/test_bundles.py",
     "contracts/test_extending.py",
+    "contracts/test_kinds.py",
     "contracts/test_programs.py",
+    "gaussian_parameter_generation/test_notebooks.py",
+    "models/cmpt/test_cmpt_selection.py",
     "models/dymo/test_fixed_selection.py",
     "models/dymo/test_partial_tables.py",
+    "models/imputers/test_chain.py",
     "test_cli.py",
+    "test_cluster.py",
     "test_predictions_page.py",
     "trainers/test_estimator.py",
+    "trainers/test_fit.py",
     "trainers/test_forecast.py",
+    "trainers/test_grid.py",
     "trainers/test_original_checkpoints.py",
     "trainers/test_quiet.py",
+    "trainers/test_sweep.py",
 )
 
 
@@ -68,6 +79,21 @@ def float64() -> Iterator[None]:
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+@contextmanager
+def empty_pictures() -> Iterator[None]:
+    """Make figures, but write empty files: to draw them takes most of the time of a small report."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", lambda self, path, **_: Path(path).touch())
+        yield
+
+
+@pytest.fixture
+def undrawn() -> Iterator[None]:
+    """For tests that do not look at the pictures of a report, see :func:`empty_pictures`."""
+    with empty_pictures():
+        yield
 
 
 class Reads:

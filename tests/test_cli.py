@@ -23,6 +23,7 @@ from safetensors import safe_open
 from sklearn import metrics as sk
 
 from datasets.missingness import mask_hash
+from tests.conftest import empty_pictures
 from trainers import fit as fit_module
 from trainers import run as pipeline
 
@@ -92,7 +93,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory, polymnist_root: Path) -> 
         "report.samples=2",
         STAGES,
     ]
-    code, lines = execute(arguments, folder / "cwd")
+    with empty_pictures():
+        code, lines = execute(arguments, folder / "cwd")
     assert code == 0, lines
     return folder / "out", arguments, lines
 
@@ -526,6 +528,7 @@ def test_an_oracle_is_allowed_when_asked_for(finished, tmp_path: Path) -> None:
     assert not np.allclose(np.load(predictions / "discard" / "random_0.8.npz")["logits"], everything, atol=1e-2)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_two_seeds_in_one_multirun_give_mean_and_sd(tmp_path: Path, polymnist_root: Path) -> None:
     arguments = [
         *tiny(polymnist_root, polymnist_root.parent, tmp_path / "out"),

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
+from tests.conftest import empty_pictures
 from tests.contracts.test_imputers import SMALL as SMALL_IMPUTERS
 from tests.makers import make_messy_lesions
 from trainers import run as pipeline
@@ -85,8 +86,9 @@ def test_the_story_of_the_page_works_as_it_is_written(tmp_path: Path, monkeypatc
         check_table(compose_config(*checking, f"check.output={configs / 'dataset' / 'Lesions.yaml'}", configs=configs))
     page = (CONFIGS.parent / "docs" / "predictions.md").read_text()
     assert (configs / "dataset" / "Lesions.yaml").read_text() in page
-    for arguments in (*training, report):
-        pipeline.run(small(arguments, configs))
+    with empty_pictures():
+        for arguments in (*training, report):
+            pipeline.run(small(arguments, configs))
     assert (tmp_path / "outputs" / "Lesions" / "report" / "default" / "report.html").is_file()
 
     clinic = tmp_path / "clinic"

@@ -483,6 +483,7 @@ def vectors(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
     return lambda *overrides: configure(*common, *overrides)
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("method", [method for method in METHODS if method not in PARTS_OF_RUNS])
 def test_the_default_stages_run_and_resume(
     request: pytest.FixtureRequest,
@@ -496,7 +497,7 @@ def test_the_default_stages_run_and_resume(
     The report and the quality of recoveries, which are the same for all methods, are written for one.
     """
     composed = request.getfixturevalue("composed" if method in ONLY else "vectors")
-    overrides = [f"model={method}", *run_of(method), "model.training.max_epochs=3"]
+    overrides = [f"model={method}", *run_of(method), "model.training.max_epochs=2"]
     overrides += [] if method == "ModDrop" else ["imputer.quality=null"]
     imputes = composed(*overrides).model.use_imputer or method in ONLY
     overrides += [] if imputes else ["missing.train=random_0.2"]  # imputers learn from complete data
@@ -543,7 +544,7 @@ def test_the_default_stages_run_and_resume(
     paths = [c.fit_directory / "checkpoints" / "last.ckpt" for c in (context, again)]
     ends = [read_tensors(path) for path in paths]
     a, b = ({**end["state_dict"], "row_memory": end.get("row_memory", torch.zeros(0))} for end in ends)
-    assert all(state["last_epoch"] == 3 for state in ends[0]["lr_schedulers"])
+    assert all(state["last_epoch"] == 2 for state in ends[0]["lr_schedulers"])
     hidden = context.data.mask("train", context.data.missing_train)
     assert int((a["row_memory"] > 0).sum()) == (0 if method != "QMF" else int((~hidden).sum()))
     assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)

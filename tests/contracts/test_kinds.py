@@ -318,6 +318,7 @@ def stories() -> list[tuple[str, str, str]]:
     return [(yaml.safe_load(file)["name"], file, command) for file, command in zip(files, commands, strict=True)]
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(("name", "file", "command"), stories(), ids=lambda value: value if value.isalpha() else "")
 def test_a_story_of_the_guide_runs_from_its_text(
     name: str, file: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

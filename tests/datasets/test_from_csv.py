@@ -303,6 +303,7 @@ def run_of(csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
     return overrides
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_all_stages_run_on_all_kinds_at_once(run_of: Callable[..., Any], csv: Path) -> None:
     cfg = run_of("model=ModDrop", "stages=[prepare,fit,test,report,export]", "model.training.max_epochs=4")
     validate(cfg)

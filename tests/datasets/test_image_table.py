@@ -399,6 +399,7 @@ def test_the_section_of_the_manual_works_as_it_is_written(tmp_path: Path, monkey
     assert context.data.split("train").read("image").shape[1:] == (3, 32, 32)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_several_labels_are_learned_tested_and_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_image_table(tmp_path / "data" / "parts")
     monkeypatch.chdir(tmp_path)

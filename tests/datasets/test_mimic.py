@@ -517,6 +517,7 @@ def configured(tmp_path: Path, *overrides: str) -> DictConfig:
     return compose_config(*small, *overrides)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_grid_of_folds_and_training_sets_is_run_and_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def small(folder: Path) -> None:
         make_mimic(folder, n=N, side=32)

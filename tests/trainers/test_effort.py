@@ -59,6 +59,7 @@ def test_predictions_are_timed_without_the_data_and_for_the_first_thousand_rows(
     assert now[0] == 3 * 3600.5 and torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_report_has_the_mean_cost_of_every_model_that_has_one(tmp_path: Path) -> None:
     runs = []
     for seed, seconds in enumerate((10.0, 14.0, None)):

@@ -130,6 +130,7 @@ def test_time_is_that_of_the_batches_of_all_epochs(
     assert forecast is not None and forecast.seconds == {"fit": 7 * (2 * 2.0 + 6 * 0.5)}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_parameters_and_disk_are_those_of_the_run_afterwards(
     packed: DictConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -69,6 +69,7 @@ def test_a_sweep_of_grids_ends_with_one_report_over_their_runs(monkeypatch: pyte
     assert run_names(grid("missing.train=none", "missing.test=[none]"), "grid-*") == ["grid-*"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_grid_trains_each_part_and_reports_the_matrix(tmp_path: Path) -> None:
     cfg = grid(
         *(

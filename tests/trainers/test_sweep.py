@@ -27,6 +27,8 @@ from trainers.sweep_jobs import Jobs
 from utils.errors import UserError
 from utils.run_directory import RunDirectory
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def tiny(folder: Path) -> list[str]:
     return [

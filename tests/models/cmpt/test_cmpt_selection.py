@@ -254,6 +254,7 @@ def assert_exported(context: Run, folder: Path) -> None:
     assert_bundle_predicts_alike(context, folder)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_whole_way_on_spoken_digits(
     tiny: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,6 +68,7 @@ def test_one_name_with_two_directions_is_refused(tmp_path) -> None:
         write_report(runs, tmp_path / "report", title="t", primary="x")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_runs_that_do_not_say_it_follow_those_that_do(tmp_path) -> None:
     runs = runs_with(tmp_path, "x", {"metrics": {"x": "lower"}})
     (runs[-1] / "environment.json").write_text("{}")

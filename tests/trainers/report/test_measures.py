@@ -213,6 +213,7 @@ def test_tables_of_which_some_cells_are_missing_are_a_pattern_of_their_own(made:
     assert partly["n"].sum() == len(rows[::2]) and table["n"].sum() == 60
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_report_has_the_measures(made: list[Path], tmp_path: Path) -> None:
     report = write_report(made, tmp_path / "report", title="t", metrics=["accuracy"])
     page = report.html.read_text()

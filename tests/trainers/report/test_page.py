@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure
 
 from tests.trainers.report.runs import SCENARIOS, write_run
 from trainers.report import figures as report_figures
@@ -40,6 +38,7 @@ def test_files_of_a_report(made):
     pd.testing.assert_frame_equal(pd.read_csv(folder / "tests.csv"), result.tests, check_dtype=False)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_page_and_latex_have_captions_and_csv_files_names(tmp_path):
     scenarios = ("none", "whole_2", "nested_1_0.25")
     runs = [write_run(tmp_path, model, 0, scenarios=scenarios) for model in ("DyMo", "M3Care")]
@@ -58,14 +57,8 @@ def test_page_and_latex_have_captions_and_csv_files_names(tmp_path):
 @pytest.mark.parametrize("models", [["DyMo"], ["M3Care"], ["M3Care", "CMPT_x"]])
 @pytest.mark.parametrize("seeds", [1, 2])
 @pytest.mark.parametrize("scenarios", [["none"], ["random_0.4"], ["none", "random_0.4"]])
-def test_every_combination_of_models_seeds_and_scenarios_makes_a_report(
-    tmp_path, monkeypatch, models, seeds, scenarios
-):
-    def write_nothing(figure: Figure, path: Path, pdf: bool = False) -> None:  # drawing is slow
-        path.parent.mkdir(exist_ok=True)
-        path.touch()
-
-    monkeypatch.setattr(report_figures, "save", write_nothing)
+@pytest.mark.usefixtures("undrawn")
+def test_every_combination_of_models_seeds_and_scenarios_makes_a_report(tmp_path, models, seeds, scenarios):
     runs = [write_run(tmp_path, model, seed, scenarios=scenarios, n=12) for model in models for seed in range(seeds)]
     result = report.write_report(runs, tmp_path / "report", title="t")
     assert {"accuracy", "auroc", "ece"} <= {metric for _, metric in result.tables}
@@ -73,6 +66,7 @@ def test_every_combination_of_models_seeds_and_scenarios_makes_a_report(
     assert len(result.tests) == len(scenarios) * (2 if models == ["DyMo"] else len(models) - 1)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_unfinished_runs_are_skipped_and_none_is_an_error(tmp_path, caplog):
     runs = [write_run(tmp_path, "M3Care", seed) for seed in range(2)]
     (runs[1] / "DONE").unlink()
@@ -105,6 +99,7 @@ def test_broken_results_are_named(tmp_path, content, reason):
     assert not (tmp_path / "report").exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_broken_predictions_are_named_and_leave_the_old_report(tmp_path):
     run = write_run(tmp_path, "M3Care", 0)
     before = report.write_report([run], tmp_path / "report", title="before", metrics=["ece"]).html.read_text()
@@ -115,6 +110,7 @@ def test_broken_predictions_are_named_and_leave_the_old_report(tmp_path):
     assert not list(tmp_path.glob(".report*"))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_output_folder_is_replaced_only_if_it_is_a_report(tmp_path):
     run = write_run(tmp_path / "runs", "M3Care", 0)
     with pytest.raises(UserError, match="holds runs"):
@@ -131,6 +127,7 @@ def test_output_folder_is_replaced_only_if_it_is_a_report(tmp_path):
         report.write_report([run], tmp_path / "report", title="t", primary="mcc")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_runs_without_extras_and_with_several_data_sets(tmp_path, monkeypatch):
     monkeypatch.setattr(report_figures, "PICTURED", 1)
     runs = [write_run(tmp_path, "DyMo", 0, dataset=dataset) for dataset in ("PolyMNIST", "MST")]
