@@ -166,8 +166,7 @@ def test_another_process_predicts_the_same_from_the_archive(parts: SimpleNamespa
     parts.frame.drop(columns="kind").to_csv(rows, index=False)
     archive = tmp_path / "model.zip"
     shutil.copy(parts.archive, archive)
-    command = [
-        "run.py",
+    arguments = [
         "stages=[predict]",
         f"predict.bundle={archive}",
         f"predict.input={rows}",
@@ -177,21 +176,23 @@ def test_another_process_predicts_the_same_from_the_archive(parts: SimpleNamespa
     ]
     temporary = tmp_path / "temporary"
     temporary.mkdir()
-    variables = os.environ | {"TMPDIR": str(temporary)}
+    # The command line after the Python interface, in one process, which takes seconds to start.
+    script = f"""
+import runpy, sys
+from trainers.predictor import load
+load({str(archive)!r}).predict({str(rows)!r}, {str(parts.photos)!r}).to_csv({str(tmp_path / "api.csv")!r}, index=False)
+sys.argv = ["run.py", *{arguments!r}]
+runpy.run_path({str(CONFIGS.parent / "run.py")!r}, run_name="__main__")
+"""
+    variables = os.environ | {"TMPDIR": str(temporary), "PYTHONPATH": str(CONFIGS.parent)}
     subprocess.run(
-        [sys.executable, *command], check=True, cwd=CONFIGS.parent, capture_output=True, timeout=300, env=variables
+        [sys.executable, "-c", script], check=True, cwd=tmp_path, capture_output=True, timeout=300, env=variables
     )
-    assert not list(temporary.glob("bundle-*")), "the unpacked archive is removed"
+    assert not list(temporary.glob("bundle-*")), "the unpacked archives are removed"
     table = pd.read_csv(tmp_path / "out.csv")
     expected = load(parts.bundle).predict_proba(parts.frame, images=parts.photos)
     np.testing.assert_allclose(table[[f"probability_{c}" for c in CLASSES]], expected, atol=1e-6)
     assert not list(tmp_path.glob(".out*"))
-    script = (
-        f"from trainers.predictor import load; load({str(archive)!r}).predict({str(rows)!r}, {str(parts.photos)!r})"
-    )
-    script += f".to_csv({str(tmp_path / 'api.csv')!r}, index=False)"
-    environment = {**os.environ, "PYTHONPATH": str(CONFIGS.parent)}
-    subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path, env=environment, timeout=300)
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "api.csv"), table)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -16,8 +17,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from hydra.core.global_hydra import GlobalHydra
 from sklearn.metrics import cohen_kappa_score
 
+from tests.campaign.children import in_child
 from tests.test_docs import examples
 from trainers.config.compose import CONFIGS
 
@@ -79,9 +82,20 @@ def execute(checkout: Path, *command: str) -> str:
 
 
 def run(checkout: Path, *overrides: str) -> None:
-    """Run the command line of the copy."""
+    """Run the command line of the copy, in a fork that has the libraries already, and imports this project anew."""
     small = ["trainer=cpu", "trainer.enable_progress_bar=false", "imputer.quality.judge_epochs=1"]
-    execute(checkout, "run.py", "dataset=Animals", *small, *overrides)
+
+    def command() -> None:
+        for name in [name for name in sys.modules if name.partition(".")[0] in PACKAGES]:
+            del sys.modules[name]
+        GlobalHydra.instance().clear()
+        os.chdir(checkout)
+        sys.path.insert(0, str(checkout))
+        sys.argv = ["run.py", "dataset=Animals", *small, *overrides]
+        runpy.run_path(str(checkout / "run.py"), run_name="__main__")
+
+    status, _, text = in_child(command, checkout)
+    assert status == 0, text
 
 
 def test_a_new_method_on_a_new_data_set_runs_every_stage(checkout: Path) -> None:

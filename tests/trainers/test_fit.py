@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import pytorch_lightning as pl
 import torch
+from omegaconf import DictConfig
 
 from datasets.batch import Batch
 from models.base import IncompleteClassifier, Method, Prediction
@@ -31,6 +32,9 @@ from utils.ranking import AUROC
 from utils.safe_pickle import read_tensors
 
 TINY = ["model=DynamicTransformer", "model.training.batch_size=16", "stages=[fit]", "model.module.prototype_start=1"]
+FOUR_EPOCHS = [*TINY, "model.training.max_epochs=4"]
+BY_LOSS = "dataset.monitor=val_loss"
+RUN = Path("PolyMNIST", "DynamicTransformer", "default", "seed0")
 
 
 @pytest.mark.parametrize(("start", "rate", "warned"), [(2, 0.1, True), (1, 0.1, False), (2, 0, False)])
@@ -54,26 +58,52 @@ class Stop(pl.Callback):
             raise KeyboardInterrupt
 
 
+class Fits:
+    """Fits of four epochs, each of which is trained once for all tests."""
+
+    def __init__(self, factory: pytest.TempPathFactory) -> None:
+        self.factory = factory
+        self.folders: dict[tuple[int | None, tuple[str, ...]], Path] = {}
+
+    def __call__(self, composed, epoch: int | None, *settings: str) -> Path:  # type: ignore[no-untyped-def]
+        """Output folder of a fit that was interrupted in an epoch (None: trained to its end); not to be changed."""
+        key = (epoch, settings)
+        if key not in self.folders:
+            self.folders[key] = self.factory.mktemp("fit")
+            cfg = composed(*FOUR_EPOCHS, *settings, f"paths.output={self.folders[key]}")
+            if epoch is None:
+                pipeline.run(cfg)
+            else:
+                self.interrupt(cfg, epoch)
+        return self.folders[key]
+
+    def interrupt(self, cfg: DictConfig, epoch: int) -> None:
+        original = fit_module.build_trainer
+
+        def interrupting(cfg, **arguments):  # type: ignore[no-untyped-def]
+            return original(cfg, **{**arguments, "callbacks": [*arguments["callbacks"], Stop(epoch)]})
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(fit_module, "build_trainer", interrupting)
+            with pytest.raises(Interruption, match=r"interrupted in epoch \d: run the same command"):
+                pipeline.run(cfg)
+
+
+@pytest.fixture(scope="module")
+def fits(tmp_path_factory: pytest.TempPathFactory) -> Fits:
+    return Fits(tmp_path_factory)
+
+
 @pytest.mark.parametrize("epoch", [1, 2])
-def test_interrupted_fit_continues_to_the_same_weights(composed, tmp_path: Path, monkeypatch, epoch: int) -> None:
-    whole = [*TINY, "model.training.max_epochs=4", f"paths.output={tmp_path / 'whole'}"]
-    pipeline.run(composed(*whole))
-    cut = [*TINY, "model.training.max_epochs=4", f"paths.output={tmp_path / 'cut'}"]
-    original = fit_module.build_trainer
-
-    def interrupting(cfg, **arguments):  # type: ignore[no-untyped-def]
-        return original(cfg, **{**arguments, "callbacks": [*arguments["callbacks"], Stop(epoch)]})
-
-    monkeypatch.setattr(fit_module, "build_trainer", interrupting)
-    with pytest.raises(Interruption, match=r"interrupted in epoch \d: run the same command"):
-        pipeline.run(composed(*cut))
-    folder = tmp_path / "cut" / "PolyMNIST" / "DynamicTransformer" / "default" / "seed0"
+def test_interrupted_fit_continues_to_the_same_weights(composed, fits: Fits, tmp_path: Path, epoch: int) -> None:
+    shutil.copytree(fits(composed, epoch), tmp_path / "cut")
+    cut = [*FOUR_EPOCHS, f"paths.output={tmp_path / 'cut'}"]
+    folder = tmp_path / "cut" / RUN
     assert not (folder / "stages" / "fit.json").exists() and (folder / "checkpoints" / "last.ckpt").exists()
-    monkeypatch.setattr(fit_module, "build_trainer", original)
     if epoch == 2:
         shutil.rmtree(folder / "logs")  # the checkpoint has the curves of its epochs, too
     pipeline.run(composed(*cut))
-    other = tmp_path / "whole" / "PolyMNIST" / "DynamicTransformer" / "default" / "seed0"
+    other = fits(composed, None) / RUN
     a, b = (read_tensors(f / "checkpoints" / "last.ckpt")["state_dict"] for f in (folder, other))
     for key in a:
         assert torch.equal(a[key], b[key]), key
@@ -139,9 +169,9 @@ class Attack:
 
 @pytest.mark.parametrize("kind", ["code", "cut", "empty"])
 def test_a_checkpoint_that_is_damaged_or_executes_something_is_not_continued_from(
-    composed, tmp_path: Path, monkeypatch, kind: str
+    composed, fits: Fits, tmp_path: Path, kind: str
 ) -> None:
-    cut, folder = interrupted(composed, tmp_path, monkeypatch, 1)  # one checkpoint, none before it
+    cut, folder = interrupted(composed, fits, tmp_path, 1)  # one checkpoint, none before it
     last = folder / "checkpoints" / "last.ckpt"
     if kind == "code":
         content = torch.load(last, weights_only=True)
@@ -160,10 +190,10 @@ def test_a_checkpoint_that_is_damaged_or_executes_something_is_not_continued_fro
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "absent"])
 def test_training_goes_on_from_the_checkpoint_before_a_damaged_one(
-    composed, tmp_path: Path, monkeypatch, caplog, damage: str
+    composed, fits: Fits, tmp_path: Path, caplog, damage: str
 ) -> None:
     """The weights at the end are those of a training without interruption."""
-    cut, folder = interrupted(composed, tmp_path, monkeypatch, 3)
+    cut, folder = interrupted(composed, fits, tmp_path, 3)
     last = folder / "checkpoints" / "last.ckpt"
     content = bytearray(last.read_bytes())
     assert [read_tensors(last.with_name(name))["epoch"] for name in ("previous.ckpt", "last.ckpt")] == [1, 2]
@@ -179,10 +209,7 @@ def test_training_goes_on_from_the_checkpoint_before_a_damaged_one(
     pipeline.run(composed(*cut))
     assert (f"{last} is damaged: training goes on from" in caplog.text) == (damage != "absent")
     assert not last.with_name("previous.ckpt").exists()
-    monkeypatch.undo()
-    whole = [f"paths.output={tmp_path / 'whole'}" if text.startswith("paths.output") else text for text in cut]
-    pipeline.run(composed(*whole))
-    other = tmp_path / "whole" / folder.relative_to(tmp_path / "cut") / "checkpoints" / "last.ckpt"
+    other = fits(composed, None, BY_LOSS) / RUN / "checkpoints" / "last.ckpt"
     a, b = (read_tensors(file)["state_dict"] for file in (last, other))
     assert all(torch.equal(a[key], b[key]) for key in b)
 
@@ -243,6 +270,7 @@ def test_fit_looks_at_the_monitor_before_it_writes_anything(composed, tmp_path: 
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_killed_before_its_last_file_is_reported_after_the_same_command(composed, tmp_path: Path) -> None:
     """Killed between the marker of stage test and DONE; and a changed array makes the results stale by name."""
     settings = [s for s in TINY if not s.startswith("stages")]
@@ -263,6 +291,7 @@ def test_a_run_killed_before_its_last_file_is_reported_after_the_same_command(co
         write_report([folder], tmp_path / "report", title="t")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_results_are_written_though_one_metric_fails(composed, tmp_path: Path, monkeypatch, caplog) -> None:
     def fail(self: AUROC) -> torch.Tensor:
         raise MemoryError("57.7 GB\nof log-odds")
@@ -407,27 +436,33 @@ def test_speed_options_keep_the_loss_of_20_steps(
     assert {v.dtype for v in states[1].values()} == {v.dtype for v in states[0].values()}
 
 
+def test_a_checkpoint_is_read_unless_its_bytes_are_those_that_were_written(tmp_path: Path, monkeypatch) -> None:
+    file, read = tmp_path / "last.ckpt", []
+    monkeypatch.setattr(fit_module, "read_tensors", lambda path: (read.append(path), read_tensors(path)))
+    CheckpointFiles().save_checkpoint({"state_dict": {"w": torch.ones(1000)}}, str(file))
+    fit_module.check_checkpoint(file)
+    assert read == []
+    content = file.read_bytes()
+    torch.save({"state_dict": {}}, file)  # by another process
+    fit_module.check_checkpoint(file)
+    assert read == [file]
+    file.write_bytes(content[:-100])
+    with pytest.raises(UserError, match=r"the stage is not finished, its checkpoint was not written \(.*cut off"):
+        fit_module.check_checkpoint(file)
+
+
 # ------------------------------------------------------------------------------------- run directories that move
 
 
-def interrupted(composed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch: int) -> tuple[list[str], Path]:
+def interrupted(composed, fits: Fits, tmp_path: Path, epoch: int) -> tuple[list[str], Path]:
     """Overrides of a fit of four epochs that was interrupted in ``epoch``, and its run directory."""
-    cut = [*TINY, "model.training.max_epochs=4", "dataset.monitor=val_loss", f"paths.output={tmp_path / 'cut'}"]
-    original = fit_module.build_trainer
-
-    def interrupting(cfg, **arguments):  # type: ignore[no-untyped-def]
-        return original(cfg, **{**arguments, "callbacks": [*arguments["callbacks"], Stop(epoch)]})
-
-    with monkeypatch.context() as patch:
-        patch.setattr(fit_module, "build_trainer", interrupting)
-        with pytest.raises(Interruption, match=r"interrupted in epoch \d: run the same command"):
-            pipeline.run(composed(*cut))
-    return cut, tmp_path / "cut" / "PolyMNIST" / "DynamicTransformer" / "default" / "seed0"
+    shutil.copytree(fits(composed, epoch, BY_LOSS), tmp_path / "cut")
+    return [*FOUR_EPOCHS, BY_LOSS, f"paths.output={tmp_path / 'cut'}"], tmp_path / "cut" / RUN
 
 
-def test_a_run_directory_that_moved_keeps_its_best_epoch(composed, tmp_path: Path, monkeypatch) -> None:
+def test_a_run_directory_that_moved_keeps_its_best_epoch(composed, fits: Fits, tmp_path: Path) -> None:
     """No epoch after the move reaches the score that last.ckpt remembers, so that best.ckpt has to stay as it is."""
-    cut, folder = interrupted(composed, tmp_path, monkeypatch, 2)
+    cut, folder = interrupted(composed, fits, tmp_path, 2)
     last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     (state,) = (s for key, s in last["callbacks"].items() if "ModelCheckpoint" in key and "val_loss" in key)
     score = torch.tensor(1e-3)
@@ -449,8 +484,8 @@ def test_a_run_directory_that_moved_keeps_its_best_epoch(composed, tmp_path: Pat
     assert 1000 < marker["effort"]["seconds"] < 1060 and 5000 < marker["effort"]["processor_seconds"] < 5060
 
 
-def test_a_copy_without_its_best_epoch_is_not_continued(composed, tmp_path: Path, monkeypatch) -> None:
-    cut, folder = interrupted(composed, tmp_path, monkeypatch, 1)
+def test_a_copy_without_its_best_epoch_is_not_continued(composed, fits: Fits, tmp_path: Path) -> None:
+    cut, folder = interrupted(composed, fits, tmp_path, 1)
     best = folder / "checkpoints" / "best.ckpt"
     best.write_bytes(best.read_bytes()[:3000])
     with pytest.raises(UserError, match=r"cannot go on from last\.ckpt without the best epoch .*cut off or damaged"):
