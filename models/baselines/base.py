@@ -246,5 +246,5 @@ class VectorBaseline(Baseline):
 
     def replace_missing(self, vectors: Tensor, batch: Batch, value: float | Tensor = 0.0) -> Tensor:
         """Replace absent modalities of vectors (B, M, D) by ``value``, a number or broadcastable."""
-        value = torch.as_tensor(value, dtype=vectors.dtype, device=vectors.device)
+        value = value.to(vectors) if isinstance(value, Tensor) else vectors.new_full((), value)
         return torch.where(self.absent(batch)[..., None], value, vectors)
