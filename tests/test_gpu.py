@@ -18,6 +18,7 @@ from torch import Tensor
 
 from datasets.batch import Batch
 from gaussian_parameter_generation.estimate import estimate
+from models.baselines.concat import MultimodalConcat
 from models.baselines.masks import TrainingMasks
 from models.baselines.moddrop import ModDrop
 from models.dymo.dynamic_transformer import DynamicTransformer, rows_that_fit
@@ -27,6 +28,7 @@ from models.dymo.method import DyMo
 from models.dymo.prototypes import COSINE, DISTANCE_METRICS, EUCLIDEAN
 from models.dymo.selection import Selection, select
 from models.encoders.convolutional import PolyMNISTEncoder
+from models.encoders.pooled import PooledEncoder
 from models.imputers.mopoe import MoPoE
 from models.imputers.mopoe_networks import ImageDecoder, ImageEncoder
 from tests.networks import CLASSES, class_batch, modalities, polymnist_model, random_masks
@@ -113,6 +115,14 @@ def moddrop() -> ModDrop:
     return ModDrop(views, CLASSES, encoders, width=32, masks=TrainingMasks("bernoulli"))
 
 
+def concat() -> MultimodalConcat:
+    """A method on one vector per modality."""
+    torch.manual_seed(0)
+    views = modalities(5)
+    encoders = {m.name: PooledEncoder(PolyMNISTEncoder(width=8), 16) for m in views}
+    return MultimodalConcat(views, CLASSES, encoders, masks=TrainingMasks("bernoulli"))
+
+
 @cache
 def parts_of_dymo(metric: str) -> tuple[DynamicTransformer, GaussianParameters]:
     model = polymnist_model(width=32, projection=32, distance_metric=metric)
@@ -129,6 +139,7 @@ def dymo(metric: str, device: torch.device, comparators: Sequence[str] = ()) -> 
 METHODS: dict[str, Callable[[], Any]] = {
     "DynamicTransformer": lambda: polymnist_model(width=32, projection=32),
     "ModDrop": moddrop,
+    "Multimodal_CONCAT": concat,
     "MoPoE": mopoe,
 }
 

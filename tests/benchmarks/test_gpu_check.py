@@ -25,7 +25,7 @@ def test_the_dry_run_has_rows_of_every_part(tmp_path: Path) -> None:
     ends = table[table.what.str.startswith("part ")].set_index("part").detail
     assert list(ends.index) == list(gpu.PARTS) and ends.str.fullmatch(r"done, [1-9]\d* rows").all(), ends
     waits = table[table.unit == "waits"].set_index("what").value
-    assert (waits[waits.index.str.contains("training step")] == 0).all() and len(waits) == 5
+    assert (waits[waits.index.str.contains("training step")] == 0).all() and len(waits) == 6
     assert waits["waits of a batch of stage test, two scenarios"] == 1
     assert waits["waits of stage gaussian, one batch"] == 1 + 3
     selection = table[table.what.str.startswith("selection, cosine")]
