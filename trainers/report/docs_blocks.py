@@ -25,7 +25,7 @@ from trainers.report.style import ORACLE_NOTE, model_styles
 from trainers.report.tables import label, rows_of_metric, spread, table, to_markdown
 from utils.errors import UserError
 
-OPTIONS = ("from", "metric", "models", "scenarios", "digits", "file")
+OPTIONS = ("from", "metric", "models", "scenarios", "digits", "file", "against")
 CELL = re.compile(
     r"(?P<source>\S+): (?P<model>.+?)(?: minus (?P<other>.+?))? at (?P<scenario>\S+?)(?:, (?P<metric>\w+))?"
 )
@@ -40,6 +40,7 @@ class Block:
         models, scenarios: model or scenario -> its name in the block; empty = all of the source.
         digits: decimals of metrics in percent.
         file: of a figure, beside the page.
+        against: of a comparison, the model with which all others are compared; empty = the best of each scenario.
     """
 
     source: Source
@@ -50,6 +51,7 @@ class Block:
     scenarios: Mapping[str, str] | None = None
     digits: int = 2
     file: str = ""
+    against: str = ""
 
     @classmethod
     def parse(cls, query: str, page: Path, sources: Sources) -> Block:
@@ -65,12 +67,15 @@ class Block:
         names = {key: _names(options.get(key, "")) for key in ("models", "scenarios")}
         metric = options.get("metric", "accuracy")
         rows = source.summary[source.summary["metric"] == metric]
-        for key, column in (("models", "model"), ("scenarios", "scenario")):
-            if absent := [name for name in names[key] if name not in set(rows[column])]:
+        against = options.get("against", "")
+        for chosen, column in (*((names[key], key[:-1]) for key in names), ([against] if against else [], "model")):
+            if absent := [name for name in chosen if name not in set(rows[column])]:
                 raise UserError(f"{source.name} has no {column} {absent[0]} with metric {metric}: correct the name")
+        if against and names["models"] and against not in names["models"]:
+            raise UserError(f"against={against}: models has to name it too")
         digits, file = int(options.get("digits", 2)), options.get("file", "")
         link = sources.link(source.name)
-        return cls(source, page, link, metric, names["models"], names["scenarios"], digits, file)
+        return cls(source, page, link, metric, names["models"], names["scenarios"], digits, file, against)
 
     def rows(self, frame: pd.DataFrame) -> pd.DataFrame:
         """Rows of the metric, of the chosen models and scenarios in their order."""
@@ -108,7 +113,8 @@ def _shown(name: str, names: Mapping[str, str] | None) -> str:
 
 
 def comparison(block: Block) -> str:
-    """Block ``comparison``: the best model of each scenario against the others, with intervals and adjusted p-values.
+    """Block ``comparison``: the best model of each scenario against the others, or with ``against`` the others against
+    that model, with intervals and adjusted p-values.
 
     Raises:
         UserError: no stored runs, or a metric that predicted classes do not determine.
@@ -117,14 +123,17 @@ def comparison(block: Block) -> str:
         raise UserError(f"{block.source.name} has no stored runs: store them, or leave the comparison out")
     if block.metric not in METRICS_OF_CLASSES:
         raise UserError(f"metric {block.metric}: intervals are of {', '.join(METRICS_OF_CLASSES)}")
-    tests = compare(block.source.runs, block.rows(block.source.frame), block.metric)
+    tests = compare(block.source.runs, block.rows(block.source.frame), block.metric, block.against or None)
     digits = block.digits
+    names = {"best": tests["best"], "other": tests["model"]}
+    if block.against:
+        names = {"model": tests["model"], "against": tests["best"]}
+        tests[["difference", "low", "high"]] = 0 - tests[["difference", "high", "low"]].to_numpy()  # no -0.00
     points = tests[["difference", "low", "high", "equivalent_within"]] * 100
     cells = pd.DataFrame(
         {
             "scenario": tests["scenario"],
-            "best": tests["best"],
-            "other": tests["model"],
+            **names,
             "difference": [f"{value:.{digits}f}" for value in points["difference"]],
             "95 % interval": [
                 "–" if low != low else f"{low:.{digits}f} to {high:.{digits}f}"

@@ -48,8 +48,8 @@ def is_right(logits: np.ndarray, target: np.ndarray) -> np.ndarray:
     return (((logits > 0) == (target > 0)) | (target < 0)).all(1) if target.ndim == 2 else logits.argmax(1) == target
 
 
-def compare(runs: Sequence[FinishedRun], frame: pd.DataFrame, primary: str) -> pd.DataFrame:
-    """Best model of each scenario against every other.
+def compare(runs: Sequence[FinishedRun], frame: pd.DataFrame, primary: str, against: str | None = None) -> pd.DataFrame:
+    """Best model of each scenario, or a given one, against every other.
 
     ``low`` and ``high`` bound the 95 % interval of the difference, ``p`` is two-sided, and ``p_holm`` is adjusted for
     all comparisons of a data set. Two one-sided tests at 5 % call the models equivalent within ``equivalent_within``.
@@ -69,6 +69,7 @@ def compare(runs: Sequence[FinishedRun], frame: pd.DataFrame, primary: str) -> p
     Args:
         frame: results of the runs.
         primary: the metric.
+        against: the model that takes the place of the best one.
     """
     rows = frame[(frame["metric"] == primary) & frame["value"].notna()]
     sign = -1 if direction(rows, primary) == LOWER else 1
@@ -77,7 +78,7 @@ def compare(runs: Sequence[FinishedRun], frame: pd.DataFrame, primary: str) -> p
     for (dataset, scenario), part in rows.groupby(["dataset", "scenario"], sort=False):
         values = {str(model): group.set_index(REPEAT)["value"] for model, group in part.groupby("model", sort=False)}
         score = {model: sign * value.mean() for model, value in values.items() if not is_oracle(model)}
-        best = max(score, key=lambda model: score[model], default="")
+        best = against or max(score, key=lambda model: score[model], default="")
         pair = _Pair(primary)  # holds the predictions of one scenario at a time
         for model in (m for m in values if best and m != best):
             entry = dict.fromkeys(TESTS) | {"dataset": dataset, "scenario": scenario, "metric": primary, "best": best}

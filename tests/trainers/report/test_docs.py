@@ -29,6 +29,12 @@ The other is <!-- cell made: DyMo minus M3Care at none -->+0.00<!-- /cell --> po
 
 <!-- comparison from=made models=DyMo,M3Care -->
 <!-- /comparison -->
+
+<!-- comparison from=made models=DyMo,M3Care against=M3Care -->
+<!-- /comparison -->
+
+<!-- comparison from=made models=DyMo,M3Care against=DyMo -->
+<!-- /comparison -->
 <!-- runs from=made -->
 <!-- /runs -->
 <!-- costs from=made models=DyMo:ours,M3Care -->
@@ -103,6 +109,16 @@ def test_a_page_shows_what_is_stored(root):
     assert "n = 3 runs per model on 60 test rows" in text and "after Holm for the 2 comparisons" in text
     for _, row in tests.iterrows():
         assert f"{100 * row['low']:.2f} to {100 * row['high']:.2f}" in text
+    # Against a named model: DyMo minus M3Care, and M3Care minus DyMo.
+    line = r"^\| (\S+) +\| {} +\| {} +\| (\S+) +\| (\S+) to (\S+) +\|"
+    ours, theirs = (
+        {m[1]: [float(m[k]) for k in (2, 3, 4)] for m in re.finditer(line.format(*pair), text, re.M)}
+        for pair in (("DyMo", "M3Care"), ("M3Care", "DyMo"))
+    )
+    for scenario, (difference, low, high) in ours.items():
+        assert theirs[scenario] == [-difference, -high, -low] and low <= difference <= high
+    (row,) = tests[tests.scenario == "none"].to_dict("records")
+    assert ours["none"][0] == round(100 * (row["difference"] if row["best"] == "DyMo" else -row["difference"]), 2)
     assert re.search(r"\| DyMo +\| seed 0, 1, 2 \| abc123456789 +\| cpu, 1 threads", text)
     # Means over the seeds; what is not known is no number.
     assert re.search(r"\| ours +\| 1\.20 +\| 1,009 +\| – +\|", text)
@@ -144,6 +160,8 @@ def test_a_deleted_run_fails_by_name(root):
         ("<!-- table from=made models=DyMo,MUSE -->\n<!-- /table -->", "made has no model MUSE"),
         ("<!-- table from=made model=DyMo -->\n<!-- /table -->", "unknown option model"),
         ("<!-- comparison from=made metric=auroc -->\n<!-- /comparison -->", "metric auroc: intervals are of"),
+        ("<!-- comparison from=made models=DyMo against=M3Care -->\n<!-- /comparison -->", "models has to name it too"),
+        ("<!-- comparison from=made against=M4 -->\n<!-- /comparison -->", "made has no model M4"),
         ("<!-- ranks from=made metric=auroc -->\n<!-- /ranks -->", "metric auroc: a ranking is by one of"),
         ("<!-- ranks from=made scenarios=none -->\n<!-- /ranks -->", "two or more models and scenarios"),
         ("<!-- table from=made -->\n", "has no other half"),
