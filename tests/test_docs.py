@@ -253,6 +253,16 @@ def test_a_command_is_understood(page: Path, command: str, machine: SimpleNamesp
     if program == "docker":
         check_docker(arguments, machine.configs)
         return
+    if program == "pip":  # wheels of packages that have a pinned version
+        assert arguments[0] == "wheel" and "constraints.txt" in arguments
+        names = [
+            argument
+            for argument in arguments[1:]
+            if argument[0] != "-" and argument not in ("wheels", "constraints.txt")
+        ]
+        pinned = {line.partition("==")[0] for line in (ROOT / "constraints.txt").read_text().splitlines()}
+        assert names and set(names) <= pinned
+        return
     assert program == "bash" and (ROOT / arguments[0]).is_file(), "how is this command to be checked?"
     if page.parent.name == "results" and any(a == "..." or "|" in a for a in arguments):
         return  # an abbreviation of several commands
