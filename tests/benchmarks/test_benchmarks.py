@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
 from datasets.multi_feature_digits import VIEWS
-from tests.benchmarks import cmpt, methods
+from tests.benchmarks import cmpt, growth, methods
 from tests.benchmarks.__main__ import main
 from tests.benchmarks.methods import multiply_adds
+from utils.errors import UserError
 
 
 def test_benchmarks_run_in_a_tiny_setting(tmp_path: Path) -> None:
@@ -68,3 +70,19 @@ def test_ways_of_cmpt_in_a_tiny_setting(tmp_path: Path, capsys: pytest.CaptureFi
     )
     difference = float(re.search(r"differ by at most (\S+)", capsys.readouterr().out)[1])  # type: ignore[index]
     assert 0 < difference < 1e-4
+
+
+def test_growth_runs_in_a_tiny_setting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = growth.main(["--tiny", "reports", "--out", str(tmp_path / "growth.csv")])
+    assert table["size"].tolist() == [1, 2] and (table["cpu_seconds"] > 0).all()
+    assert (tmp_path / "growth.csv").exists() and "report" in capsys.readouterr().out
+    with pytest.raises(UserError, match="unknown part row: known are rows, modalities"):
+        growth.main(["row"])
+
+
+def test_slopes_are_those_of_the_two_largest_sizes() -> None:
+    sizes = [10, 1000, 100]
+    points = [{"part": "rows", "size": n, "stage": "fit", "cpu_seconds": 1e-3 * n**1.5, "peak_mib": 7.0} for n in sizes]
+    (line,) = growth.slopes(pd.DataFrame(points)).to_dict("records")
+    assert (line["from"], line["to"]) == (100, 1000)
+    assert line["cpu_seconds"] == pytest.approx(1.5) and line["peak_mib"] == pytest.approx(0)

@@ -1,0 +1,195 @@
+"""``python -m tests.benchmarks.growth [PART ...] [--tiny] [--out FILE]``: how time and memory grow with the size.
+
+Parts: rows, modalities, classes, scenarios, reports (default: all). The stages of DyMo, and of MTL for modalities,
+run through the pipeline of ``run.py`` on made-up tables, one size after the other. The table has the processor seconds
+and the peak of the memory above what the process held before. The slope of a stage is that of the logarithms between
+its two largest sizes: 1 = linear.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from tests.benchmarks.__main__ import PeakMemory
+from trainers import run as pipeline
+from trainers.config.compose import compose_config
+from utils.errors import UserError
+
+log = logging.getLogger("benchmarks")
+SIZES = {
+    "rows": (1_000, 10_000, 100_000),
+    "modalities": (2, 4, 6, 8),
+    "classes": (10, 100, 1_000),
+    "scenarios": (1, 10, 100),
+    "reports": (1, 10, 30),
+}
+TINY = {"rows": (60, 120), "modalities": (2, 3), "classes": (2, 3), "scenarios": (1, 2), "reports": (1, 2)}
+STAGES = ("prepare", "impute", "fit", "gaussian", "test")
+COLUMNS = 4  # of each table
+SMALL = ["trainer=cpu", "trainer.enable_progress_bar=false", "dataset.training_defaults.width=64", "imputer.latent=16"]
+SMALL += ["imputer.quality=null", "dataset.test_batch_size=1024"]
+
+
+class Growth:
+    """Collects the table.
+
+    Args:
+        folder: for the data and the runs.
+        tiny: sizes for a test.
+    """
+
+    def __init__(self, folder: Path, tiny: bool = False) -> None:
+        self.folder, self.sizes = folder, TINY if tiny else SIZES
+        self.n = 60 if tiny else 2_000  # rows, where something else grows
+        self.batch = 16 if tiny else 256
+        self.entries: list[dict[str, Any]] = []
+
+    def measure(self, part: str, size: int, stage: str, work: Callable[[], object]) -> None:
+        with PeakMemory(torch.device("cpu")) as peak:
+            start = time.process_time()
+            work()
+            seconds = time.process_time() - start
+        self.entries.append({"part": part, "size": size, "stage": stage, "cpu_seconds": seconds, "peak_mib": peak.mib})
+        log.info("%s = %d, %s: %.2f s, %.0f MiB", part, size, stage, seconds, peak.mib)
+
+    def config(self, name: str, rows: int, modalities: int = 2, classes: int = 4, *overrides: str) -> DictConfig:
+        """A run of one epoch on tables whose columns depend on the class."""
+        folder = self.folder / name
+        folder.mkdir()
+        rng = np.random.default_rng(0)
+        target = np.arange(rows) % classes
+        names = [f"m{i}_{j}" for i in range(modalities) for j in range(COLUMNS)]
+        centres = rng.normal(size=(classes, len(names)))
+        table = pd.DataFrame((centres[target] + rng.normal(size=(rows, len(names)))).round(4), columns=names)
+        table.assign(label=[f"c{c}" for c in target]).to_csv(folder / "rows.csv", index=False)
+        cfg = compose_config(
+            "dataset=FromCSV",
+            f"dataset.csv={folder / 'rows.csv'}",
+            f"paths.data={folder}",
+            f"paths.cache={folder / 'cache'}",
+            f"paths.output={folder / 'out'}",
+            f"dataset.classes=[{','.join(f'c{c}' for c in range(classes))}]",
+            "dataset.modalities={"
+            + ",".join(
+                f"m{i}: {{kind: table, continuous: [{','.join(names[i * COLUMNS : (i + 1) * COLUMNS])}]}}"
+                for i in range(modalities)
+            )
+            + "}",
+            *(f"{part}.training.{key}" for part in ("imputer", "model") for key in ("max_epochs=1",)),
+            f"imputer.training.batch_size={self.batch}",
+            "dataset.monitor=null",
+            *SMALL,
+            *overrides,
+        )
+        OmegaConf.set_struct(cfg, True)
+        return cfg
+
+    def stages(self, part: str, size: int, cfg: DictConfig, stages: Sequence[str], prefix: str = "") -> None:
+        for stage in stages:
+            cfg.stages = [stage]
+            self.measure(part, size, prefix + stage, lambda: pipeline.run(cfg))
+
+    # ---- parts -------------------------------------------------------------------------------------------------------
+
+    def rows(self) -> None:
+        """One epoch, the other stages once; predictions for as many rows as the file has."""
+        for n in self.sizes["rows"]:
+            cfg = self.config(f"rows{n}", n, 2, 4, "model=DyMo", "missing.test=[none,random_0.5]")
+            self.stages("rows", n, cfg, (*STAGES, "export"))
+            cfg.predict.input = cfg.dataset.csv
+            cfg.predict.output = str(self.folder / f"rows{n}" / "predictions.csv")
+            self.stages("rows", n, cfg, ("predict", "report"))
+
+    def modalities(self) -> None:
+        """2^M - 1 subsets: Gaussian parameters, validation, exhaustive comparators, and all patterns of MTL."""
+        for m in self.sizes["modalities"]:
+            options = ["missing.test=[none,random_0.5]", "model.comparators=[best_subset]"]
+            cfg = self.config(f"modalities{m}", self.n, m, 4, "model=DyMo", *options)
+            self.stages("modalities", m, cfg, STAGES)
+            cfg = self.config(f"mtl{m}", self.n, m, 4, "model=MTL", "missing.test=[none,random_0.5]")
+            self.stages("modalities", m, cfg, ("prepare", "fit", "test"), "MTL: ")
+
+    def classes(self) -> None:
+        """S x C x D Gaussian parameters; four rows of each class at least."""
+        for c in self.sizes["classes"]:
+            options = ["model=DyMo", "missing.test=[none,random_0.5]"]
+            cfg = self.config(f"classes{c}", max(self.n, 16 * c), 5, c, *options)
+            self.stages("classes", c, cfg, STAGES)
+
+    def scenarios(self) -> None:
+        """Scenarios of one test."""
+        for s in self.sizes["scenarios"]:
+            rates = ",".join(f"random_global_{0.5 * (k + 1) / s:.4f}" for k in range(s))
+            cfg = self.config(f"scenarios{s}", self.n, 4, 4, "model=DyMo", f"missing.test=[{rates}]")
+            self.stages("scenarios", s, cfg, (*STAGES, "report"))
+
+    def reports(self) -> None:
+        """Runs in one report, each under the name of another model."""
+        cfg = self.config("reports", self.n, 2, 4, "model=ModDrop", "missing.test=[none,random_0.5]")
+        cfg.stages = ["prepare", "fit", "test"]
+        pipeline.run(cfg)
+        (run,) = (self.folder / "reports" / "out").glob("*/ModDrop/*/seed0")
+        for k in range(1, max(self.sizes["reports"])):
+            copy = self.folder / "reports" / "copies" / f"Copy{k:04d}" / run.parent.name / run.name
+            shutil.copytree(run, copy)
+            (copy / "stages" / "test.json").unlink()  # the checksums of its files
+            for file in (copy / "config.yaml", *copy.glob("*.csv")):
+                file.write_text(file.read_text().replace("ModDrop", f"Copy{k:04d}"))
+        for n in self.sizes["reports"]:
+            cfg.report.include = [str(run), *self._copies(n - 1)]
+            self.stages("reports", n, cfg, ("report",))
+
+    def _copies(self, n: int) -> Iterator[str]:
+        folders = sorted((self.folder / "reports" / "copies").glob("Copy*/*/seed0"))
+        return (str(folder) for folder in folders[:n])
+
+
+def slopes(table: pd.DataFrame) -> pd.DataFrame:
+    """Slope of the logarithms of seconds and memory between the two largest sizes of each stage."""
+    lines = []
+    for (part, stage), points in table.groupby(["part", "stage"], sort=False):
+        (_, small), (_, large) = points.sort_values("size").tail(2).iterrows()
+        ratio = math.log(large["size"] / small["size"])
+        growth = {key: math.log(max(large[key], 1e-9) / max(small[key], 1e-9)) / ratio for key in VALUES}
+        lines.append({"part": part, "stage": stage, "from": small["size"], "to": large["size"], **growth})
+    return pd.DataFrame(lines)
+
+
+VALUES = ("cpu_seconds", "peak_mib")
+
+
+def main(arguments: Sequence[str] | None = None) -> pd.DataFrame:
+    parser = argparse.ArgumentParser("python -m tests.benchmarks.growth", description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"default: {' '.join(SIZES)}")
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args(arguments)
+    if unknown := set(options.parts) - set(SIZES):
+        raise UserError(f"unknown part {', '.join(sorted(unknown))}: known are {', '.join(SIZES)}")
+    with tempfile.TemporaryDirectory(prefix="growth-") as folder:
+        growth = Growth(Path(folder), options.tiny)
+        for part in options.parts or SIZES:
+            getattr(growth, part)()
+    table = pd.DataFrame(growth.entries)
+    if options.out:
+        table.round(3).to_csv(options.out, index=False)
+    print(slopes(table).round(2).to_string(index=False))
+    return table
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    main()
