@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
@@ -39,6 +40,8 @@ SIZES = {
 TINY = {"rows": (60, 120), "modalities": (2, 3), "classes": (2, 3), "scenarios": (1, 2), "reports": (1, 2)}
 STAGES = ("prepare", "impute", "fit", "gaussian", "test")
 COLUMNS = 4  # of each table
+VALUES = ("cpu_seconds", "peak_mib")
+STYLES = ("o-", "s-", "^-", "v-", "D-", "P-", "X-", "o--", "s--", "^--")
 SMALL = ["trainer=cpu", "trainer.enable_progress_bar=false", "dataset.training_defaults.width=64", "imputer.latent=16"]
 SMALL += ["imputer.quality=null", "dataset.test_batch_size=1024"]
 
@@ -88,6 +91,11 @@ class Growth:
                 for i in range(modalities)
             )
             + "}",
+            "dataset.encoders={"
+            + ",".join(
+                f"m{i}: {{_target_: models.encoders.vector.VectorEncoder, width: 64}}" for i in range(modalities)
+            )
+            + "}",
             *(f"{part}.training.{key}" for part in ("imputer", "model") for key in ("max_epochs=1",)),
             f"imputer.training.batch_size={self.batch}",
             "dataset.monitor=null",
@@ -101,6 +109,12 @@ class Growth:
         for stage in stages:
             cfg.stages = [stage]
             self.measure(part, size, prefix + stage, lambda: pipeline.run(cfg))
+
+    def warm_up(self) -> None:
+        """Import everything and fill all caches: a small run that does not count."""
+        cfg = self.config("warm", 200, 2, 4, "model=DyMo", "missing.test=[none,random_0.5]")
+        cfg.stages = [*STAGES, "export", "report"]
+        pipeline.run(cfg)
 
     # ---- parts -------------------------------------------------------------------------------------------------------
 
@@ -168,24 +182,45 @@ def slopes(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-VALUES = ("cpu_seconds", "peak_mib")
+def figure(table: pd.DataFrame, file: Path) -> None:
+    """Seconds of every stage against the size, one panel per part, on logarithmic axes."""
+    parts = list(table["part"].unique())
+    drawn, axes = plt.subplots(1, len(parts), figsize=(3.2 * len(parts), 3.4), squeeze=False, layout="constrained")
+    for axis, part in zip(axes[0], parts, strict=True):
+        for (stage, points), style in zip(table[table["part"] == part].groupby("stage", sort=False), STYLES):
+            axis.loglog(points["size"], points["cpu_seconds"], style, markersize=4, linewidth=1, label=stage)
+        sizes = sorted(table.loc[table["part"] == part, "size"].unique())
+        axis.set_xticks(sizes, [f"{size:,}" for size in sizes], minor=False)
+        axis.minorticks_off()
+        axis.set_title(part, fontsize=9)
+        axis.tick_params(labelsize=7)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=6)
+    axes[0, 0].set_ylabel("processor seconds", fontsize=8)
+    drawn.savefig(file, dpi=150)
+    plt.close(drawn)
 
 
 def main(arguments: Sequence[str] | None = None) -> pd.DataFrame:
     parser = argparse.ArgumentParser("python -m tests.benchmarks.growth", description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"default: {' '.join(SIZES)}")
     parser.add_argument("--tiny", action="store_true")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="CSV file of the table")
+    parser.add_argument("--figure", type=Path, help="PNG file of the curves")
     options = parser.parse_args(arguments)
     if unknown := set(options.parts) - set(SIZES):
         raise UserError(f"unknown part {', '.join(sorted(unknown))}: known are {', '.join(SIZES)}")
     with tempfile.TemporaryDirectory(prefix="growth-") as folder:
         growth = Growth(Path(folder), options.tiny)
+        if not options.tiny:
+            growth.warm_up()
         for part in options.parts or SIZES:
             getattr(growth, part)()
     table = pd.DataFrame(growth.entries)
     if options.out:
         table.round(3).to_csv(options.out, index=False)
+    if options.figure:
+        figure(table, options.figure)
     print(slopes(table).round(2).to_string(index=False))
     return table
 
