@@ -5,7 +5,7 @@
 # Without the folder (or with "made-up"), digits are made up: times are those of real ones, accuracies mean nothing.
 # DRY=1 runs every part on the CPU with tiny sizes. Options are those of python -m tests.benchmarks.gpu, for example --parts=waits.
 # PYTHON names an interpreter whose packages are used as they are; nothing is downloaded then. With WHEELS=FOLDER, all wheels of
-# the folder are installed for it first (made elsewhere with: pip download --no-deps -d FOLDER hydra-core omegaconf ...).
+# the folder are installed for it first (made elsewhere with the command of docs/performance.md).
 set -euo pipefail
 mnist=${1:-made-up} output=$(realpath -m "${2:-outputs/gpu_check}")
 [[ $mnist == made-up || -d $mnist ]] || {

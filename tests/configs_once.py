@@ -53,10 +53,10 @@ def _load_once(self: ConfigRepository, config_path: str) -> ConfigResult | None:
     return pickle.loads(_files[key])
 
 
-def _key(repo: IConfigRepository, *rest: object) -> str | None:
+def _key(repo: IConfigRepository, *choices: object) -> str | None:
     """Key of what depends on the chosen options alone; None where they are not those of this project, or change."""
     paths = [source.path for source in repo.get_sources()]
-    key = repr((paths, rest))
+    key = repr((paths, choices))
     is_shipped = str(module.CONFIGS) in [path.removeprefix("file://") for path in paths]
     return key if is_shipped and EXPERIMENT not in key else None
 

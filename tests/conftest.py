@@ -91,7 +91,7 @@ def empty_pictures() -> Iterator[None]:
 
 @pytest.fixture
 def undrawn() -> Iterator[None]:
-    """For tests that do not look at the pictures of a report, see :func:`empty_pictures`."""
+    """Leave out the pictures of a report that a test does not look at, see :func:`empty_pictures`."""
     with empty_pictures():
         yield
 

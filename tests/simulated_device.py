@@ -79,17 +79,17 @@ class SimulatedDevice(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        is_there = any(isinstance(x, Simulated) for x in tree_leaves((args, kwargs)))
+        is_simulated = any(isinstance(x, Simulated) for x in tree_leaves((args, kwargs)))
         target = None if kwargs.get("device") is None else torch.device(kwargs["device"])
         if target is not None:
             kwargs["device"] = torch.device("cpu") if target == DEVICE else target
-        if _is_read(function, args, target) if is_there else _is_blocking_upload(function, args, kwargs, target):
+        if _is_read(function, args, target) if is_simulated else _is_blocking_upload(function, args, kwargs, target):
             self.waits.append(str(function))
         result = function(*tree_map(_inner, args), **tree_map(_inner, kwargs))
         if function._schema.is_mutable:
             return args[0]
-        goes_there = is_there if target is None else target == DEVICE
-        return tree_map(lambda x: Simulated(x) if goes_there and isinstance(x, Tensor) else x, result)
+        moves = is_simulated if target is None else target == DEVICE
+        return tree_map(lambda x: Simulated(x) if moves and isinstance(x, Tensor) else x, result)
 
 
 class _Calls(TorchFunctionMode):

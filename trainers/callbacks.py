@@ -169,18 +169,29 @@ class EpochOrder(pl.Callback):
 
 class RowShares(pl.Callback):
     """Weight the loss of each process by its share of the rows of a step, since DDP averages over processes: every row
-    counts as in one process with their common batch. The module is a :class:`models.row_losses.RowLosses`."""
+    counts as in one process with their common batch. Logged losses are of all rows.
+
+    The module is a :class:`models.row_losses.RowLosses`.
+    """
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: Any, loss: Tensor) -> None:
         if trainer.world_size == 1:
             return
         weight: Tensor | int = trainer.world_size
         if not pl_module.sums_over_batch:
-            rows = loss.new_tensor(pl_module.rows_of_step, dtype=torch.float32)
+            rows = torch.full((), float(pl_module.rows_of_step), device=loss.device)
             weight = weight * rows / trainer.strategy.reduce(rows.clone(), reduce_op="sum").clamp(min=1)
         elif not pl_module.rows_of_step:
             weight = 0
         loss.mul_(weight)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if trainer.world_size > 1:
+            pl_module.log_common_losses("train")
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if trainer.world_size > 1:
+            pl_module.log_common_losses("val")
 
 
 class Effort(pl.Callback):

@@ -128,9 +128,9 @@ def train(
     all_callbacks = [
         *callbacks,
         effort,
+        RowShares(),
         curves,
         EpochOrder(cfg.seed),
-        RowShares(),
         Provenance(cfg.dataset.name, data.describe_inputs()),
         TimeLeft(stage),
         SigtermOfSubmitit(),

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from omegaconf import OmegaConf
 from scipy.special import expit, softmax
 from torch import Tensor
 
@@ -23,7 +24,7 @@ from datasets.new_rows import NewRows, read_arrays
 from datasets.storage import PackedStore
 from models.imputers.base import recover_possible
 from trainers.bundle import Bundle, open_bundle
-from trainers.config.build import build_data
+from trainers.config.build import build_data, set_float32_precision
 from trainers.evaluate import load_settled
 from trainers.explanation import explain_row
 from trainers.loading import Run
@@ -48,6 +49,8 @@ class Predictor:
 
     def __init__(self, run: Run, temperatures: Temperatures | None = None, unknown: str = "refuse") -> None:
         self.run, self.temperatures = run, temperatures
+        # As in stage test. Older bundles do not name it.
+        set_float32_precision(OmegaConf.select(run.cfg, "trainer.float32_precision") or "highest", run.device)
         self.data = run.data
         self.method = load_settled(run)
         self._how: dict[str, Any] = {"unknown": unknown, "id_column": run.cfg.dataset.get("id")}

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-HOST_COPY = "host_copy"  # attribute of a tensor on a GPU; operations return tensors without it
+HOST_COPY = "host_copy"  # attribute of a tensor on a GPU, with its version; operations return tensors without it
 
 
 def to_device(x: Tensor, device: torch.device, is_remembered: bool = False) -> Tensor:
@@ -25,17 +25,23 @@ def to_device(x: Tensor, device: torch.device, is_remembered: bool = False) -> T
         return x.to(device)
     copy = x.to(device, non_blocking=True)
     if is_remembered:
-        setattr(copy, HOST_COPY, x)
+        setattr(copy, HOST_COPY, (x, _version(copy)))
     return copy
+
+
+def _version(x: Tensor) -> int | None:
+    """Number of writes to a tensor; None where PyTorch does not count them."""
+    return None if x.is_inference() else x._version
 
 
 def on_host(x: Tensor) -> Tensor:
     """The same values on the CPU: ``x`` itself, what was remembered, or a copy, which waits for the device once."""
     if x.device.type == "cpu":
         return x
-    if (copy := getattr(x, HOST_COPY, None)) is None:
+    copy, version = getattr(x, HOST_COPY, (None, None))
+    if copy is None or version != _version(x):  # never copied, or written to since
         copy = x.cpu()
-        setattr(x, HOST_COPY, copy)
+        setattr(x, HOST_COPY, (copy, _version(x)))
     return copy
 
 

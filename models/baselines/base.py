@@ -151,8 +151,12 @@ class Baseline(IncompleteClassifier):
         else:
             masks = self.masks.draw(self.absent(batch), self.mask_generator(batch_index))
             losses = self.losses_under(encoded, batch, masks)
-        self.log_losses("train", losses, batch.counted)
+        self.log_losses("train", losses, self.rows_of_loss(batch))
         return losses["loss"]
+
+    def rows_of_loss(self, batch: Batch) -> int:
+        """Number of rows of a batch that the loss is a mean over."""
+        return batch.counted
 
     def losses_under(self, encoded: Tensor, batch: Batch, masks: Tensor) -> dict[str, Tensor]:
         """Mean over the masks (K, B, M) of the losses under each."""

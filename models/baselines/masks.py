@@ -106,9 +106,9 @@ class TrainingMasks:
 
 def fewer_of(absent: Tensor, generator: torch.Generator) -> Tensor:
     """Mask (B, M) that keeps k of the n modalities of a row, k uniform on 1 .. n - 1; a single one is kept."""
-    known = on_host(absent)
-    n = (~known).sum(1)
-    order = torch.where(known, 2.0, torch.rand(absent.shape, generator=generator)).argsort(1).argsort(1)
+    missing = on_host(absent)
+    n = (~missing).sum(1)
+    order = torch.where(missing, 2.0, torch.rand(absent.shape, generator=generator)).argsort(1).argsort(1)
     drawn = 1 + (torch.rand(len(n), generator=generator) * (n - 1)).long()
     k = torch.minimum(drawn, (n - 1).clamp(min=1))
     return absent | to_device(order >= k[:, None], absent.device)

@@ -57,6 +57,11 @@ class Unimodal(VectorBaseline):
         features = torch.where(absent, 0, encoded[:, 0])
         return Prediction(torch.where(absent, self.prior, self.classifier(features)), features)
 
+    def rows_of_loss(self, batch: Batch) -> int:
+        if batch.complete or batch.is_filler:
+            return batch.counted
+        return int((~self.absent(batch)[:, self.column]).sum())
+
     def loss(self, prediction: Prediction, batch: Batch) -> dict[str, Tensor]:
         """Classification loss of the rows with the modality; zero without any."""
         if batch.complete:  # a GPU would have to count the rows

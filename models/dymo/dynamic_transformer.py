@@ -60,8 +60,10 @@ def rows_per_call(device: torch.device, tokens: int, width: int) -> int:
 
 
 def rows_that_fit(memory: int, tokens: int, width: int) -> int:
-    """Largest power of two, 2^8 to 2^14, of rows whose float32 activations fit into ``memory`` bytes: of every token x
-    and its copy, queries, keys and values twice, and both sides of the MLP's GELU, 16 times the width."""
+    """Return the largest power of two, 2^8 to 2^14, of rows whose float32 activations fit into ``memory`` bytes.
+
+    A token has 16 times its width: x and its copy, queries, keys and values twice, and both sides of the MLP's GELU.
+    """
     rows = max(memory // (4 * 16 * tokens * width), 1)
     return min(max(1 << (rows.bit_length() - 1), 1 << 8), 1 << 14)
 

@@ -211,7 +211,7 @@ class GenerativeImputer(TrainedImputer):
         batch = self.complete_rows(batch)
         if not len(batch):
             return
-        self.log_losses("val", {"loss": self.losses(batch)["loss"]}, len(batch), prog_bar=True)
+        self.log_losses("val", {"loss": self.losses(batch)["loss"]}, len(batch))
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

@@ -53,10 +53,11 @@ class TokenUnimodal(StagedTraining, Unimodal):
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         is_present = ~self.absent(batch)[:, self.column]
+        n = batch.counted if batch.complete or batch.is_filler else int(is_present.sum())
         # Batch normalisation needs two rows; the loss ignores rows without the modality.
         if not batch.complete and is_present.sum() > 1:
             batch = take_rows(batch, is_present)
         batch = self.drop_features(batch, self.mask_generator(batch_index))
         losses = self.loss(self.fuse(self.encode_batch(batch), batch), batch)
-        self.log_losses("train", losses, batch.counted)
+        self.log_losses("train", losses, n)
         return losses["loss"]

@@ -157,14 +157,14 @@ class Bench:
                 with torch.inference_mode():
                     return slow(recovered, missing)  # noqa: B023
 
-            def own() -> Any:
+            def ours_alone() -> Any:
                 with torch.inference_mode():
                     return model(batch)  # noqa: B023
 
-            def whole() -> Any:
+            def with_imputer() -> Any:
                 return dymo(batch)  # noqa: B023
 
-            paths: dict[str, Callable[[], Any]] = {"ours": ours, "forward": forward, "own": own}
+            paths: dict[str, Callable[[], Any]] = {"ours": ours, "forward": forward, "own": ours_alone}
             label = "cosine" if metric == COSINE else "euclidean"
             agreement = self._agreement(scorer, slow, parameters, rate)
             seconds = self.timed(
@@ -174,7 +174,7 @@ class Bench:
             )
             self.add(f"selection, {label}", rate, seconds, agreement)
             if metric == COSINE and isinstance(self.imputer, MoPoE):
-                paths = {"ours": whole, "forward": forward, "own": own}
+                paths = {"ours": with_imputer, "forward": forward, "own": ours_alone}
                 theirs = None
                 if rate in (self.rates[0], self.rates[-1]):
 

@@ -119,17 +119,17 @@ def waits(check: Any) -> None:
 
     def test_batch() -> Callable[[], Any]:
         method = test_gpu.dymo(COSINE, device, ("discard", "impute_all"))
-        there = batch.to(device)
-        there.index = to_device(torch.arange(len(batch)), device, is_remembered=True)
-        return lambda: predict(method, [there], test_gpu.masks(), progress=False)
+        moved = batch.to(device)
+        moved.index = to_device(torch.arange(len(batch)), device, is_remembered=True)
+        return lambda: predict(method, [moved], test_gpu.masks(), progress=False)
 
     def training_step(name: str) -> Callable[[], Any]:
-        module, there = test_gpu.ready(name, device), batch.to(device)
-        return lambda: module.training_step(there, 0).backward()
+        module, moved = test_gpu.ready(name, device), batch.to(device)
+        return lambda: module.training_step(moved, 0).backward()
 
     def gaussian_batch() -> Callable[[], Any]:
-        model, there = test_gpu.polymnist_model(width=32, projection=32).to(device), batch.to(device)
-        return lambda: test_gpu.estimate(model, [there], progress=False)
+        model, moved = test_gpu.polymnist_model(width=32, projection=32).to(device), batch.to(device)
+        return lambda: test_gpu.estimate(model, [moved], progress=False)
 
     count("a batch of stage test, two scenarios", test_batch)
     for name in test_gpu.METHODS:

@@ -400,8 +400,8 @@ def test_masks_in_parts_have_the_losses_and_gradients_of_one_call() -> None:
         losses["loss"].backward()
         gradients.append([losses["loss"].detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
     assert len(masks) == 3 and len(gradients[0]) > 10
-    for whole, parts in zip(*gradients, strict=True):
-        torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-6)
+    for expected, actual in zip(*gradients, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_masks_say_what_is_wrong() -> None:

@@ -21,7 +21,7 @@ from trainers.report.evidence import METRICS_OF_CLASSES
 from trainers.report.plots import degradation
 from trainers.report.rank_changes import Scores, agreement, order_changes, ranks
 from trainers.report.statistics import compare
-from trainers.report.style import ORACLE_NOTE, model_styles
+from trainers.report.style import ORACLE_NOTE, is_oracle, model_styles
 from trainers.report.tables import label, rows_of_metric, spread, table, to_markdown
 from utils.errors import UserError
 
@@ -73,6 +73,11 @@ class Block:
                 raise UserError(f"{source.name} has no {column} {absent[0]} with metric {metric}: correct the name")
         if against and names["models"] and against not in names["models"]:
             raise UserError(f"against={against}: models has to name it too")
+        if is_oracle(against):
+            raise UserError(f"against={against} uses labels: choose a model that does not")
+        for scenario in (names["scenarios"] or rows["scenario"].unique()) if against else ():
+            if against not in set(rows.loc[rows["scenario"] == scenario, "model"]):
+                raise UserError(f"{source.name} has no results of {against} under {scenario}: name other scenarios")
         digits, file = int(options.get("digits", 2)), options.get("file", "")
         link = sources.link(source.name)
         return cls(source, page, link, metric, names["models"], names["scenarios"], digits, file, against)

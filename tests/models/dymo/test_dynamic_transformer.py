@@ -455,7 +455,7 @@ def test_class_that_was_never_seen_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize(("incomplete", "most"), [(False, 7), (True, 7), (False, 3)])
 def test_validation_pools_all_subsets(incomplete: bool, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Or, of more than it takes, the same ones in every batch."""
+    """Pool all subsets, or as many as a validation takes, the same ones in every batch."""
     monkeypatch.setattr(DynamicTransformer, "log_dict", lambda *args, **options: None)
     monkeypatch.setattr("models.dymo.dynamic_transformer.VALIDATED", most)
     model = toy_model()

@@ -162,6 +162,10 @@ def test_a_deleted_run_fails_by_name(root):
         ("<!-- comparison from=made metric=auroc -->\n<!-- /comparison -->", "metric auroc: intervals are of"),
         ("<!-- comparison from=made models=DyMo against=M3Care -->\n<!-- /comparison -->", "models has to name it too"),
         ("<!-- comparison from=made against=M4 -->\n<!-- /comparison -->", "made has no model M4"),
+        (
+            "<!-- comparison from=made against=DyMo/oracle_subset -->\n<!-- /comparison -->",
+            "DyMo/oracle_subset uses labels",
+        ),
         ("<!-- ranks from=made metric=auroc -->\n<!-- /ranks -->", "metric auroc: a ranking is by one of"),
         ("<!-- ranks from=made scenarios=none -->\n<!-- /ranks -->", "two or more models and scenarios"),
         ("<!-- table from=made -->\n", "has no other half"),
