@@ -18,7 +18,8 @@ SHORT, SHORTEST_PAUSE, LONGEST_PAUSE = 10.0, 30.0, 600.0
 def is_interactive(stream: TextIO | None = None) -> bool:
     """Whether a bar can be redrawn on the stream (default stderr): a terminal or a notebook, not a file or a pipe."""
     is_terminal: Callable[[], bool] = getattr(stream or sys.stderr, "isatty", bool)
-    return "ipykernel" in sys.modules or is_terminal()
+    kernel = sys.modules.get("ipykernel.kernelapp")  # a program may import it without being a notebook
+    return (kernel is not None and kernel.IPKernelApp.initialized()) or is_terminal()
 
 
 def duration(seconds: float) -> str:

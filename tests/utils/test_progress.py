@@ -6,10 +6,11 @@ import io
 import logging
 import sys
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
-from utils.progress import Pace, Progress, duration
+from utils.progress import Pace, Progress, duration, is_interactive
 
 
 class Clock:
@@ -90,3 +91,12 @@ def test_a_bar_is_drawn_on_a_terminal(monkeypatch: pytest.MonkeyPatch, caplog: p
     assert "decoding: 100%" in stream.getvalue() and caplog.messages == []
     before = stream.getvalue()
     assert list(Progress(range(3), disable=True)) == [0, 1, 2] and stream.getvalue() == before
+
+
+@pytest.mark.parametrize("is_running", [False, True])
+def test_a_notebook_has_bars_and_a_program_that_imports_its_kernel_has_not(
+    is_running: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = SimpleNamespace(IPKernelApp=SimpleNamespace(initialized=lambda: is_running))
+    monkeypatch.setitem(sys.modules, "ipykernel.kernelapp", kernel)
+    assert is_interactive(io.StringIO()) == is_running
