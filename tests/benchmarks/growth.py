@@ -182,6 +182,21 @@ def slopes(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+def page_table(table: pd.DataFrame) -> str:
+    """The table of docs/scale.md: seconds and memory at the largest size of each stage, and both slopes."""
+    lines = [
+        "| grows | stage | from | to | processor s | slope | peak MiB | slope |",
+        "|:--|:--|--:|--:|--:|--:|--:|--:|",
+    ]
+    for line in slopes(table).itertuples():
+        stage = table[(table["part"] == line.part) & (table["stage"] == line.stage)].sort_values("size").iloc[-1]
+        sizes = f"{line[3]:,} | {line.to:,}"
+        seconds = f"{stage['cpu_seconds']:.1f} | {line.cpu_seconds:.1f}"
+        memory = f"{stage['peak_mib']:.0f} | {line.peak_mib:.1f}"
+        lines.append(f"| {line.part} | {line.stage} | {sizes} | {seconds} | {memory} |")
+    return "\n".join(lines)
+
+
 def figure(table: pd.DataFrame, file: Path) -> None:
     """Seconds of every stage against the size, one panel per part, on logarithmic axes."""
     parts = list(table["part"].unique())

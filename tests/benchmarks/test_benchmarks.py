@@ -81,6 +81,11 @@ def test_growth_runs_in_a_tiny_setting(tmp_path: Path, capsys: pytest.CaptureFix
         growth.main(["row"])
 
 
+def test_the_page_on_scale_shows_the_stored_measurement() -> None:
+    root = Path(__file__).parents[2]
+    assert growth.page_table(pd.read_csv(root / "docs/results/growth.csv")) in (root / "docs/scale.md").read_text()
+
+
 def test_slopes_are_those_of_the_two_largest_sizes() -> None:
     sizes = [10, 1000, 100]
     points = [{"part": "rows", "size": n, "stage": "fit", "cpu_seconds": 1e-3 * n**1.5, "peak_mib": 7.0} for n in sizes]
