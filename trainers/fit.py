@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -39,7 +40,7 @@ from utils.files import replacing
 from utils.interruption import CONTINUE, Interruption
 from utils.metrics import undefined_monitor
 from utils.run_directory import RunDirectory
-from utils.safe_pickle import read_tensors
+from utils.safe_pickle import check_pickles, read_tensors
 
 log = logging.getLogger(__name__)
 
@@ -277,13 +278,14 @@ def check_checkpoint(file: Path) -> None:
     """Check a checkpoint that has just been written, before its stage is marked as finished.
 
     Raises:
-        UserError: it is not on disk as it was written, and cannot be read either.
+        UserError: it is not on disk as it was written, or cannot be read.
     """
-    if is_as_written(file):  # sooner known than by reading its tensors
-        return
     try:
-        read_tensors(file)
-    except UserError as error:
+        if is_as_written(file):  # sooner known than by reading its tensors
+            check_pickles(file)
+        else:
+            read_tensors(file)
+    except (UserError, pickle.UnpicklingError) as error:
         raise UserError(
             f"the stage is not finished, its checkpoint was not written ({error}): make room or correct the "
             "permissions, and run the same command again"

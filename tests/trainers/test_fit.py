@@ -449,6 +449,11 @@ def test_a_checkpoint_is_read_unless_its_bytes_are_those_that_were_written(tmp_p
     file.write_bytes(content[:-100])
     with pytest.raises(UserError, match=r"the stage is not finished, its checkpoint was not written \(.*cut off"):
         fit_module.check_checkpoint(file)
+    # Bytes that no reader accepts are no success either.
+    monkeypatch.setattr("utils.pickle_size.LARGEST", 3)
+    CheckpointFiles().save_checkpoint({"state_dict": {"w": torch.ones(10)}}, str(file))
+    with pytest.raises(UserError, match="the stage is not finished"):
+        fit_module.check_checkpoint(file)
 
 
 # ------------------------------------------------------------------------------------- run directories that move
