@@ -226,9 +226,8 @@ class TokenFusion(StagedTraining):
         if self.complete_rows and not batch.complete:
             is_complete = ~self.absent(batch).any(1)
             if is_complete.sum() < 2:  # too few for batch normalisation
-                loss = zero_loss(self)
-                self.log_losses("train", {"loss": loss}, 0)
-                return loss
+                self.rows_of_step = 0
+                return zero_loss(self)
             batch = take_rows(batch, is_complete)
         features = self.drop_features(batch, generator)
         dropped = self.drop_modalities(features, generator)

@@ -53,7 +53,7 @@ class TokenUnimodal(StagedTraining, Unimodal):
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         is_present = ~self.absent(batch)[:, self.column]
-        n = batch.counted if batch.complete or batch.is_filler else int(is_present.sum())
+        n = self.rows_of_loss(batch)
         # Batch normalisation needs two rows; the loss ignores rows without the modality.
         if not batch.complete and is_present.sum() > 1:
             batch = take_rows(batch, is_present)

@@ -90,7 +90,7 @@ def run(checkout: Path, *overrides: str) -> None:
             del sys.modules[name]
         GlobalHydra.instance().clear()
         os.chdir(checkout)
-        sys.path.insert(0, str(checkout))
+        pytest.MonkeyPatch().syspath_prepend(checkout)  # never undone: the fork ends with the command
         sys.argv = ["run.py", "dataset=Animals", *small, *overrides]
         runpy.run_path(str(checkout / "run.py"), run_name="__main__")
 
