@@ -3,7 +3,7 @@
 # (with its comparators on the same backbone), its backbone trained on noise too, and any other models, under the same noise;
 # then one report with tables and curves. On Digits some minutes on two CPU cores once the models are trained.
 #   bash job_scripts/noise_levels.sh DATASET [FOLDER|demo] [models=QMF,Multimodal_CONCAT] [Hydra overrides, e.g. seed=0,1,2]
-# Further options: operator=gaussian levels=2,4,6,8,10,11 where=0,all missing=random_0.4 (a pattern, or none), trained=clean,noise
+# Further options: operator=gaussian levels=2,4,6,8,10,11 where=0,all missing=random_0.4 (patterns, or none), trained=clean,noise
 # (with and without noise in training: half of the rows, at levels 1 to 11). docs/missingness.md says which operator fits what.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_data.sh"
@@ -21,12 +21,13 @@ dataset=$1 output=$(value_of paths.output outputs)
 EXTRAS=
 source "$(dirname "${BASH_SOURCE[0]}")/_environment.sh"
 
-scenarios=none
-[[ $missing == none ]] || scenarios+=,$missing
+[[ $missing != none ]] || missing=''
+scenarios=none${missing:+,$missing}
 for place in ${where//,/ }; do
   for level in ${levels//,/ }; do
-    scenarios+=,noise_${operator}_${level}_$place
-    [[ $missing == none ]] || scenarios+=,noise_${operator}_${level}_$place+$missing
+    noise=noise_${operator}_${level}_$place
+    scenarios+=,$noise
+    for pattern in ${missing//,/ }; do scenarios+=,$noise+$pattern; done
   done
 done
 common=("${data[@]}" "missing.test=[$scenarios]" 'stages=[prepare,impute,fit,gaussian,test]' ${overrides[@]+"${overrides[@]}"})

@@ -6,9 +6,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from tests.makers import SCRIPTS, calls_of, jobs_of
-from trainers.config.compose import compose_config
+from trainers.config.compose import CONFIGS, compose_config
 
 
 @pytest.mark.parametrize(("dataset", "epochs"), [("MIMIC", (8, 5)), ("SkinLesions", (8, 5)), ("ChestXray", (12, 8))])
@@ -41,11 +42,36 @@ def test_the_tables_of_udml_compare_all_models_in_one_sweep(tmp_path: Path) -> N
     assert len({tuple(cfg.missing.test) for cfg in configs}) == 1 and len(configs[0].missing.test) == 17
 
 
+def test_noise_is_combined_with_every_pattern_of_missingness(tmp_path: Path) -> None:
+    patterns = ["random_0.6", "random_0.8"]
+    options = ["levels=2,11", "where=0", "trained=clean"]
+    jobs = jobs_of(tmp_path, "noise_levels.sh", "Digits", f"missing={','.join(patterns)}", *options)
+    noises = ["noise_gaussian_2_0", "noise_gaussian_11_0"]
+    expected = ["none", *patterns, *(name for n in noises for name in (n, *(f"{n}+{p}" for p in patterns)))]
+    assert list(compose_config(*jobs[0]).missing.test) == expected
+    (clean, _) = jobs_of(tmp_path, "noise_levels.sh", "Digits", "missing=none", "levels=2", "where=0", "trained=clean")
+    assert list(compose_config(*clean).missing.test) == ["none", "noise_gaussian_2_0"]
+
+
+def test_equal_compute_sets_epochs_of_every_baseline(tmp_path: Path) -> None:
+    calls = calls_of(tmp_path, "equal_compute.sh", str(tmp_path))
+    *jobs, report = ([word for word in call[1:] if word != "--multirun"] for call in calls)
+    configs = {cfg.model.name: cfg for cfg in (compose_config(*job) for job in jobs)}
+    baselines = OmegaConf.load(CONFIGS / "experiment" / "baselines.yaml")
+    assert len(configs) == len(jobs) == len(baselines.hydra.sweeper.params.model.split(","))
+    assert configs["MTL"].model.training.max_epochs == 10 and configs["DyMo"].model.backbone.training.max_epochs == 40
+    for cfg in configs.values():
+        assert cfg.name == f"epochs_{cfg.dataset.training_defaults.max_epochs}" and cfg.dataset.monitor is None
+        assert cfg.imputer.training.max_epochs == 100
+    assert "MultiFeatureDigits/*/epochs_*/seed*" in compose_config(*report).report.include[0]
+
+
 @pytest.mark.parametrize(
     "command",
     [
         ["dymo.sh"],
         ["baselines.sh", "seed=0"],
+        ["equal_compute.sh"],
         ["noise_levels.sh"],
         ["vision_tabular.sh", "stress", "MIMIC", "demo"],
         ["udml.sh", "CREMAD"],
