@@ -11,6 +11,10 @@ The kinds of blocks are in :data:`trainers.report.docs_blocks.BLOCKS`; ``from`` 
 
     It is <!-- cell digits: DyMo minus DyMo/discard at random_0.8 -->3.1<!-- /cell --> points above ...
 
+Results of tests refer to a comparison of the page that has a ``name``::
+
+    (95 % interval <!-- cell interval of DyMo minus DyMo/discard at random_0.8 in rules -->1.6 to 4.9<!-- /cell -->)
+
 The block ``evidence`` names the tables of a page for which no runs are stored.
 """
 
@@ -19,9 +23,10 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
-from trainers.report.docs_blocks import BLOCKS, Block, cell_text
+from trainers.report.docs_blocks import BLOCKS, TEST, Block, cell_text, test_text
 from trainers.report.docs_sources import Sources
 from trainers.report.evidence import check_files, studies
 from utils.errors import UserError
@@ -30,6 +35,7 @@ from utils.files import replacing
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = "|".join([*BLOCKS, "cell", "evidence"])
 MARKED = re.compile(rf"<!-- ({KINDS})((?: (?:(?!-->).)+)?) -->(.*?)<!-- /\1 -->", flags=re.DOTALL)
+NAMED = re.compile(r"<!-- comparison((?: (?:(?!-->).)+)? name=(\S+)(?: (?:(?!-->).)+)?) -->")
 HALF = re.compile(rf"<!-- /?(?:{KINDS})\b.*?-->", flags=re.DOTALL)
 CODE = re.compile(r"^```.*?^```", flags=re.DOTALL | re.MULTILINE)
 HEADING = re.compile(r"^(?=#{1,6} )", flags=re.MULTILINE)
@@ -51,10 +57,18 @@ def render(text: str, page: Path, sources: Sources) -> str:
     if half := HALF.search(MARKED.sub("", text)):
         raise UserError(f"{page.name}: {half[0]} has no other half: blocks end with <!-- /KIND -->")
 
+    queries = {match[2]: match[1] for match in NAMED.finditer(text)}
+
+    @cache
+    def named(name: str) -> Block | None:
+        return Block.parse(queries[name], page, sources) if name in queries else None
+
     def fill(match: re.Match[str]) -> str:
         kind, query = match[1], match[2].strip()
         try:
-            if kind == "cell":
+            if kind == "cell" and (asked := TEST.fullmatch(query)):
+                new = test_text(asked, match[3], named(asked["name"]))
+            elif kind == "cell":
                 new = cell_text(query, match[3], sources)
             elif kind == "evidence":
                 new = _block(evidence_note(*unbacked(text, sources)))

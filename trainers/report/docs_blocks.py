@@ -25,10 +25,11 @@ from trainers.report.style import ORACLE_NOTE, is_oracle, model_styles
 from trainers.report.tables import label, rows_of_metric, spread, table, to_markdown
 from utils.errors import UserError
 
-OPTIONS = ("from", "metric", "models", "scenarios", "digits", "file", "against")
+OPTIONS = ("from", "metric", "models", "scenarios", "digits", "file", "against", "name")
 CELL = re.compile(
     r"(?P<source>\S+): (?P<model>.+?)(?: minus (?P<other>.+?))? at (?P<scenario>\S+?)(?:, (?P<metric>\w+))?"
 )
+TEST = re.compile(r"(?P<what>p|interval) of (?P<model>.+?) minus (?P<other>.+?) at (?P<scenario>\S+) in (?P<name>\S+)")
 NUMBER = re.compile(r"(?P<sign>[+−]?)\d+(?:\.(?P<decimals>\d+))?(?P<spread> ± \d+(?:\.\d+)?)?")
 
 
@@ -41,6 +42,7 @@ class Block:
         digits: decimals of metrics in percent.
         file: of a figure, beside the page.
         against: of a comparison, the model with which all others are compared; empty = the best of each scenario.
+        name: of a comparison, by which cells of the page refer to it.
     """
 
     source: Source
@@ -52,6 +54,7 @@ class Block:
     digits: int = 2
     file: str = ""
     against: str = ""
+    name: str = ""
 
     @classmethod
     def parse(cls, query: str, page: Path, sources: Sources) -> Block:
@@ -80,7 +83,8 @@ class Block:
                 raise UserError(f"{source.name} has no results of {against} under {scenario}: name other scenarios")
         digits, file = int(options.get("digits", 2)), options.get("file", "")
         link = sources.link(source.name)
-        return cls(source, page, link, metric, names["models"], names["scenarios"], digits, file, against)
+        name = options.get("name", "")
+        return cls(source, page, link, metric, names["models"], names["scenarios"], digits, file, against, name)
 
     def rows(self, frame: pd.DataFrame) -> pd.DataFrame:
         """Rows of the metric, of the chosen models and scenarios in their order."""
@@ -124,11 +128,7 @@ def comparison(block: Block) -> str:
     Raises:
         UserError: no stored runs, or a metric that predicted classes do not determine.
     """
-    if not block.source.runs:
-        raise UserError(f"{block.source.name} has no stored runs: store them, or leave the comparison out")
-    if block.metric not in METRICS_OF_CLASSES:
-        raise UserError(f"metric {block.metric}: intervals are of {', '.join(METRICS_OF_CLASSES)}")
-    tests = compare(block.source.runs, block.rows(block.source.frame), block.metric, block.against or None)
+    tests = tests_of(block)
     digits = block.digits
     names = {"best": tests["best"], "other": tests["model"]}
     if block.against:
@@ -141,10 +141,10 @@ def comparison(block: Block) -> str:
             **names,
             "difference": [f"{value:.{digits}f}" for value in points["difference"]],
             "95 % interval": [
-                "–" if low != low else f"{low:.{digits}f} to {high:.{digits}f}"
+                "–" if low != low else _interval(low, high, digits)
                 for low, high in zip(points["low"], points["high"], strict=True)
             ],
-            "p (Holm)": ["–" if p != p else "< 0.001" if p < 0.001 else f"{p:.3f}" for p in tests["p_holm"]],
+            "p (Holm)": ["–" if p != p else _p_value(p) for p in tests["p_holm"]],
             "equivalent within": ["–" if v != v else f"{v:.{digits}f}" for v in points["equivalent_within"]],
         }
     )
@@ -157,6 +157,31 @@ def comparison(block: Block) -> str:
         f"test: {methods}; p-values adjusted after Holm for the {len(tested)} comparisons of this table"
     )
     return f"{to_markdown(cells.set_index('scenario'))}\n\n{block.note(note)}"
+
+
+def tests_of(block: Block) -> pd.DataFrame:
+    """Tests of a comparison, see :func:`trainers.report.statistics.compare`.
+
+    Raises:
+        UserError: see :func:`comparison`.
+    """
+    if not block.source.runs:
+        raise UserError(f"{block.source.name} has no stored runs: store them, or leave the comparison out")
+    if block.metric not in METRICS_OF_CLASSES:
+        raise UserError(f"metric {block.metric}: intervals are of {', '.join(METRICS_OF_CLASSES)}")
+    key = (block.metric, tuple(block.models or ()), tuple(block.scenarios or ()), block.against)
+    if key not in block.source.tests:
+        rows = block.rows(block.source.frame)
+        block.source.tests[key] = compare(block.source.runs, rows, block.metric, block.against or None)
+    return block.source.tests[key].copy()
+
+
+def _interval(low: float, high: float, digits: int) -> str:
+    return f"{low:.{digits}f} to {high:.{digits}f}"
+
+
+def _p_value(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def ranking(block: Block) -> str:
@@ -195,7 +220,7 @@ def ranking(block: Block) -> str:
                 f"{low:+.{block.digits}f} to {high:+.{block.digits}f}"
                 for low, high in zip(points["low"], points["high"], strict=True)
             ],
-            "p (Holm)": ["–" if p != p else "< 0.001" if p < 0.001 else f"{p:.3f}" for p in listed["p_holm"]],
+            "p (Holm)": ["–" if p != p else _p_value(p) for p in listed["p_holm"]],
         }
     )
     of_ranks = f"ranks by {label(block.metric)}, 1 = best; τ with the ranking under {first}"
@@ -326,3 +351,36 @@ def cell_text(query: str, old: str, sources: Sources) -> str:
     if form["spread"]:
         text += f" ± {sds[0]}"
     return text.replace("-", "−")
+
+
+def test_text(asked: re.Match[str], old: str, block: Block | None) -> str:
+    """``p of A minus B at SCENARIO in NAME``: ``p = 0.012`` or ``p < 0.001``; ``interval of ...``: ``1.2 to 3.4``.
+
+    Args:
+        asked: match of :data:`TEST`.
+        old: its decimals are kept in intervals.
+        block: the comparison of the page with this name.
+
+    Raises:
+        UserError: the page has no such comparison, or it does not compare these models under this scenario.
+    """
+    if block is None:
+        raise UserError(f"the page has no comparison with name={asked['name']}: name one, or correct the cell")
+    tests = tests_of(block)
+    tests = tests[tests["scenario"] == asked["scenario"]]
+    pair = [asked["model"], asked["other"]]
+    sides = (tests[(tests["best"] == best) & (tests["model"] == other)] for best, other in (pair, pair[::-1]))
+    signs = [(sign, side.iloc[0]) for sign, side in zip((1, -1), sides, strict=True) if len(side)]
+    if not signs or pd.isna(signs[0][1]["p_holm"]):
+        raise UserError(
+            f"{asked['name']} has no test of {asked['model']} and {asked['other']} at {asked['scenario']}: "
+            "every model is compared with the best of the scenario, or with that of against="
+        )
+    sign, row = signs[0]
+    if asked["what"] == "p":
+        text = _p_value(row["p_holm"])
+        return f"p {text}" if text.startswith("<") else f"p = {text}"
+    low, high = sorted(100 * sign * row[bound] + 0.0 for bound in ("low", "high"))
+    form = NUMBER.match(old.strip())
+    decimals = len((form["decimals"] if form else None) or "")
+    return _interval(low, high, decimals).replace("-", "−")

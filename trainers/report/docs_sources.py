@@ -21,12 +21,14 @@ class Source:
     frame: results per run; empty if only their means are stored.
     summary: of :func:`trainers.report.tables.summarise`.
     runs: those of a study, with predicted classes.
+    tests: comparisons that were computed.
     """
 
     name: str
     frame: pd.DataFrame
     summary: pd.DataFrame
     runs: list[FinishedRun] = field(default_factory=list)
+    tests: dict[tuple[object, ...], pd.DataFrame] = field(default_factory=dict)
 
 
 class Sources:

@@ -33,8 +33,13 @@ The other is <!-- cell made: DyMo minus M3Care at none -->+0.00<!-- /cell --> po
 <!-- comparison from=made models=DyMo,M3Care against=M3Care -->
 <!-- /comparison -->
 
-<!-- comparison from=made models=DyMo,M3Care against=DyMo -->
+<!-- comparison from=made models=DyMo,M3Care against=DyMo name=ours -->
 <!-- /comparison -->
+
+The interval is <!-- cell interval of DyMo minus M3Care at none in ours -->1.23 to 4.56<!-- /cell -->
+(<!-- cell p of DyMo minus M3Care at none in ours -->p = 0.5<!-- /cell -->), the other way round
+<!-- cell interval of M3Care minus DyMo at none in ours -->1.23 to 4.56<!-- /cell -->.
+
 <!-- runs from=made -->
 <!-- /runs -->
 <!-- costs from=made models=DyMo:ours,M3Care -->
@@ -119,6 +124,14 @@ def test_a_page_shows_what_is_stored(root):
         assert theirs[scenario] == [-difference, -high, -low] and low <= difference <= high
     (row,) = tests[tests.scenario == "none"].to_dict("records")
     assert ours["none"][0] == round(100 * (row["difference"] if row["best"] == "DyMo" else -row["difference"]), 2)
+    # Sentences refer to the tests of a comparison by its name.
+    bounds = [f"{100 * (value if row['best'] == 'DyMo' else -value):.2f}" for value in (row["low"], row["high"])]
+    low, high = bounds if row["best"] == "DyMo" else bounds[::-1]
+    assert f"in ours -->{low} to {high}<!--".replace("-->-", "-->−").replace("to -", "to −") in text
+    negated = f"{-float(high):.2f} to {-float(low):.2f}".replace("-", "−")
+    assert f"<!-- cell interval of M3Care minus DyMo at none in ours -->{negated}<!--" in text
+    p = f"p = {row['p_holm']:.3f}" if row["p_holm"] >= 0.001 else "p < 0.001"
+    assert f"at none in ours -->{p}<!--" in text
     assert re.search(r"\| DyMo +\| seed 0, 1, 2 \| abc123456789 +\| cpu, 1 threads", text)
     # Means over the seeds; what is not known is no number.
     assert re.search(r"\| ours +\| 1\.20 +\| 1,009 +\| – +\|", text)
@@ -171,6 +184,12 @@ def test_a_deleted_run_fails_by_name(root):
         ("<!-- table from=made -->\n", "has no other half"),
         ("<!-- cell made: MUSE at none -->1.0<!-- /cell -->", "made has 0 cells of MUSE at none"),
         ("<!-- cell made DyMo -->1.0<!-- /cell -->", "cannot be read"),
+        ("<!-- cell p of DyMo minus M3Care at none in made -->p = 1<!-- /cell -->", "no comparison with name=made"),
+        (
+            "<!-- comparison from=made name=x -->\n<!-- /comparison -->\n"
+            "<!-- cell p of DyMo minus MUSE at none in x -->p = 1<!-- /cell -->",
+            "x has no test of DyMo and MUSE at none",
+        ),
     ],
 )
 def test_wrong_blocks_are_named(root, block, message):
