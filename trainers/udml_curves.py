@@ -1,7 +1,8 @@
 """Curves of fusion weights and predicted levels over test noise: python -m trainers.udml_curves OUT RUN [RUN ...]
 
 Reads the predictions of finished runs, of any number of seeds, under ``none`` and under the scenarios in which one
-modality has the noise of the training (``model.noise``), and writes ``OUT/curves.csv`` and ``OUT/curves.png``.
+modality has the noise of the training (``model.noise``), and writes ``OUT/curves.csv``, ``OUT/curves.png`` and, for
+tables of ``docs/results``, ``OUT/weights.csv``.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from utils.checksums import verify_artefact
 from utils.errors import UserError
 from utils.files import replacing
 
-COLUMNS = ("modality", "level", "seed", "weight", "predicted", "rank_correlation")
+COLUMNS = ("modality", "level", "seed", "weight", "predicted", "rank_correlation", "n")
 
 
 def read_curves(runs: Sequence[Path]) -> pd.DataFrame:
@@ -30,7 +31,7 @@ def read_curves(runs: Sequence[Path]) -> pd.DataFrame:
     Returns:
         Columns modality, level (of its noise; the others are clean), seed, weight, predicted (NaN without an
         estimator), rank_correlation: Spearman's, of predicted and true level over the rows of all levels of the
-        modality in that run.
+        modality in that run; n rows.
 
     Raises:
         UserError: a folder is no finished run, or its method has no fusion weights.
@@ -63,8 +64,16 @@ def read_curves(runs: Sequence[Path]) -> pd.DataFrame:
             all_predicted = np.concatenate([p for _, p in by_level.values()])
             rank = float(pd.Series(true).corr(pd.Series(all_predicted), method="spearman"))
             for level, (weight, predicted) in sorted(by_level.items()):
-                rows.append((names[m], level, int(cfg.seed), float(weight.mean()), float(predicted.mean()), rank))
+                means = float(weight.mean()), float(predicted.mean())
+                rows.append((names[m], level, int(cfg.seed), *means, rank, len(weight)))
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def as_results(curves: pd.DataFrame, dataset: str) -> pd.DataFrame:
+    """The curves in the form of results.csv: the noisy modality is the model, its level the scenario."""
+    long = curves.rename(columns={"modality": "model", "level": "scenario", "predicted": "predicted_level"})
+    long = long.melt(["model", "scenario", "seed", "n"], ["weight", "predicted_level", "rank_correlation"], "metric")
+    return long.assign(dataset=dataset)[["dataset", "model", "seed", "scenario", "metric", "value", "n"]]
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -76,6 +85,8 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError("the runs have no test with noise on one modality: add noise_gaussian_6_0 to missing.test")
     with replacing(out / "curves.csv") as file:
         curves.to_csv(file, index=False)
+    with replacing(out / "weights.csv") as file:
+        as_results(curves, runs[0].resolve().parents[2].name).to_csv(file, index=False)
     save(noise_curves(curves, f"{len(runs)} run{'s' * (len(runs) > 1)}"), out / "curves.png")
     columns = ["weight", "predicted", "rank_correlation"]
     print(curves.groupby(["modality", "level"], sort=False)[columns].mean().round(2).to_string())

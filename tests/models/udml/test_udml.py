@@ -38,6 +38,7 @@ from trainers.config.compose import compose_config
 from trainers.config.validate import validate
 from trainers.fit import after_clean_epochs
 from trainers.loading import Run
+from trainers.report.runs import read_results
 from utils.errors import UserError
 from utils.files import save_arrays
 
@@ -694,11 +695,13 @@ def test_curves_are_read_from_finished_runs(tmp_path: Path, capsys: pytest.Captu
     assert "rank_correlation" in capsys.readouterr().out and (tmp_path / "out" / "curves.png").stat().st_size > 10_000
     actual = pd.read_csv(tmp_path / "out" / "curves.csv")
     assert actual["rank_correlation"].min() > 0.85
-    rows = [list(row) for row in actual.drop(columns="rank_correlation").itertuples(index=False)]
+    rows = [list(row) for row in actual.drop(columns=["rank_correlation", "n"]).itertuples(index=False)]
     assert rows == [
         *(["a", 1, 0, 0.5, 1.5], ["a", 6, 0, 0.5, 5.0], ["b", 1, 0, 1.5, 2.0], ["b", 9, 0, 1.5, 7.0]),
         *(["a", 1, 1, 0.5, 2.5], ["a", 6, 1, 0.5, 6.0], ["b", 1, 1, 1.5, 3.0], ["b", 9, 1, 1.5, 8.0]),
     ]
+    long = read_results(tmp_path / "out" / "weights.csv").set_index(["model", "scenario", "seed", "metric"])["value"]
+    assert len(long) == 8 * 3 and long["b", "9", 1, "predicted_level"] == 8.0 and long["a", "6", 0, "weight"] == 0.5
     with pytest.raises(UserError, match="usage"):
         curves.main(["out"])
 

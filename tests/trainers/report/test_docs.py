@@ -64,7 +64,7 @@ WITHOUT_RUNS: dict[str, tuple[list[str], list[str]]] = {
     "noise": (["Results"], []),
     "polymnist": (["DyMo and its selection rule", "Comparison methods at equal epochs"], []),
     "skin-lesions": (["Results", "Few training rows"], []),
-    "udml": (["Known speakers", "Unknown speakers"], []),
+    "udml": ([], ["Weights and predicted levels", "Weights and predicted levels for unknown speakers"]),
 }
 
 
