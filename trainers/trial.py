@@ -84,8 +84,7 @@ class Trial:
 
     def batches_of(self, split: str, size: int, *, drop_last: bool = False) -> int:
         """Number of batches of a split of the complete data, for one process."""
-        processes = number_of_processes(self.cfg)
-        n = -(-self.rows.get(split, 0) // (processes if isinstance(processes, int) and processes > 0 else 1))
+        n = -(-self.rows.get(split, 0) // number_of_processes(self.cfg))
         return n // size if drop_last else -(-n // size)
 
     @contextmanager

@@ -11,11 +11,13 @@ import math
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -779,15 +781,20 @@ try:
     exec(compile(Path({root!r}, "run.py").read_text(), str(Path({root!r}, "run.py")), "exec"))
 finally:
     state = built[0].state_dict() if built else None
-    torch.save((state, rows, written), Path({out!r}, "rank" + os.environ.get("LOCAL_RANK", "0") + ".pt"))
+    rank = int(os.environ.get("NODE_RANK", 0)) * {devices} + int(os.environ.get("LOCAL_RANK", 0))
+    torch.save((state, rows, written), Path({out!r}, f"rank{{rank}}.pt"))
 """
 
 
 IN_CAMPAIGNS = (pytest.mark.campaign, pytest.mark.skipif(not MINUTES, reason="four processes take long on two cores"))
 
 
-@pytest.mark.parametrize("n", [2, pytest.param(4, marks=IN_CAMPAIGNS)])
-def test_processes_train_what_one_with_their_common_batch_trains(base, tmp_path: Path, monkeypatch, n: int) -> None:
+@pytest.mark.parametrize(
+    ("nodes", "n"), [(1, 2), pytest.param(1, 4, marks=IN_CAMPAIGNS), pytest.param(2, 4, marks=IN_CAMPAIGNS)]
+)
+def test_processes_train_what_one_with_their_common_batch_trains(
+    base, tmp_path: Path, monkeypatch, nodes: int, n: int
+) -> None:
     """Several gloo processes through ``run.py`` and ``trainer=ddp``: rows split, gradients averaged, prototypes and
     metrics reduced, by an imputer too. 49 rows: in the last step of the model, all processes but one have no row. The
     projection has no gradient in the first epoch, which plain DDP would not accept."""
@@ -812,13 +819,26 @@ def test_processes_train_what_one_with_their_common_batch_trains(base, tmp_path:
     context, watch = fit(configure(*overrides(1, "one")))
 
     script = tmp_path / "probe.py"
-    script.write_text(PROBE.format(root=str(ROOT), out=str(tmp_path)))
-    parallel = ["trainer=ddp", "trainer.accelerator=cpu", f"trainer.devices={n}", "stages=[impute,fit,gaussian,test]"]
+    script.write_text(PROBE.format(root=str(ROOT), out=str(tmp_path), devices=n // nodes))
+    parallel = ["trainer=ddp", "trainer.accelerator=cpu", f"trainer.devices={n // nodes}", f"trainer.num_nodes={nodes}"]
+    parallel += ["stages=[impute,fit,gaussian,test]"]
     shared = [argument for argument in overrides(n, "all") if argument != "trainer=cpu"]
     command = [sys.executable, str(script), *shared, *parallel, "missing.test=[none,random_0.8]"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
+    if nodes > 1:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.getsockname()[1])}
+    logs = [tmp_path / f"node{node}.log" for node in range(nodes)]
+    with ExitStack() as stack:
+        started = []
+        for node, log in enumerate(logs):  # one command per node, as srun and mpirun start it; the others are children
+            stream = stack.enter_context(log.open("w"))
+            of_node = environment | ({"NODE_RANK": str(node)} if nodes > 1 else {})
+            started.append(subprocess.Popen(command, cwd=ROOT, env=of_node, stdout=stream, stderr=stream))
+            stack.callback(started[-1].kill)
+        codes = [process.wait(300) for process in started]
+    output = "\n".join(log.read_text() for log in logs)
+    assert codes == [0] * nodes, output
 
     saved = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(n)]
     (first, *others), rows, written = zip(*saved, strict=True)
@@ -860,7 +880,7 @@ def test_processes_train_what_one_with_their_common_batch_trains(base, tmp_path:
     torch.testing.assert_close(actual.prototypes, expected.prototypes, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(actual.sigma, expected.sigma, atol=1e-6, rtol=1e-5)
     # One process alone does the rest.
-    assert done.stderr.count("stage gaussian:") == n and done.stderr.count("stage test:") == 1
+    assert output.count("stage gaussian:") == n and output.count("stage test:") == 1
     assert (run / "DONE").exists() and len(pd.read_csv(run / "results.csv")) == 2 * 11
 
 

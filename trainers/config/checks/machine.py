@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from trainers.config.build import build_loggers, build_trainer
 from utils.errors import UserError
@@ -40,8 +39,15 @@ def check_trainer(cfg: DictConfig) -> None:
         raise UserError("\n".join(problems))
 
 
-def number_of_processes(cfg: DictConfig) -> Any:
-    """Number of processes that ``trainer.devices`` asks for; ``auto`` means all GPUs, if there are any."""
-    if cfg.trainer.devices != "auto":
-        return cfg.trainer.devices
-    return max(1, torch.cuda.device_count()) if cfg.trainer.accelerator in ("auto", "gpu", "cuda") else 1
+def number_of_processes(cfg: DictConfig) -> int:
+    """Number of processes that ``trainer.devices`` and ``trainer.num_nodes`` ask for; ``auto`` and -1 mean all GPUs, if
+    there are any."""
+    devices = cfg.trainer.devices
+    if isinstance(devices, ListConfig):
+        devices = len(devices)
+    elif devices in ("auto", "-1", -1):
+        is_gpu = cfg.trainer.accelerator in ("auto", "gpu", "cuda")
+        devices = max(1, torch.cuda.device_count()) if is_gpu else 1
+    elif "," in str(devices):
+        devices = len([name for name in str(devices).split(",") if name.strip()])
+    return int(devices) * int(cfg.trainer.num_nodes)
