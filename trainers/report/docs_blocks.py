@@ -126,20 +126,21 @@ def comparison(block: Block) -> str:
     that model, with intervals and adjusted p-values.
 
     Raises:
-        UserError: no stored runs, or a metric that predicted classes do not determine.
+        UserError: no stored runs, or without cross-validation a metric that predicted classes do not determine.
     """
     tests = tests_of(block)
     digits = block.digits
-    names = {"best": tests["best"], "other": tests["model"]}
+    best, other = ([_shown(name, block.models) for name in tests[column]] for column in ("best", "model"))
+    names = {"best": best, "other": other}
     if block.against:
-        names = {"model": tests["model"], "against": tests["best"]}
-        tests[["difference", "low", "high"]] = 0 - tests[["difference", "high", "low"]].to_numpy()  # no -0.00
+        names = {"model": other, "against": best}
+        tests[["difference", "low", "high"]] = -tests[["difference", "high", "low"]].to_numpy()
     points = tests[["difference", "low", "high", "equivalent_within"]] * 100
     cells = pd.DataFrame(
         {
-            "scenario": tests["scenario"],
+            "scenario": [_shown(name, block.scenarios) for name in tests["scenario"]],
             **names,
-            "difference": [f"{value:.{digits}f}" for value in points["difference"]],
+            "difference": [_fixed(value, digits) for value in points["difference"]],
             "95 % interval": [
                 "–" if low != low else _interval(low, high, digits)
                 for low, high in zip(points["low"], points["high"], strict=True)
@@ -152,8 +153,11 @@ def comparison(block: Block) -> str:
     counts = sorted({int(n) for n in tested["n_runs"]}), sorted({int(n) for n in tested["n_rows"]})
     number = [" to ".join(map(str, dict.fromkeys((n[0], n[-1])))) if n else "0" for n in counts]
     methods = " or ".join(sorted({str(test) for test in tested["test"]})) or "none"
+    repeats = f"{number[0]} runs per model on {number[1]} test rows"
+    if set(tested["unit"]) == {"fold"}:
+        repeats = f"{number[0]} folds"
     note = (
-        f"{label(block.metric)}: differences in points; n = {number[0]} runs per model on {number[1]} test rows; "
+        f"{label(block.metric)}: differences in points; n = {repeats}; "
         f"test: {methods}; p-values adjusted after Holm for the {len(tested)} comparisons of this table"
     )
     return f"{to_markdown(cells.set_index('scenario'))}\n\n{block.note(note)}"
@@ -167,7 +171,9 @@ def tests_of(block: Block) -> pd.DataFrame:
     """
     if not block.source.runs:
         raise UserError(f"{block.source.name} has no stored runs: store them, or leave the comparison out")
-    if block.metric not in METRICS_OF_CLASSES:
+    is_in_percent = label(block.metric) != block.metric
+    has_folds = is_in_percent and all(run.fold >= 0 for run in block.source.runs)  # their test needs scores only
+    if block.metric not in METRICS_OF_CLASSES and not has_folds:
         raise UserError(f"metric {block.metric}: intervals are of {', '.join(METRICS_OF_CLASSES)}")
     key = (block.metric, tuple(block.models or ()), tuple(block.scenarios or ()), block.against)
     if key not in block.source.tests:
@@ -176,8 +182,12 @@ def tests_of(block: Block) -> pd.DataFrame:
     return block.source.tests[key].copy()
 
 
+def _fixed(value: float, digits: int) -> str:
+    return f"{round(value, digits) + 0.0:.{digits}f}"  # no -0.0
+
+
 def _interval(low: float, high: float, digits: int) -> str:
-    return f"{low:.{digits}f} to {high:.{digits}f}"
+    return f"{_fixed(low, digits)} to {_fixed(high, digits)}"
 
 
 def _p_value(p: float) -> str:
@@ -293,9 +303,8 @@ def figure(block: Block) -> str:
     if drawn is None or not block.file.endswith(".png"):
         raise UserError("needs file=NAME.png, and scenarios with a missing rate")
     write_picture(drawn, block.page.parent / block.file)
-    return (
-        f"![{label(block.metric)} against the missing rate]({block.file})\n\n{block.note('Bands: standard deviation')}"
-    )
+    bands = f"Bands: {'standard error over folds' if rows['n_folds'].any() else 'standard deviation'}"
+    return f"![{label(block.metric)} against the missing rate]({block.file})\n\n{block.note(bands)}"
 
 
 def write_picture(drawn: Figure, file: Path) -> None:
@@ -380,7 +389,7 @@ def test_text(asked: re.Match[str], old: str, block: Block | None) -> str:
     if asked["what"] == "p":
         text = _p_value(row["p_holm"])
         return f"p {text}" if text.startswith("<") else f"p = {text}"
-    low, high = sorted(100 * sign * row[bound] + 0.0 for bound in ("low", "high"))
+    low, high = sorted(100 * sign * row[bound] for bound in ("low", "high"))
     form = NUMBER.match(old.strip())
     decimals = len((form["decimals"] if form else None) or "")
     return _interval(low, high, decimals).replace("-", "−")

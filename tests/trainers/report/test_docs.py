@@ -6,11 +6,13 @@ import re
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from scipy.stats import t
 
 from tests.trainers.report.runs import write_committed_run
 from trainers.report.docs import ROOT, evidence_note, main, pages, unbacked, update
-from trainers.report.docs_blocks import cell_text
+from trainers.report.docs_blocks import BLOCKS, Block, cell_text
 from trainers.report.docs_sources import Sources
 from trainers.report.statistics import compare
 from trainers.report.store import store
@@ -56,10 +58,6 @@ The interval is <!-- cell interval of DyMo minus M3Care at none in ours -->1.23 
 WITHOUT_RUNS: dict[str, tuple[list[str], list[str]]] = {
     "cmpt": (["Digits", "X-rays and notes", "Digits of unknown speakers", "What CMPT trains", "Throughput"], []),
     "imputers": (["With a classifier on the latent space", "Recovery methods side by side"], []),
-    "masked-attention": (
-        ["Skin lesions, why the proposed model is behind"],
-        ["Chest X-rays, inference stress", "Skin lesions, inference stress"],
-    ),
     "mst": (["Results"], []),
     "noise": (["Results"], []),
     "polymnist": (["DyMo and its selection rule", "Comparison methods at equal epochs"], []),
@@ -144,6 +142,22 @@ def test_a_page_shows_what_is_stored(root):
     assert "![accuracy (%) against the missing rate](made.png)" in text
     assert (root / "docs" / "results" / "made.png").stat().st_size > 5000
     assert text.endswith("<!-- evidence -->\n<!-- /evidence -->\n")  # all tables have stored runs
+
+
+def test_folds_are_compared_in_any_score():
+    """Of cross-validation, a comparison needs the scores alone: the corrected resampled t-test (Nadeau and Bengio)."""
+    query = "from=stress-skin metric=auroc models=MaskedAttention,Zeros_MLP scenarios=none:complete,nested_1_1 digits=2"
+    folder = ROOT / "docs" / "results"
+    with Sources(folder) as sources:
+        text = BLOCKS["comparison"](Block.parse(f"{query} against=MaskedAttention", folder / "page.md", sources))
+    line = re.search(r"\| complete +\| Zeros_MLP +\| MaskedAttention +\| (\S+) +\| (\S+) to (\S+) +\|", text)
+    values = [pd.read_csv(file) for file in sorted(folder.glob("stress-skin/*/*/stress_none/*/results.csv"))]
+    values = pd.concat(values).query("scenario == 'none' and metric == 'auroc'").pivot(index="fold", columns="model")
+    difference = 100 * (values["value"]["Zeros_MLP"] - values["value"]["MaskedAttention"])
+    half = t.ppf(0.975, 4) * difference.std(ddof=1) * (1 / 5 + 1 / 4) ** 0.5
+    expected = difference.mean(), difference.mean() - half, difference.mean() + half
+    assert [float(number) for number in line.groups()] == [round(number, 2) for number in expected]
+    assert "n = 5 folds; test: corrected t" in text
 
 
 def test_pages_are_written_once_and_a_changed_number_is_found(root):
