@@ -22,6 +22,7 @@ from submitit import Job, LocalJob
 from submitit.core.utils import DelayedSubmission
 
 from trainers.callbacks import SigtermOfSubmitit
+from trainers.config.checks.machine import number_of_processes
 from trainers.config.compose import compose_config
 from trainers.sweep_jobs import Jobs, count_lost_jobs_of_submitit
 
@@ -187,6 +188,30 @@ def test_a_task_has_a_thread_per_core_that_it_was_given(
     plain = {"PATH": os.environ["PATH"], "SLURM_SUBMIT_DIR": str(tmp_path), **environment}
     done = subprocess.run(["bash", str(SCRIPT), "report", "name=a"], env=plain, capture_output=True, text=True)
     assert done.stdout == f"{threads} run.py name=a stages=[report]\n", done.stderr
+
+
+def test_one_training_has_a_process_per_task_of_every_machine() -> None:
+    script = ["bash", str(ROOT / "job_scripts" / "slurm_nodes.sh"), "dataset=MST", "trainer.accelerator=cpu"]
+    job = {"SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "4", "SLURM_CPUS_PER_TASK": "3"}
+    environment = {"PATH": os.environ["PATH"], "DRY_RUN": "1", "SLURM_SUBMIT_DIR": str(ROOT)}
+    done = subprocess.run(script, env=environment | job, capture_output=True, text=True, check=True)
+    first, distributed, last = (shlex.split(line) for line in done.stdout.splitlines())
+    assert first == ["python", "run.py", *script[2:], "stages=[prepare]"]
+    assert distributed[:4] == ["srun", "--cpus-per-task=3", "python", "run.py"] and last[-1] == "stages=[report]"
+    cfg = compose_config(*distributed[4:])
+    assert number_of_processes(cfg) == 8 and cfg.trainer.strategy.startswith("ddp") and cfg.trainer.accelerator == "cpu"
+    assert {"prepare", "report"}.isdisjoint(cfg.stages)
+    refused = subprocess.run(script, env=environment, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2 and "submit with sbatch --nodes=2 --ntasks-per-node=4" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("devices", "nodes", "expected"),
+    [("1", 1, 1), ("2", 3, 6), ("[0,2]", 2, 4), ("'0,1'", 1, 2), ("-1", 2, 2), ("auto", 1, 1)],
+)
+def test_processes_are_counted_on_all_machines(devices: str, nodes: int, expected: int) -> None:
+    cfg = compose_config("trainer=cpu", f"trainer.devices={devices}", f"trainer.num_nodes={nodes}")
+    assert number_of_processes(cfg) == expected
 
 
 def test_a_killed_job_of_submitit_is_a_failed_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
