@@ -165,7 +165,9 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     (root / "job_scripts" / "_environment.sh").write_text('die() { echo "$*" >&2; exit 1; }\n')
     (root / "bin").mkdir()
     (root / "run.py").touch()
-    for program in ("python", "ruff", "mypy", "pytest", "sbatch"):
+    (root / ".venv").mkdir()
+    (root / ".venv" / "bin").symlink_to(root / "bin")
+    for program in ("python", "ruff", "mypy", "pytest", "sbatch", "srun"):
         file = root / "bin" / program
         file.write_text(f'#!/bin/sh\n[ $# = 0 ] || printf "%s\\n" "{program}" "$@" "" >>"{root}/log"\n')
         file.chmod(0o755)
@@ -263,13 +265,20 @@ def test_a_command_is_understood(page: Path, command: str, machine: SimpleNamesp
         pinned = {line.partition("==")[0] for line in (ROOT / "constraints.txt").read_text().splitlines()}
         assert names and set(names) <= pinned
         return
+    job = []
+    if program == "sbatch":  # the script with what SLURM sets for these options
+        names = {"--nodes": "SLURM_NNODES", "--ntasks-per-node": "SLURM_NTASKS_PER_NODE"}
+        script = next(i for i, argument in enumerate(arguments) if not argument.startswith("-"))
+        options = [argument.partition("=") for argument in arguments[:script]]
+        job = ["env", *(f"{names[key]}={value}" for key, _, value in options if key in names)]
+        program, arguments = "bash", arguments[script:]
     assert program == "bash" and (ROOT / arguments[0]).is_file(), "how is this command to be checked?"
     if page.parent.name == "results" and any(a == "..." or "|" in a for a in arguments):
         return  # an abbreviation of several commands
-    calls = run_script([program, *arguments], machine)
+    calls = run_script([*job, program, *arguments], machine)
     assert calls
-    runs = [call[1:] for call in calls if call[0] == "python"]
-    for run in [*runs[:1], *runs[-1:]]:  # the scripts have tests of their own
+    runs = [call[call.index("python") + 1 :] for call in calls if call[0] in ("python", "srun")]
+    for run in [*runs[:1], *runs[-1:], *(runs if job else ())]:  # the scripts have tests of their own
         check_python(run, machine.configs)
 
 

@@ -59,7 +59,6 @@ WITHOUT_RUNS: dict[str, tuple[list[str], list[str]]] = {
     "cmpt": (["Digits", "X-rays and notes", "Digits of unknown speakers", "What CMPT trains", "Throughput"], []),
     "imputers": (["With a classifier on the latent space", "Recovery methods side by side"], []),
     "mst": (["Results"], []),
-    "noise": (["Results"], []),
     "polymnist": (["DyMo and its selection rule", "Comparison methods at equal epochs"], []),
     "skin-lesions": (["Results", "Few training rows"], []),
     "udml": ([], ["Weights and predicted levels", "Weights and predicted levels for unknown speakers"]),
