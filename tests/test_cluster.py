@@ -207,9 +207,11 @@ def test_one_training_has_a_process_per_task_of_every_machine() -> None:
 
 @pytest.mark.parametrize(
     ("devices", "nodes", "expected"),
-    [("1", 1, 1), ("2", 3, 6), ("[0,2]", 2, 4), ("'0,1'", 1, 2), ("-1", 2, 2), ("auto", 1, 1)],
+    [("1", 1, 1), ("2", 3, 6), ("[0,2]", 2, 4), ("'0,1'", 1, 2), ("-1", 2, 2), ("auto", 1, 1)]
+    + [(wrong, 1, 1) for wrong in ("abc", "null", "0")]  # which are refused when the trainer is built
+    + [("2", wrong, 2) for wrong in ("auto", "0")],
 )
-def test_processes_are_counted_on_all_machines(devices: str, nodes: int, expected: int) -> None:
+def test_processes_are_counted_on_all_machines(devices: str, nodes: int | str, expected: int) -> None:
     cfg = compose_config("trainer=cpu", f"trainer.devices={devices}", f"trainer.num_nodes={nodes}")
     assert number_of_processes(cfg) == expected
 

@@ -247,11 +247,11 @@ def run_script(command: list[str], machine: SimpleNamespace) -> list[list[str]]:
 @pytest.mark.parametrize(("page", "command"), COMMANDS, ids=name_of)
 def test_a_command_is_understood(page: Path, command: str, machine: SimpleNamespace) -> None:
     program, *arguments = shlex.split(command)
+    while "=" in program:  # settings of the environment
+        program, *arguments = arguments
     if program == "python" or program == ".venv/bin/python":
         check_python(arguments, machine.configs)
         return
-    while "=" in program:  # settings of the environment
-        program, *arguments = arguments
     if program == "docker":
         check_docker(arguments, machine.configs)
         return

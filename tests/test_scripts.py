@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -58,8 +59,20 @@ def test_equal_compute_sets_epochs_of_every_baseline(tmp_path: Path) -> None:
     *jobs, report = ([word for word in call[1:] if word != "--multirun"] for call in calls)
     configs = {cfg.model.name: cfg for cfg in (compose_config(*job) for job in jobs)}
     baselines = OmegaConf.load(CONFIGS / "experiment" / "baselines.yaml")
-    assert len(configs) == len(jobs) == len(baselines.hydra.sweeper.params.model.split(","))
-    assert configs["MTL"].model.training.max_epochs == 10 and configs["DyMo"].model.backbone.training.max_epochs == 40
+    assert len(configs) == len(jobs)
+    assert {word for job in jobs for word in job if word.startswith("model=")} == {
+        f"model={name}" for name in baselines.hydra.sweeper.params.model.split(",")
+    }
+    # Epochs times the stored cost of one epoch is what DyMo costs, less the imputer where both use it.
+    costs: dict[str, list[float]] = {}
+    for file in (SCRIPTS.parent / "docs" / "results" / "six-views").rglob("environment.json"):
+        costs.setdefault(file.parts[-4], []).append(json.loads(file.read_text())["cost"]["fit_processor_seconds"])
+    for name in costs:
+        shared = 22.5 if "MoPoE" in name else 0.0
+        own, dymo = (sum(costs[model]) / 5 - shared for model in (name, "DyMo"))
+        epochs = configs[name.removesuffix("_MoPoE")].dataset.training_defaults.max_epochs
+        assert epochs == pytest.approx(40 * dymo / own, rel=0.05)
+    assert configs["MTL"].model.training.max_epochs == 11 and configs["DyMo"].model.backbone.training.max_epochs == 40
     for cfg in configs.values():
         assert cfg.name == f"epochs_{cfg.dataset.training_defaults.max_epochs}" and cfg.dataset.monitor is None
         assert cfg.imputer.training.max_epochs == 100

@@ -144,7 +144,8 @@ def run_grid(cfg: DictConfig) -> None:
     """
     if number_of_processes(cfg) > 1:
         raise UserError(
-            "missing.train is a list, which runs in one process: set trainer.devices=1, or run it one by one"
+            "missing.train is a list, which runs in one process: set trainer.devices=1 and trainer.num_nodes=1, "
+            "or run it one by one"
         )
     parts = training_parts(cfg)
     for number, part in enumerate(parts, 1):

@@ -57,7 +57,10 @@ def render(text: str, page: Path, sources: Sources) -> str:
     if half := HALF.search(MARKED.sub("", text)):
         raise UserError(f"{page.name}: {half[0]} has no other half: blocks end with <!-- /KIND -->")
 
-    queries = {match[2]: match[1] for match in NAMED.finditer(text)}
+    named_blocks = [(match[2], match[1]) for match in NAMED.finditer(text)]
+    queries = dict(named_blocks)
+    if len(queries) < len(named_blocks):
+        raise UserError(f"{page.name}: two comparisons have the same name=: give each its own")
 
     @cache
     def named(name: str) -> Block | None:

@@ -8,7 +8,6 @@ import re
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 
 import pandas as pd
@@ -332,8 +331,8 @@ BLOCKS: dict[str, Callable[[Block], str]] = {
 def cell_text(query: str, old: str, sources: Sources) -> str:
     """The number of ``SOURCE: MODEL [minus MODEL] at SCENARIO[, METRIC]`` in the form of the old one.
 
-    The form: number of decimals, a sign of positive numbers, and ``± SD``. A difference is that of the means as tables
-    show them, with two decimals, so that it can be followed by hand.
+    The form: number of decimals, a sign of positive numbers, and ``± SD``. A difference is rounded once, as in a
+    comparison.
 
     Raises:
         UserError: the query or the old number cannot be read, or nothing is stored for it.
@@ -353,10 +352,11 @@ def cell_text(query: str, old: str, sources: Sources) -> str:
         row = rows[(rows["model"] == name) & (rows["scenario"] == asked["scenario"])]
         if len(row) != 1:
             raise UserError(f"{asked['source']} has {len(row)} cells of {name} at {asked['scenario']}, not one")
-        means.append(Decimal(f"{row['mean'].iloc[0]:.{2 if asked['other'] else decimals}f}"))
+        means.append(row["mean"].iloc[0])
         sds.append(f"{row['sd'].iloc[0]:.{decimals}f}")
-    number = (means[0] - sum(means[1:])).quantize(Decimal(1).scaleb(-decimals), ROUND_HALF_UP)
-    text = f"{number:+}" if form["sign"] else f"{number}"
+    text = _fixed(means[0] - sum(means[1:]), decimals)
+    if form["sign"] and not text.startswith("-"):
+        text = f"+{text}"
     if form["spread"]:
         text += f" ± {sds[0]}"
     return text.replace("-", "−")
@@ -390,6 +390,8 @@ def test_text(asked: re.Match[str], old: str, block: Block | None) -> str:
         text = _p_value(row["p_holm"])
         return f"p {text}" if text.startswith("<") else f"p = {text}"
     low, high = sorted(100 * sign * row[bound] for bound in ("low", "high"))
-    form = NUMBER.match(old.strip())
-    decimals = len((form["decimals"] if form else None) or "")
+    form = NUMBER.match(old.strip().replace("-", "−"))
+    if form is None:
+        raise UserError(f"cannot be read with '{old.strip()}': write 1.2 to 3.4, with the decimals that are wanted")
+    decimals = len(form["decimals"] or "")
     return _interval(low, high, decimals).replace("-", "−")

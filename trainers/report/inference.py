@@ -94,7 +94,7 @@ def over_runs(a: np.ndarray, b: np.ndarray) -> Difference:
     return _welch(a, b, 0.0)
 
 
-def over_folds(differences: np.ndarray, test_fraction: float) -> Difference:
+def over_folds(differences: np.ndarray, test_over_train: float) -> Difference:
     """Mean difference over the folds of a cross-validation.
 
     The training rows of folds overlap, for which the corrected resampled t-test adds ``n_test / n_train`` to ``1 / K``
@@ -102,10 +102,10 @@ def over_folds(differences: np.ndarray, test_fraction: float) -> Difference:
 
     Args:
         differences: (K,) per fold.
-        test_fraction: of all rows in the test split of a fold.
+        test_over_train: number of test rows of a fold, divided by that of its training rows.
     """
     folds = len(differences)
-    correction = 1 / folds + test_fraction / (1 - test_fraction)
+    correction = 1 / folds + test_over_train
     return Difference(float(differences.mean()), float(np.sqrt(correction * differences.var(ddof=1))), folds - 1)
 
 

@@ -89,8 +89,8 @@ def compare(runs: Sequence[FinishedRun], frame: pd.DataFrame, primary: str, agai
                     _Member(value, [owner[dataset, m, *r] for r in value.index], m, str(scenario))
                     for m, value in ((best, values[best]), (model, values[model]))
                 )
-                folds = _number_of_folds([owner[dataset, model, *r] for r in values[model].index])
-                entry |= pair.test(first, second, folds)
+                ratio = _test_over_train([owner[dataset, model, *r] for r in values[model].index])
+                entry |= pair.test(first, second, ratio)
             if entry["same_masks"] is False:
                 log.warning("report: %s and %s have different masks for %s, %s", best, model, dataset, scenario)
             entries.append(entry)
@@ -100,12 +100,18 @@ def compare(runs: Sequence[FinishedRun], frame: pd.DataFrame, primary: str, agai
     return tests.where(tests.notna(), np.nan)
 
 
-def _number_of_folds(runs: Sequence[FinishedRun]) -> int:
-    """Folds of the cross-validation of which these are runs; 0 without."""
+def _test_over_train(runs: Sequence[FinishedRun]) -> float:
+    """Test rows per training row in the folds of a cross-validation of which these are runs; 0 without.
+
+    Rows of the validation split, and training rows that ``dataset.train_fraction`` leaves out, train no model.
+    """
     if runs[0].fold < 0:
-        return 0
-    configured = OmegaConf.select(OmegaConf.create(runs[0].config), "dataset.folds")
-    return int(configured or 1 + max(run.fold for run in runs))
+        return 0.0
+    config = OmegaConf.create(runs[0].config)
+    folds = int(OmegaConf.select(config, "dataset.folds") or 1 + max(run.fold for run in runs))
+    validation = float(OmegaConf.select(config, "dataset.fold_validation") or 0)
+    kept = OmegaConf.select(config, "dataset.train_fraction")
+    return 1 / ((folds - 1) * (1 - validation) * (1.0 if kept is None else float(kept)))
 
 
 class _Member:
@@ -129,14 +135,14 @@ class _Pair:
         )
         self.draws = functools.cache(lambda path: resampled(self.outcome(path), metric))
 
-    def test(self, best: _Member, other: _Member, folds: int) -> dict[str, Any]:
+    def test(self, best: _Member, other: _Member, test_over_train: float) -> dict[str, Any]:
         """Entries of :func:`compare`.
 
         Args:
-            folds: of a cross-validation, 0 = none.
+            test_over_train: rows of the folds of a cross-validation, 0 = none.
         """
-        if folds:
-            return self._over_folds(best, other, folds)
+        if test_over_train:
+            return self._over_folds(best, other, test_over_train)
         if min(len(best.values), len(other.values)) > 1:
             return self._over_runs(best, other)
         common = best.values.index.intersection(other.values.index, sort=False)
@@ -159,12 +165,12 @@ class _Pair:
             return entry | _numbers(over_paired_runs_and_rows(a - b, first - second))
         return entry | _numbers(over_runs_and_rows(a, b, first, second))
 
-    def _over_folds(self, best: _Member, other: _Member, folds: int) -> dict[str, Any]:
+    def _over_folds(self, best: _Member, other: _Member, test_over_train: float) -> dict[str, Any]:
         difference = (best.values - other.values).dropna().groupby("fold").mean().to_numpy()
         entry = {"n_runs": len(difference)}
         if len(difference) < 2:
             return entry
-        return entry | _numbers(over_folds(difference, 1 / folds)) | {"test": "corrected t", "unit": "fold"}
+        return entry | _numbers(over_folds(difference, test_over_train)) | {"test": "corrected t", "unit": "fold"}
 
     def _of_rows(self, best: Sequence[Path], other: Sequence[Path]) -> dict[str, Any]:
         """Number of test rows, and whether both models have the same masks.

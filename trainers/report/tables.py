@@ -25,6 +25,8 @@ MARKS = {
 }
 # Measures of a report that are differences of a score.
 DIFFERENCES = ("contribution", "contribution_error", "oracle_gap")
+# Measures of recoveries that are shares (models.imputers.quality).
+SHARES = ("coherence", "judge_accuracy")
 LATEX = {c: "\\" + c for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\^{}"}
 LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
 # What Markdown would read as markup; an underscore within a word is none.
@@ -66,7 +68,7 @@ def spread(summary: pd.DataFrame) -> str:
 
 def label(metric: str) -> str:
     """The metric with its unit."""
-    is_fraction = metric in METRICS or metric in DIFFERENCES or metric.endswith("_share")
+    is_fraction = metric in (*METRICS, *DIFFERENCES, *SHARES) or metric.endswith("_share")
     is_fraction &= metric not in NOT_PERCENT
     return f"{metric} (%)" if is_fraction else metric
 

@@ -137,7 +137,7 @@ def test_equivalence_is_that_of_two_one_sided_tests():
 
 def test_folds_by_hand():
     # Differences 1, 2, 3 of 3 folds: variance 1, (1/3 + (1/3) / (2/3)) = 5/6; t = 2 / sqrt(5/6), 2 degrees of freedom.
-    difference = over_folds(np.array([1.0, 2.0, 3.0]), test_fraction=1 / 3)
+    difference = over_folds(np.array([1.0, 2.0, 3.0]), test_over_train=1 / 2)
     assert (difference.value, difference.error, difference.df) == (2, pytest.approx((5 / 6) ** 0.5), 2)
     t = 2 / (5 / 6) ** 0.5
     assert difference.p == pytest.approx(1 - t / (t**2 + 2) ** 0.5)
@@ -154,7 +154,7 @@ def test_folds_hold_their_level_where_the_plain_t_test_does_not():
         train = np.array([effect[fold != k].mean() for k in range(folds)])
         # The sign of what is learned from the training rows decides which model is better on the test rows.
         difference = 3 * train + rng.normal(size=(folds, rows // folds)).mean(1) * 0.3
-        corrected += over_folds(difference, 1 / folds).p < 0.05
+        corrected += over_folds(difference, 1 / (folds - 1)).p < 0.05
         plain += stats.ttest_1samp(difference, 0).pvalue < 0.05
     assert corrected < plain
     assert plain / studies > 0.2

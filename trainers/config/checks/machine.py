@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, ListConfig
@@ -41,13 +42,23 @@ def check_trainer(cfg: DictConfig) -> None:
 
 def number_of_processes(cfg: DictConfig) -> int:
     """Number of processes that ``trainer.devices`` and ``trainer.num_nodes`` ask for; ``auto`` and -1 mean all GPUs, if
-    there are any."""
+    there are any. At least 1, also for values that :func:`check_trainer` refuses."""
+    return max(1, _devices(cfg)) * max(1, _number(cfg.trainer.num_nodes))
+
+
+def _devices(cfg: DictConfig) -> int:
     devices = cfg.trainer.devices
     if isinstance(devices, ListConfig):
-        devices = len(devices)
-    elif devices in ("auto", "-1", -1):
-        is_gpu = cfg.trainer.accelerator in ("auto", "gpu", "cuda")
-        devices = max(1, torch.cuda.device_count()) if is_gpu else 1
-    elif "," in str(devices):
-        devices = len([name for name in str(devices).split(",") if name.strip()])
-    return int(devices) * int(cfg.trainer.num_nodes)
+        return len(devices)
+    if devices in ("auto", "-1", -1):
+        return torch.cuda.device_count() if cfg.trainer.accelerator in ("auto", "gpu", "cuda") else 1
+    if "," in str(devices):
+        return len([name for name in str(devices).split(",") if name.strip()])
+    return _number(devices)
+
+
+def _number(value: Any) -> int:
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        return 1

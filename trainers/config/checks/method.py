@@ -139,7 +139,8 @@ def _check_imputer(cfg: DictConfig, model: DictConfig, method: Any, name: str) -
 
 def _check_parts(cfg: DictConfig, model: DictConfig, method: Any, name: str) -> Iterator[str]:
     if method.needs_index and "fit" in (cfg.stages or []) and number_of_processes(cfg) != 1:
-        yield f"model {name} keeps values of every training row in one process: set trainer.devices=1"
+        one = "trainer.devices=1 and trainer.num_nodes=1"
+        yield f"model {name} keeps values of every training row in one process: set {one}"
     needed = inspect.signature(method).parameters.get("prerequisites")
     if needed is not None and needed.default is inspect.Parameter.empty and not model.get("prerequisites"):
         yield f"model.prerequisites=null: {name} is made of trained models, leave that out"
