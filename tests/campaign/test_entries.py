@@ -44,6 +44,7 @@ TRUSTED = {
     "trainers.published.validation_of",
     "trainers.report.directions.directions",
     "trainers.report.figures._model_jobs",
+    "trainers.report.recoveries.read_quality",
     "trainers.report.runs._masked_modalities",
     "trainers.report.runs.config",
     "trainers.report.runs.environment",

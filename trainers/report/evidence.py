@@ -12,13 +12,13 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 
-from trainers.report.runs import FinishedRun, gather, load_arrays
+from trainers.report.runs import FinishedRun, gather, load_arrays, read_results
 from utils.errors import UserError
 from utils.files import natural_key
 
@@ -116,32 +116,51 @@ def stored_runs(study: Path) -> Iterator[list[FinishedRun]]:
         for path, run in zip(paths, read_manifest(study), strict=True):
             shutil.copytree(study / run, path)
             (path / "DONE").touch()
-            _write_predictions(path)
-        runs, _ = gather(paths)
-        for finished in runs:
-            _check_accuracy(finished, study)
-        yield runs
+            frame = read_results(path / "results.csv")
+            if "missing_rate" not in frame:  # of older runs; it follows from the masks
+                older = _StoredRun(path, frame)
+                for model, scenario in frame[["model", "scenario"]].drop_duplicates().itertuples(index=False):
+                    older.predictions(str(model), str(scenario))
+        gathered, _ = gather(paths)
+        stored = [_StoredRun(finished.path, finished.frame) for finished in gathered]
+        for each in stored:
+            _check_accuracy(each, study)
+        yield list(stored)
 
 
-def _write_predictions(path: Path) -> None:
-    arrays = load_arrays(path / "outcomes.npz")
-    target = arrays["target"].astype(np.int64)
-    predictions = {k.removeprefix("predicted/"): v for k, v in arrays.items() if k.startswith("predicted/")}
-    classes = 1 + max(int(values.max(initial=0)) for values in (target, *predictions.values()))
-    for name, predicted in predictions.items():
-        content: dict[str, Any] = {"index": arrays["index"], "target": target, "missing": arrays[f"missing/{name}"]}
-        content["logits"] = 2.0 * predicted - 1 if target.ndim == 2 else np.eye(classes)[predicted]
-        file = path / "predictions" / f"{name}.npz"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(file, **content)
+class _StoredRun(FinishedRun):
+    """A run whose predictions are written when they are asked for: a page needs few of them."""
+
+    @cached_property
+    def outcomes(self) -> dict[str, np.ndarray]:
+        return dict(load_arrays(self.path / "outcomes.npz"))
+
+    @cached_property
+    def classes(self) -> int:
+        labels = [values for key, values in self.outcomes.items() if key == "target" or key.startswith("predicted/")]
+        return 1 + max(int(values.max(initial=0)) for values in labels)
+
+    def predictions(self, model: str, scenario: str) -> Path:
+        file = super().predictions(model, scenario)
+        name = file.relative_to(self.path / "predictions").as_posix().removesuffix(".npz")
+        predicted = self.outcomes.get(f"predicted/{name}")
+        if predicted is not None and not file.exists():
+            target = self.outcomes["target"].astype(np.int64)
+            logits = 2.0 * predicted - 1 if target.ndim == 2 else np.eye(self.classes)[predicted]
+            file.parent.mkdir(parents=True, exist_ok=True)
+            missing = self.outcomes[f"missing/{name}"]
+            np.savez(file, index=self.outcomes["index"], target=target, missing=missing, logits=logits)
+        return file
 
 
-def _check_accuracy(run: FinishedRun, study: Path) -> None:
+def _check_accuracy(run: _StoredRun, study: Path) -> None:
     rows = run.frame[run.frame["metric"] == "accuracy"]
     for model, scenario, value in rows[["model", "scenario", "value"]].itertuples(index=False):
-        saved = load_arrays(run.predictions(str(model), str(scenario)), "logits", "target")
-        if saved["target"].ndim == 1:
-            accuracy = float((saved["logits"].argmax(1) == saved["target"]).mean())
+        file = FinishedRun.predictions(run, str(model), str(scenario))
+        name = file.relative_to(run.path / "predictions").as_posix().removesuffix(".npz")
+        predicted, target = run.outcomes[f"predicted/{name}"], run.outcomes["target"]
+        if target.ndim == 1:
+            accuracy = float((predicted == target).mean())
             if abs(accuracy - value) > 1e-6:
                 raise UserError(
                     f"{study}: results.csv of {model}, {run.repeat}, has accuracy {value:.4f} under {scenario}, and "

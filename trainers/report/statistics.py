@@ -75,6 +75,7 @@ def compare(runs: Sequence[FinishedRun], frame: pd.DataFrame, primary: str, agai
     sign = -1 if direction(rows, primary) == LOWER else 1
     owner = {(run.dataset, m, run.seed, run.fold): run for run in runs for m in run.frame["model"].unique()}
     entries = []
+    ratios: dict[tuple[object, str], float] = {}
     for (dataset, scenario), part in rows.groupby(["dataset", "scenario"], sort=False):
         values = {str(model): group.set_index(REPEAT)["value"] for model, group in part.groupby("model", sort=False)}
         score = {model: sign * value.mean() for model, value in values.items() if not is_oracle(model)}
@@ -89,8 +90,9 @@ def compare(runs: Sequence[FinishedRun], frame: pd.DataFrame, primary: str, agai
                     _Member(value, [owner[dataset, m, *r] for r in value.index], m, str(scenario))
                     for m, value in ((best, values[best]), (model, values[model]))
                 )
-                ratio = _test_over_train([owner[dataset, model, *r] for r in values[model].index])
-                entry |= pair.test(first, second, ratio)
+                if (dataset, model) not in ratios:
+                    ratios[dataset, model] = _test_over_train([owner[dataset, model, *r] for r in values[model].index])
+                entry |= pair.test(first, second, ratios[dataset, model])
             if entry["same_masks"] is False:
                 log.warning("report: %s and %s have different masks for %s, %s", best, model, dataset, scenario)
             entries.append(entry)
