@@ -116,10 +116,10 @@ def stored_runs(study: Path) -> Iterator[list[FinishedRun]]:
         for path, run in zip(paths, read_manifest(study), strict=True):
             shutil.copytree(study / run, path)
             (path / "DONE").touch()
-            frame = read_results(path / "results.csv")
-            if "missing_rate" not in frame:  # of older runs; it follows from the masks
-                older = _StoredRun(path, frame)
-                for model, scenario in frame[["model", "scenario"]].drop_duplicates().itertuples(index=False):
+            columns = (path / "results.csv").read_text().partition("\n")[0]
+            if "missing_rate" not in columns:  # an older run: gather takes it from the masks
+                older = _StoredRun(path, read_results(path / "results.csv"))
+                for model, scenario in older.frame[["model", "scenario"]].drop_duplicates().itertuples(index=False):
                     older.predictions(str(model), str(scenario))
         gathered, _ = gather(paths)
         stored = [_StoredRun(finished.path, finished.frame) for finished in gathered]
@@ -140,9 +140,13 @@ class _StoredRun(FinishedRun):
         labels = [values for key, values in self.outcomes.items() if key == "target" or key.startswith("predicted/")]
         return 1 + max(int(values.max(initial=0)) for values in labels)
 
-    def predictions(self, model: str, scenario: str) -> Path:
+    def name(self, model: str, scenario: str) -> str:
+        """Under which outcomes.npz has the predictions of a file."""
         file = super().predictions(model, scenario)
-        name = file.relative_to(self.path / "predictions").as_posix().removesuffix(".npz")
+        return file.relative_to(self.path / "predictions").as_posix().removesuffix(".npz")
+
+    def predictions(self, model: str, scenario: str) -> Path:
+        file, name = super().predictions(model, scenario), self.name(model, scenario)
         predicted = self.outcomes.get(f"predicted/{name}")
         if predicted is not None and not file.exists():
             target = self.outcomes["target"].astype(np.int64)
@@ -156,9 +160,9 @@ class _StoredRun(FinishedRun):
 def _check_accuracy(run: _StoredRun, study: Path) -> None:
     rows = run.frame[run.frame["metric"] == "accuracy"]
     for model, scenario, value in rows[["model", "scenario", "value"]].itertuples(index=False):
-        file = FinishedRun.predictions(run, str(model), str(scenario))
-        name = file.relative_to(run.path / "predictions").as_posix().removesuffix(".npz")
-        predicted, target = run.outcomes[f"predicted/{name}"], run.outcomes["target"]
+        predicted, target = run.outcomes.get(f"predicted/{run.name(str(model), str(scenario))}"), run.outcomes["target"]
+        if predicted is None:
+            raise UserError(f"{study}: outcomes.npz of {model}, {run.repeat}, lacks {scenario}: {AGAIN} {study.name}")
         if target.ndim == 1:
             accuracy = float((predicted == target).mean())
             if abs(accuracy - value) > 1e-6:

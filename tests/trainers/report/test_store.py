@@ -95,6 +95,15 @@ def test_a_deleted_run_is_named(study):
         check_files(study)
 
 
+def test_outcomes_must_have_every_scenario_of_the_results(study):
+    file = study / "PolyMNIST" / "M3Care" / "default" / "seed0" / "outcomes.npz"
+    with np.load(file) as arrays:
+        np.savez(file, **{key: arrays[key] for key in arrays if key != "predicted/none"})
+    write_manifest(study)
+    with pytest.raises(UserError, match=r"outcomes.npz of M3Care, seed 0, lacks none"), stored_runs(study):
+        pass
+
+
 def test_outcomes_must_give_the_accuracy_of_the_results(study):
     file = study / "PolyMNIST" / "M3Care" / "default" / "seed0" / "results.csv"
     frame = pd.read_csv(file, keep_default_na=False)
