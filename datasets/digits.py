@@ -14,7 +14,6 @@ from PIL import Image
 
 from datasets.base import SPLITS
 from datasets.polymnist import PolyMNIST
-from datasets.polymnist_build import build_split
 from datasets.readers.mnist import SIDE
 from datasets.source import Arrays, Source, sha256
 from datasets.splits import stratified_split
@@ -43,11 +42,10 @@ class Digits(PolyMNIST):
 
     Args:
         store: folder of the packed store.
-        backgrounds: folder with five or more pictures, None = bundled pictures.
-        build_seed: of permutations and crops, an independent stream per split.
+        build_seed: of permutations, crops and deformations, an independent stream per split.
         split_seed: of the division of the digits, stratified by class.
         train_pairings: number of permutations of the training digits, each of which gives 1,257 training tuples.
-        **kwargs: see :class:`datasets.base.MultimodalDataModule`.
+        **kwargs: see :class:`datasets.polymnist.PolyMNIST`, less ``root``, ``mnist`` and ``download``.
 
     Raises:
         UserError: ``train_pairings`` below 1.
@@ -59,13 +57,10 @@ class Digits(PolyMNIST):
         self,
         *,
         store: str,
-        backgrounds: str | None = None,
-        build_seed: int = 42,
-        split_seed: int = 2025,
         train_pairings: int = 1,
         **kwargs: Any,
     ) -> None:
-        super().__init__(store=store, backgrounds=backgrounds, build_seed=build_seed, split_seed=split_seed, **kwargs)
+        super().__init__(store=store, **kwargs)
         if train_pairings < 1:
             raise UserError(f"dataset.train_pairings={train_pairings}: it must be 1 or more")
         self.train_pairings = train_pairings
@@ -80,12 +75,8 @@ class Digits(PolyMNIST):
         parts = stratified_split(labels, tuple(SIZES.values()), self.split_seed)
         streams = np.random.SeedSequence(self.build_seed).spawn(len(SPLITS))
         return {
-            split: build_split(
-                images[rows],
-                labels[rows],
-                pictures,
-                np.random.default_rng(stream),
-                pairings=self.train_pairings if split == "train" else 1,
+            split: self.build(
+                images[rows], labels[rows], pictures, stream, pairings=self.train_pairings if split == "train" else 1
             )
             for split, rows, stream in zip(SIZES, parts, streams)
         }

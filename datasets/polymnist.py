@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from PIL import Image
 
 from datasets.base import SPLITS
 from datasets.batch import Modality
-from datasets.polymnist_build import VIEWS, build_split, load_backgrounds
+from datasets.polymnist_build import PHOTOGRAPHS, VIEWS, build_split, load_backgrounds, load_photographs
 from datasets.readers.mnist import CLASSES, SIDE, download_mnist, mnist_files, read_mnist
 from datasets.readers.pictures import UNREADABLE, upright
 from datasets.source import Arrays, Source, SourcedDataModule, check_classes, sample_rows, sha256
@@ -152,6 +152,19 @@ class Tuples:
         return splits
 
 
+def _of_views(key: str, values: Any, low: float, high: float) -> list[float] | None:
+    """
+    Raises:
+        UserError: the values of a key are not one number per view in the range.
+    """
+    if values is None:
+        return None
+    numbers = [v for v in values if isinstance(v, (int, float))] if isinstance(values, Sequence) else []
+    if len(numbers) != len(VIEWS) or len(values) != len(VIEWS) or not all(low <= v <= high for v in numbers):
+        raise UserError(f"dataset.{key}={values}: give {len(VIEWS)} numbers from {low:g} to {high:g}, one per view")
+    return [float(v) for v in numbers]
+
+
 class PolyMNIST(SourcedDataModule):
     """PolyMNIST from the official folders or built from MNIST.
 
@@ -160,15 +173,24 @@ class PolyMNIST(SourcedDataModule):
         root: folder with ``{train,val,test}/m{0..4}/{i}.{digit}.png``; any of the splits may be absent.
         mnist: folder with the four idx files (plain or .gz), used where ``root`` has no such layout.
         download: without ``mnist``, fetch MNIST into ``root`` with torchvision.
-        backgrounds: folder with five or more pictures for the build, None = bundled pictures.
-        build_seed: of permutations and crops.
+        backgrounds: folder with five or more pictures for the build, None = ``photographs``.
+        photographs: names of bundled pictures, one per view (:func:`datasets.polymnist_build.load_photographs`); None =
+            five on which digits are harder to read in some views than in others.
+        contrast: of the digit in each view, above 0 to 1; None = 1, as published.
+        deformation: of the digit in each view, in pixels; None = 0, as published.
+        build_seed: of permutations, crops and deformations.
         split_seed: of the division of the 10,000 MNIST test tuples into 3,000 val and 7,000 test.
         **kwargs: see :class:`datasets.base.MultimodalDataModule`.
+
+    Raises:
+        UserError: ``contrast`` or ``deformation`` is not a number per view in its range, or both ``photographs`` and
+            ``backgrounds`` are given.
     """
 
     paths = ("root", "mnist", "backgrounds")
     folders = ("mnist", "backgrounds")
     resources = ("download",)
+    later = ("photographs", "contrast", "deformation")
     name = "PolyMNIST"
     modalities = [Modality(view, "image", (3, SIDE, SIDE)) for view in VIEWS]
     class_names = [str(digit) for digit in range(CLASSES)]
@@ -182,6 +204,9 @@ class PolyMNIST(SourcedDataModule):
         mnist: str | None = None,
         download: bool = False,
         backgrounds: str | None = None,
+        photographs: Sequence[str] | None = None,
+        contrast: Sequence[float] | None = None,
+        deformation: Sequence[float] | None = None,
         build_seed: int = 42,
         split_seed: int = 2025,
         **kwargs: Any,
@@ -190,16 +215,27 @@ class PolyMNIST(SourcedDataModule):
         self.root = None if root is None else Path(root)
         self.mnist = None if mnist is None else Path(mnist)
         self.download, self.backgrounds = download, backgrounds
+        if photographs and backgrounds:
+            raise UserError("dataset.photographs and dataset.backgrounds are both given: leave one of them out")
+        self.is_chosen, self.photographs = bool(photographs), tuple(photographs or PHOTOGRAPHS)
+        self.contrast = _of_views("contrast", contrast, 0.01, 1.0)
+        self.deformation = _of_views("deformation", deformation, 0.0, SIDE / 4)
         self.build_seed, self.split_seed = build_seed, split_seed
 
     def find_source(self) -> Source:
         """The official folders where any exist, else MNIST.
 
         Raises:
-            UserError: neither exists; names what was looked for.
+            UserError: neither exists; names what was looked for. Or the folders exist, and settings of the build are
+                given.
         """
         listing = scan_layout(self.root) if self.root else {}
         if self.root and listing:
+            if self.is_chosen or self.contrast or self.deformation:
+                raise UserError(
+                    "dataset.photographs, contrast and deformation are of tuples that are built from MNIST, and "
+                    f"{self.root} has the official files: set dataset.root=null and dataset.mnist, or leave them out"
+                )
             files = [
                 [split, view, file, *stat]
                 for split, views in listing.items()
@@ -252,9 +288,11 @@ class PolyMNIST(SourcedDataModule):
         build: Callable[[list[np.ndarray]], dict[str, Arrays]],
     ) -> Source:
         """A source of tuples that ``build`` makes from the photographs of the five views."""
-        pictures = load_backgrounds(self.backgrounds)
+        pictures = load_backgrounds(self.backgrounds) if self.backgrounds else load_photographs(self.photographs)
+        harder = {"contrast": self.contrast, "deformation": self.deformation}
         settings = {
             **about,
+            **{key: values for key, values in harder.items() if values},  # older stores have no such keys
             "build_seed": self.build_seed,
             "split_seed": self.split_seed,
             "recipe_version": RECIPE_VERSION,
@@ -263,12 +301,31 @@ class PolyMNIST(SourcedDataModule):
         signature = sha256([kind, settings, list(pictures)])
         return Source(kind, signature, settings, lambda: build(list(pictures.values())))
 
+    def build(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        pictures: list[np.ndarray],
+        stream: np.random.SeedSequence,
+        pairings: int = 1,
+    ) -> Arrays:
+        """One split, see :func:`datasets.polymnist_build.build_tuples`."""
+        return build_split(
+            images,
+            labels,
+            pictures,
+            np.random.default_rng(stream),
+            pairings=pairings,
+            contrast=self.contrast,
+            deformation=self.deformation,
+        )
+
     def _build(self, files: Mapping[str, Path], pictures: list[np.ndarray]) -> dict[str, Arrays]:
         built = {}
         for part, stream in zip(("train", "test"), np.random.SeedSequence(self.build_seed).spawn(2)):
             images, labels = read_mnist(files, part)
             check_classes(part, labels, CLASSES, files[f"{part} labels"])
-            built[part] = build_split(images, labels, pictures, np.random.default_rng(stream))
+            built[part] = self.build(images, labels, pictures, stream)
         target = built["test"]["target"]
         n_val = round(VAL_SHARE * len(target))
         parts = stratified_split(target, (n_val, len(target) - n_val), self.split_seed)

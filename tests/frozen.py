@@ -28,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from tests.contracts.test_baselines import METHODS, ONLY
 from tests.contracts.test_contracts import PAIRS, SMALL_DATA, SMALL_METHODS, configure, options
-from tests.makers import make_image_table, make_polymnist_folder
+from tests.makers import make_image_table, make_mnist_idx, make_polymnist_folder
 from trainers import run as pipeline
 from trainers.config.build import data_arguments
 from trainers.config.compose import group_options, register
@@ -98,9 +98,11 @@ def runs(folder: Path) -> Iterator[tuple[str, list[str]]]:
     raw = folder.parent / "frozen_data"
     if not raw.exists():
         make_polymnist_folder(raw / "PolyMNIST", per_class=6)
+        make_mnist_idx(raw / "mnist", n_train=60, n_test=100)
         make_image_table(raw / "parts", per_class=30)
     roots = {
         "PolyMNIST": [f"dataset.root={raw / 'PolyMNIST'}"],
+        "PolyMNIST_hard": [f"dataset.mnist={raw / 'mnist'}"],
         "ImageTable": [f"dataset.csv={raw / 'parts' / 'parts.csv'}", f"dataset.images={raw / 'parts' / 'photos'}"],
     }
     common = [

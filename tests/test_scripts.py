@@ -79,12 +79,36 @@ def test_equal_compute_sets_epochs_of_every_baseline(tmp_path: Path) -> None:
     assert "MultiFeatureDigits/*/epochs_*/seed*" in compose_config(*report).report.include[0]
 
 
+def test_the_selection_grid_has_every_cell_once(tmp_path: Path) -> None:
+    calls = calls_of(tmp_path, "selection_grid.sh", str(tmp_path))
+    configs = [compose_config(*(word for word in call[1:] if word != "--multirun")) for call in calls]
+    labels = [(cfg.dataset.name, cfg.model.name) for cfg in configs]
+    assert len(set(labels)) == len(labels)
+    imputers = ("MoPoE", "MoPoE_short", "MoPoE_ELBO")
+    for views in ("PolyMNIST", "PolyMNIST_hard"):
+        of_views = {name for dataset, name in labels if dataset == views}
+        dymo = {f"DyMo_{i}_{e}{end}" for i in imputers for e in (3, 15, 50) for end in ("", "_uncalibrated")}
+        others = {f"{name}_{e}" for name in ("LogitAverage", "ModDrop") for e in (3, 15, 50)}
+        assert of_views == dymo | others | {f"DyMo_{i}_15_EU" for i in imputers} | {"MTL_15"}
+    for cfg in configs:
+        epochs = int(cfg.model.name.split("_EU")[0].removesuffix("_uncalibrated").rsplit("_", 1)[1])
+        assert cfg.dataset.training_defaults.max_epochs == epochs and cfg.dataset.train_fraction == 0.1
+        assert cfg.dataset.mnist == str(tmp_path) and cfg.name == "selection_grid"
+        if cfg.model.name.startswith("DyMo"):
+            assert cfg.model.backbone.training.max_epochs == epochs and cfg.model.rules.draws == 3
+            assert cfg.imputer.training.max_epochs == (4 if "short" in cfg.model.name else 16)
+            assert cfg.imputer.module.class_weight == (0 if "ELBO" in cfg.model.name else 2000)
+            assert cfg.model.selection.calibration == ("none" if "uncalibrated" in cfg.model.name else "auto")
+            assert (cfg.distance_metric == "squared_euclidean") == ("_EU" in cfg.model.name)
+
+
 @pytest.mark.parametrize(
     "command",
     [
         ["dymo.sh"],
         ["baselines.sh", "seed=0"],
         ["equal_compute.sh"],
+        ["selection_grid.sh"],
         ["noise_levels.sh"],
         ["vision_tabular.sh", "stress", "MIMIC", "demo"],
         ["udml.sh", "CREMAD"],

@@ -44,7 +44,8 @@ class Pace:
     def __init__(
         self, what: str, unit: str, total: float | None, done: float = 0, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.what, self.unit, self.total, self.first, self.clock = what, unit, total, done, clock
+        self.what, self.total, self.first, self.clock = what, total, done, clock
+        self.units = unit + ("es" if unit.endswith("tch") else "s")
         self.start, self.next_line = clock(), 0.0
 
     def line(self, done: float) -> str | None:
@@ -57,8 +58,8 @@ class Pace:
             return None
         self.next_line = elapsed + min(max(elapsed, SHORTEST_PAUSE), LONGEST_PAUSE)
         if left is None:
-            return f"{self.what}: {done:g} {self.unit}s in {duration(elapsed)}"
-        return f"{self.what}: {done:g} of {self.total:g} {self.unit}s, about {duration(left)} left"
+            return f"{self.what}: {done:g} {self.units} in {duration(elapsed)}"
+        return f"{self.what}: {done:g} of {self.total:g} {self.units}, about {duration(left)} left"
 
 
 class Progress(tqdm):

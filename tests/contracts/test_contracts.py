@@ -41,7 +41,7 @@ from models.imputers.simple import Oracle
 from tests.bundles import assert_bundle_predicts_alike
 from tests.campaign.tally import MINUTES
 from tests.contracts.test_baselines import METHODS, small_convolutions, small_table
-from tests.makers import make_image_table
+from tests.makers import make_image_table, make_mnist_idx
 from tests.tolerances import batch_bound
 from trainers import fit as fit_module
 from trainers import run as pipeline
@@ -61,14 +61,14 @@ FILES = sorted(f.relative_to(CONFIGS) for f in CONFIGS.rglob("*.yaml"))
 # Fewest files per group: a lost file fails, a new one needs no change here.
 FEWEST = {
     ".": 1,
-    "dataset": 34,
+    "dataset": 35,
     "model": 33,
     "imputer": 8,
     "missing": 2,
     "trainer": 4,
     "logger": 3,
-    "schedule": 22,
-    "experiment": 20,
+    "schedule": 25,
+    "experiment": 22,
     "recipe": 15,
     "study": 3,
 }
@@ -92,12 +92,13 @@ SCHEDULES = sorted(
     {
         (*group.split("/")[1:], "MoPoE" if name == "dataset" else name)
         for group, name, _ in blocks()
-        if group.startswith("schedule/short/")
+        if group.startswith(("schedule/short/", "schedule/small/"))
     }
 )
 SMALL_IMAGES = ["dataset.side=32", "dataset.stored_side=32", "dataset.image_weights=none"]
 SMALL_DATA = {
     "PolyMNIST": [],
+    "PolyMNIST_hard": [],
     "Digits": ["dataset.train_pairings=1"],
     "MST": ["dataset.demo=true", "dataset.pairings=2", "dataset.train_fraction=0.2"],
     "CelebA": [
@@ -284,12 +285,14 @@ MULTIPLES = {
     ("MST", "MultiAE_autoencoder"): 10,
     ("CelebA", "MultiAE_autoencoder"): 10,
     ("PolyMNIST", "MultiAE_autoencoder"): 3,
+    ("PolyMNIST_hard", "MultiAE_autoencoder"): 3,
 }
 # Where nothing is said: the settings of the publications that differ from those of the data set.
 PUBLISHED_EPOCHS = ("MaskedAttention", "TokenUnimodal", "Zeros_MLP", "Pooling_MLP")
 USUAL_EPOCHS = {
     "Digits": 12,
     "PolyMNIST": 100,
+    "PolyMNIST_hard": 100,
     "CREMAD": 100,
     "KineticsSound": 100,
     "MST": 20,
@@ -379,11 +382,13 @@ def base(tmp_path_factory: pytest.TempPathFactory, polymnist_root: Path) -> Call
     """Overrides that make any run tiny."""
     folder = tmp_path_factory.mktemp("contracts")
     parts = make_image_table(folder / "parts", per_class=30)
+    mnist = make_mnist_idx(folder / "mnist", n_train=60, n_test=100)
 
     def overrides(dataset: str, model: str, *more: str, out: str = "out", epochs: int = 1) -> list[str]:
         fitted = "model.backbone" if "backbone" in configure(f"model={model}").model else "model"
         root = {
             "PolyMNIST": [f"dataset.root={polymnist_root}"],
+            "PolyMNIST_hard": [f"dataset.mnist={mnist}"],
             "ImageTable": [f"dataset.csv={parts}", f"dataset.images={parts.parent / 'photos'}"],
         }.get(dataset, [])
         return [
@@ -726,6 +731,7 @@ def test_a_schedule_runs_a_step_of_every_stage(base, name: str, dataset: str, im
     cfg = configure(
         *base(dataset, "DyMo", f"imputer={imputer}", f"schedule={name}", f"paths.output={tmp_path}"),
         "trainer.limit_train_batches=1",
+        "dataset.train_fraction=1",
         "model.backbone.training.batch_size=60",
         "imputer.training.max_epochs=1",
         "imputer.quality.judge_epochs=1",

@@ -23,7 +23,7 @@ from datasets.digits import SIZES, Digits, load_digit_images
 from datasets.loader import PackedLoader
 from datasets.missingness import Complete, parse_scenario
 from datasets.polymnist import PolyMNIST, scan_layout
-from datasets.polymnist_build import VIEWS, build_tuples, load_backgrounds
+from datasets.polymnist_build import PHOTOGRAPHS, VIEWS, build_tuples, deform, load_backgrounds, load_photographs
 from datasets.polymnist_export import write_masks, write_official_layout
 from datasets.readers.mnist import mnist_files, read_idx, read_mnist
 from datasets.splits import stratified_split
@@ -179,6 +179,30 @@ class TestRecipe:
             assert set(corners[:, 0].tolist()) == xs
             assert set(corners[:, 1].tolist()) == ys
 
+    def test_contrast_moves_pixels_of_the_digit_a_part_of_the_way(self):
+        images, labels = random_digits(40)
+        contrast = [1.0, 0.5, 0.25, 0.7, 0.01]
+        plain, _, _ = build_tuples(images, labels, CODED, np.random.default_rng(3))
+        arrays, _, _ = build_tuples(images, labels, CODED, np.random.default_rng(3), contrast=contrast)
+        for view, share in zip(VIEWS, contrast):
+            glyph = take_apart(plain[view])[0][:, None]
+            photograph = np.where(glyph, 255 - plain[view], plain[view]).astype(float)
+            wanted = np.where(glyph, (1 - share) * photograph + share * (255 - photograph), photograph)
+            assert np.abs(arrays[view] - wanted).max() <= 0.5
+        np.testing.assert_array_equal(arrays["m0"], plain["m0"])
+
+    def test_deformed_views_keep_digits_corners_and_the_other_views(self):
+        images, labels = (part[:200] for part in load_digit_images())
+        plain, target, _ = build_tuples(images, labels, CODED, np.random.default_rng(3))
+        arrays, same, _ = build_tuples(images, labels, CODED, np.random.default_rng(3), deformation=[0, 1, 0, 2, 0])
+        np.testing.assert_array_equal(target, same)
+        for view, is_deformed in zip(VIEWS, (False, True, False, True, False)):
+            (glyph, corners), (changed, kept) = take_apart(plain[view]), take_apart(arrays[view])
+            np.testing.assert_array_equal(corners, kept)
+            assert (glyph != changed).any() == is_deformed
+        share = [(take_apart(plain[v])[0] ^ take_apart(arrays[v])[0]).mean() for v in ("m1", "m3")]
+        assert 0 < share[0] < share[1] < 0.3
+
     def test_the_division_is_stratified(self):
         labels = np.repeat(np.arange(10), np.arange(100, 200, 10))
         val, test = stratified_split(labels, (435, 1015), seed=2025)
@@ -287,13 +311,80 @@ class TestBuiltFromMnist:
             PolyMNIST(store=str(tmp_path / "store"), root=str(tmp_path), download=True).prepare()
 
 
+class TestDeformation:
+    def test_of_strength_zero_changes_nothing(self):
+        images, _ = random_digits(3)
+        np.testing.assert_array_equal(deform(images, 0.0, np.random.default_rng(0)), images)
+
+    def test_displacements_have_the_stated_deviation(self):
+        """In a ramp, a pixel's value is its column: what changes is the displacement in x."""
+        side = 200
+        ramp = np.broadcast_to(np.arange(side, dtype=np.uint8), (40, side, side))
+        inner = (slice(None), slice(20, -20), slice(20, -20))
+        shifts = deform(ramp, 3.0, np.random.default_rng(0))[inner].astype(float) - ramp[inner]
+        assert abs(shifts.std() - 3.0) < 0.15
+        neighbours = np.corrcoef(shifts[:, :, 1:].ravel(), shifts[:, :, :-1].ravel())[0, 1]
+        assert neighbours > 0.9
+
+    def test_every_image_has_its_own(self):
+        images = np.repeat(load_digit_images()[0][:1], 2, axis=0)
+        one, other = deform(images, 1.0, np.random.default_rng(0))
+        assert (one != other).any()
+
+
+class TestHardViews:
+    @pytest.mark.parametrize(
+        "settings",
+        [{"contrast": [0.5] * 5}, {"deformation": [1, 0, 0, 0, 0]}, {"photographs": ["brick", *PHOTOGRAPHS[1:]]}],
+    )
+    def test_a_store_says_how_its_views_were_made(self, settings: dict[str, list], mnist: Path, tmp_path: Path):
+        plain = PolyMNIST(store=str(tmp_path / "plain"), mnist=str(mnist))
+        hard = PolyMNIST(store=str(tmp_path / "hard"), mnist=str(mnist), **settings)
+        assert plain.find_source().signature != hard.find_source().signature
+
+    def test_no_setting_is_the_published_recipe(self, mnist: Path, tmp_path: Path):
+        """Also for stores that were packed before there were these settings."""
+        source = PolyMNIST(store=str(tmp_path / "store"), mnist=str(mnist)).find_source()
+        assert source.about.keys() == {"mnist", "build_seed", "split_seed", "recipe_version", "backgrounds"}
+        arguments = {"mnist": str(mnist), "build_seed": 42}
+        later = {"photographs": None, "contrast": None, "deformation": None}
+        assert PolyMNIST.packing_arguments(arguments | later) == PolyMNIST.packing_arguments(arguments)
+
+    @pytest.mark.parametrize("values", [0.5, [0.5] * 4, [0.5, 0.5, 0.5, 0.5, 1.5], ["a"] * 5, [0.5] * 4 + [0]])
+    def test_a_contrast_out_of_range_is_refused(self, values: object, tmp_path: Path):
+        with pytest.raises(UserError, match=r"dataset\.contrast=.*give 5 numbers from 0\.01 to 1, one per view"):
+            PolyMNIST(store=str(tmp_path), contrast=values)
+
+    def test_the_official_files_are_as_they_are(self, tmp_path: Path):
+        make_polymnist_folder(tmp_path / "official", per_class=1)
+        for settings in ({"contrast": [0.5] * 5}, {"photographs": list(PHOTOGRAPHS)}):
+            data = PolyMNIST(store=str(tmp_path / "store"), root=str(tmp_path / "official"), **settings)
+            with pytest.raises(UserError, match=r"official has the official files: set dataset\.root=null"):
+                data.find_source()
+
+    def test_photographs_and_a_folder_are_one_too_many(self, tmp_path: Path):
+        with pytest.raises(UserError, match="both given: leave one of them out"):
+            PolyMNIST(store=str(tmp_path), backgrounds=str(tmp_path), photographs=list(PHOTOGRAPHS))
+
+    def test_unknown_and_repeated_photographs_are_refused(self):
+        with pytest.raises(UserError, match="there is no cofee, choose from astronaut, brick"):
+            load_photographs(["cofee", *PHOTOGRAPHS[1:]])
+        with pytest.raises(UserError, match="names 4 photographs: name 5"):
+            load_photographs(["china", "china", *PHOTOGRAPHS[:3]])
+
+    def test_grey_photographs_have_three_channels(self):
+        pictures = load_photographs(["brick", "grass", "gravel", "chelsea", "hubble_deep_field"])
+        assert all(picture.shape[2:] == (3,) and picture.dtype == np.uint8 for picture in pictures.values())
+        assert (pictures["brick"][..., 0] == pictures["brick"][..., 2]).all()
+
+
 class TestBackgrounds:
     def test_the_bundled_photographs_need_no_network(self, monkeypatch: pytest.MonkeyPatch):
         def refuse(*_: object, **__: object) -> None:
             raise AssertionError("network access")
 
         monkeypatch.setattr(socket.socket, "connect", refuse)
-        pictures = load_backgrounds(None)
+        pictures = load_photographs(PHOTOGRAPHS)
         assert {name: picture.shape for name, picture in pictures.items()} == {
             "retina": (1411, 1411, 3),
             "coffee": (400, 600, 3),

@@ -57,6 +57,13 @@ def test_pauses_between_lines_double_up_to_ten_minutes() -> None:
     assert lines == [1, 31, 62, 124, 248, 496, 992, 1592, 2192, 2792, 3392, 3992, 4592]
 
 
+def test_units_have_their_plural() -> None:
+    clock = Clock()
+    pace = Pace("test", "batch", 100, clock=clock)
+    clock.now += 1
+    assert pace.line(2) == "test: 2 of 100 batches, about 49 s left"
+
+
 def test_a_short_loop_has_no_line() -> None:
     clock = Clock()
     pace = Pace("test", "batch", 10, clock=clock)
