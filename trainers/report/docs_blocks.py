@@ -19,12 +19,13 @@ from trainers.report.docs_sources import Source, Sources
 from trainers.report.evidence import METRICS_OF_CLASSES
 from trainers.report.plots import degradation
 from trainers.report.rank_changes import Scores, agreement, order_changes, ranks
+from trainers.report.selection_gains import cells_of, correlations, gains, lead_figure
 from trainers.report.statistics import compare
 from trainers.report.style import ORACLE_NOTE, is_oracle, model_styles
 from trainers.report.tables import label, rows_of_metric, spread, table, to_markdown
 from utils.errors import UserError
 
-OPTIONS = ("from", "metric", "models", "scenarios", "digits", "file", "against", "name")
+OPTIONS = ("from", "metric", "models", "scenarios", "digits", "file", "against", "name", "and", "coherence")
 CELL = re.compile(
     r"(?P<source>\S+): (?P<model>.+?)(?: minus (?P<other>.+?))? at (?P<scenario>\S+?)(?:, (?P<metric>\w+))?"
 )
@@ -42,6 +43,8 @@ class Block:
         file: of a figure, beside the page.
         against: of a comparison, the model with which all others are compared; empty = the best of each scenario.
         name: of a comparison, by which cells of the page refer to it.
+        others: further studies, of leads.
+        coherence: of leads, the source with that of the imputers.
     """
 
     source: Source
@@ -54,6 +57,8 @@ class Block:
     file: str = ""
     against: str = ""
     name: str = ""
+    others: tuple[Source, ...] = ()
+    coherence: Source | None = None
 
     @classmethod
     def parse(cls, query: str, page: Path, sources: Sources) -> Block:
@@ -82,8 +87,20 @@ class Block:
                 raise UserError(f"{source.name} has no results of {against} under {scenario}: name other scenarios")
         digits, file = int(options.get("digits", 2)), options.get("file", "")
         link = sources.link(source.name)
-        name = options.get("name", "")
-        return cls(source, page, link, metric, names["models"], names["scenarios"], digits, file, against, name)
+        return cls(
+            source,
+            page,
+            link,
+            metric,
+            names["models"],
+            names["scenarios"],
+            digits,
+            file,
+            against,
+            name=options.get("name", ""),
+            others=tuple(sources[other] for other in _names(options.get("and", ""))),
+            coherence=sources[options["coherence"]] if "coherence" in options else None,
+        )
 
     def rows(self, frame: pd.DataFrame) -> pd.DataFrame:
         """Rows of the metric, of the chosen models and scenarios in their order."""
@@ -306,6 +323,70 @@ def figure(block: Block) -> str:
     return f"![{label(block.metric)} against the missing rate]({block.file})\n\n{block.note(bands)}"
 
 
+def gain_table(block: Block) -> str:
+    """Block ``gains``: what the rules of selection of a study gain over discarding, over all their cells.
+
+    Raises:
+        UserError: no stored runs, or no model without recoveries among them.
+    """
+    if not block.source.runs:
+        raise UserError(f"{block.source.name} has no stored runs: store them, or leave the gains out")
+    found = gains(block.source.runs, block.rows(block.source.frame), block.metric)
+    scale = 100 if label(block.metric) != block.metric else 1
+    rows = []
+    for (method, rule), part in found.groupby(["method", "rule"], sort=False):
+        worst = part.loc[part["gain"].idxmin()]
+        cell = (
+            "–"
+            if len(part) == 1
+            else f"{worst['model'].partition('/')[0]}, {_shown(worst['scenario'], block.scenarios)}"
+        )
+        bounds = _interval(scale * worst["low"], scale * worst["high"], block.digits)
+        below, above = (part["high"] < 0), (part["low"] > 0)
+        after = part["p_holm"] < 0.05
+        rows.append(
+            {
+                "rule": f"{method}/{rule}" if rule else method,
+                "cells": len(part),
+                "mean gain": _fixed(scale * part["gain"].mean(), block.digits),
+                "smallest gain": f"{_fixed(scale * worst['gain'], block.digits)} ({bounds})",
+                "in cell": cell,
+                "below": f"{below.sum()} ({(below & after).sum()})",
+                "above": f"{above.sum()} ({(above & after).sum()})",
+            }
+        )
+    unit = "in points" if scale == 100 else "positive = a lower value"
+    note = (
+        f"{label(block.metric)}: gains over discarding on the same model, {unit}, means over the runs; a cell is a "
+        "model under a scenario; the smallest gain with its 95 % interval; below, above: cells whose interval excludes "
+        f"0 (in parentheses: p < 0.05 after Holm for the {len(found)} cells of this table)"
+    )
+    return f"{to_markdown(pd.DataFrame(rows).set_index('rule'))}\n\n{block.note(note)}"
+
+
+def lead_block(block: Block) -> str:
+    """Block ``leads``: the figure ``file`` of DyMo's lead in all cells of the studies, and rank correlations.
+
+    Raises:
+        UserError: no stored runs, no file or coherence is named, or there is none of an imputer.
+    """
+    studies = (block.source, *block.others)
+    if not all(source.runs for source in studies) or block.coherence is None or not block.file.endswith(".png"):
+        raise UserError("needs studies with stored runs in from= and and=, coherence=FILE.csv, and file=NAME.png")
+    runs = [run for source in studies for run in source.runs]
+    cells = cells_of(runs, block.rows(pd.concat([source.frame for source in studies])), block.coherence.frame)
+    write_picture(lead_figure(cells), block.page.parent / block.file)
+    found = correlations(cells)
+    wide = found.pivot_table(index=["lead", "with"], columns="dataset", values="correlation", sort=False)
+    text = wide.map(lambda value: f"{value:.2f}").reset_index().set_index("lead")
+    fewest, most = int(found["cells"].min()), int(found["cells"].max())
+    note = (
+        f"Spearman's rank correlation over {fewest} to {most} cells per data set, means over the runs; the cells share "
+        "samples and models, so there is no test"
+    )
+    return f"![DyMo's lead in every cell]({block.file})\n\n{to_markdown(text)}\n\n{block.note(note)}"
+
+
 def write_picture(drawn: Figure, file: Path) -> None:
     """Write a figure unless the file has the same pixels."""
     temporary = file.with_name(f".{file.name}")
@@ -325,6 +406,8 @@ BLOCKS: dict[str, Callable[[Block], str]] = {
     "runs": provenance,
     "costs": costs,
     "figure": figure,
+    "gains": gain_table,
+    "leads": lead_block,
 }
 
 

@@ -1,0 +1,168 @@
+"""What rules of selection gain over discarding recoveries, in all cells of a study, and what the gain goes with.
+
+A *cell* is a trained model under a scenario. ``MODEL/discard`` is its result without recoveries; ``MODEL`` itself and
+its other comparators ``MODEL/RULE`` are the rules that are compared with it. The method is the model's name up to the
+first underscore: ``DyMo_MoPoE_15`` is a DyMo.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from scipy import stats
+
+from datasets.missingness.random import Random
+from trainers.report.directions import LOWER, direction
+from trainers.report.inference import holm
+from trainers.report.runs import FinishedRun, scenario_of
+from trainers.report.statistics import compare
+from trainers.report.style import COLOURS, MARKERS, RC, grid, is_oracle, legend
+from utils.errors import UserError
+
+DISCARD, ALL = "/discard", "/impute_all"
+GAINS = ("method", "rule", "model", "scenario", "gain", "low", "high", "p_holm")
+
+
+def gains(runs: Sequence[FinishedRun], frame: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Gain of every rule over discarding, in every cell.
+
+    Args:
+        runs, frame: of one data set, see :func:`trainers.report.statistics.compare`.
+
+    Returns:
+        Columns :data:`GAINS`; a positive gain is better than discarding, ``low`` and ``high`` bound its 95 % interval,
+        and ``p_holm`` is adjusted for all cells. Scenarios without missing data are left out, and so are upper bounds.
+
+    Raises:
+        UserError: no model has a result without recoveries.
+    """
+    frame = frame[[scenario_of(name).hides for name in frame["scenario"]]]
+    backbones = [name.removesuffix(DISCARD) for name in frame["model"].unique() if name.endswith(DISCARD)]
+    parts = []
+    for backbone in backbones:
+        names = [n for n in frame["model"].unique() if n.partition("/")[0] == backbone and not is_oracle(n)]
+        rows = frame[frame["model"].isin(names)]
+        tests = compare(runs, rows, metric, backbone + DISCARD)
+        sign = 1 if direction(rows[rows["metric"] == metric], metric) == LOWER else -1
+        bounds = [sign * tests[bound] for bound in ("low", "high")]
+        part = tests.assign(gain=sign * tests["difference"], low=np.minimum(*bounds), high=np.maximum(*bounds))
+        rule = part["model"].str.partition("/")[2]
+        parts.append(part.assign(rule=rule, method=backbone.partition("_")[0]))
+    if not parts:
+        raise UserError(f"no model has a comparator {DISCARD.strip('/')}: give runs with it")
+    found = pd.concat(parts, ignore_index=True)
+    return found.assign(p_holm=holm(found["p"]))[list(GAINS)]
+
+
+def cells_of(runs: Sequence[FinishedRun], frame: pd.DataFrame, coherence: pd.DataFrame) -> pd.DataFrame:
+    """Cells of DyMo with the accuracies that its lead is measured against, means over the seeds.
+
+    Args:
+        frame: results of the runs.
+        coherence: of the imputers, with columns ``dataset``, ``model`` (name of the imputer), ``scenario`` (number of
+            observed modalities), ``metric`` and ``value`` (:mod:`trainers.report.recoveries`).
+
+    Returns:
+        Columns ``dataset``, ``model``, ``epochs`` (of the backbone), ``scenario``, ``observed`` (modalities),
+        ``coherence``, ``selecting``, ``discarding``, ``accepting`` (all recoveries) and ``late`` (late fusion of the
+        observed views that was trained as long, NaN where there is none); shares between 0 and 1.
+
+    Raises:
+        UserError: no coherence is known of an imputer.
+    """
+    accuracy = frame[frame["metric"] == "accuracy"].groupby(["dataset", "model", "scenario"])["value"].mean()
+    known = coherence[coherence["metric"] == "coherence"]
+    known = (
+        known.assign(scenario=known["scenario"].astype(int)).groupby(["dataset", "model", "scenario"])["value"].mean()
+    )
+    rows = []
+    for run in {(run.dataset, run.model): run for run in runs}.values():
+        late = re.compile(rf"LogitAverage_{_epochs(run)}(?:_[^/]+)?{DISCARD}")
+        for scenario in frame["scenario"].unique():
+            of_cell = accuracy.xs((run.dataset, scenario), level=("dataset", "scenario"))
+            parsed = scenario_of(scenario)
+            if not {run.model + DISCARD, run.model + ALL} <= set(of_cell.index) or not isinstance(parsed, Random):
+                continue
+            m = len(run.config["dataset"]["modalities"])
+            key = (run.dataset, str(run.config["imputer"]["name"]), m - round(parsed.rate * m))
+            if key not in known.index:
+                raise UserError(f"no coherence of imputer {key[1]} on {key[0]} from {key[2]} modalities: measure it")
+            rows.append(
+                {
+                    "dataset": run.dataset,
+                    "model": run.model,
+                    "epochs": _epochs(run),
+                    "scenario": scenario,
+                    "observed": key[2],
+                    "coherence": known[key],
+                    "selecting": of_cell[run.model],
+                    "discarding": of_cell[run.model + DISCARD],
+                    "accepting": of_cell[run.model + ALL],
+                    "late": next((v for name, v in of_cell.items() if late.fullmatch(str(name))), np.nan),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _epochs(run: FinishedRun) -> int:
+    return int(run.config["dataset"]["training_defaults"]["max_epochs"])
+
+
+# Panels: title, label of x, label of y, x, y (as differences of columns; x alone has none).
+PANELS = (
+    ("lead over discarding", "coherence − accuracy without recoveries", ("coherence", "discarding"), "discarding"),
+    ("lead over accepting all", "incoherence of the recoveries", ("one", "coherence"), "accepting"),
+    ("lead over late fusion", "epochs of backbone and of late fusion", ("epochs", None), "late"),
+)
+
+
+@rc_context(RC)
+def lead_figure(cells: pd.DataFrame) -> Figure:
+    """DyMo's lead, in points, against what is thought to decide it; a mark is a cell."""
+    cells = cells.assign(one=1.0)
+    figure, axes = grid(1, len(PANELS), 13, 4)
+    kinds = [(d, s) for d in cells["dataset"].unique() for s in cells["scenario"].unique()]
+    scenarios = list(cells["scenario"].unique())
+    for ax, (title, xlabel, (first, second), other) in zip(axes.flat, PANELS, strict=True):
+        for dataset, scenario in kinds:
+            part = cells[(cells["dataset"] == dataset) & (cells["scenario"] == scenario)]
+            x = part[first] if second is None else 100 * (part[first] - part[second])
+            number = list(cells["dataset"].unique()).index(dataset)
+            look = {"color": COLOURS[scenarios.index(scenario)], "marker": MARKERS[number]}
+            ax.scatter(
+                x, 100 * (part["selecting"] - part[other]), s=34, alpha=0.8, label=f"{dataset}, {scenario}", **look
+            )
+        if second is None:
+            ax.set_xscale("log")
+            ax.set_xticks(values := sorted(cells[first].unique()), [str(v) for v in values])
+            ax.minorticks_off()
+        ax.axhline(0, color="black", linewidth=0.8)
+        ax.set_title(title, fontsize=10)
+        ax.set_xlabel(xlabel + (" (points)" if second else ""))
+        ax.grid(alpha=0.3)
+    axes[0, 0].set_ylabel("lead of DyMo (points)")
+    legend(figure, list(axes.flat), 3)
+    return figure
+
+
+def correlations(cells: pd.DataFrame) -> pd.DataFrame:
+    """Spearman's rank correlation of the leads with what is thought to decide them, per data set over its cells.
+
+    Returns:
+        Columns ``lead``, ``with``, ``dataset``, ``correlation`` and ``cells``. Cells share samples, backbones and
+        imputers, so there is no test.
+    """
+    cells = cells.assign(one=1.0)
+    rows = []
+    for title, xlabel, (first, second), other in PANELS:
+        for dataset, part in cells.groupby("dataset", sort=False):
+            part = part[part[other].notna()]
+            x = part[first] if second is None else part[first] - part[second]
+            value = stats.spearmanr(x, part["selecting"] - part[other]).statistic if len(part) > 2 else np.nan
+            rows.append((title, xlabel, dataset, value, len(part)))
+    return pd.DataFrame(rows, columns=["lead", "with", "dataset", "correlation", "cells"])
