@@ -56,7 +56,7 @@ The interval is <!-- cell interval of DyMo minus M3Care at none in ours -->1.23 
 # Page -> headings with tables of scores without stored results, and with tables from scores without predictions. Pages
 # leave this list when their runs are stored; nothing is added to it.
 WITHOUT_RUNS: dict[str, tuple[list[str], list[str]]] = {
-    "cmpt": (["Digits", "X-rays and notes", "Digits of unknown speakers", "What CMPT trains", "Throughput"], []),
+    "cmpt": (["Digits", "Digits of unknown speakers", "Throughput"], []),
     "imputers": (["Recovery methods side by side"], ["With a classifier on the latent space"]),
     "mst": (["Results"], []),
     "polymnist": (["DyMo and its selection rule", "Comparison methods at equal epochs"], []),
