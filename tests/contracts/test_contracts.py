@@ -93,6 +93,8 @@ SCHEDULES = sorted(
         (*group.split("/")[1:], "MoPoE" if name == "dataset" else name)
         for group, name, _ in blocks()
         if group.startswith(("schedule/short/", "schedule/small/"))
+        # Of the same blocks, one is run.
+        if not (group.endswith("/PolyMNIST_hard") and name in ("CMVAE", "MMVAEPlus"))
     }
 )
 SMALL_IMAGES = ["dataset.side=32", "dataset.stored_side=32", "dataset.image_weights=none"]
@@ -200,6 +202,15 @@ def test_a_block_is_for_an_option_that_exists() -> None:
             continue  # composed in test_an_experiment_composes
         assert Path(group).name in options("dataset") and isinstance(node, dict)
         assert name in [*options("model"), *options("imputer"), "dataset"], f"{group}: {name}"
+
+
+def test_hard_views_train_as_the_easy_ones() -> None:
+    nodes = {(group, name): node for group, name, node in blocks() if group.startswith("schedule/small/PolyMNIST")}
+    hard = {name for group, name in nodes if group.endswith("_hard")}
+    assert hard == {name for group, name in nodes if not group.endswith("_hard")}
+    for name in hard:
+        reference = f"/schedule/small/PolyMNIST/{name}@_here_"
+        assert nodes["schedule/small/PolyMNIST_hard", name] == {"defaults": [reference]}
 
 
 @pytest.mark.parametrize("option", [o for o in group_options("experiment") if not o.startswith("cmpt_")])
