@@ -1,9 +1,9 @@
 """``python -m tests.benchmarks.growth [PART ...] [--tiny] [--out FILE]``: how time and memory grow with the size.
 
-Parts: rows, modalities, classes, scenarios, reports (default: all). The stages of DyMo, and of MTL for modalities,
-run through the pipeline of ``run.py`` on made-up tables, one size after the other. The table has the processor seconds
-and the peak of the memory above what the process held before. The slope of a stage is that of the logarithms between
-its two largest sizes: 1 = linear.
+Parts: rows, modalities, classes, scenarios, reports, runs (default: all). The stages of DyMo, and of MTL for
+modalities, run through the pipeline of ``run.py`` on made-up tables, one size after the other. The table has the
+processor seconds and the peak of the memory above what the process held before. The slope of a stage is that of the
+logarithms between its two largest sizes: 1 = linear.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,17 @@ SIZES = {
     "classes": (10, 100, 1_000),
     "scenarios": (1, 10, 100),
     "reports": (1, 10, 30),
+    "runs": (10, 100, 1_000),
 }
-TINY = {"rows": (60, 120), "modalities": (2, 3), "classes": (2, 3), "scenarios": (1, 2), "reports": (1, 2)}
+TINY = {
+    "rows": (60, 120),
+    "modalities": (2, 3),
+    "classes": (2, 3),
+    "scenarios": (1, 2),
+    "reports": (1, 2),
+    "runs": (2, 4),
+}
+MODELS = 10  # of a report of many runs, each with an equal number of seeds
 STAGES = ("prepare", "impute", "fit", "gaussian", "test")
 COLUMNS = 4  # of each table
 VALUES = ("cpu_seconds", "peak_mib")
@@ -151,24 +160,43 @@ class Growth:
             self.stages("scenarios", s, cfg, (*STAGES, "report"))
 
     def reports(self) -> None:
-        """Runs in one report, each under the name of another model."""
-        cfg = self.config("reports", self.n, 2, 4, "model=ModDrop", "missing.test=[none,random_0.5]")
+        """Models in one report, with one run each."""
+        cfg, run = self._trained("reports")
+        names = [f"Copy{k:04d}" for k in range(max(self.sizes["reports"]))]
+        runs = [self._copy(run, name, 0) for name in names]
+        self._report("reports", cfg, runs)
+
+    def runs(self) -> None:
+        """Runs in one report, of ten models (as many as there are runs, if that is fewer) with many seeds."""
+        cfg, run = self._trained("runs")
+        models = min(MODELS, min(self.sizes["runs"]))
+        runs = [self._copy(run, f"Copy{k % models}", k // models) for k in range(max(self.sizes["runs"]))]
+        self._report("runs", cfg, runs)
+
+    def _report(self, part: str, cfg: DictConfig, runs: Sequence[Path]) -> None:
+        for n in self.sizes[part]:
+            cfg.report.include = [str(run) for run in runs[:n]]
+            self.stages(part, n, cfg, ("report",))
+
+    def _trained(self, part: str) -> tuple[DictConfig, Path]:
+        """Configuration and directory of a run that is trained and tested."""
+        cfg = self.config(part, self.n, 2, 4, "model=ModDrop", "missing.test=[none,random_0.5]")
         cfg.stages = ["prepare", "fit", "test"]
         pipeline.run(cfg)
-        (run,) = (self.folder / "reports" / "out").glob("*/ModDrop/*/seed0")
-        for k in range(1, max(self.sizes["reports"])):
-            copy = self.folder / "reports" / "copies" / f"Copy{k:04d}" / run.parent.name / run.name
-            shutil.copytree(run, copy)
-            (copy / "stages" / "test.json").unlink()  # the checksums of its files
-            for file in (copy / "config.yaml", *copy.glob("*.csv")):
-                file.write_text(file.read_text().replace("ModDrop", f"Copy{k:04d}"))
-        for n in self.sizes["reports"]:
-            cfg.report.include = [str(run), *self._copies(n - 1)]
-            self.stages("reports", n, cfg, ("report",))
+        (run,) = (self.folder / part / "out").glob("*/ModDrop/*/seed0")
+        return cfg, run
 
-    def _copies(self, n: int) -> Iterator[str]:
-        folders = sorted((self.folder / "reports" / "copies").glob("Copy*/*/seed0"))
-        return (str(folder) for folder in folders[:n])
+    @staticmethod
+    def _copy(run: Path, model: str, seed: int) -> Path:
+        """The run under the name of another model, and with another seed."""
+        copy = run.parents[3] / "copies" / model / run.parent.name / f"seed{seed}"
+        shutil.copytree(run, copy)
+        (copy / "stages" / "test.json").unlink()  # the checksums of its files
+        for file in (copy / "config.yaml", *copy.glob("*.csv")):
+            file.write_text(file.read_text().replace("ModDrop", model))
+        results = pd.read_csv(copy / "results.csv")
+        results.assign(seed=seed).to_csv(copy / "results.csv", index=False)
+        return copy
 
 
 def slopes(table: pd.DataFrame) -> pd.DataFrame:
