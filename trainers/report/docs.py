@@ -64,7 +64,7 @@ def render(text: str, page: Path, sources: Sources) -> str:
 
     @cache
     def named(name: str) -> Block | None:
-        return Block.parse(queries[name], page, sources) if name in queries else None
+        return Block.parse("comparison", queries[name], page, sources) if name in queries else None
 
     def fill(match: re.Match[str]) -> str:
         kind, query = match[1], match[2].strip()
@@ -76,7 +76,7 @@ def render(text: str, page: Path, sources: Sources) -> str:
             elif kind == "evidence":
                 new = _block(evidence_note(*unbacked(text, sources)))
             else:
-                new = _block(BLOCKS[kind](Block.parse(query, page, sources)))
+                new = _block(BLOCKS[kind](Block.parse(kind, query, page, sources)))
         except UserError as error:
             raise UserError(f"{page.name}, <!-- {kind} {query} -->: {error}") from None
         return f"<!-- {kind}{match[2]} -->{new}<!-- /{kind} -->"

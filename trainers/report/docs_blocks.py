@@ -25,7 +25,17 @@ from trainers.report.style import ORACLE_NOTE, is_oracle, model_styles
 from trainers.report.tables import label, rows_of_metric, spread, table, to_markdown
 from utils.errors import UserError
 
-OPTIONS = ("from", "metric", "models", "scenarios", "digits", "file", "against", "name", "and", "coherence")
+# Options of each kind of block, beside ``from``.
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "table": ("metric", "models", "scenarios", "digits"),
+    "comparison": ("metric", "models", "scenarios", "digits", "against", "name"),
+    "ranks": ("metric", "models", "scenarios", "digits"),
+    "runs": (),
+    "costs": ("models",),
+    "figure": ("metric", "models", "scenarios", "file"),
+    "gains": ("metric", "models", "scenarios", "digits"),
+    "leads": ("scenarios", "file", "and", "coherence"),
+}
 CELL = re.compile(
     r"(?P<source>\S+): (?P<model>.+?)(?: minus (?P<other>.+?))? at (?P<scenario>\S+?)(?:, (?P<metric>\w+))?"
 )
@@ -61,15 +71,16 @@ class Block:
     coherence: Source | None = None
 
     @classmethod
-    def parse(cls, query: str, page: Path, sources: Sources) -> Block:
+    def parse(cls, kind: str, query: str, page: Path, sources: Sources) -> Block:
         """Read ``key=value ...``; ``models`` and ``scenarios`` are lists of ``name`` or ``name:shown name``.
 
         Raises:
-            UserError: an unknown key, source, model or scenario.
+            UserError: a key that the kind does not have, or an unknown source, model or scenario.
         """
         options = dict(word.partition("=")[::2] for word in shlex.split(query))
-        if unknown := sorted(options.keys() - set(OPTIONS)):
-            raise UserError(f"unknown option {unknown[0]}: choose from {', '.join(OPTIONS)}")
+        known = ("from", *OPTIONS[kind])
+        if unknown := [key for key in options if key not in known]:
+            raise UserError(f"unknown option {unknown[0]}: choose from {', '.join(known)}")
         source = sources[options.get("from", "")]
         names = {key: _names(options.get(key, "")) for key in ("models", "scenarios")}
         metric = options.get("metric", "accuracy")

@@ -147,7 +147,9 @@ def test_folds_are_compared_in_any_score():
     query = "from=stress-skin metric=auroc models=MaskedAttention,Zeros_MLP scenarios=none:complete,nested_1_1 digits=2"
     folder = ROOT / "docs" / "results"
     with Sources(folder) as sources:
-        text = BLOCKS["comparison"](Block.parse(f"{query} against=MaskedAttention", folder / "page.md", sources))
+        text = BLOCKS["comparison"](
+            Block.parse("comparison", f"{query} against=MaskedAttention", folder / "page.md", sources)
+        )
     line = re.search(r"\| complete +\| Zeros_MLP +\| MaskedAttention +\| (\S+) +\| (\S+) to (\S+) +\|", text)
     values = [pd.read_csv(file) for file in sorted(folder.glob("stress-skin/*/*/stress_none/*/results.csv"))]
     values = pd.concat(values).query("scenario == 'none' and metric == 'auroc'").pivot(index="fold", columns="model")
@@ -186,6 +188,15 @@ def test_a_deleted_run_fails_by_name(root):
         ("<!-- table from=other.csv -->\n<!-- /table -->", "no file .*other.csv"),
         ("<!-- table from=made models=DyMo,MUSE -->\n<!-- /table -->", "made has no model MUSE"),
         ("<!-- table from=made model=DyMo -->\n<!-- /table -->", "unknown option model"),
+        (
+            "<!-- table from=made name=ours -->\n<!-- /table -->",
+            "unknown option name: choose from from, metric, models",
+        ),
+        ("<!-- gains from=made.csv -->\n<!-- /gains -->", "no file .*made.csv"),
+        (
+            "<!-- leads from=made file=leads.png -->\n<!-- /leads -->",
+            "needs studies with stored runs in from= and and=",
+        ),
         ("<!-- comparison from=made metric=auroc -->\n<!-- /comparison -->", "metric auroc: intervals are of"),
         ("<!-- comparison from=made models=DyMo against=M3Care -->\n<!-- /comparison -->", "models has to name it too"),
         ("<!-- comparison from=made against=M4 -->\n<!-- /comparison -->", "made has no model M4"),
