@@ -15,7 +15,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/_environment.sh"
 failed=0
 run() { # the other runs go on if one fails
   python run.py --multirun experiment=selection_grid "dataset=$views" "${data[@]:1}" \
-    "dataset.training_defaults.max_epochs=$epochs" "$@" ${overrides[@]+"${overrides[@]}"} || failed=$?
+    dataset.root=null "dataset.training_defaults.max_epochs=$epochs" "$@" ${overrides[@]+"${overrides[@]}"} || failed=$?
 }
 alone=('model.comparators=[]' 'model.validation=[]') # DyMo's own rule; the comparators are those of the first run of a cell
 for epochs in 15 3 50; do
@@ -23,10 +23,11 @@ for epochs in 15 3 50; do
     for changes in "imputer.name=MoPoE" "imputer.name=MoPoE_short imputer.training.max_epochs=4" \
       "imputer.name=MoPoE_ELBO imputer.module.class_weight=0"; do
       read -ra imputer <<< "$changes"
-      label=DyMo_${imputer[0]#*=}_$epochs
-      run "${imputer[@]}"
-      run "${imputer[@]}" "${alone[@]}" model.selection.calibration=none "model.name=${label}_uncalibrated"
-      ((epochs != 15)) || run "${imputer[@]}" "${alone[@]}" distance_metric=squared_euclidean "model.name=${label}_EU"
+      label=DyMo_${imputer[0]#*=}_$epochs backbone=model.backbone.name=DynamicTransformer_$epochs
+      run "${imputer[@]}" "$backbone"
+      run "${imputer[@]}" "$backbone" "${alone[@]}" model.selection.calibration=none "model.name=${label}_uncalibrated"
+      ((epochs != 15)) ||
+        run "${imputer[@]}" "${backbone}_EU" "${alone[@]}" distance_metric=squared_euclidean "model.name=${label}_EU"
     done
     run model=LogitAverage "model.name=LogitAverage_$epochs" model.use_imputer=true 'model.comparators=[discard,weighted]'
     run model=ModDrop "model.name=ModDrop_$epochs" 'model.comparators=[]'

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 
 from tests.makers import SCRIPTS, calls_of, jobs_of
 from trainers.config.compose import CONFIGS, compose_config
+from trainers.loading import Run
 
 
 @pytest.mark.parametrize(("dataset", "epochs"), [("MIMIC", (8, 5)), ("SkinLesions", (8, 5)), ("ChestXray", (12, 8))])
@@ -90,6 +92,15 @@ def test_the_selection_grid_has_every_cell_once(tmp_path: Path) -> None:
         dymo = {f"DyMo_{i}_{e}{end}" for i in imputers for e in (3, 15, 50) for end in ("", "_uncalibrated")}
         others = {f"{name}_{e}" for name in ("LogitAverage", "ModDrop") for e in (3, 15, 50)}
         assert of_views == dymo | others | {f"DyMo_{i}_15_EU" for i in imputers} | {"MTL_15"}
+    # No run is trained into the directory of another one.
+    directories: dict[Path, dict[str, Any]] = {}
+    for cfg in configs:
+        opened = Run(cfg)
+        parts = [(opened.fit_directory.path, opened.fit_settings)]
+        if opened.needs_imputer_weights:
+            parts += [(opened.imputer_directory.path, opened.imputer_settings)]
+        for path, settings in parts:
+            assert directories.setdefault(path, settings) == settings, path
     for cfg in configs:
         epochs = int(cfg.model.name.split("_EU")[0].removesuffix("_uncalibrated").rsplit("_", 1)[1])
         assert cfg.dataset.training_defaults.max_epochs == epochs and cfg.dataset.train_fraction == 0.1
