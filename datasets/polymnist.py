@@ -176,7 +176,7 @@ class PolyMNIST(SourcedDataModule):
         backgrounds: folder with five or more pictures for the build, None = ``photographs``.
         photographs: names of bundled pictures, one per view (:func:`datasets.polymnist_build.load_photographs`); None =
             five on which digits are harder to read in some views than in others.
-        contrast: of the digit in each view, above 0 to 1; None = 1, as published.
+        contrast: of the digit in each view, 0.01 to 1; None = 1, as published.
         deformation: of the digit in each view, in pixels; None = 0, as published.
         build_seed: of permutations, crops and deformations.
         split_seed: of the division of the 10,000 MNIST test tuples into 3,000 val and 7,000 test.
@@ -215,9 +215,12 @@ class PolyMNIST(SourcedDataModule):
         self.root = None if root is None else Path(root)
         self.mnist = None if mnist is None else Path(mnist)
         self.download, self.backgrounds = download, backgrounds
-        if photographs and backgrounds:
-            raise UserError("dataset.photographs and dataset.backgrounds are both given: leave one of them out")
-        self.is_chosen, self.photographs = bool(photographs), tuple(photographs or PHOTOGRAPHS)
+        if photographs is not None and backgrounds:
+            raise UserError("dataset.photographs and dataset.backgrounds are both given: set one of them to null")
+        if isinstance(photographs, str) or not isinstance(photographs, Sequence | None):
+            raise UserError(f"dataset.photographs={photographs}: give a list of {len(VIEWS)} names, one per view")
+        self.has_own_photographs = photographs is not None
+        self.photographs = PHOTOGRAPHS if photographs is None else tuple(photographs)
         self.contrast = _of_views("contrast", contrast, 0.01, 1.0)
         self.deformation = _of_views("deformation", deformation, 0.0, SIDE / 4)
         self.build_seed, self.split_seed = build_seed, split_seed
@@ -231,9 +234,9 @@ class PolyMNIST(SourcedDataModule):
         """
         listing = scan_layout(self.root) if self.root else {}
         if self.root and listing:
-            if self.is_chosen or self.contrast or self.deformation:
+            if self.has_own_photographs or self.contrast or self.deformation:
                 raise UserError(
-                    "dataset.photographs, contrast and deformation are of tuples that are built from MNIST, and "
+                    "dataset.photographs, contrast and deformation apply to tuples that are built from MNIST, but "
                     f"{self.root} has the official files: set dataset.root=null and dataset.mnist, or leave them out"
                 )
             files = [
@@ -249,6 +252,11 @@ class PolyMNIST(SourcedDataModule):
             return self._mnist_source(self.mnist)
         if self.download and self.root:
             return self._mnist_source(download_mnist(self.root))
+        if self.has_own_photographs or self.contrast or self.deformation:
+            raise UserError(
+                f"{self.name} with photographs, contrast or deformation is built from MNIST: set dataset.mnist to a "
+                "folder with the four MNIST files, or set dataset.download=true and dataset.root"
+            )
         place = self.root or "dataset.root (null)"
         raise UserError(
             f"no PolyMNIST: looked for {place}/{{train,val,test}}/m0 to m4 and for MNIST (dataset.mnist is null, "

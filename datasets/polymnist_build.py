@@ -63,7 +63,7 @@ def build_tuples(
         backgrounds: five (H, W, 3) uint8 with H, W > 28; the i-th belongs to view ``m{i}``.
         rng: source of all draws.
         pairings: permutations per class, one after the other; the running numbers continue.
-        contrast: of each view, above 0 to 1: pixels of the digit go this part of the way from value to 255 - value.
+        contrast: of each view, 0.01 to 1: pixels of the digit go this part of the way from value to 255 - value.
             None = 1.
         deformation: of each view, the digits are deformed by :func:`deform` with this strength in pixels. None = 0.
 
@@ -144,7 +144,8 @@ def load_photographs(names: Sequence[str]) -> dict[str, np.ndarray]:
     if unknown := [name for name in names if name not in known]:
         raise UserError(f"dataset.photographs: there is no {unknown[0]}, choose from {', '.join(known)}")
     if len(set(names)) != len(VIEWS) or len(names) != len(VIEWS):
-        raise UserError(f"dataset.photographs names {len(set(names))} photographs: name {len(VIEWS)}, one per view")
+        given = len(set(names))
+        raise UserError(f"dataset.photographs has {given} different names: give {len(VIEWS)}, one per view")
     pictures = [getattr(data, name)() if name in of_skimage else load_sample_image(f"{name}.jpg") for name in names]
     return {name: p if p.ndim == 3 else gray2rgb(p) for name, p in zip(names, pictures, strict=True)}
 

@@ -317,12 +317,13 @@ class TestDeformation:
         np.testing.assert_array_equal(deform(images, 0.0, np.random.default_rng(0)), images)
 
     def test_displacements_have_the_stated_deviation(self):
-        """In a ramp, a pixel's value is its column: what changes is the displacement in x."""
+        """In a ramp, a pixel's value is its column or row: what changes is the displacement in x or y."""
         side = 200
         ramp = np.broadcast_to(np.arange(side, dtype=np.uint8), (40, side, side))
         inner = (slice(None), slice(20, -20), slice(20, -20))
-        shifts = deform(ramp, 3.0, np.random.default_rng(0))[inner].astype(float) - ramp[inner]
-        assert abs(shifts.std() - 3.0) < 0.15
+        for picture in (ramp.swapaxes(1, 2), ramp):
+            shifts = deform(picture, 3.0, np.random.default_rng(0))[inner].astype(float) - picture[inner]
+            assert abs(shifts.std() - 3.0) < 0.15
         neighbours = np.corrcoef(shifts[:, :, 1:].ravel(), shifts[:, :, :-1].ravel())[0, 1]
         assert neighbours > 0.9
 
@@ -362,15 +363,24 @@ class TestHardViews:
             with pytest.raises(UserError, match=r"official has the official files: set dataset\.root=null"):
                 data.find_source()
 
+    def test_harder_views_need_mnist(self, tmp_path: Path):
+        with pytest.raises(UserError, match=r"is built from MNIST: set dataset\.mnist to a folder"):
+            PolyMNIST(store=str(tmp_path), contrast=[0.5] * 5).find_source()
+
     def test_photographs_and_a_folder_are_one_too_many(self, tmp_path: Path):
-        with pytest.raises(UserError, match="both given: leave one of them out"):
+        with pytest.raises(UserError, match="both given: set one of them to null"):
             PolyMNIST(store=str(tmp_path), backgrounds=str(tmp_path), photographs=list(PHOTOGRAPHS))
 
     def test_unknown_and_repeated_photographs_are_refused(self):
         with pytest.raises(UserError, match="there is no cofee, choose from astronaut, brick"):
             load_photographs(["cofee", *PHOTOGRAPHS[1:]])
-        with pytest.raises(UserError, match="names 4 photographs: name 5"):
+        with pytest.raises(UserError, match="has 4 different names: give 5, one per view"):
             load_photographs(["china", "china", *PHOTOGRAPHS[:3]])
+
+    @pytest.mark.parametrize("photographs", ["china", 5, []])
+    def test_photographs_are_a_list_of_five_names(self, photographs: object, mnist: Path, tmp_path: Path):
+        with pytest.raises(UserError, match=r"dataset\.photographs.* give (a list of )?5"):
+            PolyMNIST(store=str(tmp_path), mnist=str(mnist), photographs=photographs).find_source()
 
     def test_grey_photographs_have_three_channels(self):
         pictures = load_photographs(["brick", "grass", "gravel", "chelsea", "hubble_deep_field"])

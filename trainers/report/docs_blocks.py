@@ -150,10 +150,11 @@ def _shown(name: str, names: Mapping[str, str] | None) -> str:
 
 def comparison(block: Block) -> str:
     """Block ``comparison``: the best model of each scenario against the others, or with ``against`` the others against
-    that model, with intervals and adjusted p-values.
+    that model, with intervals and adjusted p-values. Where predicted classes do not determine the metric, only the runs
+    are random.
 
     Raises:
-        UserError: no stored runs, or without cross-validation a metric that predicted classes do not determine.
+        UserError: no stored runs, or no scores of the metric.
     """
     tests = tests_of(block)
     digits = block.digits
@@ -162,7 +163,8 @@ def comparison(block: Block) -> str:
     if block.against:
         names = {"model": other, "against": best}
         tests[["difference", "low", "high"]] = -tests[["difference", "high", "low"]].to_numpy()
-    points = tests[["difference", "low", "high", "equivalent_within"]] * 100
+    in_percent = label(block.metric) != block.metric
+    points = tests[["difference", "low", "high", "equivalent_within"]] * (100 if in_percent else 1)
     cells = pd.DataFrame(
         {
             "scenario": [_shown(name, block.scenarios) for name in tests["scenario"]],
@@ -180,13 +182,15 @@ def comparison(block: Block) -> str:
     counts = sorted({int(n) for n in tested["n_runs"]}), sorted({int(n) for n in tested["n_rows"]})
     number = [" to ".join(map(str, dict.fromkeys((n[0], n[-1])))) if n else "0" for n in counts]
     methods = " or ".join(sorted({str(test) for test in tested["test"]})) or "none"
-    repeats = f"{number[0]} runs per model on {number[1]} test rows"
+    repeats = f"{number[0]} runs per model" + (f" on {number[1]} test rows" if number[1] != "0" else "")
     if set(tested["unit"]) == {"fold"}:
         repeats = f"{number[0]} folds"
     note = (
-        f"{label(block.metric)}: differences in points; n = {repeats}; "
+        f"{label(block.metric)}: differences{' in points' if in_percent else ''}; n = {repeats}; "
         f"test: {methods}; p-values adjusted after Holm for the {len(tested)} comparisons of this table"
     )
+    if set(tested["unit"]) == {"run"}:
+        note += "; only the runs are random: this says nothing about other test rows"
     return f"{to_markdown(cells.set_index('scenario'))}\n\n{block.note(note)}"
 
 
@@ -198,14 +202,14 @@ def tests_of(block: Block) -> pd.DataFrame:
     """
     if not block.source.runs:
         raise UserError(f"{block.source.name} has no stored runs: store them, or leave the comparison out")
-    is_in_percent = label(block.metric) != block.metric
-    has_folds = is_in_percent and all(run.fold >= 0 for run in block.source.runs)  # their test needs scores only
-    if block.metric not in METRICS_OF_CLASSES and not has_folds:
-        raise UserError(f"metric {block.metric}: intervals are of {', '.join(METRICS_OF_CLASSES)}")
     key = (block.metric, tuple(block.models or ()), tuple(block.scenarios or ()), block.against)
     if key not in block.source.tests:
         rows = block.rows(block.source.frame)
-        block.source.tests[key] = compare(block.source.runs, rows, block.metric, block.against or None)
+        if not len(rows):
+            known = ", ".join(sorted(set(block.source.frame["metric"])))
+            raise UserError(f"{block.source.name} has no scores of metric {block.metric}: known are {known}")
+        against, over_rows = block.against or None, block.metric in METRICS_OF_CLASSES
+        block.source.tests[key] = compare(block.source.runs, rows, block.metric, against, over_rows=over_rows)
     return block.source.tests[key].copy()
 
 
@@ -338,39 +342,40 @@ def gain_table(block: Block) -> str:
     """Block ``gains``: what the rules of selection of a study gain over discarding, over all their cells.
 
     Raises:
-        UserError: no stored runs, or no model without recoveries among them.
+        UserError: no stored runs, or :func:`trainers.report.selection_gains.gains` raises it.
     """
     if not block.source.runs:
         raise UserError(f"{block.source.name} has no stored runs: store them, or leave the gains out")
-    found = gains(block.source.runs, block.rows(block.source.frame), block.metric)
+    cells = gains(block.source.runs, block.rows(block.source.frame), block.metric)
     scale = 100 if label(block.metric) != block.metric else 1
     rows = []
-    for (method, rule), part in found.groupby(["method", "rule"], sort=False):
+    for (method, rule), part in cells.groupby(["method", "rule"], sort=False):
         worst = part.loc[part["gain"].idxmin()]
-        cell = (
-            "–"
-            if len(part) == 1
-            else f"{worst['model'].partition('/')[0]}, {_shown(worst['scenario'], block.scenarios)}"
-        )
         bounds = _interval(scale * worst["low"], scale * worst["high"], block.digits)
-        below, above = (part["high"] < 0), (part["low"] > 0)
-        after = part["p_holm"] < 0.05
+        below, above, is_significant = part["high"] < 0, part["low"] > 0, part["p_holm"] < 0.05
         rows.append(
             {
                 "rule": f"{method}/{rule}" if rule else method,
                 "cells": len(part),
                 "mean gain": _fixed(scale * part["gain"].mean(), block.digits),
                 "smallest gain": f"{_fixed(scale * worst['gain'], block.digits)} ({bounds})",
-                "in cell": cell,
-                "below": f"{below.sum()} ({(below & after).sum()})",
-                "above": f"{above.sum()} ({(above & after).sum()})",
+                "in cell": f"{worst['model'].partition('/')[0]}, {_shown(worst['scenario'], block.scenarios)}",
+                "below": f"{below.sum()} ({(below & is_significant).sum()})",
+                "above": f"{above.sum()} ({(above & is_significant).sum()})",
             }
         )
     unit = "in points" if scale == 100 else "positive = a lower value"
+    seeds = block.source.frame["seed"].nunique()
+    test = (
+        "same runs and rows"
+        if block.metric in METRICS_OF_CLASSES
+        else "paired t over the runs, which says nothing about other test rows"
+    )
     note = (
         f"{label(block.metric)}: gains over discarding on the same model, {unit}, means over the runs; a cell is a "
         "model under a scenario; the smallest gain with its 95 % interval; below, above: cells whose interval excludes "
-        f"0 (in parentheses: p < 0.05 after Holm for the {len(found)} cells of this table)"
+        f"0 (in parentheses: p < 0.05 after Holm for the {len(cells)} cells of this table); n = {seeds} runs per "
+        f"model; test: {test}"
     )
     return f"{to_markdown(pd.DataFrame(rows).set_index('rule'))}\n\n{block.note(note)}"
 
@@ -387,10 +392,11 @@ def lead_block(block: Block) -> str:
     runs = [run for source in studies for run in source.runs]
     cells = cells_of(runs, block.rows(pd.concat([source.frame for source in studies])), block.coherence.frame)
     write_picture(lead_figure(cells), block.page.parent / block.file)
-    found = correlations(cells)
-    wide = found.pivot_table(index=["lead", "with"], columns="dataset", values="correlation", sort=False)
-    text = wide.map(lambda value: f"{value:.2f}").reset_index().set_index("lead")
-    fewest, most = int(found["cells"].min()), int(found["cells"].max())
+    values = correlations(cells)
+    wide = values.pivot(index=["lead", "with"], columns="dataset", values="correlation")
+    wide = wide.loc[list(dict.fromkeys(zip(values["lead"], values["with"], strict=True)))]
+    text = wide.map(lambda value: "–" if value != value else f"{value:.2f}").reset_index().set_index("lead")
+    fewest, most = int(values["cells"].min()), int(values["cells"].max())
     note = (
         f"Spearman's rank correlation over {fewest} to {most} cells per data set, means over the runs; the cells share "
         "samples and models, so there is no test"
@@ -483,7 +489,8 @@ def test_text(asked: re.Match[str], old: str, block: Block | None) -> str:
     if asked["what"] == "p":
         text = _p_value(row["p_holm"])
         return f"p {text}" if text.startswith("<") else f"p = {text}"
-    low, high = sorted(100 * sign * row[bound] for bound in ("low", "high"))
+    scale = 100 if label(block.metric) != block.metric else 1
+    low, high = sorted(scale * sign * row[bound] for bound in ("low", "high"))
     form = NUMBER.match(old.strip().replace("-", "−"))
     if form is None:
         raise UserError(f"cannot be read with '{old.strip()}': write 1.2 to 3.4, with the decimals that are wanted")

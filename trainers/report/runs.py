@@ -60,6 +60,17 @@ class FinishedRun:
         """Seed and fold, in words."""
         return f"seed {self.seed}" + (f", fold {self.fold}" if self.fold >= 0 else "")
 
+    @cached_property
+    def trained(self) -> tuple[str, ...]:
+        """What was trained: equal for runs that use one trained backbone in different ways, such as two rules of
+        selection. The layout has one backbone per data set, name of it, name of the run and seed."""
+        model = self.config.get("model")
+        backbone = model.get("backbone") if isinstance(model, Mapping) else None
+        if backbone is None:
+            return (str(self.path),)
+        of_set, of_run = self.path.parents[2], self.path.relative_to(self.path.parents[1])
+        return (str(of_set), json.dumps(backbone, sort_keys=True, default=str), str(of_run))
+
     def text(self, file: str) -> str:
         """Content of a text file, empty if there is none.
 

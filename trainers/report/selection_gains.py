@@ -18,6 +18,7 @@ from scipy import stats
 
 from datasets.missingness.random import Random
 from trainers.report.directions import LOWER, direction
+from trainers.report.evidence import METRICS_OF_CLASSES
 from trainers.report.inference import holm
 from trainers.report.runs import FinishedRun, scenario_of
 from trainers.report.statistics import compare
@@ -31,32 +32,45 @@ GAINS = ("method", "rule", "model", "scenario", "gain", "low", "high", "p_holm")
 def gains(runs: Sequence[FinishedRun], frame: pd.DataFrame, metric: str) -> pd.DataFrame:
     """Gain of every rule over discarding, in every cell.
 
+    Intervals and p-values are those of :func:`trainers.report.statistics.compare` where the predicted classes determine
+    the metric. Of other metrics, stored runs have the scores alone, and only the runs are random (paired t-test).
+
     Args:
-        runs, frame: of one data set, see :func:`trainers.report.statistics.compare`.
+        runs, frame: of one data set, each model with two or more runs.
 
     Returns:
         Columns :data:`GAINS`; a positive gain is better than discarding, ``low`` and ``high`` bound its 95 % interval,
         and ``p_holm`` is adjusted for all cells. Scenarios without missing data are left out, and so are upper bounds.
 
     Raises:
-        UserError: no model has a result without recoveries.
+        UserError: no model has a result without recoveries, there are several data sets, or the metric is not known or
+            neither better when higher nor when lower.
     """
-    frame = frame[[scenario_of(name).hides for name in frame["scenario"]]]
-    backbones = [name.removesuffix(DISCARD) for name in frame["model"].unique() if name.endswith(DISCARD)]
+    hides = frame["scenario"].map(lambda name: scenario_of(name).hides)
+    rows = frame[(frame["metric"] == metric) & hides]
+    if not len(rows):
+        raise UserError(
+            f"no scores of metric {metric} with missing data: known are {', '.join(sorted(set(frame.metric)))}"
+        )
+    if rows["dataset"].nunique() > 1:
+        raise UserError("runs of several data sets: store each as a study of its own")
+    if not (better := direction(rows, metric)):
+        raise UserError(f"metric {metric} is neither better when higher nor when lower: choose another one")
+    backbones = [name.removesuffix(DISCARD) for name in rows["model"].unique() if name.endswith(DISCARD)]
+    if not backbones:
+        raise UserError(f"no model has the comparator {DISCARD.strip('/')}: test with it in model.comparators")
     parts = []
     for backbone in backbones:
-        names = [n for n in frame["model"].unique() if n.partition("/")[0] == backbone and not is_oracle(n)]
-        rows = frame[frame["model"].isin(names)]
-        tests = compare(runs, rows, metric, backbone + DISCARD)
-        sign = 1 if direction(rows[rows["metric"] == metric], metric) == LOWER else -1
+        names = [n for n in rows["model"].unique() if n.partition("/")[0] == backbone and not is_oracle(n)]
+        of_backbone = rows[rows["model"].isin(names)]
+        over_rows = metric in METRICS_OF_CLASSES
+        tests = compare(runs, of_backbone, metric, backbone + DISCARD, over_rows=over_rows)  # discarding minus the rule
+        sign = 1 if better == LOWER else -1
         bounds = [sign * tests[bound] for bound in ("low", "high")]
         part = tests.assign(gain=sign * tests["difference"], low=np.minimum(*bounds), high=np.maximum(*bounds))
-        rule = part["model"].str.partition("/")[2]
-        parts.append(part.assign(rule=rule, method=backbone.partition("_")[0]))
-    if not parts:
-        raise UserError(f"no model has a comparator {DISCARD.strip('/')}: give runs with it")
-    found = pd.concat(parts, ignore_index=True)
-    return found.assign(p_holm=holm(found["p"]))[list(GAINS)]
+        parts.append(part.assign(rule=part["model"].str.partition("/")[2], method=backbone.partition("_")[0]))
+    cells = pd.concat(parts, ignore_index=True)
+    return cells.assign(p_holm=holm(cells["p"]))[list(GAINS)]
 
 
 def cells_of(runs: Sequence[FinishedRun], frame: pd.DataFrame, coherence: pd.DataFrame) -> pd.DataFrame:
@@ -73,7 +87,7 @@ def cells_of(runs: Sequence[FinishedRun], frame: pd.DataFrame, coherence: pd.Dat
         observed views that was trained as long, NaN where there is none); shares between 0 and 1.
 
     Raises:
-        UserError: no coherence is known of an imputer.
+        UserError: no coherence is known of an imputer, or there is no cell.
     """
     accuracy = frame[frame["metric"] == "accuracy"].groupby(["dataset", "model", "scenario"])["value"].mean()
     known = coherence[coherence["metric"] == "coherence"]
@@ -86,12 +100,18 @@ def cells_of(runs: Sequence[FinishedRun], frame: pd.DataFrame, coherence: pd.Dat
         for scenario in frame["scenario"].unique():
             of_cell = accuracy.xs((run.dataset, scenario), level=("dataset", "scenario"))
             parsed = scenario_of(scenario)
-            if not {run.model + DISCARD, run.model + ALL} <= set(of_cell.index) or not isinstance(parsed, Random):
+            # Of other patterns, the number of observed modalities differs between rows.
+            if not isinstance(parsed, Random) or parsed.generator != "exact":
+                continue
+            if not {run.model + DISCARD, run.model + ALL} <= set(of_cell.index):
                 continue
             m = len(run.config["dataset"]["modalities"])
             key = (run.dataset, str(run.config["imputer"]["name"]), m - round(parsed.rate * m))
             if key not in known.index:
-                raise UserError(f"no coherence of imputer {key[1]} on {key[0]} from {key[2]} modalities: measure it")
+                raise UserError(
+                    f"no coherence of imputer {key[1]} on {key[0]} from {key[2]} observed modalities: add its run to "
+                    "the file of coherence= (python -m trainers.report.recoveries)"
+                )
             rows.append(
                 {
                     "dataset": run.dataset,
@@ -106,6 +126,8 @@ def cells_of(runs: Sequence[FinishedRun], frame: pd.DataFrame, coherence: pd.Dat
                     "late": next((v for name, v in of_cell.items() if late.fullmatch(str(name))), np.nan),
                 }
             )
+    if not rows:
+        raise UserError("no run has the comparators discard and impute_all under a scenario such as random_0.8")
     return pd.DataFrame(rows)
 
 
@@ -113,7 +135,7 @@ def _epochs(run: FinishedRun) -> int:
     return int(run.config["dataset"]["training_defaults"]["max_epochs"])
 
 
-# Panels: title, label of x, label of y, x, y (as differences of columns; x alone has none).
+# Panels: title, label of x, columns whose difference is x (one column: x itself), and the column that the lead is over.
 PANELS = (
     ("lead over discarding", "coherence − accuracy without recoveries", ("coherence", "discarding"), "discarding"),
     ("lead over accepting all", "incoherence of the recoveries", ("one", "coherence"), "accepting"),

@@ -48,7 +48,14 @@ def is_right(logits: np.ndarray, target: np.ndarray) -> np.ndarray:
     return (((logits > 0) == (target > 0)) | (target < 0)).all(1) if target.ndim == 2 else logits.argmax(1) == target
 
 
-def compare(runs: Sequence[FinishedRun], frame: pd.DataFrame, primary: str, against: str | None = None) -> pd.DataFrame:
+def compare(
+    runs: Sequence[FinishedRun],
+    frame: pd.DataFrame,
+    primary: str,
+    against: str | None = None,
+    *,
+    over_rows: bool = True,
+) -> pd.DataFrame:
     """Best model of each scenario, or a given one, against every other.
 
     ``low`` and ``high`` bound the 95 % interval of the difference, ``p`` is two-sided, and ``p_holm`` is adjusted for
@@ -70,6 +77,7 @@ def compare(runs: Sequence[FinishedRun], frame: pd.DataFrame, primary: str, agai
         frame: results of the runs.
         primary: the metric.
         against: the model that takes the place of the best one.
+        over_rows: test rows are random too, where predictions are saved. False where they do not determine the metric.
     """
     rows = frame[(frame["metric"] == primary) & frame["value"].notna()]
     sign = -1 if direction(rows, primary) == LOWER else 1
@@ -80,7 +88,7 @@ def compare(runs: Sequence[FinishedRun], frame: pd.DataFrame, primary: str, agai
         values = {str(model): group.set_index(REPEAT)["value"] for model, group in part.groupby("model", sort=False)}
         score = {model: sign * value.mean() for model, value in values.items() if not is_oracle(model)}
         best = against or max(score, key=lambda model: score[model], default="")
-        pair = _Pair(primary)  # holds the predictions of one scenario at a time
+        pair = _Pair(primary, over_rows)  # holds the predictions of one scenario at a time
         for model in (m for m in values if best and m != best):
             entry = dict.fromkeys(TESTS) | {"dataset": dataset, "scenario": scenario, "metric": primary, "best": best}
             entry |= {"model": with_dagger(model), "n_rows": 0}
@@ -117,10 +125,10 @@ def _test_over_train(runs: Sequence[FinishedRun]) -> float:
 
 
 class _Member:
-    """One of the two models of a comparison: its metric per (seed, fold), its runs, and files of their predictions."""
+    """One of the two models of a comparison: its metric per (seed, fold), what was trained, and prediction files."""
 
     def __init__(self, values: pd.Series, runs: Sequence[FinishedRun], model: str, scenario: str) -> None:
-        self.values, self.runs = values, [run.path for run in runs]
+        self.values, self.trained = values, [run.trained for run in runs]
         self.files = [run.predictions(model, scenario) for run in runs]
 
     def file_of(self, repeat: tuple[int, int]) -> Path:
@@ -130,8 +138,8 @@ class _Member:
 class _Pair:
     """Tests of pairs of models under one scenario; predictions and their resamples are loaded once."""
 
-    def __init__(self, metric: str) -> None:
-        self.metric = metric
+    def __init__(self, metric: str, over_rows: bool) -> None:
+        self.metric, self.over_rows = metric, over_rows
         self.outcome: Callable[[Path], Outcome] = functools.cache(
             lambda path: load_sorted(path, "logits", "target", "missing")
         )
@@ -157,7 +165,7 @@ class _Pair:
         a, b = best.values.to_numpy(), other.values.to_numpy()
         entry = {"n_runs": min(len(a), len(b))} | self._of_rows(best.files, other.files)
         draws = [self.draws(file) for file in (*best.files, *other.files)] if "n_rows" in entry else [None]
-        are_paired = best.runs == other.runs
+        are_paired = best.trained == other.trained
         if any(draw is None for draw in draws):
             difference = over_paired_runs(a - b) if are_paired else over_runs(a, b)
             return entry | _numbers(difference) | {"test": "paired t" if are_paired else "Welch", "unit": "run"}
@@ -181,7 +189,7 @@ class _Pair:
             Nothing, unless all predictions are saved and of the same rows.
         """
         files = [*best, *other]
-        if not all(file.is_file() for file in files):
+        if not self.over_rows or not all(file.is_file() for file in files):
             return {}
         index = self.outcome(files[0])["index"]
         if not all(np.array_equal(index, self.outcome(file)["index"]) for file in files):

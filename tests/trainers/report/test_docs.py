@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from scipy.stats import t
+from scipy.stats import t, ttest_ind
 
 from tests.trainers.report.runs import write_committed_run
 from trainers.report.docs import ROOT, evidence_note, main, pages, unbacked, update
@@ -162,6 +162,46 @@ def test_folds_are_compared_in_any_score():
     assert "n = 5 folds; test: corrected t" in text
 
 
+def test_gains_have_means_the_smallest_and_counts(stored):
+    folder = stored / "docs" / "results"
+    with Sources(folder) as sources:
+        frame = sources["made"].frame
+        texts = [
+            BLOCKS["gains"](Block.parse("gains", f"from=made metric={metric}", folder / "study.md", sources))
+            for metric in ("accuracy", "auroc")
+        ]
+    for metric, text in zip(("accuracy", "auroc"), texts, strict=True):
+        rows = frame[(frame.metric == metric) & (frame.scenario == "random_0.4")]
+        wide = 100 * rows.pivot(index="seed", columns="model", values="value")
+        gain = wide["DyMo"] - wide["DyMo/discard"]
+        line = re.search(r"\| DyMo +\| 1 +\| (\S+) +\| (\S+) \((\S+) to (\S+)\) +\| DyMo, random_0.4 +\| (\d)", text)
+        assert float(line[1]) == float(line[2]) == round(gain.mean(), 2)
+        low, high = float(line[3]), float(line[4])
+        half = t.ppf(0.975, 2) * gain.std(ddof=1) / 3**0.5
+        if metric == "auroc":  # predicted classes do not determine it: Student's t over the seeds
+            assert (low, high) == pytest.approx((gain.mean() - half, gain.mean() + half), abs=0.006)
+            assert "test: paired t over the runs, which says nothing about other test rows" in text
+        else:
+            assert low < gain.mean() < high and high - low >= 2 * half - 0.011
+        assert int(line[5]) == (high < 0) and f"{int(low > 0)} (" in text.splitlines()[2].split("|")[-2]
+        assert "for the 1 cells of this table); n = 3 runs per model" in text
+
+
+def test_scores_that_classes_do_not_determine_are_compared_over_runs(stored):
+    folder = stored / "docs" / "results"
+    query = "from=made metric=auroc models=DyMo,M3Care scenarios=none against=M3Care digits=4"
+    with Sources(folder) as sources:
+        frame = sources["made"].frame
+        text = BLOCKS["comparison"](Block.parse("comparison", query, folder / "study.md", sources))
+    rows = frame[(frame.metric == "auroc") & (frame.scenario == "none")]
+    wide = 100 * rows.pivot(index="seed", columns="model", values="value")
+    expected = ttest_ind(wide["DyMo"], wide["M3Care"], equal_var=False).confidence_interval()
+    line = re.search(r"\| none +\| DyMo +\| M3Care +\| (\S+) +\| (\S+) to (\S+) +\|", text)
+    assert float(line[2]) == pytest.approx(expected.low, abs=1e-4)
+    assert float(line[3]) == pytest.approx(expected.high, abs=1e-4)
+    assert "test: Welch" in text and "only the runs are random" in text and "test rows;" not in text
+
+
 def test_pages_are_written_once_and_a_changed_number_is_found(root):
     assert update(root) == []
     page = root / "docs" / "results" / "study.md"
@@ -197,7 +237,15 @@ def test_a_deleted_run_fails_by_name(root):
             "<!-- leads from=made file=leads.png -->\n<!-- /leads -->",
             "needs studies with stored runs in from= and and=",
         ),
-        ("<!-- comparison from=made metric=auroc -->\n<!-- /comparison -->", "metric auroc: intervals are of"),
+        (
+            "<!-- comparison from=made metric=foo -->\n<!-- /comparison -->",
+            "no scores of metric foo: known are accepted_share, accuracy",
+        ),
+        ("<!-- gains from=made metric=foo -->\n<!-- /gains -->", "no scores of metric foo"),
+        (
+            "<!-- gains from=made metric=accepted_share -->\n<!-- /gains -->",
+            "neither better when higher nor when lower",
+        ),
         ("<!-- comparison from=made models=DyMo against=M3Care -->\n<!-- /comparison -->", "models has to name it too"),
         ("<!-- comparison from=made against=M4 -->\n<!-- /comparison -->", "made has no model M4"),
         (

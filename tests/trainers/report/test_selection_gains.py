@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ import yaml
 from statsmodels.stats.multitest import multipletests
 
 from tests.trainers.report.runs import write_run
+from trainers.report.docs_blocks import BLOCKS, Block
+from trainers.report.docs_sources import Source
 from trainers.report.runs import FinishedRun, gather
 from trainers.report.selection_gains import cells_of, correlations, gains, lead_figure
 from trainers.report.statistics import compare
@@ -64,7 +67,7 @@ def test_a_lower_negative_log_likelihood_is_a_gain(runs) -> None:
 
 def test_without_discarding_there_is_nothing_to_compare_with(runs) -> None:
     frame = of(runs)
-    with pytest.raises(UserError, match="no model has a comparator discard"):
+    with pytest.raises(UserError, match="no model has the comparator discard"):
         gains(runs, frame[frame["model"] == "DyMo"], "accuracy")
 
 
@@ -136,6 +139,59 @@ def test_the_figure_has_every_cell_in_every_panel(grid, coherence) -> None:
     np.testing.assert_allclose(points[2][[0, 2]], [[3, -5], [3, -15]])
 
 
+def test_the_block_has_the_figure_and_the_correlations(grid, coherence, tmp_path: Path) -> None:
+    frame = of(grid)
+    studies = [Source("one", frame, frame, grid), Source("coherence.csv", coherence, coherence)]
+    page = tmp_path / "results" / "page.md"
+    page.parent.mkdir()
+    block = Block(studies[0], page, page.parent / "one" / "manifest.json", file="leads.png", coherence=studies[1])
+    text = BLOCKS["leads"](block)
+    assert (
+        text.startswith("![DyMo's lead in every cell](leads.png)") and (page.parent / "leads.png").stat().st_size > 5000
+    )
+    assert re.search(r"\| lead over discarding +\| coherence − accuracy without recoveries +\| 1\.00 +\|", text)
+    assert re.search(r"\| lead over late fusion .*\| – +\|", text) and "over 2 to 3 cells per data set" in text
+
+
+def test_other_patterns_than_a_fixed_number_of_missing_modalities_are_no_cells(grid, coherence) -> None:
+    frame = of(grid).replace({"random_0.8": "random_bernoulli_0.8"})
+    with pytest.raises(UserError, match="no run has the comparators discard and impute_all under a scenario such as"):
+        cells_of(grid, frame, coherence)
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"), [("foo", "no scores of metric foo"), ("accepted_share", "neither better when higher nor")]
+)
+def test_what_is_no_score_is_refused(runs, metric: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        gains(runs, of(runs), metric)
+
+
+def test_data_sets_are_not_mixed(runs) -> None:
+    frame = of(runs)
+    with pytest.raises(UserError, match="runs of several data sets"):
+        gains(runs, pd.concat([frame, frame.assign(dataset="Other")]), "accuracy")
+
+
+def test_runs_that_share_a_backbone_are_paired(tmp_path: Path) -> None:
+    """Two rules of selection on one trained backbone, in run directories of their own."""
+    made = []
+    for model in ("DyMo", "M3Care"):
+        for seed in range(3):
+            run = write_run(tmp_path, model, seed, scenarios=("random_0.4",))
+            (run / "config.yaml").write_text(
+                yaml.safe_dump({"model": {"name": model, "backbone": {"name": "B", "width": 8}}})
+            )
+            made.append(run)
+    paired = compare(gather(made)[0], of(gather(made)[0]).query("model in ('DyMo', 'M3Care')"), "accuracy")
+    for run in made[3:]:
+        (run / "config.yaml").write_text(
+            yaml.safe_dump({"model": {"name": "M3Care", "backbone": {"name": "B", "width": 9}}})
+        )
+    apart = compare(gather(made)[0], of(gather(made)[0]).query("model in ('DyMo', 'M3Care')"), "accuracy")
+    assert paired["test"].tolist() == ["same runs and rows"] and apart["test"].tolist() == ["runs and rows"]
+
+
 def test_an_imputer_without_coherence_is_named(grid, coherence) -> None:
-    with pytest.raises(UserError, match="no coherence of imputer B on D from 1 modalities"):
+    with pytest.raises(UserError, match="no coherence of imputer B on D from 1 observed modalities"):
         cells_of(grid, of(grid), coherence[coherence["model"] != "B"])
