@@ -131,13 +131,19 @@ def _unknown_key(cfg: DictConfig, override: Override) -> str | None:
     for depth, part in enumerate(parts):
         known = [str(key) for key in node] if isinstance(node, DictConfig) else []
         if part not in known:
-            is_open = isinstance(node, DictConfig) and ("_target_" in node or parts[0] in ("logger", "trainer"))
+            # A mapping without keys, such as the weights of an imputer, has those of the user.
+            is_empty = isinstance(node, DictConfig) and depth > 0 and not known
+            is_open = is_empty or (
+                isinstance(node, DictConfig) and ("_target_" in node or parts[0] in ("logger", "trainer"))
+            )
             if override.is_add() and is_open and depth == len(parts) - 1:
                 return None
             if override.is_add() and parts[0] == "metrics" and depth:
                 return None
             key, where = ".".join(parts[: depth + 1]), ".".join(parts[:depth]) or "the configuration"
             hint = f"; it is {RENAMED_KEYS[key]} now" if key in RENAMED_KEYS else nearest(part, known)
+            if is_empty and depth == len(parts) - 1:
+                hint = f"; to add it, write +{override.key_or_group}={_text(override)}"
             return f"unknown key '{override.key_or_group}': {where} has no '{part}'{hint}"
         try:
             node = node[part]

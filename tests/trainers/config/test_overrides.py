@@ -11,7 +11,7 @@ import pytest
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from trainers.config.compose import CONFIGS
+from trainers.config.compose import CONFIGS, compose_config
 from trainers.config.help import EXAMPLES, GROUPS, STAGES, help_text
 from trainers.config.overrides import RENAMED_KEYS, check_overrides, swept_values
 from utils.errors import UserError
@@ -53,6 +53,12 @@ def test_help_may_be_cut_off() -> None:
         assert process.stderr.read() == b"" and process.wait() == 0
 
 
+@pytest.mark.parametrize("override", ["+imputer.module.weights.m0=2", "+imputer.module.weights={m0: 2}"])
+def test_a_mapping_without_keys_takes_those_of_the_user(override: str) -> None:
+    check_overrides([override])
+    assert compose_config(override).imputer.module.weights == {"m0": 2}
+
+
 @pytest.mark.parametrize("command", EXAMPLES.values())
 def test_the_examples_of_the_help_are_understood(command: str) -> None:
     program, script, *arguments = shlex.split(command)
@@ -64,6 +70,11 @@ def test_the_examples_of_the_help_are_understood(command: str) -> None:
     ("argument", "message"),
     [
         ("dataset=Digitz", "dataset=Digitz: there is no such option; did you mean 'Digits'?"),
+        (
+            "imputer.module.weights.m0=2",
+            "imputer.module.weights has no 'm0'; to add it, write +imputer.module.weights.m0=2",
+        ),
+        ("+imputer.module.weight.m0=2", "imputer.module has no 'weight'; did you mean 'weights'?"),
         ("dataset.monitr=null", "unknown key 'dataset.monitr': dataset has no 'monitr'; did you mean 'monitor'?"),
         ("hydra/launcher=jobib", "hydra/launcher=jobib: there is no such launcher, known are basic"),
         ("hydra/launcher=ray_aws", "for example pip install hydra-ray-launcher)"),
