@@ -201,6 +201,22 @@ def test_sentences_on_cmpt_follow_from_the_tables() -> None:
     check(section("cmpt"), f"sound missing (SD {low[0]} to {high[0]} against {low[1]} to {high[1]})")
 
 
+def test_learned_parameters_of_the_reference_are_those_of_the_code() -> None:
+    text = (ROOT / "docs" / "reference" / "cmpt.md").read_text().partition("### 2.6.2 Our counts")[2]
+    shown = {row[0]: row[1:] for row in tables_of(text.replace("**", ""))[0] if row[1].startswith("Food-101")}
+    for adapter, (kind, rank, size) in {
+        "LoRA 1": ("lora", 1, "base"),
+        "LoRA 4": ("lora", 4, "base"),
+        "VeRA": ("vera", 1, "base"),
+        "large": ("lora", 1, "large"),
+    }.items():
+        counts = parameters.readings("Food-101", kind, rank, size)
+        first = [cell.split(" / ")[0] for cell in shown[adapter][1:]]
+        assert first[0] == f"{counts['ours'] / 1e6:.4f}" and first[2] == f"{counts['B'] / 1e6:.4f}"
+        assert first[1] in ("–", f"{counts['A'] / 1e6:.4f}")
+        assert first[3] == f"{parameters.PUBLISHED[kind, rank, size]['Food-101']:.3f}"
+
+
 def test_total_parameters_of_the_page_are_those_of_the_code() -> None:
     text = (ROOT / "docs" / "reference" / "cmpt.md").read_text().partition("### 2.6.2 Our counts")[2]
     for row in parameters.totals().itertuples(index=False):

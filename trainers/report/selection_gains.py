@@ -25,7 +25,7 @@ from trainers.report.statistics import compare
 from trainers.report.style import COLOURS, MARKERS, RC, grid, is_oracle, legend
 from utils.errors import UserError
 
-DISCARD, ALL = "/discard", "/impute_all"
+DISCARD, ALL, ORACLE = "/discard", "/impute_all", "/oracle_subset"
 GAINS = ("method", "rule", "model", "scenario", "gain", "low", "high", "p_holm")
 
 
@@ -83,8 +83,9 @@ def cells_of(runs: Sequence[FinishedRun], frame: pd.DataFrame, coherence: pd.Dat
 
     Returns:
         Columns ``dataset``, ``model``, ``epochs`` (of the backbone), ``scenario``, ``observed`` (modalities),
-        ``coherence``, ``selecting``, ``discarding``, ``accepting`` (all recoveries) and ``late`` (late fusion of the
-        observed views that was trained as long, NaN where there is none); shares between 0 and 1.
+        ``coherence``, and the accuracies ``selecting``, ``discarding``, ``accepting`` (all recoveries), ``late`` (late
+        fusion of the observed views that was trained as long) and ``oracle`` (of the choices, with labels), NaN where
+        there is none; shares between 0 and 1.
 
     Raises:
         UserError: no coherence is known of an imputer, or there is no cell.
@@ -124,6 +125,7 @@ def cells_of(runs: Sequence[FinishedRun], frame: pd.DataFrame, coherence: pd.Dat
                     "discarding": of_cell[run.model + DISCARD],
                     "accepting": of_cell[run.model + ALL],
                     "late": next((v for name, v in of_cell.items() if late.fullmatch(str(name))), np.nan),
+                    "oracle": of_cell.get(run.model + ORACLE, np.nan),
                 }
             )
     if not rows:
@@ -139,6 +141,7 @@ def _epochs(run: FinishedRun) -> int:
 PANELS = (
     ("lead over discarding", "coherence − accuracy without recoveries", ("coherence", "discarding"), "discarding"),
     ("lead over accepting all", "incoherence of the recoveries", ("one", "coherence"), "accepting"),
+    ("lead over discarding, of what a choice could gain", "lead of the oracle", ("oracle", "discarding"), "discarding"),
     ("lead over late fusion", "epochs of backbone and of late fusion", ("epochs", None), "late"),
 )
 
@@ -147,7 +150,7 @@ PANELS = (
 def lead_figure(cells: pd.DataFrame) -> Figure:
     """DyMo's lead, in points, against what is thought to decide it; a mark is a cell."""
     cells = cells.assign(one=1.0)
-    figure, axes = grid(1, len(PANELS), 13, 4)
+    figure, axes = grid(2, 2, 10, 7.4)
     kinds = [(d, s) for d in cells["dataset"].unique() for s in cells["scenario"].unique()]
     scenarios = list(cells["scenario"].unique())
     for ax, (title, xlabel, (first, second), other) in zip(axes.flat, PANELS, strict=True):
@@ -164,10 +167,12 @@ def lead_figure(cells: pd.DataFrame) -> Figure:
             ax.set_xticks(values := sorted(cells[first].unique()), [str(v) for v in values])
             ax.minorticks_off()
         ax.axhline(0, color="black", linewidth=0.8)
+        if first == "oracle":
+            ax.axline((0, 0), slope=1, color="black", linewidth=0.8, linestyle=":")  # no choice is better
         ax.set_title(title, fontsize=10)
         ax.set_xlabel(xlabel + (" (points)" if second else ""))
+        ax.set_ylabel("lead of DyMo (points)")
         ax.grid(alpha=0.3)
-    axes[0, 0].set_ylabel("lead of DyMo (points)")
     legend(figure, list(axes.flat), 3)
     return figure
 
@@ -183,8 +188,9 @@ def correlations(cells: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for title, xlabel, (first, second), other in PANELS:
         for dataset, part in cells.groupby("dataset", sort=False):
-            part = part[part[other].notna()]
+            part = part[part[[first, other]].notna().all(axis=1)]
             x = part[first] if second is None else part[first] - part[second]
-            value = stats.spearmanr(x, part["selecting"] - part[other]).statistic if len(part) > 2 else np.nan
+            is_determined = len(part) > 2 and x.nunique() > 1
+            value = stats.spearmanr(x, part["selecting"] - part[other]).statistic if is_determined else np.nan
             rows.append((title, xlabel, dataset, value, len(part)))
     return pd.DataFrame(rows, columns=["lead", "with", "dataset", "correlation", "cells"])

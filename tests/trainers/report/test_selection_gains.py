@@ -74,7 +74,7 @@ def test_without_discarding_there_is_nothing_to_compare_with(runs) -> None:
 # --------------------------------------------------------------------------------------------------------------- leads
 
 ACCURACIES = {
-    "DyMo_A_3": {"DyMo_A_3": 0.6, "DyMo_A_3/discard": 0.5, "DyMo_A_3/impute_all": 0.9},
+    "DyMo_A_3": {"DyMo_A_3": 0.6, "DyMo_A_3/discard": 0.5, "DyMo_A_3/impute_all": 0.9, "DyMo_A_3/oracle_subset": 0.95},
     "DyMo_A_15": {"DyMo_A_15": 0.8, "DyMo_A_15/discard": 0.75, "DyMo_A_15/impute_all": 0.7},
     "DyMo_B_3": {"DyMo_B_3": 0.5, "DyMo_B_3/discard": 0.55, "DyMo_B_3/impute_all": 0.2},
     "LogitAverage_3_A": {"LogitAverage_3_A": 0.7, "LogitAverage_3_A/discard": 0.65},
@@ -112,8 +112,9 @@ def test_a_cell_has_the_accuracies_and_the_coherence_of_its_imputer(grid, cohere
     assert cells["observed"].tolist() == [1, 1, 1] and cells["epochs"].tolist() == [3, 15, 3]
     assert cells["coherence"].tolist() == [0.95, 0.95, 0.1]
     assert cells[["selecting", "discarding", "accepting"]].to_numpy() == pytest.approx(
-        np.array([list(values.values()) for values in list(ACCURACIES.values())[:3]])
+        np.array([list(values.values())[:3] for values in list(ACCURACIES.values())[:3]])
     )
+    assert cells["oracle"].tolist() == pytest.approx([0.95, np.nan, np.nan], nan_ok=True)
     assert cells["late"].tolist() == pytest.approx([0.65, np.nan, 0.65], nan_ok=True)  # of as many epochs
 
 
@@ -133,10 +134,11 @@ def test_correlations_are_of_leads_over_cells(grid, coherence) -> None:
 def test_the_figure_has_every_cell_in_every_panel(grid, coherence) -> None:
     figure = lead_figure(cells_of(grid, of(grid), coherence))
     points = [np.concatenate([dots.get_offsets() for dots in ax.collections]) for ax in figure.axes]
-    assert [len(p) for p in points] == [3, 3, 3]
+    assert [len(p) for p in points] == [3, 3, 3, 3]
     np.testing.assert_allclose(points[0], [[45, 10], [20, 5], [-45, -5]])
     np.testing.assert_allclose(points[1], [[5, -30], [5, 10], [90, 30]], atol=1e-9)
-    np.testing.assert_allclose(points[2][[0, 2]], [[3, -5], [3, -15]])
+    np.testing.assert_allclose(points[2][0], [45, 10])
+    np.testing.assert_allclose(points[3][[0, 2]], [[3, -5], [3, -15]])
 
 
 def test_the_block_has_the_figure_and_the_correlations(grid, coherence, tmp_path: Path) -> None:
@@ -150,7 +152,7 @@ def test_the_block_has_the_figure_and_the_correlations(grid, coherence, tmp_path
         text.startswith("![DyMo's lead in every cell](leads.png)") and (page.parent / "leads.png").stat().st_size > 5000
     )
     assert re.search(r"\| lead over discarding +\| coherence − accuracy without recoveries +\| 1\.00 +\|", text)
-    assert re.search(r"\| lead over late fusion .*\| – +\|", text) and "over 2 to 3 cells per data set" in text
+    assert re.search(r"\| lead over late fusion .*\| – +\|", text) and "over 1 to 3 cells per data set" in text
 
 
 def test_other_patterns_than_a_fixed_number_of_missing_modalities_are_no_cells(grid, coherence) -> None:
