@@ -4,7 +4,7 @@
 # epochs, and MoPoE with the published objective. Finished runs are skipped, so that an interrupted grid continues with the same
 # command.
 #   bash job_scripts/selection_grid.sh FOLDER [Hydra overrides, e.g. seed=0]
-# FOLDER: of the four MNIST idx files. Some two hours of processor time per seed.
+# FOLDER: of the four MNIST idx files. Some three hours of processor time per seed.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_data.sh"
 (($#)) && [[ $1 != *=* ]] || usage "FOLDER [Hydra overrides]"
