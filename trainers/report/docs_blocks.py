@@ -54,7 +54,7 @@ class Block:
         against: of a comparison, the model with which all others are compared; empty = the best of each scenario.
         name: of a comparison, by which cells of the page refer to it.
         others: further studies, of leads.
-        coherence: of leads, the source with that of the imputers.
+        coherence: of leads, the sources with that of the imputers.
     """
 
     source: Source
@@ -68,7 +68,7 @@ class Block:
     against: str = ""
     name: str = ""
     others: tuple[Source, ...] = ()
-    coherence: Source | None = None
+    coherence: tuple[Source, ...] = ()
 
     @classmethod
     def parse(cls, kind: str, query: str, page: Path, sources: Sources) -> Block:
@@ -110,7 +110,7 @@ class Block:
             against,
             name=options.get("name", ""),
             others=tuple(sources[other] for other in _names(options.get("and", ""))),
-            coherence=sources[options["coherence"]] if "coherence" in options else None,
+            coherence=tuple(sources[other] for other in _names(options.get("coherence", ""))),
         )
 
     def rows(self, frame: pd.DataFrame) -> pd.DataFrame:
@@ -387,10 +387,11 @@ def lead_block(block: Block) -> str:
         UserError: no stored runs, no file or coherence is named, or there is none of an imputer.
     """
     studies = (block.source, *block.others)
-    if not all(source.runs for source in studies) or block.coherence is None or not block.file.endswith(".png"):
+    if not all(source.runs for source in studies) or not block.coherence or not block.file.endswith(".png"):
         raise UserError("needs studies with stored runs in from= and and=, coherence=FILE.csv, and file=NAME.png")
     runs = [run for source in studies for run in source.runs]
-    cells = cells_of(runs, block.rows(pd.concat([source.frame for source in studies])), block.coherence.frame)
+    coherence = pd.concat([source.frame for source in block.coherence])
+    cells = cells_of(runs, block.rows(pd.concat([source.frame for source in studies])), coherence)
     write_picture(lead_figure(cells), block.page.parent / block.file)
     values = correlations(cells)
     wide = values.pivot(index=["lead", "with"], columns="dataset", values="correlation")

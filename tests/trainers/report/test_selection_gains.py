@@ -146,7 +146,7 @@ def test_the_block_has_the_figure_and_the_correlations(grid, coherence, tmp_path
     studies = [Source("one", frame, frame, grid), Source("coherence.csv", coherence, coherence)]
     page = tmp_path / "results" / "page.md"
     page.parent.mkdir()
-    block = Block(studies[0], page, page.parent / "one" / "manifest.json", file="leads.png", coherence=studies[1])
+    block = Block(studies[0], page, page.parent / "one" / "manifest.json", file="leads.png", coherence=(studies[1],))
     text = BLOCKS["leads"](block)
     assert (
         text.startswith("![DyMo's lead in every cell](leads.png)") and (page.parent / "leads.png").stat().st_size > 5000
