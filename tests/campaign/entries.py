@@ -135,6 +135,7 @@ WITHOUT_DEMO = {
     "ImageText": "readers of tables, pictures and tokenizers",
     "Infarction": "CAD",
     "PolyMNIST": "readers of PolyMNIST and MNIST",
+    "PolyMNIST_hard": "PolyMNIST",
     "SkinLesions": "ImageTable",
     "SmallImageTable": "ImageTable with other encoders",
     "SpokenDigitSeries": "SpokenDigits",

@@ -397,10 +397,10 @@ def lead_block(block: Block) -> str:
     wide = values.pivot(index=["lead", "with"], columns="dataset", values="correlation")
     wide = wide.loc[list(dict.fromkeys(zip(values["lead"], values["with"], strict=True)))]
     text = wide.map(lambda value: "–" if value != value else f"{value:.2f}").reset_index().set_index("lead")
-    fewest, most = int(values["cells"].min()), int(values["cells"].max())
+    number = " to ".join(str(n) for n in dict.fromkeys((values["cells"].min(), values["cells"].max())))
     note = (
-        f"Spearman's rank correlation over {fewest} to {most} cells per data set, means over the runs; the cells share "
-        "samples and models, so there is no test"
+        f"Spearman's rank correlation over {number} cells per data set, means over the runs; the cells share samples "
+        "and models, so there is no test"
     )
     return f"![DyMo's lead in every cell]({block.file})\n\n{to_markdown(text)}\n\n{block.note(note)}"
 

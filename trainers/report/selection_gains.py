@@ -46,7 +46,7 @@ def gains(runs: Sequence[FinishedRun], frame: pd.DataFrame, metric: str) -> pd.D
         UserError: no model has a result without recoveries, there are several data sets, or the metric is not known or
             neither better when higher nor when lower.
     """
-    hides = frame["scenario"].map(lambda name: scenario_of(name).hides)
+    hides = frame["scenario"].map(lambda name: scenario_of(name).hides).astype(bool)
     rows = frame[(frame["metric"] == metric) & hides]
     if not len(rows):
         raise UserError(
