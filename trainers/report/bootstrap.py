@@ -21,7 +21,7 @@ SEED = 0
 # Rows x classes up to which orders and bins are resampled: above, the 1000 resamples of one file take minutes.
 MAX_CELLS = 400_000
 CHUNK_CELLS = 2**24
-KEPT_CELLS = 2**22  # 32 MiB of counts
+KEPT_CELLS = 2**24  # 32 MiB of counts
 # Metrics of one label that :func:`_of_classes` computes.
 OF_CLASSES = (
     *("accuracy", "auroc", "f1_macro", "ece", "recall_macro", "mcc", "gmean"),
@@ -35,12 +35,16 @@ def row_counts(rows: int) -> Iterator[np.ndarray]:
     Yields:
         (B, N) float64; the B sum to :data:`DRAWS`.
     """
-    yield from _kept_counts(rows) if rows * DRAWS <= KEPT_CELLS else _drawn_counts(rows)
+    if rows * DRAWS > KEPT_CELLS:
+        yield from _drawn_counts(rows)
+    else:
+        yield from (counts.astype(np.float64) for counts in _kept_counts(rows))
 
 
 @functools.lru_cache(maxsize=4)  # a report asks for the same number of rows for every model and scenario
 def _kept_counts(rows: int) -> tuple[np.ndarray, ...]:
-    return tuple(_drawn_counts(rows))
+    assert rows < 2**16  # so that the counts fit
+    return tuple(counts.astype(np.uint16) for counts in _drawn_counts(rows))
 
 
 def _drawn_counts(rows: int) -> Iterator[np.ndarray]:

@@ -174,6 +174,19 @@ def test_resampled_metrics_are_those_of_the_resampled_rows(task, monkeypatch):
     assert bootstrap.resampled({"logits": logits, "target": target}, "accepted_share") is None
 
 
+@pytest.mark.parametrize("rows", [3, 16_000, 17_000])
+def test_resamples_that_are_kept_are_those_that_are_drawn(rows, monkeypatch):
+    """Up to 2^24 counts are kept; those of more rows are drawn anew for every file."""
+    bootstrap._kept_counts.cache_clear()
+    monkeypatch.setattr(bootstrap, "CHUNK_CELLS", 2 * rows)
+    first, again = (next(iter(bootstrap.row_counts(rows))) for _ in range(2))
+    rng = np.random.default_rng([bootstrap.SEED, rows])
+    drawn = [np.bincount(draw, minlength=rows) for draw in rng.integers(rows, size=(2, rows))]
+    np.testing.assert_array_equal(first, drawn)
+    np.testing.assert_array_equal(again, drawn)
+    bootstrap._kept_counts.cache_clear()
+
+
 def test_mcnemar_by_hand():
     # 1 against 5 of 6 disagreements: 2 (C(6,0) + C(6,1)) / 2^6 = 14 / 64.
     assert mcnemar(1, 5) == mcnemar(5, 1) == pytest.approx(14 / 64)
