@@ -219,10 +219,10 @@ class PolyMNIST(SourcedDataModule):
             raise UserError("dataset.photographs and dataset.backgrounds are both given: set one of them to null")
         if isinstance(photographs, str) or not isinstance(photographs, Sequence | None):
             raise UserError(f"dataset.photographs={photographs}: give a list of {len(VIEWS)} names, one per view")
-        self.has_own_photographs = photographs is not None
         self.photographs = PHOTOGRAPHS if photographs is None else tuple(photographs)
         self.contrast = _of_views("contrast", contrast, 0.01, 1.0)
         self.deformation = _of_views("deformation", deformation, 0.0, SIDE / 4)
+        self.is_changed = photographs is not None or bool(self.contrast or self.deformation)  # the published recipe
         self.build_seed, self.split_seed = build_seed, split_seed
 
     def find_source(self) -> Source:
@@ -234,7 +234,7 @@ class PolyMNIST(SourcedDataModule):
         """
         listing = scan_layout(self.root) if self.root else {}
         if self.root and listing:
-            if self.has_own_photographs or self.contrast or self.deformation:
+            if self.is_changed:
                 raise UserError(
                     "dataset.photographs, contrast and deformation apply to tuples that are built from MNIST, but "
                     f"{self.root} has the official files: set dataset.root=null and dataset.mnist, or leave them out"
@@ -252,7 +252,7 @@ class PolyMNIST(SourcedDataModule):
             return self._mnist_source(self.mnist)
         if self.download and self.root:
             return self._mnist_source(download_mnist(self.root))
-        if self.has_own_photographs or self.contrast or self.deformation:
+        if self.is_changed:
             raise UserError(
                 f"{self.name} with photographs, contrast or deformation is built from MNIST: set dataset.mnist to a "
                 "folder with the four MNIST files, or set dataset.download=true and dataset.root"

@@ -138,7 +138,7 @@ def _epochs(run: FinishedRun) -> int:
 
 
 # Panels: title, label of x, columns whose difference is x (one column: x itself), and the column that the lead is over.
-PANELS = (
+PANELS: tuple[tuple[str, str, tuple[str, str | None], str], ...] = (
     ("lead over discarding", "coherence − accuracy without recoveries", ("coherence", "discarding"), "discarding"),
     ("lead over accepting all", "incoherence of the recoveries", ("one", "coherence"), "accepting"),
     ("lead over discarding, of what a choice could gain", "lead of the oracle", ("oracle", "discarding"), "discarding"),
@@ -146,22 +146,27 @@ PANELS = (
 )
 
 
+def _axes(cells: pd.DataFrame, columns: tuple[str, str | None], other: str) -> tuple[pd.Series, pd.Series]:
+    """What a panel shows of the cells: x and the lead over ``other``, in points (x of one column as it is)."""
+    first, second = columns
+    values = cells.assign(one=1.0)
+    x = values[first] if second is None else 100 * (values[first] - values[second])
+    return x, 100 * (cells["selecting"] - cells[other])
+
+
 @rc_context(RC)
 def lead_figure(cells: pd.DataFrame) -> Figure:
     """DyMo's lead, in points, against what is thought to decide it; a mark is a cell."""
-    cells = cells.assign(one=1.0)
     figure, axes = grid(2, 2, 10, 7.4)
     kinds = [(d, s) for d in cells["dataset"].unique() for s in cells["scenario"].unique()]
     scenarios = list(cells["scenario"].unique())
-    for ax, (title, xlabel, (first, second), other) in zip(axes.flat, PANELS, strict=True):
+    for ax, (title, xlabel, columns, other) in zip(axes.flat, PANELS, strict=True):
+        first, second = columns
         for dataset, scenario in kinds:
             part = cells[(cells["dataset"] == dataset) & (cells["scenario"] == scenario)]
-            x = part[first] if second is None else 100 * (part[first] - part[second])
             number = list(cells["dataset"].unique()).index(dataset)
             look = {"color": COLOURS[scenarios.index(scenario)], "marker": MARKERS[number]}
-            ax.scatter(
-                x, 100 * (part["selecting"] - part[other]), s=34, alpha=0.8, label=f"{dataset}, {scenario}", **look
-            )
+            ax.scatter(*_axes(part, columns, other), s=34, alpha=0.8, label=f"{dataset}, {scenario}", **look)
         if second is None:
             ax.set_xscale("log")
             ax.set_xticks(values := sorted(cells[first].unique()), [str(v) for v in values])
@@ -184,13 +189,12 @@ def correlations(cells: pd.DataFrame) -> pd.DataFrame:
         Columns ``lead``, ``with``, ``dataset``, ``correlation`` and ``cells``. Cells share samples, backbones and
         imputers, so there is no test.
     """
-    cells = cells.assign(one=1.0)
     rows = []
-    for title, xlabel, (first, second), other in PANELS:
+    for title, xlabel, columns, other in PANELS:
         for dataset, part in cells.groupby("dataset", sort=False):
-            part = part[part[[first, other]].notna().all(axis=1)]
-            x = part[first] if second is None else part[first] - part[second]
-            is_determined = len(part) > 2 and x.nunique() > 1
-            value = stats.spearmanr(x, part["selecting"] - part[other]).statistic if is_determined else np.nan
-            rows.append((title, xlabel, dataset, value, len(part)))
+            x, lead = _axes(part, columns, other)
+            known = x.notna() & lead.notna()
+            is_determined = known.sum() > 2 and x[known].nunique() > 1
+            value = stats.spearmanr(x[known], lead[known]).statistic if is_determined else np.nan
+            rows.append((title, xlabel, dataset, value, int(known.sum())))
     return pd.DataFrame(rows, columns=["lead", "with", "dataset", "correlation", "cells"])
