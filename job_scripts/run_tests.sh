@@ -8,6 +8,13 @@ source "$(dirname "${BASH_SOURCE[0]}")/_environment.sh"
 
 export HF_HUB_OFFLINE=1 WANDB_MODE=offline MPLBACKEND=Agg
 
+# The tests write and remove some hundred thousand files: in memory, where there is room, without waiting for a disk.
+memory=/dev/shm
+if [[ -z ${TMPDIR:-} && -w $memory ]] && (($(df -kP "$memory" | awk 'NR == 2 {print $4}') > 8 * 1024 * 1024)); then
+  export TMPDIR=$memory/dymo-tests-$UID
+  mkdir -p "$TMPDIR"
+fi
+
 step() {
   local name=$1 start=$SECONDS code=0
   shift

@@ -54,11 +54,18 @@ def _load_once(self: ConfigRepository, config_path: str) -> ConfigResult | None:
 
 
 def _key(repo: IConfigRepository, *choices: object) -> str | None:
-    """Key of what depends on the chosen options alone; None where they are not those of this project, or change."""
+    """Key of what depends on the chosen options alone; None where they are not those of this project."""
     paths = [source.path for source in repo.get_sources()]
     key = repr((paths, choices))
+    if EXPERIMENT in key:
+        key += _of_estimator()
     is_shipped = str(module.CONFIGS) in [path.removeprefix("file://") for path in paths]
-    return key if is_shipped and EXPERIMENT not in key else None
+    return key if is_shipped else None
+
+
+def _of_estimator() -> str:
+    """The experiment that the estimator stored last: another of the same name for each set of inputs."""
+    return repr(ConfigStore.instance().load(f"experiment/{EXPERIMENT}.yaml").node)
 
 
 def _list_once(
@@ -92,10 +99,11 @@ def _merge_once(self: ConfigLoaderImpl, defaults: list[ResultDefault], repo: ICo
 def _compose_once(config_name: str, overrides: list[str], **options: Any) -> DictConfig:
     search_path = GlobalHydra.instance().config_loader().get_search_path().get_path()
     is_shipped = str(module.CONFIGS) in [str(folder.path).removeprefix("file://") for folder in search_path]
-    # The estimator stores another experiment of the same name for each set of inputs.
-    if options or not is_shipped or f"experiment={EXPERIMENT}" in overrides:
+    if options or not is_shipped:
         return _compose(config_name, overrides, **options)
     key = (config_name, *overrides)
+    if f"experiment={EXPERIMENT}" in overrides:
+        key += (_of_estimator(),)
     if key not in _compositions:
         _compositions[key] = pickle.dumps(_compose(config_name, overrides))
         if len(_compositions) > LARGEST:

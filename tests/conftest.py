@@ -21,6 +21,7 @@ from datasets.readers.images import ImageReader
 from tests.configs_once import read_once
 from tests.makers import make_polymnist_folder
 from trainers.config.compose import compose_config, register
+from utils.memory import keep_freed_memory
 
 # DYMO_TEST_THREADS sets the number of threads of PyTorch. One by default: threads of several test processes that share
 # the cores wait for each other.
@@ -30,6 +31,8 @@ if not torch.cuda.is_available():
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 # No test loses power, and waiting until a disk has thousands of checkpoints takes longer than writing them.
 os.fsync = lambda file: None
+# As run.py does: otherwise every step of a training asks the system for its memory anew.
+keep_freed_memory()
 register()
 read_once()
 

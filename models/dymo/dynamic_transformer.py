@@ -403,7 +403,12 @@ class DynamicTransformer(TokenPipeline):
         """Set the prototypes of the training epoch before its validation."""
         if self._running is None:
             return
-        self.prototypes.copy_(self._running.mean(lambda part: self.trainer.strategy.reduce(part, reduce_op="sum")))
+        trainer = self.trainer
+        assert trainer.train_dataloader is not None
+        # An epoch of a part of the batches, as of stage plan, may lack a rare class.
+        is_complete = trainer.num_training_batches >= len(trainer.train_dataloader)
+        previous = None if is_complete else self.prototypes
+        self.prototypes.copy_(self._running.mean(lambda part: trainer.strategy.reduce(part, reduce_op="sum"), previous))
         self._running = None
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:

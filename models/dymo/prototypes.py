@@ -51,16 +51,19 @@ class RunningPrototypes:
         self.sum.index_add_(0, target, features.sum(0, dtype=torch.float64))
         self.count.index_add_(0, target, torch.full_like(target, len(features), dtype=torch.float64))
 
-    def mean(self, reduce: Callable[[Tensor], Tensor]) -> Tensor:
+    def mean(self, reduce: Callable[[Tensor], Tensor], previous: Tensor | None = None) -> Tensor:
         """Class means, (C, D) float32.
 
         Args:
             reduce: sums a tensor over all processes.
+            previous: prototypes (C, D) of classes that were not seen; None = there must be none.
 
         Raises:
             UserError: a class was not seen.
         """
         total, count = reduce(self.sum), reduce(self.count)
+        if previous is not None:
+            return torch.where(count[:, None] > 0, total / count[:, None], previous).float()
         if (count == 0).any():
             raise UserError(
                 f"class {int((count == 0).nonzero()[0])} was not seen in a complete training epoch, so it has no "

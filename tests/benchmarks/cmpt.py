@@ -129,8 +129,17 @@ def main(arguments: Sequence[str] | None = None) -> pd.DataFrame:
     print(frame.round(2).to_markdown(index=False))
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        frame.to_csv(options.out, index=False)
+        as_results(frame).to_csv(options.out, index=False)
     return frame
+
+
+def as_results(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table in the form of a file of results, a row per way and quantity. ``model`` is what is done in which
+    precision, ``scenario`` how."""
+    names = {"dataset": "random", "model": frame["what"] + "_" + frame["precision"], "seed": 0}
+    frame = frame.assign(**names, scenario=frame["how"].str.replace(" ", "_"), n=frame["rows"])
+    values = ["samples_per_second", "times_float32", "peak_mib"]
+    return frame.melt(["dataset", "model", "seed", "scenario", "n"], values, "metric", "value")
 
 
 if __name__ == "__main__":

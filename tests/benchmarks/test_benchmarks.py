@@ -13,6 +13,7 @@ from datasets.multi_feature_digits import VIEWS
 from tests.benchmarks import cmpt, growth, methods
 from tests.benchmarks.__main__ import main
 from tests.benchmarks.methods import multiply_adds
+from trainers.report.runs import read_results
 from utils.errors import UserError
 
 
@@ -64,7 +65,11 @@ def test_costs_of_methods_in_a_tiny_setting(tmp_path: Path) -> None:
 
 def test_ways_of_cmpt_in_a_tiny_setting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = cmpt.main(["--small", "--batch=2", "--rows=3", "--repeats=1", "--out", str(tmp_path / "c.csv")])
-    assert len(table) == 8 and (table.samples_per_second > 0).all() and (tmp_path / "c.csv").exists()
+    assert len(table) == 8 and (table.samples_per_second > 0).all()
+    stored = read_results(tmp_path / "c.csv").set_index(["model", "scenario", "metric"])["value"]
+    way = table[(table.what == "prediction") & (table.precision == "bf16") & (table.how == "adapters merged")]
+    assert stored["prediction_bf16", "adapters_merged", "peak_mib"] == way["peak_mib"].item()
+    assert len(stored) == 3 * 8
     assert (
         table.times_float32[table.how.isin(["plain", "adapters beside"]) & (table.precision == "float32")].eq(1).all()
     )

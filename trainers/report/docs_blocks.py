@@ -17,6 +17,7 @@ from matplotlib.image import imread
 from trainers.report.costs import cost_table
 from trainers.report.docs_sources import Source, Sources
 from trainers.report.evidence import METRICS_OF_CLASSES
+from trainers.report.figures import scenarios_at_rate_one
 from trainers.report.plots import degradation
 from trainers.report.rank_changes import Scores, agreement, order_changes, ranks
 from trainers.report.selection_gains import cells_of, correlations, gains, lead_figure
@@ -330,7 +331,8 @@ def figure(block: Block) -> str:
     """Block ``figure``: scores against the missing rate; writes ``file`` beside the page if the picture differs."""
     rows = rows_of_metric(block.rows(block.source.summary), block.metric)
     models = list(rows["model"].unique())
-    drawn = degradation(rows, label(block.metric), model_styles(models))
+    at_rate_one = scenarios_at_rate_one(block.source.runs)
+    drawn = degradation(rows, label(block.metric), model_styles(models), at_rate_one=at_rate_one)
     if drawn is None or not block.file.endswith(".png"):
         raise UserError("needs file=NAME.png, and scenarios with a missing rate")
     write_picture(drawn, block.page.parent / block.file)

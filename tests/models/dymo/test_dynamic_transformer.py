@@ -416,9 +416,10 @@ def test_reference_index_leaves_later_embeddings_untrained() -> None:
     assert model.modality_embeddings.weight.grad.any(dim=1).tolist() == [True, True, False]
 
 
-def one_process() -> SimpleNamespace:
-    """A trainer whose sums over processes are those of this one."""
-    return SimpleNamespace(strategy=SimpleNamespace(reduce=lambda part, reduce_op: part))
+def one_process(batches: int = 10) -> SimpleNamespace:
+    """A trainer on a number of the 10 batches, whose sums over processes are those of this one."""
+    strategy = SimpleNamespace(reduce=lambda part, reduce_op: part)
+    return SimpleNamespace(strategy=strategy, num_training_batches=batches, train_dataloader=range(10))
 
 
 def test_prototypes_are_means_over_the_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -451,6 +452,11 @@ def test_class_that_was_never_seen_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     model._running.update(torch.ones(1, 3, 5), torch.tensor([0, 1, 3]))
     with pytest.raises(UserError, match="class 2"):
         model.on_validation_start()
+    # In an epoch of a part of the batches (trainer.limit_train_batches, stage plan), it keeps its prototype.
+    monkeypatch.setattr(DynamicTransformer, "trainer", one_process(batches=9), raising=False)
+    before = model.prototypes.fill_(0.5).clone()
+    model.on_validation_start()
+    assert torch.equal(model.prototypes, torch.where(torch.arange(4)[:, None] == 2, before, 1.0))
 
 
 @pytest.mark.parametrize(("incomplete", "most"), [(False, 7), (True, 7), (False, 3)])
