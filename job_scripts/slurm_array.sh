@@ -17,13 +17,10 @@ read -ra models <<<"${MODELS:-DyMo ModDrop}"
 read -ra seeds <<<"${SEEDS:-0 1 2}"
 tasks=$((${#models[@]} * ${#seeds[@]}))
 
-die() { echo "error: $*" >&2; exit 2; }
-
-run() { if [[ -n ${DRY_RUN:-} ]]; then printf '%q ' "$@"; echo; else "$@"; fi; }
-
 # SLURM copies this script elsewhere before it runs it: the checkout is where it was submitted.
 cd "${SLURM_SUBMIT_DIR:-$(dirname "${BASH_SOURCE[0]}")/..}"
-[[ -f run.py ]] || die "$PWD has no run.py: submit from the root of the checkout."
+[[ -f run.py ]] || { echo "error: $PWD has no run.py: submit from the root of the checkout." >&2; exit 2; }
+source job_scripts/_slurm.sh
 ((tasks > 0)) || die "MODELS and SEEDS must name at least one model and one seed."
 
 if [[ ${1:-} == submit ]]; then
@@ -54,10 +51,7 @@ if [[ ${1:-} == submit ]]; then
   exit
 fi
 
-[[ -x .venv/bin/python || -n ${DRY_RUN:-} ]] || die "there is no .venv: run bash job_scripts/quickstart.sh --help first."
-export PATH="$PWD/.venv/bin:$PATH"
-# SLURM does not always keep a task on its cores: PyTorch would start a thread for each core of the node.
-if [[ -n ${SLURM_CPUS_PER_TASK:-} ]]; then export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$SLURM_CPUS_PER_TASK}"; fi
+activate
 case ${1:-} in
   prepare) run python run.py "${@:2}" 'stages=[prepare]' ;;
   report) run python run.py "${@:2}" 'stages=[report]' ;;

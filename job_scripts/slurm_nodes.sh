@@ -13,20 +13,14 @@
 #SBATCH --requeue
 set -euo pipefail
 
-die() { echo "error: $*" >&2; exit 2; }
-
-run() { if [[ -n ${DRY_RUN:-} ]]; then printf '%q ' "$@"; echo; else "$@"; fi; }
-
 # SLURM copies this script elsewhere before it runs it: the checkout is where it was submitted.
 cd "${SLURM_SUBMIT_DIR:-$(dirname "${BASH_SOURCE[0]}")/..}"
-[[ -f run.py ]] || die "$PWD has no run.py: submit from the root of the checkout."
+[[ -f run.py ]] || { echo "error: $PWD has no run.py: submit from the root of the checkout." >&2; exit 2; }
+source job_scripts/_slurm.sh
 nodes=${SLURM_NNODES:-} tasks=${SLURM_NTASKS_PER_NODE:-}
 [[ $nodes =~ ^[0-9]+$ && $tasks =~ ^[0-9]+$ ]] ||
   die "the number of nodes or of tasks per node is not set: submit with sbatch --nodes=2 --ntasks-per-node=4."
-[[ -x .venv/bin/python || -n ${DRY_RUN:-} ]] || die "there is no .venv: run bash job_scripts/quickstart.sh --help first."
-export PATH="$PWD/.venv/bin:$PATH"
-# SLURM does not always keep a task on its cores: PyTorch would start a thread for each core of the node.
-if [[ -n ${SLURM_CPUS_PER_TASK:-} ]]; then export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$SLURM_CPUS_PER_TASK}"; fi
+activate
 
 processes=(trainer=ddp "trainer.num_nodes=$nodes" "trainer.devices=$tasks")
 run python run.py "$@" 'stages=[prepare]'

@@ -156,8 +156,7 @@ def test_submission_is_preparation_array_and_report(tmp_path: Path) -> None:
     )
     (tmp_path / "sbatch").chmod(0o755)
     folder = tmp_path / "checkout"
-    (folder / "job_scripts").mkdir(parents=True)
-    shutil.copy(SCRIPT, folder / "job_scripts")
+    shutil.copytree(SCRIPT.parent, folder / "job_scripts")
     (folder / "run.py").touch()
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "MODELS": "DyMo  MAP MUSE", "SEEDS": "0 1"}
     command = ["bash", str(folder / "job_scripts" / "slurm_array.sh"), "submit", "--partition=gpu", "--", "dataset=MST"]
@@ -185,6 +184,7 @@ def test_a_task_has_a_thread_per_core_that_it_was_given(
     python.write_text('#!/bin/sh\necho "${OMP_NUM_THREADS:--} $*"\n')
     python.chmod(0o755)
     (tmp_path / "run.py").touch()
+    (tmp_path / "job_scripts").symlink_to(SCRIPT.parent)
     plain = {"PATH": os.environ["PATH"], "SLURM_SUBMIT_DIR": str(tmp_path), **environment}
     done = subprocess.run(["bash", str(SCRIPT), "report", "name=a"], env=plain, capture_output=True, text=True)
     assert done.stdout == f"{threads} run.py name=a stages=[report]\n", done.stderr
