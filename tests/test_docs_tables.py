@@ -174,33 +174,6 @@ def test_sentences_on_mst_follow_from_the_table() -> None:
     )
 
 
-def extremes(cells: list[str]) -> tuple[float, float]:
-    """Smallest and largest SD of some cells."""
-    deviations = [float(cell.partition(" ± ")[2]) for cell in cells]
-    return min(deviations), max(deviations)
-
-
-def cmpt_rows(heading: str, table: int) -> dict[str, list[float]]:
-    """Scores by variant of a table of the CMPT page, without the number of seeds."""
-    text = section("cmpt", heading)
-    return {row[0]: scores(text, row[0], table)[1:] for row in tables_of(text)[table]}
-
-
-def test_sentences_on_cmpt_follow_from_the_tables() -> None:
-    always, rule, never = "CMPT: always the proxy", "CMPT, DyMo decides on the proxy", "CMPT's weights, never the proxy"
-    for table in (0, 1):
-        rows = cmpt_rows("## Digits", table)
-        assert all(round(max(column) - min(column), 1) <= 1.0 for column in zip(*rows.values(), strict=True))
-        assert all(round(abs(a - b), 1) <= 0.3 for a, b in zip(rows[rule], rows[never], strict=True))
-    unknown = [cmpt_rows("## Digits of unknown speakers", table) for table in (0, 1)]
-    pairs = [list(zip(rows[always], rows["trained without proxies"], strict=True))[:5] for rows in unknown]
-    inner = [float(gap(a, b)) for rates in pairs for a, b in rates]
-    check(section("cmpt"), f"CMPT is {min(inner)} to {max(inner)} above the model without proxies")
-    rows = {row[0]: row[2:7] for row in tables_of(section("cmpt", "## Digits of unknown speakers"))[0]}
-    low, high = zip(*(extremes(rows[model]) for model in (always, "trained without proxies")), strict=True)
-    check(section("cmpt"), f"sound missing (SD {low[0]} to {high[0]} against {low[1]} to {high[1]})")
-
-
 def test_learned_parameters_of_the_reference_are_those_of_the_code() -> None:
     text = (ROOT / "docs" / "reference" / "cmpt.md").read_text().partition("### 2.6.2 Our counts")[2]
     shown = {row[0]: row[1:] for row in tables_of(text.replace("**", ""))[0] if row[1].startswith("Food-101")}

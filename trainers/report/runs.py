@@ -36,6 +36,8 @@ KEY = ["dataset", "model", "scenario", "metric"]
 REPEAT = ["seed", "fold"]  # averaged over
 FIX = "delete it and run stages=[test] again"
 DEEPEST = 100  # levels of a configuration
+# Settings of a method that is trained the same whether it selects or not (CMPT).
+DECIDING = ("select", "selector", "selection", "rules", "comparators", "validation", "gaussian")
 
 
 @dataclass
@@ -62,14 +64,19 @@ class FinishedRun:
 
     @cached_property
     def trained(self) -> tuple[str, ...]:
-        """What was trained: equal for runs that use one trained backbone in different ways, such as two rules of
-        selection. The layout has one backbone per data set, name of it, name of the run and seed."""
+        """What was trained: equal for runs that use the same trained weights in different ways, such as two rules of
+        selection. The layout has one backbone, or one CMPT that selects or not, per data set, name of it, name of the
+        run and seed."""
         model = self.config.get("model")
-        backbone = model.get("backbone") if isinstance(model, Mapping) else None
-        if backbone is None:
+        weights = None
+        if isinstance(model, Mapping) and "select" in model:
+            weights = {key: value for key, value in model.items() if key not in DECIDING}
+        elif isinstance(model, Mapping):
+            weights = model.get("backbone")
+        if weights is None:
             return (str(self.path),)
         of_set, of_run = self.path.parents[2], self.path.relative_to(self.path.parents[1])
-        return (str(of_set), json.dumps(backbone, sort_keys=True, default=str), str(of_run))
+        return (str(of_set), json.dumps(weights, sort_keys=True, default=str), str(of_run))
 
     def text(self, file: str) -> str:
         """Content of a text file, empty if there is none.

@@ -56,7 +56,6 @@ The interval is <!-- cell interval of DyMo minus M3Care at none in ours -->1.23 
 # Page -> headings with tables of scores without stored results, and with tables from scores without predictions. Pages
 # leave this list when their runs are stored; nothing is added to it.
 WITHOUT_RUNS: dict[str, tuple[list[str], list[str]]] = {
-    "cmpt": (["Digits", "Digits of unknown speakers", "Throughput"], []),
     "selection": ([], ["Coherence of the imputers"]),
     "imputers": (["Recovery methods side by side"], ["With a classifier on the latent space"]),
     "mst": (["Results"], []),

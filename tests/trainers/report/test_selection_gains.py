@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -175,21 +176,27 @@ def test_data_sets_are_not_mixed(runs) -> None:
         gains(runs, pd.concat([frame, frame.assign(dataset="Other")]), "accuracy")
 
 
-def test_runs_that_share_a_backbone_are_paired(tmp_path: Path) -> None:
-    """Two rules of selection on one trained backbone, in run directories of their own."""
+@pytest.mark.parametrize(
+    ("ours", "theirs", "other"),
+    [
+        ({"backbone": {"width": 8}, "selection": 1}, {"backbone": {"width": 8}}, {"backbone": {"width": 9}}),
+        # CMPT beside the same CMPT that selects.
+        ({"select": True, "width": 8}, {"select": False, "width": 8}, {"select": False, "width": 9}),
+    ],
+)
+def test_runs_that_share_what_was_trained_are_paired(
+    ours: dict[str, Any], theirs: dict[str, Any], other: dict[str, Any], tmp_path: Path
+) -> None:
+    """Two rules of selection on the same trained weights, in run directories of their own."""
     made = []
     for model in ("DyMo", "M3Care"):
         for seed in range(3):
             run = write_run(tmp_path, model, seed, scenarios=("random_0.4",))
-            (run / "config.yaml").write_text(
-                yaml.safe_dump({"model": {"name": model, "backbone": {"name": "B", "width": 8}}})
-            )
+            (run / "config.yaml").write_text(yaml.safe_dump({"model": ours if model == "DyMo" else theirs}))
             made.append(run)
     paired = compare(gather(made)[0], of(gather(made)[0]).query("model in ('DyMo', 'M3Care')"), "accuracy")
     for run in made[3:]:
-        (run / "config.yaml").write_text(
-            yaml.safe_dump({"model": {"name": "M3Care", "backbone": {"name": "B", "width": 9}}})
-        )
+        (run / "config.yaml").write_text(yaml.safe_dump({"model": other}))
     apart = compare(gather(made)[0], of(gather(made)[0]).query("model in ('DyMo', 'M3Care')"), "accuracy")
     assert paired["test"].tolist() == ["same runs and rows"] and apart["test"].tolist() == ["runs and rows"]
 
