@@ -2,10 +2,10 @@
 
 die() { echo "error: $*" >&2; exit 2; }
 
-# Commands, printed instead if DRY_RUN is set.
+# Run a command, or print it if DRY_RUN is set.
 run() { if [[ -n ${DRY_RUN:-} ]]; then printf '%q ' "$@"; echo; else "$@"; fi; }
 
-# The environment of a task.
+# Use the environment of the checkout in a task.
 activate() {
   [[ -x .venv/bin/python || -n ${DRY_RUN:-} ]] || die "there is no .venv: run bash job_scripts/quickstart.sh --help first."
   export PATH="$PWD/.venv/bin:$PATH"

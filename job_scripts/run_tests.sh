@@ -8,11 +8,26 @@ source "$(dirname "${BASH_SOURCE[0]}")/_environment.sh"
 
 export HF_HUB_OFFLINE=1 WANDB_MODE=offline MPLBACKEND=Agg
 
-# The tests write and remove some hundred thousand files: in memory, where there is room, without waiting for a disk.
-memory=/dev/shm
-if [[ -z ${TMPDIR:-} && -w $memory ]] && (($(df -kP "$memory" | awk 'NR == 2 {print $4}') > 8 * 1024 * 1024)); then
-  export TMPDIR=$memory/dymo-tests-$UID
-  mkdir -p "$TMPDIR"
+# The tests write and remove some hundred thousand files: in memory, without waiting for a disk, where there is room for them
+# and where programs may be executed.
+temporary= checker= types=
+finish() {
+  if [[ $checker ]]; then kill "$checker" 2>/dev/null || true; fi
+  rm -rf "$types" "$temporary"
+}
+trap finish EXIT
+
+has_room() {
+  local room=12 limit=/sys/fs/cgroup/memory.max  # GiB
+  [[ -r /proc/meminfo && -w $1 ]] && awk -v room=$room '/^MemAvailable/ {exit $2 < room * 2^20}' /proc/meminfo &&
+    df -kP "$1" | awk -v room=$room 'NR == 2 {exit $4 < room * 2^20}' &&
+    { [[ ! -r $limit ]] || awk -v room=$room '{exit $1 != "max" && $1 < room * 2^30}' $limit; }
+}
+
+if [[ -z ${TMPDIR:-} ]] && has_room /dev/shm; then
+  temporary=$(mktemp -d /dev/shm/tests.XXXXXX)
+  printf '#!/bin/sh\n' >"$temporary/probe" && chmod +x "$temporary/probe"
+  if "$temporary/probe" 2>/dev/null; then export TMPDIR=$temporary; fi
 fi
 
 step() {
@@ -39,7 +54,6 @@ step "ruff format" ruff format --check .
 types=$(mktemp)
 mypy >"$types" 2>&1 &
 checker=$!
-trap 'kill "$checker" 2>/dev/null || true; rm -f "$types"' EXIT
 
 report_types() {
   local code=0

@@ -159,6 +159,7 @@ def test_submission_is_preparation_array_and_report(tmp_path: Path) -> None:
     shutil.copytree(SCRIPT.parent, folder / "job_scripts")
     (folder / "run.py").touch()
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "MODELS": "DyMo  MAP MUSE", "SEEDS": "0 1"}
+    assert shutil.which("sbatch", path=environment["PATH"]) == str(tmp_path / "sbatch"), "a real one would submit jobs"
     command = ["bash", str(folder / "job_scripts" / "slurm_array.sh"), "submit", "--partition=gpu", "--", "dataset=MST"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "submitted: prepare 1, 6 tasks 2, report 3\n"

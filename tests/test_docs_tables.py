@@ -199,6 +199,18 @@ def test_total_parameters_of_the_page_are_those_of_the_code() -> None:
         assert f"| {name} | {cells} |" in text
 
 
+def test_sentences_on_cmpt_follow_from_the_tables() -> None:
+    for heading in ("## Digits", "## Digits of unknown speakers"):
+        tables = tables_of(section("cmpt", heading))
+        (tests,) = [table for table in tables if len(table[0]) == 7 and " to " in table[0][4]]
+        assert len(tests) == 16 and all(float(row[5]) >= 0.05 for row in tests), "no difference is beyond chance"
+        sound, image = ([[float(re.search(r"\d+\.\d", cell)[0]) for cell in row[1:]] for row in t] for t in tables[1:3])  # type: ignore[index]
+        if heading == "## Digits":
+            assert all(93 <= row[-1] <= 95 for row in sound + image), "about 94 %"
+        else:
+            assert all(row[-1] > row[0] for row in sound), "better without the sound"
+
+
 def test_sentences_on_the_skin_lesions_under_stress_follow_from_the_table() -> None:
     text = section("masked-attention", "## Skin lesions, inference stress")
     ours, zeros = (scores(text, model, 1) for model in ("MaskedAttention", "Zeros_MLP"))  # the first lists the runs

@@ -17,15 +17,10 @@ from trainers.config.build import data_arguments, data_class, encoders_of_data, 
 from trainers.config.imputers import imputer_parts
 from trainers.plan import PART, Plan
 from utils import weights as checkpoints
-from utils.run_directory import RunDirectory, file_hash
+from utils.run_directory import NOT_OF_FIT, RunDirectory, file_hash
 from utils.safe_pickle import read_tensors
 
 log = logging.getLogger(__name__)
-# Keys of a model that its training does not depend on (a modality is part of its module).
-NOT_OF_FIT = (
-    "transformer_checkpoint", "checkpoint", "gaussian", "use_imputer", "modality", "prerequisites",
-    "select", "selector", "selection", "comparators", "validation", "rules",
-)  # fmt: skip
 # In the settings of runs with temporal_blur at even levels; earlier windows began one frame too early.
 CENTRED = "even windows end one frame later"
 # Arguments of an imputer that recoveries depend on, and its training does not.

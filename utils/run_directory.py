@@ -36,6 +36,11 @@ RENAMED = {
 }
 DESCRIPTION = ("config.yaml", "environment.json")
 SOURCE_ROOT = Path(__file__).resolve().parent.parent
+# Keys of a model that its training does not depend on (a modality is part of its module).
+NOT_OF_FIT = (
+    "transformer_checkpoint", "checkpoint", "gaussian", "use_imputer", "modality", "prerequisites",
+    "select", "selector", "selection", "comparators", "validation", "rules",
+)  # fmt: skip
 
 
 def current_names(text: str) -> str:

@@ -405,7 +405,7 @@ class DynamicTransformer(TokenPipeline):
             return
         trainer = self.trainer
         assert trainer.train_dataloader is not None
-        # An epoch of a part of the batches, as of stage plan, may lack a rare class.
+        # Epochs that are limited to some batches, as those of stage plan, may lack a rare class.
         is_complete = trainer.num_training_batches >= len(trainer.train_dataloader)
         previous = None if is_complete else self.prototypes
         self.prototypes.copy_(self._running.mean(lambda part: trainer.strategy.reduce(part, reduce_op="sum"), previous))

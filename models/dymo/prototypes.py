@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from utils.errors import UserError
 
+log = logging.getLogger(__name__)
 COSINE, EUCLIDEAN = "cosine_similarity", "squared_euclidean"
 DISTANCE_METRICS = (COSINE, EUCLIDEAN)
 
@@ -56,17 +58,19 @@ class RunningPrototypes:
 
         Args:
             reduce: sums a tensor over all processes.
-            previous: prototypes (C, D) of classes that were not seen; None = there must be none.
+            previous: prototypes (C, D) that classes without samples keep; None = such classes are an error.
 
         Raises:
             UserError: a class was not seen.
         """
         total, count = reduce(self.sum), reduce(self.count)
-        if previous is not None:
+        unseen = (count == 0).nonzero()[:, 0].tolist()
+        if unseen and previous is not None:
+            log.warning("no sample of class %s in a limited epoch: its prototype stays as it was", unseen)
             return torch.where(count[:, None] > 0, total / count[:, None], previous).float()
-        if (count == 0).any():
+        if unseen:
             raise UserError(
-                f"class {int((count == 0).nonzero()[0])} was not seen in a complete training epoch, so it has no "
+                f"class {unseen[0]} was not seen in a complete training epoch, so it has no "
                 "prototype: check the training split or switch drop_last off"
             )
         return (total / count[:, None]).float()

@@ -330,14 +330,21 @@ def _known(values: pd.Series, digits: int) -> list[str]:
 def figure(block: Block) -> str:
     """Block ``figure``: scores against the missing rate; writes ``file`` beside the page if the picture differs."""
     rows = rows_of_metric(block.rows(block.source.summary), block.metric)
-    models = list(rows["model"].unique())
-    at_rate_one = scenarios_at_rate_one(block.source.runs)
-    drawn = degradation(rows, label(block.metric), model_styles(models), at_rate_one=at_rate_one)
+    rows = rows.assign(model=[_shown(name, block.models) for name in rows["model"]])
+    runs = block.source.runs
+    drawn = degradation(
+        rows,
+        label(block.metric),
+        model_styles(list(rows["model"].unique())),
+        at_rate_one=scenarios_at_rate_one(runs),
+        modalities={run.dataset: (run.config.get("dataset") or {}).get("modalities") or () for run in runs},
+    )
     if drawn is None or not block.file.endswith(".png"):
         raise UserError("needs file=NAME.png, and scenarios with a missing rate")
     write_picture(drawn, block.page.parent / block.file)
     bands = f"Bands: {'standard error over folds' if rows['n_folds'].any() else 'standard deviation'}"
-    return f"![{label(block.metric)} against the missing rate]({block.file})\n\n{block.note(bands)}"
+    title = f"{label(block.metric)} against the missing rate, study {block.source.name}"
+    return f"![{title}]({block.file})\n\n{block.note(bands)}"
 
 
 def gain_table(block: Block) -> str:

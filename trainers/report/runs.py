@@ -26,7 +26,7 @@ from utils import files
 from utils.checksums import verify_artefact
 from utils.errors import UserError, first_line
 from utils.files import natural_key
-from utils.run_directory import current_names
+from utils.run_directory import NOT_OF_FIT, current_names
 from utils.spreadsheet import unguard
 
 log = logging.getLogger(__name__)
@@ -36,8 +36,6 @@ KEY = ["dataset", "model", "scenario", "metric"]
 REPEAT = ["seed", "fold"]  # averaged over
 FIX = "delete it and run stages=[test] again"
 DEEPEST = 100  # levels of a configuration
-# Settings of a method that is trained the same whether it selects or not (CMPT).
-DECIDING = ("select", "selector", "selection", "rules", "comparators", "validation", "gaussian")
 
 
 @dataclass
@@ -70,13 +68,20 @@ class FinishedRun:
         model = self.config.get("model")
         weights = None
         if isinstance(model, Mapping) and "select" in model:
-            weights = {key: value for key, value in model.items() if key not in DECIDING}
+            weights = {key: value for key, value in model.items() if key not in NOT_OF_FIT or key == "prerequisites"}
         elif isinstance(model, Mapping):
             weights = model.get("backbone")
         if weights is None:
             return (str(self.path),)
+        dataset, missing, trainer = (self.config.get(key) or {} for key in ("dataset", "missing", "trainer"))
+        settings = [
+            weights,
+            {key: value for key, value in dataset.items() if not isinstance(value, str)},  # folders may move
+            {key: value for key, value in missing.items() if key != "test"},
+            [trainer.get(key) for key in ("precision", "limit_train_batches", "limit_val_batches")],
+        ]
         of_set, of_run = self.path.parents[2], self.path.relative_to(self.path.parents[1])
-        return (str(of_set), json.dumps(weights, sort_keys=True, default=str), str(of_run))
+        return (str(of_set), json.dumps(settings, sort_keys=True, default=str), str(of_run))
 
     def text(self, file: str) -> str:
         """Content of a text file, empty if there is none.

@@ -94,6 +94,24 @@ def test_tables_without_stored_runs_are_those_of_the_list():
         assert evidence_note(*headings) in (ROOT / "docs" / "results" / f"{name}.md").read_text()
 
 
+def test_a_curve_ends_where_all_rows_lack_the_modality(monkeypatch):
+    """In the figure of a study under the scenarios of CMPT: at 1 with the scores of whole_0 or whole_1."""
+    drawn = []
+    monkeypatch.setattr("trainers.report.docs_blocks.write_picture", lambda figure, file: drawn.append(figure))
+    folder = ROOT / "docs" / "results"
+    query = (
+        "from=cmpt file=a.png models=CMPT:ours scenarios=none,image_text_text_0.9,image_text_image_0.9,whole_0,whole_1"
+    )
+    with Sources(folder) as sources:
+        BLOCKS["figure"](Block.parse("figure", query, folder / "cmpt.md", sources))
+        summary = sources["cmpt"].summary
+    scores = summary[(summary.metric == "accuracy") & (summary.model == "CMPT")].set_index("scenario")["mean"]
+    for axes, whole in zip(drawn[0].axes, ("whole_0", "whole_1")):
+        (line,) = axes.lines
+        assert line.get_label() == "ours" and line.get_xdata()[-1] == 1
+        assert line.get_ydata()[-1] == pytest.approx(100 * scores[whole])
+
+
 def test_a_page_shows_what_is_stored(root):
     text = (root / "docs" / "results" / "study.md").read_text()
     with Sources(root / "docs" / "results") as sources:
@@ -137,7 +155,7 @@ def test_a_page_shows_what_is_stored(root):
     assert re.search(rf"\| ours +\| {1 + (first < 0)} +\| {1 + (second < 0)} +\|\n\| M3Care +\|", text)
     assert re.search(r"Kendall's τ +\| – +\| -?1\.00 \(-?1\.00 to -?1\.00\)", text)
     assert re.search(r"\d of 1 pairs: those whose order differs", text)
-    assert "![accuracy (%) against the missing rate](made.png)" in text
+    assert "![accuracy (%) against the missing rate, study made](made.png)" in text
     assert (root / "docs" / "results" / "made.png").stat().st_size > 5000
     assert text.endswith("<!-- evidence -->\n<!-- /evidence -->\n")  # all tables have stored runs
 

@@ -10,9 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from omegaconf import OmegaConf
 from statsmodels.stats.multitest import multipletests
 
 from tests.trainers.report.runs import write_run
+from trainers.config.compose import compose_config
 from trainers.report.docs_blocks import BLOCKS, Block
 from trainers.report.docs_sources import Source
 from trainers.report.runs import FinishedRun, gather
@@ -199,6 +201,23 @@ def test_runs_that_share_what_was_trained_are_paired(
         (run / "config.yaml").write_text(yaml.safe_dump({"model": other}))
     apart = compare(gather(made)[0], of(gather(made)[0]).query("model in ('DyMo', 'M3Care')"), "accuracy")
     assert paired["test"].tolist() == ["same runs and rows"] and apart["test"].tolist() == ["runs and rows"]
+
+
+def test_cmpt_that_selects_is_the_cmpt_that_does_not(tmp_path: Path) -> None:
+    """With the shipped configuration, whatever says how it selects; not where the training differs."""
+
+    ours, theirs = (write_run(tmp_path, model, 0, scenarios=("random_0.4",)) for model in ("DyMo", "M3Care"))
+
+    def trained(run: Path, *overrides: str) -> tuple[str, ...]:
+        cfg = compose_config("dataset=SpokenDigits", "model=CMPT", *overrides)
+        (run / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+        return gather([run])[0][0].trained
+
+    plain = trained(ours)
+    selecting = ["model.select=true", "model.selection.threshold=auto", "model.comparators=[discard,pool]"]
+    assert plain == trained(theirs, *selecting, "model.rules.draws=2", "missing.test=[none]")
+    for override in ("model.module.proxy=null", "missing.train=random_0.5", "dataset.train_fraction=0.5"):
+        assert plain != trained(theirs, override)
 
 
 def test_an_imputer_without_coherence_is_named(grid, coherence) -> None:
