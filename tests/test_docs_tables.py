@@ -163,17 +163,6 @@ def test_sentences_on_late_fusion_follow_from_the_table() -> None:
     )
 
 
-def test_sentences_on_mst_follow_from_the_table() -> None:
-    shown = section("mst", "## Results")
-    ours, discard, accept = (scores(shown, f"DyMo{part}") for part in ("", "/discard", "/impute_all"))
-    gains = [gap(ours[k], discard[k]) for k in (5, 6, 3)]
-    check(
-        section("mst"),
-        f"by {gains[0]} with the digit alone, by {gains[1]} with the photograph alone, and by {gains[2]} without the",
-        f"{gap(accept[3], ours[3])} below accepting everything without the text, and {gap(accept[6], ours[6])} *below*",
-    )
-
-
 def test_learned_parameters_of_the_reference_are_those_of_the_code() -> None:
     text = (ROOT / "docs" / "reference" / "cmpt.md").read_text().partition("### 2.6.2 Our counts")[2]
     shown = {row[0]: row[1:] for row in tables_of(text.replace("**", ""))[0] if row[1].startswith("Food-101")}
@@ -222,11 +211,8 @@ def test_sentences_on_the_skin_lesions_under_stress_follow_from_the_table() -> N
 
 
 def test_sentences_on_skin_lesions_follow_from_the_table() -> None:
-    shown = section("skin-lesions", "## Results")
-    names = ("discard", "IMI, impute_all", "TIP, impute_all", "TIP, DyMo")
-    discard, bad, good, ours = (scores(shown, name)[1] for name in names)
-    check(
-        section("skin-lesions"),
-        f"accepting everything costs {gap(discard, bad)} points when the table is missing",
-        f"accepting everything gains {gap(good, discard)} points and DyMo {gap(ours, discard)}",
-    )
+    (tests,) = [table for table in tables_of(section("skin-lesions", "## Results")) if len(table[0]) == 7]
+    assert all(float(row[5]) >= 0.05 for row in tests if float(row[3]) > 0), "no recovery is worth having beyond chance"
+    some = [row for row in tests if row[0].startswith("60 %") and re.fullmatch(r"DyMo_\w+", row[1])]
+    assert len(some) == 3 and all(float(row[5]) >= 0.05 for row in some), "no rule differs with 60 % missing"
+    assert {row[1] for row in tests if row[5] == "< 0.001"} == {"DyMo_IMI/impute_all", "DyMo_MoPoE/impute_all"}

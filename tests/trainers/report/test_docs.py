@@ -58,9 +58,7 @@ The interval is <!-- cell interval of DyMo minus M3Care at none in ours -->1.23 
 WITHOUT_RUNS: dict[str, tuple[list[str], list[str]]] = {
     "selection": ([], ["Coherence of the imputers"]),
     "imputers": (["Recovery methods side by side"], ["With a classifier on the latent space"]),
-    "mst": (["Results"], []),
     "polymnist": (["DyMo and its selection rule", "Comparison methods at equal epochs"], []),
-    "skin-lesions": (["Results", "Few training rows"], []),
     "udml": ([], ["Weights and predicted levels", "Weights and predicted levels for unknown speakers"]),
 }
 
