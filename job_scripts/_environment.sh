@@ -53,10 +53,12 @@ install_dependencies() {
   echo "Installing the dependencies with ${uv:-pip} (several GB the first time: PyTorch with CUDA)."
   if [[ -n $uv ]]; then
     for extra in ${EXTRAS:-}; do flags+=(--extra "$extra"); done
-    # The 30 seconds that uv waits for a download by default are too short for the largest wheels. Bytecode as pip has it:
-    # without, every process compiles thousands of files where PYTHONDONTWRITEBYTECODE is set.
-    UV_HTTP_TIMEOUT=${UV_HTTP_TIMEOUT:-300} "$uv" pip install --compile-bytecode --python .venv/bin/python -c constraints.txt \
-      -r pyproject.toml ${flags[@]+"${flags[@]}"}
+    # Where PYTHONDONTWRITEBYTECODE is set, every process would compile thousands of files: all are, in half a minute. Where it
+    # is not, the first process that imports a file compiles it.
+    if [[ ${PYTHONDONTWRITEBYTECODE:-} ]]; then flags+=(--compile-bytecode); fi
+    # The 30 seconds that uv waits for a download by default are too short for the largest wheels.
+    UV_HTTP_TIMEOUT=${UV_HTTP_TIMEOUT:-300} "$uv" pip install --python .venv/bin/python -c constraints.txt -r pyproject.toml \
+      ${flags[@]+"${flags[@]}"}
   else
     extra=${EXTRAS:-}
     .venv/bin/python -m pip install -c constraints.txt -e ".${extra:+[${extra// /,}]}"

@@ -3,6 +3,7 @@
 #   bash job_scripts/run_tests.sh [pytest arguments, e.g. -k digits or -m 'not slow']
 # COVERAGE=1 measures what the tests reach, with its floor for the whole suite; it makes them half as long again.
 set -euo pipefail
+unset PYTHONDONTWRITEBYTECODE  # hundreds of processes import the same files
 EXTRAS=test
 source "$(dirname "${BASH_SOURCE[0]}")/_environment.sh"
 

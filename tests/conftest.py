@@ -72,7 +72,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     """All tests are imported. A process of pytest-xdist calls this hook too, but not ``pytest_runtestloop``."""
-    garbage.collect_from_now_on()
+    garbage.collect_from_now_on(int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
 
 
 @pytest.fixture

@@ -6,16 +6,24 @@ from __future__ import annotations
 import atexit
 import gc
 
+import psutil
+
 gc.disable()
 # Objects that are made before a collection: Python's 700 suit programs with much garbage in cycles. A million are some
-# 200 MB.
+# 200 MB, but tensors among them may be more.
 MANY = 1_000_000
+ROOM = 2 * 2**30  # bytes of memory for a million objects of every test process
 
 
-def collect_from_now_on() -> None:
-    """Collect garbage again, and look through what is imported no more."""
+def collect_from_now_on(processes: int) -> None:
+    """Collect garbage again, the less often the more memory there is, and look through what is imported no more.
+
+    Args:
+        processes: that run tests at once.
+    """
     gc.freeze()
-    gc.set_threshold(MANY, 5, 5)
+    millions = psutil.virtual_memory().available // (ROOM * processes)
+    gc.set_threshold(MANY * min(max(millions, 1), 4), 5, 100)  # of all objects: where libraries ask for it
     gc.callbacks.append(_look_once)
     gc.enable()
     atexit.register(gc.unfreeze)  # extensions report what is not freed at the end

@@ -122,8 +122,11 @@ def stored_runs(study: Path) -> Iterator[list[FinishedRun]]:
                 for model, scenario in older.frame[["model", "scenario"]].drop_duplicates().itertuples(index=False):
                     older.predictions(str(model), str(scenario))
         gathered, _ = gather(paths)
-        stored = [_StoredRun(finished.path, finished.frame) for finished in gathered]
-        for each in stored:
+        stored = []
+        for finished in gathered:
+            each = _StoredRun(finished.path, finished.frame)
+            each.config = finished.config  # parsed already
+            stored.append(each)
             _check_accuracy(each, study)
         yield list(stored)
 
