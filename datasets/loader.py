@@ -149,6 +149,11 @@ class PackedLoader:
         elif len(rows):
             yield from ((part, False) for part in rows.tensor_split(len(self)))
 
+    def every(self, rank: int, world_size: int) -> PackedLoader | EveryNth:
+        """Batches ``rank``, ``rank + world_size``, ... of one process, for evaluations that processes share: a row is
+        in the same batch whatever their number."""
+        return self if world_size == 1 else EveryNth(self, rank, world_size)
+
     def gather(
         self,
         rows: Tensor,
@@ -246,3 +251,20 @@ def check_rows_without_nan(nan_rows: np.ndarray, missing: np.ndarray, modalities
             f"row {row} of modality '{modalities[column].name}' holds NaN but is marked as observed "
             f"({len(bad)} such cells): mark it missing in the mask, or correct the source file and prepare again"
         )
+
+
+class EveryNth:
+    """See :meth:`PackedLoader.every`."""
+
+    def __init__(self, loader: PackedLoader, first: int, step: int) -> None:
+        if loader.shuffle or loader.world_size > 1:
+            raise ValueError("the rows are shuffled or divided already")
+        self.loader, self.numbers = loader, range(first, len(loader), step)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __iter__(self) -> Iterator[Batch]:
+        size = self.loader.batch_size
+        for number in self.numbers:
+            yield self.loader.gather(torch.arange(number * size, min((number + 1) * size, len(self.loader.split))))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 from datasets.loader import check_rows_without_nan
@@ -18,7 +19,9 @@ from trainers.effort import cost_of
 from trainers.learned import learn
 from trainers.loading import Run
 from trainers.measurement import accuracy_table, realised_rates, tabulate
-from trainers.prediction import CellMasks, Masks, hardest, predict, scenario_batches, scenario_masks
+from trainers.prediction import CellMasks, Masks, Outputs, hardest, merge, predict, scenario_batches, scenario_masks
+from trainers.processes import Processes, join
+from utils.errors import UserError
 from utils.files import replacing, save_arrays
 from utils.run_directory import DESCRIPTION
 from utils.spreadsheet import write_table
@@ -32,7 +35,11 @@ PER_CLASS = ("dataset", "model", "seed", "scenario", "metric", "class", "value",
 
 def evaluate(run: Run) -> None:
     """Write ``results.csv``, ``results_per_class.csv``, ``predictions/``, ``masks/``, ``examples/`` and ``DONE`` into
-    the run directory of the model."""
+    the run directory of the model.
+
+    Several processes share the batches of the test split; the first one writes the files.
+    """
+    Processes().wait()  # for what the first one writes in the stages before
     with run.directory.held():
         _evaluate(run)
 
@@ -53,16 +60,36 @@ def _evaluate(run: Run) -> None:
         for mask in masks.values():
             check_rows_without_nan(nan_rows, mask, data.modalities)
     user_metrics = build_metrics(cfg, data)
+    processes = join(cfg)
+    is_first = processes.rank == 0
     model = run.load_method()
-    directory.clear("DONE")  # first: without its marker, the old output is no finished run
-    directory.begin("test", settings, clear=[*OUTPUT, *VALIDATION], continues=False)
-    learn(run, model)
+    if is_first:
+        directory.clear("DONE")  # first: without its marker, the old output is no finished run
+        directory.begin("test", settings, clear=[*OUTPUT, *VALIDATION], continues=False)
+        learn(run, model)
+    processes.wait()
+    if not is_first:
+        learn(run, model)  # reads what the first process has learned
     if model.needs_calibration:
-        calibrate(run, model)
-    about = {"metrics": {name: direction_of_class(metric) for name, metric in user_metrics.metrics.items()}}
-    directory.describe(cfg, {"mask_sha256_16": _save_masks(run, masks, cells, noise)} | about)
-    batches = data.loader("test", device=run.device)
-    outputs = predict(model, batches, masks, cells, features=tuple(cfg.report.features or ()), noise=noise)
+        _calibrate_alike(run, model, processes)
+    if is_first:
+        about = {"metrics": {name: direction_of_class(metric) for name, metric in user_metrics.metrics.items()}}
+        directory.describe(cfg, {"mask_sha256_16": _save_masks(run, masks, cells, noise)} | about)
+    batches = data.loader("test", device=run.device).every(processes.rank, processes.count)
+    features = tuple(cfg.report.features or ())
+    own: Outputs | UserError
+    try:
+        own = predict(model, batches, masks, cells, is_first, features, noise)
+    except UserError as error:  # raised by the first process, for which the others would wait
+        own = error
+    pieces = processes.gather(own)
+    processes.part()
+    if not is_first:
+        return
+    for piece in pieces:
+        if isinstance(piece, UserError):
+            raise piece
+    outputs = merge([piece for piece in pieces if not isinstance(piece, UserError)])
     for label, by_scenario in outputs.items():
         folder = directory / "predictions" / label if label else directory / "predictions"
         for scenario in run.scenarios:
@@ -113,9 +140,33 @@ def load_settled(run: Run) -> Method:
     return method
 
 
-def calibrate(run: Run, model: Method) -> None:
+def _calibrate_alike(run: Run, model: Method, processes: Processes) -> None:
+    """:func:`calibrate` in every process.
+
+    Raises:
+        UserError: they chose differently, so that their predictions would be of different methods.
+    """
+    chosen = calibrate(run, model, is_written=processes.rank == 0)
+    first, *others = processes.gather(chosen) or [chosen]
+    if not processes.share(all(_is_alike(a, b) for other in others for a, b in zip(first, other, strict=True))):
+        raise UserError(
+            "test: the processes chose different values on the validation split, as products of this device are not "
+            "the same each time: run stage test in one process (trainer.devices=1 trainer.num_nodes=1)"
+        )
+
+
+def _is_alike(a: pd.DataFrame, b: pd.DataFrame) -> bool:
+    try:
+        pd.testing.assert_frame_equal(a, b, rtol=1e-5, atol=1e-8)
+    except AssertionError:
+        return False
+    return True
+
+
+def calibrate(run: Run, model: Method, is_written: bool = True) -> list[pd.DataFrame]:
     """Let the method choose on the validation split, see :meth:`models.base.Method.calibrate`; writes
-    ``selection_validation.csv`` and, of :attr:`models.base.Method.choices`, ``selection_rules.csv``."""
+    ``selection_validation.csv`` and, of :attr:`models.base.Method.choices`, ``selection_rules.csv``, and returns what
+    these hold."""
     cfg, data = run.cfg, run.data
     if not data.has_split("val"):
         if left_out := model.validated_comparators:
@@ -123,14 +174,16 @@ def calibrate(run: Run, model: Method) -> None:
                 "the data have no validation split: selection is not checked, comparators left out: %s",
                 ", ".join(left_out),
             )
-        return
+        return []
     masks, cells = scenario_masks(data, "val", parse_scenarios(list(cfg.model.validation), len(data.modalities)))
     batches = data.loader("val", device=run.device)
     frame = model.calibrate((batch, scenario_batches(batch, masks, cells)) for batch in batches)
-    for name, table in zip(VALIDATION, (frame, model.choices), strict=True):
+    tables = [frame, model.choices]
+    for name, table in zip(VALIDATION, tables if is_written else (), strict=is_written):
         if table is frame or len(table):
             with replacing(run.directory / name) as file:
                 table.to_csv(file, index=False)
+    return tables
 
 
 def write_examples(

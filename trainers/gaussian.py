@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 
 from pytorch_lightning.utilities import rank_zero_only
-from torch import distributed as dist
 
 from datasets.missingness import parse_scenario
 from gaussian_parameter_generation.estimate import check_split, estimate
 from models.dymo.gaussian import GaussianParameters
 from trainers.loading import Run
+from trainers.processes import join
 from utils.inputs import KEY as INPUTS
 from utils.run_directory import file_hash
 from utils.stopwatch import Stopwatch
@@ -36,10 +36,13 @@ def _estimate(run: Run) -> None:
         return
     watch = Stopwatch()
     # The Student-t is fitted to all distances at once, by one process.
-    parallel = dist.is_initialized() and not cfg.gaussian.student_t
-    if getattr(rank_zero_only, "rank", 0) and not parallel:
-        return
-    rank, world_size = (dist.get_rank(), dist.get_world_size()) if parallel else (0, 1)
+    if cfg.gaussian.student_t:
+        rank, world_size = 0, 1
+        if getattr(rank_zero_only, "rank", 0):
+            return
+    else:
+        processes = join(cfg)
+        rank, world_size = processes.rank, processes.count
     if rank == 0:
         directory.begin("gaussian", settings)
     model = run.load_backbone()
@@ -56,7 +59,7 @@ def _estimate(run: Run) -> None:
         batches,
         split=cfg.gaussian.split,
         fit_student_t=cfg.gaussian.student_t,
-        parallel=parallel,
+        parallel=world_size > 1,
         progress=bool(cfg.trainer.enable_progress_bar),
     )
     if rank:

@@ -55,8 +55,8 @@ def predict(
         noise: scenario -> corruption of the content; content is encoded once for all scenarios with the same one.
 
     Returns:
-        label -> scenario -> arrays index, logits, target, missing, the method's extras and ``features`` (N, D), sorted
-        by index.
+        label -> scenario -> arrays index, logits, target, missing, the method's extras and ``features`` (N, D), in the
+        order of the batches.
 
     Raises:
         UserError: logits that are not finite.
@@ -93,6 +93,21 @@ def predict(
         for scenario, arrays in arrays_by_scenario.items():
             _check_finite(scenario, arrays)
     return outputs
+
+
+def merge(parts: Sequence[Outputs]) -> Outputs:
+    """The outputs of processes that shared the batches of a split (:meth:`datasets.loader.PackedLoader.every`), in the
+    order of its rows."""
+    parts = [part for part in parts if part]  # a process without a batch has none
+    if len(parts) == 1:
+        return parts[0]
+
+    def arrays(label: str, scenario: str) -> dict[str, np.ndarray]:
+        pieces = [part[label][scenario] for part in parts]
+        order = np.argsort(np.concatenate([piece["index"] for piece in pieces]), kind="stable")
+        return {key: _join([torch.from_numpy(p[key]) for p in pieces])[order] for key in pieces[0]}
+
+    return {label: {name: arrays(label, name) for name in by_scenario} for label, by_scenario in parts[0].items()}
 
 
 def scenario_batches(batch: Batch, masks: Masks, cells: CellMasks) -> dict[str, Batch]:

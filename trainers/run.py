@@ -65,7 +65,7 @@ STAGES: dict[str, Callable[[Run], None]] = {
     "predict": predict,
 }
 DEFAULT = ("prepare", "impute", "fit", "gaussian", "test", "report")  # what plan alone is about
-PARALLEL = ("impute", "fit", "gaussian")  # stages that all processes run
+PARALLEL = ("impute", "fit", "gaussian", "test")  # stages that all processes run
 
 
 def run(cfg: DictConfig) -> float | None:
@@ -86,6 +86,8 @@ def run(cfg: DictConfig) -> float | None:
     if "predict" in cfg.stages:
         check_predict(cfg)
     check_trainer(cfg)
+    if getattr(rank_zero_only, "rank", 0):  # the other processes would say the same
+        logging.getLogger().setLevel(logging.ERROR)
     resolve_metric(cfg)
     opened = Run(cfg)
     set_float32_precision(cfg.trainer.float32_precision, opened.device)

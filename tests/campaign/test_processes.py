@@ -5,22 +5,34 @@ from __future__ import annotations
 import os
 import random
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from omegaconf import DictConfig
 from pytorch_lightning.utilities import rank_zero_only
 
-from tests.campaign.children import Child
+from tests.campaign.children import FAILED, KILLED, REFUSED, Child
 from tests.campaign.tally import MINUTES, SEED, Tally, tries
 from tests.campaign.tiny import TinyRun, contents
+from trainers import evaluate
+from utils.errors import UserError
 
 pytestmark = pytest.mark.campaign
 RANKS = 2
+BATCH = 3  # rows of stage test
 
 
-def start(tiny: TinyRun, place: Path, ranks: int = RANKS) -> list[Child]:
-    """The processes of stage fit."""
+def keep(cfg: DictConfig, rank: int) -> None:
+    """Change nothing."""
+
+
+def start(
+    tiny: TinyRun, place: Path, ranks: int = RANKS, stage: str = "fit", change: Callable[[DictConfig, int], None] = keep
+) -> list[Child]:
+    """The processes of a stage; ``change`` gets their configuration and rank."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
 
@@ -28,11 +40,51 @@ def start(tiny: TinyRun, place: Path, ranks: int = RANKS) -> list[Child]:
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
         os.environ |= {"WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank)}
         rank_zero_only.rank = rank  # Lightning reads it from the environment when it is imported
-        cfg = tiny.config(place, ["fit"])
+        cfg = tiny.config(place, [stage])
         cfg.trainer.devices, cfg.trainer.strategy = ranks, "ddp_find_unused_parameters_true" if ranks > 1 else "auto"
+        change(cfg, rank)
         tiny.start(cfg)
 
     return [Child(lambda rank=rank: train(rank), place) for rank in range(ranks)]  # type: ignore[misc]
+
+
+def with_comparators(cfg: DictConfig, rank: int = 0) -> None:
+    """Those that choose on validation rows, draw, or learn from training rows among them."""
+    cfg.model.comparators = ["discard", "random", "threshold", "pool", "critic"]
+    cfg.model.rules.critic_epochs = 1
+    cfg.dataset.test_batch_size = BATCH
+
+
+def test_processes_that_share_stage_test_write_what_one_writes(tiny: TinyRun, tmp_path: Path) -> None:
+    whole, shared = (tiny.copy(tmp_path / name, tiny.before["test"]) for name in ("whole", "shared"))
+    cfg = tiny.config(whole, ["test"])
+    with_comparators(cfg)
+    tiny.start(cfg)
+    ends = [child.wait() for child in start(tiny, shared, stage="test", change=with_comparators)]
+    assert [status for status, *_ in ends] == [0, 0], ends
+    expected = contents(whole)
+    assert {"results.csv", "selection_validation.csv", "critic.safetensors"} <= {Path(name).name for name in expected}
+    (rows,) = {len(arrays["index"]) for arrays in map(np.load, whole.glob("out/**/predictions/none.npz"))}
+    assert -(-rows // BATCH) % RANKS, "one process has a batch more"
+    assert contents(shared) == expected
+    # Where the rows of the second process have no answer, the first one says so.
+    place = tiny.copy(tmp_path / "broken", tiny.before["test"])
+
+    def fail(*_: object) -> None:
+        raise UserError("logits are not finite")
+
+    def spoil(cfg: DictConfig, rank: int) -> None:
+        if rank == 1:
+            evaluate.predict = broken  # type: ignore[assignment]
+
+    broken: Callable[..., object] = fail
+
+    (first, _, text), (second, *_) = [child.wait() for child in start(tiny, place, stage="test", change=spoil)]
+    assert (first, second) == (REFUSED, 0) and text.endswith("logits are not finite")
+    # Where the second process is killed, the first one does not wait for it.
+    broken = lambda *_: os._exit(KILLED)  # noqa: E731
+    (first, *_), (second, *_) = [child.wait() for child in start(tiny, place, stage="test", change=spoil)]
+    assert (first, second) == (FAILED, KILLED)
 
 
 @pytest.mark.skipif(not MINUTES, reason="processes that wait for each other take seconds on shared cores")

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from omegaconf import DictConfig, OmegaConf
 
 from models.dymo.prototypes import DISTANCE_METRICS
+from trainers.config.checks.machine import number_of_processes
 from trainers.config.help import STAGES
 from utils.checks import check_choice, check_number, nearest
 
@@ -47,6 +48,10 @@ def check_stages(cfg: DictConfig) -> Iterator[str]:
             yield f"stages: unknown stage '{stage}'{nearest(str(stage), list(STAGES))}"
     if not cfg.stages:
         yield f"stages is empty: choose from {', '.join(STAGES)}"
+    elif "test" in cfg.stages and number_of_processes(cfg) > 1:  # which part at the end of stage test
+        for stage in cfg.stages[list(cfg.stages).index("test") + 1 :]:
+            if stage in ("impute", "fit", "gaussian"):
+                yield f"stages: '{stage}' comes after 'test', but several processes run in another order: put it before"
 
 
 def check_export(cfg: DictConfig) -> Iterator[str]:
