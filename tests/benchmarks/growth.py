@@ -31,8 +31,8 @@ from utils.errors import UserError
 
 log = logging.getLogger("benchmarks")
 SIZES = {
-    "rows": (1_000, 10_000, 100_000),
-    "modalities": (2, 4, 6, 8),
+    "rows": (1_000, 10_000, 100_000, 1_000_000),
+    "modalities": (2, 4, 6, 8, 10),
     "classes": (10, 100, 1_000),
     "scenarios": (1, 10, 100),
     "reports": (1, 10, 30),

@@ -20,7 +20,7 @@ DRAWS = 1000
 SEED = 0
 # Rows x classes up to which orders and bins are resampled: above, the 1000 resamples of one file take minutes.
 MAX_CELLS = 400_000
-CHUNK_CELLS = 2**24
+CHUNK_CELLS = 2**22  # 32 MiB of counts
 KEPT_CELLS = 2**24  # 32 MiB of counts
 # Metrics of one label that :func:`_of_classes` computes.
 OF_CLASSES = (
