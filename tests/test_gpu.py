@@ -36,6 +36,7 @@ from tests.simulated_device import DEVICE, Simulated, SimulatedDevice
 from trainers.config.build import set_float32_precision
 from trainers.config.checks.settings import FLOAT32_PRECISIONS, check_trainer_settings
 from trainers.config.compose import compose_config
+from trainers.plan import Plan
 from trainers.prediction import predict, scenario_batches
 from utils.transfer import to_device
 
@@ -298,3 +299,27 @@ def test_the_precision_of_float32_is_a_setting_of_gpus_alone() -> None:
 )
 def test_a_fusion_call_takes_an_eighth_of_the_memory(gibibytes: int, tokens: int, width: int, expected: int) -> None:
     assert rows_that_fit(gibibytes * 2**30 // 8, tokens, width) == expected
+
+
+@pytest.mark.parametrize(
+    ("devices", "environment", "expected"),
+    [
+        ("1", {}, 0),
+        ("-1", {"LOCAL_RANK": "3"}, 3),
+        ("4", {"SLURM_LOCALID": "2"}, 2),
+        ("[2]", {}, 2),
+        ("[1,3]", {"LOCAL_RANK": "1"}, 3),
+        ("'1,3'", {"LOCAL_RANK": "1"}, 3),
+    ],
+)
+def test_every_stage_uses_the_gpu_of_its_process(
+    devices: str, environment: dict[str, str], expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    for name in ("LOCAL_RANK", "SLURM_LOCALID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    cfg = compose_config("trainer=gpu", f"trainer.devices={devices}")
+    assert Plan(cfg).device == torch.device("cuda", expected)

@@ -132,11 +132,15 @@ def _save_masks(run: Run, masks: Masks, cells: CellMasks, noise: Mapping[str, Co
     }
 
 
-def load_settled(run: Run) -> Method:
-    """The trained method with the threshold of its selection, which validation data choose where it is ``auto``."""
+def load_settled(run: Run, processes: Processes | None = None) -> Method:
+    """The trained method with the threshold of its selection, which validation data choose where it is ``auto``.
+
+    Args:
+        processes: that all load it.
+    """
     method = run.load_method()
     if method.needs_calibration and run.uses_selection and run.cfg.model.selection.threshold == "auto":
-        calibrate(run, method)
+        _calibrate_alike(run, method, processes or Processes())
     return method
 
 
@@ -150,8 +154,8 @@ def _calibrate_alike(run: Run, model: Method, processes: Processes) -> None:
     first, *others = processes.gather(chosen) or [chosen]
     if not processes.share(all(_is_alike(a, b) for other in others for a, b in zip(first, other, strict=True))):
         raise UserError(
-            "test: the processes chose different values on the validation split, as products of this device are not "
-            "the same each time: run stage test in one process (trainer.devices=1 trainer.num_nodes=1)"
+            "the processes chose different values on the validation split, as products of this device are not the same "
+            "each time: run this stage in one process (trainer.devices=1 trainer.num_nodes=1)"
         )
 
 

@@ -21,6 +21,7 @@ from datasets.missingness import Scenario, parse_scenario, parse_scenarios
 from models.dymo.gaussian import GaussianParameters
 from models.dymo.prototypes import COSINE, EUCLIDEAN
 from trainers.config.build import build_data, make_demo_data, method_class
+from trainers.config.checks.machine import gpu_numbers
 from trainers.config.compose import MODALITIES, PARTS
 from trainers.config.imputers import imputer_parts
 from trainers.config.resolvers import SHORT_METRIC, modality_name
@@ -259,7 +260,10 @@ class Plan:
 
     @cached_property
     def device(self) -> torch.device:
+        """That of this process, as Lightning chooses it: ``trainer.devices`` may name GPUs."""
         if self.cfg.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-            # Lightning sets LOCAL_RANK in the processes that it adds.
-            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+            gpus = gpu_numbers(self.cfg) or list(range(torch.cuda.device_count()))
+            # Lightning sets LOCAL_RANK in the processes that it adds; SLURM numbers those of a machine.
+            number = int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
+            return torch.device("cuda", gpus[number % len(gpus)])
         return torch.device("cpu")

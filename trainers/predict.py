@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,8 +22,10 @@ from PIL import Image
 
 from datasets.new_rows import NewRows, read_arrays
 from trainers.bundle import MANIFEST, open_bundle
+from trainers.config.checks.machine import check_trainer
 from trainers.loading import Run
 from trainers.predictor import Predictor, load
+from trainers.processes import Processes, join, quiet_others
 from utils.errors import UserError
 from utils.files import alone, remove_leftovers, replacing, unwritable
 from utils.metrics import classification_metrics
@@ -31,6 +36,7 @@ from utils.spreadsheet import guarded, unguard
 log = logging.getLogger(__name__)
 UNKNOWN = ("refuse", "missing")
 MAX_REMARKS = 20
+RECOVERED = "recovered.csv"  # of a table
 
 
 def check_predict(cfg: DictConfig) -> None:
@@ -79,35 +85,43 @@ def holds_predictions(output: Path) -> bool:
 
 
 def predict_with_bundle(cfg: DictConfig) -> None:
-    """The stage on ``predict.bundle``, which needs no other setting of the run."""
+    """The stage on ``predict.bundle``, which needs no other setting of the run than those of the trainer."""
     check_predict(cfg)
+    check_trainer(cfg)
+    quiet_others()
+    processes = join(cfg)
     bundle = open_bundle(cfg.predict.bundle)
     log.info(
         "predict: %s on %s (%d classes: %s)",
         *(bundle.about["model"], bundle.about["dataset"], len(bundle.about["classes"])),
         ", ".join(bundle.about["classes"][:8]),
     )
-    write_predictions(cfg, load(bundle), file_hash(bundle.folder / MANIFEST))
+    write_predictions(cfg, load(bundle), file_hash(bundle.folder / MANIFEST), processes)
 
 
 def predict(run: Run) -> None:
     """The stage on the run's own artefacts."""
     check_predict(run.cfg)
-    write_predictions(run.cfg, Predictor(run), file_hash(run.checkpoint))
+    processes = join(run.cfg) if list(run.cfg.stages) == ["predict"] else Processes()
+    write_predictions(run.cfg, Predictor(run, processes=processes), file_hash(run.checkpoint), processes)
 
 
-def write_predictions(cfg: DictConfig, predictor: Predictor, weights: str) -> None:
-    """Predict chunk by chunk into a hidden file, which becomes ``predict.output`` at the end; one process at a time.
+def write_predictions(cfg: DictConfig, predictor: Predictor, weights: str, processes: Processes) -> None:
+    """Predict chunk by chunk into a hidden file, which becomes ``predict.output`` at the end; one command at a time.
 
     Args:
         weights: hash of what predicts; the interrupted output of other weights, rows or settings is not continued.
+        processes: that share the chunks; the first one writes the tables.
     """
     output = Path(cfg.predict.output)
+    if processes.rank:
+        list(rounds(cfg, predictor, processes, done=processes.share(None)))  # which are of the first process
+        return
     with alone(output.with_name(f".{output.name}")):
-        _write_predictions(cfg, predictor, weights)
+        _write_predictions(cfg, predictor, weights, processes)
 
 
-def _write_predictions(cfg: DictConfig, predictor: Predictor, weights: str) -> None:
+def _write_predictions(cfg: DictConfig, predictor: Predictor, weights: str, processes: Processes) -> None:
     settings = cfg.predict
     source, output = Path(settings.input), Path(settings.output)
     stat = source.stat()
@@ -129,23 +143,20 @@ def _write_predictions(cfg: DictConfig, predictor: Predictor, weights: str) -> N
     remarks: dict[str, None] = {}
     unanswered = 0
     total = None if source.suffix == ".npz" else predictor.data.count_new(source)
+    processes.share(done)
     with writing(part, size) as stream, Progress(desc="predict", unit="row", total=total, initial=done) as bar:
-        for start, rows in chunks_of(predictor, source, cfg):
-            if start < done:
-                continue
-            frame = predictor.table(rows)
-            add_labels(frame, rows, predictor)
-            stream.write(guarded(frame).to_csv(index=False, header=stream.tell() == 0).encode())
+        for chunk in rounds(cfg, predictor, processes, done):
+            stream.write(guarded(chunk.table).to_csv(index=False, header=stream.tell() == 0).encode())
             stream.flush()
             os.fsync(stream.fileno())
-            if settings.recovered:
-                save_recoveries(predictor, rows, Path(settings.recovered))
+            for name, cells in chunk.recovered.items():
+                append(cells, Path(settings.recovered) / name / RECOVERED)
             sizes = {str(file): file.stat().st_size for file in recovered_tables(settings.recovered)}
-            state = {"rows": start + len(rows), "bytes": stream.tell(), "recovered_bytes": sizes}
+            state = {"rows": chunk.start + len(chunk.table), "bytes": stream.tell(), "recovered_bytes": sizes}
             write_json(progress, {"about": about, **state})
-            remarks |= dict.fromkeys(rows.remarks)
-            unanswered += int((~predictor.answerable(rows)).sum())
-            bar.update(len(rows))
+            remarks |= dict.fromkeys(chunk.remarks)
+            unanswered += chunk.unanswered
+            bar.update(len(chunk.table))
     os.replace(part, output)
     progress.unlink(missing_ok=True)
     for remark in list(remarks)[:MAX_REMARKS]:
@@ -156,6 +167,57 @@ def _write_predictions(cfg: DictConfig, predictor: Predictor, weights: str) -> N
         log.warning("predict: %d rows have nothing that is observed, and no prediction", unanswered)
     report_scores(predictor, output)
     log.info("predict: %s", output)
+
+
+@dataclass
+class Chunk:
+    """Predictions of some rows.
+
+    Attributes:
+        start: number of rows before them.
+        table: see :meth:`trainers.predictor.Predictor.table`, with the known labels.
+        recovered: modality -> recovered cells.
+        unanswered: number of rows of which nothing is observed.
+    """
+
+    start: int
+    table: pd.DataFrame
+    recovered: dict[str, pd.DataFrame]
+    remarks: Sequence[str]
+    unanswered: int
+
+
+def rounds(cfg: DictConfig, predictor: Predictor, processes: Processes, done: int) -> Iterator[Chunk]:
+    """The chunks behind the first ``done`` rows, in order, for the first process; each process predicts every n-th.
+
+    Raises:
+        UserError: that of a chunk, after the chunks before it; in the first process.
+    """
+    left = (chunk for chunk in chunks_of(predictor, Path(cfg.predict.input), cfg) if chunk[0] >= done)
+    while together := list(itertools.islice(left, processes.count)):
+        own: Chunk | UserError | None = None
+        if processes.rank < len(together):
+            start, encode = together[processes.rank]
+            try:
+                own = answer(predictor, start, encode(), cfg.predict.recovered)
+            except UserError as error:
+                own = error
+        answered = processes.gather(own)
+        yield from itertools.takewhile(lambda piece: isinstance(piece, Chunk), answered)
+        failed = processes.share(next((piece for piece in answered if isinstance(piece, UserError)), None))
+        if failed and processes.rank == 0:
+            raise failed
+        if failed:
+            return
+    processes.part()
+
+
+def answer(predictor: Predictor, start: int, rows: NewRows, recovered: str | None) -> Chunk:
+    """Predict some rows; writes their recoveries into the folder ``recovered``, but for those of tables."""
+    table = predictor.table(rows)
+    add_labels(table, rows, predictor)
+    cells = {} if recovered is None else save_recoveries(predictor, rows, Path(recovered))
+    return Chunk(start, table, cells, rows.remarks, int((~predictor.answerable(rows)).sum()))
 
 
 @contextmanager
@@ -193,22 +255,22 @@ def interrupted(part: Path, progress: Path, about: Mapping[str, Any]) -> dict[st
 
 def recovered_tables(folder: str | None) -> list[Path]:
     """Tables of recovered cells in the folder of recoveries."""
-    return [] if folder is None else sorted(Path(folder).glob("*/recovered.csv"))
+    return [] if folder is None else sorted(Path(folder).glob(f"*/{RECOVERED}"))
 
 
-def chunks_of(predictor: Predictor, source: Path, cfg: DictConfig) -> Iterator[tuple[int, NewRows]]:
-    """The new rows in chunks of ``predict.chunk``, each with the number of rows before it."""
+def chunks_of(predictor: Predictor, source: Path, cfg: DictConfig) -> Iterator[tuple[int, Callable[[], NewRows]]]:
+    """Chunks of ``predict.chunk`` new rows: the number of rows before them, and what encodes them."""
     settings, data, start = cfg.predict, predictor.data, 0
     if source.suffix == ".npz":
         rows = data.encode_arrays(read_arrays(source), str(source))
         for start in range(0, len(rows), settings.chunk):
-            yield start, rows.take(np.arange(start, min(start + settings.chunk, len(rows))))
+            yield start, partial(rows.take, np.arange(start, min(start + settings.chunk, len(rows))))
         return
     images = Path(settings.images) if settings.images else source.parent
     # predict.id, else dataset.id of the training configuration
     how = {"unknown": str(settings.unknown), "id_column": settings.id or predictor.run.cfg.dataset.get("id")}
     for frame in data.read_new(source, int(settings.chunk)):
-        yield start, data.encode_rows(frame, images, str(source), **how)
+        yield start, partial(data.encode_rows, frame, images, str(source), **how)
         start += len(frame)
 
 
@@ -255,24 +317,32 @@ def report_scores(predictor: Predictor, output: Path) -> None:
     log.info("predict: scores of the %d rows with a label\n%s", n, frame.to_string(index=False))
 
 
-def save_recoveries(predictor: Predictor, rows: NewRows, folder: Path) -> None:
-    """Write what was recovered for every missing modality: images as PNG, tables as CSV, everything else as .npy."""
+def append(cells: pd.DataFrame, file: Path) -> None:
+    """Add recovered cells to a table."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    is_new = not file.is_file() or not file.stat().st_size
+    guarded(cells).to_csv(file, mode="a", header=is_new, index=False)
+
+
+def save_recoveries(predictor: Predictor, rows: NewRows, folder: Path) -> dict[str, pd.DataFrame]:
+    """Write what was recovered for every missing modality: images as PNG, everything else but tables as .npy.
+
+    Returns:
+        Table -> its recovered cells.
+    """
     answered = rows.take(predictor.answerable(rows))
     missing = ~answered.observed(predictor.data.modalities)
-    recovered = predictor.recover(answered)
+    recovered, tables = predictor.recover(answered), {}
     for i, m in enumerate(predictor.data.modalities):
         content, target = recovered[m.name], folder / m.name
         filled = np.flatnonzero(missing[:, i] & ~np.isnan(content.reshape(len(content), -1)).any(1))
         if not len(filled):
             continue
-        target.mkdir(parents=True, exist_ok=True)
         if m.kind == "table":
-            table = predictor.cells_of(content[filled], m)
-            table.insert(0, "id", [answered.names[n] for n in filled])
-            file = target / "recovered.csv"
-            is_new = not file.is_file() or not file.stat().st_size
-            guarded(table).to_csv(file, mode="a", header=is_new, index=False)
+            tables[m.name] = predictor.cells_of(content[filled], m)
+            tables[m.name].insert(0, "id", [answered.names[n] for n in filled])
             continue
+        target.mkdir(parents=True, exist_ok=True)
         for n in filled:
             stem = re.sub(r"[^\w.-]+", "_", Path(answered.names[n]).name) or str(n)
             if m.kind == "image":
@@ -281,3 +351,4 @@ def save_recoveries(predictor: Predictor, rows: NewRows, folder: Path) -> None:
                 Image.fromarray(array.squeeze(2) if array.shape[2] == 1 else array).save(target / f"{stem}.png")
             else:
                 np.save(target / f"{stem}.npy", content[n])
+    return tables

@@ -29,6 +29,7 @@ from trainers.evaluate import load_settled
 from trainers.explanation import explain_row
 from trainers.loading import Run
 from trainers.prediction import predict
+from trainers.processes import Processes
 from utils.calibration import Temperatures
 from utils.errors import UserError
 
@@ -45,14 +46,21 @@ class Predictor:
         temperatures: that calibrate the confidence; None = the probabilities as they are.
         unknown: what happens to absent columns, unseen levels, cells that are no numbers and images that cannot be
             read: ``refuse`` or ``missing``.
+        processes: that predict together.
     """
 
-    def __init__(self, run: Run, temperatures: Temperatures | None = None, unknown: str = "refuse") -> None:
+    def __init__(
+        self,
+        run: Run,
+        temperatures: Temperatures | None = None,
+        unknown: str = "refuse",
+        processes: Processes | None = None,
+    ) -> None:
         self.run, self.temperatures = run, temperatures
         # As in stage test. Older bundles do not name it.
         set_float32_precision(OmegaConf.select(run.cfg, "trainer.float32_precision") or "highest", run.device)
         self.data = run.data
-        self.method = load_settled(run)
+        self.method = load_settled(run, processes)
         self._how: dict[str, Any] = {"unknown": unknown, "id_column": run.cfg.dataset.get("id")}
 
     @property

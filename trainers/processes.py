@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import timedelta
 from typing import Any
 
 from lightning_fabric import Fabric
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities import rank_zero_only
 from torch import distributed as dist
 
 from trainers.config.checks.machine import number_of_processes
@@ -56,6 +58,12 @@ class Processes:
         values = [value]
         dist.broadcast_object_list(values, group=self._group)
         return values[0]
+
+
+def quiet_others() -> None:
+    """Let every process but the first log errors only, since it would say the same."""
+    if getattr(rank_zero_only, "rank", 0):
+        logging.getLogger().setLevel(logging.ERROR)
 
 
 def join(cfg: DictConfig) -> Processes:

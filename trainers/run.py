@@ -27,6 +27,7 @@ from trainers.impute import impute
 from trainers.loading import Run
 from trainers.plan import resolve_metric
 from trainers.predict import check_predict, predict, predict_with_bundle
+from trainers.processes import quiet_others
 from trainers.report.page import write_report
 from trainers.report.runs import finished_directories, report_patterns
 from trainers.report.tables import print_table
@@ -86,8 +87,7 @@ def run(cfg: DictConfig) -> float | None:
     if "predict" in cfg.stages:
         check_predict(cfg)
     check_trainer(cfg)
-    if getattr(rank_zero_only, "rank", 0):  # the other processes would say the same
-        logging.getLogger().setLevel(logging.ERROR)
+    quiet_others()
     resolve_metric(cfg)
     opened = Run(cfg)
     set_float32_precision(cfg.trainer.float32_precision, opened.device)
@@ -110,7 +110,8 @@ def run(cfg: DictConfig) -> float | None:
         packing = time.perf_counter() - start
         check_artefacts(opened, stages)
     for number, stage in enumerate(stages, 1):
-        if stage not in PARALLEL and not set(PARALLEL) & set(stages[number:]):
+        is_shared = stage in PARALLEL or stages == ["predict"]
+        if not is_shared and not set(PARALLEL) & set(stages[number:]):
             # Rank 0 runs the last stages alone, and waits for no other process.
             if torch.distributed.is_initialized():
                 torch.distributed.destroy_process_group()

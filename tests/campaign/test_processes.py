@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import socket
@@ -85,6 +86,43 @@ def test_processes_that_share_stage_test_write_what_one_writes(tiny: TinyRun, tm
     broken = lambda *_: os._exit(KILLED)  # noqa: E731
     (first, *_), (second, *_) = [child.wait() for child in start(tiny, place, stage="test", change=spoil)]
     assert (first, second) == (FAILED, KILLED)
+
+
+def test_processes_that_share_new_rows_write_what_one_writes(tiny: TinyRun, tmp_path: Path) -> None:
+    rows = pd.read_csv(tiny.csv)
+    rows.loc[::3, ["metal", "finish", "weight", "length"]] = None
+
+    def predicting(name: str, rows: pd.DataFrame) -> Callable[[DictConfig, int], None]:
+        """Predict them in chunks of BATCH rows, into a folder of this name."""
+        (tmp_path / name).mkdir()
+        rows.to_csv(tmp_path / name / "rows.csv", index=False)
+
+        def change(cfg: DictConfig, rank: int = 0) -> None:
+            cfg.predict.input, cfg.predict.chunk = str(tmp_path / name / "rows.csv"), BATCH
+            cfg.predict.output = str(tmp_path / name / "predictions.csv")
+            cfg.predict.recovered = str(tmp_path / name / "recovered")
+
+        return change
+
+    place = tiny.copy(tmp_path / "run", tiny.before["predict"])
+    cfg = tiny.config(place, ["predict"])
+    predicting("alone", rows)(cfg, 0)
+    tiny.start(cfg)
+    ends = [child.wait() for child in start(tiny, place, stage="predict", change=predicting("shared", rows))]
+    assert [status for status, *_ in ends] == [0, 0], ends
+    alone, shared = (
+        {file.relative_to(tmp_path / name): file.read_bytes() for file in (tmp_path / name).rglob("*.*")}
+        for name in ("alone", "shared")
+    )
+    assert shared == alone and len(rows) > 2 * RANKS * BATCH
+    assert alone.keys() >= {Path("predictions.csv"), Path("recovered", "table", "recovered.csv")}
+    # A chunk of the second process that cannot be read: what comes before it is kept, and the reason is given.
+    rows.loc[BATCH + 1, "metal"] = "gold"
+    (first, _, text), (second, *_) = (
+        child.wait() for child in start(tiny, place, stage="predict", change=predicting("refused", rows))
+    )
+    assert (first, second) == (REFUSED, 0) and "gold" in text
+    assert json.loads((tmp_path / "refused" / ".predictions.csv.progress.json").read_text())["rows"] == BATCH
 
 
 @pytest.mark.skipif(not MINUTES, reason="processes that wait for each other take seconds on shared cores")

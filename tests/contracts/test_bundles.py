@@ -539,9 +539,14 @@ def test_a_threshold_from_validation_data_predicts_in_runs_and_bundles_alike(
     cfg = parts.run.cfg.copy()
     cfg.model.selection.threshold = "auto"
     cfg.export.folder = str(tmp_path / "bundle")
-    monkeypatch.setattr("trainers.evaluate.calibrate", lambda run, method: setattr(method.rule, "threshold", 0.25))
+
+    def chosen(run: Run, method: Any, is_written: bool) -> list[pd.DataFrame]:
+        method.rule.threshold = 0.25
+        return []
+
+    monkeypatch.setattr("trainers.evaluate.calibrate", chosen)
     export(Run(cfg))
     monkeypatch.undo()
     assert load(tmp_path / "bundle").method.rule.threshold == 0.25  # type: ignore[union-attr]
-    monkeypatch.setattr("trainers.evaluate.calibrate", lambda run, method: setattr(method.rule, "threshold", 0.25))
+    monkeypatch.setattr("trainers.evaluate.calibrate", chosen)
     assert load(Run(cfg)).method.rule.threshold == 0.25  # type: ignore[union-attr]

@@ -18,7 +18,7 @@ def check_trainer(cfg: DictConfig) -> None:
     Raises:
         UserError: all problems, one line each.
     """
-    if not {"impute", "fit", "gaussian", "test"} & set(cfg.stages):
+    if not {"impute", "fit", "gaussian", "test", "predict"} & set(cfg.stages):
         return
     if cfg.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise UserError(
@@ -46,14 +46,20 @@ def number_of_processes(cfg: DictConfig) -> int:
     return max(1, _devices(cfg)) * max(1, _number(cfg.trainer.num_nodes))
 
 
+def gpu_numbers(cfg: DictConfig) -> list[int]:
+    """The numbers of the devices that ``trainer.devices`` names, as ``[2,3]`` or ``"2,3"``; empty if it does not."""
+    devices = cfg.trainer.devices
+    if not isinstance(devices, ListConfig):
+        devices = [name for name in str(devices).split(",") if name.strip()] if "," in str(devices) else []
+    return [_number(device) for device in devices]
+
+
 def _devices(cfg: DictConfig) -> int:
     devices = cfg.trainer.devices
-    if isinstance(devices, ListConfig):
-        return len(devices)
+    if named := gpu_numbers(cfg):
+        return len(named)
     if devices in ("auto", "-1", -1):
         return torch.cuda.device_count() if cfg.trainer.accelerator in ("auto", "gpu", "cuda") else 1
-    if "," in str(devices):
-        return len([name for name in str(devices).split(",") if name.strip()])
     return _number(devices)
 
 
