@@ -33,10 +33,10 @@ from models.imputers.mopoe import MoPoE
 from models.imputers.mopoe_networks import ImageDecoder, ImageEncoder
 from tests.networks import CLASSES, class_batch, modalities, polymnist_model, random_masks
 from tests.simulated_device import DEVICE, Simulated, SimulatedDevice
+from trainers.artefacts import Artefacts
 from trainers.config.build import set_float32_precision
 from trainers.config.checks.settings import FLOAT32_PRECISIONS, check_trainer_settings
 from trainers.config.compose import compose_config
-from trainers.plan import Plan
 from trainers.prediction import predict, scenario_batches
 from utils.transfer import to_device
 
@@ -322,4 +322,12 @@ def test_every_stage_uses_the_gpu_of_its_process(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     cfg = compose_config("trainer=gpu", f"trainer.devices={devices}")
-    assert Plan(cfg).device == torch.device("cuda", expected)
+    assert Artefacts(cfg).device == torch.device("cuda", expected)
+
+
+@pytest.mark.parametrize("setting", ["trainer.precision=bf16-mixed", "trainer.float32_precision=high"])
+def test_what_was_trained_in_another_precision_is_not_taken_for_this(setting: str) -> None:
+    plain, other = (Artefacts(compose_config("dataset=Digits", "model=DyMo", *more)) for more in ((), (setting,)))
+    assert plain.fit_settings != other.fit_settings and plain.imputer_settings != other.imputer_settings
+    assert "float32_precision" not in plain.fit_settings, "older runs did not note it"
+    assert not {"float32_precision", "precision"} & plain.imputer_settings.keys()

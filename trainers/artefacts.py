@@ -150,8 +150,7 @@ class Artefacts(Plan):
         }
         if (noise := self.trainable.get("noise")) and noise.get("operator") == "temporal_blur":
             settings["temporal_blur"] = CENTRED
-        if cfg.trainer.float32_precision != "highest":
-            settings["float32_precision"] = cfg.trainer.float32_precision
+        settings |= self._settings_of_trainer(float32_precision="highest")
         for added in ("noise", "modulation"):  # runs from before there were these are valid
             if settings["model"].get(added) is None:
                 settings["model"].pop(added, None)
@@ -166,6 +165,10 @@ class Artefacts(Plan):
             settings["prerequisites"] = {label: part.fit_settings for label, part in self.prerequisites.items()}
         return settings
 
+    def _settings_of_trainer(self, **usual: str) -> dict[str, Any]:
+        """Those that differ from the usual ones, with which stages finished before they were noted."""
+        return {key: self.cfg.trainer[key] for key, value in usual.items() if self.cfg.trainer[key] != value}
+
     @property
     def imputer_settings(self) -> dict[str, Any]:
         cfg = self.cfg
@@ -175,8 +178,7 @@ class Artefacts(Plan):
             "imputer": self._plain(cfg.imputer, "checkpoint", "quality"),
             "limits": [cfg.trainer.limit_train_batches, cfg.trainer.limit_val_batches],
         }
-        if cfg.trainer.float32_precision != "highest":
-            settings["float32_precision"] = cfg.trainer.float32_precision
+        settings |= self._settings_of_trainer(float32_precision="highest", precision="32-true")
         for key in RECOVERY:
             settings["imputer"]["module"].pop(key, None)
         if "parts" in cfg.imputer:

@@ -20,6 +20,7 @@ from trainers.report.evidence import METRICS_OF_CLASSES
 from trainers.report.figures import scenarios_at_rate_one
 from trainers.report.plots import degradation
 from trainers.report.rank_changes import Scores, agreement, order_changes, ranks
+from trainers.report.runs import modality_names
 from trainers.report.selection_gains import cells_of, correlations, gains, lead_figure
 from trainers.report.statistics import compare
 from trainers.report.style import ORACLE_NOTE, is_oracle, model_styles
@@ -337,7 +338,7 @@ def figure(block: Block) -> str:
         label(block.metric),
         model_styles(list(rows["model"].unique())),
         at_rate_one=scenarios_at_rate_one(runs),
-        modalities={run.dataset: (run.config.get("dataset") or {}).get("modalities") or () for run in runs},
+        modalities=modality_names(runs),
     )
     if drawn is None or not block.file.endswith(".png"):
         raise UserError("needs file=NAME.png, and scenarios with a missing rate")

@@ -181,13 +181,16 @@ def stored_rate(run: FinishedRun, name: str) -> float:
 
 
 def modality_names(runs: Sequence[FinishedRun]) -> dict[str, list[str]]:
-    """Data set -> names of its modalities, from the stored masks of a run; none for runs of versions without names."""
+    """Data set -> names of its modalities, from the stored masks of a run or from its configuration; none for runs of
+    versions without names."""
     names: dict[str, list[str]] = {}
     for run in runs:
+        if run.dataset in names:
+            continue
         file = next((run.path / "masks").glob("*.json"), None)
-        if run.dataset not in names and file is not None:
-            stored = _masked_modalities(file)
-            names |= {run.dataset: stored} if stored else {}
+        stored = [] if file is None else _masked_modalities(file)
+        if stored := stored or list((run.config.get("dataset") or {}).get("modalities") or ()):
+            names[run.dataset] = stored
     return names
 
 
