@@ -31,6 +31,7 @@ from trainers.timing import typical
 
 STAGES = ["prepare", "impute", "fit", "gaussian", "test", "export", "report"]
 DYMO = ["model=DyMo", "imputer=MoPoE", "imputer.latent=16", "imputer.training.max_epochs=1"]
+DYMO += ["+imputer.encoder.width=8", "+imputer.decoder.width=8"]
 DYMO += ["model.backbone.training.max_epochs=1", "missing.test=[none,whole_12]", "missing.seed=3"]
 DYMO += ["report.metrics=[accuracy]", "model.rules.critic_epochs=1"]
 # The work is counted in batches and scenarios, whatever a prediction costs.
