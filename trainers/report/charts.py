@@ -20,6 +20,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 
 from trainers.report.curves import Panel
 from trainers.report.style import COLOURS, LINES
+from trainers.report.tables import score_text
 
 WIDTH, HEIGHT = 360, 250  # of curves; small, so that letters can be read on a phone
 LEFT, RIGHT, TOP, BOTTOM = 38, 12, 24, 36  # margins
@@ -90,12 +91,6 @@ def number_text(value: float) -> str:
     return f"{value:.4g}".replace("-", "−")
 
 
-def score_text(mean: float, sd: float, digits: int) -> str:
-    """``mean ± SD``, as in the tables."""
-    form = f".{digits}f" if digits else ".4g"
-    return format(mean, form) + ("" if math.isnan(sd) else f" ± {sd:{form if digits else '.2g'}}")
-
-
 def curve_chart(
     panel: Panel, ylabel: str, xlabel: str, styles: Mapping[str, Mapping[str, Any]], captions: Mapping[str, str]
 ) -> Markup:
@@ -116,7 +111,7 @@ def curve_chart(
         for s, at in zip(places["scenario"], places["x"])
     ]
     parts = [_y_axis(y, WIDTH), _x_axis(x, sorted(points["x"].round(3).unique()), HEIGHT, xlabel)]
-    digits = 2 if ylabel.endswith("(%)") else 0
+    digits = 2 if ylabel.endswith("(%)") else None
     for model, style in styles.items():
         line = points[points["model"] == model].dropna(subset="mean")
         if line.empty:
@@ -161,7 +156,7 @@ def dot_chart(
         parts.append(f'<text class="name" x="8" y="{middle - spread / 2 - 5:.1f}">{text}</text>')
         parts.append(f'<path class="grid" d="M8 {middle}H{WIDTH - RIGHT}"/>')
     parts.append(_x_axis(x, x.ticks(), height, "", top=TOP))
-    digits = 2 if xlabel.endswith("(%)") else 0
+    digits = 2 if xlabel.endswith("(%)") else None
     for k, model in enumerate(shown):
         line = rows[rows["model"] == model]
         shift = spread * ((k + 0.5) / len(shown) - 0.5)  # marks of equal scores stay visible
@@ -195,7 +190,7 @@ def cost_chart(
     best = rows.loc[pareto(rows)].sort_values("cost")
     steps = "".join(f"H{x(c):.1f}V{y(m):.1f}" for c, m in zip(best["cost"].iloc[1:], best["mean"].iloc[1:]))
     parts.append(f'<path class="front" d="M{x(best["cost"].iloc[0]):.1f} {y(best["mean"].iloc[0]):.1f}{steps}"/>')
-    digits = 2 if ylabel.endswith("(%)") else 0
+    digits = 2 if ylabel.endswith("(%)") else None
     for model, cost, mean, sd in rows[["model", "cost", "mean", "sd"]].itertuples(index=False):
         at = (x(cost), y(mean), 0, f"{score_text(mean, sd, digits)}, {number_text(cost)} {xlabel}")
         whisker = f'<path class="whisker" d="M{at[0]:.1f} {y(mean - sd):.1f}V{y(mean + sd):.1f}"/>' if sd > 0 else ""

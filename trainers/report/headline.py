@@ -9,11 +9,10 @@ import numpy as np
 import pandas as pd
 
 from datasets.missingness.base import MISSING_RATE
-from trainers.report.charts import score_text
 from trainers.report.directions import LOWER, direction
 from trainers.report.runs import scenario_of
 from trainers.report.style import is_oracle
-from trainers.report.tables import label, rows_of_metric
+from trainers.report.tables import label, rows_of_metric, score_text
 
 CARDS = 6  # per data set
 
@@ -76,7 +75,7 @@ def headlines(
             ordered = scores.sort_values("mean", ascending=better == LOWER, kind="stable").set_index("model")
             model = str(compared["best"].iloc[0] if len(compared) else ordered.index[0])
             best, others = ordered.loc[model], [str(other) for other in ordered.index if other != model]
-            score = score_text(best["mean"], best["sd"], 2 if label(metric) != metric else 0)
+            score = score_text(best["mean"], best["sd"], 2 if label(metric) != metric else None)
             cards.append(
                 Headline(
                     str(dataset),

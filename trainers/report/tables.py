@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -80,6 +81,20 @@ def rows_of_metric(summary: pd.DataFrame, metric: str) -> pd.DataFrame:
     return rows.assign(mean=rows["mean"] * factor, sd=rows["error"] * factor)
 
 
+def score_text(mean: float, sd: float, digits: int | None) -> str:
+    """``mean ± SD``; the mean alone where there is no SD, and a dash where there is none.
+
+    Args:
+        digits: decimals; None = those of two digits of the SD.
+    """
+    if math.isnan(mean):
+        return "–"
+    if digits is None and 1e-9 < sd < 1e9:
+        digits = max(1 - math.floor(math.log10(sd)), 0)
+    forms = (".4g", ".2g") if digits is None else (f".{digits}f", f".{digits}f")
+    return format(mean, forms[0]) + ("" if math.isnan(sd) else f" ± {sd:{forms[1]}}")
+
+
 def table(summary: pd.DataFrame, metric: str, style: str = "plain", digits: int = 2) -> pd.DataFrame:
     """Rows are models, columns scenarios, cells 'mean ± SD' (± SE over folds); best and second best are marked.
 
@@ -92,14 +107,11 @@ def table(summary: pd.DataFrame, metric: str, style: str = "plain", digits: int 
         digits: decimals of metrics in percent.
     """
     rows = rows_of_metric(summary, metric)
-    forms = (f".{digits}f", f".{digits}f") if label(metric) != metric else (".4g", ".2g")
-    text = [
-        "–" if np.isnan(mean) else format(mean, forms[0]) + ("" if np.isnan(sd) else f" ± {sd:{forms[1]}}")
-        for mean, sd in zip(rows["mean"], rows["sd"])
-    ]
+    decimals = digits if label(metric) != metric else None
+    text = [score_text(mean, sd, decimals) for mean, sd in zip(rows["mean"], rows["sd"])]
     better = direction(summary, metric)
-    ranked = rows[~rows["model"].map(is_oracle) & rows["mean"].notna() & bool(better)]
-    shown = ranked["mean"].map(lambda mean: float(format(mean, forms[0])))
+    ranked = rows.assign(text=text)[~rows["model"].map(is_oracle) & rows["mean"].notna() & bool(better)]
+    shown = ranked["text"].map(lambda text: float(text.partition(" ")[0]))
     groups = ranked.assign(mean=shown).groupby("scenario")["mean"]
     rank = groups.rank(method="dense", ascending=better == LOWER).where(groups.transform("size") > 1)
     best, second, other, dagger = MARKS[style]

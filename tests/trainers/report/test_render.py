@@ -193,10 +193,8 @@ def test_curves_are_drawn_at_the_values_of_the_summary() -> None:
     chart = str(charts.curve_chart(panel, "accuracy", "missing rate", model_styles(["A", "B"]), {"none": "complete"}))
     series = dict(re.findall(r'data-model="(.)" data-p="([^"]+)"', chart))
     points = {model: [p.split("|") for p in text.split(";")] for model, text in series.items()}
-    assert [p[3] for p in points["A"]] == ["0.8 ± 0.14", "0.55 ± 0.071"] and [p[3] for p in points["B"]] == [
-        "0.4",
-        "0.2",
-    ]
+    assert [p[3] for p in points["A"]] == ["0.80 ± 0.14", "0.550 ± 0.071"]
+    assert [p[3] for p in points["B"]] == ["0.4", "0.2"]
     x, y = (np.array([[float(p[k]) for p in points[model]] for model in "AB"]) for k in (0, 1))
     assert (x[0] == x[1]).all() and x[0, 0] < x[0, 1]
     # Heights are linear in the scores, with larger scores higher up.

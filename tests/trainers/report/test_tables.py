@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import numpy as np
@@ -11,7 +12,16 @@ import pytest
 from tests.trainers.report.runs import frame_of
 from trainers.report import plots, style
 from trainers.report.runs import KEY
-from trainers.report.tables import print_table, rate_notes, summarise, table, to_latex, to_markdown, with_rates
+from trainers.report.tables import (
+    print_table,
+    rate_notes,
+    score_text,
+    summarise,
+    table,
+    to_latex,
+    to_markdown,
+    with_rates,
+)
 
 
 def test_mean_and_sd_agree_with_numpy(made):
@@ -54,6 +64,28 @@ def test_marks_ties_oracles_and_single_seeds():
     assert table(summary, "accuracy", "html").iloc[0, 0] == "<b>90.00 ± 0.00</b>"
     text = print_table(summary, "accuracy", models=["B", "C"])
     assert "90.00 ± 0.00*" in text and "80.00 ± 0.00+" in text and "†" not in text and "A" not in text.split()
+
+
+@pytest.mark.parametrize(
+    ("mean", "sd", "digits", "expected"),
+    [
+        (90.126, 0.004, 2, "90.13 ± 0.00"),
+        (0.0791, 0.00017, None, "0.07910 ± 0.00017"),  # as many decimals as two digits of the SD
+        (12.3456, 2.34, None, "12.3 ± 2.3"),
+        (1234.56, 234.0, None, "1235 ± 234"),
+        (0.123456, math.nan, None, "0.1235"),
+        (0.5, 0.0, None, "0.5 ± 0"),
+        (math.nan, math.nan, None, "–"),
+    ],
+)
+def test_a_score_and_its_spread_have_the_same_decimals(mean, sd, digits, expected):
+    assert score_text(mean, sd, digits) == expected
+
+
+def test_scores_that_look_equal_are_equal_in_rank():
+    cells = {("A", "s"): [0.1, 0.9], ("B", "s"): [0.104, 0.904], ("C", "s"): [1.0, 3.0]}
+    shown = table(summarise(frame_of(cells, "nll")), "nll")["s"]
+    assert shown.tolist() == ["0.50 ± 0.57*", "0.50 ± 0.57*", "2.0 ± 1.4+"]
 
 
 @pytest.mark.parametrize(("metric", "best"), [("ece", "A"), ("auroc", "B"), ("accepted_share", None), ("loss", None)])
