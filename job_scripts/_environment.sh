@@ -53,8 +53,8 @@ install_dependencies() {
   echo "Installing the dependencies with ${uv:-pip} (several GB the first time: PyTorch with CUDA)."
   if [[ -n $uv ]]; then
     for extra in ${EXTRAS:-}; do flags+=(--extra "$extra"); done
-    # Where PYTHONDONTWRITEBYTECODE is set, every process would compile thousands of files: all are, in half a minute. Where it
-    # is not, the first process that imports a file compiles it.
+    # The first process that imports a file compiles it. Where PYTHONDONTWRITEBYTECODE is set, every process would: the
+    # installation then compiles all files, which takes half a minute.
     if [[ ${PYTHONDONTWRITEBYTECODE:-} ]]; then flags+=(--compile-bytecode); fi
     # The 30 seconds that uv waits for a download by default are too short for the largest wheels.
     UV_HTTP_TIMEOUT=${UV_HTTP_TIMEOUT:-300} "$uv" pip install --python .venv/bin/python -c constraints.txt -r pyproject.toml \

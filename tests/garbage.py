@@ -10,9 +10,9 @@ import psutil
 
 gc.disable()
 # Objects that are made before a collection: Python's 700 suit programs with much garbage in cycles. A million are some
-# 200 MB, but tensors among them may be more.
+# 200 MB, and hold tensors: with four million, a process came to eight gigabytes.
 MANY = 1_000_000
-ROOM = 2 * 2**30  # bytes of memory for a million objects of every test process
+ROOM = 4 * 2**30  # bytes of memory for a million objects of every test process
 
 
 def collect_from_now_on(processes: int) -> None:
@@ -23,7 +23,7 @@ def collect_from_now_on(processes: int) -> None:
     """
     gc.freeze()
     millions = psutil.virtual_memory().available // (ROOM * processes)
-    gc.set_threshold(MANY * min(max(millions, 1), 4), 5, 100)  # of all objects: where libraries ask for it
+    gc.set_threshold(MANY * min(max(millions, 1), 2), 5, 100)  # of all objects: where libraries ask for it
     gc.callbacks.append(_look_once)
     gc.enable()
     atexit.register(gc.unfreeze)  # extensions report what is not freed at the end

@@ -139,10 +139,8 @@ def refused(result: Result, *messages: str) -> None:
         ("stages=[fti]", "stages: unknown stage 'fti'; did you mean 'fit'?"),
         ("stages=fit", "stages=fit: must be a list, write stages=[fit]"),
         ("stages=[]", "stages is empty"),
-        (
-            "trainer.devices=2 stages=[test,fit]",
-            "stages: 'fit' comes after 'test', but several processes run in another",
-        ),
+        ("trainer.devices=2 stages=[fit,test,gaussian]", "stages: 'gaussian' comes after 'test', which several proc"),
+        ("trainer.devices=2 stages=[export,test]", "stages: 'test' comes after 'export', which several processes ca"),
         ("missing.test=[randm_0.4]", "unknown missing scenario 'randm_0.4': did you mean 'random'?"),
         ("missing.test=[random_1.2]", "missing scenario 'random_1.2': the rate 1.2 is outside [0, 1)"),
         (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from trainers.learned import learn
 from trainers.loading import Run
 from trainers.measurement import accuracy_table, realised_rates, tabulate
 from trainers.prediction import CellMasks, Masks, Outputs, hardest, merge, predict, scenario_batches, scenario_masks
-from trainers.processes import Processes, join
+from trainers.processes import Processes, join, starts_others
 from utils.errors import UserError
 from utils.files import replacing, save_arrays
 from utils.run_directory import DESCRIPTION
@@ -39,51 +39,59 @@ def evaluate(run: Run) -> None:
 
     Several processes share the batches of the test split; the first one writes the files.
     """
-    Processes().wait()  # for what the first one writes in the stages before
-    with run.directory.held():
-        _evaluate(run)
-
-
-def _evaluate(run: Run) -> None:
-    cfg, directory, data = run.cfg, run.directory, run.data
-    settings = run.test_settings
-    inputs = data.store.digest("test")
-    if directory.finished("test", settings, directory / "results.csv", inputs):
-        log.info("test: %s is there and valid, skipped", directory / "results.csv")
-        if not (directory / "DONE").exists():  # killed right after the marker was written
-            (directory / "DONE").touch()
+    if starts_others(run.cfg) and _is_finished(run):
         return
-    masks, cells = scenario_masks(data, "test", run.scenarios)
-    noise = {scenario.name: data.corruption("test", scenario) for scenario in run.scenarios}
-    nan_rows = data.split("test").nan_rows
-    if nan_rows is not None:
-        for mask in masks.values():
-            check_rows_without_nan(nan_rows, mask, data.modalities)
-    user_metrics = build_metrics(cfg, data)
-    processes = join(cfg)
+    processes = join(run.cfg, "test")
+    with run.directory.held():
+        _evaluate(run, processes)
+
+
+def _is_finished(run: Run) -> bool:
+    directory = run.directory
+    if not directory.finished("test", run.test_settings, directory / "results.csv", run.data.store.digest("test")):
+        return False
+    log.info("test: %s is there and valid, skipped", directory / "results.csv")
+    if not (directory / "DONE").exists():  # killed right after the marker was written
+        (directory / "DONE").touch()
+    return True
+
+
+def _evaluate(run: Run, processes: Processes) -> None:
+    cfg, directory, data = run.cfg, run.directory, run.data
     is_first = processes.rank == 0
-    model = run.load_method()
-    if is_first:
-        directory.clear("DONE")  # first: without its marker, the old output is no finished run
-        directory.begin("test", settings, clear=[*OUTPUT, *VALIDATION], continues=False)
-        learn(run, model)
-    processes.wait()
-    if not is_first:
-        learn(run, model)  # reads what the first process has learned
-    if model.needs_calibration:
-        _calibrate_alike(run, model, processes)
-    if is_first:
-        about = {"metrics": {name: direction_of_class(metric) for name, metric in user_metrics.metrics.items()}}
-        directory.describe(cfg, {"mask_sha256_16": _save_masks(run, masks, cells, noise)} | about)
-    batches = data.loader("test", device=run.device).every(processes.rank, processes.count)
-    features = tuple(cfg.report.features or ())
-    own: Outputs | UserError
-    try:
-        own = predict(model, batches, masks, cells, is_first, features, noise)
-    except UserError as error:  # raised by the first process, for which the others would wait
-        own = error
-    pieces = processes.gather(own)
-    processes.part()
+    with processes.common_work(is_last=True):
+        # The first one decides for all, once it has written the output of the stages before.
+        if processes.share(is_first and _is_finished(run)):
+            return
+        settings, inputs = run.test_settings, data.store.digest("test")
+        masks, cells = scenario_masks(data, "test", run.scenarios)
+        noise = {scenario.name: data.corruption("test", scenario) for scenario in run.scenarios}
+        nan_rows = data.split("test").nan_rows
+        if nan_rows is not None:
+            for mask in masks.values():
+                check_rows_without_nan(nan_rows, mask, data.modalities)
+        user_metrics = build_metrics(cfg, data)
+        model = run.load_method()
+        if is_first:
+            directory.clear("DONE")  # first: without its marker, the old output is no finished run
+            directory.begin("test", settings, clear=[*OUTPUT, *VALIDATION], continues=False)
+            learn(run, model)
+        processes.wait()
+        if not is_first:
+            learn(run, model)  # reads what the first process has learned
+        if model.needs_calibration:
+            _calibrate_alike(run, model, processes)
+        if is_first:
+            about = {"metrics": {name: direction_of_class(metric) for name, metric in user_metrics.metrics.items()}}
+            directory.describe(cfg, {"mask_sha256_16": _save_masks(run, masks, cells, noise)} | about)
+        batches = data.loader("test", device=run.device).every(processes.rank, processes.count)
+        features = tuple(cfg.report.features or ())
+        own: Outputs | UserError
+        try:
+            own = predict(model, batches, masks, cells, is_first, features, noise)
+        except UserError as error:  # which the first process raises
+            own = error
+        pieces = processes.gather(own)
     if not is_first:
         return
     for piece in pieces:
@@ -136,7 +144,7 @@ def load_settled(run: Run, processes: Processes | None = None) -> Method:
     """The trained method with the threshold of its selection, which validation data choose where it is ``auto``.
 
     Args:
-        processes: that all load it.
+        processes: those that all load this method.
     """
     method = run.load_method()
     if method.needs_calibration and run.uses_selection and run.cfg.model.selection.threshold == "auto":
@@ -152,25 +160,27 @@ def _calibrate_alike(run: Run, model: Method, processes: Processes) -> None:
     """
     chosen = calibrate(run, model, is_written=processes.rank == 0)
     first, *others = processes.gather(chosen) or [chosen]
-    if not processes.share(all(_is_alike(a, b) for other in others for a, b in zip(first, other, strict=True))):
+    if not processes.share(all(_is_alike(first, other) for other in others)):
         raise UserError(
             "the processes chose different values on the validation split, as products of this device are not the same "
             "each time: run this stage in one process (trainer.devices=1 trainer.num_nodes=1)"
         )
 
 
-def _is_alike(a: pd.DataFrame, b: pd.DataFrame) -> bool:
+def _is_alike(first: Sequence[pd.DataFrame], other: Sequence[pd.DataFrame]) -> bool:
+    """Whether two processes have the same measurements, such as accuracies, and, but for rounding, fitted the same."""
     try:
-        pd.testing.assert_frame_equal(a, b, rtol=1e-5, atol=1e-8)
-    except AssertionError:
+        for a, b, rounding in zip(first, other, (0.0, 1e-5), strict=bool(first)):
+            pd.testing.assert_frame_equal(a, b, rtol=rounding, atol=rounding)
+    except (AssertionError, ValueError):
         return False
     return True
 
 
 def calibrate(run: Run, model: Method, is_written: bool = True) -> list[pd.DataFrame]:
     """Let the method choose on the validation split, see :meth:`models.base.Method.calibrate`; writes
-    ``selection_validation.csv`` and, of :attr:`models.base.Method.choices`, ``selection_rules.csv``, and returns what
-    these hold."""
+    ``selection_validation.csv`` and, of :attr:`models.base.Method.choices`, ``selection_rules.csv``, and returns these
+    two tables."""
     cfg, data = run.cfg, run.data
     if not data.has_split("val"):
         if left_out := model.validated_comparators:

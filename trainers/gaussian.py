@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import logging
 
-from pytorch_lightning.utilities import rank_zero_only
-
 from datasets.missingness import parse_scenario
 from gaussian_parameter_generation.estimate import check_split, estimate
 from models.dymo.gaussian import GaussianParameters
 from trainers.loading import Run
-from trainers.processes import join
+from trainers.processes import Processes, join
 from utils.inputs import KEY as INPUTS
 from utils.run_directory import file_hash
 from utils.stopwatch import Stopwatch
@@ -25,24 +23,28 @@ def estimate_parameters(run: Run) -> None:
         log.info("gaussian: using %s", run.trainable.gaussian)
         return
     check_split(cfg.gaussian.split)
-    with run.fit_directory.held():
-        _estimate(run)
+    processes = join(cfg, "gaussian")
+    with run.fit_directory.held(), processes.common_work(is_last=False):
+        # The first one decides for all.
+        if not processes.share(processes.rank == 0 and _is_finished(run)):
+            _estimate(run, processes)
 
 
-def _estimate(run: Run) -> None:
+def _is_finished(run: Run) -> bool:
+    if not run.fit_directory.finished("gaussian", run.gaussian_settings, run.gaussian):
+        return False
+    log.info("gaussian: %s is there and valid, skipped", run.gaussian)
+    return True
+
+
+def _estimate(run: Run, processes: Processes) -> None:
     cfg, directory, settings = run.cfg, run.fit_directory, run.gaussian_settings
-    if directory.finished("gaussian", settings, run.gaussian):
-        log.info("gaussian: %s is there and valid, skipped", run.gaussian)
-        return
     watch = Stopwatch()
-    # The Student-t is fitted to all distances at once, by one process.
-    if cfg.gaussian.student_t:
-        rank, world_size = 0, 1
-        if getattr(rank_zero_only, "rank", 0):
+    rank, world_size = processes.rank, processes.count
+    if cfg.gaussian.student_t:  # fitted to all distances at once, by one process
+        if rank:
             return
-    else:
-        processes = join(cfg)
-        rank, world_size = processes.rank, processes.count
+        world_size = 1
     if rank == 0:
         directory.begin("gaussian", settings)
     model = run.load_backbone()

@@ -89,7 +89,7 @@ def predict_with_bundle(cfg: DictConfig) -> None:
     check_predict(cfg)
     check_trainer(cfg)
     quiet_others()
-    processes = join(cfg)
+    processes = join(cfg, "predict")
     bundle = open_bundle(cfg.predict.bundle)
     log.info(
         "predict: %s on %s (%d classes: %s)",
@@ -102,8 +102,13 @@ def predict_with_bundle(cfg: DictConfig) -> None:
 def predict(run: Run) -> None:
     """The stage on the run's own artefacts."""
     check_predict(run.cfg)
-    processes = join(run.cfg) if list(run.cfg.stages) == ["predict"] else Processes()
+    processes = join(run.cfg, "predict") if is_alone(run.cfg) else Processes()
     write_predictions(run.cfg, Predictor(run, processes=processes), file_hash(run.checkpoint), processes)
+
+
+def is_alone(cfg: DictConfig) -> bool:
+    """Whether the command has no other stage, so that several processes can share it."""
+    return list(cfg.stages) == ["predict"]
 
 
 def write_predictions(cfg: DictConfig, predictor: Predictor, weights: str, processes: Processes) -> None:
@@ -111,17 +116,36 @@ def write_predictions(cfg: DictConfig, predictor: Predictor, weights: str, proce
 
     Args:
         weights: hash of what predicts; the interrupted output of other weights, rows or settings is not continued.
-        processes: that share the chunks; the first one writes the tables.
+        processes: share the chunks; the first one writes the tables.
     """
     output = Path(cfg.predict.output)
+    if cfg.predict.recovered:
+        predictor.check_recovers()
     if processes.rank:
-        list(rounds(cfg, predictor, processes, done=processes.share(None)))  # which are of the first process
+        with processes.common_work(is_last=True):
+            for _ in rounds(cfg, predictor, processes, done=processes.share(0)):
+                pass
         return
     with alone(output.with_name(f".{output.name}")):
         _write_predictions(cfg, predictor, weights, processes)
 
 
 def _write_predictions(cfg: DictConfig, predictor: Predictor, weights: str, processes: Processes) -> None:
+    with processes.common_work(is_last=True):
+        remarks, unanswered = _write_rows(cfg, predictor, weights, processes)
+    for remark in remarks[:MAX_REMARKS]:
+        log.warning("predict: %s", remark)
+    if len(remarks) > MAX_REMARKS:
+        log.warning("predict: %d more remarks on other chunks of rows", len(remarks) - MAX_REMARKS)
+    if unanswered:
+        log.warning("predict: %d rows have nothing that is observed, and no prediction", unanswered)
+    output = Path(cfg.predict.output)
+    report_scores(predictor, output)
+    log.info("predict: %s", output)
+
+
+def _write_rows(cfg: DictConfig, predictor: Predictor, weights: str, processes: Processes) -> tuple[list[str], int]:
+    """Write the table; remarks on its rows, and how many have no prediction."""
     settings = cfg.predict
     source, output = Path(settings.input), Path(settings.output)
     stat = source.stat()
@@ -138,8 +162,6 @@ def _write_predictions(cfg: DictConfig, predictor: Predictor, weights: str, proc
         log.info("predict: continuing after %d rows of an interrupted run", done)
     for file in recovered_tables(settings.recovered):  # rows behind those of the interrupted run
         os.truncate(file, stored.get("recovered_bytes", {}).get(str(file), 0))
-    if settings.recovered:
-        predictor.check_recovers()
     remarks: dict[str, None] = {}
     unanswered = 0
     total = None if source.suffix == ".npz" else predictor.data.count_new(source)
@@ -159,14 +181,7 @@ def _write_predictions(cfg: DictConfig, predictor: Predictor, weights: str, proc
             bar.update(len(chunk.table))
     os.replace(part, output)
     progress.unlink(missing_ok=True)
-    for remark in list(remarks)[:MAX_REMARKS]:
-        log.warning("predict: %s", remark)
-    if len(remarks) > MAX_REMARKS:
-        log.warning("predict: %d more remarks on other chunks of rows", len(remarks) - MAX_REMARKS)
-    if unanswered:
-        log.warning("predict: %d rows have nothing that is observed, and no prediction", unanswered)
-    report_scores(predictor, output)
-    log.info("predict: %s", output)
+    return list(remarks), unanswered
 
 
 @dataclass
@@ -193,30 +208,41 @@ def rounds(cfg: DictConfig, predictor: Predictor, processes: Processes, done: in
     Raises:
         UserError: that of a chunk, after the chunks before it; in the first process.
     """
-    left = (chunk for chunk in chunks_of(predictor, Path(cfg.predict.input), cfg) if chunk[0] >= done)
-    while together := list(itertools.islice(left, processes.count)):
+    left = chunks_of(predictor, Path(cfg.predict.input), cfg)
+    is_left = True
+    while is_left:
         own: Chunk | UserError | None = None
-        if processes.rank < len(together):
-            start, encode = together[processes.rank]
+        for number in range(processes.count):
             try:
-                own = answer(predictor, start, encode(), cfg.predict.recovered)
-            except UserError as error:
-                own = error
-        answered = processes.gather(own)
-        yield from itertools.takewhile(lambda piece: isinstance(piece, Chunk), answered)
-        failed = processes.share(next((piece for piece in answered if isinstance(piece, UserError)), None))
+                start, encode = next(chunk for chunk in left if chunk[0] >= done)
+            except StopIteration:
+                is_left = False
+                break
+            except UserError as error:  # every process reads the table
+                own, is_left = own or error, False
+                break
+            if number == processes.rank:
+                own = answer(predictor, start, encode, cfg.predict.recovered)
+        pieces = [piece for piece in processes.gather(own) if piece is not None]
+        yield from itertools.takewhile(lambda piece: isinstance(piece, Chunk), pieces)
+        failed = processes.share(next((piece for piece in pieces if isinstance(piece, UserError)), None))
         if failed and processes.rank == 0:
+            processes.wait()  # for the others, which end in order
             raise failed
         if failed:
             return
-    processes.part()
 
 
-def answer(predictor: Predictor, start: int, rows: NewRows, recovered: str | None) -> Chunk:
-    """Predict some rows; writes their recoveries into the folder ``recovered``, but for those of tables."""
-    table = predictor.table(rows)
-    add_labels(table, rows, predictor)
-    cells = {} if recovered is None else save_recoveries(predictor, rows, Path(recovered))
+def answer(predictor: Predictor, start: int, encode: Callable[[], NewRows], recovered: str | None) -> Chunk | UserError:
+    """Predict some rows, and write their recoveries into the folder ``recovered``, but for those of tables; or why this
+    cannot be done."""
+    try:
+        rows = encode()
+        table = predictor.table(rows)
+        add_labels(table, rows, predictor)
+        cells = {} if recovered is None else save_recoveries(predictor, rows, Path(recovered))
+    except UserError as error:
+        return error
     return Chunk(start, table, cells, rows.remarks, int((~predictor.answerable(rows)).sum()))
 
 
@@ -344,11 +370,13 @@ def save_recoveries(predictor: Predictor, rows: NewRows, folder: Path) -> dict[s
             continue
         target.mkdir(parents=True, exist_ok=True)
         for n in filled:
-            stem = re.sub(r"[^\w.-]+", "_", Path(answered.names[n]).name) or str(n)
+            stem = re.sub(r"[^\w.-]+", "_", answered.names[n]).strip(".") or str(n)
             if m.kind == "image":
                 pixels = predictor.data.pixels(m.name, torch.from_numpy(content[n : n + 1]))[0]
                 array = (pixels * 255).round().byte().permute(1, 2, 0).numpy()
-                Image.fromarray(array.squeeze(2) if array.shape[2] == 1 else array).save(target / f"{stem}.png")
+                with replacing(target / f"{stem}.png") as file:
+                    Image.fromarray(array.squeeze(2) if array.shape[2] == 1 else array).save(file, format="png")
             else:
-                np.save(target / f"{stem}.npy", content[n])
+                with replacing(target / f"{stem}.npy") as file, file.open("wb") as stream:
+                    np.save(stream, content[n])
     return tables

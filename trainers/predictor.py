@@ -46,7 +46,7 @@ class Predictor:
         temperatures: that calibrate the confidence; None = the probabilities as they are.
         unknown: what happens to absent columns, unseen levels, cells that are no numbers and images that cannot be
             read: ``refuse`` or ``missing``.
-        processes: that predict together.
+        processes: those that share the new rows; all load this method.
     """
 
     def __init__(

@@ -26,7 +26,7 @@ from trainers.gaussian import estimate_parameters
 from trainers.impute import impute
 from trainers.loading import Run
 from trainers.plan import resolve_metric
-from trainers.predict import check_predict, predict, predict_with_bundle
+from trainers.predict import check_predict, is_alone, predict, predict_with_bundle
 from trainers.processes import quiet_others
 from trainers.report.page import write_report
 from trainers.report.runs import finished_directories, report_patterns
@@ -77,7 +77,7 @@ def run(cfg: DictConfig) -> float | None:
     Raises:
         UserError: bad configuration, absent files or unusable data, before any training.
     """
-    if list(cfg.stages) == ["predict"] and cfg.predict.bundle:
+    if is_alone(cfg) and cfg.predict.bundle:
         predict_with_bundle(cfg)
         return None
     validate(cfg)
@@ -110,7 +110,7 @@ def run(cfg: DictConfig) -> float | None:
         packing = time.perf_counter() - start
         check_artefacts(opened, stages)
     for number, stage in enumerate(stages, 1):
-        is_shared = stage in PARALLEL or stages == ["predict"]
+        is_shared = stage in PARALLEL or is_alone(cfg)
         if not is_shared and not set(PARALLEL) & set(stages[number:]):
             # Rank 0 runs the last stages alone, and waits for no other process.
             if torch.distributed.is_initialized():

@@ -15,7 +15,7 @@ import pytest
 from omegaconf import DictConfig
 from pytorch_lightning.utilities import rank_zero_only
 
-from tests.campaign.children import FAILED, KILLED, REFUSED, Child
+from tests.campaign.children import KILLED, REFUSED, Child
 from tests.campaign.tally import MINUTES, SEED, Tally, tries
 from tests.campaign.tiny import TinyRun, contents
 from trainers import evaluate
@@ -84,8 +84,16 @@ def test_processes_that_share_stage_test_write_what_one_writes(tiny: TinyRun, tm
     assert (first, second) == (REFUSED, 0) and text.endswith("logits are not finite")
     # Where the second process is killed, the first one does not wait for it.
     broken = lambda *_: os._exit(KILLED)  # noqa: E731
-    (first, *_), (second, *_) = [child.wait() for child in start(tiny, place, stage="test", change=spoil)]
-    assert (first, second) == (FAILED, KILLED)
+    (first, _, text), (second, *_) = [child.wait() for child in start(tiny, place, stage="test", change=spoil)]
+    assert (first, second) == (REFUSED, KILLED) and "another process of this run has ended" in text
+
+    def full(cfg: DictConfig, rank: int) -> None:
+        if rank == 0:
+            evaluate.learn = fail  # type: ignore[assignment]
+
+    # What the first process alone cannot do ends the others, which would wait.
+    (first, _, text), (second, _, other) = [child.wait() for child in start(tiny, place, stage="test", change=full)]
+    assert (first, second) == (REFUSED, REFUSED) and text.endswith("not finite") and "has ended" in other
 
 
 def test_processes_that_share_new_rows_write_what_one_writes(tiny: TinyRun, tmp_path: Path) -> None:

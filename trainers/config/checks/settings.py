@@ -48,10 +48,12 @@ def check_stages(cfg: DictConfig) -> Iterator[str]:
             yield f"stages: unknown stage '{stage}'{nearest(str(stage), list(STAGES))}"
     if not cfg.stages:
         yield f"stages is empty: choose from {', '.join(STAGES)}"
-    elif "test" in cfg.stages and number_of_processes(cfg) > 1:  # which part at the end of stage test
-        for stage in cfg.stages[list(cfg.stages).index("test") + 1 :]:
-            if stage in ("impute", "fit", "gaussian"):
-                yield f"stages: '{stage}' comes after 'test', but several processes run in another order: put it before"
+    elif number_of_processes(cfg) > 1:
+        # After test, and for what one process does, the others have ended.
+        lone = [stage for stage in cfg.stages if stage in ("test", "export", "predict", "report")]
+        for stage in cfg.stages[list(cfg.stages).index(lone[0]) + 1 :] if lone else ():
+            if stage in ("impute", "fit", "gaussian", "test"):
+                yield f"stages: '{stage}' comes after '{lone[0]}', which several processes cannot do: put it before"
 
 
 def check_export(cfg: DictConfig) -> Iterator[str]:
