@@ -116,7 +116,7 @@ def write_predictions(cfg: DictConfig, predictor: Predictor, weights: str, proce
 
     Args:
         weights: hash of what predicts; the interrupted output of other weights, rows or settings is not continued.
-        processes: share the chunks; the first one writes the tables.
+        processes: those that share the chunks; the first one writes the tables.
     """
     output = Path(cfg.predict.output)
     if cfg.predict.recovered:
@@ -150,6 +150,8 @@ def _write_rows(cfg: DictConfig, predictor: Predictor, weights: str, processes: 
     source, output = Path(settings.input), Path(settings.output)
     stat = source.stat()
     remove_leftovers(output.parent)
+    if settings.recovered:
+        remove_leftovers(Path(settings.recovered), recursive=True)
     about = {
         "weights": weights,
         "input": [str(source.resolve()), stat.st_size, stat.st_mtime_ns],

@@ -18,7 +18,6 @@ from trainers.config.checks.machine import number_of_processes
 from trainers.quiet import quiet_lightning
 from utils.errors import UserError, first_line
 
-log = logging.getLogger(__name__)
 PATIENCE = timedelta(days=1)  # the others wait while the first process learns, or waits for another run
 T = TypeVar("T")
 
