@@ -6,17 +6,22 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
+from datasets.batch import Modality
 from tests.contracts.test_bundles import parts_config
 from tests.makers import make_image_table
 from tests.test_cli import execute
 from trainers import run as pipeline
 from trainers.bundle import MANIFEST, MODEL
 from trainers.loading import Run
+from trainers.predict import save_recoveries
 from utils.checksums import digest
 
 
@@ -320,3 +325,17 @@ def test_the_complete_table_is_predicted(case: Case, tmp_path: Path) -> None:
     assert code == 0, lines
     assert len(pd.read_csv(case.folder / "out.csv")) == 48
     assert execute(["stages=[predict]", *settings], tmp_path / "cwd")[0] == 0, "own predictions are replaced"
+
+
+def test_rows_of_one_name_in_two_folders_keep_their_recoveries(tmp_path: Path) -> None:
+    """A black and a white picture."""
+    rows: Any = SimpleNamespace(names=["a/x.jpg", "b/x.jpg"], observed=lambda modalities: np.zeros((2, 1), dtype=bool))
+    rows.take = lambda chosen: rows
+    content = np.repeat(np.array([0.0, 1.0], dtype=np.float32), 4).reshape(2, 1, 2, 2)
+    data = SimpleNamespace(modalities=[Modality("image", "image", (1, 2, 2))], pixels=lambda name, x: x.movedim(1, 3))
+    predictor: Any = SimpleNamespace(
+        data=data, answerable=lambda rows: np.ones(2, dtype=bool), recover=lambda rows: {"image": content}
+    )
+    assert save_recoveries(predictor, rows, tmp_path) == {}
+    shown = {file.name: Image.open(file).getextrema() for file in (tmp_path / "image").iterdir()}
+    assert shown == {"a_x.jpg.png": (0, 0), "b_x.jpg.png": (255, 255)}
