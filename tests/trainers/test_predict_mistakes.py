@@ -332,7 +332,7 @@ def test_rows_of_one_name_in_two_folders_keep_their_recoveries(tmp_path: Path) -
     rows: Any = SimpleNamespace(names=["a/x.jpg", "b/x.jpg"], observed=lambda modalities: np.zeros((2, 1), dtype=bool))
     rows.take = lambda chosen: rows
     content = np.repeat(np.array([0.0, 1.0], dtype=np.float32), 4).reshape(2, 1, 2, 2)
-    data = SimpleNamespace(modalities=[Modality("image", "image", (1, 2, 2))], pixels=lambda name, x: x.movedim(1, 3))
+    data = SimpleNamespace(modalities=[Modality("image", "image", (1, 2, 2))], pixels=lambda name, x: x)
     predictor: Any = SimpleNamespace(
         data=data, answerable=lambda rows: np.ones(2, dtype=bool), recover=lambda rows: {"image": content}
     )
