@@ -55,10 +55,10 @@ class ImageReader:
             array = load_arrays(path)
             if isinstance(array, dict):
                 raise ValueError("an archive of arrays, not one array")
-            planes = self._planes(array)
+            parts = self._planes(array)
         else:
-            planes = open_picture(path, self.channels, self.bits).split()
-        width, height = planes[0].size
+            parts = (open_picture(path, self.channels, self.bits),)
+        width, height = parts[0].size
         box = self.box or (0, 0, width, height)
         if width < box[2] or height < box[3]:
             raise ValueError(f"{width}x{height} pixels, at least {box[2]}x{box[3]} are needed")
@@ -67,8 +67,12 @@ class ImageReader:
             margin = (box[2] - box[0] - (box[3] - box[1])) / 2
             x, y = max(margin, 0), max(-margin, 0)
             square = (box[0] + x, box[1] + y, box[2] - x, box[3] - y)
-            return np.stack([np.asarray(plane.resize(size, self.resample, box=square)) for plane in planes])
-        return np.stack([np.asarray(plane.crop(box).resize(size, self.resample)) for plane in planes])
+            resized = [np.asarray(part.resize(size, self.resample, box=square)) for part in parts]
+        else:
+            cut = parts if self.box is None else [part.crop(box) for part in parts]
+            resized = [np.asarray(part.resize(size, self.resample)) for part in cut]
+        # Pillow resizes the channels of a picture alike, and all at once sooner than one after the other.
+        return np.stack(resized) if resized[0].ndim == 2 else np.ascontiguousarray(resized[0].transpose(2, 0, 1))
 
     def _planes(self, array: np.ndarray) -> tuple[Image.Image, ...]:
         if array.ndim == 2:

@@ -81,7 +81,9 @@ def open_picture(path: Path, channels: int, bits: int | None = None) -> Image.Im
             if isinstance(declared, tuple):
                 declared = declared[0]
             picture = Image.fromarray(_eight_bits(np.asarray(picture), image.mode, bits, declared))
-        return picture.convert({1: "L", 3: "RGB"}[channels])
+        picture.load()  # before the file is closed
+        mode = {1: "L", 3: "RGB"}[channels]
+        return picture if picture.mode == mode else picture.convert(mode)  # which would copy it
 
 
 @decoding()

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from datasets.multi_feature_digits import VIEWS
-from tests.benchmarks import cmpt, growth, methods
+from tests.benchmarks import cmpt, decoding, growth, methods
 from tests.benchmarks.__main__ import main
 from tests.benchmarks.methods import multiply_adds
 from trainers.report.runs import read_results
@@ -97,3 +97,12 @@ def test_slopes_are_those_of_the_two_largest_sizes() -> None:
     (line,) = growth.slopes(pd.DataFrame(points)).to_dict("records")
     assert (line["from"], line["to"]) == (100, 1000)
     assert line["cpu_seconds"] == pytest.approx(1.5) and line["peak_mib"] == pytest.approx(0)
+
+
+def test_ways_to_decode_in_a_tiny_setting(tmp_path: Path) -> None:
+    table = decoding.main(["--number=2", "--out", str(tmp_path / "d.csv")])
+    assert list(table.way[:5]) == list(decoding.WAYS) and (table.cpu_ms[:5] > 0).all()
+    assert len(pd.read_csv(tmp_path / "d.csv")) == len(table)
+    root = Path(__file__).parents[2]
+    stored = pd.read_csv(root / "docs/results/decoding.csv")
+    assert decoding.page_table(stored) in (root / "docs/performance.md").read_text()

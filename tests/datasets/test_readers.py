@@ -660,3 +660,23 @@ def test_the_training_rows_stand_beside_a_comparison(tmp_path: Path, capsys: pyt
     text = printed()
     assert "67,988 rows and has no validation split; so do these runs of ours (dataset.validation=test)" in text
     assert "6,698 rows and has no validation split; ours train on 6,028" in text
+
+
+@pytest.mark.parametrize("fit", ["stretch", "crop"])
+@pytest.mark.parametrize("box", [None, (3, 2, 40, 25)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_channels_are_resized_as_each_alone(channels: int, box: Any, fit: str, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (31, 47, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    picture = Image.fromarray(pixels).convert({1: "L", 3: "RGB"}[channels])
+    left, upper, right, lower = box or (0, 0, 47, 31)
+    if fit == "crop":
+        margin = (right - left - (lower - upper)) / 2
+        left, right = left + margin, right - margin
+    for resample in (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC):
+        if fit == "crop":
+            planes = [plane.resize((20, 20), resample, box=(left, upper, right, lower)) for plane in picture.split()]
+        else:
+            planes = [plane.crop((left, upper, right, lower)).resize((20, 20), resample) for plane in picture.split()]
+        actual = ImageReader(20, channels, box, resample, fit)(tmp_path / "a.png")
+        assert actual.flags.c_contiguous and np.array_equal(actual, np.stack([np.asarray(plane) for plane in planes]))
