@@ -10,6 +10,7 @@ import argparse
 import os
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -105,6 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> pd.DataFrame:
     parser.add_argument("--out", type=Path, help="CSV file of the table")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", "The image decoding", DeprecationWarning)  # of torchvision.io, which is compared
     with tempfile.TemporaryDirectory(prefix="decoding-") as made:
         if options.folder is None:
             make_photographs(Path(made), options.number)
