@@ -99,8 +99,8 @@ def merge(parts: Sequence[Outputs]) -> Outputs:
     """The outputs of processes that shared the batches of a split (:meth:`datasets.loader.PackedLoader.every`), in the
     order of its rows."""
     parts = [part for part in parts if part]  # a process without a batch has none
-    if len(parts) == 1:
-        return parts[0]
+    if len(parts) <= 1:
+        return parts[0] if parts else {}
 
     def arrays(label: str, scenario: str) -> dict[str, np.ndarray]:
         pieces = [part[label][scenario] for part in parts]

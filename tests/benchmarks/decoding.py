@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +35,11 @@ def with_torchvision(path: Path) -> np.ndarray:
     return resize(image, [SIDE, SIDE], antialias=True).numpy()
 
 
-def with_pillow(path: Path) -> np.ndarray:
+def with_pillow(path: Path, is_reduced: bool = False) -> np.ndarray:
+    """``is_reduced``: by libjpeg itself, which gives other pixels, as fast as is possible."""
     with Image.open(path) as image:
+        if is_reduced:
+            image.draft("RGB", (SIDE, SIDE))
         return np.asarray(image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
 
 
@@ -45,19 +49,12 @@ def decoded(path: Path) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
-def reduced(path: Path) -> np.ndarray:
-    """libjpeg's own reduction: other pixels, and the fastest that is possible."""
-    with Image.open(path) as image:
-        image.draft("RGB", (SIDE, SIDE))
-        return np.asarray(image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
-
-
 WAYS: dict[str, Callable[[Path], np.ndarray]] = {
     "stage prepare": ImageReader(SIDE),
     "torchvision.io": with_torchvision,
     "Pillow, RGB at once": with_pillow,
     "Pillow, decoding alone": decoded,
-    "Pillow, libjpeg's reduction": reduced,
+    "Pillow, libjpeg's reduction": partial(with_pillow, is_reduced=True),
 }
 
 

@@ -24,6 +24,7 @@ import pandas as pd
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from models.baselines.mtl import MTL
 from tests.benchmarks.__main__ import PeakMemory
 from trainers import run as pipeline
 from trainers.config.compose import compose_config
@@ -49,7 +50,6 @@ TINY = {
 MODELS = 10  # of a report of many runs, each with an equal number of seeds
 STAGES = ("prepare", "impute", "fit", "gaussian", "test")
 COLUMNS = 4  # of each table
-MTL_MODALITIES = 8  # more are refused
 VALUES = ("cpu_seconds", "peak_mib")
 STYLES = ("o-", "s-", "^-", "v-", "D-", "P-", "X-", "o--", "s--", "^--")
 SMALL = ["trainer=cpu", "trainer.enable_progress_bar=false", "dataset.training_defaults.width=64", "imputer.latent=16"]
@@ -143,7 +143,7 @@ class Growth:
             options = ["missing.test=[none,random_0.5]", "model.comparators=[best_subset]"]
             cfg = self.config(f"modalities{m}", self.n, m, 4, "model=DyMo", *options)
             self.stages("modalities", m, cfg, STAGES)
-            if m > MTL_MODALITIES:
+            if MTL.max_modalities and m > MTL.max_modalities:
                 continue
             cfg = self.config(f"mtl{m}", self.n, m, 4, "model=MTL", "missing.test=[none,random_0.5]")
             self.stages("modalities", m, cfg, ("prepare", "fit", "test"), "MTL: ")
